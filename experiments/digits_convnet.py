@@ -1,0 +1,27 @@
+"""A small conv net on scikit-learn's handwritten digits.
+
+    jaxbig train digits_convnet
+"""
+
+from jaxbig.data.digits import Digits
+from jaxbig.experiment import Experiment
+from jaxbig.mesh import Mesh
+from jaxbig.models.convolutional import Conv, ConvNet, Dense, Dropout, Pool
+from jaxbig.objectives.classification import Classification
+from jaxbig.optim.optimizers import AdamW
+from jaxbig.optim.schedules import WarmupCosine
+
+
+def config() -> Experiment:
+    data = Digits(batch=128)
+    layers = (Conv(32), Conv(64), Pool(), Dropout(0.25), Conv(128), Pool(), Dropout(0.25), Dense(128), Dropout(0.5))
+    return Experiment(
+        model=ConvNet(layers=layers, classes=data.classes),
+        objective=Classification(classes=data.classes),
+        data=data,
+        optimizer=AdamW(rate=WarmupCosine(peak=2e-3, warmup=50), weight_decay=0.05),
+        mesh=Mesh(data=-1),
+        steps=1_000,
+        evaluate_every=100,
+        checkpoint_every=200,
+    )

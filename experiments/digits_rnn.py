@@ -1,0 +1,26 @@
+"""A scanned LSTM that reads scikit-learn's handwritten digits row by row.
+
+    jaxbig train digits_rnn
+"""
+
+from jaxbig.data.digits import Digits
+from jaxbig.experiment import Experiment
+from jaxbig.mesh import Mesh
+from jaxbig.models.recurrent import RNN
+from jaxbig.objectives.classification import Classification
+from jaxbig.optim.optimizers import AdamW
+from jaxbig.optim.schedules import WarmupCosine
+
+
+def config() -> Experiment:
+    data = Digits(batch=128)
+    return Experiment(
+        model=RNN(width=128, layers=2, dropout=0.3, classes=data.classes),
+        objective=Classification(classes=data.classes),
+        data=data,
+        optimizer=AdamW(rate=WarmupCosine(peak=3e-3, warmup=50), weight_decay=0.05, clip=1.0),
+        mesh=Mesh(data=-1),
+        steps=1_000,
+        evaluate_every=100,
+        checkpoint_every=200,
+    )

@@ -1,0 +1,67 @@
+"""How fast the real loop runs, against its own compiled step called in a bare `for` over arrays that are there."""
+
+import dataclasses
+import statistics
+import time
+from typing import Any
+
+import jax
+
+from jaxbig.data.stream import train_batch
+from jaxbig.experiment import Experiment
+from jaxbig.loop import Report, compile_step, run_steps
+from jaxbig.mesh import activate, put
+from jaxbig.step import make_program
+from jaxbig.tracking.screen import Screen
+
+ROUNDS = 5
+
+
+def bench(experiment: Experiment, steps: int, screen: Screen) -> dict[str, Any]:
+    """Seconds a step, in `ROUNDS` rounds of so many steps of each in turn; `ratio` is the median over rounds.
+
+    The loop reads its batches, reads ahead, moves them, and logs as in training; evaluation and saving are left out.
+    """
+    program = make_program(experiment)
+    experiment.data.prepare()
+    source = experiment.data.source("train")
+    with activate(program.mesh):
+        state = program.init()
+        began = time.perf_counter()
+        train_step = compile_step(program, screen)
+        compile_seconds = time.perf_counter() - began
+        batch = put(train_batch(source, experiment.seed, 0, experiment.data.batch), program.mesh)
+        waits: list[float] = []
+        report = Report(experiment, lambda step, values: waits.append(values["data_wait"]))
+        ours: list[float] = []
+        bare: list[float] = []
+        state, _ = train_step(state, batch)  # the first call is slower
+        for number in range(ROUNDS):
+            began = time.perf_counter()
+            for _ in range(steps):
+                state, metrics = train_step(state, batch)
+            jax.block_until_ready((state, metrics))
+            bare.append((time.perf_counter() - began) / steps)
+            part = dataclasses.replace(experiment, steps=steps * (number + 1))
+            began = time.perf_counter()
+            for _, state in run_steps(part, program, train_step, state, source, steps * number, report):  # noqa: B007, PLR1704
+                pass
+            report.flush()
+            jax.block_until_ready(state)
+            ours.append((time.perf_counter() - began) / steps)
+            screen.say(f"round {number + 1} of {ROUNDS}: loop {ours[-1]:.4f} s a step, bare step {bare[-1]:.4f} s")
+    memory = train_step.memory_analysis()
+    step_seconds = statistics.median(ours)
+    return {
+        "step_seconds": step_seconds,
+        "examples_per_second": experiment.data.batch / step_seconds,
+        "ratio": statistics.median(b / o for b, o in zip(bare, ours, strict=True)),
+        "against": "the same compiled step in a bare loop, on one batch that is on the device already",
+        "data_wait": statistics.fmean(waits) if waits else None,
+        "compile_seconds": compile_seconds,
+        "peak_bytes": memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+        - memory.alias_size_in_bytes,
+        "steps": steps,
+        "rounds": ROUNDS,
+        "device": jax.devices()[0].device_kind,
+    }

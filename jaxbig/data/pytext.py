@@ -1,0 +1,117 @@
+"""The source text of the running Python's standard library, as bytes.
+
+It differs between versions of Python, so its sha256 is its identity. The split is by file: a file whose name
+hashes into one of twenty parts is held out whole.
+"""
+
+import dataclasses
+import hashlib
+import platform
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tensorflow_datasets as tfds
+
+from jaxbig.data.base import Data, Rows, Source, Spec
+from jaxbig.data.prepared import columns, identity, prepared
+
+LEFT_OUT = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test", "lib2to3"}
+
+
+def library_files() -> dict[str, bytes]:
+    """The .py files of the standard library without its tests, by path relative to it, in order of path."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    found = {path.relative_to(root).as_posix(): path for path in root.rglob("*.py")}
+    kept = {name: path for name, path in sorted(found.items()) if not LEFT_OUT & set(name.split("/"))}
+    return {name: path.read_bytes() for name, path in kept.items()}
+
+
+def held_out(name: str) -> bool:
+    """Whether a file is for evaluation: one in twenty, by the hash of its name."""
+    return int(hashlib.sha256(name.encode()).hexdigest(), 16) % 20 == 0
+
+
+class JaxbigPytext(tfds.core.GeneratorBasedBuilder):
+    """The source files of a Python's standard library."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=f"python_{platform.python_version()}")]  # noqa: RUF012
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {"name": tfds.features.Text(), "text": tfds.features.Tensor(shape=(None,), dtype=np.uint8)}
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="the source text of Python's standard library",
+            features=tfds.features.FeaturesDict(features),
+            metadata=tfds.core.MetadataDict(),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        files = library_files()
+        digest = hashlib.sha256()
+        for name, text in files.items():
+            digest.update(f"{name}\0{len(text)}\0".encode() + text)
+        self.info.metadata["sha256"] = digest.hexdigest()
+        return {
+            "train": self._generate_examples({n: t for n, t in files.items() if not held_out(n)}),
+            "eval": self._generate_examples({n: t for n, t in files.items() if held_out(n)}),
+        }
+
+    def _generate_examples(self, files: dict[str, bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
+        for number, (name, text) in enumerate(files.items()):
+            yield number, {"name": name, "text": np.frombuffer(text, np.uint8)}
+
+
+class Windows:
+    """A text cut into windows of `length` tokens: `inputs` is the text one token late, after a 0.
+
+    Every token of the text is a target exactly once; the last window is filled up with `mask` 0.
+    """
+
+    def __init__(self, text: np.ndarray, length: int):
+        self.text, self.length = text, length
+
+    def __len__(self) -> int:
+        return -(-len(self.text) // self.length)
+
+    def rows(self, indices: np.ndarray) -> Rows:
+        places = indices[:, None] * self.length + np.arange(self.length)  # [B, L]
+        mask = places < len(self.text)
+        targets = self.text[np.where(mask, places, 0)]
+        before = self.text[np.where(mask, places, 1) - 1]
+        return {
+            "inputs": np.where(places == 0, 0, before).astype(np.int32),
+            "targets": targets.astype(np.int32),
+            "mask": mask.astype(np.float32),
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PyText(Data):
+    """Python's standard library as bytes, files joined by a 0: `inputs` and `targets` [B, L]."""
+
+    length: int = 256
+    """Tokens (bytes) a row."""
+
+    vocab = 256
+
+    def spec(self) -> Spec:
+        shape = (self.batch, self.length)
+        tokens = jax.ShapeDtypeStruct(shape, np.int32)
+        return {"inputs": tokens, "targets": tokens, "mask": jax.ShapeDtypeStruct(shape, np.float32)}
+
+    def prepare(self) -> str:
+        return identity(prepared(JaxbigPytext))
+
+    def text(self, split: str) -> np.ndarray:
+        """The bytes of a split, each file followed by a 0."""
+        files = columns(prepared(JaxbigPytext), split)["text"]
+        return np.concatenate([part for file in files for part in (file, np.zeros(1, np.uint8))])
+
+    def source(self, split: str) -> Source:
+        return Windows(self.text(split), self.length)

@@ -1,0 +1,70 @@
+"""Batches as a pure function of (seed, step).
+
+The global batch at a step is the same rows in the same order for any number of processes and readers, so a
+checkpoint holds no position, a resume is exact, and a run may continue on other hosts with the same examples.
+"""
+
+import functools
+import math
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+
+from jaxbig.data.base import Rows, Source
+from jaxbig.errors import Refused
+
+
+@functools.lru_cache(maxsize=4)
+def order(seed: int, epoch: int, size: int) -> np.ndarray:
+    """The order of an epoch: a permutation [size], from the Philox generator's raw stream (Salmon et al., 2011),
+    which NumPy promises not to change."""
+    raw = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(size)
+    permutation = np.argsort(raw, kind="stable")
+    permutation.setflags(write=False)
+    return permutation
+
+
+def train_indices(seed: int, step: int, batch: int, size: int) -> np.ndarray:
+    """Which examples make the global batch at a step, [batch]; each epoch holds every example exactly once."""
+    epochs, places = np.divmod(np.arange(step * batch, (step + 1) * batch), size)
+    return np.concatenate([order(seed, int(epoch), size)[places[epochs == epoch]] for epoch in np.unique(epochs)])
+
+
+def local(rows: np.ndarray, process: int, processes: int) -> np.ndarray:
+    """This process's share of the rows of a global batch: the process-th of equal parts."""
+    if len(rows) % processes:
+        raise Refused(f"a batch of {len(rows)} rows does not divide over {processes} processes.")
+    return np.split(rows, processes)[process]
+
+
+def train_batch(source: Source, seed: int, step: int, batch: int, process: int = 0, processes: int = 1) -> Rows:
+    """This process's rows of the global batch at a step."""
+    return source.rows(local(train_indices(seed, step, batch, len(source)), process, processes))
+
+
+def eval_batch(source: Source, step: int, batch: int, process: int = 0, processes: int = 1) -> Rows:
+    """This process's rows of an evaluation batch: examples in order, the last batch padded with `mask` 0."""
+    places = local(np.arange(step * batch, (step + 1) * batch), process, processes)
+    rows = source.rows(np.minimum(places, len(source) - 1))
+    real = (places < len(source)).reshape(-1, *[1] * (rows["mask"].ndim - 1))
+    return {**rows, "mask": rows["mask"] * real}
+
+
+def eval_steps(source: Source, batch: int) -> int:
+    """How many evaluation batches see every example once."""
+    return math.ceil(len(source) / batch)
+
+
+def train_batches(
+    source: Source, seed: int, start: int, stop: int, batch: int, readers: int, process: int = 0, processes: int = 1
+) -> Iterator[Rows]:
+    """The batches of steps start to stop, read ahead by `readers` threads (0: in this one, none ahead)."""
+
+    def read(step: int) -> Rows:
+        return train_batch(source, seed, step, batch, process, processes)
+
+    if readers == 0:
+        return map(read, range(start, stop))
+    options = grain.ReadOptions(num_threads=readers, prefetch_buffer_size=2 * readers)
+    return iter(grain.MapDataset.range(start, stop).map(read).to_iter_dataset(options))

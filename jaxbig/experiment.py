@@ -1,0 +1,176 @@
+"""An experiment: everything a run is, in one typed value that a Python file returns.
+
+A Flax module is a typed, frozen, documented dataclass already, so the experiment holds the model itself, and
+the command line's options and help come from the fields.
+"""
+
+import ast
+import dataclasses
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+
+from jaxbig.data.base import Data
+from jaxbig.errors import Refused
+from jaxbig.mesh import Mesh
+from jaxbig.objectives.base import Objective
+from jaxbig.optim.optimizers import Optimizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Everything a run is."""
+
+    model: nn.Module
+    objective: Objective
+    data: Data
+    optimizer: Optimizer
+    mesh: Mesh = Mesh()
+    steps: int
+    """How many updates the run makes."""
+    seed: int = 0
+    """Of everything random: initial values, order of examples, dropout."""
+    log_every: int = 10
+    """Steps between two lines of training metrics."""
+    evaluate_every: int
+    """Steps between two evaluations; the last step is always evaluated."""
+    checkpoint_every: int
+    """Steps between two checkpoints; the last step is always saved."""
+    keep_last: int = 2
+    """How many of the newest checkpoints are kept."""
+    keep_best: int = 1
+    """How many of the best evaluated checkpoints are kept besides."""
+    readers: int = 1
+    """Threads that read batches ahead; 0 reads each batch when it is needed."""
+
+    def check(self) -> None:
+        """`Refused` where a number cannot be right, before anything is built."""
+        at_least = {"steps": 1, "log_every": 1, "evaluate_every": 1, "checkpoint_every": 1}
+        for name, least in {**at_least, "keep_last": 1, "keep_best": 0, "readers": 0, "seed": 0}.items():
+            if getattr(self, name) < least:
+                raise Refused(f"--{name.replace('_', '-')} {getattr(self, name)}: it must be {least} or more.")
+        if self.seed >= 2**32:
+            raise Refused(f"--seed {self.seed}: it must be below {2**32}.")
+        if self.data.batch < 1:
+            raise Refused(f"--data.batch {self.data.batch}: it must be 1 or more.")
+
+
+# What may change when a run goes on: where and how long it runs, and what it keeps; never what it computes.
+FREE = ("mesh", "steps", "log_every", "evaluate_every", "checkpoint_every", "keep_last", "keep_best", "readers")
+
+
+def to_json(value: Any) -> Any:
+    """An experiment, or any field of one, as plain JSON: a dataclass is its type's name and its fields."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        hidden = ("parent", "name") if isinstance(value, nn.Module) else ()
+        names = [field.name for field in dataclasses.fields(value) if field.name not in hidden]
+        return {"type": type(value).__name__, **{name: to_json(getattr(value, name)) for name in names}}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    raise Refused(f"an experiment's field holds {value!r}, a {type(value).__name__}: use numbers, text or dataclasses.")
+
+
+def identity(experiment: Any, data_identity: str) -> dict[str, Any]:
+    """What must not change when a run goes on, from an experiment's JSON: seed, data, batch, model, ..."""
+    fixed = {name: value for name, value in experiment.items() if name not in FREE}
+    return {**fixed, "data_identity": data_identity}
+
+
+def fingerprint(identity: dict[str, Any]) -> str:
+    """A digest of `identity`: equal fingerprints may continue each other."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def diff(old: Any, new: Any, path: str = "") -> list[str]:
+    """What differs between two JSON values, a line each: `optimizer.rate.peak: 0.001 -> 0.002`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = [*old, *(name for name in new if name not in old)]
+        return [line for n in names for line in diff(old.get(n), new.get(n), f"{path}.{n}" if path else n)]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = enumerate(zip(old, new, strict=True))
+        return [line for i, (a, b) in pairs for line in diff(a, b, f"{path}.{i}")]
+    return [] if old == new else [f"{path}: {_short(old)} -> {_short(new)}"]
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) < 100 else text[:60] + "..." + text[-20:]
+
+
+def available() -> dict[str, Path]:
+    """The experiment files by name: those in ./experiments, then those that come with jaxbig."""
+    folders = [Path.cwd() / "experiments", Path(__file__).parent.parent / "experiments"]
+    files = [file for folder in folders for file in sorted(folder.glob("*.py")) if file.stem != "__init__"]
+    return {file.stem: file for file in reversed(files)}
+
+
+def summary(file: Path) -> str:
+    """The first line of an experiment file's docstring, without running it."""
+    try:
+        return (ast.get_docstring(ast.parse(file.read_text())) or "").split("\n")[0]
+    except SyntaxError as error:
+        return f"cannot be read: line {error.lineno}: {error.msg}"
+
+
+def load(name: str) -> Experiment:
+    """The experiment of that name, `.py` path, or dotted module; `Refused` says what is nearest."""
+    known = available()
+    if name.endswith(".py"):
+        module = _import_file(Path(name))
+    elif name in known:
+        module = _import_file(known[name])
+    elif "." in name:
+        module = _import_dotted(name)
+    else:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+        hint = f"the nearest are {', '.join(near)}" if near else "`jaxbig list` names them"
+        raise Refused(f"no experiment named {name!r}: {hint}.")
+    if not callable(getattr(module, "config", None)):
+        raise Refused(f"{module.__file__} has no function config(): it must return a jaxbig Experiment.")
+    experiment = module.config()
+    if not isinstance(experiment, Experiment):
+        raise Refused(f"config() in {module.__file__} returned {type(experiment).__name__}, not an Experiment.")
+    return experiment
+
+
+def _import_file(path: Path) -> types.ModuleType:
+    if not path.is_file():
+        raise Refused(f"no experiment file {path}: name a .py file, or one of those that `jaxbig list` shows.")
+    spec = importlib.util.spec_from_file_location(path.stem, path.resolve())
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)
+    sys.path.insert(0, str(path.resolve().parent))  # so that it can import what lies beside it
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise Refused(f"{error.filename} line {error.lineno}: {error.msg}.") from None
+    finally:
+        sys.path.pop(0)
+    return module
+
+
+def _import_dotted(name: str) -> types.ModuleType:
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
+            raise Refused(f"no module {name!r}: {error}; name a module that Python can import from here.") from None
+        raise
+    finally:
+        sys.path.pop(0)

@@ -1,0 +1,19 @@
+"""Named streams of random keys from one seed.
+
+Nothing random is ever stored: the key of a stream at a step is a pure function of (seed, name, step), so a
+run that is resumed, moved or replayed draws the same numbers.
+"""
+
+import zlib
+
+import jax
+
+
+def stream(seed: int, name: str) -> jax.Array:
+    """The key of the stream `name`, such as "init" or "dropout"; streams of one seed are independent."""
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+
+
+def at_step(seed: int, name: str, step: jax.Array | int) -> jax.Array:
+    """The key of the stream `name` at a step."""
+    return jax.random.fold_in(stream(seed, name), step)

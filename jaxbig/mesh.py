@@ -1,0 +1,134 @@
+"""The device mesh, and the one table that says which mesh axes a logical axis is split over.
+
+Models name logical axes (`batch`, `embed`, `mlp`, ...); moving a run to other hardware changes the `Mesh` of
+its experiment and no model.
+"""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxbig.errors import Refused
+from jaxbig.state import leaves
+
+AXES = ("data", "fsdp", "tensor")
+
+# logical axis -> mesh axes. The rows of a batch go over `data` and `fsdp`; `fsdp` also splits what is stored
+# (gathered when used), `tensor` splits the work inside a layer.
+RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
+    ("batch", ("data", "fsdp")),
+    ("length", None),
+    ("layers", None),
+    ("embed", "fsdp"),
+    ("channels", ("tensor", "fsdp")),  # a convolution has few input channels, so its outputs are split twice
+    ("mlp", "tensor"),
+    ("heads", "tensor"),
+    ("vocab", "tensor"),
+    ("hidden", "tensor"),
+    ("classes", None),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """How many devices each axis takes; one axis may be -1 and takes the rest."""
+
+    data: int = -1
+    """Copies of the model, each on its own rows of the batch."""
+    fsdp: int = 1
+    """Fully sharded data parallel: rows of the batch, and parameters stored in pieces."""
+    tensor: int = 1
+    """Pieces of each layer's width."""
+
+    def sizes(self, devices: int) -> tuple[int, ...]:
+        """The size of each axis in `AXES` on that many devices; `Refused` if they do not fit."""
+        asked = [getattr(self, axis) for axis in AXES]
+        text = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, asked, strict=True))
+        if any(size < 1 and size != -1 for size in asked) or asked.count(-1) > 1:
+            raise Refused(f"mesh {text}: each axis is 1 or more, and one of them may be -1 (the rest).")
+        fixed = math.prod(size for size in asked if size != -1)
+        if devices % fixed or (-1 not in asked and fixed != devices):
+            needs = f"a multiple of {fixed}" if -1 in asked else f"{fixed}"
+            raise Refused(
+                f"mesh {text} needs {needs} devices and there are {devices}: change --mesh.data, "
+                f"--mesh.fsdp or --mesh.tensor (on CPU, JAX_NUM_CPU_DEVICES={fixed} gives {fixed} devices)."
+            )
+        return tuple(devices // fixed if size == -1 else size for size in asked)
+
+    def build(self) -> jax.sharding.Mesh:
+        """The mesh over all devices of this run."""
+        sizes = self.sizes(jax.device_count())
+        return jax.make_mesh(sizes, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+
+
+@contextlib.contextmanager
+def activate(mesh: jax.sharding.Mesh) -> Iterator[None]:
+    """Everything traced inside sees the mesh and the rules (one without the other is silently nothing)."""
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+        yield
+
+
+def batch_axes(mesh: jax.sharding.Mesh) -> int:
+    """How many pieces the rows of a batch are split into."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """Rows over `data` and `fsdp`, the other axes whole; fits an array of any rank."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """A whole copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def check_batch(batch: int, mesh: jax.sharding.Mesh) -> None:
+    """`Refused` unless the rows of a batch divide over the mesh."""
+    if batch % batch_axes(mesh):
+        raise Refused(
+            f"--data.batch {batch} does not divide over data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']} "
+            f"= {batch_axes(mesh)} devices: make it a multiple of {batch_axes(mesh)}, or change the mesh."
+        )
+
+
+def parameter_shardings(boxed: Any, mesh: jax.sharding.Mesh) -> Any:
+    """From abstract variables with Linen's axis names, a `NamedSharding` a leaf; `Refused` if one does not divide."""
+    logical = nn.get_partition_spec(boxed)
+    shardings = nn.logical_to_mesh_sharding(logical, mesh, RULES)
+    names = leaves(jax.tree.map(lambda spec: Name(spec), logical, is_leaf=lambda x: isinstance(x, PartitionSpec)))
+    for path, (leaf, sharding) in _pairs(nn.meta.unbox(boxed), shardings).items():
+        for size, logical_axis, axes in zip(leaf.shape, names[path].spec, sharding.spec, strict=False):
+            axes = () if axes is None else (axes,) if isinstance(axes, str) else axes
+            pieces = math.prod(mesh.shape[axis] for axis in axes)
+            if size % pieces:
+                over = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in axes)
+                raise Refused(
+                    f"parameter {path} of shape {tuple(leaf.shape)}: its axis '{logical_axis}' of {size} does "
+                    f"not divide over {over} = {pieces} pieces; change that size or the mesh."
+                )
+    return shardings
+
+
+@dataclasses.dataclass(frozen=True)
+class Name:
+    """A leaf that holds a partition spec, which is itself a tree."""
+
+    spec: PartitionSpec
+
+
+def _pairs(tree: Any, shardings: Any) -> dict[str, tuple[Any, NamedSharding]]:
+    return {path: (leaf, leaves(shardings)[path]) for path, leaf in leaves(tree).items()}
+
+
+def put(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
+    """This process's rows of a batch as global arrays, rows split over the mesh."""
+    sharding = batch_sharding(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}

@@ -1,0 +1,93 @@
+"""Convolutional nets for images.
+
+Letters in shape comments: B batch, Y and X height and width, C channels.
+"""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxbig.errors import Refused
+from jaxbig.models.layers import Linear, constrain, partitioned
+
+
+class Conv(nn.Module):
+    """Convolution, padded to keep the image's size, then ReLU (He et al., 2015, for its initial values)."""
+
+    channels: int
+    """How many it puts out."""
+    kernel: int = 3
+    """Side of the square kernel, in pixels."""
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[B, Y, X, C] -> [B, Y / stride, X / stride, channels]."""
+        init = nn.initializers.he_normal()
+        x = nn.Conv(
+            self.channels,
+            (self.kernel, self.kernel),
+            self.stride,
+            kernel_init=partitioned(init, (None, None, None, "channels")),
+            bias_init=partitioned(nn.initializers.zeros, ("channels",)),
+            name="conv",
+        )(x)
+        return nn.relu(x)
+
+
+class Pool(nn.Module):
+    """The largest or mean value of each window; windows do not overlap."""
+
+    window: int = 2
+    """Side of the square window, in pixels."""
+    kind: Literal["max", "mean"] = "max"
+
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[B, Y, X, C] -> [B, Y // window, X // window, C]."""
+        if min(x.shape[1:3]) < self.window:
+            raise Refused(f"Pool(window={self.window}) on an image of {x.shape[1]}x{x.shape[2]}: pool less, or later.")
+        pool = nn.max_pool if self.kind == "max" else nn.avg_pool
+        return pool(x, (self.window, self.window), (self.window, self.window))
+
+
+class Dropout(nn.Module):
+    """Sets a share of the values to zero in training (Srivastava et al., 2014)."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        return nn.Dropout(self.rate, deterministic=not train)(x)
+
+
+class Dense(nn.Module):
+    """Fully connected layer, then ReLU; an image is flattened first."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[B, ...] -> [B, width]."""
+        x = constrain(x.reshape(x.shape[0], -1), "batch", None)  # [B, Y * X * C]
+        return nn.relu(Linear((self.width,), ("embed", "mlp"), name="linear")(x))
+
+
+class ConvNet(nn.Module):
+    """A stack of `Conv`, `Pool`, `Dropout` and `Dense`, then one logit a class (LeCun et al., 1998)."""
+
+    layers: tuple[nn.Module, ...]
+    """From the image up."""
+    classes: int
+    """How many logits it puts out."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Images [B, Y, X, C] -> logits [B, classes]."""
+        for layer in self.layers:
+            x = layer(x, train)  # type: ignore[operator]
+        # pinned whole: with channels over `tensor` the kernel's gradient is wrong otherwise (jax 0.10 to 0.12)
+        x = constrain(x.reshape(x.shape[0], -1), "batch", None)
+        logits = Linear((self.classes,), ("embed", "classes"), name="head")(x)
+        return constrain(logits.astype(jnp.float32), "batch", None)

@@ -1,0 +1,37 @@
+"""The next token of a text."""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxbig.errors import Refused
+from jaxbig.objectives.base import Batch, Objective, Sums, cross_entropy, masked
+
+
+@dataclasses.dataclass(frozen=True)
+class NextToken(Objective):
+    """Softmax cross entropy in nats a token, accuracy, perplexity, and bits per byte (tokens are bytes).
+
+    Reads `inputs` and `targets` [B, L] (token numbers; a target is the token after its input) and `mask` [B, L].
+    """
+
+    vocab: int
+    """How many different tokens the data has."""
+
+    def __call__(self, forward: nn.Module, batch: Batch, key: jax.Array, train: bool) -> Sums:
+        logits = forward(batch["inputs"], train=train)  # type: ignore[operator]
+        if logits.shape[-1] != self.vocab:
+            raise Refused(f"the model gives {logits.shape[-1]} logits for {self.vocab} tokens: make them equal.")
+        right = jnp.argmax(logits, axis=-1) == batch["targets"]
+        return {
+            "loss": masked(cross_entropy(logits, batch["targets"]), batch["mask"]),
+            "accuracy": masked(right, batch["mask"]),
+        }
+
+    def summarize(self, means: dict[str, float]) -> dict[str, float]:
+        loss = means["loss"]
+        perplexity = math.exp(loss) if loss < 700 else math.inf
+        return {**means, "perplexity": perplexity, "bits_per_byte": loss / math.log(2)}

@@ -1,0 +1,103 @@
+"""Optimizers: typed wrappers over optax, each with `build(steps)`.
+
+What is decayed or penalized is chosen by a pattern over parameter paths (`block_0/up/kernel`), not by rank.
+"""
+
+import abc
+import dataclasses
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxbig.errors import Refused
+from jaxbig.optim.schedules import Schedule
+from jaxbig.state import path_name
+
+
+def chosen(pattern: str) -> Any:
+    """A function from parameters to a tree of True where the pattern matches the parameter's path somewhere."""
+    return lambda params: jax.tree_util.tree_map_with_path(
+        lambda path, _: re.search(pattern, path_name(path)) is not None, params
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizer(abc.ABC):
+    """The parts all optimizers share: gradient + penalties, clipped, then `direction`, times the rate."""
+
+    rate: Schedule
+    """The learning rate."""
+    clip: float | None = None
+    """Scales the gradient down to this global norm where it is longer."""
+    l1: float = 0.0
+    """Adds `l1 * |w|` for each chosen parameter w to the loss."""
+    l2: float = 0.0
+    """Adds `l2 / 2 * w^2` for each chosen parameter w to the loss."""
+    decayed: str = r"(kernel|recurrent|embedding)$"
+    """Which parameters l1, l2 and weight decay act on: a regular expression over parameter paths."""
+
+    @abc.abstractmethod
+    def direction(self) -> optax.GradientTransformation:
+        """From the gradient to the update, before the learning rate."""
+
+    def build(self, steps: int) -> optax.GradientTransformation:
+        """The optax transformation for a run of so many steps."""
+        try:
+            mask = chosen(re.compile(self.decayed).pattern)
+        except re.error as error:
+            raise Refused(f"--optimizer.decayed {self.decayed!r} is no regular expression: {error}.") from None
+        parts = []
+        if self.l1:
+            parts.append(optax.masked(_add_sign(self.l1), mask))
+        if self.l2:
+            parts.append(optax.add_decayed_weights(self.l2, mask))
+        if self.clip is not None:
+            parts.append(optax.clip_by_global_norm(self.clip))
+        rate = optax.scale_by_learning_rate(self.rate.build(steps))
+        return optax.chain(*parts, self.direction(), rate)
+
+
+def _add_sign(l1: float) -> optax.GradientTransformation:
+    """Adds the gradient of `l1 * |w|`."""
+    return optax.stateless(
+        lambda updates, params: jax.tree.map(lambda g, w: g + l1 * jnp.sign(w), updates, params)
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum (Sutskever et al., 2013)."""
+
+    momentum: float = 0.9
+    nesterov: bool = False
+
+    def direction(self) -> optax.GradientTransformation:
+        return optax.trace(self.momentum, self.nesterov) if self.momentum else optax.identity()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adam(Optimizer):
+    """Adam (Kingma and Ba, 2015)."""
+
+    b1: float = 0.9
+    """Decay of the mean of gradients."""
+    b2: float = 0.999
+    """Decay of the mean of squared gradients."""
+    epsilon: float = 1e-8
+
+    def direction(self) -> optax.GradientTransformation:
+        return optax.scale_by_adam(self.b1, self.b2, self.epsilon)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019)."""
+
+    weight_decay: float = 0.01
+    """Each step takes `rate * weight_decay * w` off each chosen parameter w."""
+
+    def direction(self) -> optax.GradientTransformation:
+        return optax.chain(super().direction(), optax.add_decayed_weights(self.weight_decay, chosen(self.decayed)))

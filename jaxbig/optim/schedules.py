@@ -1,0 +1,67 @@
+"""Learning rates over the steps of a run."""
+
+import abc
+import dataclasses
+
+import jax.numpy as jnp
+import optax
+
+from jaxbig.errors import Refused
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule(abc.ABC):
+    """A learning rate a step."""
+
+    @abc.abstractmethod
+    def build(self, steps: int) -> optax.Schedule:
+        """The rate as a function of the step, for a run of so many steps."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant(Schedule):
+    """The same rate at every step."""
+
+    peak: float
+
+    def build(self, steps: int) -> optax.Schedule:
+        return lambda step: jnp.asarray(self.peak, jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Warmup(Schedule):
+    """From 0 up to `peak` in `warmup` steps, then down to `end` at the last step."""
+
+    peak: float
+    """The highest rate."""
+    warmup: int = 0
+    """How many steps it takes to get there."""
+    end: float = 0.0
+    """The rate at the end of the run."""
+
+    def build(self, steps: int) -> optax.Schedule:
+        if not 0 <= self.warmup <= steps:
+            raise Refused(f"--optimizer.rate.warmup {self.warmup} is not within the run's {steps} steps.")
+        rise = optax.linear_schedule(0.0, self.peak, self.warmup)
+        return optax.join_schedules([rise, self.fall(steps - self.warmup)], [self.warmup])
+
+    @abc.abstractmethod
+    def fall(self, steps: int) -> optax.Schedule:
+        """From `peak` to `end` in so many steps."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmupCosine(Warmup):
+    """Up in a line, down along half a cosine (Loshchilov and Hutter, 2017, without restarts)."""
+
+    def fall(self, steps: int) -> optax.Schedule:
+        alpha = self.end / self.peak if self.peak else 0.0
+        return optax.cosine_decay_schedule(self.peak, max(steps, 1), alpha)
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmupLinear(Warmup):
+    """Up in a line, down in a line."""
+
+    def fall(self, steps: int) -> optax.Schedule:
+        return optax.linear_schedule(self.peak, self.end, max(steps, 1))

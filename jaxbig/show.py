@@ -1,0 +1,51 @@
+"""What an experiment is, before any data or step: parameters, where each is put, and bytes a device."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from jaxbig.experiment import Experiment, to_json
+from jaxbig.state import leaves
+from jaxbig.step import Program, make_program
+
+
+def show(experiment: Experiment) -> dict[str, Any]:
+    """The resolved experiment, its parameters (path, shape, logical and mesh axes), and bytes on each device."""
+    program = make_program(experiment)
+    logical = leaves(jax.tree.map(str, nn.get_partition_spec(program.boxed["params"])))
+    rows = [
+        {
+            "parameter": path,
+            "shape": " x ".join(map(str, leaf.shape)),
+            "numbers": math.prod(leaf.shape),
+            "logical axes": _axes(logical[path]),
+            "split over": _axes(str(leaf.sharding.spec)),
+        }
+        for path, leaf in leaves(program.abstract.params).items()
+    ]
+    return {
+        "experiment": to_json(experiment),
+        "parameters": sum(row["numbers"] for row in rows),
+        "devices": {"count": jax.device_count(), "kind": jax.devices()[0].device_kind, "mesh": dict(program.mesh.shape)},
+        "bytes_per_device": bytes_per_device(program),
+        "table": rows,
+    }
+
+
+def bytes_per_device(program: Program) -> dict[str, int]:
+    """Bytes that one device holds of the state's parts, and of one batch."""
+
+    def size(tree: Any) -> int:
+        shapes = [(leaf.sharding.shard_shape(leaf.shape), leaf.dtype) for leaf in jax.tree.leaves(tree)]
+        return sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes)
+
+    state = program.abstract
+    parts = {"parameters": state.params, "variables": state.variables, "optimizer": state.opt_state}
+    sizes = {name: size(tree) for name, tree in {**parts, "batch": program.batch}.items()}
+    return {**sizes, "total": sum(sizes.values())}
+
+
+def _axes(spec: str) -> str:
+    return spec.removeprefix("PartitionSpec").removeprefix("P").replace("None", "-").replace("'", "").strip("(),")

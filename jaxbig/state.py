@@ -1,0 +1,43 @@
+"""The whole of what training changes, and the digest that says two runs are the same run."""
+
+import hashlib
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Every mutable thing of a run; all leaves are arrays.
+
+    step: how many updates were made, int32 scalar. params: the model's parameters.
+    variables: its other collections (`batch_stats`, recurrent carries, ...). opt_state: optax's state.
+    """
+
+    step: Any
+    params: Any
+    variables: Any
+    opt_state: Any
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """A leaf's path as text: `params/layers_0/kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def leaves(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by path, in path order."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return dict(sorted((path_name(path), leaf) for path, leaf in flat))
+
+
+def digests(state: Any) -> tuple[dict[str, str], str]:
+    """The sha256 of each leaf's bytes by path, and `state_sha256`, over all leaves' bytes in path order."""
+    whole, each = hashlib.sha256(), {}
+    for path, leaf in leaves(state).items():
+        data = np.ascontiguousarray(jax.device_get(leaf)).view(np.uint8).data
+        each[path] = hashlib.sha256(data).hexdigest()
+        whole.update(data)
+    return each, whole.hexdigest()

@@ -1,0 +1,144 @@
+"""The pure functions that are compiled: init, train step, eval step.
+
+A step is `(state, batch) -> (state, metrics)`; jit's shardings alone decide where it runs.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxbig import keys
+from jaxbig.experiment import Experiment
+from jaxbig.mesh import activate, batch_sharding, check_batch, parameter_shardings, replicated
+from jaxbig.objectives.base import Batch, Sums
+from jaxbig.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """An experiment on a mesh: shapes and shardings of its state, and its compiled functions."""
+
+    mesh: jax.sharding.Mesh
+    boxed: Any
+    """The model's abstract variables with the names of their logical axes."""
+    abstract: TrainState
+    """Shape, dtype and sharding of every leaf of the state."""
+    batch: dict[str, jax.ShapeDtypeStruct]
+    """Shape, dtype and sharding of every array of a global batch."""
+    init: Callable[[], TrainState]
+    train_step: Any
+    eval_step: Any
+
+
+def make_program(experiment: Experiment) -> Program:
+    """Everything about the run but its data; `Refused` if the experiment does not fit the devices.
+
+    Nothing is compiled here: shapes come from tracing alone.
+    """
+    experiment.check()
+    mesh = experiment.mesh.build()
+    check_batch(experiment.data.batch, mesh)
+    optimizer = experiment.optimizer.build(experiment.steps)
+    rows, whole = batch_sharding(mesh), replicated(mesh)
+    spec = {n: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows) for n, s in experiment.data.spec().items()}
+
+    init_variables = make_init(experiment, spec)
+    with activate(mesh):
+        boxed = jax.eval_shape(init_variables)
+    shardings = parameter_shardings(boxed, mesh)
+
+    def init() -> TrainState:
+        variables = nn.meta.unbox(init_variables())
+        params = variables.pop("params")
+        return TrainState(jnp.zeros((), jnp.int32), params, variables, optimizer.init(params))
+
+    with activate(mesh):
+        shapes = jax.eval_shape(init)
+    moments = optax.tree_map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        shapes.opt_state,
+        shardings["params"],
+        transform_non_params=lambda _: whole,
+    )
+    others = {name: tree for name, tree in shardings.items() if name != "params"}
+    state_shardings = TrainState(whole, shardings["params"], others, moments)
+    abstract = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, state_shardings
+    )
+    batch_shardings = dict.fromkeys(spec, rows)
+    train_step = jax.jit(
+        make_train_step(experiment, optimizer),
+        in_shardings=(state_shardings, batch_shardings),
+        out_shardings=(state_shardings, whole),
+        donate_argnums=0,
+    )
+    eval_step = jax.jit(
+        make_eval_step(experiment), in_shardings=(state_shardings, batch_shardings), out_shardings=whole
+    )
+    return Program(
+        mesh, boxed, abstract, spec, jax.jit(init, out_shardings=state_shardings), train_step, eval_step
+    )
+
+
+def make_init(experiment: Experiment, spec: dict[str, jax.ShapeDtypeStruct]) -> Callable[[], Any]:
+    """`() -> variables`, boxed with their logical axes; the objective calls the model on a batch of zeros."""
+
+    def init_variables() -> Any:
+        key = keys.stream(experiment.seed, "init")
+        batch = {name: jnp.zeros(s.shape, s.dtype) for name, s in spec.items()}
+        objective = nn.init(lambda forward, batch: experiment.objective(forward, batch, key, False), experiment.model)
+        return dict(objective({"params": key}, batch))
+
+    return init_variables
+
+
+def make_loss(experiment: Experiment) -> Callable[..., tuple[jax.Array, tuple[Sums, Any]]]:
+    """`(params, variables, batch, step) -> (mean loss, (sums, new variables))` in training."""
+
+    def loss(params: Any, variables: Any, batch: Batch, step: jax.Array) -> tuple[jax.Array, tuple[Sums, Any]]:
+        key = keys.at_step(experiment.seed, "objective", step)
+        apply = nn.apply(
+            lambda forward, batch: experiment.objective(forward, batch, key, True),
+            experiment.model,
+            mutable=list(variables),
+        )
+        rngs = {"dropout": keys.at_step(experiment.seed, "dropout", step)}
+        sums, variables = apply({"params": params, **variables}, batch, rngs=rngs)
+        return sums["loss"].mean(), (sums, variables)
+
+    return loss
+
+
+def make_train_step(experiment: Experiment, optimizer: optax.GradientTransformation) -> Callable[..., Any]:
+    """`(state, batch) -> (state, metrics)`: gradient, update; metrics are float32 scalars."""
+    loss = make_loss(experiment)
+    rate = experiment.optimizer.rate.build(experiment.steps)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        gradient, (sums, variables) = jax.grad(loss, has_aux=True)(state.params, state.variables, batch, state.step)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {name: each.mean() for name, each in sums.items()}
+        metrics |= {"learning_rate": rate(state.step), "gradient_norm": optax.global_norm(gradient)}
+        return TrainState(state.step + 1, params, variables, opt_state), metrics
+
+    return train_step
+
+
+def make_eval_step(experiment: Experiment) -> Callable[[TrainState, Batch], Sums]:
+    """`(state, batch) -> sums`, without dropout and with variables as they are."""
+
+    def eval_step(state: TrainState, batch: Batch) -> Sums:
+        key = keys.at_step(experiment.seed, "evaluation", 0)
+        apply = nn.apply(
+            lambda forward, batch: experiment.objective(forward, batch, key, False), experiment.model
+        )
+        return apply({"params": state.params, **state.variables}, batch)
+
+    return eval_step

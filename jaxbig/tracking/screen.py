@@ -1,0 +1,95 @@
+"""What a person sees of a run: a live bar, a table that grows with each evaluation, and a last screen."""
+
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+
+class Screen:
+    """Prints to standard output, or to standard error where that is kept for JSON.
+
+    Without a terminal there is no bar; a line of training metrics is printed every ten seconds instead.
+    """
+
+    def __init__(self, json: bool = False):
+        self.console = Console(stderr=json, highlight=False)
+        self._progress: Progress | None = None
+        self._columns: list[str] = []
+        self._last_line = 0.0
+        handler = RichHandler(console=self.console, show_time=False, show_path=False, markup=False)
+        logging.getLogger("jaxbig").handlers = [handler]
+        logging.getLogger("jaxbig").setLevel(logging.INFO)
+        logging.getLogger("jaxbig").propagate = False
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False, soft_wrap=not self.console.is_terminal)
+
+    def start(self, step: int, steps: int) -> None:
+        """The bar, at a step of so many."""
+        self._steps = steps
+        if self.console.is_terminal:
+            columns = (
+                TextColumn("step"),
+                MofNCompleteColumn(),
+                BarColumn(bar_width=None),
+                TextColumn("{task.description}"),
+                TimeRemainingColumn(compact=True),
+                TextColumn("left"),
+            )
+            self._progress = Progress(*columns, console=self.console, transient=True)
+            self._task = self._progress.add_task("", total=steps, completed=step)
+            self._progress.start()
+
+    def train(self, step: int, values: dict[str, float]) -> None:
+        """Training metrics of a step."""
+        text = f"loss {values['loss']:.4f}  rate {values['learning_rate']:.1e}  {values['steps_per_second']:.1f} steps/s"
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step, description=text)
+        elif time.monotonic() - self._last_line > 10:
+            left = (self._steps - step) / max(values["steps_per_second"], 1e-9)
+            self._last_line = time.monotonic()
+            self.say(f"step {step}/{self._steps}  {text}  {left:.0f} s left")
+
+    def evaluation(self, step: int, means: dict[str, float]) -> None:
+        """A row of the table of evaluations, under a heading the first time."""
+        if not self._columns:
+            self._columns = list(means)
+            self.say("".join(f"{name:>16}" for name in ["evaluated at", *self._columns]))
+        self.say(f"{step:>16}" + "".join(f"{means[name]:>16.4f}" for name in self._columns))
+
+    def stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def result(self, title: str, summary: dict[str, Any], workdir: Path, hints: list[str]) -> None:
+        """The last screen: what was reached, where everything is, the digest, and what to try next."""
+        table = Table.grid(padding=(0, 2))
+        for name, value in summary["metrics"].items():
+            if name.startswith("eval/"):
+                table.add_row(name, f"{value:.4f}")
+        table.add_row("steps", str(summary["step"]))
+        table.add_row("state_sha256", summary["state_sha256"])
+        table.add_row("folder", f"{workdir}: run.json, metrics.jsonl, summary.json, tensorboard/, checkpoints/")
+        for number, hint in enumerate(hints):
+            table.add_row("next" if number == 0 else "", hint)
+        self.console.print(Panel(table, title=title, title_align="left", expand=False))
+
+
+def table(rows: list[dict[str, Any]], title: str | None = None) -> None:
+    """Prints rows as a table on standard output, a column a key."""
+    shown = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for name in rows[0] if rows else []:
+        number = all(isinstance(row[name], int | float) for row in rows)
+        shown.add_column(name, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        shown.add_row(*(f"{v:,}" if isinstance(v, int) and not isinstance(v, bool) else str(v) for v in row.values()))
+    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(shown, markup=False)
