@@ -1,6 +1,6 @@
 """A small conv net on scikit-learn's handwritten digits.
 
-    jaxbig train digits_convnet
+jaxbig train digits_convnet
 """
 
 from jaxbig.data.digits import Digits
@@ -14,7 +14,17 @@ from jaxbig.optim.schedules import WarmupCosine
 
 def config() -> Experiment:
     data = Digits(batch=128)
-    layers = (Conv(32), Conv(64), Pool(), Dropout(0.25), Conv(128), Pool(), Dropout(0.25), Dense(128), Dropout(0.5))
+    layers = (
+        Conv(32),
+        Conv(64),
+        Pool(),
+        Dropout(0.25),
+        Conv(128),
+        Pool(),
+        Dropout(0.25),
+        Dense(128),
+        Dropout(0.5),
+    )
     return Experiment(
         model=ConvNet(layers=layers, classes=data.classes),
         objective=Classification(classes=data.classes),

@@ -1,6 +1,6 @@
 """A scanned LSTM that reads scikit-learn's handwritten digits row by row.
 
-    jaxbig train digits_rnn
+jaxbig train digits_rnn
 """
 
 from jaxbig.data.digits import Digits

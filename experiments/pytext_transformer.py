@@ -1,6 +1,6 @@
 """Byte-level Transformer on the source text of Python's standard library.
 
-    jaxbig train pytext_transformer
+jaxbig train pytext_transformer
 """
 
 from jaxbig.data.pytext import PyText

@@ -92,11 +92,16 @@ class Train(InWorkdir):
         if result["interrupted"]:
             screen.say(f"interrupted and saved at step {result['step']}: the same command goes on from there")
             return INTERRUPTED
-        screen.result(f"{self.name} is done", result, folder, [
-            f"jaxbig evaluate {self.name}" + again.removeprefix(f"jaxbig train {self.name}"),
-            f"jaxbig train {self.name} --seed 1 --workdir {folder}-seed1, then jaxbig compare {folder} {folder}-seed1",
-            f"jaxbig train {self.name} --help names every option",
-        ])
+        screen.result(
+            f"{self.name} is done",
+            result,
+            folder,
+            [
+                f"jaxbig evaluate {self.name}" + again.removeprefix(f"jaxbig train {self.name}"),
+                f"jaxbig train {self.name} --seed 1 --workdir {folder}-seed1, then jaxbig compare {folder} {folder}-seed1",
+                f"jaxbig train {self.name} --help names every option",
+            ],
+        )
         return DONE
 
 
@@ -111,8 +116,10 @@ class Evaluate(InWorkdir):
         if self.json:
             print_json(result)
         else:
-            table([{"metric": name, "value": f"{value:.6f}"} for name, value in result["metrics"].items()],
-                  f"{self.name} at step {result['step']}")
+            table(
+                [{"metric": name, "value": f"{value:.6f}"} for name, value in result["metrics"].items()],
+                f"{self.name} at step {result['step']}",
+            )
         return DONE
 
 
@@ -127,7 +134,9 @@ class Bench(OfExperiment):
         from jaxbig.bench import bench
 
         result = bench(self.experiment, self.rounds_of, Screen(self.json))
-        print_json(result) if self.json else table([{"": name, "measured": str(v)} for name, v in result.items()])
+        print_json(result) if self.json else table(
+            [{"": name, "measured": str(v)} for name, v in result.items()]
+        )
         return DONE
 
 
@@ -150,22 +159,41 @@ class Compare:
             print_json(result)
             return DONE
         keys = sorted({key for run in result["runs"] for key in run["metrics"] if key.startswith("eval/")})
-        table([
-            {"run": run["workdir"], "step": str(run["step"]), "state_sha256": str(run["state_sha256"])[:16],
-             **{key: f"{run['metrics'].get(key, float('nan')):.4f}" for key in keys}}
-            for run in result["runs"]
-        ])
+        table(
+            [
+                {
+                    "run": run["workdir"],
+                    "step": str(run["step"]),
+                    "state_sha256": str(run["state_sha256"])[:16],
+                    **{key: f"{run['metrics'].get(key, float('nan')):.4f}" for key in keys},
+                }
+                for run in result["runs"]
+            ]
+        )
         for each in result["differences"]:
             print(f"\n{each['workdir']} against {result['runs'][0]['workdir']}:")
-            print("\n".join(f"  {line}" for line in each["lines"]) or "  nothing differs in config, versions or data")
+            print(
+                "\n".join(f"  {line}" for line in each["lines"])
+                or "  nothing differs in config, versions or data"
+            )
         if result["curves"]:
             print()
-            table([{key: f"{v:.3g}" if isinstance(v, float) else v for key, v in row.items()} for row in result["curves"]])
+            table(
+                [
+                    {key: f"{v:.3g}" if isinstance(v, float) else v for key, v in row.items()}
+                    for row in result["curves"]
+                ]
+            )
         return DONE
 
 
 VERBS: dict[str, Any] = {
-    "list": List, "show": Show, "train": Train, "evaluate": Evaluate, "compare": Compare, "bench": Bench,
+    "list": List,
+    "show": Show,
+    "train": Train,
+    "evaluate": Evaluate,
+    "compare": Compare,
+    "bench": Bench,
 }
 
 
@@ -194,7 +222,9 @@ def run(arguments: Sequence[str]) -> int:
     """Carries out a command line; its exit code."""
     logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS and Orbax tell their inner life
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: jaxbig VERB [EXPERIMENT] [--option value ...]; jaxbig VERB EXPERIMENT --help names the options\n")
+        print(
+            "usage: jaxbig VERB [EXPERIMENT] [--option value ...]; jaxbig VERB EXPERIMENT --help names the options\n"
+        )
         table([{"verb": name, "does": (verb.__doc__ or "").split("\n")[0]} for name, verb in VERBS.items()])
         return DONE
     word, *rest = arguments
@@ -222,7 +252,9 @@ def parse(verb: Any, options: Sequence[str], words: str, default: Any = None) ->
         if stop.code in (0, None):
             raise
         text = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯]", "", errors.getvalue())
-        title, body, *more = (" ".join(part.split()) for part in re.split(r"─{3,}", text) if part.strip(" \n"))
+        title, body, *more = (
+            " ".join(part.split()) for part in re.split(r"─{3,}", text) if part.strip(" \n")
+        )
         near = re.findall(r"--[\w.-]+", more[0]) if more and more[0].startswith("Perhaps") else []
         hint = f"; the nearest: {', '.join(dict.fromkeys(near))}" if near else ""
         raise Refused(f"{body or title}{hint}; `jaxbig {words} --help` names all options.") from None

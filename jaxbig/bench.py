@@ -44,12 +44,14 @@ def bench(experiment: Experiment, steps: int, screen: Screen) -> dict[str, Any]:
             bare.append((time.perf_counter() - began) / steps)
             part = dataclasses.replace(experiment, steps=steps * (number + 1))
             began = time.perf_counter()
-            for _, state in run_steps(part, program, train_step, state, source, steps * number, report):  # noqa: B007, PLR1704
+            for _, state in run_steps(part, program, train_step, state, source, steps * number, report):  # noqa: B007
                 pass
             report.flush()
             jax.block_until_ready(state)
             ours.append((time.perf_counter() - began) / steps)
-            screen.say(f"round {number + 1} of {ROUNDS}: loop {ours[-1]:.4f} s a step, bare step {bare[-1]:.4f} s")
+            screen.say(
+                f"round {number + 1} of {ROUNDS}: loop {ours[-1]:.4f} s a step, bare step {bare[-1]:.4f} s"
+            )
     memory = train_step.memory_analysis()
     step_seconds = statistics.median(ours)
     return {
@@ -59,7 +61,9 @@ def bench(experiment: Experiment, steps: int, screen: Screen) -> dict[str, Any]:
         "against": "the same compiled step in a bare loop, on one batch that is on the device already",
         "data_wait": statistics.fmean(waits) if waits else None,
         "compile_seconds": compile_seconds,
-        "peak_bytes": memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+        "peak_bytes": memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        + memory.temp_size_in_bytes
         - memory.alias_size_in_bytes,
         "steps": steps,
         "rounds": ROUNDS,

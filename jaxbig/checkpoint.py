@@ -27,7 +27,7 @@ log = logging.getLogger("jaxbig")
 MANIFEST = "jaxbig.json"
 
 
-class Broken(Exception):  # noqa: N818
+class Broken(Exception):
     """A checkpoint is not what was saved; says which leaf or file."""
 
 
@@ -45,7 +45,12 @@ class Checkpoints:
     """The checkpoints in a folder; keeps the newest `keep_last` and the `keep_best` best by a metric."""
 
     def __init__(
-        self, folder: Path, keep_last: int = 2, keep_best: int = 0, criterion: str = "loss", higher: bool = False
+        self,
+        folder: Path,
+        keep_last: int = 2,
+        keep_best: int = 0,
+        criterion: str = "loss",
+        higher: bool = False,
     ):
         self.folder = folder.absolute()
         self.keep_last, self.keep_best, self.criterion, self.higher = keep_last, keep_best, criterion, higher
@@ -118,7 +123,9 @@ class Checkpoints:
                 return  # a broken one is for the next restore to name; until then nothing is removed
             if score is not None:
                 scores[step] = score if self.higher else -score
-        best = sorted(scores, key=lambda step: (scores[step], step))[-self.keep_best :] if self.keep_best else []
+        best = (
+            sorted(scores, key=lambda step: (scores[step], step))[-self.keep_best :] if self.keep_best else []
+        )
         for step in set(steps) - set(steps[-self.keep_last :]) - set(best):
             removed = (self.folder / str(step)).rename(self.folder / f"removing-{step}")
             shutil.rmtree(removed)

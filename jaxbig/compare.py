@@ -17,15 +17,23 @@ def compare(workdirs: list[Path]) -> dict[str, Any]:
     for workdir in workdirs:
         run = read_run(workdir)
         if run is None:
-            raise Refused(f"{workdir} holds no run (no run.json): name folders that `jaxbig train` has written.")
+            raise Refused(
+                f"{workdir} holds no run (no run.json): name folders that `jaxbig train` has written."
+            )
         runs.append(run)
     curves = [_curves(workdir) for workdir in workdirs]
     first = {name: runs[0].get(name) for name in SECTIONS}
     ends = []
     for workdir in workdirs:
         summary = read_json(workdir / "summary.json") or {}
-        ends.append({"workdir": str(workdir), "step": summary.get("step"), "state_sha256": summary.get("state_sha256"),
-                     "metrics": summary.get("metrics", {})})
+        ends.append(
+            {
+                "workdir": str(workdir),
+                "step": summary.get("step"),
+                "state_sha256": summary.get("state_sha256"),
+                "metrics": summary.get("metrics", {}),
+            }
+        )
     return {
         "runs": ends,
         "differences": [
@@ -54,7 +62,9 @@ def _gaps(first: dict[str, dict[int, float]], other: dict[str, dict[int, float]]
     """For each metric that both have: at how many shared steps, the widest gap, and the step where it is."""
     gaps = []
     for name in first:
-        steps = [s for s in first[name] if other.get(name, {}).get(s) is not None and first[name][s] is not None]
+        steps = [
+            s for s in first[name] if other.get(name, {}).get(s) is not None and first[name][s] is not None
+        ]
         if steps:
             gap, step = max((abs(first[name][s] - other[name][s]), s) for s in steps)
             gaps.append({"metric": name, "shared steps": len(steps), "widest gap": gap, "at step": step})

@@ -34,7 +34,12 @@ def fit(experiment: Experiment, workdir: Path, screen: Screen, forking: bool = F
     it finishes the step, saves and gives the summary with `interrupted` true.
     """
     program = make_program(experiment)
-    with hold(workdir), activate(program.mesh), interruptible(screen) as interrupt, contextlib.ExitStack() as stack:
+    with (
+        hold(workdir),
+        activate(program.mesh),
+        interruptible(screen) as interrupt,
+        contextlib.ExitStack() as stack,
+    ):
         begin_run(experiment, program, workdir, screen, forking)
         checkpoints = open_checkpoints(experiment, workdir)
         checkpoints.clean()
@@ -198,7 +203,9 @@ def begin_run(experiment: Experiment, program: Program, workdir: Path, screen: S
     written = describe(description, fixed, fingerprint(fixed), program.mesh)
     if run is not None:
         changes = [
-            line for name in ("experiment", "versions", "devices", "mesh") for line in diff(run[name], written[name])
+            line
+            for name in ("experiment", "versions", "devices", "mesh")
+            for line in diff(run[name], written[name])
         ]
         if changes:
             screen.say(f"going on with changes: {'; '.join(changes)}")
@@ -236,10 +243,13 @@ def take_weights(params: Any, weights: dict[str, Any], screen: Screen) -> Any:
 
     taken = {path: take(path, leaf) for path, leaf in leaves(params).items()}
     if len(fresh) == len(taken):
-        raise Refused("--fork: no weight of the old run has a path and shape of this model: use another --workdir.")
-    screen.say(f"forked: {len(taken) - len(fresh)} of {len(taken)} parameters from the old run" + (
-        f"; fresh: {', '.join(fresh)}" if fresh else ""
-    ))
+        raise Refused(
+            "--fork: no weight of the old run has a path and shape of this model: use another --workdir."
+        )
+    screen.say(
+        f"forked: {len(taken) - len(fresh)} of {len(taken)} parameters from the old run"
+        + (f"; fresh: {', '.join(fresh)}" if fresh else "")
+    )
     return jax.tree_util.tree_map_with_path(lambda path, _: taken[path_name(path)], params)
 
 
@@ -247,7 +257,11 @@ def open_checkpoints(experiment: Experiment, workdir: Path) -> Checkpoints:
     """The checkpoints of a run, kept as its experiment says."""
     objective = experiment.objective
     return Checkpoints(
-        workdir / "checkpoints", experiment.keep_last, experiment.keep_best, objective.criterion, objective.higher_is_better
+        workdir / "checkpoints",
+        experiment.keep_last,
+        experiment.keep_best,
+        objective.criterion,
+        objective.higher_is_better,
     )
 
 
@@ -255,7 +269,9 @@ def compile_step(program: Program, screen: Screen) -> Any:
     """The train step compiled for its shapes and devices, once."""
     began = time.perf_counter()
     compiled = program.train_step.lower(program.abstract, program.batch).compile()
-    screen.say(f"compiled in {time.perf_counter() - began:.1f} s for {jax.device_count()} {jax.devices()[0].device_kind}")
+    screen.say(
+        f"compiled in {time.perf_counter() - began:.1f} s for {jax.device_count()} {jax.devices()[0].device_kind}"
+    )
     return compiled
 
 
@@ -295,7 +311,9 @@ def interruptible(screen: Screen) -> Iterator[Interrupt]:
         for each, handler in before.items():
             signal.signal(each, handler)
         interrupt.requested = True
-        screen.say(f"{signal.Signals(number).name}: finishing this step and saving (again: stop at once, unsaved)")
+        screen.say(
+            f"{signal.Signals(number).name}: finishing this step and saving (again: stop at once, unsaved)"
+        )
 
     before = {each: signal.signal(each, ask) for each in (signal.SIGTERM, signal.SIGINT)}
     try:

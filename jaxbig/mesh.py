@@ -36,6 +36,16 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
 )
 
 
+def _without_fsdp(axes: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+    return (
+        tuple(a for a in axes if a != "fsdp") if isinstance(axes, tuple) else None if axes == "fsdp" else axes
+    )
+
+
+# The same for a parameter at work: what `fsdp` stores in pieces is gathered.
+GATHERED = tuple((logical, _without_fsdp(axes)) for logical, axes in RULES)
+
+
 @dataclasses.dataclass(frozen=True)
 class Mesh:
     """How many devices each axis takes; one axis may be -1 and takes the rest."""
@@ -103,7 +113,9 @@ def parameter_shardings(boxed: Any, mesh: jax.sharding.Mesh) -> Any:
     """From abstract variables with Linen's axis names, a `NamedSharding` a leaf; `Refused` if one does not divide."""
     logical = nn.get_partition_spec(boxed)
     shardings = nn.logical_to_mesh_sharding(logical, mesh, RULES)
-    names = leaves(jax.tree.map(lambda spec: Name(spec), logical, is_leaf=lambda x: isinstance(x, PartitionSpec)))
+    names = leaves(
+        jax.tree.map(lambda spec: Name(spec), logical, is_leaf=lambda x: isinstance(x, PartitionSpec))
+    )
     for path, (leaf, sharding) in _pairs(nn.meta.unbox(boxed), shardings).items():
         for size, logical_axis, axes in zip(leaf.shape, names[path].spec, sharding.spec, strict=False):
             axes = () if axes is None else (axes,) if isinstance(axes, str) else axes

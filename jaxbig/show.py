@@ -28,7 +28,11 @@ def show(experiment: Experiment) -> dict[str, Any]:
     return {
         "experiment": to_json(experiment),
         "parameters": sum(row["numbers"] for row in rows),
-        "devices": {"count": jax.device_count(), "kind": jax.devices()[0].device_kind, "mesh": dict(program.mesh.shape)},
+        "devices": {
+            "count": jax.device_count(),
+            "kind": jax.devices()[0].device_kind,
+            "mesh": dict(program.mesh.shape),
+        },
         "bytes_per_device": bytes_per_device(program),
         "table": rows,
     }
@@ -48,4 +52,10 @@ def bytes_per_device(program: Program) -> dict[str, int]:
 
 
 def _axes(spec: str) -> str:
-    return spec.removeprefix("PartitionSpec").removeprefix("P").replace("None", "-").replace("'", "").strip("(),")
+    return (
+        spec.removeprefix("PartitionSpec")
+        .removeprefix("P")
+        .replace("None", "-")
+        .replace("'", "")
+        .strip("(),")
+    )

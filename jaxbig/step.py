@@ -45,7 +45,9 @@ def make_program(experiment: Experiment) -> Program:
     check_batch(experiment.data.batch, mesh)
     optimizer = experiment.optimizer.build(experiment.steps)
     rows, whole = batch_sharding(mesh), replicated(mesh)
-    spec = {n: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows) for n, s in experiment.data.spec().items()}
+    spec = {
+        n: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows) for n, s in experiment.data.spec().items()
+    }
 
     init_variables = make_init(experiment, spec)
     with activate(mesh):
@@ -69,7 +71,9 @@ def make_program(experiment: Experiment) -> Program:
     others = {name: tree for name, tree in shardings.items() if name != "params"}
     state_shardings = TrainState(whole, shardings["params"], others, moments)
     abstract = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, state_shardings
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        state_shardings,
     )
     batch_shardings = dict.fromkeys(spec, rows)
     train_step = jax.jit(
@@ -92,7 +96,9 @@ def make_init(experiment: Experiment, spec: dict[str, jax.ShapeDtypeStruct]) -> 
     def init_variables() -> Any:
         key = keys.stream(experiment.seed, "init")
         batch = {name: jnp.zeros(s.shape, s.dtype) for name, s in spec.items()}
-        objective = nn.init(lambda forward, batch: experiment.objective(forward, batch, key, False), experiment.model)
+        objective = nn.init(
+            lambda forward, batch: experiment.objective(forward, batch, key, False), experiment.model
+        )
         return dict(objective({"params": key}, batch))
 
     return init_variables
@@ -101,7 +107,9 @@ def make_init(experiment: Experiment, spec: dict[str, jax.ShapeDtypeStruct]) -> 
 def make_loss(experiment: Experiment) -> Callable[..., tuple[jax.Array, tuple[Sums, Any]]]:
     """`(params, variables, batch, step) -> (mean loss, (sums, new variables))` in training."""
 
-    def loss(params: Any, variables: Any, batch: Batch, step: jax.Array) -> tuple[jax.Array, tuple[Sums, Any]]:
+    def loss(
+        params: Any, variables: Any, batch: Batch, step: jax.Array
+    ) -> tuple[jax.Array, tuple[Sums, Any]]:
         key = keys.at_step(experiment.seed, "objective", step)
         apply = nn.apply(
             lambda forward, batch: experiment.objective(forward, batch, key, True),
@@ -121,7 +129,9 @@ def make_train_step(experiment: Experiment, optimizer: optax.GradientTransformat
     rate = experiment.optimizer.rate.build(experiment.steps)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        gradient, (sums, variables) = jax.grad(loss, has_aux=True)(state.params, state.variables, batch, state.step)
+        gradient, (sums, variables) = jax.grad(loss, has_aux=True)(
+            state.params, state.variables, batch, state.step
+        )
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {name: each.mean() for name, each in sums.items()}

@@ -34,10 +34,14 @@ def hold(workdir: Path) -> Iterator[None]:
         lock = filelock.FileLock(workdir / "lock")
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        holder = (workdir / "holder").read_text().strip() if (workdir / "holder").exists() else "another process"
+        holder = (
+            (workdir / "holder").read_text().strip() if (workdir / "holder").exists() else "another process"
+        )
         raise Refused(f"{workdir} is in use by {holder}: stop that run, or give another --workdir.") from None
     except OSError as error:
-        raise Refused(f"cannot write in {workdir}: {error.strerror or error}; give another --workdir.") from None
+        raise Refused(
+            f"cannot write in {workdir}: {error.strerror or error}; give another --workdir."
+        ) from None
     try:
         (workdir / "holder").write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
         yield
@@ -46,7 +50,9 @@ def hold(workdir: Path) -> Iterator[None]:
         lock.release()
 
 
-def describe(experiment: dict[str, Any], fixed: dict[str, Any], fingerprint: str, mesh: jax.sharding.Mesh) -> dict:
+def describe(
+    experiment: dict[str, Any], fixed: dict[str, Any], fingerprint: str, mesh: jax.sharding.Mesh
+) -> dict:
     """What `run.json` says of a run besides how it came to be."""
     devices = jax.devices()
     return {
@@ -63,7 +69,10 @@ def describe(experiment: dict[str, Any], fixed: dict[str, Any], fingerprint: str
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a run's bits depend on."""
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+    }
 
 
 def git_commit() -> str | None:

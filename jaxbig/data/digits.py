@@ -49,7 +49,9 @@ class JaxbigDigits(tfds.core.GeneratorBasedBuilder):
             "eval": self._generate_examples(images[cut:], labels[cut:]),
         }
 
-    def _generate_examples(self, images: np.ndarray, labels: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _generate_examples(
+        self, images: np.ndarray, labels: np.ndarray
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
         for number, (image, label) in enumerate(zip(images, labels, strict=True)):
             yield number, {"image": image, "label": label}
 

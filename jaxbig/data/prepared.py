@@ -25,7 +25,9 @@ def data_dir() -> Path:
     return Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
 
 
-def prepared(builder_class: type[tfds.core.GeneratorBasedBuilder], **options: Any) -> tfds.core.DatasetBuilder:
+def prepared(
+    builder_class: type[tfds.core.GeneratorBasedBuilder], **options: Any
+) -> tfds.core.DatasetBuilder:
     """The builder with its data ready; prepared by one process while others wait, begun anew if killed half-way.
 
     TFDS writes into a folder of another name and renames it when it is whole, so what is found is whole.

@@ -28,7 +28,9 @@ def order(seed: int, epoch: int, size: int) -> np.ndarray:
 def train_indices(seed: int, step: int, batch: int, size: int) -> np.ndarray:
     """Which examples make the global batch at a step, [batch]; each epoch holds every example exactly once."""
     epochs, places = np.divmod(np.arange(step * batch, (step + 1) * batch), size)
-    return np.concatenate([order(seed, int(epoch), size)[places[epochs == epoch]] for epoch in np.unique(epochs)])
+    return np.concatenate(
+        [order(seed, int(epoch), size)[places[epochs == epoch]] for epoch in np.unique(epochs)]
+    )
 
 
 def local(rows: np.ndarray, process: int, processes: int) -> np.ndarray:
@@ -38,7 +40,9 @@ def local(rows: np.ndarray, process: int, processes: int) -> np.ndarray:
     return np.split(rows, processes)[process]
 
 
-def train_batch(source: Source, seed: int, step: int, batch: int, process: int = 0, processes: int = 1) -> Rows:
+def train_batch(
+    source: Source, seed: int, step: int, batch: int, process: int = 0, processes: int = 1
+) -> Rows:
     """This process's rows of the global batch at a step."""
     return source.rows(local(train_indices(seed, step, batch, len(source)), process, processes))
 
@@ -57,7 +61,14 @@ def eval_steps(source: Source, batch: int) -> int:
 
 
 def train_batches(
-    source: Source, seed: int, start: int, stop: int, batch: int, readers: int, process: int = 0, processes: int = 1
+    source: Source,
+    seed: int,
+    start: int,
+    stop: int,
+    batch: int,
+    readers: int,
+    process: int = 0,
+    processes: int = 1,
 ) -> Iterator[Rows]:
     """The batches of steps start to stop, read ahead by `readers` threads (0: in this one, none ahead)."""
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbig.errors import Refused
-from jaxbig.models.layers import Linear, constrain, partitioned
+from jaxbig.models.layers import Linear, constrain, parameter
 
 
 class Conv(nn.Module):
@@ -25,16 +25,12 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[B, Y, X, C] -> [B, Y / stride, X / stride, channels]."""
-        init = nn.initializers.he_normal()
-        x = nn.Conv(
-            self.channels,
-            (self.kernel, self.kernel),
-            self.stride,
-            kernel_init=partitioned(init, (None, None, None, "channels")),
-            bias_init=partitioned(nn.initializers.zeros, ("channels",)),
-            name="conv",
-        )(x)
-        return nn.relu(x)
+        shape = (self.kernel, self.kernel, x.shape[-1], self.channels)
+        kernel = parameter(self, "kernel", nn.initializers.he_normal(), shape, (None, None, None, "channels"))
+        bias = parameter(self, "bias", nn.initializers.zeros, (self.channels,), ("channels",))
+        strides, layout = (self.stride, self.stride), ("NHWC", "HWIO", "NHWC")
+        y = jax.lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=layout)
+        return nn.relu(y + jnp.broadcast_to(bias, y.shape))
 
 
 class Pool(nn.Module):
@@ -47,7 +43,9 @@ class Pool(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[B, Y, X, C] -> [B, Y // window, X // window, C]."""
         if min(x.shape[1:3]) < self.window:
-            raise Refused(f"Pool(window={self.window}) on an image of {x.shape[1]}x{x.shape[2]}: pool less, or later.")
+            raise Refused(
+                f"Pool(window={self.window}) on an image of {x.shape[1]}x{x.shape[2]}: pool less, or later."
+            )
         pool = nn.max_pool if self.kind == "max" else nn.avg_pool
         return pool(x, (self.window, self.window), (self.window, self.window))
 

@@ -8,16 +8,25 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 
+from jaxbig.mesh import GATHERED
+
 Axes = tuple[str | None, ...]
 
 
-def partitioned(init: Initializer, axes: Axes) -> Initializer:
-    """An initializer whose parameter carries the names of its logical axes."""
-    return nn.with_logical_partitioning(init, axes)
+def parameter(
+    module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...], axes: Axes
+) -> jax.Array:
+    """Declares a parameter whose axes have logical names, and gathers it over `fsdp` for use.
+
+    The gathering is said here because the partitioner, left to itself, may choose a wrong gradient: with
+    `fsdp` and `tensor` both on an LSTM's kernel it was off by 19% at an exact loss (jax 0.10.2, CPU).
+    """
+    value = module.param(name, nn.with_logical_partitioning(init, axes), shape)
+    return nn.with_logical_constraint(value, axes, rules=GATHERED)
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Pins an activation to its logical axes; left to itself, the partitioner may choose a wrong gradient."""
+    """Pins an activation to its logical axes."""
     return nn.with_logical_constraint(x, axes)
 
 
@@ -40,11 +49,11 @@ class Linear(nn.Module):
         kernel_shape = (*x.shape[x.ndim - self.inputs :], *self.shape)
         inward, outward = range(self.inputs), range(self.inputs, len(kernel_shape))
         init = nn.initializers.variance_scaling(self.scale**2, "fan_in", "truncated_normal", inward, outward)
-        kernel = self.param("kernel", partitioned(init, self.axes), kernel_shape)
+        kernel = parameter(self, "kernel", init, kernel_shape, self.axes)
         y = jnp.tensordot(x, kernel, axes=self.inputs)
         if self.bias:
-            zeros = partitioned(nn.initializers.zeros, self.axes[self.inputs :])
-            y = y + jnp.broadcast_to(self.param("bias", zeros, self.shape), y.shape)
+            bias = parameter(self, "bias", nn.initializers.zeros, self.shape, self.axes[self.inputs :])
+            y = y + jnp.broadcast_to(bias, y.shape)
         return y
 
 
@@ -56,7 +65,7 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., D]."""
-        scale = self.param("scale", partitioned(nn.initializers.ones, (None,)), (x.shape[-1],))
+        scale = parameter(self, "scale", nn.initializers.ones, (x.shape[-1],), (None,))
         mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
         return x * jax.lax.rsqrt(mean_square + self.epsilon) * jnp.broadcast_to(scale, x.shape)
 

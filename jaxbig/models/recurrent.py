@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxbig.models.layers import Linear, constrain, partitioned
+from jaxbig.models.layers import Linear, constrain, parameter
 
 
 class LSTM(nn.Module):
@@ -31,7 +31,9 @@ class LSTM(nn.Module):
         Beyond a row's length the state stands still, so padding changes nothing.
         """
         batch, length, _ = x.shape
-        inputs = Linear((4, self.width), ("embed", None, "hidden"), bias=False, name="input")(x)  # [B, L, 4, W]
+        inputs = Linear((4, self.width), ("embed", None, "hidden"), bias=False, name="input")(
+            x
+        )  # [B, L, 4, W]
         uniform = nn.initializers.uniform(2 / math.sqrt(self.width))
 
         def recurrent(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
@@ -41,8 +43,8 @@ class LSTM(nn.Module):
             return jnp.zeros(shape, dtype).at[1].set(1.0)
 
         axes = ("embed", None, "hidden")
-        kernel = self.param("recurrent", partitioned(recurrent, axes), (self.width, 4, self.width))
-        bias = self.param("bias", partitioned(forget_one, axes[1:]), (4, self.width))
+        kernel = parameter(self, "recurrent", recurrent, (self.width, 4, self.width), axes)
+        bias = parameter(self, "bias", forget_one, (4, self.width), axes[1:])
         inputs = inputs + jnp.broadcast_to(bias, inputs.shape)
         ends = jnp.full((batch,), length) if lengths is None else lengths
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbig.errors import Refused
-from jaxbig.models.layers import Attention, Linear, RMSNorm, constrain, partitioned
+from jaxbig.models.layers import Attention, Linear, RMSNorm, constrain, parameter
 
 
 class Block(nn.Module):
@@ -52,9 +52,11 @@ class Decoder(nn.Module):
     def __call__(self, tokens: jax.Array, train: bool = False) -> jax.Array:
         """Token numbers [B, L] -> logits [B, L, V], float32."""
         if self.width % (2 * self.heads):
-            raise Refused(f"width {self.width} does not divide into {self.heads} heads of an even width (rotary).")
-        init = nn.initializers.normal(1.0)
-        table = self.param("embedding", partitioned(init, ("vocab", "embed")), (self.vocab, self.width))
+            raise Refused(
+                f"width {self.width} does not divide into {self.heads} heads of an even width (rotary)."
+            )
+        shape = (self.vocab, self.width)
+        table = parameter(self, "embedding", nn.initializers.normal(1.0), shape, ("vocab", "embed"))
         x = constrain(jnp.take(table, tokens, axis=0), "batch", "length", None)  # [B, L, D]
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         fields = {"heads": self.heads, "dropout": self.dropout, "out_scale": (2 * self.depth) ** -0.5}

@@ -48,7 +48,9 @@ class Optimizer(abc.ABC):
         try:
             mask = chosen(re.compile(self.decayed).pattern)
         except re.error as error:
-            raise Refused(f"--optimizer.decayed {self.decayed!r} is no regular expression: {error}.") from None
+            raise Refused(
+                f"--optimizer.decayed {self.decayed!r} is no regular expression: {error}."
+            ) from None
         parts = []
         if self.l1:
             parts.append(optax.masked(_add_sign(self.l1), mask))
@@ -100,4 +102,6 @@ class AdamW(Adam):
     """Each step takes `rate * weight_decay * w` off each chosen parameter w."""
 
     def direction(self) -> optax.GradientTransformation:
-        return optax.chain(super().direction(), optax.add_decayed_weights(self.weight_decay, chosen(self.decayed)))
+        return optax.chain(
+            super().direction(), optax.add_decayed_weights(self.weight_decay, chosen(self.decayed))
+        )

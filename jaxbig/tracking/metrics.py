@@ -39,7 +39,9 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """The lines of `metrics.jsonl`; a last line that was cut off by a kill is left out."""
     file = workdir / "metrics.jsonl"
     lines = file.read_text().split("\n") if file.exists() else []
-    return [json.loads(line) for line in lines[:-1] if line]  # what follows the last newline is cut off or nothing
+    return [
+        json.loads(line) for line in lines[:-1] if line
+    ]  # what follows the last newline is cut off or nothing
 
 
 def write_atomically(file: Path, text: str) -> None:

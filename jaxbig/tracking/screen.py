@@ -78,7 +78,9 @@ class Screen:
                 table.add_row(name, f"{value:.4f}")
         table.add_row("steps", str(summary["step"]))
         table.add_row("state_sha256", summary["state_sha256"])
-        table.add_row("folder", f"{workdir}: run.json, metrics.jsonl, summary.json, tensorboard/, checkpoints/")
+        table.add_row(
+            "folder", f"{workdir}: run.json, metrics.jsonl, summary.json, tensorboard/, checkpoints/"
+        )
         for number, hint in enumerate(hints):
             table.add_row("next" if number == 0 else "", hint)
         self.console.print(Panel(table, title=title, title_align="left", expand=False))
@@ -91,5 +93,7 @@ def table(rows: list[dict[str, Any]], title: str | None = None) -> None:
         number = all(isinstance(row[name], int | float) for row in rows)
         shown.add_column(name, justify="right" if number else "left", overflow="fold")
     for row in rows:
-        shown.add_row(*(f"{v:,}" if isinstance(v, int) and not isinstance(v, bool) else str(v) for v in row.values()))
+        shown.add_row(
+            *(f"{v:,}" if isinstance(v, int) and not isinstance(v, bool) else str(v) for v in row.values())
+        )
     Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(shown, markup=False)
