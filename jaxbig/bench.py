@@ -44,14 +44,12 @@ def bench(experiment: Experiment, steps: int, screen: Screen) -> dict[str, Any]:
             bare.append((time.perf_counter() - began) / steps)
             part = dataclasses.replace(experiment, steps=steps * (number + 1))
             began = time.perf_counter()
-            for _, state in run_steps(part, program, train_step, state, source, steps * number, report):  # noqa: B007
-                pass
+            for _, latest in run_steps(part, program, train_step, state, source, steps * number, report):
+                state = latest
             report.flush()
             jax.block_until_ready(state)
             ours.append((time.perf_counter() - began) / steps)
-            screen.say(
-                f"round {number + 1} of {ROUNDS}: loop {ours[-1]:.4f} s a step, bare step {bare[-1]:.4f} s"
-            )
+            screen.say(f"round {number + 1} of {ROUNDS}: loop {ours[-1]:.4f} s a step, bare step {bare[-1]:.4f} s")
     memory = train_step.memory_analysis()
     step_seconds = statistics.median(ours)
     return {

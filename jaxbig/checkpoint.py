@@ -123,9 +123,7 @@ class Checkpoints:
                 return  # a broken one is for the next restore to name; until then nothing is removed
             if score is not None:
                 scores[step] = score if self.higher else -score
-        best = (
-            sorted(scores, key=lambda step: (scores[step], step))[-self.keep_best :] if self.keep_best else []
-        )
+        best = sorted(scores, key=lambda step: (scores[step], step))[-self.keep_best :] if self.keep_best else []
         for step in set(steps) - set(steps[-self.keep_last :]) - set(best):
             removed = (self.folder / str(step)).rename(self.folder / f"removing-{step}")
             shutil.rmtree(removed)

@@ -56,9 +56,7 @@ class Experiment:
         at_least = {"steps": 1, "log_every": 1, "evaluate_every": 1, "checkpoint_every": 1}
         for name, least in {**at_least, "keep_last": 1, "keep_best": 0, "readers": 0, "seed": 0}.items():
             if getattr(self, name) < least:
-                raise Refused(
-                    f"--{name.replace('_', '-')} {getattr(self, name)}: it must be {least} or more."
-                )
+                raise Refused(f"--{name.replace('_', '-')} {getattr(self, name)}: it must be {least} or more.")
         if self.seed >= 2**32:
             raise Refused(f"--seed {self.seed}: it must be below {2**32}.")
         if self.data.batch < 1:
@@ -92,9 +90,7 @@ def to_json(value: Any) -> Any:
         return value
     if isinstance(value, Path):
         return str(value)
-    raise Refused(
-        f"an experiment's field holds {value!r}, a {type(value).__name__}: use numbers, text or dataclasses."
-    )
+    raise Refused(f"an experiment's field holds {value!r}, a {type(value).__name__}: use numbers, text or dataclasses.")
 
 
 def identity(experiment: Any, data_identity: str) -> dict[str, Any]:
@@ -156,17 +152,13 @@ def load(name: str) -> Experiment:
         raise Refused(f"{module.__file__} has no function config(): it must return a jaxbig Experiment.")
     experiment = module.config()
     if not isinstance(experiment, Experiment):
-        raise Refused(
-            f"config() in {module.__file__} returned {type(experiment).__name__}, not an Experiment."
-        )
+        raise Refused(f"config() in {module.__file__} returned {type(experiment).__name__}, not an Experiment.")
     return experiment
 
 
 def _import_file(path: Path) -> types.ModuleType:
     if not path.is_file():
-        raise Refused(
-            f"no experiment file {path}: name a .py file, or one of those that `jaxbig list` shows."
-        )
+        raise Refused(f"no experiment file {path}: name a .py file, or one of those that `jaxbig list` shows.")
     spec = importlib.util.spec_from_file_location(path.stem, path.resolve())
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -187,9 +179,7 @@ def _import_dotted(name: str) -> types.ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
-            raise Refused(
-                f"no module {name!r}: {error}; name a module that Python can import from here."
-            ) from None
+            raise Refused(f"no module {name!r}: {error}; name a module that Python can import from here.") from None
         raise
     finally:
         sys.path.pop(0)

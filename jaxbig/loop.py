@@ -1,7 +1,6 @@
 """The loop: batch, step, log, evaluate, checkpoint, next; the only place with effects."""
 
 import contextlib
-import dataclasses
 import signal
 import time
 from collections import deque
@@ -15,14 +14,15 @@ import numpy as np
 from jaxbig.checkpoint import Checkpoints
 from jaxbig.data.base import Source
 from jaxbig.data.stream import eval_batch, eval_steps, train_batches
-from jaxbig.errors import Failed, Refused
-from jaxbig.experiment import Experiment, diff, fingerprint, identity, to_json
+from jaxbig.errors import Failed
+from jaxbig.experiment import Experiment
 from jaxbig.mesh import activate, put
-from jaxbig.state import TrainState, leaves, path_name
+from jaxbig.resume import begin
+from jaxbig.state import TrainState
 from jaxbig.step import Program, make_program
-from jaxbig.tracking.metrics import Metrics, read_metrics
+from jaxbig.tracking.metrics import Metrics, read_metrics, write_json
 from jaxbig.tracking.screen import Screen
-from jaxbig.workdir import check_same, describe, fork, forked_from, hold, read_run, write_json
+from jaxbig.workdir import hold
 
 Summary = dict[str, Any]
 
@@ -31,56 +31,45 @@ def fit(experiment: Experiment, workdir: Path, screen: Screen, forking: bool = F
     """Trains to `experiment.steps`, from the last good checkpoint in `workdir` or from the beginning.
 
     Gives what `summary.json` holds: `step`, `metrics`, `state_sha256`, `interrupted`, ... On SIGTERM or Ctrl-C
-    it finishes the step, saves and gives the summary with `interrupted` true.
+    it finishes the step, saves, and gives the summary with `interrupted` true.
     """
     program = make_program(experiment)
-    with (
-        hold(workdir),
-        activate(program.mesh),
-        interruptible(screen) as interrupt,
-        contextlib.ExitStack() as stack,
-    ):
-        begin_run(experiment, program, workdir, screen, forking)
+    with hold(workdir), activate(program.mesh), interruptible(screen) as interrupt, contextlib.ExitStack() as stack:
         checkpoints = open_checkpoints(experiment, workdir)
-        checkpoints.clean()
-        start, state, digest = begin(experiment, program, checkpoints, workdir, screen)
+        start, state, digest = begin(experiment, program, checkpoints, workdir, screen, forking)
         metrics = Metrics(workdir, start)
         stack.callback(metrics.close)
-        train, held_out = experiment.data.source("train"), experiment.data.source("eval")
-        train_step = compile_step(program, screen) if start < experiment.steps else None
 
         def log(step: int, values: dict[str, float]) -> None:
             metrics.write(step, "train", values)
             screen.train(step, values)
 
-        step, saved = start, start if digest else None
-        report = Report(experiment, log)
+        train, held_out = experiment.data.source("train"), experiment.data.source("eval")
+        train_step = compile_step(program, screen) if start < experiment.steps else None
+        step, report = start, Report(experiment, log)
         screen.start(start, experiment.steps)
         stack.callback(screen.stop)
         try:
-            for step, state in run_steps(experiment, program, train_step, state, train, start, report):
-                last = step == experiment.steps
-                stopping = interrupt.requested
+            for step, state in run_steps(experiment, program, train_step, state, train, start, report):  # noqa: B020
+                last, stopping = step == experiment.steps, interrupt.requested
                 evaluating = last or step % experiment.evaluate_every == 0
                 saving = last or stopping or step % experiment.checkpoint_every == 0
+                means: dict[str, float] = {}
                 if evaluating or saving:
                     report.flush()
-                means: dict[str, float] = {}
                 if evaluating:
                     means = evaluate(experiment, program, state, held_out)
                     metrics.write(step, "eval", means)
                     screen.evaluation(step, means)
                 if saving:
-                    digest, saved = checkpoints.save(step, state, means), step
-                if evaluating or saving:
-                    report.restart()
+                    digest = checkpoints.save(step, state, means)
                 checkpoints.wait(only_if_done=True)
                 if stopping:
                     break
-            if saved is None:  # interrupted before the first step
-                digest = checkpoints.save(step, state, {})
+                if evaluating or saving:
+                    report.restart()
             checkpoints.wait()
-            summary = summarize(experiment, workdir, step, digest, interrupted=step < experiment.steps)
+            summary = summarize(experiment, workdir, step, digest)
             write_json(workdir / "summary.json", summary)
         except OSError as error:
             raise Failed(f"step {step}: cannot write in {workdir}: {error.strerror or error}.") from error
@@ -90,19 +79,21 @@ def fit(experiment: Experiment, workdir: Path, screen: Screen, forking: bool = F
 def run_steps(
     experiment: Experiment,
     program: Program,
-    train_step: Callable[..., Any],
+    train_step: Callable[..., Any] | None,
     state: TrainState,
     source: Source,
     start: int,
     report: "Report",
 ) -> Iterator[tuple[int, TrainState]]:
-    """Makes steps start + 1 to the last, each given as (step, state) before the next one is begun.
+    """Makes steps start + 1 to the last; gives (step, state) after each, before the next is begun.
 
-    While the device makes a step the next batch is read and moved to it; two steps are under way at most.
+    While the devices make a step, the next batch is read and moved to them; two steps are under way at most.
     """
-    share = (jax.process_index(), jax.process_count())
-    steps, batch_size = experiment.steps, experiment.data.batch
-    batches = train_batches(source, experiment.seed, start, steps, batch_size, experiment.readers, *share)
+    if train_step is None:
+        return
+    share = jax.process_index(), jax.process_count()
+    steps, rows, seed = experiment.steps, experiment.data.batch, experiment.seed
+    batches = train_batches(source, seed, start, steps, rows, experiment.readers, *share)
     report.restart()
     batch = report.waited(batches, None, program.mesh)
     for step in range(start + 1, steps + 1):
@@ -113,7 +104,7 @@ def run_steps(
 
 
 class Report:
-    """Turns the metrics of steps, left on the device, into logs, one step late so that the device never waits."""
+    """Turns the metrics of steps, left on the devices, into logs, a step late so that the devices need not wait."""
 
     def __init__(self, experiment: Experiment, log: Callable[[int, dict[str, float]], None]):
         self.experiment, self.log = experiment, log
@@ -121,11 +112,11 @@ class Report:
         self.restart()
 
     def restart(self) -> None:
-        """Begins to measure anew, after something that is not training."""
+        """Begins to measure the pace anew, after something that is not training."""
         self.since, self.steps, self.idle = time.perf_counter(), 0, 0.0
 
     def waited(self, batches: Iterator[Any], metrics: Any, mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
-        """The next batch, on the devices. Reading it counts as waited if the step under way was done before it."""
+        """The next batch, on the devices. Reading it counts as a wait if the step under way was done before it."""
         began = time.perf_counter()
         rows = next(batches)
         if metrics is None or metrics["loss"].is_ready():
@@ -149,15 +140,15 @@ class Report:
         self.steps += 1
         if step % self.experiment.log_every and step != self.experiment.steps:
             return
+        means = {name: float(value) for name, value in jax.device_get(metrics).items()}
         seconds = max(time.perf_counter() - self.since, 1e-9)
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         pace = {
             "steps_per_second": self.steps / seconds,
             "examples_per_second": self.steps * self.experiment.data.batch / seconds,
             "data_wait": self.idle / seconds,
         }
         self.restart()
-        self.log(step, self.experiment.objective.summarize(values) | pace)
+        self.log(step, self.experiment.objective.summarize(means) | pace)
 
 
 def evaluate(experiment: Experiment, program: Program, state: TrainState, source: Source) -> dict[str, float]:
@@ -181,109 +172,27 @@ def evaluate(experiment: Experiment, program: Program, state: TrainState, source
     return experiment.objective.summarize(means)
 
 
-def begin_run(experiment: Experiment, program: Program, workdir: Path, screen: Screen, forking: bool) -> None:
-    """Prepares the data and writes `run.json`; `Refused` if the folder holds another run, unless forking."""
-    run = read_run(workdir)
-    description = to_json(experiment)
-    try:
-        if run is not None:  # what is known without the data first
-            fixed = identity(description, run["data_identity"])
-            check_same(run, fixed, workdir)
-        fixed = identity(description, experiment.data.prepare())
-        if run is not None:
-            check_same(run, fixed, workdir)
-    except Refused:
-        if run is None or not forking:
-            raise
-        fork(workdir)
-        run = None
-        fixed = identity(description, experiment.data.prepare())
-    if run is None and forked_from(workdir) is not None:
-        fork(workdir)  # finishes a fork that was killed
-    written = describe(description, fixed, fingerprint(fixed), program.mesh)
-    if run is not None:
-        changes = [
-            line
-            for name in ("experiment", "versions", "devices", "mesh")
-            for line in diff(run[name], written[name])
-        ]
-        if changes:
-            screen.say(f"going on with changes: {'; '.join(changes)}")
-    written["history"] = [*(run or {}).get("history", []), *([written["started"]])]
-    write_json(workdir / "run.json", written)
-
-
-def begin(
-    experiment: Experiment, program: Program, checkpoints: Checkpoints, workdir: Path, screen: Screen
-) -> tuple[int, TrainState, str]:
-    """(step, state, digest) from the newest whole checkpoint; else from a forked run's weights, or from the seed."""
-    restored = checkpoints.restore(program.abstract)
-    if restored is not None:
-        checkpoints.set_aside(restored.step)
-        screen.say(f"going on from step {restored.step} ({checkpoints.folder / str(restored.step)})")
-        return restored.step, restored.state, restored.state_sha256
-    state = program.init()
-    parent = forked_from(workdir)
-    weights = Checkpoints(parent / "checkpoints").restore_parameters() if parent else None
-    if weights is not None:
-        state = dataclasses.replace(state, params=take_weights(state.params, weights, screen))
-    return 0, state, ""
-
-
-def take_weights(params: Any, weights: dict[str, Any], screen: Screen) -> Any:
-    """The parameters with those that are in `weights` with the same path and shape taken from there."""
-    fresh: list[str] = []
-
-    def take(path: str, leaf: jax.Array) -> jax.Array:
-        found = weights.get(path)
-        if found is None or found.shape != leaf.shape or found.dtype != leaf.dtype:
-            fresh.append(path)
-            return leaf
-        return jax.device_put(np.asarray(found), leaf.sharding)
-
-    taken = {path: take(path, leaf) for path, leaf in leaves(params).items()}
-    if len(fresh) == len(taken):
-        raise Refused(
-            "--fork: no weight of the old run has a path and shape of this model: use another --workdir."
-        )
-    screen.say(
-        f"forked: {len(taken) - len(fresh)} of {len(taken)} parameters from the old run"
-        + (f"; fresh: {', '.join(fresh)}" if fresh else "")
-    )
-    return jax.tree_util.tree_map_with_path(lambda path, _: taken[path_name(path)], params)
-
-
 def open_checkpoints(experiment: Experiment, workdir: Path) -> Checkpoints:
     """The checkpoints of a run, kept as its experiment says."""
-    objective = experiment.objective
-    return Checkpoints(
-        workdir / "checkpoints",
-        experiment.keep_last,
-        experiment.keep_best,
-        objective.criterion,
-        objective.higher_is_better,
-    )
+    objective, folder = experiment.objective, workdir / "checkpoints"
+    best = objective.criterion, objective.higher_is_better
+    return Checkpoints(folder, experiment.keep_last, experiment.keep_best, *best)
 
 
 def compile_step(program: Program, screen: Screen) -> Any:
     """The train step compiled for its shapes and devices, once."""
     began = time.perf_counter()
     compiled = program.train_step.lower(program.abstract, program.batch).compile()
-    screen.say(
-        f"compiled in {time.perf_counter() - began:.1f} s for {jax.device_count()} {jax.devices()[0].device_kind}"
-    )
+    where = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    screen.say(f"compiled in {time.perf_counter() - began:.1f} s for {where}")
     return compiled
 
 
-def summarize(experiment: Experiment, workdir: Path, step: int, digest: str, interrupted: bool) -> Summary:
+def summarize(experiment: Experiment, workdir: Path, step: int, digest: str) -> Summary:
     """`summary.json`: the last metrics of each split, the best evaluation, and the digest of the state."""
-    lines = read_metrics(workdir)
-    metrics = {
-        f"{line['split']}/{name}": value
-        for line in lines
-        for name, value in line.items()
-        if name not in ("step", "split")
-    }
+    lines, metrics = read_metrics(workdir), {}
+    for line in lines:
+        metrics |= {f"{line['split']}/{name}": line[name] for name in line if name not in ("step", "split")}
     criterion, better = experiment.objective.criterion, max if experiment.objective.higher_is_better else min
     evaluated = [line for line in lines if line["split"] == "eval" and line[criterion] is not None]
     best = better(evaluated, key=lambda line: line[criterion], default=None)
@@ -292,7 +201,7 @@ def summarize(experiment: Experiment, workdir: Path, step: int, digest: str, int
         "metrics": metrics,
         "best": {"step": best["step"], f"eval/{criterion}": best[criterion]} if best else None,
         "state_sha256": digest,
-        "interrupted": interrupted,
+        "interrupted": step < experiment.steps,
     }
 
 
@@ -308,16 +217,16 @@ def interruptible(screen: Screen) -> Iterator[Interrupt]:
     interrupt = Interrupt()
 
     def ask(number: int, frame: Any) -> None:
+        restore()
+        interrupt.requested = True
+        screen.say(f"{signal.Signals(number).name}: finishing this step and saving (again: stop at once, unsaved)")
+
+    def restore() -> None:
         for each, handler in before.items():
             signal.signal(each, handler)
-        interrupt.requested = True
-        screen.say(
-            f"{signal.Signals(number).name}: finishing this step and saving (again: stop at once, unsaved)"
-        )
 
     before = {each: signal.signal(each, ask) for each in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield interrupt
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        restore()

@@ -19,10 +19,11 @@ from jaxbig.errors import Refused
 from jaxbig.state import leaves
 
 AXES = ("data", "fsdp", "tensor")
+MeshAxes = str | tuple[str, ...] | None
 
 # logical axis -> mesh axes. The rows of a batch go over `data` and `fsdp`; `fsdp` also splits what is stored
 # (gathered when used), `tensor` splits the work inside a layer.
-RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
+RULES: tuple[tuple[str, MeshAxes], ...] = (
     ("batch", ("data", "fsdp")),
     ("length", None),
     ("layers", None),
@@ -36,10 +37,8 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
 )
 
 
-def _without_fsdp(axes: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
-    return (
-        tuple(a for a in axes if a != "fsdp") if isinstance(axes, tuple) else None if axes == "fsdp" else axes
-    )
+def _without_fsdp(axes: MeshAxes) -> MeshAxes:
+    return tuple(a for a in axes if a != "fsdp") if isinstance(axes, tuple) else None if axes == "fsdp" else axes
 
 
 # The same for a parameter at work: what `fsdp` stores in pieces is gathered.
@@ -67,8 +66,8 @@ class Mesh:
         if devices % fixed or (-1 not in asked and fixed != devices):
             needs = f"a multiple of {fixed}" if -1 in asked else f"{fixed}"
             raise Refused(
-                f"mesh {text} needs {needs} devices and there are {devices}: change --mesh.data, "
-                f"--mesh.fsdp or --mesh.tensor (on CPU, JAX_NUM_CPU_DEVICES={fixed} gives {fixed} devices)."
+                f"mesh {text} needs {needs} devices and there are {devices}: change --mesh.data, --mesh.fsdp or "
+                f"--mesh.tensor (on CPU, JAX_NUM_CPU_DEVICES={fixed} gives {fixed} devices)."
             )
         return tuple(devices // fixed if size == -1 else size for size in asked)
 
@@ -85,11 +84,6 @@ def activate(mesh: jax.sharding.Mesh) -> Iterator[None]:
         yield
 
 
-def batch_axes(mesh: jax.sharding.Mesh) -> int:
-    """How many pieces the rows of a batch are split into."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
-
-
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
     """Rows over `data` and `fsdp`, the other axes whole; fits an array of any rank."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
@@ -100,47 +94,33 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def check_batch(batch: int, mesh: jax.sharding.Mesh) -> None:
-    """`Refused` unless the rows of a batch divide over the mesh."""
-    if batch % batch_axes(mesh):
-        raise Refused(
-            f"--data.batch {batch} does not divide over data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']} "
-            f"= {batch_axes(mesh)} devices: make it a multiple of {batch_axes(mesh)}, or change the mesh."
-        )
-
-
-def parameter_shardings(boxed: Any, mesh: jax.sharding.Mesh) -> Any:
-    """From abstract variables with Linen's axis names, a `NamedSharding` a leaf; `Refused` if one does not divide."""
-    logical = nn.get_partition_spec(boxed)
-    shardings = nn.logical_to_mesh_sharding(logical, mesh, RULES)
-    names = leaves(
-        jax.tree.map(lambda spec: Name(spec), logical, is_leaf=lambda x: isinstance(x, PartitionSpec))
-    )
-    for path, (leaf, sharding) in _pairs(nn.meta.unbox(boxed), shardings).items():
-        for size, logical_axis, axes in zip(leaf.shape, names[path].spec, sharding.spec, strict=False):
-            axes = () if axes is None else (axes,) if isinstance(axes, str) else axes
-            pieces = math.prod(mesh.shape[axis] for axis in axes)
-            if size % pieces:
-                over = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in axes)
-                raise Refused(
-                    f"parameter {path} of shape {tuple(leaf.shape)}: its axis '{logical_axis}' of {size} does "
-                    f"not divide over {over} = {pieces} pieces; change that size or the mesh."
-                )
-    return shardings
-
-
-@dataclasses.dataclass(frozen=True)
-class Name:
-    """A leaf that holds a partition spec, which is itself a tree."""
-
-    spec: PartitionSpec
-
-
-def _pairs(tree: Any, shardings: Any) -> dict[str, tuple[Any, NamedSharding]]:
-    return {path: (leaf, leaves(shardings)[path]) for path, leaf in leaves(tree).items()}
-
-
 def put(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
     """This process's rows of a batch as global arrays, rows split over the mesh."""
     sharding = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+
+def check_batch(batch: int, mesh: jax.sharding.Mesh) -> None:
+    """`Refused` unless the rows of a batch divide over the mesh."""
+    data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
+    if batch % (data * fsdp):
+        raise Refused(
+            f"--data.batch {batch} does not divide over data={data} x fsdp={fsdp} = {data * fsdp} devices: "
+            f"make it a multiple of {data * fsdp}, or change the mesh."
+        )
+
+
+def parameter_shardings(boxed: Any, mesh: jax.sharding.Mesh) -> Any:
+    """A `NamedSharding` a leaf, from variables boxed with their axes' names; `Refused` if one does not divide."""
+    logical = nn.get_partition_spec(boxed)
+    shardings = nn.logical_to_mesh_sharding(logical, mesh, RULES)
+    names, placed = leaves(logical), leaves(shardings)
+    for path, leaf in leaves(nn.meta.unbox(boxed)).items():
+        for size, name, axes in zip(leaf.shape, names[path], placed[path].spec, strict=False):
+            over = {axis: mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ())}
+            if size % math.prod(over.values()):
+                raise Refused(
+                    f"parameter {path} of shape {tuple(leaf.shape)}: its axis '{name}' of {size} does not divide over "
+                    f"{' x '.join(f'{axis}={n}' for axis, n in over.items())}: change that size or the mesh."
+                )
+    return shardings

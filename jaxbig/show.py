@@ -52,10 +52,4 @@ def bytes_per_device(program: Program) -> dict[str, int]:
 
 
 def _axes(spec: str) -> str:
-    return (
-        spec.removeprefix("PartitionSpec")
-        .removeprefix("P")
-        .replace("None", "-")
-        .replace("'", "")
-        .strip("(),")
-    )
+    return spec.removeprefix("PartitionSpec").removeprefix("P").replace("None", "-").replace("'", "").strip("(),")

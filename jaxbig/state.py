@@ -3,12 +3,12 @@
 import hashlib
 from typing import Any
 
-import flax
 import jax
 import numpy as np
+from flax import struct
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class TrainState:
     """Every mutable thing of a run; all leaves are arrays.
 

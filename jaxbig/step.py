@@ -21,7 +21,7 @@ from jaxbig.state import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """An experiment on a mesh: shapes and shardings of its state, and its compiled functions."""
+    """An experiment on a mesh: what its state is and where, and its jitted functions."""
 
     mesh: jax.sharding.Mesh
     boxed: Any
@@ -45,61 +45,49 @@ def make_program(experiment: Experiment) -> Program:
     check_batch(experiment.data.batch, mesh)
     optimizer = experiment.optimizer.build(experiment.steps)
     rows, whole = batch_sharding(mesh), replicated(mesh)
-    spec = {
-        n: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows) for n, s in experiment.data.spec().items()
-    }
-
-    init_variables = make_init(experiment, spec)
-    with activate(mesh):
-        boxed = jax.eval_shape(init_variables)
-    shardings = parameter_shardings(boxed, mesh)
+    batch = {n: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows) for n, s in experiment.data.spec().items()}
+    init_variables = make_init(experiment)
 
     def init() -> TrainState:
         variables = nn.meta.unbox(init_variables())
         params = variables.pop("params")
-        return TrainState(jnp.zeros((), jnp.int32), params, variables, optimizer.init(params))
+        return TrainState(step=jnp.int32(0), params=params, variables=variables, opt_state=optimizer.init(params))
 
     with activate(mesh):
-        shapes = jax.eval_shape(init)
+        boxed, shapes = jax.eval_shape(init_variables), jax.eval_shape(init)
+    variables = parameter_shardings(boxed, mesh)
+    params = variables.pop("params")
+    # an optimizer's moments lie where their parameters lie
     moments = optax.tree_map_params(
-        optimizer,
-        lambda _, sharding: sharding,
-        shapes.opt_state,
-        shardings["params"],
-        transform_non_params=lambda _: whole,
+        optimizer, lambda _, sharding: sharding, shapes.opt_state, params, transform_non_params=lambda _: whole
     )
-    others = {name: tree for name, tree in shardings.items() if name != "params"}
-    state_shardings = TrainState(whole, shardings["params"], others, moments)
-    abstract = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        state_shardings,
-    )
-    batch_shardings = dict.fromkeys(spec, rows)
-    train_step = jax.jit(
-        make_train_step(experiment, optimizer),
-        in_shardings=(state_shardings, batch_shardings),
-        out_shardings=(state_shardings, whole),
-        donate_argnums=0,
-    )
-    eval_step = jax.jit(
-        make_eval_step(experiment), in_shardings=(state_shardings, batch_shardings), out_shardings=whole
-    )
+    shardings = TrainState(step=whole, params=params, variables=variables, opt_state=moments)
+    abstract = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, shardings)
+    inputs = shardings, dict.fromkeys(batch, rows)
     return Program(
-        mesh, boxed, abstract, spec, jax.jit(init, out_shardings=state_shardings), train_step, eval_step
+        mesh=mesh,
+        boxed=boxed,
+        abstract=abstract,
+        batch=batch,
+        init=jax.jit(init, out_shardings=shardings),
+        train_step=jax.jit(
+            make_train_step(experiment, optimizer),
+            in_shardings=inputs,
+            out_shardings=(shardings, whole),
+            donate_argnums=0,
+        ),
+        eval_step=jax.jit(make_eval_step(experiment), in_shardings=inputs, out_shardings=whole),
     )
 
 
-def make_init(experiment: Experiment, spec: dict[str, jax.ShapeDtypeStruct]) -> Callable[[], Any]:
+def make_init(experiment: Experiment) -> Callable[[], Any]:
     """`() -> variables`, boxed with their logical axes; the objective calls the model on a batch of zeros."""
 
     def init_variables() -> Any:
         key = keys.stream(experiment.seed, "init")
-        batch = {name: jnp.zeros(s.shape, s.dtype) for name, s in spec.items()}
-        objective = nn.init(
-            lambda forward, batch: experiment.objective(forward, batch, key, False), experiment.model
-        )
-        return dict(objective({"params": key}, batch))
+        zeros = {name: jnp.zeros(s.shape, s.dtype) for name, s in experiment.data.spec().items()}
+        init = nn.init(lambda forward: experiment.objective(forward, zeros, key, False), experiment.model)
+        return dict(init({"params": key}))
 
     return init_variables
 
@@ -107,17 +95,12 @@ def make_init(experiment: Experiment, spec: dict[str, jax.ShapeDtypeStruct]) -> 
 def make_loss(experiment: Experiment) -> Callable[..., tuple[jax.Array, tuple[Sums, Any]]]:
     """`(params, variables, batch, step) -> (mean loss, (sums, new variables))` in training."""
 
-    def loss(
-        params: Any, variables: Any, batch: Batch, step: jax.Array
-    ) -> tuple[jax.Array, tuple[Sums, Any]]:
+    def loss(params: Any, variables: Any, batch: Batch, step: jax.Array) -> tuple[jax.Array, tuple[Sums, Any]]:
         key = keys.at_step(experiment.seed, "objective", step)
-        apply = nn.apply(
-            lambda forward, batch: experiment.objective(forward, batch, key, True),
-            experiment.model,
-            mutable=list(variables),
-        )
         rngs = {"dropout": keys.at_step(experiment.seed, "dropout", step)}
-        sums, variables = apply({"params": params, **variables}, batch, rngs=rngs)
+        objective = lambda forward: experiment.objective(forward, batch, key, True)  # noqa: E731
+        apply = nn.apply(objective, experiment.model, mutable=list(variables))
+        sums, variables = apply({"params": params, **variables}, rngs=rngs)
         return sums["loss"].mean(), (sums, variables)
 
     return loss
@@ -129,14 +112,12 @@ def make_train_step(experiment: Experiment, optimizer: optax.GradientTransformat
     rate = experiment.optimizer.rate.build(experiment.steps)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        gradient, (sums, variables) = jax.grad(loss, has_aux=True)(
-            state.params, state.variables, batch, state.step
-        )
+        gradient, (sums, variables) = jax.grad(loss, has_aux=True)(state.params, state.variables, batch, state.step)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {name: each.mean() for name, each in sums.items()}
         metrics |= {"learning_rate": rate(state.step), "gradient_norm": optax.global_norm(gradient)}
-        return TrainState(state.step + 1, params, variables, opt_state), metrics
+        return TrainState(step=state.step + 1, params=params, variables=variables, opt_state=opt_state), metrics
 
     return train_step
 
@@ -145,10 +126,8 @@ def make_eval_step(experiment: Experiment) -> Callable[[TrainState, Batch], Sums
     """`(state, batch) -> sums`, without dropout and with variables as they are."""
 
     def eval_step(state: TrainState, batch: Batch) -> Sums:
-        key = keys.at_step(experiment.seed, "evaluation", 0)
-        apply = nn.apply(
-            lambda forward, batch: experiment.objective(forward, batch, key, False), experiment.model
-        )
-        return apply({"params": state.params, **state.variables}, batch)
+        key = keys.stream(experiment.seed, "evaluation")
+        apply = nn.apply(lambda forward: experiment.objective(forward, batch, key, False), experiment.model)
+        return apply({"params": state.params, **state.variables})
 
     return eval_step

@@ -4,8 +4,6 @@ The split is fixed: 1,437 to train and 360 to evaluate, after one fixed shuffle 
 """
 
 import dataclasses
-import hashlib
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -13,47 +11,24 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from jaxbig.data.base import Data, Source, Spec
-from jaxbig.data.prepared import Arrays, columns, identity, prepared
+from jaxbig.data.prepared import Arrays, Builder, Record, columns, identity, prepared
 from jaxbig.data.stream import order
 
 
-class JaxbigDigits(tfds.core.GeneratorBasedBuilder):
-    """Handwritten digits, 8x8 pixels of 0 to 16."""
+class JaxbigDigits(Builder):
+    """scikit-learn's handwritten digits, 8x8 pixels of 0 to 16."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    def features(self) -> dict[str, Any]:
+        image = tfds.features.Tensor(shape=(8, 8), dtype=np.uint8)
+        return {"image": image, "label": tfds.features.Scalar(np.int32)}
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        features = {
-            "image": tfds.features.Tensor(shape=(8, 8), dtype=np.uint8),
-            "label": tfds.features.Scalar(np.int32),
-        }
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="scikit-learn's handwritten digits",
-            features=tfds.features.FeaturesDict(features),
-            metadata=tfds.core.MetadataDict(),
-            disable_shuffling=True,
-        )
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+    def records(self) -> dict[str, list[Record]]:
         import sklearn.datasets  # here: slow to import, and needed once
 
         images, labels = sklearn.datasets.load_digits(return_X_y=True)
         images, labels = images.reshape(-1, 8, 8).astype(np.uint8), labels.astype(np.int32)
-        shuffle = order(0, 0, len(images))
-        images, labels = images[shuffle], labels[shuffle]
-        self.info.metadata["sha256"] = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
-        cut = 1437
-        return {
-            "train": self._generate_examples(images[:cut], labels[:cut]),
-            "eval": self._generate_examples(images[cut:], labels[cut:]),
-        }
-
-    def _generate_examples(
-        self, images: np.ndarray, labels: np.ndarray
-    ) -> Iterator[tuple[int, dict[str, Any]]]:
-        for number, (image, label) in enumerate(zip(images, labels, strict=True)):
-            yield number, {"image": image, "label": label}
+        all_records = [{"image": images[i], "label": labels[i]} for i in order(0, 0, len(images))]
+        return {"train": all_records[:1437], "eval": all_records[1437:]}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,11 +3,13 @@
 They stand where TFDS keeps all data sets: `~/tensorflow_datasets`, or the folder that TFDS_DATA_DIR names.
 """
 
+import abc
 import contextlib
+import hashlib
 import logging
 import os
 import shutil
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +17,58 @@ import filelock
 import numpy as np
 import tensorflow_datasets as tfds
 
+from jaxbig.data.base import Rows
 from jaxbig.errors import Refused
 
 log = logging.getLogger("jaxbig")
+Record = dict[str, Any]
 
 
-def data_dir() -> Path:
-    """Where prepared data sets stand."""
-    return Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+class Builder(tfds.core.GeneratorBasedBuilder, abc.ABC):
+    """A small data set that is made on this machine: features, and the records of each split, in order."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    @abc.abstractmethod
+    def features(self) -> dict[str, Any]:
+        """TFDS's features by name."""
+
+    @abc.abstractmethod
+    def records(self) -> dict[str, list[Record]]:
+        """The records of "train" and "eval"."""
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = tfds.features.FeaturesDict(self.features())
+        metadata = tfds.core.MetadataDict()
+        return tfds.core.DatasetInfo(builder=self, features=features, metadata=metadata, disable_shuffling=True)
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        splits, digest = self.records(), hashlib.sha256()
+        for split, records in splits.items():
+            for record in records:
+                for name, value in sorted(record.items()):
+                    data = value.encode() if isinstance(value, str) else np.asarray(value).tobytes()
+                    digest.update(f"{split} {name} {len(data)} ".encode() + data)
+        self.info.metadata["sha256"] = digest.hexdigest()
+        return {split: self._generate_examples(records) for split, records in splits.items()}
+
+    def _generate_examples(self, records: list[Record]) -> Iterator[tuple[int, Record]]:
+        yield from enumerate(records)
 
 
-def prepared(
-    builder_class: type[tfds.core.GeneratorBasedBuilder], **options: Any
-) -> tfds.core.DatasetBuilder:
+def prepared(builder_class: type[Builder]) -> tfds.core.DatasetBuilder:
     """The builder with its data ready; prepared by one process while others wait, begun anew if killed half-way.
 
     TFDS writes into a folder of another name and renames it when it is whole, so what is found is whole.
     """
-    root = data_dir()
+    root = Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
     try:
         root.mkdir(parents=True, exist_ok=True)
-        builder = builder_class(data_dir=root, file_format="array_record", **options)
+        builder = builder_class(data_dir=root, file_format="array_record")
         if not builder.is_prepared():
             with filelock.FileLock(root / f"{builder.name}.lock"):
                 _prepare(builder)
-            builder = builder_class(data_dir=root, file_format="array_record", **options)
+            builder = builder_class(data_dir=root, file_format="array_record")
     except OSError as error:
         raise Refused(
             f"data set {builder_class.name} cannot be prepared in {root}: {error.strerror or error}; "
@@ -56,7 +85,7 @@ def _prepare(builder: tfds.core.DatasetBuilder) -> None:
         shutil.rmtree(leftover)
     log.info("preparing data set %s in %s (once)", builder.name, target)
     tfds.disable_progress_bar()
-    with contextlib.redirect_stdout(sys.stderr):  # TFDS prints; standard output is for results
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # TFDS prints; that is for results
         builder.download_and_prepare()
 
 
@@ -68,7 +97,7 @@ def columns(builder: tfds.core.DatasetBuilder, split: str) -> dict[str, list[Any
 
 
 def identity(builder: tfds.core.DatasetBuilder) -> str:
-    """What the data is: its name and the sha256 over its content that the builder noted."""
+    """What the data is: its name, and the sha256 over its records as they were prepared."""
     return f"{builder.info.full_name} sha256:{builder.info.metadata['sha256']}"
 
 
@@ -81,5 +110,5 @@ class Arrays:
     def __len__(self) -> int:
         return len(self.arrays["mask"])
 
-    def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    def rows(self, indices: np.ndarray) -> Rows:
         return {name: array[indices] for name, array in self.arrays.items()}

@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import platform
 import sysconfig
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from jaxbig.data.base import Data, Rows, Source, Spec
-from jaxbig.data.prepared import columns, identity, prepared
+from jaxbig.data.prepared import Builder, Record, columns, identity, prepared
 
 LEFT_OUT = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test", "lib2to3"}
 
@@ -35,36 +34,19 @@ def held_out(name: str) -> bool:
     return int(hashlib.sha256(name.encode()).hexdigest(), 16) % 20 == 0
 
 
-class JaxbigPytext(tfds.core.GeneratorBasedBuilder):
+class JaxbigPytext(Builder):
     """The source files of a Python's standard library."""
 
-    VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=f"python_{platform.python_version()}")]  # noqa: RUF012
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        features = {"name": tfds.features.Text(), "text": tfds.features.Tensor(shape=(None,), dtype=np.uint8)}
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="the source text of Python's standard library",
-            features=tfds.features.FeaturesDict(features),
-            metadata=tfds.core.MetadataDict(),
-            disable_shuffling=True,
-        )
+    def features(self) -> dict[str, Any]:
+        return {"name": tfds.features.Text(), "text": tfds.features.Tensor(shape=(None,), dtype=np.uint8)}
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        files = library_files()
-        digest = hashlib.sha256()
-        for name, text in files.items():
-            digest.update(f"{name}\0{len(text)}\0".encode() + text)
-        self.info.metadata["sha256"] = digest.hexdigest()
-        return {
-            "train": self._generate_examples({n: t for n, t in files.items() if not held_out(n)}),
-            "eval": self._generate_examples({n: t for n, t in files.items() if held_out(n)}),
-        }
-
-    def _generate_examples(self, files: dict[str, bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
-        for number, (name, text) in enumerate(files.items()):
-            yield number, {"name": name, "text": np.frombuffer(text, np.uint8)}
+    def records(self) -> dict[str, list[Record]]:
+        splits: dict[str, list[Record]] = {"train": [], "eval": []}
+        for name, text in library_files().items():
+            splits["eval" if held_out(name) else "train"].append({"name": name, "text": np.frombuffer(text, np.uint8)})
+        return splits
 
 
 class Windows:

@@ -28,9 +28,7 @@ def order(seed: int, epoch: int, size: int) -> np.ndarray:
 def train_indices(seed: int, step: int, batch: int, size: int) -> np.ndarray:
     """Which examples make the global batch at a step, [batch]; each epoch holds every example exactly once."""
     epochs, places = np.divmod(np.arange(step * batch, (step + 1) * batch), size)
-    return np.concatenate(
-        [order(seed, int(epoch), size)[places[epochs == epoch]] for epoch in np.unique(epochs)]
-    )
+    return np.concatenate([order(seed, int(epoch), size)[places[epochs == epoch]] for epoch in np.unique(epochs)])
 
 
 def local(rows: np.ndarray, process: int, processes: int) -> np.ndarray:
@@ -40,9 +38,7 @@ def local(rows: np.ndarray, process: int, processes: int) -> np.ndarray:
     return np.split(rows, processes)[process]
 
 
-def train_batch(
-    source: Source, seed: int, step: int, batch: int, process: int = 0, processes: int = 1
-) -> Rows:
+def train_batch(source: Source, seed: int, step: int, batch: int, process: int = 0, processes: int = 1) -> Rows:
     """This process's rows of the global batch at a step."""
     return source.rows(local(train_indices(seed, step, batch, len(source)), process, processes))
 

@@ -43,9 +43,7 @@ class Pool(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[B, Y, X, C] -> [B, Y // window, X // window, C]."""
         if min(x.shape[1:3]) < self.window:
-            raise Refused(
-                f"Pool(window={self.window}) on an image of {x.shape[1]}x{x.shape[2]}: pool less, or later."
-            )
+            raise Refused(f"Pool(window={self.window}) on an image of {x.shape[1]}x{x.shape[2]}: pool less, or later.")
         pool = nn.max_pool if self.kind == "max" else nn.avg_pool
         return pool(x, (self.window, self.window), (self.window, self.window))
 

@@ -13,9 +13,7 @@ from jaxbig.mesh import GATHERED
 Axes = tuple[str | None, ...]
 
 
-def parameter(
-    module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...], axes: Axes
-) -> jax.Array:
+def parameter(module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...], axes: Axes) -> jax.Array:
     """Declares a parameter whose axes have logical names, and gathers it over `fsdp` for use.
 
     The gathering is said here because the partitioner, left to itself, may choose a wrong gradient: with

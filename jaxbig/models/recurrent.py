@@ -3,13 +3,18 @@
 Letters in shape comments: B batch, L length, D width of the input, W width of the state.
 """
 
-import math
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxbig.models.layers import Linear, constrain, parameter
+
+
+def forget_one(key: jax.Array, shape: Any, dtype: Any = None, out_sharding: Any = None) -> jax.Array:
+    """Initial biases [4, W]: 1 for the forget gate, 0 for the others."""
+    return jnp.zeros(shape, dtype or jnp.float32).at[1].set(1.0)
 
 
 class LSTM(nn.Module):
@@ -31,24 +36,15 @@ class LSTM(nn.Module):
         Beyond a row's length the state stands still, so padding changes nothing.
         """
         batch, length, _ = x.shape
-        inputs = Linear((4, self.width), ("embed", None, "hidden"), bias=False, name="input")(
-            x
-        )  # [B, L, 4, W]
-        uniform = nn.initializers.uniform(2 / math.sqrt(self.width))
-
-        def recurrent(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
-            return uniform(key, shape, dtype) - 1 / math.sqrt(self.width)  # as PyTorch: within 1 / sqrt(W)
-
-        def forget_one(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
-            return jnp.zeros(shape, dtype).at[1].set(1.0)
-
+        inputs = Linear((4, self.width), ("embed", None, "hidden"), bias=False, name="input")(x)  # [B, L, 4, W]
+        within = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", 0, (1, 2))  # +- 1 / sqrt(W), as PyTorch
         axes = ("embed", None, "hidden")
-        kernel = parameter(self, "recurrent", recurrent, (self.width, 4, self.width), axes)
+        kernel = parameter(self, "recurrent", within, (self.width, 4, self.width), axes)
         bias = parameter(self, "bias", forget_one, (4, self.width), axes[1:])
         inputs = inputs + jnp.broadcast_to(bias, inputs.shape)
         ends = jnp.full((batch,), length) if lengths is None else lengths
 
-        def step(carry: tuple[jax.Array, jax.Array], now: tuple[jax.Array, jax.Array]):
+        def step(carry: tuple[jax.Array, jax.Array], now: tuple[jax.Array, jax.Array]) -> Any:
             hidden, cell = carry  # [B, W] each
             time, from_input = now  # [], [B, 4, W]
             gates = from_input + jnp.tensordot(hidden, kernel, axes=1)

@@ -52,9 +52,7 @@ class Decoder(nn.Module):
     def __call__(self, tokens: jax.Array, train: bool = False) -> jax.Array:
         """Token numbers [B, L] -> logits [B, L, V], float32."""
         if self.width % (2 * self.heads):
-            raise Refused(
-                f"width {self.width} does not divide into {self.heads} heads of an even width (rotary)."
-            )
+            raise Refused(f"width {self.width} does not divide into {self.heads} heads of an even width (rotary).")
         shape = (self.vocab, self.width)
         table = parameter(self, "embedding", nn.initializers.normal(1.0), shape, ("vocab", "embed"))
         x = constrain(jnp.take(table, tokens, axis=0), "batch", "length", None)  # [B, L, D]

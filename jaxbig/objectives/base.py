@@ -4,15 +4,16 @@ import abc
 import dataclasses
 from typing import Any
 
+import chex
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 Batch = dict[str, jax.Array]
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Sum:
     """A weighted sum and its weight, so that means over batches and devices are never means of means."""
 
@@ -54,5 +55,6 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 def masked(values: jax.Array, mask: jax.Array) -> Sum:
     """The sum of `values` where `mask` is 1, and how many those are; both of one shape."""
+    chex.assert_equal_shape([values, mask])
     values, mask = values.astype(jnp.float32), mask.astype(jnp.float32)
     return Sum(jnp.sum(values * mask), jnp.sum(mask))

@@ -27,9 +27,7 @@ class Classification(Objective):
         lengths = {"lengths": batch["lengths"]} if "lengths" in batch else {}
         logits = forward(batch["inputs"], **lengths, train=train)  # type: ignore[operator]
         if logits.shape[-1] != self.classes:
-            raise Refused(
-                f"the model gives {logits.shape[-1]} logits for {self.classes} classes: make them equal."
-            )
+            raise Refused(f"the model gives {logits.shape[-1]} logits for {self.classes} classes: make them equal.")
         right = jnp.argmax(logits, axis=-1) == batch["targets"]
         return {
             "loss": masked(cross_entropy(logits, batch["targets"]), batch["mask"]),

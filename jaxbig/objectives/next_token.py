@@ -24,9 +24,7 @@ class NextToken(Objective):
     def __call__(self, forward: nn.Module, batch: Batch, key: jax.Array, train: bool) -> Sums:
         logits = forward(batch["inputs"], train=train)  # type: ignore[operator]
         if logits.shape[-1] != self.vocab:
-            raise Refused(
-                f"the model gives {logits.shape[-1]} logits for {self.vocab} tokens: make them equal."
-            )
+            raise Refused(f"the model gives {logits.shape[-1]} logits for {self.vocab} tokens: make them equal.")
         right = jnp.argmax(logits, axis=-1) == batch["targets"]
         return {
             "loss": masked(cross_entropy(logits, batch["targets"]), batch["mask"]),

@@ -48,9 +48,7 @@ class Optimizer(abc.ABC):
         try:
             mask = chosen(re.compile(self.decayed).pattern)
         except re.error as error:
-            raise Refused(
-                f"--optimizer.decayed {self.decayed!r} is no regular expression: {error}."
-            ) from None
+            raise Refused(f"--optimizer.decayed {self.decayed!r} is no regular expression: {error}.") from None
         parts = []
         if self.l1:
             parts.append(optax.masked(_add_sign(self.l1), mask))
@@ -64,9 +62,7 @@ class Optimizer(abc.ABC):
 
 def _add_sign(l1: float) -> optax.GradientTransformation:
     """Adds the gradient of `l1 * |w|`."""
-    return optax.stateless(
-        lambda updates, params: jax.tree.map(lambda g, w: g + l1 * jnp.sign(w), updates, params)
-    )
+    return optax.stateless(lambda updates, params: jax.tree.map(lambda g, w: g + l1 * jnp.sign(w), updates, params))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,6 +98,4 @@ class AdamW(Adam):
     """Each step takes `rate * weight_decay * w` off each chosen parameter w."""
 
     def direction(self) -> optax.GradientTransformation:
-        return optax.chain(
-            super().direction(), optax.add_decayed_weights(self.weight_decay, chosen(self.decayed))
-        )
+        return optax.chain(super().direction(), optax.add_decayed_weights(self.weight_decay, chosen(self.decayed)))

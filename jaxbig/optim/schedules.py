@@ -35,15 +35,16 @@ class Warmup(Schedule):
     peak: float
     """The highest rate."""
     warmup: int = 0
-    """How many steps it takes to get there."""
+    """How many steps it takes to get there, or all of a shorter run."""
     end: float = 0.0
     """The rate at the end of the run."""
 
     def build(self, steps: int) -> optax.Schedule:
-        if not 0 <= self.warmup <= steps:
-            raise Refused(f"--optimizer.rate.warmup {self.warmup} is not within the run's {steps} steps.")
-        rise = optax.linear_schedule(0.0, self.peak, self.warmup)
-        return optax.join_schedules([rise, self.fall(steps - self.warmup)], [self.warmup])
+        if self.warmup < 0:
+            raise Refused(f"--optimizer.rate.warmup {self.warmup}: it must be 0 or more.")
+        warmup = min(self.warmup, steps)
+        rise = optax.linear_schedule(0.0, self.peak, warmup)
+        return optax.join_schedules([rise, self.fall(steps - warmup)], [warmup])
 
     @abc.abstractmethod
     def fall(self, steps: int) -> optax.Schedule:

@@ -39,9 +39,7 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """The lines of `metrics.jsonl`; a last line that was cut off by a kill is left out."""
     file = workdir / "metrics.jsonl"
     lines = file.read_text().split("\n") if file.exists() else []
-    return [
-        json.loads(line) for line in lines[:-1] if line
-    ]  # what follows the last newline is cut off or nothing
+    return [json.loads(line) for line in lines[:-1] if line]  # what follows the last newline is cut off or nothing
 
 
 def write_atomically(file: Path, text: str) -> None:
@@ -49,6 +47,11 @@ def write_atomically(file: Path, text: str) -> None:
     temporary = file.with_name(file.name + ".partial")
     temporary.write_text(text)
     temporary.replace(file)
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Writes JSON whole, or leaves the old file."""
+    write_atomically(file, json.dumps(value, indent=1) + "\n")
 
 
 def read_json(file: Path) -> Any:

@@ -11,6 +11,7 @@ from rich.logging import RichHandler
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 
 class Screen:
@@ -22,6 +23,7 @@ class Screen:
     def __init__(self, json: bool = False):
         self.console = Console(stderr=json, highlight=False)
         self._progress: Progress | None = None
+        self._steps = 0
         self._columns: list[str] = []
         self._last_line = 0.0
         handler = RichHandler(console=self.console, show_time=False, show_path=False, markup=False)
@@ -44,13 +46,16 @@ class Screen:
                 TimeRemainingColumn(compact=True),
                 TextColumn("left"),
             )
-            self._progress = Progress(*columns, console=self.console, transient=True)
-            self._task = self._progress.add_task("", total=steps, completed=step)
-            self._progress.start()
+            progress = Progress(*columns, console=self.console, transient=True)
+            self._task = progress.add_task("", total=steps, completed=step)
+            progress.start()
+            self._progress = progress
 
     def train(self, step: int, values: dict[str, float]) -> None:
         """Training metrics of a step."""
-        text = f"loss {values['loss']:.4f}  rate {values['learning_rate']:.1e}  {values['steps_per_second']:.1f} steps/s"
+        text = (
+            f"loss {values['loss']:.4f}  rate {values['learning_rate']:.1e}  {values['steps_per_second']:.1f} steps/s"
+        )
         if self._progress is not None:
             self._progress.update(self._task, completed=step, description=text)
         elif time.monotonic() - self._last_line > 10:
@@ -72,28 +77,32 @@ class Screen:
 
     def result(self, title: str, summary: dict[str, Any], workdir: Path, hints: list[str]) -> None:
         """The last screen: what was reached, where everything is, the digest, and what to try next."""
-        table = Table.grid(padding=(0, 2))
-        for name, value in summary["metrics"].items():
-            if name.startswith("eval/"):
-                table.add_row(name, f"{value:.4f}")
-        table.add_row("steps", str(summary["step"]))
-        table.add_row("state_sha256", summary["state_sha256"])
-        table.add_row(
-            "folder", f"{workdir}: run.json, metrics.jsonl, summary.json, tensorboard/, checkpoints/"
-        )
-        for number, hint in enumerate(hints):
-            table.add_row("next" if number == 0 else "", hint)
-        self.console.print(Panel(table, title=title, title_align="left", expand=False))
+        rows = [(name, f"{value:.4f}") for name, value in summary["metrics"].items() if name.startswith("eval/")]
+        best = [f"{name} {value:.4f}" for name, value in (summary["best"] or {}).items() if name != "step"]
+        rows += [("best", f"{text} at step {summary['best']['step']}") for text in best]
+        rows += [("steps", f"{summary['step']:,}"), ("folder", str(workdir)), ("digest", summary["state_sha256"])]
+        rows += [("next" if hint is hints[0] else "", hint) for hint in hints]
+        grid = Table.grid(padding=(0, 2))
+        for name, value in rows:
+            grid.add_row(name, Text(value, overflow="fold"))
+        self.console.print(Panel(grid, title=title, title_align="left", expand=False))
 
 
-def table(rows: list[dict[str, Any]], title: str | None = None) -> None:
+def table(rows: list[dict[str, Any]], title: str = "") -> None:
     """Prints rows as a table on standard output, a column a key."""
-    shown = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for name in rows[0] if rows else []:
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for name in rows[0]:
         number = all(isinstance(row[name], int | float) for row in rows)
         shown.add_column(name, justify="right" if number else "left", overflow="fold")
     for row in rows:
-        shown.add_row(
-            *(f"{v:,}" if isinstance(v, int) and not isinstance(v, bool) else str(v) for v in row.values())
-        )
-    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(shown, markup=False)
+        shown.add_row(*map(_cell, row.values()))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    if title:
+        console.print(title, markup=False)
+    console.print(shown, markup=False)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
