@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,6 +40,8 @@ class Verb:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OfExperiment(Verb):
     name: tyro.conf.Suppress[str]
+    options: tyro.conf.Suppress[tuple[str, ...]]
+    """As they were written, for the commands that a last screen proposes."""
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
 
 
@@ -95,10 +98,10 @@ class Train(OfRun):
         if result["interrupted"]:
             screen.say(f"interrupted; saved at step {result['step']}: the same command goes on from there")
             return INTERRUPTED
-        where, other = f" --workdir {self.workdir}" if self.workdir else "", f"{self.folder}-seed1"
+        same, other = shlex.join([self.name, *(o for o in self.options if o != "--fork")]), f"{self.folder}-seed1"
         hints = [
-            f"jaxbig evaluate {self.name}{where}",
-            f"jaxbig train {self.name} --seed 1 --workdir {other}",
+            f"jaxbig evaluate {same}",
+            f"jaxbig train {same} --seed 1 --workdir {other}",
             f"jaxbig compare {self.folder} {other}",
             f"jaxbig train {self.name} --help",
         ]
@@ -195,7 +198,7 @@ def run(arguments: Sequence[str]) -> int:
     if not rest or rest[0].startswith("-"):
         raise Refused(f"{word} needs an experiment first, as in jaxbig {word} NAME; `jaxbig list` names them.")
     name, *options = rest
-    return parse(verb, options, f"{word} {name}", verb(name=name, experiment=load(name)))()
+    return parse(verb, options, f"{word} {name}", verb(name=name, options=tuple(options), experiment=load(name)))()
 
 
 def parse(verb: Any, options: Sequence[str], words: str, default: Any = None) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from jaxbig.data.stream import train_batch
+from jaxbig.errors import Refused
 from jaxbig.experiment import Experiment
 from jaxbig.loop import Report, compile_step, run_steps
 from jaxbig.mesh import activate, put
@@ -22,20 +23,19 @@ def bench(experiment: Experiment, steps: int, screen: Screen) -> dict[str, Any]:
 
     The loop reads its batches, reads ahead, moves them, and logs as in training; evaluation and saving are left out.
     """
+    if steps < 1:
+        raise Refused(f"--rounds-of {steps}: it must be 1 or more.")
     program = make_program(experiment)
     experiment.data.prepare()
     source = experiment.data.source("train")
+    ours, bare, waits = [], [], []
+    report = Report(experiment, lambda step, values: waits.append(values["data_wait"]))
     with activate(program.mesh):
-        state = program.init()
         began = time.perf_counter()
         train_step = compile_step(program, screen)
         compile_seconds = time.perf_counter() - began
         batch = put(train_batch(source, experiment.seed, 0, experiment.data.batch), program.mesh)
-        waits: list[float] = []
-        report = Report(experiment, lambda step, values: waits.append(values["data_wait"]))
-        ours: list[float] = []
-        bare: list[float] = []
-        state, _ = train_step(state, batch)  # the first call is slower
+        state, metrics = train_step(program.init(), batch)  # the first call is slower
         for number in range(ROUNDS):
             began = time.perf_counter()
             for _ in range(steps):
@@ -50,20 +50,17 @@ def bench(experiment: Experiment, steps: int, screen: Screen) -> dict[str, Any]:
             jax.block_until_ready(state)
             ours.append((time.perf_counter() - began) / steps)
             screen.say(f"round {number + 1} of {ROUNDS}: loop {ours[-1]:.4f} s a step, bare step {bare[-1]:.4f} s")
-    memory = train_step.memory_analysis()
-    step_seconds = statistics.median(ours)
+    used, seconds = train_step.memory_analysis(), statistics.median(ours)
+    outputs = used.output_size_in_bytes - used.alias_size_in_bytes  # the donated state is counted once
     return {
-        "step_seconds": step_seconds,
-        "examples_per_second": experiment.data.batch / step_seconds,
+        "step_seconds": seconds,
+        "examples_per_second": experiment.data.batch / seconds,
         "ratio": statistics.median(b / o for b, o in zip(bare, ours, strict=True)),
         "against": "the same compiled step in a bare loop, on one batch that is on the device already",
         "data_wait": statistics.fmean(waits) if waits else None,
         "compile_seconds": compile_seconds,
-        "peak_bytes": memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        + memory.temp_size_in_bytes
-        - memory.alias_size_in_bytes,
-        "steps": steps,
+        "peak_bytes": used.argument_size_in_bytes + used.temp_size_in_bytes + outputs,
         "rounds": ROUNDS,
-        "device": jax.devices()[0].device_kind,
+        "steps_a_round": steps,
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }

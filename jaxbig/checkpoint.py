@@ -33,57 +33,53 @@ class Broken(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """A state that was verified, and where it is from."""
+    """A state that was verified, and its digest."""
 
     step: int
     state: Any
     state_sha256: str
-    metrics: dict[str, float]
 
 
 class Checkpoints:
-    """The checkpoints in a folder; keeps the newest `keep_last` and the `keep_best` best by a metric."""
+    """The checkpoints in a folder; keeps the newest `keep_last`, and the `keep_best` best by a metric."""
 
     def __init__(
-        self,
-        folder: Path,
-        keep_last: int = 2,
-        keep_best: int = 0,
-        criterion: str = "loss",
-        higher: bool = False,
+        self, folder: Path, keep_last: int = 1, keep_best: int = 0, criterion: str = "loss", higher: bool = False
     ):
         self.folder = folder.absolute()
         self.keep_last, self.keep_best, self.criterion, self.higher = keep_last, keep_best, criterion, higher
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: tuple[int, Future[None]] | None = None
 
+    def path(self, step: int) -> Path:
+        """The folder of a step's checkpoint."""
+        return self.folder / str(step)
+
     def steps(self) -> list[int]:
-        """The steps of all folders (and whatever else) with a step's name, whole or not, oldest first."""
-        if not self.folder.is_dir():
-            return []
-        return sorted(int(entry.name) for entry in self.folder.iterdir() if re.fullmatch(r"\d+", entry.name))
+        """The steps of all that has a step's name, whole or not, oldest first."""
+        entries = self.folder.iterdir() if self.folder.is_dir() else ()
+        return sorted(int(entry.name) for entry in entries if re.fullmatch(r"0|[1-9]\d*", entry.name))
 
     def clean(self) -> None:
         """Removes what a save or a removal that was killed has left; only for the one run that holds the folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for entry in self.folder.iterdir():
-            if re.fullmatch(r"(saving|removing)-\d+.*", entry.name):
+            if re.match(r"(saving|removing)-\d+", entry.name):
                 shutil.rmtree(entry)
 
     # -- saving
 
     def save(self, step: int, state: Any, metrics: dict[str, float]) -> str:
-        """Begins to save in the background, once the save before it is done; gives `state_sha256`."""
+        """Begins to save in the background, once the save before is done; gives `state_sha256`."""
         self.wait()
-        shapes = {path: [str(leaf.dtype), list(leaf.shape)] for path, leaf in leaves(state).items()}
         each, whole = digests(state)
-        manifest = {"step": step, "state_sha256": whole, "metrics": metrics, "shapes": shapes, "leaves": each}
+        manifest = {"step": step, "state_sha256": whole, "metrics": metrics, "shapes": _shapes(state), "leaves": each}
         temporary = self.folder / f"saving-{step}"
         try:
-            response = ocp.save_async(temporary, state)
+            response = ocp.save_async(str(temporary), state)
         except Exception as error:
             raise self._failed(step, error) from error
-        self._pending = step, self._thread.submit(self._commit, response, temporary, step, manifest)
+        self._pending = step, self._thread.submit(self._commit, response, temporary, manifest)
         return whole
 
     def wait(self, only_if_done: bool = False) -> None:
@@ -98,52 +94,34 @@ class Checkpoints:
 
     def _failed(self, step: int, error: Exception) -> Failed:
         shutil.rmtree(self.folder / f"saving-{step}", ignore_errors=True)  # gives its room back
-        cause = re.sub(r"\s+", " ", str(error))[:300]
         return Failed(
-            f"saving step {step} to {self.folder / str(step)} failed: {cause}; "
-            f"what was saved before it is untouched: mend it and run the same command again."
+            f"saving step {step} to {self.path(step)} failed: {_one_line(error)}; what was saved before it is "
+            f"untouched: mend that, and run the same command again."
         )
 
-    def _commit(self, response: Any, temporary: Path, step: int, manifest: dict[str, Any]) -> None:
+    def _commit(self, response: Any, temporary: Path, manifest: dict[str, Any]) -> None:
         response.result()
-        manifest["files"] = {name: _file_digest(temporary / name) for name in _files(temporary)}
+        files = sorted(file for file in temporary.rglob("*") if file.is_file())
+        manifest["files"] = {file.relative_to(temporary).as_posix(): _file_digest(file) for file in files}
         text = json.dumps(manifest, indent=1)
-        seal = hashlib.sha256(text.encode()).hexdigest()
-        (temporary / MANIFEST).write_text(f"{text}\n{seal}\n")
-        temporary.rename(self.folder / str(step))
+        (temporary / MANIFEST).write_text(f"{text}\n{hashlib.sha256(text.encode()).hexdigest()}\n")
+        temporary.rename(self.path(manifest["step"]))
         self._retire()
 
     def _retire(self) -> None:
         """Removes the checkpoints that are neither among the newest nor among the best."""
-        steps, scores = self.steps(), {}
-        for step in steps:
-            try:
-                score = self.manifest(step)["metrics"].get(self.criterion)
-            except Broken:
-                return  # a broken one is for the next restore to name; until then nothing is removed
-            if score is not None:
-                scores[step] = score if self.higher else -score
-        best = sorted(scores, key=lambda step: (scores[step], step))[-self.keep_best :] if self.keep_best else []
+        steps = self.steps()
+        try:
+            scores = {step: self.manifest(step)["metrics"].get(self.criterion) for step in steps}
+        except Broken:
+            return  # it is for the next restore to name; until then nothing is removed
+        sign = 1 if self.higher else -1
+        ranked = sorted((sign * score, step) for step, score in scores.items() if score is not None)
+        best = [step for _, step in ranked[len(ranked) - self.keep_best :]]
         for step in set(steps) - set(steps[-self.keep_last :]) - set(best):
-            removed = (self.folder / str(step)).rename(self.folder / f"removing-{step}")
-            shutil.rmtree(removed)
+            shutil.rmtree(self.path(step).rename(self.folder / f"removing-{step}"))
 
     # -- restoring
-
-    def manifest(self, step: int) -> dict[str, Any]:
-        """What was noted of a checkpoint when it was saved; `Broken` if that cannot be trusted."""
-        folder = self.folder / str(step)
-        if folder.is_symlink() or not folder.is_dir():
-            raise Broken("is no folder (a link or a file), so no save of jaxbig's")
-        try:
-            text, seal, _ = (folder / MANIFEST).read_text().rsplit("\n", 2)
-        except FileNotFoundError:
-            raise Broken(f"has no {MANIFEST}, so no save of jaxbig's, or one that lost it") from None
-        except (OSError, ValueError) as error:
-            raise Broken(f"has an unreadable {MANIFEST}: {error}") from None
-        if hashlib.sha256(text.encode()).hexdigest() != seal:
-            raise Broken(f"has changed in {MANIFEST} since it was saved")
-        return json.loads(text)
 
     def restore(self, abstract: Any) -> Restored | None:
         """The newest checkpoint that is whole, with the shardings of `abstract`; None if there is none at all.
@@ -157,22 +135,37 @@ class Checkpoints:
 
         def load(step: int) -> dict[str, Any]:
             self._verify_files(step)
-            whole = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-            saved = ocp.metadata(self.folder / str(step)).metadata
-            abstract = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=whole), saved)
-            return leaves(ocp.load(self.folder / str(step), abstract)["params"])  # type: ignore[index]
+            one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+            saved = ocp.metadata(str(self.path(step))).metadata
+            abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), saved)
+            state: Any = ocp.load(str(self.path(step)), abstract)
+            return leaves(state["params"])
 
         return self._newest_whole(load)
 
-    def set_aside(self, newer_than: int) -> None:
-        """Moves checkpoints beyond a step, which are broken, to `broken/`, so that their steps can be saved again."""
-        for step in [step for step in self.steps() if step > newer_than]:
-            target, number = self.folder.parent / "broken" / str(step), 1
-            while target.exists() or target.is_symlink():
-                target, number = target.with_name(f"{step}-{number}"), number + 1
-            target.parent.mkdir(exist_ok=True)
-            (self.folder / str(step)).rename(target)
-            log.warning("moved checkpoints/%s to broken/%s", step, target.name)
+    def set_aside(self, beyond: int) -> None:
+        """Moves what is beyond a step, which is broken, to `broken/`, so that its step can be saved again."""
+        for step in self.steps():
+            if step > beyond:
+                broken = self.folder.parent / "broken"
+                broken.mkdir(exist_ok=True)
+                target = broken / f"{step}-{len(list(broken.iterdir()))}"
+                self.path(step).rename(target)
+                log.warning("moved %s to %s", self.path(step), target)
+
+    def manifest(self, step: int) -> dict[str, Any]:
+        """What was noted of a checkpoint when it was saved; `Broken` if that cannot be trusted."""
+        if self.path(step).is_symlink() or not self.path(step).is_dir():
+            raise Broken("is a link or a file, so no save of jaxbig's")
+        try:
+            text, seal, _ = (self.path(step) / MANIFEST).read_text().rsplit("\n", 2)
+        except FileNotFoundError:
+            raise Broken(f"misses its file {MANIFEST}") from None
+        except (OSError, ValueError):
+            text, seal = "", None
+        if hashlib.sha256(text.encode()).hexdigest() != seal:
+            raise Broken(f"has changed in its file {MANIFEST} since it was saved")
+        return json.loads(text)
 
     def _newest_whole(self, load: Callable[[int], Any]) -> Any:
         reasons = []
@@ -180,7 +173,7 @@ class Checkpoints:
             try:
                 return load(step)
             except Broken as broken:
-                reasons.append(f"checkpoint {self.folder / str(step)} {broken}")
+                reasons.append(f"checkpoint {self.path(step)} {broken}")
                 log.warning("%s; trying the one before it", reasons[-1])
         if reasons:
             raise Failed(
@@ -190,9 +183,9 @@ class Checkpoints:
         return None
 
     def _verify_files(self, step: int) -> dict[str, Any]:
-        manifest, folder = self.manifest(step), self.folder / str(step)
+        manifest = self.manifest(step)
         for name, (size, digest) in manifest["files"].items():
-            file = folder / name
+            file = self.path(step) / name
             if file.is_symlink() or not file.is_file():
                 raise Broken(f"misses its file {name}")
             if file.stat().st_size != size:
@@ -202,29 +195,31 @@ class Checkpoints:
         return manifest
 
     def _load(self, step: int, abstract: Any) -> Restored:
-        manifest = self._verify_files(step)
-        want = {path: [str(leaf.dtype), list(leaf.shape)] for path, leaf in leaves(abstract).items()}
-        for path in [*want, *manifest["shapes"]]:
-            asked, saved = want.get(path), manifest["shapes"].get(path)
-            if asked != saved:  # Orbax would cast a dtype without a word
+        manifest, want = self._verify_files(step), _shapes(abstract)
+        for path in want | manifest["shapes"]:  # Orbax would cast a dtype without a word
+            asked, saved = want.get(path, "nothing"), manifest["shapes"].get(path, "nothing")
+            if asked != saved:
                 raise Refused(
-                    f"checkpoint {self.folder / str(step)} holds {path} as {saved or 'nothing'} and this "
-                    f"experiment has {asked or 'nothing'}: run the experiment it was saved by, or another --workdir."
+                    f"checkpoint {self.path(step)} holds {path} as {saved}, this experiment as {asked}: run the "
+                    f"experiment that saved it, or give another --workdir."
                 )
         try:
-            state: Any = ocp.load(self.folder / str(step), abstract)
+            state: Any = ocp.load(str(self.path(step)), abstract)
         except Exception as error:
-            cause = re.sub(r"\s+", " ", str(error.__cause__ or error))[:300]
-            raise Broken(f"cannot be read: {cause}") from error
+            raise Broken(f"cannot be read: {_one_line(error.__cause__ or error)}") from error
         each, whole = digests(state)
         for path, digest in manifest["leaves"].items():
             if each[path] != digest:
                 raise Broken(f"has changed in its leaf {path} since it was saved")
-        return Restored(step, state, whole, manifest["metrics"])
+        return Restored(step, state, whole)
 
 
-def _files(folder: Path) -> list[str]:
-    return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+def _shapes(state: Any) -> dict[str, str]:
+    return {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves(state).items()}
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _file_digest(file: Path) -> list[Any]:

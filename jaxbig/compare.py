@@ -48,6 +48,7 @@ def widest_gaps(first: Curves, other: Curves) -> list[dict[str, Any]]:
     gaps = []
     for name in sorted(first.keys() & other.keys()):
         steps = first[name].keys() & other[name].keys()
-        gap, step = max(((abs(first[name][s] - other[name][s]), s) for s in steps), default=(None, None))
-        gaps.append({"metric": name, "shared_steps": len(steps), "widest_gap": gap, "at_step": step})
+        if steps:
+            gap, step = max((abs(first[name][s] - other[name][s]), s) for s in steps)
+            gaps.append({"metric": name, "shared_steps": len(steps), "widest_gap": gap, "at_step": step})
     return gaps

@@ -7,7 +7,7 @@ from jaxbig.errors import Refused
 from jaxbig.experiment import Experiment, to_json
 from jaxbig.loop import evaluate, open_checkpoints
 from jaxbig.mesh import activate
-from jaxbig.resume import another, differences
+from jaxbig.resume import differences
 from jaxbig.step import make_program
 from jaxbig.workdir import read_run
 
@@ -20,7 +20,10 @@ def evaluate_run(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     program, described = make_program(experiment), to_json(experiment)
     fixed = {"model": described["model"], "objective": described["objective"]}
     if lines := differences(run, fixed) or differences(run, {"data_identity": experiment.data.prepare()}):
-        raise another(workdir, lines)
+        raise Refused(
+            f"{workdir} holds a run of another model or data ({'; '.join(lines)}): give the options it was trained "
+            f"with, or another --workdir."
+        )
     with activate(program.mesh):
         restored = checkpoints.restore(program.abstract)
         assert restored is not None

@@ -5,6 +5,7 @@ the command line's options and help come from the fields.
 """
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import hashlib
@@ -13,6 +14,7 @@ import importlib.util
 import json
 import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,27 +55,17 @@ class Experiment:
 
     def check(self) -> None:
         """`Refused` where a number cannot be right, before anything is built."""
-        at_least = {"steps": 1, "log_every": 1, "evaluate_every": 1, "checkpoint_every": 1}
-        for name, least in {**at_least, "keep_last": 1, "keep_best": 0, "readers": 0, "seed": 0}.items():
+        counted = dict.fromkeys(("steps", "log_every", "evaluate_every", "checkpoint_every", "keep_last"), 1)
+        for name, least in {**counted, "keep_best": 0, "readers": 0, "seed": 0}.items():
             if getattr(self, name) < least:
                 raise Refused(f"--{name.replace('_', '-')} {getattr(self, name)}: it must be {least} or more.")
         if self.seed >= 2**32:
             raise Refused(f"--seed {self.seed}: it must be below {2**32}.")
-        if self.data.batch < 1:
-            raise Refused(f"--data.batch {self.data.batch}: it must be 1 or more.")
+        self.data.check()
 
 
 # What may change when a run goes on: where and how long it runs, and what it keeps; never what it computes.
-FREE = (
-    "mesh",
-    "steps",
-    "log_every",
-    "evaluate_every",
-    "checkpoint_every",
-    "keep_last",
-    "keep_best",
-    "readers",
-)
+FREE = ("mesh", "steps", "log_every", "evaluate_every", "checkpoint_every", "keep_last", "keep_best", "readers")
 
 
 def to_json(value: Any) -> Any:
@@ -138,12 +130,10 @@ def summary(file: Path) -> str:
 def load(name: str) -> Experiment:
     """The experiment of that name, `.py` path, or dotted module; `Refused` says what is nearest."""
     known = available()
-    if name.endswith(".py"):
-        module = _import_file(Path(name))
-    elif name in known:
-        module = _import_file(known[name])
+    if name in known or name.endswith(".py"):
+        module = import_file(known.get(name, Path(name)))
     elif "." in name:
-        module = _import_dotted(name)
+        module = import_dotted(name)
     else:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
         hint = f"the nearest are {', '.join(near)}" if near else "`jaxbig list` names them"
@@ -156,30 +146,36 @@ def load(name: str) -> Experiment:
     return experiment
 
 
-def _import_file(path: Path) -> types.ModuleType:
-    if not path.is_file():
-        raise Refused(f"no experiment file {path}: name a .py file, or one of those that `jaxbig list` shows.")
-    spec = importlib.util.spec_from_file_location(path.stem, path.resolve())
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)
-    sys.path.insert(0, str(path.resolve().parent))  # so that it can import what lies beside it
+@contextlib.contextmanager
+def importing(folder: Path) -> Iterator[None]:
+    """A folder's modules can be imported inside; `Refused` names the line of a syntax error."""
+    sys.path.insert(0, str(folder.resolve()))
     try:
-        spec.loader.exec_module(module)
+        yield
     except SyntaxError as error:
         raise Refused(f"{error.filename} line {error.lineno}: {error.msg}.") from None
     finally:
         sys.path.pop(0)
+
+
+def import_file(path: Path) -> types.ModuleType:
+    """Runs a `.py` file as a module; it can import what lies beside it."""
+    name = f"jaxbig_experiment_{path.stem}"  # no other module's name
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise Refused(f"no experiment file {path}: name a .py file, or one of those that `jaxbig list` shows.")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # where dataclasses look for it
+    with importing(path.parent):
+        spec.loader.exec_module(module)
     return module
 
 
-def _import_dotted(name: str) -> types.ModuleType:
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
-            raise Refused(f"no module {name!r}: {error}; name a module that Python can import from here.") from None
-        raise
-    finally:
-        sys.path.pop(0)
+def import_dotted(name: str) -> types.ModuleType:
+    """Imports a module by its dotted name, as Python would from the current folder."""
+    with importing(Path.cwd()):
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise  # the module is there, and lacks one that it needs
+            raise Refused(f"no module {name!r} ({error}): name one that Python can import from here.") from None

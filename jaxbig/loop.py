@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -34,7 +35,7 @@ def fit(experiment: Experiment, workdir: Path, screen: Screen, forking: bool = F
     it finishes the step, saves, and gives the summary with `interrupted` true.
     """
     program = make_program(experiment)
-    with hold(workdir), activate(program.mesh), interruptible(screen) as interrupt, contextlib.ExitStack() as stack:
+    with hold(workdir), activate(program.mesh), interruptible(screen) as asked_to_stop, contextlib.ExitStack() as stack:
         checkpoints = open_checkpoints(experiment, workdir)
         start, state, digest = begin(experiment, program, checkpoints, workdir, screen, forking)
         metrics = Metrics(workdir, start)
@@ -51,7 +52,7 @@ def fit(experiment: Experiment, workdir: Path, screen: Screen, forking: bool = F
         stack.callback(screen.stop)
         try:
             for step, state in run_steps(experiment, program, train_step, state, train, start, report):  # noqa: B020
-                last, stopping = step == experiment.steps, interrupt.requested
+                last, stopping = step == experiment.steps, asked_to_stop.is_set()
                 evaluating = last or step % experiment.evaluate_every == 0
                 saving = last or stopping or step % experiment.checkpoint_every == 0
                 means: dict[str, float] = {}
@@ -205,28 +206,22 @@ def summarize(experiment: Experiment, workdir: Path, step: int, digest: str) -> 
     }
 
 
-class Interrupt:
-    """Whether the run was asked to stop."""
-
-    requested = False
-
-
 @contextlib.contextmanager
-def interruptible(screen: Screen) -> Iterator[Interrupt]:
-    """SIGTERM and Ctrl-C ask the run to stop after its step; a second one stops it at once."""
-    interrupt = Interrupt()
-
-    def ask(number: int, frame: Any) -> None:
-        restore()
-        interrupt.requested = True
-        screen.say(f"{signal.Signals(number).name}: finishing this step and saving (again: stop at once, unsaved)")
+def interruptible(screen: Screen) -> Iterator[threading.Event]:
+    """SIGTERM and Ctrl-C set the event, for the run to stop after its step; a second one stops it at once."""
+    asked, before = threading.Event(), {}
 
     def restore() -> None:
         for each, handler in before.items():
             signal.signal(each, handler)
 
-    before = {each: signal.signal(each, ask) for each in (signal.SIGTERM, signal.SIGINT)}
+    def ask(number: int, frame: Any) -> None:
+        restore()
+        asked.set()
+        screen.say(f"{signal.Signals(number).name}: finishing this step and saving (again: stop at once, unsaved)")
+
+    before |= {each: signal.signal(each, ask) for each in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield interrupt
+        yield asked
     finally:
         restore()

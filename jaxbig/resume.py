@@ -30,7 +30,7 @@ def begin(
     restored = checkpoints.restore(program.abstract)
     if restored is not None:
         checkpoints.set_aside(restored.step)
-        screen.say(f"going on from step {restored.step} ({checkpoints.folder / str(restored.step)})")
+        screen.say(f"going on from step {restored.step} ({checkpoints.path(restored.step)})")
         return restored.step, restored.state, restored.state_sha256
     state, parent = program.init(), forked_from(workdir)
     weights = Checkpoints(parent / "checkpoints").restore_parameters() if parent else None
@@ -41,21 +41,18 @@ def begin(
 
 def claim(experiment: Experiment, program: Program, workdir: Path, screen: Screen, forking: bool) -> None:
     """Makes the folder this run's: `Refused` if it holds another one, unless forking."""
-    run, described = read_run(workdir), to_json(experiment)
-    if run is not None and (lines := differences(run, identity(described, run["data_identity"]))):
-        if not forking:
-            raise another(workdir, lines)
-        move_aside(workdir)
-        run = None
-    fixed = identity(described, experiment.data.prepare())
+    run, fixed = read_run(workdir), identity(to_json(experiment), experiment.data.prepare())
     if run is not None and (lines := differences(run, fixed)):
         if not forking:
-            raise another(workdir, lines)
+            raise Refused(
+                f"{workdir} holds another run ({'; '.join(lines)}): give another --workdir, or --fork to begin anew "
+                f"there from its weights (it is kept in {workdir / FORKED}N)."
+            )
         move_aside(workdir)
         run = None
-    if run is None and forked_from(workdir) is not None:
+    elif run is None and forked_from(workdir) is not None:
         move_aside(workdir)  # what a kill in the midst of a fork has left
-    now = describe(described, fingerprint(fixed), fixed["data_identity"], program.mesh)
+    now = describe(to_json(experiment), fingerprint(fixed), fixed["data_identity"], program.mesh)
     if run is not None:
         sections = ("experiment", "versions", "devices", "mesh")
         changes = [line for name in sections for line in diff(run.get(name), now[name], name)]
@@ -68,14 +65,6 @@ def differences(run: dict[str, Any], fixed: dict[str, Any]) -> list[str]:
     """What differs between the run that `run.json` tells of and this one's identity, a line each."""
     before = {**run["experiment"], "data_identity": run["data_identity"]}
     return diff({name: before.get(name) for name in fixed}, fixed)
-
-
-def another(workdir: Path, lines: list[str]) -> Refused:
-    """The refusal of a folder that holds another run."""
-    return Refused(
-        f"{workdir} holds another run ({'; '.join(lines)}): give another --workdir, or --fork to begin anew there "
-        f"from its weights (it is kept in {workdir / FORKED}N)."
-    )
 
 
 def forked_from(workdir: Path) -> Path | None:
@@ -99,17 +88,15 @@ def move_aside(workdir: Path) -> None:
 
 def take_weights(params: Any, weights: dict[str, Any], screen: Screen) -> Any:
     """The parameters, with those that `weights` has under the same path, shape and dtype taken from there."""
-    fits = {
-        path: path in weights and (weights[path].shape, weights[path].dtype) == (leaf.shape, leaf.dtype)
-        for path, leaf in leaves(params).items()
-    }
-    fresh = [path for path, fit in fits.items() if not fit]
-    if len(fresh) == len(fits):
-        raise Refused("--fork: no weight of the old run has a path and shape of this model: give another --workdir.")
-    screen.say(f"forked: {len(fits) - len(fresh)} of {len(fits)} parameters from the old run; fresh: {fresh or 'none'}")
+    fresh = []
 
     def take(path: Any, leaf: jax.Array) -> jax.Array:
-        name = path_name(path)
-        return jax.device_put(np.asarray(weights[name]), leaf.sharding) if fits[name] else leaf
+        found = weights.get(path_name(path))
+        if found is None or (found.shape, found.dtype) != (leaf.shape, leaf.dtype):
+            fresh.append(path_name(path))
+            return leaf
+        return jax.device_put(np.asarray(found), leaf.sharding)
 
-    return jax.tree_util.tree_map_with_path(take, params)
+    taken, count = jax.tree_util.tree_map_with_path(take, params), len(leaves(params))
+    screen.say(f"forked: {count - len(fresh)} of {count} parameters from the old run; fresh: {fresh or 'none'}")
+    return taken

@@ -25,14 +25,11 @@ def show(experiment: Experiment) -> dict[str, Any]:
         }
         for path, leaf in leaves(program.abstract.params).items()
     ]
+    devices = {"count": jax.device_count(), "kind": jax.devices()[0].device_kind, "mesh": dict(program.mesh.shape)}
     return {
         "experiment": to_json(experiment),
         "parameters": sum(row["numbers"] for row in rows),
-        "devices": {
-            "count": jax.device_count(),
-            "kind": jax.devices()[0].device_kind,
-            "mesh": dict(program.mesh.shape),
-        },
+        "devices": devices,
         "bytes_per_device": bytes_per_device(program),
         "table": rows,
     }

@@ -49,7 +49,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, abc.ABC):
                 for name, value in sorted(record.items()):
                     data = value.encode() if isinstance(value, str) else np.asarray(value).tobytes()
                     digest.update(f"{split} {name} {len(data)} ".encode() + data)
-        self.info.metadata["sha256"] = digest.hexdigest()
+        self.info.metadata["sha256"] = digest.hexdigest()  # type: ignore[index]
         return {split: self._generate_examples(records) for split, records in splits.items()}
 
     def _generate_examples(self, records: list[Record]) -> Iterator[tuple[int, Record]]:
@@ -91,14 +91,14 @@ def _prepare(builder: tfds.core.DatasetBuilder) -> None:
 
 def columns(builder: tfds.core.DatasetBuilder, split: str) -> dict[str, list[Any]]:
     """Every record of a small split, in the order it was written: a list a feature."""
-    source: Any = builder.as_data_source(split)
+    source: Any = builder.as_data_source(split)  # type: ignore[call-arg]
     records = source.__getitems__(range(len(source)))
     return {name: [record[name] for record in records] for name in records[0]}
 
 
 def identity(builder: tfds.core.DatasetBuilder) -> str:
     """What the data is: its name, and the sha256 over its records as they were prepared."""
-    return f"{builder.info.full_name} sha256:{builder.info.metadata['sha256']}"
+    return f"{builder.info.full_name} sha256:{builder.info.metadata['sha256']}"  # type: ignore[index]
 
 
 class Arrays:

@@ -49,20 +49,12 @@ class Optimizer(abc.ABC):
             mask = chosen(re.compile(self.decayed).pattern)
         except re.error as error:
             raise Refused(f"--optimizer.decayed {self.decayed!r} is no regular expression: {error}.") from None
-        parts = []
-        if self.l1:
-            parts.append(optax.masked(_add_sign(self.l1), mask))
-        if self.l2:
-            parts.append(optax.add_decayed_weights(self.l2, mask))
-        if self.clip is not None:
-            parts.append(optax.clip_by_global_norm(self.clip))
-        rate = optax.scale_by_learning_rate(self.rate.build(steps))
-        return optax.chain(*parts, self.direction(), rate)
-
-
-def _add_sign(l1: float) -> optax.GradientTransformation:
-    """Adds the gradient of `l1 * |w|`."""
-    return optax.stateless(lambda updates, params: jax.tree.map(lambda g, w: g + l1 * jnp.sign(w), updates, params))
+        with_penalties = optax.stateless(
+            lambda grads, params: jax.tree.map(lambda g, w: g + self.l1 * jnp.sign(w) + self.l2 * w, grads, params)
+        )
+        parts = [optax.masked(with_penalties, mask)] if self.l1 or self.l2 else []
+        parts += [] if self.clip is None else [optax.clip_by_global_norm(self.clip)]
+        return optax.chain(*parts, self.direction(), optax.scale_by_learning_rate(self.rate.build(steps)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

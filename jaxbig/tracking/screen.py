@@ -38,18 +38,11 @@ class Screen:
         """The bar, at a step of so many."""
         self._steps = steps
         if self.console.is_terminal:
-            columns = (
-                TextColumn("step"),
-                MofNCompleteColumn(),
-                BarColumn(bar_width=None),
-                TextColumn("{task.description}"),
-                TimeRemainingColumn(compact=True),
-                TextColumn("left"),
-            )
-            progress = Progress(*columns, console=self.console, transient=True)
-            self._task = progress.add_task("", total=steps, completed=step)
-            progress.start()
-            self._progress = progress
+            left = MofNCompleteColumn(), BarColumn(bar_width=None)
+            right = TextColumn("{task.description}"), TimeRemainingColumn(compact=True), TextColumn("left")
+            self._progress = Progress("step", *left, *right, console=self.console, transient=True)
+            self._task = self._progress.add_task("", total=steps, completed=step)
+            self._progress.start()
 
     def train(self, step: int, values: dict[str, float]) -> None:
         """Training metrics of a step."""
@@ -77,8 +70,8 @@ class Screen:
 
     def result(self, title: str, summary: dict[str, Any], workdir: Path, hints: list[str]) -> None:
         """The last screen: what was reached, where everything is, the digest, and what to try next."""
-        rows = [(name, f"{value:.4f}") for name, value in summary["metrics"].items() if name.startswith("eval/")]
-        best = [f"{name} {value:.4f}" for name, value in (summary["best"] or {}).items() if name != "step"]
+        rows = [(name, _cell(value)) for name, value in summary["metrics"].items() if name.startswith("eval/")]
+        best = [f"{name} {_cell(value)}" for name, value in (summary["best"] or {}).items() if name != "step"]
         rows += [("best", f"{text} at step {summary['best']['step']}") for text in best]
         rows += [("steps", f"{summary['step']:,}"), ("folder", str(workdir)), ("digest", summary["state_sha256"])]
         rows += [("next" if hint is hints[0] else "", hint) for hint in hints]
