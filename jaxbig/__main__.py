@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import tyro
 
 from jaxbig.errors import Failed, Refused
-from jaxbig.experiment import Experiment, available, load, summary
+from jaxbig.experiment import Experiment, available, flat, load, summary
 from jaxbig.tracking.screen import Screen, table
 
 DONE, FAILED, REFUSED, INTERRUPTED, STOPPED = 0, 1, 2, 75, 130
@@ -159,14 +159,6 @@ class Compare(Verb):
 VERBS: dict[str, Any] = {verb.__name__.lower(): verb for verb in (List, Show, Train, Evaluate, Compare, Bench)}
 
 
-def flat(value: Any, path: str = "") -> list[tuple[str, Any]]:
-    """Nested JSON as (dotted path, value), as options are written on the command line."""
-    if isinstance(value, dict | list) and value:
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        return [line for name, item in items for line in flat(item, f"{path}.{name}" if path else str(name))]
-    return [(path, value)]
-
-
 def main() -> None:
     """The console script: carries out the command line and exits with its code."""
     try:
@@ -213,7 +205,7 @@ def parse(verb: Any, options: Sequence[str], words: str, default: Any = None) ->
     text = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯]", "", errors.getvalue())
     _, said, *more = (" ".join(part.split()) for part in re.split(r"─{2,}", text) if part.split())
     near = re.findall(r"--[\w.-]+", more[0]) if more and more[0].startswith("Perhaps") else []
-    nearest = f"; the nearest are {', '.join(dict.fromkeys(near))}" if near else ""
+    nearest = f"; the nearest are {', '.join(list(dict.fromkeys(near))[:3])}" if near else ""
     raise Refused(f"{said}{nearest}; `jaxbig {words} --help` names all options.")
 
 

@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import math
 import sys
 import types
 from collections.abc import Iterator
@@ -55,14 +56,18 @@ class Experiment:
 
     def check(self) -> None:
         """`Refused` where a number cannot be right, before anything is built."""
-        counted = dict.fromkeys(("steps", "log_every", "evaluate_every", "checkpoint_every", "keep_last"), 1)
-        for name, least in {**counted, "keep_best": 0, "readers": 0, "seed": 0}.items():
-            if getattr(self, name) < least:
-                raise Refused(f"--{name.replace('_', '-')} {getattr(self, name)}: it must be {least} or more.")
+        at_least = {"seed": 0, "keep_best": 0, "readers": 0, "data": -1, "fsdp": -1, "tensor": -1, "warmup": 0}
+        for path, value in flat(to_json(self)):
+            name, option = path.split(".")[-1], f"--{path.replace('_', '-')} {value}"
+            if isinstance(value, int) and not isinstance(value, bool) and value < at_least.get(name, 1):
+                raise Refused(f"{option}: it must be {at_least.get(name, 1)} or more.")
+            if isinstance(value, float) and not 0 <= value < (1 if name in SHARES else math.inf):
+                raise Refused(f"{option}: it must be 0 or more{' and below 1' if name in SHARES else ''}.")
         if self.seed >= 2**32:
             raise Refused(f"--seed {self.seed}: it must be below {2**32}.")
-        self.data.check()
 
+
+SHARES = ("dropout", "rate", "b1", "b2", "momentum")
 
 # What may change when a run goes on: where and how long it runs, and what it keeps; never what it computes.
 FREE = ("mesh", "steps", "log_every", "evaluate_every", "checkpoint_every", "keep_last", "keep_best", "readers")
@@ -83,6 +88,14 @@ def to_json(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     raise Refused(f"an experiment's field holds {value!r}, a {type(value).__name__}: use numbers, text or dataclasses.")
+
+
+def flat(value: Any, path: str = "") -> list[tuple[str, Any]]:
+    """Nested JSON as (dotted path, value), as options are written on the command line."""
+    if isinstance(value, dict | list) and value:
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return [line for name, item in items for line in flat(item, f"{path}.{name}" if path else str(name))]
+    return [(path, value)]
 
 
 def identity(experiment: Any, data_identity: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What an experiment is, before any data or step: parameters, where each is put, and bytes a device."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import flax.linen as nn
@@ -14,14 +15,14 @@ from jaxbig.step import Program, make_program
 def show(experiment: Experiment) -> dict[str, Any]:
     """The resolved experiment, its parameters (path, shape, logical and mesh axes), and bytes on each device."""
     program = make_program(experiment)
-    logical = leaves(jax.tree.map(str, nn.get_partition_spec(program.boxed["params"])))
+    logical = leaves(nn.get_partition_spec(program.boxed["params"]))
     rows = [
         {
             "parameter": path,
             "shape": " x ".join(map(str, leaf.shape)),
             "numbers": math.prod(leaf.shape),
             "logical axes": _axes(logical[path]),
-            "split over": _axes(str(leaf.sharding.spec)),
+            "split over": _axes(leaf.sharding.spec),
         }
         for path, leaf in leaves(program.abstract.params).items()
     ]
@@ -48,5 +49,5 @@ def bytes_per_device(program: Program) -> dict[str, int]:
     return {**sizes, "total": sum(sizes.values())}
 
 
-def _axes(spec: str) -> str:
-    return spec.removeprefix("PartitionSpec").removeprefix("P").replace("None", "-").replace("'", "").strip("(),")
+def _axes(spec: Iterable[str | tuple[str, ...] | None]) -> str:
+    return ", ".join("-" if axes is None else axes if isinstance(axes, str) else "+".join(axes) for axes in spec)

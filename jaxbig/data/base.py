@@ -7,8 +7,6 @@ from typing import Protocol
 import jax
 import numpy as np
 
-from jaxbig.errors import Refused
-
 Rows = dict[str, np.ndarray]
 Spec = dict[str, jax.ShapeDtypeStruct]
 
@@ -31,13 +29,6 @@ class Data(abc.ABC):
 
     batch: int
     """Rows of the global batch, over all devices."""
-
-    def check(self) -> None:
-        """`Refused` where a field cannot be right: all of a data set's numbers are 1 or more."""
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, int) and value < 1:
-                raise Refused(f"--data.{field.name} {value}: it must be 1 or more.")
 
     @abc.abstractmethod
     def spec(self) -> Spec:

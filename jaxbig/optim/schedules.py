@@ -6,8 +6,6 @@ import dataclasses
 import jax.numpy as jnp
 import optax
 
-from jaxbig.errors import Refused
-
 
 @dataclasses.dataclass(frozen=True)
 class Schedule(abc.ABC):
@@ -40,8 +38,6 @@ class Warmup(Schedule):
     """The rate at the end of the run."""
 
     def build(self, steps: int) -> optax.Schedule:
-        if self.warmup < 0:
-            raise Refused(f"--optimizer.rate.warmup {self.warmup}: it must be 0 or more.")
         warmup = min(self.warmup, steps)
         rise = optax.linear_schedule(0.0, self.peak, warmup)
         return optax.join_schedules([rise, self.fall(steps - warmup)], [warmup])
