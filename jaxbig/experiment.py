@@ -56,18 +56,20 @@ class Experiment:
 
     def check(self) -> None:
         """`Refused` where a number cannot be right, before anything is built."""
-        at_least = {"seed": 0, "keep_best": 0, "readers": 0, "data": -1, "fsdp": -1, "tensor": -1, "warmup": 0}
         for path, value in flat(to_json(self)):
-            name, option = path.split(".")[-1], f"--{path.replace('_', '-')} {value}"
-            if isinstance(value, int) and not isinstance(value, bool) and value < at_least.get(name, 1):
-                raise Refused(f"{option}: it must be {at_least.get(name, 1)} or more.")
-            if isinstance(value, float) and not 0 <= value < (1 if name in SHARES else math.inf):
-                raise Refused(f"{option}: it must be 0 or more{' and below 1' if name in SHARES else ''}.")
-        if self.seed >= 2**32:
-            raise Refused(f"--seed {self.seed}: it must be below {2**32}.")
+            least, below = RANGES.get(path.split(".")[-1], (-math.inf, math.inf))
+            if isinstance(value, int | float) and not least <= value < below:
+                limits = f"{least} or more" + (f" and below {below}" if below < math.inf else "")
+                raise Refused(f"--{path.replace('_', '-')} {value}: it must be {limits}.")
 
 
-SHARES = ("dropout", "rate", "b1", "b2", "momentum")
+# What a field of such a name may hold, wherever it stands: least, and what it must stay below. One name, one thing.
+COUNTS = "steps log_every evaluate_every checkpoint_every keep_last batch length depth width heads layers channels "
+COUNTS += "kernel stride window classes vocab"
+RANGES = {name: (1, math.inf) for name in COUNTS.split()}
+RANGES |= {name: (0, 1) for name in ("dropout", "rate", "b1", "b2", "momentum")}
+RANGES |= {name: (0, math.inf) for name in ("keep_best", "readers", "warmup", "peak", "end", "clip", "l1", "l2")}
+RANGES |= {"seed": (0, 2**32)}
 
 # What may change when a run goes on: where and how long it runs, and what it keeps; never what it computes.
 FREE = ("mesh", "steps", "log_every", "evaluate_every", "checkpoint_every", "keep_last", "keep_best", "readers")
