@@ -13,14 +13,14 @@ from jaxbig.optim.schedules import WarmupCosine
 
 
 def config() -> Experiment:
-    data = PyText(batch=16, length=256)
+    data = PyText(batch=8, length=128)
     return Experiment(
         model=Decoder(vocab=data.vocab, depth=4, width=128, heads=4),
         objective=NextToken(vocab=data.vocab),
         data=data,
-        optimizer=AdamW(rate=WarmupCosine(peak=3e-3, warmup=50), weight_decay=0.1, clip=1.0),
+        optimizer=AdamW(rate=WarmupCosine(peak=2e-3, warmup=70), b2=0.98, weight_decay=0.1, clip=1.0),
         mesh=Mesh(data=-1),
-        steps=600,
-        evaluate_every=200,
-        checkpoint_every=200,
+        steps=1_800,
+        evaluate_every=600,
+        checkpoint_every=300,
     )

@@ -65,10 +65,13 @@ class Experiment:
 
 # What a field of such a name may hold, wherever it stands: least, and what it must stay below. One name, one thing.
 COUNTS = "steps log_every evaluate_every checkpoint_every keep_last batch length depth width heads layers channels "
-COUNTS += "kernel stride window classes vocab"
+COUNTS += "kernel stride classes vocab"
 RANGES = {name: (1, math.inf) for name in COUNTS.split()}
-RANGES |= {name: (0, 1) for name in ("dropout", "rate", "b1", "b2", "momentum")}
-RANGES |= {name: (0, math.inf) for name in ("keep_best", "readers", "warmup", "peak", "end", "clip", "l1", "l2")}
+RANGES |= {name: (0, 1) for name in ("dropout", "b1", "b2", "momentum")}
+RANGES |= {
+    name: (0, math.inf)
+    for name in ("keep_best", "readers", "warmup", "peak", "end", "clip", "l1", "l2", "weight_decay")
+}
 RANGES |= {"seed": (0, 2**32)}
 
 # What may change when a run goes on: where and how long it runs, and what it keeps; never what it computes.
@@ -137,9 +140,9 @@ def available() -> dict[str, Path]:
 def summary(file: Path) -> str:
     """The first line of an experiment file's docstring, without running it."""
     try:
-        return (ast.get_docstring(ast.parse(file.read_text())) or "").split("\n")[0]
-    except SyntaxError as error:
-        return f"cannot be read: line {error.lineno}: {error.msg}"
+        return (ast.get_docstring(ast.parse(file.read_bytes())) or "").split("\n")[0]
+    except (SyntaxError, ValueError) as error:
+        return f"cannot be read: line {getattr(error, 'lineno', None) or '?'}: {error}"
 
 
 def load(name: str) -> Experiment:
@@ -147,7 +150,7 @@ def load(name: str) -> Experiment:
     known = available()
     if name in known or name.endswith(".py"):
         module = import_file(known.get(name, Path(name)))
-    elif "." in name:
+    elif "." in name and all(part.isidentifier() for part in name.split(".")):
         module = import_dotted(name)
     else:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)

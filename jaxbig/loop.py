@@ -15,7 +15,6 @@ import numpy as np
 from jaxbig.checkpoint import Checkpoints
 from jaxbig.data.base import Source
 from jaxbig.data.stream import eval_batch, eval_steps, train_batches
-from jaxbig.errors import Failed
 from jaxbig.experiment import Experiment
 from jaxbig.mesh import activate, put
 from jaxbig.resume import begin
@@ -50,30 +49,27 @@ def fit(experiment: Experiment, workdir: Path, screen: Screen, forking: bool = F
         step, report = start, Report(experiment, log)
         screen.start(start, experiment.steps)
         stack.callback(screen.stop)
-        try:
-            for step, state in run_steps(experiment, program, train_step, state, train, start, report):  # noqa: B020
-                last, stopping = step == experiment.steps, asked_to_stop.is_set()
-                evaluating = last or step % experiment.evaluate_every == 0
-                saving = last or stopping or step % experiment.checkpoint_every == 0
-                means: dict[str, float] = {}
-                if evaluating or saving:
-                    report.flush()
-                if evaluating:
-                    means = evaluate(experiment, program, state, held_out)
-                    metrics.write(step, "eval", means)
-                    screen.evaluation(step, means)
-                if saving:
-                    digest = checkpoints.save(step, state, means)
-                checkpoints.wait(only_if_done=True)
-                if stopping:
-                    break
-                if evaluating or saving:
-                    report.restart()
-            checkpoints.wait()
-            summary = summarize(experiment, workdir, step, digest)
-            write_json(workdir / "summary.json", summary)
-        except OSError as error:
-            raise Failed(f"step {step}: cannot write in {workdir}: {error.strerror or error}.") from error
+        for step, state in run_steps(experiment, program, train_step, state, train, start, report):  # noqa: B020
+            last, stopping = step == experiment.steps, asked_to_stop.is_set()
+            evaluating = last or step % experiment.evaluate_every == 0
+            saving = last or stopping or step % experiment.checkpoint_every == 0
+            means: dict[str, float] = {}
+            if evaluating or saving:
+                report.flush()
+            if evaluating:
+                means = evaluate(experiment, program, state, held_out)
+                metrics.write(step, "eval", means)
+                screen.evaluation(step, means)
+            if saving:
+                digest = checkpoints.save(step, state, means)
+            checkpoints.wait(only_if_done=True)
+            if stopping:
+                break
+            if evaluating or saving:
+                report.restart()
+        checkpoints.wait()
+        summary = summarize(experiment, workdir, step, digest)
+        write_json(workdir / "summary.json", summary)
     return summary
 
 

@@ -29,6 +29,8 @@ def begin(
     checkpoints.clean()
     restored = checkpoints.restore(program.abstract)
     if restored is not None:
+        if restored.step > experiment.steps:
+            raise Refused(f"{workdir} is at step {restored.step} and --steps is {experiment.steps}: ask for more.")
         checkpoints.set_aside(restored.step)
         screen.say(f"going on from step {restored.step} ({checkpoints.path(restored.step)})")
         return restored.step, restored.state, restored.state_sha256

@@ -5,9 +5,12 @@ import os
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import atexit
 import dataclasses
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +22,11 @@ from jaxbig.models.convolutional import Conv, ConvNet, Dense, Dropout, Pool
 from jaxbig.tracking.screen import Screen
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+if "JAXBIG_TEST_DATA" not in os.environ:  # one folder for the whole session: workers of pytest-xdist inherit it
+    os.environ["JAXBIG_TEST_DATA"] = tempfile.mkdtemp(prefix="jaxbig-test-data-")
+    atexit.register(shutil.rmtree, os.environ["JAXBIG_TEST_DATA"], ignore_errors=True)
+os.environ["TFDS_DATA_DIR"] = os.environ["JAXBIG_TEST_DATA"]
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = sorted(file.stem for file in (ROOT / "experiments").glob("[a-z]*.py"))

@@ -27,7 +27,7 @@ Record = dict[str, Any]
 class Builder(tfds.core.GeneratorBasedBuilder, abc.ABC):
     """A small data set that is made on this machine: features, and the records of each split, in order."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.0.0")  # raise it when the records or their digest change
 
     @abc.abstractmethod
     def features(self) -> dict[str, Any]:
@@ -92,7 +92,12 @@ def _prepare(builder: tfds.core.DatasetBuilder) -> None:
 def columns(builder: tfds.core.DatasetBuilder, split: str) -> dict[str, list[Any]]:
     """Every record of a small split, in the order it was written: a list a feature."""
     source: Any = builder.as_data_source(split)  # type: ignore[call-arg]
-    records = source.__getitems__(range(len(source)))
+    try:
+        records = source.__getitems__(range(len(source)))
+    except RuntimeError as error:  # ArrayRecord noticed it
+        raise Refused(
+            f"data set in {builder.data_path} is corrupt: delete that folder, and it is made anew."
+        ) from error
     return {name: [record[name] for record in records] for name in records[0]}
 
 

@@ -42,7 +42,7 @@ class Pool(nn.Module):
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[B, Y, X, C] -> [B, Y // window, X // window, C]."""
-        if min(x.shape[1:3]) < self.window:
+        if not 1 <= self.window <= min(x.shape[1:3]):
             raise Refused(f"Pool(window={self.window}) on an image of {x.shape[1]}x{x.shape[2]}: pool less, or later.")
         pool = nn.max_pool if self.kind == "max" else nn.avg_pool
         return pool(x, (self.window, self.window), (self.window, self.window))
@@ -55,6 +55,8 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        if not 0 <= self.rate < 1:
+            raise Refused(f"Dropout(rate={self.rate}): it must be 0 or more and below 1.")
         return nn.Dropout(self.rate, deterministic=not train)(x)
 
 

@@ -72,7 +72,7 @@ def rotary(x: jax.Array, base: float = 10_000.0) -> jax.Array:
     """Rotary positions (Su et al., 2021, eq. 34): turns pairs of [B, L, H, K] by angles that grow along L."""
     length, width = x.shape[1], x.shape[3]
     frequency = base ** (-jnp.arange(0, width, 2) / width)  # [K/2]
-    angle = jnp.arange(length)[:, None] * frequency  # [L, K/2]
+    angle = jnp.outer(jnp.arange(length), frequency)  # [L, K/2]
     sin, cos = jnp.sin(angle)[None, :, None], jnp.cos(angle)[None, :, None]  # [1, L, 1, K/2]
     first, second = jnp.split(x, 2, axis=-1)  # [B, L, H, K/2] each
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

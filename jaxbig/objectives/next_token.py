@@ -33,5 +33,5 @@ class NextToken(Objective):
 
     def summarize(self, means: dict[str, float]) -> dict[str, float]:
         loss = means["loss"]
-        perplexity = math.exp(loss) if loss < 700 else math.inf
+        perplexity = math.inf if loss > 700 else math.exp(loss)  # the exponential of NaN is NaN
         return {**means, "perplexity": perplexity, "bits_per_byte": loss / math.log(2)}

@@ -19,9 +19,14 @@ from jaxbig.state import path_name
 
 def chosen(pattern: str) -> Any:
     """A function from parameters to a tree of True where the pattern matches the parameter's path somewhere."""
-    return lambda params: jax.tree_util.tree_map_with_path(
-        lambda path, _: re.search(pattern, path_name(path)) is not None, params
-    )
+
+    def mask(params: Any) -> Any:
+        found = jax.tree_util.tree_map_with_path(lambda path, _: bool(re.search(pattern, path_name(path))), params)
+        if not any(jax.tree.leaves(found)):
+            raise Refused(f"--optimizer.decayed {pattern!r} matches no parameter; `jaxbig show` lists their paths.")
+        return found
+
+    return mask
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

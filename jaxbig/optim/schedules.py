@@ -28,7 +28,7 @@ class Constant(Schedule):
 
 @dataclasses.dataclass(frozen=True)
 class Warmup(Schedule):
-    """From 0 up to `peak` in `warmup` steps, then down to `end` at the last step."""
+    """From 0 up to `peak` in `warmup` steps, then down to `end` after the last step."""
 
     peak: float
     """The highest rate."""

@@ -7,6 +7,8 @@ from typing import Any
 
 import tensorboardX
 
+from jaxbig.errors import Failed
+
 
 class Metrics:
     """Writes `metrics.jsonl` (a line a log) and TensorBoard files of one run, from a step on.
@@ -25,8 +27,11 @@ class Metrics:
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
         """One line: the step, the split, the values; a value that is no number is written as null."""
         numbers = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._stream.write(json.dumps({"step": step, "split": split, **numbers}) + "\n")
-        self._stream.flush()
+        try:
+            self._stream.write(json.dumps({"step": step, "split": split, **numbers}) + "\n")
+            self._stream.flush()
+        except OSError as error:
+            raise Failed(f"step {step}: cannot write {self.file}: {error.strerror}.") from error
         for name, value in values.items():
             self._board.add_scalar(f"{split}/{name}", value, step)
 
@@ -45,8 +50,11 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
 def write_atomically(file: Path, text: str) -> None:
     """Writes the whole file or leaves the old one."""
     temporary = file.with_name(file.name + ".partial")
-    temporary.write_text(text)
-    temporary.replace(file)
+    try:
+        temporary.write_text(text)
+        temporary.replace(file)
+    except OSError as error:
+        raise Failed(f"cannot write {file}: {error.strerror}.") from error
 
 
 def write_json(file: Path, value: Any) -> None:

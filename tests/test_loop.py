@@ -1,0 +1,370 @@
+"""The loop: whatever happens to a run, it ends as the run that nothing happened to."""
+
+import dataclasses
+import json
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import scipy.special
+from conftest import EXPERIMENTS, small
+from flax.traverse_util import unflatten_dict
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
+
+from jaxbig.checkpoint import Checkpoints
+from jaxbig.data.pytext import PyText
+from jaxbig.errors import Refused
+from jaxbig.experiment import Experiment
+from jaxbig.loop import fit
+from jaxbig.mesh import Mesh
+from jaxbig.models.convolutional import ConvNet, Dense, Dropout
+from jaxbig.models.recurrent import RNN
+from jaxbig.optim.optimizers import AdamW
+from jaxbig.optim.schedules import Constant
+from jaxbig.tracking.screen import Screen
+from jaxbig.workdir import hold
+
+PACE = {"steps_per_second", "examples_per_second", "data_wait"}
+EVERY = {"steps": 20, "log_every": 3, "evaluate_every": 8, "checkpoint_every": 5, "keep_last": 9}
+
+
+class Excerpt(PyText):
+    """The first bytes of the text, so that an evaluation takes a moment."""
+
+    def text(self, split: str) -> np.ndarray:
+        return super().text(split)[:5001]
+
+
+def shipped(name: str) -> Experiment:
+    experiment = small(name, **EVERY)
+    if isinstance(experiment.data, PyText):
+        experiment = dataclasses.replace(experiment, data=Excerpt(batch=16, length=32))
+    return experiment
+
+
+def tiny(**changes: Any) -> Experiment:
+    """The digits with a single hidden layer, and dropout."""
+    model = ConvNet(layers=(Dropout(0.25), Dense(16)), classes=10)
+    return dataclasses.replace(shipped("digits_convnet"), **{"model": model, **changes})
+
+
+class Interrupting(Screen):
+    """Sends this process a signal once a step is logged; the loop is then in the midst of the next one."""
+
+    def __init__(self, at: int, number: signal.Signals = signal.SIGTERM):
+        super().__init__()
+        self.at, self.number = at, number
+
+    def train(self, step: int, values: dict[str, float]) -> None:
+        if step == self.at:
+            signal.raise_signal(self.number)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quickly_compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Compiles with less zeal, and an equal program once: these tests are not about speed."""
+    configure(hasty=True, cache=str(tmp_path_factory.mktemp("compiled")), cached_from_seconds=0.0)
+    yield
+    configure(hasty=False, cache=None, cached_from_seconds=1.0)
+
+
+def configure(hasty: bool, cache: str | None, cached_from_seconds: float) -> None:
+    jax.config.update("jax_disable_most_optimizations", hasty)
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", cached_from_seconds)
+    reset_cache()
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Experiment], tuple[Path, dict[str, Any]]]:
+    """The folder and summary of a run that nothing happens to, made once for this file."""
+    runs: dict[str, tuple[Path, dict[str, Any]]] = {}
+
+    def run(experiment: Experiment) -> tuple[Path, dict[str, Any]]:
+        if repr(experiment) not in runs:
+            folder = tmp_path_factory.mktemp("straight") / "run"
+            runs[repr(experiment)] = folder, fit(experiment, folder, Screen())
+        return runs[repr(experiment)]
+
+    return run
+
+
+@pytest.fixture
+def finished(straight: Any, tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+    """A copy of the finished run of `tiny()`, and its summary."""
+    folder, summary = straight(tiny())
+    return Path(shutil.copytree(folder, tmp_path / "run")), summary
+
+
+def curves(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl without what tells of the machine's speed."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: line[name] for name in line if name not in PACE} for line in lines]
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in curves(folder)]
+
+
+def rewind(folder: Path, step: int) -> None:
+    """Takes a run back to a step: what was saved after it is gone."""
+    for checkpoint in (folder / "checkpoints").iterdir():
+        if int(checkpoint.name) > step:
+            shutil.rmtree(checkpoint)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+def parameters(folder: Path) -> dict[str, np.ndarray]:
+    saved = Checkpoints(folder / "checkpoints").restore_parameters()
+    assert saved is not None
+    return {path: np.asarray(leaf) for path, leaf in saved.items()}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_that_ships_learns(name: str, straight: Any) -> None:
+    folder, summary = straight(shipped(name))
+    evaluated = [line for line in curves(folder) if line["split"] == "eval"]
+    assert summary["step"] == 20 and not summary["interrupted"]
+    assert [line["step"] for line in evaluated] == [8, 16, 20]
+    assert evaluated[0]["loss"] > evaluated[1]["loss"] > evaluated[2]["loss"]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_evaluation_is_the_mean_over_all_examples_at_once(name: str, straight: Any) -> None:
+    experiment = shipped(name)
+    folder, summary = straight(experiment)
+    source = experiment.data.source("eval")
+    rows = source.rows(np.arange(len(source)))
+    assert len(source) % experiment.data.batch, "the last batch must be padded for this test to say anything"
+    variables = {"params": unflatten_dict(parameters(folder), sep="/")}
+    logits = np.asarray(experiment.model.apply(variables, rows["inputs"]), np.float64)
+    chosen = np.take_along_axis(scipy.special.log_softmax(logits, axis=-1), rows["targets"][..., None], -1)[..., 0]
+    right = np.argmax(logits, axis=-1) == rows["targets"]
+    loss, accuracy = (np.sum(values * rows["mask"]) / np.sum(rows["mask"]) for values in (-chosen, right))
+    assert summary["metrics"]["eval/loss"] == pytest.approx(loss, rel=1e-6)
+    assert summary["metrics"]["eval/accuracy"] == pytest.approx(accuracy, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_run_that_was_interrupted_ends_as_one_that_was_not(name: str, straight: Any, tmp_path: Path) -> None:
+    experiment = shipped(name)
+    folder, whole = straight(experiment)
+    part = fit(experiment, tmp_path, Interrupting(12))
+    assert part["interrupted"] and part["step"] == 13
+    assert json.loads((tmp_path / "summary.json").read_text()) == part
+    rest = fit(experiment, tmp_path, Screen())
+    assert rest["state_sha256"] == whole["state_sha256"] != part["state_sha256"]
+    assert curves(tmp_path) == curves(folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_run_interrupted_again_and_again_logs_each_step_once(
+    number: signal.Signals, straight: Any, tmp_path: Path
+) -> None:
+    folder, whole = straight(tiny(log_every=1))
+    stops = [fit(tiny(log_every=1), tmp_path, Interrupting(at, number))["step"] for at in (1, 6, 18)]
+    assert stops == [2, 7, 19]
+    last = fit(tiny(log_every=1), tmp_path, Screen())
+    assert last["state_sha256"] == whole["state_sha256"]
+    assert curves(tmp_path) == curves(folder)
+    steps = [(line["step"], line["split"]) for line in curves(folder)]
+    assert len(set(steps)) == len(steps) == 20 + 3
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"readers": 0}, {"readers": 3}, {"log_every": 1}, {"evaluate_every": 3}, {"checkpoint_every": 2, "keep_last": 1}],
+    ids=str,
+)
+def test_readers_and_intervals_change_nothing_in_the_state(changes: Any, straight: Any, tmp_path: Path) -> None:
+    _, whole = straight(tiny())
+    assert fit(tiny(**changes), tmp_path, Screen())["state_sha256"] == whole["state_sha256"]
+
+
+def test_another_seed_gives_another_state(straight: Any, tmp_path: Path) -> None:
+    _, whole = straight(tiny())
+    assert fit(tiny(seed=1), tmp_path, Screen())["state_sha256"] != whole["state_sha256"]
+
+
+@pytest.mark.parametrize("mesh", [Mesh(data=2, fsdp=4), Mesh(data=2, fsdp=2, tensor=2)], ids=str)
+def test_a_run_that_goes_on_over_another_mesh_keeps_its_curve(
+    mesh: Mesh, finished: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = finished
+    before = losses(folder)
+    rewind(folder, 10)
+    fit(tiny(mesh=mesh), folder, Screen())
+    said = capsys.readouterr().out
+    assert "going on from step 10" in said and f"mesh.fsdp: 1 -> {mesh.fsdp}" in said
+    assert losses(folder) == pytest.approx(before, rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", ["2", "1"])
+def test_a_run_of_eight_devices_goes_on_over_fewer_with_the_same_curve(
+    jaxbig: Any, tmp_path: Path, devices: str
+) -> None:
+    model = {"model.layers.0.channels": 8, "model.layers.1.channels": 8, "model.layers.4.channels": 16}
+    every = {"steps": 60, "log-every": 1, "evaluate-every": 60, "checkpoint-every": 10, "keep-last": 9}
+    options = [f"--{name}={value}" for name, value in {**model, **every, "data.batch": 32}.items()]
+    command = ["train", "digits_convnet", "--workdir", "run", *options]
+    assert jaxbig(*command, JAX_NUM_CPU_DEVICES="8").returncode == 0
+    before = losses(tmp_path / "run")
+    rewind(tmp_path / "run", 10)
+    again = jaxbig(*command, JAX_NUM_CPU_DEVICES=devices)
+    assert again.returncode == 0 and f"devices.count: 8 -> {devices}" in again.stdout
+    assert len(before) == 60 + 1
+    assert losses(tmp_path / "run") == pytest.approx(before, rel=1e-5)
+
+
+def test_a_finished_run_run_again_changes_nothing(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, summary = finished
+    before = contents(folder)
+    assert fit(tiny(), folder, Screen()) == summary
+    after = contents(folder)
+    changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    assert {name.split("/")[0] for name in changed} <= {"run.json", "tensorboard"}
+    old, new = json.loads(before["run.json"]), json.loads(after["run.json"])
+    assert {name for name in old if old[name] != new[name]} <= {"started", "starts"}
+
+
+def test_a_finished_run_goes_on_to_more_steps(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = finished
+    before = curves(folder)
+    summary = fit(tiny(steps=25), folder, Screen())
+    assert summary["step"] == 25
+    assert curves(folder)[: len(before)] == before
+    assert [(line["step"], line["split"]) for line in curves(folder)[len(before) :]] == [
+        (21, "train"),
+        (24, "train"),
+        (24, "eval"),
+        (25, "train"),
+        (25, "eval"),
+    ]
+
+
+def test_lines_of_metrics_that_a_kill_cut_or_left_ahead_are_made_again(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, summary = finished
+    file, before = folder / "metrics.jsonl", curves(folder)
+    rewind(folder, 10)
+    lines = file.read_text().splitlines(keepends=True)
+    ahead = next(number for number, line in enumerate(lines) if json.loads(line)["step"] > 15)
+    file.write_text("".join(lines[:ahead]) + lines[ahead][:25])
+    assert fit(tiny(), folder, Screen())["state_sha256"] == summary["state_sha256"]
+    assert curves(folder) == before
+
+
+def test_a_broken_last_checkpoint_is_made_again_from_the_one_before(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, summary = finished
+    before = curves(folder)
+    (folder / "checkpoints" / "20" / "state" / "manifest.ocdbt").write_bytes(b"")
+    again = fit(tiny(), folder, Screen())
+    assert again["state_sha256"] == summary["state_sha256"]
+    assert curves(folder) == before
+    (kept,) = (folder / "broken").iterdir()
+    assert (kept / "state" / "manifest.ocdbt").read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"seed": 3}, ["seed: 0 -> 3"]),
+        ({"data": dataclasses.replace(tiny().data, batch=24)}, ["data.batch: 16 -> 24"]),
+        ({"model": ConvNet(layers=(Dropout(0.5), Dense(16)), classes=10)}, ["model.layers.0.rate: 0.25 -> 0.5"]),
+        ({"model": RNN(width=8, classes=10), "seed": 1}, ["seed: 0 -> 1", "model.type: ConvNet -> RNN"]),
+        ({"optimizer": AdamW(rate=Constant(1e-3))}, ["optimizer.rate.type: WarmupCosine -> Constant"]),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_another_run_in_the_same_folder_is_refused_with_each_difference(
+    changes: Any, named: list[str], finished: tuple[Path, dict[str, Any]]
+) -> None:
+    folder, _ = finished
+    before = contents(folder)
+    with pytest.raises(Refused) as error:
+        fit(tiny(**changes), folder, Screen())
+    assert all(difference in str(error.value) for difference in [*named, str(folder), "--workdir", "--fork"])
+    assert contents(folder) == before
+
+
+def test_other_data_under_the_same_name_are_refused(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = finished
+    run = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**run, "data_identity": "digits of another day"}))
+    with pytest.raises(Refused, match="data_identity: digits of another day -> jaxbig_digits"):
+        fit(tiny(), folder, Screen())
+
+
+def test_a_folder_that_another_live_run_holds_is_refused(tmp_path: Path) -> None:
+    with hold(tmp_path), pytest.raises(Refused, match=rf"{tmp_path} is in use by process \d+ on .*--workdir"):
+        fit(tiny(), tmp_path, Screen())
+    with hold(tmp_path):
+        pass
+
+
+def still(**changes: Any) -> Experiment:
+    """One step at a rate of zero: what comes out are the weights that went in."""
+    return tiny(**{"optimizer": AdamW(rate=Constant(0.0), weight_decay=0.1), "steps": 1, **changes})
+
+
+def test_a_fork_begins_from_the_weights_and_keeps_the_old_run_whole(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = finished
+    before, weights = contents(folder), parameters(folder)
+    summary = fit(still(), folder, Screen(), forking=True)
+    assert summary["step"] == 1
+    assert [line["step"] for line in curves(folder)] == [1, 1]
+    np.testing.assert_equal(parameters(folder), weights)
+    kept = contents(folder / "forked_from_1")
+    assert kept == {name: data for name, data in before.items() if name != "lock"}
+
+
+def test_the_same_fork_again_goes_on_and_a_fork_of_a_fork_keeps_both(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = finished
+    part = fit(tiny(seed=1), folder, Interrupting(9), forking=True)
+    assert part["interrupted"] and part["step"] == 10
+    rest = fit(tiny(seed=1), folder, Screen(), forking=True)
+    assert rest["step"] == 20 and not (folder / "forked_from_2").exists()
+    assert len({(line["step"], line["split"]) for line in curves(folder)}) == len(curves(folder)) == 7 + 3
+    weights = parameters(folder)
+    fit(still(), folder, Screen(), forking=True)
+    np.testing.assert_equal(parameters(folder), weights)
+    np.testing.assert_equal(parameters(folder / "forked_from_2"), weights)
+    assert json.loads((folder / "forked_from_1" / "summary.json").read_text())["step"] == 20
+
+
+def test_a_fork_that_was_killed_while_it_moved_the_old_run_aside_is_finished(
+    finished: tuple[Path, dict[str, Any]],
+) -> None:
+    folder, _ = finished
+    before, weights = contents(folder), parameters(folder)
+    (folder / "forked_from_1").mkdir()
+    (folder / "run.json").rename(folder / "forked_from_1" / "run.json")
+    fit(still(), folder, Screen(), forking=True)
+    np.testing.assert_equal(parameters(folder), weights)
+    assert contents(folder / "forked_from_1") == {name: data for name, data in before.items() if name != "lock"}
+
+
+def test_a_fork_to_a_changed_model_takes_what_fits(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = finished
+    wider = still(model=ConvNet(layers=(Dropout(0.25), Dense(16), Dense(24)), classes=10))
+    weights = parameters(folder)
+    fit(wider, folder, Screen(), forking=True)
+    said = capsys.readouterr().out
+    fit(wider, tmp_path / "fresh", Screen())
+    forked, fresh = parameters(folder), parameters(tmp_path / "fresh")
+    taken = {path for path in fresh if path in weights and weights[path].shape == fresh[path].shape}
+    assert taken == {"layers_1/linear/kernel", "layers_1/linear/bias", "head/bias"}
+    for path in fresh:
+        np.testing.assert_equal(forked[path], (weights if path in taken else fresh)[path], err_msg=path)
+    assert "forked: 3 of 6 parameters" in said and "head/kernel" in said

@@ -1,0 +1,216 @@
+"""Runs that are stopped, killed, crowded or starved, each in a process of its own, end as one left alone."""
+
+import contextlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+HASTY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+MODEL = [f"--model.layers.{layer}=8" for layer in ("0.channels", "1.channels", "4.channels", "7.width")]
+EVERY = ["--steps=600", "--log-every=5", "--evaluate-every=200", "--checkpoint-every=20", "--data.batch=32"]
+TRAIN = ["train", "digits_convnet", "--workdir=run", *EVERY, *MODEL]
+PACE = {"steps_per_second", "examples_per_second", "data_wait"}
+
+
+def start(folder: Path, *arguments: str, core: int | None = None, **environment: str) -> "subprocess.Popen[str]":
+    """`jaxbig ...` in that folder, on one CPU device unless told otherwise; on one core if told so."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "jaxbig", *arguments],
+        cwd=folder,
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=None if core is None else lambda: os.sched_setaffinity(0, {core}),
+    )
+
+
+def finish(process: "subprocess.Popen[str]", seconds: float = 200) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error; a process that hangs is killed."""
+    try:
+        out, err = process.communicate(timeout=seconds)
+    finally:
+        process.kill()
+    return process.returncode, out, err
+
+
+def until(process: "subprocess.Popen[str]", condition: Callable[[], bool]) -> None:
+    """Waits until the condition holds while the process lives."""
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    """The whole lines of metrics.jsonl without what tells of the machine's speed."""
+    text = (run / "metrics.jsonl").read_text() if (run / "metrics.jsonl").exists() else ""
+    read = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    return [{name: line[name] for name in line if name not in PACE} for line in read]
+
+
+def summary(run: Path) -> dict[str, Any]:
+    return json.loads((run / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """The folder of a run that was left alone, and how many seconds it took."""
+    folder, began = tmp_path_factory.mktemp("alone"), time.monotonic()
+    code, _, err = finish(start(folder, *TRAIN, **HASTY))
+    assert code == 0, err
+    return folder / "run", time.monotonic() - began
+
+
+def same(run: Path, other: Path) -> None:
+    """Both runs ended in the same state, by the same curves, and left nothing half-done behind."""
+    assert summary(run)["state_sha256"] == summary(other)["state_sha256"]
+    assert not summary(run)["interrupted"]
+    assert lines(run) == lines(other)
+    assert all(entry.name.isdigit() for entry in (run / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_run_that_is_asked_to_stop_saves_and_the_same_command_goes_on(
+    number: signal.Signals, alone: tuple[Path, float], tmp_path: Path
+) -> None:
+    process = start(tmp_path, *TRAIN, **HASTY)
+    until(process, lambda: len(lines(tmp_path / "run")) > 10)
+    process.send_signal(number)
+    code, out, err = finish(process)
+    assert code == 75 and "Traceback" not in err
+    stopped = summary(tmp_path / "run")
+    assert stopped["interrupted"] and 50 < stopped["step"] < 600
+    assert (tmp_path / "run" / "checkpoints" / str(stopped["step"])).is_dir()
+    assert number.name in out and f"saved at step {stopped['step']}" in out
+    code, out, err = finish(start(tmp_path, *TRAIN, **HASTY))
+    assert code == 0, err
+    assert f"going on from step {stopped['step']}" in out
+    same(tmp_path / "run", alone[0])
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_run_killed_at_five_random_moments_ends_as_one_left_alone(
+    seed: int, alone: tuple[Path, float], tmp_path: Path
+) -> None:
+    moments = random.Random(seed)
+    for _ in range(5):
+        process = start(tmp_path, *TRAIN, **HASTY)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=moments.uniform(0, alone[1]))
+        process.kill()
+        _, err = process.communicate()
+        assert process.returncode in (0, -signal.SIGKILL) and "Traceback" not in err
+    code, _, err = finish(start(tmp_path, *TRAIN, **HASTY))
+    assert code == 0, err
+    assert len(json.loads((tmp_path / "run" / "run.json").read_text())["starts"]) > 1
+    same(tmp_path / "run", alone[0])
+
+
+def test_a_folder_in_use_is_refused_and_named_by_its_holder(tmp_path: Path) -> None:
+    process = start(tmp_path, *TRAIN, **HASTY)
+    until(process, lambda: len(lines(tmp_path / "run")) > 0)
+    process.send_signal(signal.SIGSTOP)
+    code, out, err = finish(start(tmp_path, *TRAIN, **HASTY))
+    process.kill()
+    process.communicate()
+    assert (code, out) == (2, "")
+    assert re.fullmatch(rf"jaxbig: run is in use by process {process.pid} on .*--workdir.*\n", err), err
+    code, _, err = finish(start(tmp_path, *TRAIN, "--steps=40", **HASTY))
+    assert code == 0, err
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes cannot be pinned here")
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("digits_convnet", []),
+        ("digits_rnn", ["--model.width=32"]),
+        ("pytext_transformer", ["--model.depth=2", "--model.width=32", "--model.dropout=0.1"]),
+    ],
+)
+def test_the_same_command_twice_gives_the_same_run(name: str, options: list[str], tmp_path: Path) -> None:
+    for folder in ("one", "other"):
+        command = ["train", name, "--steps=30", "--checkpoint-every=20", f"--workdir={folder}", *options]
+        code, _, err = finish(start(tmp_path, *command, core=min(os.sched_getaffinity(0))), seconds=500)
+        assert code == 0, err
+    same(tmp_path / "one", tmp_path / "other")
+
+
+def test_the_number_of_devices_and_readers_does_not_change_which_examples_a_step_sees(tmp_path: Path) -> None:
+    losses = {}
+    for devices, readers in (("1", 1), ("8", 0), ("8", 3)):
+        command = ["train", "digits_convnet", f"--workdir={devices}-{readers}", f"--readers={readers}", *MODEL]
+        short = ["--steps=5", "--log-every=1", "--data.batch=32"]
+        code, _, err = finish(start(tmp_path, *command, *short, JAX_NUM_CPU_DEVICES=devices, **HASTY))
+        assert code == 0, err
+        read = lines(tmp_path / f"{devices}-{readers}")
+        losses[devices, readers] = [line["loss"] for line in read if line["split"] == "train"]
+    first, *others = losses.values()
+    assert len(set(first)) == 5
+    assert others == [pytest.approx(first, rel=1e-5)] * 2
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small disk of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = shutil.which("mount") and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m,nr_inodes=2000", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if not mounted or mounted.returncode:
+        pytest.skip("a disk cannot be mounted here (that takes root)")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(disk: Path, left: int = 0) -> None:
+    """Leaves that many bytes."""
+    with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    os.truncate(disk / "filler", (disk / "filler").stat().st_size - left)
+
+
+def fill_with_names(disk: Path) -> None:
+    """Leaves bytes, but no room for one more file or folder."""
+    with contextlib.suppress(OSError):
+        for number in range(10_000):
+            (disk / f"filler-{number}").touch()
+
+
+@pytest.mark.parametrize(
+    "fill_up",
+    [
+        pytest.param(fill, id="no byte left"),
+        pytest.param(lambda disk: fill(disk, left=40_960), id="room for logs alone"),
+        pytest.param(fill_with_names, id="no file left"),
+    ],
+)
+def test_a_full_disk_is_told_in_one_sentence_and_what_was_saved_before_still_serves(
+    fill_up: Callable[[Path], None], disk: Path, alone: tuple[Path, float]
+) -> None:
+    process = start(disk, *TRAIN, **HASTY)
+    until(process, lambda: (disk / "run" / "checkpoints" / "20").exists())
+    fill_up(disk)
+    code, _, err = finish(process, seconds=100)
+    assert code == 1
+    assert re.fullmatch(r"jaxbig: [^\n]*step \d+[^\n]*\n", err) and "run" in err and "No space left" in err, err[:2000]
+    subprocess.run(["mount", "-o", "remount,size=64m,nr_inodes=20000", str(disk)], check=True)
+    code, out, err = finish(start(disk, *TRAIN, **HASTY))
+    assert code == 0, err
+    assert re.search(r"going on from step \d+", out)
+    same(disk / "run", alone[0])
