@@ -202,8 +202,9 @@ def parse(verb: Any, options: Sequence[str], words: str, default: Any = None) ->
     except SystemExit as stop:
         if stop.code in (0, None):  # --help
             raise
-    text = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯]", "", errors.getvalue())
-    _, said, *more = (" ".join(part.split()) for part in re.split(r"─{2,}", text) if part.split())
+    text = re.sub(r"\x1b\[[0-9;]*m|[│╰╯]", "", errors.getvalue())  # a box whose title is in its frame, or above a line
+    parts = re.split(r"[─-]{3,}", re.sub(r"╭.*╮", "\n", text))
+    said, *more = [" ".join(part.split()) for part in parts if part.split()]["╭" not in text :]
     near = re.findall(r"--[\w.-]+", more[0]) if more and more[0].startswith("Perhaps") else []
     nearest = f"; the nearest are {', '.join(list(dict.fromkeys(near))[:3])}" if near else ""
     raise Refused(f"{said}{nearest}; `jaxbig {words} --help` names all options.")

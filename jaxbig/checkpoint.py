@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -93,7 +94,8 @@ class Checkpoints:
             raise self._failed(step, error) from error
 
     def _failed(self, step: int, error: Exception) -> Failed:
-        shutil.rmtree(self.folder / f"saving-{step}", ignore_errors=True)  # gives its room back
+        for left in self.folder.glob(f"saving-{step}*"):
+            shutil.rmtree(left, ignore_errors=True)  # gives its room back
         return Failed(
             f"saving step {step} to {self.path(step)} failed: {_one_line(error)}; what was saved before it is "
             f"untouched: mend that, and run the same command again."
@@ -116,8 +118,10 @@ class Checkpoints:
         except Broken:
             return  # it is for the next restore to name; until then nothing is removed
         sign = 1 if self.higher else -1
-        ranked = sorted((sign * score, step) for step, score in scores.items() if score is not None)
-        best = [step for _, step in ranked[len(ranked) - self.keep_best :]]
+        ranked = sorted(
+            (sign * score, step) for step, score in scores.items() if score is not None and math.isfinite(score)
+        )
+        best = [step for _, step in ranked[::-1][: self.keep_best]]
         for step in set(steps) - set(steps[-self.keep_last :]) - set(best):
             shutil.rmtree(self.path(step).rename(self.folder / f"removing-{step}"))
 
@@ -165,7 +169,10 @@ class Checkpoints:
             text, seal = "", None
         if hashlib.sha256(text.encode()).hexdigest() != seal:
             raise Broken(f"has changed in its file {MANIFEST} since it was saved")
-        return json.loads(text)
+        noted = json.loads(text)
+        if noted["step"] != step:
+            raise Broken(f"is a copy of step {noted['step']}")
+        return noted
 
     def _newest_whole(self, load: Callable[[int], Any]) -> Any:
         reasons = []

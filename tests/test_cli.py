@@ -158,12 +158,12 @@ def test_help_names_every_option_with_its_docstring(command: Callable[..., Answe
     code, out, err = command("train", "pytext_transformer", "--help")
     assert (code, err) == (0, "")
     for said in (
-        "--steps INT How many updates the run makes. (default: 600)",
+        "--steps INT How many updates the run makes. (default: 1800)",
         "--workdir {None}|PATH The folder of the run; runs/NAME if it is not given.",
         "--fork Where the folder holds another run:",
         "--model.depth INT How many blocks. (default: 4)",
-        "--data.batch INT Rows of the global batch, over all devices. (default: 16)",
-        "--optimizer.rate.peak FLOAT The highest rate. (default: 0.003)",
+        "--data.batch INT Rows of the global batch, over all devices. (default: 8)",
+        "--optimizer.rate.peak FLOAT The highest rate. (default: 0.002)",
         "--mesh.tensor INT Pieces of each layer's width. (default: 1)",
     ):
         assert said in plain(out)
