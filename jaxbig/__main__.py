@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import difflib
 import io
-import json
 import logging
 import re
 import shlex
@@ -15,8 +14,14 @@ from typing import Annotated, Any
 
 import tyro
 
+from jaxbig.bench import bench
+from jaxbig.compare import compare
 from jaxbig.errors import Failed, Refused
+from jaxbig.evaluate import evaluate_run
 from jaxbig.experiment import Experiment, available, flat, load, summary
+from jaxbig.loop import fit
+from jaxbig.show import show
+from jaxbig.tracking.metrics import to_json_text
 from jaxbig.tracking.screen import Screen, table
 
 DONE, FAILED, REFUSED, INTERRUPTED, STOPPED = 0, 1, 2, 75, 130
@@ -31,7 +36,7 @@ class Verb:
     def emit(self, value: Any, *tables: tuple[str, list[dict[str, Any]]]) -> int:
         """Prints the value as JSON if that was asked for, else the tables, each a title and rows."""
         if self.json:
-            print(json.dumps(value, indent=1))
+            print(to_json_text(value, indent=1))
         for title, rows in () if self.json else tables:
             table(rows, title)
         return DONE
@@ -52,7 +57,7 @@ class OfRun(OfExperiment):
 
     @property
     def folder(self) -> Path:
-        return self.workdir or Path("runs") / Path(self.name).stem
+        return self.workdir or Path("runs") / Path(self.name.removesuffix(".py")).name.split(".")[-1]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,8 +65,8 @@ class List(Verb):
     """Every experiment, its one-line summary."""
 
     def __call__(self) -> int:
-        rows = [{"experiment": name, "summary": summary(file)} for name, file in sorted(available().items())]
-        return self.emit({"experiments": rows}, ("", rows))
+        found = [{"experiment": name, "summary": summary(file)} for name, file in sorted(available().items())]
+        return self.emit({"experiments": found}, ("", found))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,16 +74,13 @@ class Show(OfExperiment):
     """The resolved experiment, its parameters and where they are put; no data is touched."""
 
     def __call__(self) -> int:
-        from jaxbig.show import show
-
         shown = show(self.experiment)
-        sizes = [{"held by each device": name, "bytes": size} for name, size in shown["bytes_per_device"].items()]
-        settings = [{"field": name, "value": value} for name, value in flat(shown["experiment"])]
+        where = f"{shown['devices']['count']} x {shown['devices']['kind']}, mesh {shown['devices']['mesh']}"
         return self.emit(
             {key: value for key, value in shown.items() if key != "table"},
             (f"{self.name}: {shown['parameters']:,} parameters", shown["table"]),
-            (f"\n{shown['devices']['count']} x {shown['devices']['kind']}, mesh {shown['devices']['mesh']}", sizes),
-            ("", settings),
+            (f"\n{where}", rows("bytes on each device", shown["bytes_per_device"])),
+            ("", rows("field", dict(flat(shown["experiment"])))),
         )
 
 
@@ -90,8 +92,6 @@ class Train(OfRun):
     """Where the folder holds another run: begin anew there from that run's weights, and keep it aside."""
 
     def __call__(self) -> int:
-        from jaxbig.loop import fit
-
         screen = Screen(self.json)
         result = fit(self.experiment, self.folder, screen, self.fork)
         self.emit(result)
@@ -114,25 +114,20 @@ class Evaluate(OfRun):
     """The last good checkpoint of a run on the evaluation split; changes nothing in its folder."""
 
     def __call__(self) -> int:
-        from jaxbig.evaluate import evaluate_run
-
         result = evaluate_run(self.experiment, self.folder)
-        rows = [{"metric": name, "value": value} for name, value in result["metrics"].items()]
-        return self.emit(result, (f"{self.name} at step {result['step']}", rows))
+        return self.emit(result, (f"{self.name} at step {result['step']}", rows("metric", result["metrics"])))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bench(OfExperiment):
     """Seconds a step of the real loop against the bare compiled step; compile time and memory."""
 
-    rounds_of: int = 50
-    """Steps a round, of five rounds of each."""
+    steps_a_round: int = 50
+    """Of five rounds of each."""
 
     def __call__(self) -> int:
-        from jaxbig.bench import bench
-
-        result = bench(self.experiment, self.rounds_of, Screen(self.json))
-        return self.emit(result, ("", [{"measured": name, "value": value} for name, value in result.items()]))
+        result = bench(self.experiment, self.steps_a_round, Screen(self.json))
+        return self.emit(result, ("", rows("measured", result)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,8 +138,6 @@ class Compare(Verb):
     """Their folders; each is compared with the first."""
 
     def __call__(self) -> int:
-        from jaxbig.compare import compare
-
         result = compare(self.workdirs)
         ends = [{**run, **dict(flat(run["metrics"])), "metrics": ""} for run in result["runs"]]
         kept = [key for key in ends[0] if key in ("workdir", "step", "state_sha256") or key.startswith("eval/")]
@@ -157,6 +150,11 @@ class Compare(Verb):
 
 
 VERBS: dict[str, Any] = {verb.__name__.lower(): verb for verb in (List, Show, Train, Evaluate, Compare, Bench)}
+
+
+def rows(name: str, values: dict[str, Any]) -> list[dict[str, Any]]:
+    """A dictionary as the rows of a table of two columns."""
+    return [{name: key, "value": value} for key, value in values.items()]
 
 
 def main() -> None:
@@ -187,6 +185,10 @@ def run(arguments: Sequence[str]) -> int:
     verb = VERBS[word]
     if not issubclass(verb, OfExperiment):
         return parse(verb, rest, word)()
+    if rest[:1] in (["-h"], ["--help"]):
+        print(f"jaxbig {word} EXPERIMENT [--option value ...]: {verb.__doc__}")
+        print(f"The options are the experiment's: jaxbig {word} NAME --help; `jaxbig list` names the experiments.")
+        return DONE
     if not rest or rest[0].startswith("-"):
         raise Refused(f"{word} needs an experiment first, as in jaxbig {word} NAME; `jaxbig list` names them.")
     name, *options = rest

@@ -2,7 +2,9 @@
 
 import dataclasses
 import statistics
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +15,7 @@ from jaxbig.experiment import Experiment
 from jaxbig.loop import Report, compile_step, run_steps
 from jaxbig.mesh import activate, put
 from jaxbig.step import make_program
+from jaxbig.tracking.metrics import Metrics
 from jaxbig.tracking.screen import Screen
 
 ROUNDS = 5
@@ -21,35 +24,42 @@ ROUNDS = 5
 def bench(experiment: Experiment, steps: int, screen: Screen) -> dict[str, Any]:
     """Seconds a step, in `ROUNDS` rounds of so many steps of each in turn; `ratio` is the median over rounds.
 
-    The loop reads its batches, reads ahead, moves them, and logs as in training; evaluation and saving are left out.
+    The loop reads ahead, moves its batches and logs to files and screen as in training; it does not evaluate or save.
     """
     if steps < 1:
-        raise Refused(f"--rounds-of {steps}: it must be 1 or more.")
+        raise Refused(f"--steps-a-round {steps}: it must be 1 or more.")
     program = make_program(experiment)
     experiment.data.prepare()
     source = experiment.data.source("train")
     ours, bare, waits = [], [], []
-    report = Report(experiment, lambda step, values: waits.append(values["data_wait"]))
-    with activate(program.mesh):
+    with activate(program.mesh), tempfile.TemporaryDirectory() as folder:
+        metrics = Metrics(Path(folder), 0)
+
+        def log(step: int, values: dict[str, float]) -> None:
+            waits.append(values["data_wait"])
+            metrics.write(step, "train", values)
+            screen.train(step, values)
+
         began = time.perf_counter()
-        train_step = compile_step(program, screen)
+        train_step = compile_step(program)
         compile_seconds = time.perf_counter() - began
         batch = put(train_batch(source, experiment.seed, 0, experiment.data.batch), program.mesh)
-        state, metrics = train_step(program.init(), batch)  # the first call is slower
+        state, values = train_step(program.init(), batch)  # the first call is slower
         for number in range(ROUNDS):
             began = time.perf_counter()
             for _ in range(steps):
-                state, metrics = train_step(state, batch)
-            jax.block_until_ready((state, metrics))
+                state, values = train_step(state, batch)
+            jax.block_until_ready((state, values))
             bare.append((time.perf_counter() - began) / steps)
-            part = dataclasses.replace(experiment, steps=steps * (number + 1))
+            report = Report(dataclasses.replace(experiment, steps=steps * (number + 1)), log)
             began = time.perf_counter()
-            for _, latest in run_steps(part, program, train_step, state, source, steps * number, report):
+            for _, latest in run_steps(program, train_step, state, source, steps * number, report):
                 state = latest
             report.flush()
             jax.block_until_ready(state)
             ours.append((time.perf_counter() - began) / steps)
             screen.say(f"round {number + 1} of {ROUNDS}: loop {ours[-1]:.4f} s a step, bare step {bare[-1]:.4f} s")
+        metrics.close()
     used, seconds = train_step.memory_analysis(), statistics.median(ours)
     outputs = used.output_size_in_bytes - used.alias_size_in_bytes  # the donated state is counted once
     return {

@@ -5,6 +5,7 @@ the sha256 of every file, and of every leaf as it was on the devices, and the fo
 with a step's name was whole once, and whatever has happened to it since is noticed before it is used.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -93,6 +94,10 @@ class Checkpoints:
         except Exception as error:
             raise self._failed(step, error) from error
 
+    def close(self) -> None:
+        """Lets a save under way end, whatever comes of it; nothing is written afterwards."""
+        self._thread.shutdown()
+
     def _failed(self, step: int, error: Exception) -> Failed:
         for left in self.folder.glob(f"saving-{step}*"):
             shutil.rmtree(left, ignore_errors=True)  # gives its room back
@@ -108,21 +113,21 @@ class Checkpoints:
         text = json.dumps(manifest, indent=1)
         (temporary / MANIFEST).write_text(f"{text}\n{hashlib.sha256(text.encode()).hexdigest()}\n")
         temporary.rename(self.path(manifest["step"]))
-        self._retire()
+        try:
+            self._retire()
+        except OSError as error:
+            log.warning("saved step %s, but could not remove an older checkpoint: %s", manifest["step"], error)
 
     def _retire(self) -> None:
         """Removes the checkpoints that are neither among the newest nor among the best."""
-        steps = self.steps()
-        try:
-            scores = {step: self.manifest(step)["metrics"].get(self.criterion) for step in steps}
-        except Broken:
-            return  # it is for the next restore to name; until then nothing is removed
-        sign = 1 if self.higher else -1
-        ranked = sorted(
-            (sign * score, step) for step, score in scores.items() if score is not None and math.isfinite(score)
-        )
-        best = [step for _, step in ranked[::-1][: self.keep_best]]
-        for step in set(steps) - set(steps[-self.keep_last :]) - set(best):
+        scores: dict[int, float | None] = {}
+        for step in self.steps():
+            with contextlib.suppress(Broken):  # a broken one is for a restore to name: it neither counts nor goes
+                scores[step] = self.manifest(step)["metrics"].get(self.criterion)
+        finite = [(score, step) for step, score in scores.items() if score is not None and math.isfinite(score)]
+        ranked = sorted(finite, key=lambda each: (each[0] if self.higher else -each[0], each[1]), reverse=True)
+        best = [step for _, step in ranked[: self.keep_best]]
+        for step in set(scores) - set(list(scores)[-self.keep_last :]) - set(best):
             shutil.rmtree(self.path(step).rename(self.folder / f"removing-{step}"))
 
     # -- restoring
@@ -179,7 +184,7 @@ class Checkpoints:
         for step in reversed(self.steps()):
             try:
                 return load(step)
-            except Broken as broken:
+            except (Broken, OSError) as broken:
                 reasons.append(f"checkpoint {self.path(step)} {broken}")
                 log.warning("%s; trying the one before it", reasons[-1])
         if reasons:

@@ -18,7 +18,7 @@ def evaluate_run(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     if run is None or not checkpoints.steps():
         raise Refused(f"{workdir} holds no checkpoint: train first, or name the run's folder with --workdir.")
     program, described = make_program(experiment), to_json(experiment)
-    fixed = {"model": described["model"], "objective": described["objective"]}
+    fixed = {name: described[name] for name in ("model", "objective", "optimizer")}  # all that a state's shape tells
     if lines := differences(run, fixed) or differences(run, {"data_identity": experiment.data.prepare()}):
         raise Refused(
             f"{workdir} holds a run of another model or data ({'; '.join(lines)}): give the options it was trained "
@@ -27,5 +27,5 @@ def evaluate_run(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     with activate(program.mesh):
         restored = checkpoints.restore(program.abstract)
         assert restored is not None
-        metrics = evaluate(experiment, program, restored.state, experiment.data.source("eval"))
+        metrics = evaluate(program, restored.state, experiment.data.source("eval"))
     return {"step": restored.step, "metrics": metrics, "state_sha256": restored.state_sha256}

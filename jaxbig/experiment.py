@@ -60,6 +60,7 @@ class Experiment:
             least, below = RANGES.get(path.split(".")[-1], (-math.inf, math.inf))
             if isinstance(value, int | float) and not least <= value < below:
                 limits = f"{least} or more" + (f" and below {below}" if below < math.inf else "")
+                limits = limits if math.isfinite(value) else "a finite number"
                 raise Refused(f"--{path.replace('_', '-')} {value}: it must be {limits}.")
 
 
@@ -74,7 +75,7 @@ RANGES |= {
 }
 RANGES |= {"seed": (0, 2**32)}
 
-# What may change when a run goes on: where and how long it runs, and what it keeps; never what it computes.
+# What may change when a run goes on: where it runs, how far (a schedule then follows the new length), what it keeps.
 FREE = ("mesh", "steps", "log_every", "evaluate_every", "checkpoint_every", "keep_last", "keep_best", "readers")
 
 

@@ -1,10 +1,11 @@
 """The loop: batch, step, log, evaluate, checkpoint, next; the only place with effects."""
 
 import contextlib
+import logging
+import os
 import signal
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,19 +25,21 @@ from jaxbig.tracking.metrics import Metrics, read_metrics, write_json
 from jaxbig.tracking.screen import Screen
 from jaxbig.workdir import hold
 
+logger = logging.getLogger("jaxbig")
 Summary = dict[str, Any]
 
 
-def fit(experiment: Experiment, workdir: Path, screen: Screen, forking: bool = False) -> Summary:
+def fit(experiment: Experiment, workdir: Path, screen: Screen, fork: bool = False) -> Summary:
     """Trains to `experiment.steps`, from the last good checkpoint in `workdir` or from the beginning.
 
     Gives what `summary.json` holds: `step`, `metrics`, `state_sha256`, `interrupted`, ... On SIGTERM or Ctrl-C
     it finishes the step, saves, and gives the summary with `interrupted` true.
     """
     program = make_program(experiment)
-    with hold(workdir), activate(program.mesh), interruptible(screen) as asked_to_stop, contextlib.ExitStack() as stack:
+    with hold(workdir), activate(program.mesh), interruptible() as asked_to_stop, contextlib.ExitStack() as stack:
         checkpoints = open_checkpoints(experiment, workdir)
-        start, state, digest = begin(experiment, program, checkpoints, workdir, screen, forking)
+        stack.callback(checkpoints.close)
+        start, state, digest = begin(program, checkpoints, workdir, fork)
         metrics = Metrics(workdir, start)
         stack.callback(metrics.close)
 
@@ -45,11 +48,11 @@ def fit(experiment: Experiment, workdir: Path, screen: Screen, forking: bool = F
             screen.train(step, values)
 
         train, held_out = experiment.data.source("train"), experiment.data.source("eval")
-        train_step = compile_step(program, screen) if start < experiment.steps else None
+        train_step = compile_step(program) if start < experiment.steps else None
         step, report = start, Report(experiment, log)
         screen.start(start, experiment.steps)
         stack.callback(screen.stop)
-        for step, state in run_steps(experiment, program, train_step, state, train, start, report):  # noqa: B020
+        for step, state in run_steps(program, train_step, state, train, start, report):  # noqa: B020
             last, stopping = step == experiment.steps, asked_to_stop.is_set()
             evaluating = last or step % experiment.evaluate_every == 0
             saving = last or stopping or step % experiment.checkpoint_every == 0
@@ -57,7 +60,7 @@ def fit(experiment: Experiment, workdir: Path, screen: Screen, forking: bool = F
             if evaluating or saving:
                 report.flush()
             if evaluating:
-                means = evaluate(experiment, program, state, held_out)
+                means = evaluate(program, state, held_out)
                 metrics.write(step, "eval", means)
                 screen.evaluation(step, means)
             if saving:
@@ -74,28 +77,19 @@ def fit(experiment: Experiment, workdir: Path, screen: Screen, forking: bool = F
 
 
 def run_steps(
-    experiment: Experiment,
-    program: Program,
-    train_step: Callable[..., Any] | None,
-    state: TrainState,
-    source: Source,
-    start: int,
-    report: "Report",
+    program: Program, train_step: Any, state: TrainState, source: Source, start: int, report: "Report"
 ) -> Iterator[tuple[int, TrainState]]:
     """Makes steps start + 1 to the last; gives (step, state) after each, before the next is begun.
 
     While the devices make a step, the next batch is read and moved to them; two steps are under way at most.
     """
-    if train_step is None:
-        return
-    share = jax.process_index(), jax.process_count()
-    steps, rows, seed = experiment.steps, experiment.data.batch, experiment.seed
-    batches = train_batches(source, seed, start, steps, rows, experiment.readers, *share)
+    e, share = report.experiment, (jax.process_index(), jax.process_count())
+    batches = train_batches(source, e.seed, start, e.steps, e.data.batch, e.readers, *share)
     report.restart()
-    batch = report.waited(batches, None, program.mesh)
-    for step in range(start + 1, steps + 1):
+    batch = report.waited(batches, None, program.mesh) if start < e.steps else None
+    for step in range(start + 1, e.steps + 1):
         state, metrics = train_step(state, batch)
-        batch = report.waited(batches, metrics, program.mesh) if step < steps else None
+        batch = report.waited(batches, metrics, program.mesh) if step < e.steps else None
         report.push(step, metrics)
         yield step, state
 
@@ -105,7 +99,7 @@ class Report:
 
     def __init__(self, experiment: Experiment, log: Callable[[int, dict[str, float]], None]):
         self.experiment, self.log = experiment, log
-        self.under_way: deque[tuple[int, dict[str, jax.Array]]] = deque()
+        self.under_way: tuple[int, dict[str, jax.Array]] | None = None
         self.restart()
 
     def restart(self) -> None:
@@ -113,7 +107,7 @@ class Report:
         self.since, self.steps, self.idle = time.perf_counter(), 0, 0.0
 
     def waited(self, batches: Iterator[Any], metrics: Any, mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
-        """The next batch, on the devices. Reading it counts as a wait if the step under way was done before it."""
+        """The next batch, on the devices. Its reading counts as waited for, whole, if the step under way is done."""
         began = time.perf_counter()
         rows = next(batches)
         if metrics is None or metrics["loss"].is_ready():
@@ -122,17 +116,14 @@ class Report:
 
     def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Takes a step's metrics; waits for the step before it, and logs that if it is due."""
-        self.under_way.append((step, metrics))
-        if len(self.under_way) > 1:
-            self._finish()
+        self.flush()
+        self.under_way = step, metrics
 
     def flush(self) -> None:
-        """Waits for all steps under way, and logs those that are due."""
-        while self.under_way:
-            self._finish()
-
-    def _finish(self) -> None:
-        step, metrics = self.under_way.popleft()
+        """Waits for the step under way, and logs it if it is due."""
+        if self.under_way is None:
+            return
+        (step, metrics), self.under_way = self.under_way, None
         jax.block_until_ready(metrics)
         self.steps += 1
         if step % self.experiment.log_every and step != self.experiment.steps:
@@ -148,25 +139,20 @@ class Report:
         self.log(step, self.experiment.objective.summarize(means) | pace)
 
 
-def evaluate(experiment: Experiment, program: Program, state: TrainState, source: Source) -> dict[str, float]:
+def evaluate(program: Program, state: TrainState, source: Source) -> dict[str, float]:
     """The objective's metrics over every example of a source, each exactly once; sums are added in float64."""
+    batch, share = program.experiment.data.batch, (jax.process_index(), jax.process_count())
     totals: dict[str, np.ndarray] = {}
-    under_way: deque[Any] = deque()
-
-    def finish() -> None:
-        for name, each in jax.device_get(under_way.popleft()).items():
+    before = None
+    for number in range(eval_steps(source, batch) + 1):
+        last = number == eval_steps(source, batch)  # each batch is added while the devices have the next
+        rows = None if last else put(eval_batch(source, number, batch, *share), program.mesh)
+        sums = None if last else program.eval_step(state, rows)
+        for name, each in jax.device_get(before or {}).items():
             totals[name] = totals.get(name, np.zeros(2)) + np.array([each.total, each.weight], np.float64)
-
-    batch, share = experiment.data.batch, (jax.process_index(), jax.process_count())
-    for number in range(eval_steps(source, batch)):
-        rows = put(eval_batch(source, number, batch, *share), program.mesh)
-        under_way.append(program.eval_step(state, rows))
-        if len(under_way) > 2:
-            finish()
-    while under_way:
-        finish()
+        before = sums
     means = {name: float(total / weight) for name, (total, weight) in totals.items()}
-    return experiment.objective.summarize(means)
+    return program.experiment.objective.summarize(means)
 
 
 def open_checkpoints(experiment: Experiment, workdir: Path) -> Checkpoints:
@@ -176,12 +162,12 @@ def open_checkpoints(experiment: Experiment, workdir: Path) -> Checkpoints:
     return Checkpoints(folder, experiment.keep_last, experiment.keep_best, *best)
 
 
-def compile_step(program: Program, screen: Screen) -> Any:
+def compile_step(program: Program) -> Any:
     """The train step compiled for its shapes and devices, once."""
     began = time.perf_counter()
     compiled = program.train_step.lower(program.abstract, program.batch).compile()
     where = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    screen.say(f"compiled in {time.perf_counter() - began:.1f} s for {where}")
+    logger.info("compiled in %.1f s for %s", time.perf_counter() - began, where)
     return compiled
 
 
@@ -203,7 +189,7 @@ def summarize(experiment: Experiment, workdir: Path, step: int, digest: str) -> 
 
 
 @contextlib.contextmanager
-def interruptible(screen: Screen) -> Iterator[threading.Event]:
+def interruptible() -> Iterator[threading.Event]:
     """SIGTERM and Ctrl-C set the event, for the run to stop after its step; a second one stops it at once."""
     asked, before = threading.Event(), {}
 
@@ -214,7 +200,8 @@ def interruptible(screen: Screen) -> Iterator[threading.Event]:
     def ask(number: int, frame: Any) -> None:
         restore()
         asked.set()
-        screen.say(f"{signal.Signals(number).name}: finishing this step and saving (again: stop at once, unsaved)")
+        text = f"\n{signal.Signals(number).name}: finishing this step and saving (again: stop at once, unsaved)\n"
+        os.write(2, text.encode())  # a handler may not print: it may have interrupted printing
 
     before |= {each: signal.signal(each, ask) for each in (signal.SIGTERM, signal.SIGINT)}
     try:

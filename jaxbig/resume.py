@@ -1,5 +1,7 @@
 """How a run begins: anew, from its last good checkpoint, or forked from the weights of another."""
 
+import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,58 +10,62 @@ import numpy as np
 
 from jaxbig.checkpoint import Checkpoints
 from jaxbig.errors import Refused
-from jaxbig.experiment import Experiment, diff, fingerprint, identity, to_json
+from jaxbig.experiment import diff, fingerprint, identity, to_json
 from jaxbig.state import TrainState, leaves, path_name
 from jaxbig.step import Program
 from jaxbig.tracking.metrics import write_json
-from jaxbig.tracking.screen import Screen
 from jaxbig.workdir import describe, read_run
 
-FORKED = "forked_from_"
+log = logging.getLogger("jaxbig")
 
 
-def begin(
-    experiment: Experiment, program: Program, checkpoints: Checkpoints, workdir: Path, screen: Screen, forking: bool
-) -> tuple[int, TrainState, str]:
-    """(step, state, its digest or "") of the run in a folder, whose `run.json` is written; prepares the data.
+def begin(program: Program, checkpoints: Checkpoints, workdir: Path, fork: bool) -> tuple[int, TrainState, str]:
+    """(step, state, its digest or "") of the run in a folder; prepares the data, and last writes `run.json`.
 
     `Refused` if the folder holds another run, unless forking: then that run is moved aside, and its weights taken.
     """
-    claim(experiment, program, workdir, screen, forking)
+    experiment, run, weights = program.experiment, read_run(workdir), None
+    fixed = identity(to_json(experiment), experiment.data.prepare())
+    if run is not None and (lines := differences(run, fixed)):
+        if not fork:
+            raise Refused(
+                f"{workdir} holds another run ({'; '.join(lines)}): give another --workdir, or --fork to begin anew "
+                f"there from its weights (it is kept in {workdir}/forked_from_N)."
+            )
+        weights = checkpoints.restore_parameters()
+        if weights is None:
+            raise Refused(f"--fork: {workdir} has no checkpoint to take weights from: give another --workdir.")
+        move_aside(workdir)
+        run = None
+    elif run is None and forked_from(workdir):
+        move_aside(workdir)  # what a kill in the midst of a fork has left
+    if run is None and checkpoints.steps():
+        raise Refused(f"{workdir} has checkpoints and no run.json to tell whose they are: give another --workdir.")
     checkpoints.clean()
     restored = checkpoints.restore(program.abstract)
+    if restored is not None and restored.step > experiment.steps:
+        raise Refused(f"{workdir} is at step {restored.step} and --steps is {experiment.steps}: ask for more.")
+    write_run(program, workdir, run, fixed)
     if restored is not None:
-        if restored.step > experiment.steps:
-            raise Refused(f"{workdir} is at step {restored.step} and --steps is {experiment.steps}: ask for more.")
         checkpoints.set_aside(restored.step)
-        screen.say(f"going on from step {restored.step} ({checkpoints.path(restored.step)})")
+        log.info("going on from step %s (%s)", restored.step, checkpoints.path(restored.step))
         return restored.step, restored.state, restored.state_sha256
     state, parent = program.init(), forked_from(workdir)
-    weights = Checkpoints(parent / "checkpoints").restore_parameters() if parent else None
-    if weights is not None:
-        state = state.replace(params=take_weights(state.params, weights, screen))  # type: ignore[attr-defined]
+    if parent and weights is None:
+        weights = Checkpoints(parent / "checkpoints").restore_parameters()
+    if weights:
+        state = state.replace(params=take_weights(state.params, weights))  # type: ignore[attr-defined]
     return 0, state, ""
 
 
-def claim(experiment: Experiment, program: Program, workdir: Path, screen: Screen, forking: bool) -> None:
-    """Makes the folder this run's: `Refused` if it holds another one, unless forking."""
-    run, fixed = read_run(workdir), identity(to_json(experiment), experiment.data.prepare())
-    if run is not None and (lines := differences(run, fixed)):
-        if not forking:
-            raise Refused(
-                f"{workdir} holds another run ({'; '.join(lines)}): give another --workdir, or --fork to begin anew "
-                f"there from its weights (it is kept in {workdir / FORKED}N)."
-            )
-        move_aside(workdir)
-        run = None
-    elif run is None and forked_from(workdir) is not None:
-        move_aside(workdir)  # what a kill in the midst of a fork has left
-    now = describe(to_json(experiment), fingerprint(fixed), fixed["data_identity"], program.mesh)
+def write_run(program: Program, workdir: Path, run: dict[str, Any] | None, fixed: dict[str, Any]) -> None:
+    """Writes `run.json`; says what has changed since the run was last started, where it was."""
+    now = describe(to_json(program.experiment), fingerprint(fixed), fixed["data_identity"], program.mesh)
     if run is not None:
         sections = ("experiment", "versions", "devices", "mesh")
         changes = [line for name in sections for line in diff(run.get(name), now[name], name)]
         if changes:
-            screen.say(f"going on with changes: {'; '.join(changes)}")
+            log.info("going on with changes (a schedule follows the new steps): %s", "; ".join(changes))
     write_json(workdir / "run.json", {**now, "starts": [*(run or {}).get("starts", []), now["started"]]})
 
 
@@ -71,7 +77,8 @@ def differences(run: dict[str, Any], fixed: dict[str, Any]) -> list[str]:
 
 def forked_from(workdir: Path) -> Path | None:
     """The folder of the run that this one was forked from last, if it was."""
-    return max(workdir.glob(f"{FORKED}*"), key=lambda folder: int(folder.name[len(FORKED) :]), default=None)
+    folders = [folder for folder in workdir.iterdir() if re.fullmatch(r"forked_from_\d+", folder.name)]
+    return max(folders, key=lambda folder: int(folder.name.split("_")[-1]), default=None)
 
 
 def move_aside(workdir: Path) -> None:
@@ -81,14 +88,14 @@ def move_aside(workdir: Path) -> None:
     """
     target = forked_from(workdir)
     if (workdir / "run.json").exists() or target is None:
-        target = workdir / f"{FORKED}{1 if target is None else int(target.name[len(FORKED) :]) + 1}"
+        target = workdir / f"forked_from_{1 if target is None else int(target.name.split('_')[-1]) + 1}"
         target.mkdir()
     for name in ("run.json", "checkpoints", "broken", "metrics.jsonl", "summary.json", "tensorboard"):
         if (workdir / name).exists():
             (workdir / name).rename(target / name)
 
 
-def take_weights(params: Any, weights: dict[str, Any], screen: Screen) -> Any:
+def take_weights(params: Any, weights: dict[str, Any]) -> Any:
     """The parameters, with those that `weights` has under the same path, shape and dtype taken from there."""
     fresh = []
 
@@ -100,5 +107,5 @@ def take_weights(params: Any, weights: dict[str, Any], screen: Screen) -> Any:
         return jax.device_put(np.asarray(found), leaf.sharding)
 
     taken, count = jax.tree_util.tree_map_with_path(take, params), len(leaves(params))
-    screen.say(f"forked: {count - len(fresh)} of {count} parameters from the old run; fresh: {fresh or 'none'}")
+    log.info("forked: %s of %s parameters are the old run's; fresh: %s", count - len(fresh), count, fresh or "none")
     return taken

@@ -23,6 +23,7 @@ from jaxbig.state import TrainState
 class Program:
     """An experiment on a mesh: what its state is and where, and its jitted functions."""
 
+    experiment: Experiment
     mesh: jax.sharding.Mesh
     boxed: Any
     """The model's abstract variables with the names of their logical axes."""
@@ -65,6 +66,7 @@ def make_program(experiment: Experiment) -> Program:
     abstract = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, shardings)
     inputs = shardings, dict.fromkeys(batch, rows)
     return Program(
+        experiment=experiment,
         mesh=mesh,
         boxed=boxed,
         abstract=abstract,

@@ -117,7 +117,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("compare", ["two or more", "got 0"]),
         ("compare empty", ["two or more", "got 1"]),
         ("compare empty plain_file", ["empty", "run.json"]),
-        ("bench digits_convnet --rounds-of 0", ["--rounds-of 0", "1 or more"]),
+        ("bench digits_convnet --steps-a-round 0", ["--steps-a-round 0", "1 or more"]),
     ],
 )
 def test_what_cannot_be_right_is_refused_in_one_sentence_that_names_it(
@@ -220,7 +220,7 @@ def test_show_counts_parameters_and_the_bytes_of_a_device(
 
 
 def test_bench_measures_the_loop_and_the_bare_step(command: Callable[..., Answer], tmp_path: Path) -> None:
-    found = answer(*command("bench", "perceptron.py", "--rounds-of", 3, "--json"))
+    found = answer(*command("bench", "perceptron.py", "--steps-a-round", 3, "--json"))
     numbers = ("step_seconds", "examples_per_second", "ratio", "compile_seconds", "peak_bytes")
     assert all(found[name] > 0 for name in numbers) and found["against"]
     assert found["examples_per_second"] == pytest.approx(128 / found["step_seconds"])

@@ -227,10 +227,7 @@ def test_an_experiment_is_told_with_all_its_numbers() -> None:
     told = to_json(BASE)
     assert told["model"] == {
         "type": "ConvNet",
-        "layers": [
-            {"type": "Conv", "channels": 4, "kernel": 3, "stride": 1},
-            {"type": "Dense", "width": 8},
-        ],
+        "layers": [{"type": "Conv", "channels": 4, "kernel": 3, "stride": 1}, {"type": "Dense", "width": 8}],
         "classes": 10,
     }
     assert told["optimizer"]["rate"] == {"type": "WarmupCosine", "peak": 1e-3, "warmup": 5, "end": 0.0}

@@ -319,7 +319,7 @@ def still(**changes: Any) -> Experiment:
 def test_a_fork_begins_from_the_weights_and_keeps_the_old_run_whole(finished: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = finished
     before, weights = contents(folder), parameters(folder)
-    summary = fit(still(), folder, Screen(), forking=True)
+    summary = fit(still(), folder, Screen(), fork=True)
     assert summary["step"] == 1
     assert [line["step"] for line in curves(folder)] == [1, 1]
     np.testing.assert_equal(parameters(folder), weights)
@@ -329,13 +329,13 @@ def test_a_fork_begins_from_the_weights_and_keeps_the_old_run_whole(finished: tu
 
 def test_the_same_fork_again_goes_on_and_a_fork_of_a_fork_keeps_both(finished: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = finished
-    part = fit(tiny(seed=1), folder, Interrupting(9), forking=True)
+    part = fit(tiny(seed=1), folder, Interrupting(9), fork=True)
     assert part["interrupted"] and part["step"] == 10
-    rest = fit(tiny(seed=1), folder, Screen(), forking=True)
+    rest = fit(tiny(seed=1), folder, Screen(), fork=True)
     assert rest["step"] == 20 and not (folder / "forked_from_2").exists()
     assert len({(line["step"], line["split"]) for line in curves(folder)}) == len(curves(folder)) == 7 + 3
     weights = parameters(folder)
-    fit(still(), folder, Screen(), forking=True)
+    fit(still(), folder, Screen(), fork=True)
     np.testing.assert_equal(parameters(folder), weights)
     np.testing.assert_equal(parameters(folder / "forked_from_2"), weights)
     assert json.loads((folder / "forked_from_1" / "summary.json").read_text())["step"] == 20
@@ -348,7 +348,7 @@ def test_a_fork_that_was_killed_while_it_moved_the_old_run_aside_is_finished(
     before, weights = contents(folder), parameters(folder)
     (folder / "forked_from_1").mkdir()
     (folder / "run.json").rename(folder / "forked_from_1" / "run.json")
-    fit(still(), folder, Screen(), forking=True)
+    fit(still(), folder, Screen(), fork=True)
     np.testing.assert_equal(parameters(folder), weights)
     assert contents(folder / "forked_from_1") == {name: data for name, data in before.items() if name != "lock"}
 
@@ -359,7 +359,7 @@ def test_a_fork_to_a_changed_model_takes_what_fits(
     folder, _ = finished
     wider = still(model=ConvNet(layers=(Dropout(0.25), Dense(16), Dense(24)), classes=10))
     weights = parameters(folder)
-    fit(wider, folder, Screen(), forking=True)
+    fit(wider, folder, Screen(), fork=True)
     said = capsys.readouterr().out
     fit(wider, tmp_path / "fresh", Screen())
     forked, fresh = parameters(folder), parameters(tmp_path / "fresh")

@@ -18,19 +18,21 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-HASTY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 MODEL = [f"--model.layers.{layer}=8" for layer in ("0.channels", "1.channels", "4.channels", "7.width")]
 EVERY = ["--steps=600", "--log-every=5", "--evaluate-every=200", "--checkpoint-every=20", "--data.batch=32"]
 TRAIN = ["train", "digits_convnet", "--workdir=run", *EVERY, *MODEL]
 PACE = {"steps_per_second", "examples_per_second", "data_wait"}
 
 
-def start(folder: Path, *arguments: str, core: int | None = None, **environment: str) -> "subprocess.Popen[str]":
-    """`jaxbig ...` in that folder, on one CPU device unless told otherwise; on one core if told so."""
+def start(
+    folder: Path, *arguments: str, devices: int = 1, core: int | None = None, hasty: bool = True
+) -> "subprocess.Popen[str]":
+    """`jaxbig ...` in that folder, on so many CPU devices, on one core if told so; hasty: compiled with less zeal."""
+    settings = {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(hasty))}
     return subprocess.Popen(
         [sys.executable, "-m", "jaxbig", *arguments],
         cwd=folder,
-        env={**os.environ, "JAX_NUM_CPU_DEVICES": "1", **environment},
+        env={**os.environ, **settings},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -69,7 +71,7 @@ def summary(run: Path) -> dict[str, Any]:
 def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     """The folder of a run that was left alone, and how many seconds it took."""
     folder, began = tmp_path_factory.mktemp("alone"), time.monotonic()
-    code, _, err = finish(start(folder, *TRAIN, **HASTY))
+    code, _, err = finish(start(folder, *TRAIN))
     assert code == 0, err
     return folder / "run", time.monotonic() - began
 
@@ -86,7 +88,7 @@ def same(run: Path, other: Path) -> None:
 def test_a_run_that_is_asked_to_stop_saves_and_the_same_command_goes_on(
     number: signal.Signals, alone: tuple[Path, float], tmp_path: Path
 ) -> None:
-    process = start(tmp_path, *TRAIN, **HASTY)
+    process = start(tmp_path, *TRAIN)
     until(process, lambda: len(lines(tmp_path / "run")) > 10)
     process.send_signal(number)
     code, out, err = finish(process)
@@ -95,7 +97,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_the_same_command_goes_on(
     assert stopped["interrupted"] and 50 < stopped["step"] < 600
     assert (tmp_path / "run" / "checkpoints" / str(stopped["step"])).is_dir()
     assert number.name in out and f"saved at step {stopped['step']}" in out
-    code, out, err = finish(start(tmp_path, *TRAIN, **HASTY))
+    code, out, err = finish(start(tmp_path, *TRAIN))
     assert code == 0, err
     assert f"going on from step {stopped['step']}" in out
     same(tmp_path / "run", alone[0])
@@ -107,28 +109,28 @@ def test_a_run_killed_at_five_random_moments_ends_as_one_left_alone(
 ) -> None:
     moments = random.Random(seed)
     for _ in range(5):
-        process = start(tmp_path, *TRAIN, **HASTY)
+        process = start(tmp_path, *TRAIN)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.communicate(timeout=moments.uniform(0, alone[1]))
         process.kill()
         _, err = process.communicate()
         assert process.returncode in (0, -signal.SIGKILL) and "Traceback" not in err
-    code, _, err = finish(start(tmp_path, *TRAIN, **HASTY))
+    code, _, err = finish(start(tmp_path, *TRAIN))
     assert code == 0, err
     assert len(json.loads((tmp_path / "run" / "run.json").read_text())["starts"]) > 1
     same(tmp_path / "run", alone[0])
 
 
 def test_a_folder_in_use_is_refused_and_named_by_its_holder(tmp_path: Path) -> None:
-    process = start(tmp_path, *TRAIN, **HASTY)
+    process = start(tmp_path, *TRAIN)
     until(process, lambda: len(lines(tmp_path / "run")) > 0)
     process.send_signal(signal.SIGSTOP)
-    code, out, err = finish(start(tmp_path, *TRAIN, **HASTY))
+    code, out, err = finish(start(tmp_path, *TRAIN))
     process.kill()
     process.communicate()
     assert (code, out) == (2, "")
     assert re.fullmatch(rf"jaxbig: run is in use by process {process.pid} on .*--workdir.*\n", err), err
-    code, _, err = finish(start(tmp_path, *TRAIN, "--steps=40", **HASTY))
+    code, _, err = finish(start(tmp_path, *TRAIN, "--steps=40"))
     assert code == 0, err
 
 
@@ -142,19 +144,20 @@ def test_a_folder_in_use_is_refused_and_named_by_its_holder(tmp_path: Path) -> N
     ],
 )
 def test_the_same_command_twice_gives_the_same_run(name: str, options: list[str], tmp_path: Path) -> None:
+    core = min(os.sched_getaffinity(0))
     for folder in ("one", "other"):
         command = ["train", name, "--steps=30", "--checkpoint-every=20", f"--workdir={folder}", *options]
-        code, _, err = finish(start(tmp_path, *command, core=min(os.sched_getaffinity(0))), seconds=500)
+        code, _, err = finish(start(tmp_path, *command, core=core, hasty=False), seconds=500)
         assert code == 0, err
     same(tmp_path / "one", tmp_path / "other")
 
 
 def test_the_number_of_devices_and_readers_does_not_change_which_examples_a_step_sees(tmp_path: Path) -> None:
     losses = {}
-    for devices, readers in (("1", 1), ("8", 0), ("8", 3)):
+    for devices, readers in ((1, 1), (8, 0), (8, 3)):
         command = ["train", "digits_convnet", f"--workdir={devices}-{readers}", f"--readers={readers}", *MODEL]
         short = ["--steps=5", "--log-every=1", "--data.batch=32"]
-        code, _, err = finish(start(tmp_path, *command, *short, JAX_NUM_CPU_DEVICES=devices, **HASTY))
+        code, _, err = finish(start(tmp_path, *command, *short, devices=devices))
         assert code == 0, err
         read = lines(tmp_path / f"{devices}-{readers}")
         losses[devices, readers] = [line["loss"] for line in read if line["split"] == "train"]
@@ -212,7 +215,7 @@ def paused_between_saves(process: "subprocess.Popen[str]", checkpoints: Path) ->
 def test_a_full_disk_is_told_in_one_sentence_and_what_was_saved_before_still_serves(
     fill_up: Callable[[Path], None], disk: Path, alone: tuple[Path, float]
 ) -> None:
-    process = start(disk, *TRAIN, **HASTY)
+    process = start(disk, *TRAIN)
     until(process, lambda: paused_between_saves(process, disk / "run" / "checkpoints"))
     fill_up(disk)
     process.send_signal(signal.SIGCONT)
@@ -220,7 +223,7 @@ def test_a_full_disk_is_told_in_one_sentence_and_what_was_saved_before_still_ser
     assert code == 1
     assert re.fullmatch(r"jaxbig: [^\n]*step \d+[^\n]*\n", err) and "run" in err and "No space left" in err, err[:2000]
     subprocess.run(["mount", "-o", "remount,size=64m,nr_inodes=20000", str(disk)], check=True)
-    code, out, err = finish(start(disk, *TRAIN, **HASTY))
+    code, out, err = finish(start(disk, *TRAIN))
     assert code == 0, err
     assert re.search(r"going on from step \d+", out)
     same(disk / "run", alone[0])

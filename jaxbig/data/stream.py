@@ -57,14 +57,7 @@ def eval_steps(source: Source, batch: int) -> int:
 
 
 def train_batches(
-    source: Source,
-    seed: int,
-    start: int,
-    stop: int,
-    batch: int,
-    readers: int,
-    process: int = 0,
-    processes: int = 1,
+    source: Source, seed: int, start: int, stop: int, batch: int, readers: int, process: int = 0, processes: int = 1
 ) -> Iterator[Rows]:
     """The batches of steps start to stop, read ahead by `readers` threads (0: in this one, none ahead)."""
 

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxbig.errors import Refused
+
 Batch = dict[str, jax.Array]
 
 
@@ -51,6 +53,15 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     logits = logits.astype(jnp.float32)
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+
+def of_logits(logits: jax.Array, batch: Batch, kinds: int, name: str) -> Sums:
+    """Cross entropy in nats and accuracy of logits [..., K] for `targets` and `mask` [...] of so many kinds, by name."""
+    if logits.shape[-1] != kinds:
+        raise Refused(f"the model gives {logits.shape[-1]} logits for {kinds} {name}: make them equal.")
+    right = jnp.argmax(logits, axis=-1) == batch["targets"]
+    loss = masked(cross_entropy(logits, batch["targets"]), batch["mask"])
+    return {"loss": loss, "accuracy": masked(right, batch["mask"])}
 
 
 def masked(values: jax.Array, mask: jax.Array) -> Sum:

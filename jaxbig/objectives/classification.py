@@ -4,10 +4,8 @@ import dataclasses
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from jaxbig.errors import Refused
-from jaxbig.objectives.base import Batch, Objective, Sums, cross_entropy, masked
+from jaxbig.objectives.base import Batch, Objective, Sums, of_logits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +23,4 @@ class Classification(Objective):
 
     def __call__(self, forward: nn.Module, batch: Batch, key: jax.Array, train: bool) -> Sums:
         lengths = {"lengths": batch["lengths"]} if "lengths" in batch else {}
-        logits = forward(batch["inputs"], **lengths, train=train)  # type: ignore[operator]
-        if logits.shape[-1] != self.classes:
-            raise Refused(f"the model gives {logits.shape[-1]} logits for {self.classes} classes: make them equal.")
-        right = jnp.argmax(logits, axis=-1) == batch["targets"]
-        return {
-            "loss": masked(cross_entropy(logits, batch["targets"]), batch["mask"]),
-            "accuracy": masked(right, batch["mask"]),
-        }
+        return of_logits(forward(batch["inputs"], **lengths, train=train), batch, self.classes, "classes")  # type: ignore[operator]

@@ -5,10 +5,8 @@ import math
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from jaxbig.errors import Refused
-from jaxbig.objectives.base import Batch, Objective, Sums, cross_entropy, masked
+from jaxbig.objectives.base import Batch, Objective, Sums, of_logits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,14 +20,7 @@ class NextToken(Objective):
     """How many different tokens the data has."""
 
     def __call__(self, forward: nn.Module, batch: Batch, key: jax.Array, train: bool) -> Sums:
-        logits = forward(batch["inputs"], train=train)  # type: ignore[operator]
-        if logits.shape[-1] != self.vocab:
-            raise Refused(f"the model gives {logits.shape[-1]} logits for {self.vocab} tokens: make them equal.")
-        right = jnp.argmax(logits, axis=-1) == batch["targets"]
-        return {
-            "loss": masked(cross_entropy(logits, batch["targets"]), batch["mask"]),
-            "accuracy": masked(right, batch["mask"]),
-        }
+        return of_logits(forward(batch["inputs"], train=train), batch, self.vocab, "tokens")  # type: ignore[operator]
 
     def summarize(self, means: dict[str, float]) -> dict[str, float]:
         loss = means["loss"]

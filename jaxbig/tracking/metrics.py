@@ -1,11 +1,15 @@
 """What a run leaves to be read: metrics.jsonl, TensorBoard's event files, run.json and summary.json."""
 
+import contextlib
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
-import tensorboardX
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # type: ignore[attr-defined]
+from tensorboardX.summary import scalar
 
 from jaxbig.errors import Failed
 
@@ -21,23 +25,35 @@ class Metrics:
         self.file = workdir / "metrics.jsonl"
         kept = [line for line in read_metrics(workdir) if line["step"] <= start]
         write_atomically(self.file, "".join(json.dumps(line) + "\n" for line in kept))
-        self._stream = self.file.open("a")
-        self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+        with _writing(self.file, start):
+            (workdir / "tensorboard").mkdir(exist_ok=True)
+            self._stream = self.file.open("a")
+            self._board = EventsWriter(str(workdir / "tensorboard" / "events"))  # no thread that could die unseen
+            self._board.write_event(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
-        """One line: the step, the split, the values; a value that is no number is written as null."""
-        numbers = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        try:
-            self._stream.write(json.dumps({"step": step, "split": split, **numbers}) + "\n")
+        """One line: the step, the split, the values; a value that is no finite number is written as null."""
+        with _writing(self.file, step):
+            self._stream.write(to_json_text({"step": step, "split": split, **values}) + "\n")
             self._stream.flush()
-        except OSError as error:
-            raise Failed(f"step {step}: cannot write {self.file}: {error.strerror}.") from error
-        for name, value in values.items():
-            self._board.add_scalar(f"{split}/{name}", value, step)
+            for name, value in values.items():
+                summary = scalar(f"{split}/{name}", value)
+                self._board.write_event(Event(step=step, wall_time=time.time(), summary=summary))
+            self._board.flush()
 
     def close(self) -> None:
-        self._stream.close()
-        self._board.close()
+        """Gives the files back; every line was flushed when it was written."""
+        for file in (self._stream, self._board):
+            with contextlib.suppress(OSError):
+                file.close()
+
+
+@contextlib.contextmanager
+def _writing(file: Path, step: int) -> Any:
+    try:
+        yield
+    except OSError as error:
+        raise Failed(f"step {step}: cannot write {file}: {error.strerror or error}.") from error
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
@@ -54,12 +70,25 @@ def write_atomically(file: Path, text: str) -> None:
         temporary.write_text(text)
         temporary.replace(file)
     except OSError as error:
-        raise Failed(f"cannot write {file}: {error.strerror}.") from error
+        raise Failed(f"cannot write {file}: {error.strerror or error}.") from error
+
+
+def to_json_text(value: Any, indent: int | None = None) -> str:
+    """JSON as its standard has it: a number that is not finite becomes null."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: finite(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [finite(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(finite(value), indent=indent)
 
 
 def write_json(file: Path, value: Any) -> None:
     """Writes JSON whole, or leaves the old file."""
-    write_atomically(file, json.dumps(value, indent=1) + "\n")
+    write_atomically(file, to_json_text(value, indent=1) + "\n")
 
 
 def read_json(file: Path) -> Any:
