@@ -58,7 +58,8 @@ def command(
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
             main()
-        return stop.value.code or 0, *capsys.readouterr()
+        said = capsys.readouterr()
+        return stop.value.code or 0, said.out, said.err
 
     return carry_out
 

@@ -56,7 +56,7 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def of_logits(logits: jax.Array, batch: Batch, kinds: int, name: str) -> Sums:
-    """Cross entropy in nats and accuracy of logits [..., K] for `targets` and `mask` [...] of so many kinds, by name."""
+    """Cross entropy in nats and accuracy of logits [..., K] for `targets` and `mask` [...] of kinds called name."""
     if logits.shape[-1] != kinds:
         raise Refused(f"the model gives {logits.shape[-1]} logits for {kinds} {name}: make them equal.")
     right = jnp.argmax(logits, axis=-1) == batch["targets"]
