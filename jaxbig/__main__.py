@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import io
 import logging
+import os
 import re
 import shlex
 import sys
@@ -167,13 +168,15 @@ def main() -> None:
         code, text = FAILED, str(error)
     except KeyboardInterrupt:
         code, text = STOPPED, "stopped at once; what was saved before is untouched"
-    print(f"jaxbig: {text}", file=sys.stderr)
+    print(f"jaxbig: {text}", file=sys.stderr, flush=True)
+    if code == FAILED:
+        os._exit(code)  # after a failed save Orbax's threads would hold the process for minutes
     sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:
     """Carries out a command line; its exit code."""
-    logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS and Orbax tell their inner life
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # TFDS and Orbax tell their inner life
     if not arguments or arguments[0] in ("-h", "--help"):
         print("jaxbig VERB [EXPERIMENT] [--option value ...]; jaxbig VERB EXPERIMENT --help names the options\n")
         table([{"verb": name, "does": verb.__doc__} for name, verb in VERBS.items()])

@@ -8,11 +8,13 @@ with a step's name was whole once, and whatever has happened to it since is noti
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 import math
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +29,15 @@ from jaxbig.state import digests, leaves
 log = logging.getLogger("jaxbig")
 
 MANIFEST = "jaxbig.json"
+
+
+def _unraisable(said: Any) -> None:
+    """Passes on what could not be raised, but for what Orbax's threads say by the page after a save has failed."""
+    if str(said.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(said)
+
+
+sys.unraisablehook = _unraisable
 
 
 class Broken(Exception):
@@ -158,7 +169,7 @@ class Checkpoints:
             if step > beyond:
                 broken = self.folder.parent / "broken"
                 broken.mkdir(exist_ok=True)
-                target = broken / f"{step}-{len(list(broken.iterdir()))}"
+                target = next(path for n in itertools.count() if not (path := broken / f"{step}-{n}").exists())
                 self.path(step).rename(target)
                 log.warning("moved %s to %s", self.path(step), target)
 
@@ -231,7 +242,8 @@ def _shapes(state: Any) -> dict[str, str]:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
+    text = " ".join(str(error).split())
+    return text if len(text) < 400 else f"{text[:150]} ... {text[-250:]}"  # the cause stands last
 
 
 def _file_digest(file: Path) -> list[Any]:

@@ -118,7 +118,7 @@ def make_train_step(experiment: Experiment, optimizer: optax.GradientTransformat
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {name: each.mean() for name, each in sums.items()}
-        metrics |= {"learning_rate": rate(state.step), "gradient_norm": optax.global_norm(gradient)}
+        metrics |= {"learning_rate": rate(state.step), "gradient_norm": optax.tree.norm(gradient)}
         return TrainState(step=state.step + 1, params=params, variables=variables, opt_state=opt_state), metrics
 
     return train_step

@@ -96,7 +96,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_the_same_command_goes_on(
     stopped = summary(tmp_path / "run")
     assert stopped["interrupted"] and 50 < stopped["step"] < 600
     assert (tmp_path / "run" / "checkpoints" / str(stopped["step"])).is_dir()
-    assert number.name in out and f"saved at step {stopped['step']}" in out
+    assert number.name in err and f"saved at step {stopped['step']}" in out
     code, out, err = finish(start(tmp_path, *TRAIN))
     assert code == 0, err
     assert f"going on from step {stopped['step']}" in out
