@@ -34,6 +34,7 @@ def bench(experiment: Experiment, steps: int, screen: Screen) -> dict[str, Any]:
     ours, bare, waits = [], [], []
     with activate(program.mesh), tempfile.TemporaryDirectory() as folder:
         metrics = Metrics(Path(folder), 0)
+        screen.start(0, steps * ROUNDS)
 
         def log(step: int, values: dict[str, float]) -> None:
             waits.append(values["data_wait"])
@@ -59,6 +60,7 @@ def bench(experiment: Experiment, steps: int, screen: Screen) -> dict[str, Any]:
             jax.block_until_ready(state)
             ours.append((time.perf_counter() - began) / steps)
             screen.say(f"round {number + 1} of {ROUNDS}: loop {ours[-1]:.4f} s a step, bare step {bare[-1]:.4f} s")
+        screen.stop()
         metrics.close()
     used, seconds = train_step.memory_analysis(), statistics.median(ours)
     outputs = used.output_size_in_bytes - used.alias_size_in_bytes  # the donated state is counted once
