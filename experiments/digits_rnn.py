@@ -1,6 +1,9 @@
 """A scanned LSTM that reads scikit-learn's handwritten digits row by row.
 
-jaxbig train digits_rnn
+    jaxbig train digits_rnn
+
+Two cores of an AMD EPYC: 14 s of training, 20 s in all. Accuracy on the 360 held-out images after 1,000 steps,
+seeds 0 to 2: 0.969, 0.967, 0.969.
 """
 
 from jaxbig.data.digits import Digits

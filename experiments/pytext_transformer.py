@@ -1,6 +1,9 @@
 """Byte-level Transformer on the source text of Python's standard library.
 
-jaxbig train pytext_transformer
+    jaxbig train pytext_transformer
+
+Two cores of an AMD EPYC: 2 min 12 s of training, 2 min 39 s in all. On the 614,254 held-out bytes of Python 3.11.7's
+library, after 1,800 steps: 1.909 bits per byte; gzip -9 takes 1.913 on the same bytes, xz -9 takes 1.571.
 """
 
 from jaxbig.data.pytext import PyText
