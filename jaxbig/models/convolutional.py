@@ -85,7 +85,7 @@ class ConvNet(nn.Module):
         """Images [B, Y, X, C] -> logits [B, classes]."""
         for layer in self.layers:
             x = layer(x, train)  # type: ignore[operator]
-        # pinned whole: with channels over `tensor` the kernel's gradient is wrong otherwise (jax 0.10 to 0.12)
+        # pinned: left free here, a plausible mesh once gave a wrong kernel gradient (jax 0.10 to 0.12, CPU)
         x = constrain(x.reshape(x.shape[0], -1), "batch", None)
         logits = Linear((self.classes,), ("embed", "classes"), name="head")(x)
         return constrain(logits.astype(jnp.float32), "batch", None)
