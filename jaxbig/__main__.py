@@ -19,7 +19,7 @@ from jaxbig.bench import bench
 from jaxbig.compare import compare
 from jaxbig.errors import Failed, Refused
 from jaxbig.evaluate import evaluate_run
-from jaxbig.experiment import Experiment, available, flat, load, summary
+from jaxbig.experiment import Experiment, available, flat, load, summary, to_json
 from jaxbig.loop import fit
 from jaxbig.show import show
 from jaxbig.tracking.metrics import to_json_text
@@ -211,6 +211,10 @@ def parse(verb: Any, options: Sequence[str], words: str, default: Any = None) ->
     parts = re.split(r"[─-]{3,}", re.sub(r"╭.*╮", "\n", text))
     said, *more = [" ".join(part.split()) for part in parts if part.split()]["╭" not in text :]
     near = re.findall(r"--[\w.-]+", more[0]) if more and more[0].startswith("Perhaps") else []
+    unknown = re.findall(r"--[\w.-]+", said) if said.startswith("Unrecognized") else []
+    if default is not None and unknown and not near:  # tyro saw nothing like it
+        known = [f"--{path.replace('_', '-')}" for path, _ in flat(to_json(default.experiment))]
+        near = difflib.get_close_matches(unknown[0], [name for name in known if not name.endswith("type")], 3, 0.3)
     nearest = f"; the nearest are {', '.join(list(dict.fromkeys(near))[:3])}" if near else ""
     raise Refused(f"{said}{nearest}; `jaxbig {words} --help` names all options.")
 
