@@ -9,7 +9,7 @@ library, after 1,800 steps: 1.909 bits per byte; gzip -9 takes 1.913 on the same
 from jaxbig.data.pytext import PyText
 from jaxbig.experiment import Experiment
 from jaxbig.mesh import Mesh
-from jaxbig.models.transformers import Decoder
+from jaxbig.models.language import Decoder
 from jaxbig.objectives.next_token import NextToken
 from jaxbig.optim.optimizers import AdamW
 from jaxbig.optim.schedules import WarmupCosine
@@ -18,7 +18,17 @@ from jaxbig.optim.schedules import WarmupCosine
 def config() -> Experiment:
     data = PyText(batch=8, length=128)
     return Experiment(
-        model=Decoder(vocab=data.vocab, depth=4, width=128, heads=4),
+        model=Decoder(
+            vocab=data.vocab,
+            depth=4,
+            width=128,
+            heads=4,
+            norm="layer",
+            bias=True,
+            positions="learned",
+            max_length=data.length,
+            shared=True,
+        ),
         objective=NextToken(vocab=data.vocab),
         data=data,
         optimizer=AdamW(rate=WarmupCosine(peak=2e-3, warmup=70), b2=0.98, weight_decay=0.1, clip=1.0),

@@ -86,7 +86,8 @@ class Checkpoints:
         """Begins to save in the background, once the save before is done; gives `state_sha256`."""
         self.wait()
         each, whole = digests(state)
-        manifest = {"step": step, "state_sha256": whole, "metrics": metrics, "shapes": _shapes(state), "leaves": each}
+        manifest = {"step": step, "state_sha256": whole, "metrics": metrics, "criterion": self.criterion}
+        manifest |= {"higher_is_better": self.higher, "shapes": _shapes(state), "leaves": each}
         temporary = self.folder / f"saving-{step}"
         try:
             response = ocp.save_async(str(temporary), state)
@@ -131,15 +132,22 @@ class Checkpoints:
 
     def _retire(self) -> None:
         """Removes the checkpoints that are neither among the newest nor among the best."""
-        scores: dict[int, float | None] = {}
-        for step in self.steps():
-            with contextlib.suppress(Broken):  # a broken one is for a restore to name: it neither counts nor goes
-                scores[step] = self.manifest(step)["metrics"].get(self.criterion)
-        finite = [(score, step) for step, score in scores.items() if score is not None and math.isfinite(score)]
-        ranked = sorted(finite, key=lambda each: (each[0] if self.higher else -each[0], each[1]), reverse=True)
-        best = [step for _, step in ranked[: self.keep_best]]
-        for step in set(scores) - set(list(scores)[-self.keep_last :]) - set(best):
+        ranked, whole = self._ranked()
+        for step in set(whole) - set(whole[-self.keep_last :]) - set(ranked[: self.keep_best]):
             shutil.rmtree(self.path(step).rename(self.folder / f"removing-{step}"))
+
+    def _ranked(self) -> tuple[list[int], list[int]]:
+        """The evaluated checkpoints, best first and of equals the newest; and all, oldest first. Broken ones are for
+        a restore to name: they neither count nor go."""
+        whole, scores = [], []
+        for step in self.steps():
+            with contextlib.suppress(Broken):
+                noted = self.manifest(step)
+                whole.append(step)
+                score = noted["metrics"].get(noted.get("criterion", self.criterion))
+                if score is not None and math.isfinite(score):
+                    scores.append((score if noted.get("higher_is_better", self.higher) else -score, step))
+        return [step for _, step in sorted(scores, reverse=True)], whole
 
     # -- restoring
 
@@ -148,10 +156,10 @@ class Checkpoints:
 
         Says aloud which newer ones are broken and how. `Failed` if all are; `Refused` if shapes differ.
         """
-        return self._newest_whole(lambda step: self._load(step, abstract))
+        return self._first_whole(lambda step: self._load(step, abstract), self.steps()[::-1])
 
-    def restore_parameters(self) -> dict[str, Any] | None:
-        """The parameters in the newest whole checkpoint, whatever model they are of: path -> array."""
+    def restore_parameters(self, best: bool = False) -> dict[str, Any] | None:
+        """The parameters in the newest whole checkpoint, or the best one, whatever model they are of: path -> array."""
 
         def load(step: int) -> dict[str, Any]:
             self._verify_files(step)
@@ -161,7 +169,8 @@ class Checkpoints:
             state: Any = ocp.load(str(self.path(step)), abstract)
             return leaves(state["params"])
 
-        return self._newest_whole(load)
+        ranked = [step for step in self._ranked()[0] if best]
+        return self._first_whole(load, [*ranked, *(step for step in reversed(self.steps()) if step not in ranked)])
 
     def set_aside(self, beyond: int) -> None:
         """Moves what is beyond a step, which is broken, to `broken/`, so that its step can be saved again."""
@@ -190,9 +199,9 @@ class Checkpoints:
             raise Broken(f"is a copy of step {noted['step']}")
         return noted
 
-    def _newest_whole(self, load: Callable[[int], Any]) -> Any:
+    def _first_whole(self, load: Callable[[int], Any], steps: list[int]) -> Any:
         reasons = []
-        for step in reversed(self.steps()):
+        for step in steps:
             try:
                 return load(step)
             except (Broken, OSError) as broken:

@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import json
 import math
+import re
 import sys
 import types
 from collections.abc import Iterator
@@ -29,6 +30,16 @@ from jaxbig.optim.optimizers import Optimizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class InitializeFrom:
+    """Another run whose parameters this one starts from; those that do not fit start fresh."""
+
+    run: str = ""
+    """Its folder; its best checkpoint is taken. Empty: start fresh."""
+    pattern: str = ".*"
+    """Which parameters are taken: a regular expression over their paths."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
     """Everything a run is."""
 
@@ -37,6 +48,7 @@ class Experiment:
     data: Data
     optimizer: Optimizer
     mesh: Mesh = Mesh()
+    initialize_from: InitializeFrom = InitializeFrom()
     steps: int
     """How many updates the run makes."""
     seed: int = 0
@@ -62,16 +74,34 @@ class Experiment:
                 limits = f"{least} or more" + (f" and below {below}" if below < math.inf else "")
                 limits = limits if math.isfinite(value) else "a finite number"
                 raise Refused(f"--{path.replace('_', '-')} {value}: it must be {limits}.")
+        try:
+            re.compile(self.initialize_from.pattern)
+        except re.error as error:
+            raise Refused(
+                f"--initialize-from.pattern {self.initialize_from.pattern!r} is no regular expression: {error}."
+            ) from None
 
 
 # What a field of such a name may hold, wherever it stands: least, and what it must stay below. One name, one thing.
 COUNTS = "steps log_every evaluate_every checkpoint_every keep_last batch length depth width heads layers channels "
-COUNTS += "kernel stride classes vocab"
+COUNTS += "kernel stride vocab kv_heads mlp_width max_length window patch size target_vocab"
 RANGES = {name: (1, math.inf) for name in COUNTS.split()}
-RANGES |= {name: (0, 1) for name in ("dropout", "b1", "b2", "momentum")}
+RANGES |= {name: (0, 1) for name in ("dropout", "drop_path", "b1", "b2", "momentum", "smoothing", "rate")}
 RANGES |= {
     name: (0, math.inf)
-    for name in ("keep_best", "readers", "warmup", "peak", "end", "clip", "l1", "l2", "weight_decay")
+    for name in (
+        "keep_best",
+        "readers",
+        "warmup",
+        "peak",
+        "end",
+        "clip",
+        "l1",
+        "l2",
+        "weight_decay",
+        "classes",
+        "types",
+    )
 }
 RANGES |= {"seed": (0, 2**32)}
 

@@ -18,6 +18,8 @@ from jaxbig.data.base import Source
 from jaxbig.data.stream import eval_batch, eval_steps, train_batches
 from jaxbig.experiment import Experiment
 from jaxbig.mesh import activate, put
+from jaxbig.objectives.base import Sum, Sums
+from jaxbig.pictures import draw_attention
 from jaxbig.resume import begin
 from jaxbig.state import TrainState
 from jaxbig.step import Program, make_program
@@ -71,6 +73,8 @@ def fit(experiment: Experiment, workdir: Path, screen: Screen, fork: bool = Fals
             if evaluating or saving:
                 report.restart()
         checkpoints.wait()
+        if step == experiment.steps and draw_attention(program, state, held_out, workdir / "attention.png"):
+            logger.info("drew where it looks: %s", workdir / "attention.png")
         summary = summarize(experiment, workdir, step, digest)
         write_json(workdir / "summary.json", summary)
     return summary
@@ -128,7 +132,7 @@ class Report:
         self.steps += 1
         if step % self.experiment.log_every and step != self.experiment.steps:
             return
-        means = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        means = {name: Sum(value, 1.0) for name, value in jax.device_get(metrics).items()}
         seconds = max(time.perf_counter() - self.since, 1e-9)
         pace = {
             "steps_per_second": self.steps / seconds,
@@ -142,17 +146,19 @@ class Report:
 def evaluate(program: Program, state: TrainState, source: Source) -> dict[str, float]:
     """The objective's metrics over every example of a source, each exactly once; sums are added in float64."""
     batch, share = program.experiment.data.batch, (jax.process_index(), jax.process_count())
-    totals: dict[str, np.ndarray] = {}
+    sums: Sums = {}
     before = None
     for number in range(eval_steps(source, batch) + 1):
         last = number == eval_steps(source, batch)  # each batch is added while the devices have the next
-        rows = None if last else put(eval_batch(source, number, batch, *share), program.mesh)
-        sums = None if last else program.eval_step(state, rows)
+        now = None
+        if not last:
+            now, variables = program.eval_step(state, put(eval_batch(source, number, batch, *share), program.mesh))
+            state = state.replace(variables=variables)  # type: ignore[attr-defined]
         for name, each in jax.device_get(before or {}).items():
-            totals[name] = totals.get(name, np.zeros(2)) + np.array([each.total, each.weight], np.float64)
-        before = sums
-    means = {name: float(total / weight) for name, (total, weight) in totals.items()}
-    return program.experiment.objective.summarize(means)
+            each = jax.tree.map(np.float64, each)
+            sums[name] = jax.tree.map(np.add, sums[name], each) if name in sums else each
+        before = now
+    return program.experiment.objective.summarize(sums)
 
 
 def open_checkpoints(experiment: Experiment, workdir: Path) -> Checkpoints:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxbig.checkpoint import Checkpoints
 from jaxbig.errors import Refused
 from jaxbig.experiment import diff, fingerprint, identity, to_json
-from jaxbig.state import TrainState, leaves, path_name
+from jaxbig.state import TrainState, path_name
 from jaxbig.step import Program
 from jaxbig.tracking.metrics import write_json
 from jaxbig.workdir import describe, read_run
@@ -50,12 +50,27 @@ def begin(program: Program, checkpoints: Checkpoints, workdir: Path, fork: bool)
         checkpoints.set_aside(restored.step)
         log.info("going on from step %s (%s)", restored.step, checkpoints.path(restored.step))
         return restored.step, restored.state, restored.state_sha256
-    state, parent = program.init(), forked_from(workdir)
+    source, parent = experiment.initialize_from, forked_from(workdir)
+    pattern = ".*"
     if parent and weights is None:
         weights = Checkpoints(parent / "checkpoints").restore_parameters()
+    elif weights is None and source.run:
+        weights, pattern = best_weights(Path(source.run)), source.pattern
+    state = program.init()
     if weights:
-        state = state.replace(params=take_weights(state.params, weights))  # type: ignore[attr-defined]
+        state = state.replace(params=take_weights(state.params, weights, pattern))  # type: ignore[attr-defined]
     return 0, state, ""
+
+
+def best_weights(run: Path) -> dict[str, Any]:
+    """The parameters by path in the best checkpoint of a run; `Refused` if there is none."""
+    weights = Checkpoints(run / "checkpoints").restore_parameters(best=True)
+    if weights is None:
+        raise Refused(
+            f"--initialize-from.run {run}: there is no checkpoint in {run}/checkpoints; train that run first, or name "
+            f"another folder."
+        )
+    return weights
 
 
 def write_run(program: Program, workdir: Path, run: dict[str, Any] | None, fixed: dict[str, Any]) -> None:
@@ -95,17 +110,31 @@ def move_aside(workdir: Path) -> None:
             (workdir / name).rename(target / name)
 
 
-def take_weights(params: Any, weights: dict[str, Any]) -> Any:
-    """The parameters, with those that `weights` has under the same path, shape and dtype taken from there."""
-    fresh = []
+def take_weights(params: Any, weights: dict[str, Any], pattern: str = ".*") -> Any:
+    """The parameters, with those whose path matches taken from `weights`, where the shape and dtype are the same.
+
+    Logs a table: loaded; skipped (the pattern leaves it out); missing (not in `weights`); reshaped (another shape).
+    """
+    table: dict[str, str] = {}
 
     def take(path: Any, leaf: jax.Array) -> jax.Array:
-        found = weights.get(path_name(path))
-        if found is None or (found.shape, found.dtype) != (leaf.shape, leaf.dtype):
-            fresh.append(path_name(path))
-            return leaf
-        return jax.device_put(np.asarray(found), leaf.sharding)
+        name = path_name(path)
+        found = weights.get(name)
+        if not re.search(pattern, name):
+            table[name] = "skipped"
+        elif found is None:
+            table[name] = "missing"
+        elif (found.shape, found.dtype) != (leaf.shape, leaf.dtype):
+            table[name] = f"reshaped: {found.dtype}{list(found.shape)} there, {leaf.dtype}{list(leaf.shape)} here"
+        else:
+            table[name] = "loaded"
+            return jax.device_put(np.asarray(found), leaf.sharding)
+        return leaf
 
-    taken, count = jax.tree_util.tree_map_with_path(take, params), len(leaves(params))
-    log.info("forked: %s of %s parameters are the old run's; fresh: %s", count - len(fresh), count, fresh or "none")
+    taken = jax.tree_util.tree_map_with_path(take, params)
+    loaded, width = list(table.values()).count("loaded"), max(map(len, table))
+    lines = "".join(f"\n  {name:{width}}  {what}" for name, what in sorted(table.items()))
+    log.info("%s of %s parameters are the other run's, the rest is fresh:%s", loaded, len(table), lines)
+    if not loaded:
+        raise Refused("no parameter there has the path and shape of one here: see the table, and name another run.")
     return taken

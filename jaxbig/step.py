@@ -78,7 +78,7 @@ def make_program(experiment: Experiment) -> Program:
             out_shardings=(shardings, whole),
             donate_argnums=0,
         ),
-        eval_step=jax.jit(make_eval_step(experiment), in_shardings=inputs, out_shardings=whole),
+        eval_step=jax.jit(make_eval_step(experiment), in_shardings=inputs, out_shardings=(whole, shardings.variables)),
     )
 
 
@@ -117,19 +117,20 @@ def make_train_step(experiment: Experiment, optimizer: optax.GradientTransformat
         gradient, (sums, variables) = jax.grad(loss, has_aux=True)(state.params, state.variables, batch, state.step)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {name: each.mean() for name, each in sums.items()}
+        metrics = {name: each.mean() for name, each in sums.items()}  # scalars: no counts a class in training
         metrics |= {"learning_rate": rate(state.step), "gradient_norm": optax.tree.norm(gradient)}
         return TrainState(step=state.step + 1, params=params, variables=variables, opt_state=opt_state), metrics
 
     return train_step
 
 
-def make_eval_step(experiment: Experiment) -> Callable[[TrainState, Batch], Sums]:
-    """`(state, batch) -> sums`, without dropout and with variables as they are."""
+def make_eval_step(experiment: Experiment) -> Callable[[TrainState, Batch], tuple[Sums, Any]]:
+    """`(state, batch) -> (sums, variables)`, without dropout; only what is carried from batch to batch changes."""
 
-    def eval_step(state: TrainState, batch: Batch) -> Sums:
+    def eval_step(state: TrainState, batch: Batch) -> tuple[Sums, Any]:
         key = keys.stream(experiment.seed, "evaluation")
-        apply = nn.apply(lambda forward: experiment.objective(forward, batch, key, False), experiment.model)
+        objective = lambda forward: experiment.objective(forward, batch, key, False)  # noqa: E731
+        apply = nn.apply(objective, experiment.model, mutable=list(state.variables))
         return apply({"params": state.params, **state.variables})
 
     return eval_step

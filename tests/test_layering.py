@@ -18,7 +18,7 @@ FLOORS = (
     {"models", "objectives", "data", "optim"},
     {"experiment"},
     {"step"},
-    {"resume", "show", "planning", "interop"},
+    {"resume", "show", "pictures", "planning", "interop"},
     {"loop"},
     {"evaluate", "bench", "compare"},
     {"__main__"},

@@ -12,7 +12,11 @@ Spec = dict[str, jax.ShapeDtypeStruct]
 
 
 class Source(Protocol):
-    """The examples of one split, read in any order."""
+    """The examples of one split, read in any order.
+
+    If it has an attribute `contiguous` that is true, each row of a batch goes on where it ended a step before
+    (stream.py), for a model with a memory.
+    """
 
     def __len__(self) -> int:
         """How many examples there are."""
@@ -41,3 +45,7 @@ class Data(abc.ABC):
     @abc.abstractmethod
     def source(self, split: str) -> Source:
         """The examples of "train" or "eval"; the data is prepared."""
+
+    def words(self, tokens: np.ndarray) -> list[str]:
+        """A text for each of the tokens [L], for pictures."""
+        return [str(token) for token in tokens]

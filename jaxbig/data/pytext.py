@@ -55,8 +55,8 @@ class Windows:
     Every token of the text is a target exactly once; the last window is filled up with `mask` 0.
     """
 
-    def __init__(self, text: np.ndarray, length: int):
-        self.text, self.length = text, length
+    def __init__(self, text: np.ndarray, length: int, contiguous: bool = False):
+        self.text, self.length, self.contiguous = text, length, contiguous
 
     def __len__(self) -> int:
         return -(-len(self.text) // self.length)
@@ -73,19 +73,20 @@ class Windows:
         }
 
 
+class PlainWindows(Windows):
+    """The same windows as they are: `inputs` is the text itself, and 0 beyond its end."""
+
+    def rows(self, indices: np.ndarray) -> Rows:
+        late = super().rows(indices)
+        return {"inputs": late["targets"] * late["mask"].astype(np.int32), "mask": late["mask"]}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PyText(Data):
-    """Python's standard library as bytes, files joined by a 0: `inputs` and `targets` [B, L]."""
+class Library(Data):
+    """Python's standard library as bytes, files joined by a 0."""
 
     length: int = 256
     """Tokens (bytes) a row."""
-
-    vocab = 256
-
-    def spec(self) -> Spec:
-        shape = (self.batch, self.length)
-        tokens = jax.ShapeDtypeStruct(shape, np.int32)
-        return {"inputs": tokens, "targets": tokens, "mask": jax.ShapeDtypeStruct(shape, np.float32)}
 
     def prepare(self) -> str:
         return identity(prepared(JaxbigPytext))
@@ -95,5 +96,36 @@ class PyText(Data):
         files = columns(prepared(JaxbigPytext), split)["text"]
         return np.concatenate([part for file in files for part in (file, np.zeros(1, np.uint8))])
 
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PyText(Library):
+    """Python's standard library to be continued: `inputs` and `targets` [B, L]."""
+
+    contiguous: bool = False
+    """Each row goes on where it ended a step before; `starts` [B] is 1 where it begins anew."""
+
+    vocab = 256
+
+    def spec(self) -> Spec:
+        shape = (self.batch, self.length)
+        tokens = jax.ShapeDtypeStruct(shape, np.int32)
+        spec = {"inputs": tokens, "targets": tokens, "mask": jax.ShapeDtypeStruct(shape, np.float32)}
+        return spec | ({"starts": jax.ShapeDtypeStruct((self.batch,), np.int32)} if self.contiguous else {})
+
     def source(self, split: str) -> Source:
-        return Windows(self.text(split), self.length)
+        return Windows(self.text(split), self.length, self.contiguous)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PyTextRows(Library):
+    """Python's standard library to be filled in: `inputs` [B, L] as they stand in the text, to be masked."""
+
+    vocab = 257  # the bytes and the mask token
+    mask_token = 256
+
+    def spec(self) -> Spec:
+        shape = (self.batch, self.length)
+        return {"inputs": jax.ShapeDtypeStruct(shape, np.int32), "mask": jax.ShapeDtypeStruct(shape, np.float32)}
+
+    def source(self, split: str) -> Source:
+        return PlainWindows(self.text(split), self.length)

@@ -2,6 +2,11 @@
 
 The global batch at a step is the same rows in the same order for any number of processes and readers, so a
 checkpoint holds no position, a resume is exact, and a run may continue on other hosts with the same examples.
+
+The examples of a contiguous source are windows of one text. It is cut into as many tracks as a batch has rows, and
+row b reads track b from its beginning to its end, again and again: a pass over the windows is
+`ceil(windows / batch)` steps, and at its first step `starts` is 1. Tracks reach beyond the text where its windows do
+not divide: there `mask` is 0, so a pass too holds each window exactly once, in training as in evaluation.
 """
 
 import functools
@@ -40,12 +45,27 @@ def local(rows: np.ndarray, process: int, processes: int) -> np.ndarray:
 
 def train_batch(source: Source, seed: int, step: int, batch: int, process: int = 0, processes: int = 1) -> Rows:
     """This process's rows of the global batch at a step."""
+    if getattr(source, "contiguous", False):
+        return track_batch(source, step, batch, process, processes)
     return source.rows(local(train_indices(seed, step, batch, len(source)), process, processes))
 
 
 def eval_batch(source: Source, step: int, batch: int, process: int = 0, processes: int = 1) -> Rows:
     """This process's rows of an evaluation batch: examples in order, the last batch padded with `mask` 0."""
-    places = local(np.arange(step * batch, (step + 1) * batch), process, processes)
+    if getattr(source, "contiguous", False):
+        return track_batch(source, step, batch, process, processes)
+    return within(source, local(np.arange(step * batch, (step + 1) * batch), process, processes))
+
+
+def track_batch(source: Source, step: int, batch: int, process: int = 0, processes: int = 1) -> Rows:
+    """This process's rows of a batch of tracks, with `starts` [B]: 1 where a track begins anew."""
+    windows = eval_steps(source, batch)  # of each track
+    rows = within(source, local(np.arange(batch) * windows + step % windows, process, processes))
+    return {**rows, "starts": np.full(len(rows["mask"]), step % windows == 0, np.int32)}
+
+
+def within(source: Source, places: np.ndarray) -> Rows:
+    """The examples at those places; beyond the last example any, with `mask` 0."""
     rows = source.rows(np.minimum(places, len(source) - 1))
     real = (places < len(source)).reshape(-1, *[1] * (rows["mask"].ndim - 1))
     return {**rows, "mask": rows["mask"] * real}

@@ -3,34 +3,175 @@
 Letters in shape comments: B batch, Y and X height and width, C channels.
 """
 
-from typing import Literal
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.nn.initializers import Initializer
 
 from jaxbig.errors import Refused
-from jaxbig.models.layers import Linear, constrain, parameter
+from jaxbig.models.layers import Dtype, Linear, cast, constrain, parameter
+
+Padding = Literal["same", "valid"]
+
+
+class Convolution(nn.Module):
+    """A convolution and its bias alone, with the initial values of He et al. (2015) unless told otherwise."""
+
+    channels: int
+    kernel: int = 3
+    stride: int = 1
+    padding: Padding | int = "same"
+    """Zeros around the image: as many as keep its size, none, or so many pixels on each side."""
+    groups: int = 1
+    """Output channels of a group see the input channels of that group alone."""
+    bias: bool = True
+    standardized: bool = False
+    """Each output channel's kernel has mean 0 and variance 1 (weight standardization, Qiao et al., 2019)."""
+    initial: Initializer = nn.initializers.he_normal()
+    """Of its kernel."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, Y, X, C] -> [B, Y', X', channels]; with padding "same" Y' = ceil(Y / stride), and X' likewise."""
+        self._check(x.shape)
+        pad = self.padding.upper() if isinstance(self.padding, str) else [(self.padding, self.padding)] * 2
+        shape = (self.kernel, self.kernel, x.shape[-1] // self.groups, self.channels)
+        kernel = parameter(self, "kernel", self.initial, shape, (None, None, None, "channels"))
+        if self.standardized:  # in float32, as every statistic
+            kernel = kernel - jnp.mean(kernel, axis=(0, 1, 2), keepdims=True)
+            kernel = kernel * jax.lax.rsqrt(jnp.mean(jnp.square(kernel), axis=(0, 1, 2), keepdims=True) + 1e-10)
+        convolve = functools.partial(
+            jax.lax.conv_general_dilated,
+            window_strides=(self.stride, self.stride),
+            padding=pad,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=self.groups,
+        )
+        y = (convolve if self.groups == 1 else by_rows(convolve))(x, kernel.astype(x.dtype))
+        if self.bias:
+            bias = parameter(self, "bias", nn.initializers.zeros, (self.channels,), ("channels",), x.dtype)
+            y = y + jnp.broadcast_to(bias, y.shape)
+        return y
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        if len(shape) != 4:
+            raise Refused(
+                f"a convolution on an array of {len(shape)} axes: it needs images [B, Y, X, C], before Dense."
+            )
+        (rows, columns, channels), side = shape[1:], self.kernel
+        if self.padding == "same" and side % 2 == 0:
+            raise Refused(
+                f"kernel={side} is even, so padding='same' cannot centre it: make it odd, or padding='valid'."
+            )
+        around = 0 if isinstance(self.padding, str) else 2 * self.padding
+        if self.padding != "same" and min(rows, columns) + around < side:
+            raise Refused(
+                f"kernel={side} on an image of {rows}x{columns}: use larger images, or shrink them less before."
+            )
+        if channels % self.groups or self.channels % self.groups:
+            raise Refused(f"groups={self.groups} does not divide {channels} channels in and {self.channels} out.")
+
+
+def by_rows(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """`function(x, kernel)` where each device takes its own rows of x and the whole kernel.
+
+    For grouped convolutions: left to the partitioner on a mesh with both rows and `tensor` split, the output is
+    exact and the kernel's gradient comes out `tensor` times too large (jax 0.10.2, CPU).
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return function
+    rows = nn.logical_to_mesh_axes(("batch",))
+    return jax.shard_map(function, in_specs=(rows, jax.sharding.PartitionSpec()), out_specs=rows)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalization (Ioffe and Szegedy, 2015): `(x - mean) / sqrt(variance + epsilon) * scale + bias`, a channel.
+
+    In training the statistics are the batch's, and running ones in `batch_stats` follow them; in evaluation they
+    are the running ones. The batch is the global one: under jit a mean over a split axis is the mean over all
+    devices, with no axis name. The running variance follows the unbiased one (n - 1), as PyTorch's does.
+    """
+
+    momentum: float = 0.9
+    """Share of the running statistics that each step keeps (PyTorch writes 0.1 for this 0.9)."""
+    epsilon: float = 1e-5
+    zero: bool = False
+    """Start with scale 0 instead of 1."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[..., C] -> [..., C], C each with its own statistics. In float32: a variance in less is noise."""
+        running: dict[str, nn.Variable[Any]] = {}
+        for name, start in (("mean", jnp.zeros), ("var", jnp.ones)):
+            init: Any = nn.with_logical_partitioning(start, ("channels",))
+            running[name] = self.variable("batch_stats", name, init, x.shape[-1:])
+        mean, variance = running["mean"].value, running["var"].value  # [C] each
+        y = x.astype(jnp.float32)
+        if train:
+            count, axes = x.size // x.shape[-1], tuple(range(x.ndim - 1))
+            if count < 2:
+                raise Refused(
+                    "BatchNorm in training on 1 value a channel: use a larger batch, larger images or GroupNorm."
+                )
+            mean = jnp.mean(y, axes)
+            variance = jnp.mean(jnp.square(y - jnp.broadcast_to(mean, y.shape)), axes)
+            if not self.is_initializing():
+                for name, now in (("mean", mean), ("var", variance * count / (count - 1))):
+                    running[name].value = self.momentum * running[name].value + (1 - self.momentum) * now
+        y = (y - jnp.broadcast_to(mean, y.shape)) * jnp.broadcast_to(jax.lax.rsqrt(variance + self.epsilon), y.shape)
+        return scaled(self, y, self.zero).astype(x.dtype)
+
+
+class GroupNorm(nn.Module):
+    """Group normalization (Wu and He, 2018): each example's channels in groups, each group to mean 0 and variance 1."""
+
+    groups: int = 32
+    epsilon: float = 1e-5
+    zero: bool = False
+    """Start with scale 0 instead of 1."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, ..., C] -> [B, ..., C]. In float32, as BatchNorm."""
+        if self.groups < 1 or x.shape[-1] % self.groups:
+            raise Refused(f"groups={self.groups} does not divide {x.shape[-1]} channels: GroupNorm needs equal groups.")
+        y = x.astype(jnp.float32).reshape(x.shape[0], -1, self.groups, x.shape[-1] // self.groups)
+        y = y - jnp.mean(y, axis=(1, 3), keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=(1, 3), keepdims=True) + self.epsilon)
+        return scaled(self, y.reshape(x.shape), self.zero).astype(x.dtype)
+
+
+def scaled(module: nn.Module, y: jax.Array, zero: bool) -> jax.Array:
+    """`y * scale + bias`, a channel: parameters of the module; y [..., C]."""
+    init = nn.initializers.zeros if zero else nn.initializers.ones
+    scale = parameter(module, "scale", init, y.shape[-1:], ("channels",))
+    bias = parameter(module, "bias", nn.initializers.zeros, y.shape[-1:], ("channels",))
+    return y * jnp.broadcast_to(scale, y.shape) + jnp.broadcast_to(bias, y.shape)
 
 
 class Conv(nn.Module):
-    """Convolution, padded to keep the image's size, then ReLU (He et al., 2015, for its initial values)."""
+    """Convolution, then ReLU."""
 
     channels: int
     """How many it puts out."""
     kernel: int = 3
     """Side of the square kernel, in pixels."""
     stride: int = 1
+    padding: Padding = "same"
+    """Zeros around the image: as many as keep its size, or none."""
 
-    @nn.compact
+    def setup(self) -> None:
+        self.convolution = Convolution(self.channels, self.kernel, self.stride, self.padding)
+        nn.share_scope(self, self.convolution)  # its parameters are this layer's, not a level deeper
+
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """[B, Y, X, C] -> [B, Y / stride, X / stride, channels]."""
-        shape = (self.kernel, self.kernel, x.shape[-1], self.channels)
-        kernel = parameter(self, "kernel", nn.initializers.he_normal(), shape, (None, None, None, "channels"))
-        bias = parameter(self, "bias", nn.initializers.zeros, (self.channels,), ("channels",))
-        strides, layout = (self.stride, self.stride), ("NHWC", "HWIO", "NHWC")
-        y = jax.lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=layout)
-        return nn.relu(y + jnp.broadcast_to(bias, y.shape))
+        """[B, Y, X, C] -> [B, Y / stride, X / stride, channels], less at the border with padding "valid"."""
+        return nn.relu(self.convolution(x))
 
 
 class Pool(nn.Module):
@@ -73,16 +214,27 @@ class Dense(nn.Module):
 
 
 class ConvNet(nn.Module):
-    """A stack of `Conv`, `Pool`, `Dropout` and `Dense`, then one logit a class (LeCun et al., 1998)."""
+    """A stack of `Conv`, `Pool`, `Dropout` and `Dense`, then one logit a class (LeCun et al., 1998).
+
+    Two that tutorials train on 28x28 images of one channel, with `valid = functools.partial(Conv, padding="valid")`:
+
+        PyTorch, 1,199,882 parameters:
+            valid(32), valid(64), Pool(), Dropout(0.25), Dense(128), Dropout(0.5)
+        Keras and TensorFlow, 93,322 parameters:
+            valid(32), Pool(), valid(64), Pool(), valid(64), Dense(64)
+    """
 
     layers: tuple[nn.Module, ...]
     """From the image up."""
     classes: int
     """How many logits it puts out."""
+    dtype: Dtype = "float32"
+    """What it computes in; parameters and logits are float32."""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Images [B, Y, X, C] -> logits [B, classes]."""
+        x = cast(x, self.dtype)
         for layer in self.layers:
             x = layer(x, train)  # type: ignore[operator]
         # pinned: left free here, a plausible mesh once gave a wrong kernel gradient (jax 0.10 to 0.12, CPU)

@@ -1,31 +1,85 @@
-"""Layers that every family uses: a linear map with named axes, normalization, attention.
+"""Layers that every family uses: parameters and linear maps with named axes, normalization, dropout.
 
-Letters in shape comments: B batch, L length, D width, H heads, K width of a head, F hidden width.
+A model casts what comes in to its `dtype`; each layer computes in the dtype of its input, from float32 parameters.
+
+Letters in shape comments: B batch, L length, D width.
 """
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 
+from jaxbig.errors import Refused
 from jaxbig.mesh import GATHERED
 
 Axes = tuple[str | None, ...]
+Dtype = Literal["float32", "bfloat16"]
+Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh"]
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "gelu_tanh": nn.gelu,  # as GPT-2 has it
+    "relu": nn.relu,
+    "silu": nn.silu,
+    "tanh": jnp.tanh,
+}
 
 
-def parameter(module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...], axes: Axes) -> jax.Array:
-    """Declares a parameter whose axes have logical names, and gathers it over `fsdp` for use.
+def parameter(
+    module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...], axes: Axes, dtype: Any = jnp.float32
+) -> jax.Array:
+    """Declares a float32 parameter whose axes have logical names; gives it in `dtype`, gathered over `fsdp`.
 
     The gathering is said here because the partitioner, left to itself, may choose a wrong gradient: with
     `fsdp` and `tensor` both on an LSTM's kernel it was off by 19% at an exact loss (jax 0.10.2, CPU).
     """
-    value = module.param(name, nn.with_logical_partitioning(init, axes), shape)
-    return nn.with_logical_constraint(value, axes, rules=GATHERED)
+    value: Any = module.param(name, nn.with_logical_partitioning(init, axes), shape)
+    return nn.with_logical_constraint(value.astype(dtype), axes, rules=GATHERED)
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Pins an activation to its logical axes."""
     return nn.with_logical_constraint(x, axes)
+
+
+def choose(field: str, value: str, choices: Any) -> Any:
+    """`value`, which is one of a Literal's or a table's; `Refused` names the field and what it may be."""
+    names = list(choices) if isinstance(choices, dict | tuple) else get_args(choices)
+    if value not in names:
+        raise Refused(f"{field} {value!r}: it must be one of {', '.join(map(str, names))}.")
+    return choices[value] if isinstance(choices, dict) else value
+
+
+def cast(x: jax.Array, dtype: str) -> jax.Array:
+    """The input of a model in the dtype it computes in; `Refused` names the dtypes there are."""
+    return x.astype(choose("dtype", dtype, Dtype))
+
+
+def drop(x: jax.Array, rate: float, train: bool) -> jax.Array:
+    """Sets a share of the values to zero in training (Srivastava et al., 2014), keyed by the layer that calls it."""
+    return nn.Dropout(rate, deterministic=not train)(x)
+
+
+class DropPath(nn.Module):
+    """Leaves out a residual branch for a share of the examples in training (Huang et al., 2016)."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, rate: float | jax.Array, train: bool) -> jax.Array:
+        """[B, ...] -> [B, ...]; the rate may differ from layer to layer of a scan."""
+        if not train or (isinstance(rate, int | float) and rate == 0):
+            return x
+        shape = (x.shape[0],) + (1,) * (x.ndim - 1)
+        keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, shape)
+        return x * (keep / (1 - rate)).astype(x.dtype)
+
+
+def drop_path(x: jax.Array, rate: float | jax.Array, train: bool) -> jax.Array:
+    """The same as a function, for a compact method."""
+    return DropPath()(x, rate, train)
 
 
 class Linear(nn.Module):
@@ -47,12 +101,38 @@ class Linear(nn.Module):
         kernel_shape = (*x.shape[x.ndim - self.inputs :], *self.shape)
         inward, outward = range(self.inputs), range(self.inputs, len(kernel_shape))
         init = nn.initializers.variance_scaling(self.scale**2, "fan_in", "truncated_normal", inward, outward)
-        kernel = parameter(self, "kernel", init, kernel_shape, self.axes)
+        if self.scale == 0:
+            init = nn.initializers.zeros
+        kernel = parameter(self, "kernel", init, kernel_shape, self.axes, x.dtype)
         y = jnp.tensordot(x, kernel, axes=self.inputs)
         if self.bias:
-            bias = parameter(self, "bias", nn.initializers.zeros, self.shape, self.axes[self.inputs :])
+            bias = parameter(self, "bias", nn.initializers.zeros, self.shape, self.axes[self.inputs :], x.dtype)
             y = y + jnp.broadcast_to(bias, y.shape)
         return y
+
+
+class Embedding(nn.Module):
+    """A table of `count` vectors: looked up by token, or by position."""
+
+    count: int
+    width: int
+    std: float = 1.0
+    """Of its initial values."""
+    axis: str | None = "vocab"
+    """The logical name of its first axis."""
+    second: str | None = "embed"
+
+    def setup(self) -> None:
+        init = nn.initializers.normal(self.std)
+        self.table = parameter(self, "embedding", init, (self.count, self.width), (self.axis, self.second))
+
+    def __call__(self, numbers: jax.Array) -> jax.Array:
+        """[...] -> [..., D]."""
+        return jnp.take(self.table, numbers, axis=0)
+
+    def whole(self) -> jax.Array:
+        """[count, D]."""
+        return self.table
 
 
 class RMSNorm(nn.Module):
@@ -62,38 +142,28 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., D] -> [..., D]."""
+        """[..., D] -> [..., D]. In float32: the mean of squares overflows and rounds in less."""
         scale = parameter(self, "scale", nn.initializers.ones, (x.shape[-1],), (None,))
-        mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-        return x * jax.lax.rsqrt(mean_square + self.epsilon) * jnp.broadcast_to(scale, x.shape)
+        y = x.astype(jnp.float32)
+        mean_square = jnp.mean(jnp.square(y), axis=-1, keepdims=True)
+        return (y * jax.lax.rsqrt(mean_square + self.epsilon) * jnp.broadcast_to(scale, x.shape)).astype(x.dtype)
 
 
-def rotary(x: jax.Array, base: float = 10_000.0) -> jax.Array:
-    """Rotary positions (Su et al., 2021, eq. 34): turns pairs of [B, L, H, K] by angles that grow along L."""
-    length, width = x.shape[1], x.shape[3]
-    frequency = base ** (-jnp.arange(0, width, 2) / width)  # [K/2]
-    angle = jnp.outer(jnp.arange(length), frequency)  # [L, K/2]
-    sin, cos = jnp.sin(angle)[None, :, None], jnp.cos(angle)[None, :, None]  # [1, L, 1, K/2]
-    first, second = jnp.split(x, 2, axis=-1)  # [B, L, H, K/2] each
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+class LayerNorm(nn.Module):
+    """Layer normalization (Ba et al., 2016) over the last axis: `(x - mean) / sqrt(variance + epsilon) * scale + bias`."""
 
-
-class Attention(nn.Module):
-    """Causal multi-head self-attention (Vaswani et al., 2017, section 3.2.2) with rotary positions."""
-
-    heads: int
-    scale: float = 1.0
-    """Of the output projection's initial values."""
+    epsilon: float = 1e-6
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, L, D] -> [B, L, D]."""
-        width = x.shape[-1]
-        head = width // self.heads
-        joint = Linear((3, self.heads, head), ("embed", None, "heads", None), bias=False, name="qkv")(x)
-        joint = constrain(joint, "batch", "length", None, "heads", None)  # [B, L, 3, H, K]
-        query, key, value = joint[:, :, 0], joint[:, :, 1], joint[:, :, 2]  # [B, L, H, K] each
-        y = jax.nn.dot_product_attention(rotary(query), rotary(key), value, is_causal=True)
-        y = constrain(y, "batch", "length", "heads", None)
-        out = Linear((width,), ("heads", None, "embed"), inputs=2, bias=False, scale=self.scale, name="out")
-        return constrain(out(y), "batch", "length", None)
+        """[..., D] -> [..., D]. In float32, as RMSNorm."""
+        scale = parameter(self, "scale", nn.initializers.ones, (x.shape[-1],), (None,))
+        y = x.astype(jnp.float32)
+        y = y - jnp.mean(y, axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
+        y = y * jnp.broadcast_to(scale, x.shape)
+        if self.bias:
+            bias = parameter(self, "bias", nn.initializers.zeros, (x.shape[-1],), (None,))
+            y = y + jnp.broadcast_to(bias, x.shape)
+        return y.astype(x.dtype)

@@ -1,75 +1,182 @@
-"""Transformers (Vaswani et al., 2017).
+"""What all Transformers are made of (Vaswani et al., 2017): one block, and a stack of it.
 
-Letters in shape comments: B batch, L length, D width, F hidden width, V vocabulary.
+Letters in shape comments: B batch, L length, S length of the memory, D width, F hidden width.
 """
+
+import dataclasses
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from jaxbig.errors import Refused
-from jaxbig.models.layers import Attention, Linear, RMSNorm, constrain, parameter
+from jaxbig.models.attention import Attention, Kernel, RelativePositions
+from jaxbig.models.layers import ACTIVATIONS, Dtype, LayerNorm, Linear, RMSNorm, choose, constrain, drop, drop_path
+
+Positions = Literal["rotary", "learned", "sinusoidal", "relative", "none"]
+Gate = Literal["gelu", "gelu_tanh", "relu", "swiglu", "geglu"]
+GATED = {"swiglu": "silu", "geglu": "gelu_tanh"}
+Remat = Literal["none", "dots", "full"]
+POLICIES: dict[str, Any] = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
 
 
-class Block(nn.Module):
-    """Attention, then a two-layer perceptron with GELU, each normalized before and added after (pre-norm).
+class Fields(nn.Module, kw_only=True):
+    """The fields that every Transformer and its blocks share."""
 
-    `out_scale` shrinks the initial values of what is added, so that the sum over `depth` blocks keeps its
-    size (Radford et al., 2019).
-    """
-
-    heads: int
-    dropout: float = 0.0
-    out_scale: float = 1.0
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """[B, L, D] -> [B, L, D]."""
-        width = x.shape[-1]
-        drop = nn.Dropout(self.dropout, deterministic=not train)
-        x = x + drop(Attention(self.heads, scale=self.out_scale, name="attention")(RMSNorm(name="norm_1")(x)))
-        y = Linear((4 * width,), ("embed", "mlp"), bias=False, name="up")(RMSNorm(name="norm_2")(x))
-        y = nn.gelu(constrain(y, "batch", "length", "mlp"))  # [B, L, F]
-        y = Linear((width,), ("mlp", "embed"), bias=False, scale=self.out_scale, name="down")(y)
-        return x + drop(constrain(y, "batch", "length", None))
-
-
-class Decoder(nn.Module):
-    """A causal language model: each position's logits see the tokens up to and including it, and no later one."""
-
-    vocab: int
-    """How many different tokens there are."""
-    depth: int = 6
-    """How many blocks."""
-    width: int = 256
     heads: int = 8
+    kv_heads: int | None = None
+    """Heads of keys and values, which divide heads (grouped-query attention); None: as many as heads."""
+    mlp_width: int | None = None
+    """Width inside the two-layer perceptron; None: 4 times the width, or 8/3 times in 64s with a gate."""
+    activation: Gate = "gelu_tanh"
+    """Of the perceptron; swiglu and geglu have a gate besides (Shazeer, 2020)."""
+    norm: Literal["layer", "rms"] = "rms"
+    norm_first: bool = True
+    """Normalize what enters a branch (pre-norm); else the sum after it (post-norm)."""
+    epsilon: float = 1e-6
+    """Of the normalization."""
+    bias: bool = False
+    """On every linear layer and LayerNorm."""
+    positions: Positions = "rotary"
+    """rotary (Su et al., 2021), learned, sinusoidal (Vaswani et al., 2017), relative (T5), or none."""
+    rotary_base: float = 10_000.0
+    window: int | None = None
+    """How far a position sees to one side, itself counted; None: everything."""
     dropout: float = 0.0
+    """Share of values dropped after the embedding and at the end of each branch."""
+    drop_path: float = 0.0
+    """Share of examples that the last block's branches leave out; grows in a line from 0 at the first."""
     scan: bool = False
     """Compile one block and scan it over the depth: for big models, whose compile time then stays flat. The
     parameters of all blocks are then one stack; on small models unrolled blocks run faster."""
+    remat: Remat = "none"
+    """What the backward pass computes anew to save memory: nothing, all but matrix products, or everything."""
+    attention_kernel: Kernel = "auto"
+    """What computes attention: plain, fused (cuDNN), splash (TPU), or the one for the device."""
+    dtype: Dtype = "float32"
+    """Of the computation; parameters, norms, softmax and logits are float32."""
+
+    def shared_fields(self) -> dict[str, Any]:
+        """These fields' values by name, for a part made of the same."""
+        names = [field.name for field in dataclasses.fields(Fields) if field.name not in ("parent", "name")]
+        return {name: getattr(self, name) for name in names}
+
+    def normalize(self, name: str) -> nn.Module:
+        if choose("norm", self.norm, ("layer", "rms")) == "rms":
+            return RMSNorm(self.epsilon, name=name)
+        return LayerNorm(self.epsilon, self.bias, name=name)
+
+
+@struct.dataclass
+class Context:
+    """What every block of a stack sees besides its input; None where it is not needed.
+
+    memory: [B, S, D] to attend to; segments: [B, L] and memory_segments: [B, S], who sees whom; positions: [B, L];
+    offset: [], how many tokens are in the cache.
+    """
+
+    memory: Any = None
+    segments: Any = None
+    memory_segments: Any = None
+    positions: Any = None
+    offset: Any = None
+
+
+class Block(Fields, kw_only=True):
+    """Attention, attention to a memory where `cross`, then a two-layer perceptron, each added to what it was given.
+
+    `out_scale` shrinks the initial values of what is added, so that the sum over all blocks keeps its size
+    (Radford et al., 2019).
+    """
+
+    causal: bool = False
+    cross: bool = False
+    out_scale: float = 1.0
 
     @nn.compact
-    def __call__(self, tokens: jax.Array, train: bool = False) -> jax.Array:
-        """Token numbers [B, L] -> logits [B, L, V], float32."""
-        if self.width % (2 * self.heads):
-            raise Refused(f"width {self.width} does not divide into {self.heads} heads of an even width (rotary).")
-        shape = (self.vocab, self.width)
-        table = parameter(self, "embedding", nn.initializers.normal(1.0), shape, ("vocab", "embed"))
-        x = constrain(jnp.take(table, tokens, axis=0), "batch", "length", None)  # [B, L, D]
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        fields = {"heads": self.heads, "dropout": self.dropout, "out_scale": (2 * self.depth) ** -0.5}
+    def __call__(
+        self, x: jax.Array, context: Context, scores: Any, rate: float | jax.Array, train: bool, cache: int = 0
+    ) -> jax.Array:
+        """[B, L, D] -> [B, L, D]; scores: biases of attention [1, H, L, S]; rate: of drop path, in this block."""
+        width, c = x.shape[-1], context
+        if self.window is not None and self.window < 1:
+            raise Refused(f"window {self.window}: a position sees at least itself, so make it 1 or more.")
+        same = {"bias": self.bias, "scale": self.out_scale, "kernel": self.attention_kernel, "kv_heads": self.kv_heads}
+
+        def add(x: jax.Array, name: str, branch: Any) -> jax.Array:
+            norm = self.normalize(f"{name}_norm")
+            y = branch(norm(x) if self.norm_first else x)  # type: ignore[operator]
+            x = x + drop_path(drop(y, self.dropout, train), rate, train)
+            return x if self.norm_first else norm(x)  # type: ignore[operator]
+
+        turned = {"rotary": self.positions == "rotary", "rotary_base": self.rotary_base, "window": self.window}
+        attention = Attention(heads=self.heads, causal=self.causal, **same, **turned, name="attention")
+        x = add(x, "attention", lambda y: attention(y, None, c.segments, None, c.positions, scores, c.offset, cache))
+        if self.cross:
+            cross = Attention(heads=self.heads, **same, name="cross")
+            x = add(x, "cross", lambda y: cross(y, c.memory, c.segments, c.memory_segments, cache=cache))
+        return add(x, "mlp", lambda y: self.perceptron(y, width))
+
+    def perceptron(self, x: jax.Array, width: int) -> jax.Array:
+        """[B, L, D] -> [B, L, D]."""
+        choose("activation", self.activation, Gate)
+        gated = self.activation in GATED
+        hidden = self.mlp_width or ((-(-width * 8 // 3) + 63) // 64 * 64 if gated else 4 * width)
+        activation = ACTIVATIONS[GATED.get(self.activation, self.activation)]
+        y = Linear((hidden,), ("embed", "mlp"), bias=self.bias, name="up")(x)  # [B, L, F]
+        y = constrain(y, "batch", "length", "mlp")
+        if gated:
+            gate = Linear((hidden,), ("embed", "mlp"), bias=self.bias, name="gate")(x)
+            y = y * activation(constrain(gate, "batch", "length", "mlp"))
+        else:
+            y = activation(y)
+        y = Linear((width,), ("mlp", "embed"), bias=self.bias, scale=self.out_scale, name="down")(y)
+        return constrain(y, "batch", "length", None)
+
+
+class Stack(Fields, kw_only=True):
+    """`depth` blocks, unrolled or scanned, and with norm_first one last normalization."""
+
+    depth: int
+    causal: bool = False
+    cross: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: Context, train: bool, cache: int = 0) -> jax.Array:
+        """[B, L, D] -> [B, L, D]."""
+        if self.depth < 1:
+            raise Refused(f"depth {self.depth}: a Transformer has 1 block or more.")
+        choose("remat", self.remat, Remat)
+        choose("positions", self.positions, Positions)
+        scores = None
+        if self.positions == "relative":  # one table for all blocks, as T5
+            queries = jnp.arange(x.shape[1]) + (0 if context.offset is None else context.offset)
+            relative = RelativePositions(self.heads, self.causal, name="relative")
+            scores = relative(queries, jnp.arange(cache or x.shape[1])).astype(x.dtype)
+
+        def run(block: Block, x: jax.Array, context: Context, scores: Any, rate: Any) -> jax.Array:
+            return block(x, context, scores, rate, train, cache)
+
+        if self.remat != "none":
+            run = nn.remat(run, prevent_cse=not self.scan, policy=POLICIES[self.remat])
+        branches = (3 if self.cross else 2) * self.depth
+        fields = self.shared_fields() | {"causal": self.causal, "cross": self.cross, "out_scale": branches**-0.5}
+        rates = [self.drop_path * layer / max(self.depth - 1, 1) for layer in range(self.depth)]
         if self.scan:
-            stack = nn.scan(
-                lambda block, x, _: (block(x, train), None),
-                variable_axes={"params": 0},
+            # without drop path the rate is a plain 0, which costs nothing
+            varying = jnp.array(rates) if self.drop_path else None
+            stack: Any = nn.scan(
+                lambda block, x, rate, *rest: (run(block, x, *rest, 0.0 if rate is None else rate), None),
+                variable_axes={"params": 0, "cache": 0, "intermediates": 0},
                 split_rngs={"params": True, "dropout": True},
+                in_axes=(0, nn.broadcast, nn.broadcast),
                 length=self.depth,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
-            x, _ = stack(Block(**fields, name="blocks"), x, None)
+            x, _ = stack(Block(**fields, name="block"), x, varying, context, scores)
         else:
-            for layer in range(self.depth):
-                x = Block(**fields, name=f"block_{layer}")(x, train)
-        x = RMSNorm(name="norm")(x)
-        logits = Linear((self.vocab,), ("embed", "vocab"), bias=False, name="head")(x)
-        return constrain(logits.astype(jnp.float32), "batch", "length", "vocab")
+            for layer, rate in enumerate(rates):
+                x = run(Block(**fields, name=f"block_{layer}"), x, context, scores, rate)
+        return self.normalize("norm")(x) if self.norm_first else x  # type: ignore[operator]

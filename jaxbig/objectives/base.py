@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import math
 from typing import Any
 
 import chex
@@ -13,11 +14,16 @@ from flax import struct
 from jaxbig.errors import Refused
 
 Batch = dict[str, jax.Array]
+SIDE = ("lengths", "segments", "positions", "starts", "types")
+"""What a batch may hold besides inputs that a model wants to see."""
 
 
 @struct.dataclass
 class Sum:
-    """A weighted sum and its weight, so that means over batches and devices are never means of means."""
+    """A weighted sum and its weight, so that means over batches and devices are never means of means.
+
+    total: a scalar, or an array such as one count a class; weight: a scalar.
+    """
 
     total: Any
     weight: Any
@@ -40,28 +46,43 @@ class Objective(abc.ABC):
     @abc.abstractmethod
     def __call__(self, forward: nn.Module, batch: Batch, key: jax.Array, train: bool) -> Sums:
         """forward: the model bound to parameters and variables; batch: arrays [B, ...] with `mask`, 0 for
-        padding; key: for the objective's own randomness. Gives `loss` (its mean is minimized) and metrics.
+        padding; key: for the objective's own randomness. Gives `loss` (its mean is minimized) and metrics;
+        totals are scalars in training.
         """
 
-    def summarize(self, means: dict[str, float]) -> dict[str, float]:
-        """The means with what follows from them, such as perplexity."""
-        return means
+    def summarize(self, sums: Sums) -> dict[str, float]:
+        """The means over an evaluation, or of a training step, with what follows from them, such as perplexity."""
+        return {name: float(each.mean()) for name, each in sums.items()}
 
 
-def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """-log softmax(logits)[targets] in nats; logits [..., K] and targets [...] -> [...]. Float32: bf16 lies here."""
+def call(forward: nn.Module, batch: Batch, train: bool, method: str = "__call__") -> jax.Array:
+    """The model, or a method of it, on a batch's inputs and on what else of `SIDE` the batch holds."""
+    side = {name: batch[name] for name in SIDE if name in batch}
+    return getattr(forward, method)(batch["inputs"], **side, train=train)
+
+
+def cross_entropy(logits: jax.Array, targets: jax.Array, smoothing: float = 0.0) -> jax.Array:
+    """-log softmax(logits)[targets] in nats; logits [..., K] and targets [...] -> [...]. Float32: bf16 lies here.
+
+    smoothing: the share of each target that is spread evenly over the K (Szegedy et al., 2016).
+    """
     logits = logits.astype(jnp.float32)
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - chosen
+    expected = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    if smoothing:
+        expected = (1 - smoothing) * expected + smoothing * jnp.mean(logits, axis=-1)
+    return jax.nn.logsumexp(logits, axis=-1) - expected
 
 
-def of_logits(logits: jax.Array, batch: Batch, kinds: int, name: str) -> Sums:
-    """Cross entropy in nats and accuracy of logits [..., K] for `targets` and `mask` [...] of kinds called name."""
+def check_logits(logits: jax.Array, kinds: int, name: str) -> None:
+    """`Refused` unless logits [..., K] are as many as there are kinds."""
     if logits.shape[-1] != kinds:
         raise Refused(f"the model gives {logits.shape[-1]} logits for {kinds} {name}: make them equal.")
-    right = jnp.argmax(logits, axis=-1) == batch["targets"]
-    loss = masked(cross_entropy(logits, batch["targets"]), batch["mask"])
-    return {"loss": loss, "accuracy": masked(right, batch["mask"])}
+
+
+def check_share(field: str, value: float) -> None:
+    """`Refused` unless 0 <= value < 1."""
+    if not 0 <= value < 1:
+        raise Refused(f"{field} {value}: it must be at least 0 and less than 1.")
 
 
 def masked(values: jax.Array, mask: jax.Array) -> Sum:
@@ -69,3 +90,8 @@ def masked(values: jax.Array, mask: jax.Array) -> Sum:
     chex.assert_equal_shape([values, mask])
     values, mask = values.astype(jnp.float32), mask.astype(jnp.float32)
     return Sum(jnp.sum(values * mask), jnp.sum(mask))
+
+
+def exponential(nats: float) -> float:
+    """Perplexity from nats; infinite where it is too large for a float, and never an error."""
+    return math.inf if nats > 700 else math.exp(nats)  # the exponential of NaN is NaN

@@ -1,26 +1,102 @@
-"""One class an example."""
+"""One class an example, or any number of classes an example.
+
+Letters in shape comments: B batch, K classes.
+"""
 
 import dataclasses
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from jaxbig.objectives.base import Batch, Objective, Sums, of_logits
+from jaxbig.errors import Refused
+from jaxbig.objectives.base import Batch, Objective, Sum, Sums, call, check_logits, check_share, cross_entropy, masked
+
+COUNTS = ("true_positives", "predicted", "actual")
 
 
 @dataclasses.dataclass(frozen=True)
 class Classification(Objective):
-    """Softmax cross entropy in nats, and accuracy.
+    """Softmax cross entropy in nats, and accuracy; top-5 accuracy where there are more than 5 classes.
 
-    Reads `inputs` [B, ...], `targets` [B] (a class number each), `mask` [B], and `lengths` [B] where there is one.
+    Reads `inputs` [B, ...], `targets` [B] (a class number each) or [B, K] (a distribution each, as mixup makes;
+    accuracy is then against its largest), `mask` [B], and what else the model takes. Targets and mask may have
+    further axes, as for segmentation.
     """
 
     classes: int
     """How many classes the data has."""
+    smoothing: float = 0.0
+    """Label smoothing: the share of a target that is spread evenly over the classes (Szegedy et al., 2016)."""
+    multi_label: bool = False
+    """Each class is a yes or no of its own (a sigmoid); targets are [B, K] of 0 and 1, accuracy is over the B x K
+    decisions and `exact_match` over examples."""
+    class_weights: tuple[float, ...] = ()
+    """What each class counts in the loss, a weighted mean; none: each counts 1."""
+    macro: bool = False
+    """Adds precision, recall and F1 in evaluation, each a plain mean over all classes (0 where undefined)."""
 
     criterion = "accuracy"
     higher_is_better = True
 
     def __call__(self, forward: nn.Module, batch: Batch, key: jax.Array, train: bool) -> Sums:
-        lengths = {"lengths": batch["lengths"]} if "lengths" in batch else {}
-        return of_logits(forward(batch["inputs"], **lengths, train=train), batch, self.classes, "classes")  # type: ignore[operator]
+        check_share("smoothing", self.smoothing)
+        if self.class_weights and len(self.class_weights) != self.classes:
+            raise Refused(f"class_weights are {len(self.class_weights)} for {self.classes} classes: make them equal.")
+        logits, targets, mask = call(forward, batch, train), batch["targets"], batch["mask"]
+        check_logits(logits, self.classes, "classes")
+        spread = targets.ndim == logits.ndim  # targets say something of each class
+        if targets.shape not in ((logits.shape,) if self.multi_label else (logits.shape[:-1], logits.shape)):
+            wanted = logits.shape if self.multi_label else f"{logits.shape[:-1]} or {logits.shape}"
+            raise Refused(f"targets have the shape {targets.shape} for logits {logits.shape}: it must be {wanted}.")
+        logits = logits.astype(jnp.float32)
+        losses, weights = self._losses(logits, targets, spread)
+        sums = {"loss": Sum(masked(losses, mask).total, masked(weights, mask).total)}
+        if self.multi_label:
+            chosen, actual = logits > 0, targets > 0.5
+            right = chosen == actual
+            sums["accuracy"] = masked(right, jnp.broadcast_to(mask[..., None], right.shape))
+            sums["exact_match"] = masked(jnp.all(right, axis=-1), mask)
+        else:
+            best, number = jnp.argmax(logits, axis=-1), jnp.argmax(targets, axis=-1) if spread else targets
+            sums["accuracy"] = masked(best == number, mask)
+            if self.classes > 5:
+                five = jax.lax.top_k(logits, 5)[1] == number[..., None]
+                sums["top5_accuracy"] = masked(jnp.any(five, axis=-1), mask)
+            chosen, actual = (
+                jax.nn.one_hot(best, self.classes, dtype=bool),
+                jax.nn.one_hot(number, self.classes, dtype=bool),
+            )
+        if self.macro and not train:
+            seen, rest = jnp.broadcast_to(mask[..., None] > 0, actual.shape), tuple(range(actual.ndim - 1))
+            for name, each in zip(COUNTS, (chosen & actual, chosen, actual), strict=True):
+                sums[name] = Sum(jnp.sum(each & seen, axis=rest).astype(jnp.float32), jnp.sum(mask.astype(jnp.float32)))
+        return sums
+
+    def _losses(self, logits: jax.Array, targets: jax.Array, spread: bool) -> tuple[jax.Array, jax.Array]:
+        """[B, K] -> each example's weighted loss [B] and its weight [B].
+
+        A class number weighs as its class, as in PyTorch; a distribution as the mean of its classes' weights.
+        """
+        if not (spread or self.class_weights):
+            losses = cross_entropy(logits, targets, self.smoothing)
+            return losses, jnp.ones_like(losses)
+        weights = jnp.broadcast_to(jnp.array(self.class_weights or (1.0,), jnp.float32), logits.shape)
+        shares = targets.astype(jnp.float32) if spread else jax.nn.one_hot(targets, self.classes)
+        smooth = (1 - self.smoothing) * shares + self.smoothing / (2 if self.multi_label else self.classes)
+        if self.multi_label:
+            losses = jax.nn.softplus(logits) - smooth * logits
+            return jnp.sum(weights * losses, axis=-1), jnp.sum(weights, axis=-1)
+        losses = -jnp.sum(weights * smooth * jax.nn.log_softmax(logits), axis=-1)
+        return losses, jnp.sum(weights * shares, axis=-1)
+
+    def summarize(self, sums: Sums) -> dict[str, float]:
+        metrics = super().summarize({name: each for name, each in sums.items() if name not in COUNTS})
+        if COUNTS[0] not in sums:
+            return metrics
+        right, predicted, actual = (np.asarray(sums[name].total, np.float64) for name in COUNTS)  # [K] each
+        precision, recall = right / np.maximum(predicted, 1), right / np.maximum(actual, 1)  # 0 of 0 is 0
+        f1 = 2 * right / np.maximum(predicted + actual, 1)
+        macro = {"macro_precision": precision, "macro_recall": recall, "macro_f1": f1}
+        return metrics | {name: float(each.mean()) for name, each in macro.items()}

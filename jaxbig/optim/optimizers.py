@@ -17,16 +17,25 @@ from jaxbig.optim.schedules import Schedule
 from jaxbig.state import path_name
 
 
-def chosen(pattern: str) -> Any:
+def chosen(field: str, pattern: str) -> Any:
     """A function from parameters to a tree of True where the pattern matches the parameter's path somewhere."""
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise Refused(f"--optimizer.{field} {pattern!r} is no regular expression: {error}.") from None
 
     def mask(params: Any) -> Any:
-        found = jax.tree_util.tree_map_with_path(lambda path, _: bool(re.search(pattern, path_name(path))), params)
+        found = jax.tree_util.tree_map_with_path(lambda path, _: bool(compiled.search(path_name(path))), params)
         if not any(jax.tree.leaves(found)):
-            raise Refused(f"--optimizer.decayed {pattern!r} matches no parameter; `jaxbig show` lists their paths.")
+            raise Refused(f"--optimizer.{field} {pattern!r} matches no parameter; `jaxbig show` lists their paths.")
         return found
 
     return mask
+
+
+def scaled(mask: Any, factor: float) -> optax.GradientTransformation:
+    """The updates of masked parameters times a factor."""
+    return optax.masked(optax.scale(factor), mask)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,6 +52,10 @@ class Optimizer(abc.ABC):
     """Adds `l2 / 2 * w^2` for each chosen parameter w to the loss."""
     decayed: str = r"(kernel|recurrent|embedding)$"
     """Which parameters l1, l2 and weight decay act on: a regular expression over parameter paths."""
+    frozen: str | None = None
+    """Which parameters stay as they are: a regular expression over parameter paths."""
+    rate_factors: tuple[tuple[str, float], ...] = ()
+    """Patterns over parameter paths, each with what the learning rate is multiplied by there."""
 
     @abc.abstractmethod
     def direction(self) -> optax.GradientTransformation:
@@ -50,16 +63,20 @@ class Optimizer(abc.ABC):
 
     def build(self, steps: int) -> optax.GradientTransformation:
         """The optax transformation for a run of so many steps."""
-        try:
-            mask = chosen(re.compile(self.decayed).pattern)
-        except re.error as error:
-            raise Refused(f"--optimizer.decayed {self.decayed!r} is no regular expression: {error}.") from None
+        mask = chosen("decayed", self.decayed)
         with_penalties = optax.stateless(
             lambda grads, params: jax.tree.map(lambda g, w: g + self.l1 * jnp.sign(w) + self.l2 * w, grads, params)
         )
         parts = [optax.masked(with_penalties, mask)] if self.l1 or self.l2 else []
         parts += [] if self.clip is None else [optax.clip_by_global_norm(self.clip)]
-        return optax.chain(*parts, self.direction(), optax.scale_by_learning_rate(self.rate.build(steps)))
+        parts += [self.direction(), optax.scale_by_learning_rate(self.rate.build(steps))]
+        parts += [scaled(chosen("rate-factors", pattern), factor) for pattern, factor in self.rate_factors]
+        if self.frozen is None:
+            return optax.chain(*parts)
+        # frozen ones have no moments, and the clipping does not count them
+        frozen = chosen("frozen", self.frozen)
+        trained = lambda params: jax.tree.map(lambda found: not found, frozen(params))  # noqa: E731
+        return optax.chain(optax.masked(optax.chain(*parts), trained), optax.masked(optax.set_to_zero(), frozen))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,4 +112,6 @@ class AdamW(Adam):
     """Each step takes `rate * weight_decay * w` off each chosen parameter w."""
 
     def direction(self) -> optax.GradientTransformation:
-        return optax.chain(super().direction(), optax.add_decayed_weights(self.weight_decay, chosen(self.decayed)))
+        return optax.chain(
+            super().direction(), optax.add_decayed_weights(self.weight_decay, chosen("decayed", self.decayed))
+        )

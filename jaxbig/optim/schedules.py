@@ -2,7 +2,9 @@
 
 import abc
 import dataclasses
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -62,3 +64,23 @@ class WarmupLinear(Warmup):
 
     def fall(self, steps: int) -> optax.Schedule:
         return optax.linear_schedule(self.peak, self.end, max(steps, 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmupInverseRoot(Schedule):
+    """Up in a line, then down with the inverse root of the step (Vaswani et al., 2017, eq. 3).
+
+    The paper's rate for width D is `peak = (D * warmup) ** -0.5`.
+    """
+
+    peak: float
+    """The highest rate."""
+    warmup: int
+    """How many steps it takes to get there."""
+
+    def build(self, steps: int) -> optax.Schedule:
+        def rate(step: Any) -> jax.Array:
+            made, warmup = jnp.asarray(step, jnp.float32) + 1, max(self.warmup, 1)
+            return self.peak * jnp.minimum(made / warmup, jnp.sqrt(warmup / made))
+
+        return rate

@@ -1,0 +1,40 @@
+"""GPT-2 of 124 million parameters (Radford et al., 2019) on C4.
+
+    jaxbig train c4_gpt2_124m
+
+Full size: TFDS has to prepare its data first, and it was not run here.
+"""
+
+from jaxbig.data.tfds import Tokens
+from jaxbig.experiment import Experiment
+from jaxbig.mesh import Mesh
+from jaxbig.models.language import Decoder
+from jaxbig.objectives.next_token import NextToken
+from jaxbig.optim.optimizers import AdamW
+from jaxbig.optim.schedules import WarmupCosine
+
+
+def config() -> Experiment:
+    data = Tokens(name="c4/en", batch=512, length=1024, vocab=50_257)
+    return Experiment(
+        model=Decoder(
+            vocab=data.vocab,
+            depth=12,
+            width=768,
+            heads=12,
+            norm="layer",
+            epsilon=1e-5,
+            bias=True,
+            positions="learned",
+            max_length=1024,
+            shared=True,
+            dtype="bfloat16",
+        ),
+        objective=NextToken(vocab=data.vocab, chunks=8),
+        data=data,
+        optimizer=AdamW(rate=WarmupCosine(peak=6e-4, warmup=2_000, end=6e-5), b2=0.95, weight_decay=0.1, clip=1.0),
+        mesh=Mesh(data=-1),
+        steps=600_000,
+        evaluate_every=5_000,
+        checkpoint_every=5_000,
+    )

@@ -1,0 +1,39 @@
+"""Llama 2 7B (Touvron et al., 2023) on C4.
+
+    jaxbig train c4_llama_7b
+
+Full size: TFDS has to prepare its data first, and it was not run here.
+"""
+
+from jaxbig.data.tfds import Tokens
+from jaxbig.experiment import Experiment
+from jaxbig.mesh import Mesh
+from jaxbig.models.language import Decoder
+from jaxbig.objectives.next_token import NextToken
+from jaxbig.optim.optimizers import AdamW
+from jaxbig.optim.schedules import WarmupCosine
+
+
+def config() -> Experiment:
+    data = Tokens(name="c4/en", batch=1024, length=4096, vocab=32_000)
+    return Experiment(
+        model=Decoder(
+            vocab=data.vocab,
+            depth=32,
+            width=4096,
+            heads=32,
+            mlp_width=11_008,
+            activation="swiglu",
+            epsilon=1e-5,
+            scan=True,
+            remat="full",
+            dtype="bfloat16",
+        ),
+        objective=NextToken(vocab=data.vocab, chunks=8),
+        data=data,
+        optimizer=AdamW(rate=WarmupCosine(peak=3e-4, warmup=2_000, end=3e-5), b2=0.95, weight_decay=0.1, clip=1.0),
+        mesh=Mesh(data=1, fsdp=-1),
+        steps=500_000,
+        evaluate_every=5_000,
+        checkpoint_every=1_000,
+    )

@@ -1,0 +1,28 @@
+"""A recurrent encoder-decoder with additive attention, from dates as people write them to ISO 8601.
+
+    jaxbig train dates_seq2seq      # draws where it looks into runs/dates_seq2seq/attention.png
+
+MEASURE
+"""
+
+from jaxbig.data.dates import Dates
+from jaxbig.experiment import Experiment
+from jaxbig.mesh import Mesh
+from jaxbig.models.attentive import RNNEncoderDecoder
+from jaxbig.objectives.seq2seq import Seq2Seq
+from jaxbig.optim.optimizers import AdamW
+from jaxbig.optim.schedules import WarmupCosine
+
+
+def config() -> Experiment:
+    data = Dates(batch=64)
+    return Experiment(
+        model=RNNEncoderDecoder(vocab=data.vocab, target_vocab=data.vocab, width=96),
+        objective=Seq2Seq(vocab=data.vocab, start=data.start, end=data.end),
+        data=data,
+        optimizer=AdamW(rate=WarmupCosine(peak=4e-3, warmup=100), b2=0.98, clip=1.0),
+        mesh=Mesh(data=-1),
+        steps=1_500,
+        evaluate_every=500,
+        checkpoint_every=500,
+    )

@@ -1,0 +1,28 @@
+"""The translation Transformer from dates as people write them to ISO 8601: "9 may 98" -> "1998-05-09".
+
+    jaxbig train dates_transformer
+
+MEASURE
+"""
+
+from jaxbig.data.dates import Dates
+from jaxbig.experiment import Experiment
+from jaxbig.mesh import Mesh
+from jaxbig.models.language import EncoderDecoder
+from jaxbig.objectives.seq2seq import Seq2Seq
+from jaxbig.optim.optimizers import AdamW
+from jaxbig.optim.schedules import WarmupCosine
+
+
+def config() -> Experiment:
+    data = Dates(batch=64)
+    return Experiment(
+        model=EncoderDecoder(vocab=data.vocab, depth=2, width=64, heads=4, norm_first=True, dropout=0.05),
+        objective=Seq2Seq(vocab=data.vocab, start=data.start, end=data.end),
+        data=data,
+        optimizer=AdamW(rate=WarmupCosine(peak=3e-3, warmup=100), b2=0.98, weight_decay=0.01, clip=1.0),
+        mesh=Mesh(data=-1),
+        steps=1_500,
+        evaluate_every=500,
+        checkpoint_every=500,
+    )

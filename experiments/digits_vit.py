@@ -1,0 +1,30 @@
+"""A small Vision Transformer on scikit-learn's handwritten digits: sixteen patches of 2x2 pixels.
+
+    jaxbig train digits_vit
+
+MEASURE
+"""
+
+from jaxbig.data.digits import Digits
+from jaxbig.experiment import Experiment
+from jaxbig.mesh import Mesh
+from jaxbig.models.vit import ViT
+from jaxbig.objectives.classification import Classification
+from jaxbig.optim.optimizers import AdamW
+from jaxbig.optim.schedules import WarmupCosine
+
+
+def config() -> Experiment:
+    data = Digits(batch=64)
+    return Experiment(
+        model=ViT(
+            classes=data.classes, patch=2, depth=4, width=64, heads=4, pooling="average", dropout=0.1, drop_path=0.1
+        ),
+        objective=Classification(classes=data.classes, smoothing=0.1),
+        data=data,
+        optimizer=AdamW(rate=WarmupCosine(peak=2e-3, warmup=100), b2=0.98, weight_decay=0.1, clip=1.0),
+        mesh=Mesh(data=-1),
+        steps=1_500,
+        evaluate_every=300,
+        checkpoint_every=500,
+    )

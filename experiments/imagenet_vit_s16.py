@@ -1,0 +1,28 @@
+"""ViT-S/16 on ImageNet-1k, 90 epochs, as Beyer et al. (2022), but for their augmentation.
+
+    jaxbig train imagenet_vit_s16
+
+Full size: TFDS has to prepare its data first, and it was not run here.
+"""
+
+from jaxbig.data.tfds import Images
+from jaxbig.experiment import Experiment
+from jaxbig.mesh import Mesh
+from jaxbig.models.vit import ViT
+from jaxbig.objectives.classification import Classification
+from jaxbig.optim.optimizers import AdamW
+from jaxbig.optim.schedules import WarmupCosine
+
+
+def config() -> Experiment:
+    data = Images(name="imagenet2012", batch=1024, size=224, classes=1000, eval_split="validation")
+    return Experiment(
+        model=ViT(classes=data.classes, pooling="average", positions="sincos", dtype="bfloat16"),
+        objective=Classification(classes=data.classes),
+        data=data,
+        optimizer=AdamW(rate=WarmupCosine(peak=1e-3, warmup=10_000), weight_decay=0.1, clip=1.0),
+        mesh=Mesh(data=-1),
+        steps=112_600,
+        evaluate_every=1_251,
+        checkpoint_every=1_251,
+    )

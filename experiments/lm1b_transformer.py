@@ -1,0 +1,28 @@
+"""A decoder of six blocks on the One Billion Word Benchmark (Chelba et al., 2013).
+
+    jaxbig train lm1b_transformer
+
+Full size: TFDS has to prepare its data first, and it was not run here.
+"""
+
+from jaxbig.data.tfds import Tokens
+from jaxbig.experiment import Experiment
+from jaxbig.mesh import Mesh
+from jaxbig.models.language import Decoder
+from jaxbig.objectives.next_token import NextToken
+from jaxbig.optim.optimizers import AdamW
+from jaxbig.optim.schedules import WarmupInverseRoot
+
+
+def config() -> Experiment:
+    data = Tokens(name="lm1b", batch=256, length=128, vocab=30_000, eval_split="test")
+    return Experiment(
+        model=Decoder(vocab=data.vocab, depth=6, width=512, heads=8, dropout=0.1, dtype="bfloat16"),
+        objective=NextToken(vocab=data.vocab),
+        data=data,
+        optimizer=AdamW(rate=WarmupInverseRoot(peak=1.6e-3, warmup=1_000), b2=0.98, weight_decay=0.1),
+        mesh=Mesh(data=-1),
+        steps=500_000,
+        evaluate_every=10_000,
+        checkpoint_every=10_000,
+    )

@@ -1,0 +1,30 @@
+"""An attention-pooled LSTM that says which standard-library package a line of source comes from.
+
+    jaxbig train pymodule_attention_rnn
+
+MEASURE
+"""
+
+from jaxbig.data.pymodule import PyModule
+from jaxbig.experiment import Experiment
+from jaxbig.mesh import Mesh
+from jaxbig.models.recurrent import RNN
+from jaxbig.objectives.classification import Classification
+from jaxbig.optim.optimizers import AdamW
+from jaxbig.optim.schedules import WarmupCosine
+
+
+def config() -> Experiment:
+    data = PyModule(batch=32)
+    return Experiment(
+        model=RNN(
+            vocab=data.vocab, width=128, bidirectional=True, pooling="attention", dropout=0.3, classes=data.classes
+        ),
+        objective=Classification(classes=data.classes, macro=True),
+        data=data,
+        optimizer=AdamW(rate=WarmupCosine(peak=3e-3, warmup=100), b2=0.98, weight_decay=0.05, clip=1.0),
+        mesh=Mesh(data=-1),
+        steps=1_500,
+        evaluate_every=500,
+        checkpoint_every=500,
+    )

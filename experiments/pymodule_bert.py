@@ -1,0 +1,32 @@
+"""The encoder of `pytext_bert`, fine-tuned to say which standard-library package a line of source comes from.
+
+    jaxbig train pytext_bert && jaxbig train pymodule_bert
+    jaxbig train pymodule_bert --initialize-from.run '' --workdir runs/pymodule_bert-fresh     # without pre-training
+
+MEASURE
+"""
+
+import dataclasses
+
+from experiments import pytext_bert
+from jaxbig.data.pymodule import PyModule
+from jaxbig.experiment import Experiment, InitializeFrom
+from jaxbig.objectives.classification import Classification
+from jaxbig.optim.optimizers import AdamW
+from jaxbig.optim.schedules import WarmupCosine
+
+
+def config() -> Experiment:
+    parent = pytext_bert.config()
+    data = PyModule(batch=32)
+    return dataclasses.replace(
+        parent,
+        model=parent.model.clone(classes=data.classes, pooling="mean", dropout=0.1),
+        objective=Classification(classes=data.classes),
+        data=data,
+        initialize_from=InitializeFrom(run="runs/pytext_bert", pattern="^(tokens|positions|norm|blocks)"),
+        optimizer=AdamW(rate=WarmupCosine(peak=7e-4, warmup=100), b2=0.98, weight_decay=0.05, clip=1.0),
+        steps=1_000,
+        evaluate_every=500,
+        checkpoint_every=500,
+    )

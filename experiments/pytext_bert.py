@@ -1,0 +1,30 @@
+"""A small BERT that learns to fill in masked bytes of Python's standard library; `pymodule_bert` starts from it.
+
+    jaxbig train pytext_bert
+
+MEASURE
+"""
+
+from jaxbig.data.pytext import PyTextRows
+from jaxbig.experiment import Experiment
+from jaxbig.mesh import Mesh
+from jaxbig.models.language import Encoder
+from jaxbig.objectives.masked_token import MaskedToken
+from jaxbig.optim.optimizers import AdamW
+from jaxbig.optim.schedules import WarmupCosine
+
+
+def config() -> Experiment:
+    data = PyTextRows(batch=16, length=96)
+    return Experiment(
+        model=Encoder(
+            vocab=data.vocab, depth=3, width=128, heads=4, max_length=96, norm_first=True, scale_embedding=True
+        ),
+        objective=MaskedToken(vocab=data.vocab, mask_token=data.mask_token),
+        data=data,
+        optimizer=AdamW(rate=WarmupCosine(peak=2e-3, warmup=100), b2=0.98, weight_decay=0.05, clip=1.0),
+        mesh=Mesh(data=-1),
+        steps=2_000,
+        evaluate_every=2_000,
+        checkpoint_every=1_000,
+    )

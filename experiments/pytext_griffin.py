@@ -1,0 +1,28 @@
+"""Griffin on the source text of Python's standard library: gated linear recurrences and local attention.
+
+    jaxbig train pytext_griffin
+
+MEASURE
+"""
+
+from jaxbig.data.pytext import PyText
+from jaxbig.experiment import Experiment
+from jaxbig.mesh import Mesh
+from jaxbig.models.linear_recurrent import Griffin
+from jaxbig.objectives.next_token import NextToken
+from jaxbig.optim.optimizers import AdamW
+from jaxbig.optim.schedules import WarmupCosine
+
+
+def config() -> Experiment:
+    data = PyText(batch=8, length=128)
+    return Experiment(
+        model=Griffin(vocab=data.vocab, depth=3, width=128, heads=4, window=64),
+        objective=NextToken(vocab=data.vocab),
+        data=data,
+        optimizer=AdamW(rate=WarmupCosine(peak=3e-3, warmup=70), b2=0.98, weight_decay=0.1, clip=1.0),
+        mesh=Mesh(data=-1),
+        steps=1_200,
+        evaluate_every=1_200,
+        checkpoint_every=400,
+    )

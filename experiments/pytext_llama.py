@@ -1,0 +1,28 @@
+"""A small Llama on the source text of Python's standard library: RMSNorm, SwiGLU, rotary positions, grouped queries.
+
+    jaxbig train pytext_llama
+
+MEASURE
+"""
+
+from jaxbig.data.pytext import PyText
+from jaxbig.experiment import Experiment
+from jaxbig.mesh import Mesh
+from jaxbig.models.language import Decoder
+from jaxbig.objectives.next_token import NextToken
+from jaxbig.optim.optimizers import AdamW
+from jaxbig.optim.schedules import WarmupCosine
+
+
+def config() -> Experiment:
+    data = PyText(batch=8, length=128)
+    return Experiment(
+        model=Decoder(vocab=data.vocab, depth=4, width=128, heads=4, kv_heads=2, activation="swiglu"),
+        objective=NextToken(vocab=data.vocab),
+        data=data,
+        optimizer=AdamW(rate=WarmupCosine(peak=2e-3, warmup=70), b2=0.98, weight_decay=0.1, clip=1.0),
+        mesh=Mesh(data=-1),
+        steps=1_500,
+        evaluate_every=750,
+        checkpoint_every=500,
+    )

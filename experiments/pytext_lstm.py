@@ -1,0 +1,29 @@
+"""A two-layer LSTM that reads Python's standard library from end to end: its state goes on from batch to batch
+(truncated backpropagation through time).
+
+    jaxbig train pytext_lstm
+
+MEASURE
+"""
+
+from jaxbig.data.pytext import PyText
+from jaxbig.experiment import Experiment
+from jaxbig.mesh import Mesh
+from jaxbig.models.recurrent import RNNLanguageModel
+from jaxbig.objectives.next_token import NextToken
+from jaxbig.optim.optimizers import AdamW
+from jaxbig.optim.schedules import WarmupCosine
+
+
+def config() -> Experiment:
+    data = PyText(batch=32, length=64, contiguous=True)
+    return Experiment(
+        model=RNNLanguageModel(vocab=data.vocab, width=256, layers=2),
+        objective=NextToken(vocab=data.vocab),
+        data=data,
+        optimizer=AdamW(rate=WarmupCosine(peak=4e-3, warmup=50), b2=0.98, weight_decay=0.01, clip=1.0),
+        mesh=Mesh(data=-1),
+        steps=1_500,
+        evaluate_every=1_500,
+        checkpoint_every=500,
+    )

@@ -1,0 +1,31 @@
+"""BERT-base, pre-trained by `wikipedia_bert_base`, fine-tuned on SST-2 (Devlin et al., 2019, section 4.1).
+
+    jaxbig train sst2_bert
+
+Full size: TFDS has to prepare its data first, and it was not run here.
+"""
+
+import dataclasses
+
+from experiments import wikipedia_bert_base
+from jaxbig.data.tfds import Sentences
+from jaxbig.experiment import Experiment, InitializeFrom
+from jaxbig.objectives.classification import Classification
+from jaxbig.optim.optimizers import AdamW
+from jaxbig.optim.schedules import WarmupLinear
+
+
+def config() -> Experiment:
+    parent = wikipedia_bert_base.config()
+    data = Sentences(name="glue/sst2", feature="sentence", batch=32, length=128, vocab=30_522, classes=2)
+    return dataclasses.replace(
+        parent,
+        model=parent.model.clone(classes=data.classes),
+        objective=Classification(classes=data.classes),
+        data=data,
+        initialize_from=InitializeFrom(run="runs/wikipedia_bert_base", pattern="^(tokens|positions|types|norm|blocks)"),
+        optimizer=AdamW(rate=WarmupLinear(peak=2e-5, warmup=630), weight_decay=0.01, clip=1.0),
+        steps=6_300,
+        evaluate_every=1_000,
+        checkpoint_every=1_000,
+    )

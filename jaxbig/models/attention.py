@@ -1,0 +1,218 @@
+"""Attention: who sees whom, positions, the kernel that computes it, and the layer.
+
+Letters in shape comments: B batch, T queries, S keys, D width, H heads, G heads of keys and values, K width of a head.
+
+Who sees whom is said by segments: a query sees the keys of its own segment's number. Padding is segment 0, so it
+sees and is seen by padding alone; documents packed into one row have numbers of their own.
+"""
+
+import math
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxbig.errors import Refused
+from jaxbig.models.layers import Embedding, Linear, choose, constrain
+
+Kernel = Literal["auto", "plain", "fused", "splash"]
+
+
+def from_lengths(lengths: jax.Array, length: int) -> jax.Array:
+    """Segments [B, L] of rows of those lengths [B]: 1, then 0 for padding."""
+    return (jnp.arange(length)[None] < lengths[:, None]).astype(jnp.int32)
+
+
+def sinusoidal(positions: jax.Array, width: int) -> jax.Array:
+    """Vaswani et al. (2017), section 3.5: positions [...] -> [..., width], sines then cosines, float32."""
+    frequency = 10_000.0 ** (-jnp.arange(0, width, 2) / width)  # [D/2]
+    angle = positions[..., None].astype(jnp.float32) * jnp.broadcast_to(frequency, (*positions.shape, width // 2))
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+def rotary(x: jax.Array, positions: jax.Array | None = None, base: float = 10_000.0) -> jax.Array:
+    """Rotary positions (Su et al., 2021, eq. 34): turns pairs of [B, T, H, K] by angles that grow with positions
+    [B, T] (0, 1, ... if not given). Angles are float32: bf16 cannot count beyond 256."""
+    width = x.shape[3]
+    positions = jnp.arange(x.shape[1])[None] if positions is None else positions  # [1 or B, T]
+    frequency = base ** (-jnp.arange(0, width, 2) / width)  # [K/2]
+    angle = positions[:, :, None, None].astype(jnp.float32) * frequency[None, None, None]  # [B, T, 1, K/2]
+    sin, cos = jnp.sin(angle), jnp.cos(angle)
+    first, second = jnp.split(x.astype(jnp.promote_types(x.dtype, jnp.float32)), 2, axis=-1)  # [B, T, H, K/2] each
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+class RelativePositions(nn.Module):
+    """Biases by distance, a number a head and bucket of distances (Raffel et al., 2020, section 2.1; T5)."""
+
+    heads: int
+    causal: bool
+    buckets: int = 32
+    farthest: int = 128
+    """Distances from here on share the last bucket."""
+
+    @nn.compact
+    def __call__(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
+        """Positions [T] and [S] -> biases [1, H, T, S]."""
+        distance = queries[:, None] - keys[None]  # [T, S]
+        buckets, shift = self.buckets, jnp.zeros_like(distance)
+        if not self.causal:  # half of the buckets for what comes later
+            buckets //= 2
+            shift = jnp.where(distance < 0, buckets, 0)
+            distance = jnp.abs(distance)
+        distance = jnp.maximum(distance, 0)
+        exact = buckets // 2  # the near ones have a bucket each, the others one a range that grows as a power
+        grown = jnp.log(jnp.maximum(distance, 1) / exact) / math.log(self.farthest / exact) * (buckets - exact)
+        far = jnp.minimum(exact + grown.astype(jnp.int32), buckets - 1)
+        bucket = shift + jnp.where(distance < exact, distance, far)
+        table = Embedding(self.buckets, self.heads, std=0.02, axis=None, second="heads", name="table")
+        return jnp.moveaxis(table(bucket), -1, 0)[None]  # [1, H, T, S]
+
+
+def visible(
+    queries: jax.Array, keys: jax.Array, causal: bool, window: int | None, segments: tuple[jax.Array, jax.Array] | None
+) -> jax.Array:
+    """Which keys at positions [S] each query at [T] sees: [1 or B, 1, T, S]."""
+    distance = queries[:, None] - keys[None]  # [T, S]
+    seen = distance >= 0 if causal else jnp.full(distance.shape, True)
+    if window is not None:
+        seen &= jnp.abs(distance) < window
+    if segments is None:
+        return seen[None, None]
+    same = segments[0][:, :, None] == segments[1][:, None]  # [B, T, S]
+    return (jnp.broadcast_to(seen[None], same.shape) & same)[:, None]
+
+
+def attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    causal: bool,
+    window: int | None = None,
+    segments: tuple[jax.Array, jax.Array] | None = None,
+    bias: jax.Array | None = None,
+    offset: jax.Array | None = None,
+    kernel: str = "auto",
+) -> jax.Array:
+    """softmax(query key^T / sqrt(K) + bias) value; [B, T, H, K] with keys and values [B, S, G, K] -> [B, T, H, K].
+
+    The one place that chooses the kernel. "auto" takes cuDNN's fused one on a GPU (`fused`, half precision), the
+    splash kernel on a TPU (`splash`, lengths in 128s, no bias), and the plain one elsewhere. All compute scores and
+    softmax in float32.
+
+    offset: where the queries begin among the keys (a cache); window: how near a key must be, itself counted.
+    """
+    choose("kernel", kernel, Kernel)
+    if kernel == "auto":
+        backend, half = jax.default_backend(), query.dtype in (jnp.bfloat16, jnp.float16)
+        whole = offset is None and bias is None and not (query.shape[1] % 128 or key.shape[1] % 128)
+        kernel = "splash" if backend == "tpu" and whole else "fused" if backend == "gpu" and half else "plain"
+    if kernel == "splash":
+        if offset is not None or bias is not None:
+            raise Refused(
+                "kernel 'splash' takes neither a cache nor relative positions: use --model.attention-kernel plain."
+            )
+        from jaxbig.models.splash import splash  # here: Pallas takes a second to import
+
+        return splash(query, key, value, causal, window, segments)
+    if kernel == "fused" and offset is None:
+        mask = None if segments is None else visible(*places(query, key, None), False, None, segments)
+        reach = None if window is None else (window - 1, 0 if causal else window - 1)
+        return jax.nn.dot_product_attention(
+            query, key, value, bias, mask, is_causal=causal, local_window_size=reach, implementation="cudnn"
+        )
+    mask = None
+    if causal or window is not None or segments is not None:
+        mask = visible(*places(query, key, offset), causal, window, segments)
+    return jax.nn.dot_product_attention(query, key, value, bias, mask, implementation="xla")
+
+
+def places(query: jax.Array, key: jax.Array, offset: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """Positions of queries [T] and of keys [S]."""
+    return jnp.arange(query.shape[1]) + (0 if offset is None else offset), jnp.arange(key.shape[1])
+
+
+class Attention(nn.Module, kw_only=True):
+    """Multi-head attention (Vaswani et al., 2017, section 3.2.2), with `kv_heads` grouped-query (Ainslie et al., 2023).
+
+    To itself, or with `memory` to another sequence. With `cache` it takes the next tokens alone, and keeps the keys
+    and values of those before in the collection "cache".
+    """
+
+    heads: int
+    kv_heads: int | None = None
+    """Heads of keys and values; None: as many as heads."""
+    causal: bool = False
+    """No position sees a later one."""
+    window: int | None = None
+    """How far a position sees, itself counted; None: everything."""
+    rotary: bool = False
+    """Turn queries and keys by their positions."""
+    rotary_base: float = 10_000.0
+    bias: bool = False
+    scale: float = 1.0
+    """Of the output projection's initial values."""
+    kernel: Kernel = "auto"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        memory: jax.Array | None = None,
+        segments: jax.Array | None = None,
+        memory_segments: jax.Array | None = None,
+        positions: jax.Array | None = None,
+        scores: jax.Array | None = None,
+        offset: jax.Array | None = None,
+        cache: int = 0,
+    ) -> jax.Array:
+        """x [B, T, D], memory [B, S, D], segments [B, T] and [B, S], positions [B, T], scores [1, H, T, S] (added
+        before the softmax), offset [] (tokens in the cache) -> [B, T, D]."""
+        width, kv_heads = x.shape[-1], self.heads if self.kv_heads is None else self.kv_heads
+        head = width // self.heads
+        if width % self.heads or (self.rotary and head % 2):
+            raise Refused(
+                f"width {width} does not divide into heads {self.heads} of {'an even' if self.rotary else 'one'} width."
+            )
+        if self.heads % kv_heads:
+            raise Refused(f"kv_heads {kv_heads} does not divide heads {self.heads}: make it a divisor.")
+        axes, source = ("embed", "heads", None), x if memory is None else memory
+        query = Linear((self.heads, head), axes, bias=self.bias, name="query")(x)  # [B, T, H, K]
+        joint = ("embed", None, "heads", None)
+        both = Linear((2, kv_heads, head), joint, bias=self.bias, name="key_value")(source)  # [B, S, 2, G, K]
+        query = constrain(query, "batch", "length", "heads", None)
+        both = constrain(both, "batch", "length", None, "heads", None)
+        key, value = both[:, :, 0], both[:, :, 1]  # [B, S, G, K] each
+        if self.rotary:
+            query, key = (rotary(each, positions, self.rotary_base) for each in (query, key))
+        if cache and memory is None:
+            key, value = self._remember("key", key, cache, offset), self._remember("value", value, cache, offset)
+        pair = None
+        if segments is not None and not cache:
+            pair = segments, segments if memory is None else memory_segments
+        elif memory_segments is not None and memory is not None:
+            pair = jnp.ones(x.shape[:2], jnp.int32), memory_segments
+        y = attend(
+            query,
+            key,
+            value,
+            causal=self.causal and memory is None,
+            window=self.window if memory is None else None,
+            segments=pair,  # type: ignore[arg-type]
+            bias=scores,
+            offset=offset if cache and memory is None else None,
+            kernel=self.kernel,
+        )
+        y = constrain(y, "batch", "length", "heads", None)
+        out = Linear((width,), ("heads", None, "embed"), inputs=2, bias=self.bias, scale=self.scale, name="out")
+        return constrain(out(y), "batch", "length", None)
+
+    def _remember(self, name: str, new: jax.Array, cache: int, offset: jax.Array | None) -> jax.Array:
+        """All keys or values up to now, [B, cache, G, K]; those beyond are zero and not seen."""
+        shape = (new.shape[0], cache, *new.shape[2:])
+        kept = self.variable("cache", name, jnp.zeros, shape, new.dtype)
+        at = (0, jnp.int32(0) if offset is None else offset, 0, 0)
+        kept.value = jax.lax.dynamic_update_slice(kept.value, new, at)
+        return kept.value

@@ -1,0 +1,40 @@
+"""Multilayer perceptrons.
+
+Letters in shape comments: B batch, D width, K outputs.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxbig.errors import Refused
+from jaxbig.models.layers import ACTIVATIONS, Activation, Dtype, Linear, cast, choose, constrain, drop
+
+
+class MLP(nn.Module):
+    """Linear layers with a nonlinearity between them (Rumelhart et al., 1986)."""
+
+    widths: tuple[int, ...] = (64, 64)
+    """Of each hidden layer; none: a linear model."""
+    outputs: int = 1
+    activation: Activation = "relu"
+    dropout: float = 0.0
+    """Share of values dropped after each hidden layer."""
+    dtype: Dtype = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """[B, ...] -> float32 [B, K], or [B] with one output; `Refused` unless widths and outputs are positive."""
+        if min(*self.widths, self.outputs, 1) < 1:
+            raise Refused(f"widths {self.widths} and outputs {self.outputs}: make each 1 or more.")
+        activate = choose("activation", self.activation, ACTIVATIONS)
+        x = cast(x.reshape(len(x), -1), self.dtype)  # [B, D]
+        for layer, width in enumerate(self.widths):
+            # the first takes what the data has, which need not divide over `fsdp`
+            axes = ("embed" if layer else None, "mlp")
+            x = activate(Linear((width,), axes, name=f"linear_{layer}")(x))
+            x = constrain(drop(x, self.dropout, train), "batch", "mlp")
+        axes = ("embed" if self.widths else None, "classes")
+        y = Linear((self.outputs,), axes, name="head")(constrain(x, "batch", None)).astype(jnp.float32)
+        y = constrain(y, "batch", None)
+        return y[:, 0] if self.outputs == 1 else y

@@ -1,0 +1,135 @@
+"""Residual nets.
+
+Letters in shape comments: B batch, Y and X height and width, C channels.
+"""
+
+import functools
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxbig.errors import Refused
+from jaxbig.models.convolutional import BatchNorm, Convolution, GroupNorm
+from jaxbig.models.layers import Dtype, Linear, cast, choose, constrain
+
+Norm = Literal["batch", "group"]
+Stem = Literal["imagenet", "small"]
+
+# By depth: blocks of each stage, and whether they are bottlenecks (He et al., 2016, table 1).
+DEPTHS = {
+    18: ((2, 2, 2, 2), False),
+    34: ((3, 4, 6, 3), False),
+    50: ((3, 4, 6, 3), True),
+    101: ((3, 4, 23, 3), True),
+    152: ((3, 8, 36, 3), True),
+}
+FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def resnet(depth: int, classes: int, **fields: Any) -> "ResNet":
+    """The `ResNet` of a published depth: 18, 34, 50, 101 or 152; `fields` are its others."""
+    if depth not in DEPTHS:
+        raise Refused(f"ResNet of depth {depth}: it must be one of {', '.join(map(str, DEPTHS))}, or give `stages`.")
+    stages, bottleneck = DEPTHS[depth]
+    return ResNet(classes=classes, stages=stages, bottleneck=bottleneck, **fields)
+
+
+class ConvNorm(nn.Module):
+    """A convolution without bias, then its normalization."""
+
+    channels: int
+    kernel: int
+    stride: int = 1
+    norm: Norm = "batch"
+    groups: int = 32
+    zero: bool = False
+    """Start with scale 0."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[B, Y, X, C] -> [B, Y / stride, X / stride, channels]."""
+        grouped, padding = self.norm == "group", self.kernel // 2
+        conv = Convolution(self.channels, self.kernel, self.stride, padding, 1, False, grouped, FAN_OUT, name="conv")
+        if grouped:
+            return GroupNorm(self.groups, zero=self.zero, name="norm")(conv(x))
+        return BatchNorm(zero=self.zero, name="norm")(conv(x), train)
+
+
+class Block(nn.Module):
+    """`relu(x + branch(x))`, of two 3x3 convolutions or a bottleneck of 1x1, 3x3 and 1x1 to 4 x channels.
+
+    The stride is the 3x3's (ResNet v1.5). The last norm's scale starts at 0, so that each block starts as the
+    identity (Goyal et al., 2017).
+    """
+
+    channels: int
+    stride: int = 1
+    bottleneck: bool = True
+    norm: Norm = "batch"
+    groups: int = 32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[B, Y, X, C] -> [B, Y / stride, X / stride, channels or 4 x channels]."""
+        layer = functools.partial(ConvNorm, norm=self.norm, groups=self.groups)
+        out = self.channels * (4 if self.bottleneck else 1)
+        if self.bottleneck:
+            y = nn.relu(layer(self.channels, 1, name="conv_1")(x, train))
+            y = nn.relu(layer(self.channels, 3, self.stride, name="conv_2")(y, train))
+            y = layer(out, 1, zero=True, name="conv_3")(y, train)
+        else:
+            y = nn.relu(layer(self.channels, 3, self.stride, name="conv_1")(x, train))
+            y = layer(out, 3, zero=True, name="conv_2")(y, train)
+        if x.shape != y.shape:
+            x = layer(out, 1, self.stride, name="shortcut")(x, train)
+        return constrain(nn.relu(x + y), "batch", None, None, None)
+
+
+class ResNet(nn.Module):
+    """Residual net (He et al., 2016), v1.5; `resnet(depth, classes)` gives those of the paper, this one's default 50.
+
+    With norm "group", group normalization and standardized kernels take the place of batch statistics, as in
+    BiT (Kolesnikov et al., 2020): no example then depends on the others of its batch.
+    """
+
+    classes: int
+    """How many logits it puts out."""
+    stages: tuple[int, ...] = (3, 4, 6, 3)
+    """Blocks of each stage; each stage after the first halves the image and doubles the channels."""
+    bottleneck: bool = True
+    """Blocks of three convolutions, the middle one narrow, instead of two."""
+    norm: Norm = "batch"
+    groups: int = 32
+    """Of norm "group"."""
+    stem: Stem = "imagenet"
+    """7x7 with stride 2 and a max pool, or 3x3 for small images such as CIFAR's."""
+    width: int = 64
+    """Channels of the stem and the first stage."""
+    dtype: Dtype = "float32"
+    """What it computes in; parameters, statistics and logits are float32."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Images [B, Y, X, C] -> logits [B, classes]."""
+        norm, stem = choose("norm", self.norm, Norm), choose("stem", self.stem, Stem)
+        if not self.stages or min(self.stages) < 1:
+            raise Refused(f"stages {self.stages}: give one number of blocks or more, each 1 or more.")
+        x = cast(x, self.dtype)
+        kernel, stride = (7, 2) if stem == "imagenet" else (3, 1)
+        x = nn.relu(ConvNorm(self.width, kernel, stride, norm, self.groups, name="stem")(x, train))
+        if stem == "imagenet":
+            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))  # type: ignore[arg-type]
+        x = constrain(x, "batch", None, None, None)
+        for stage, blocks in enumerate(self.stages):
+            for i in range(blocks):
+                stride = 2 if stage > 0 and i == 0 else 1
+                block = Block(
+                    self.width * 2**stage, stride, self.bottleneck, norm, self.groups, name=f"block_{stage}_{i}"
+                )
+                x = block(x, train)
+        # pinned: left free here, a plausible mesh once gave a wrong kernel gradient (jax 0.10 to 0.12, CPU)
+        x = constrain(jnp.mean(x, axis=(1, 2)), "batch", None)  # [B, C]
+        logits = Linear((self.classes,), ("embed", "classes"), name="head")(x)
+        return constrain(logits.astype(jnp.float32), "batch", None)

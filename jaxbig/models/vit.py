@@ -1,0 +1,83 @@
+"""The Vision Transformer (Dosovitskiy et al., 2021).
+
+Letters in shape comments: B batch, Y and X height and width, C channels, P side of a patch, N patches, D width.
+"""
+
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxbig.errors import Refused
+from jaxbig.models.attention import Attention, sinusoidal
+from jaxbig.models.layers import Embedding, Linear, cast, choose, constrain, drop, parameter
+from jaxbig.models.transformers import Context, Fields, Stack
+
+Pooling = Literal["token", "average", "attention"]
+
+
+class ViT(Fields, kw_only=True):
+    """An image as a sequence of patches, then one logit a class.
+
+    Ti, S, B and L are width 192, 384, 768 and 1024, heads 3, 6, 12 and 16, depth 12 (L: 24).
+    """
+
+    classes: int
+    """How many logits it puts out."""
+    patch: int = 16
+    """Side of a patch, in pixels."""
+    depth: int = 12
+    width: int = 384
+    pooling: Pooling = "token"
+    """What the classes are told from: a class token, the average of all patches, or attention with a learned query
+    (Zhai et al., 2022, section 3.3)."""
+
+    heads: int = 6
+    norm: Literal["layer", "rms"] = "layer"
+    bias: bool = True
+    activation: Any = "gelu"
+    positions: Literal["learned", "sincos"] = "learned"  # type: ignore[assignment]
+    """learned, or sines and cosines of the patch's row and column (Chen et al., 2021, MoCo v3)."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Images [B, Y, X, C] -> logits [B, classes], float32."""
+        choose("pooling", self.pooling, Pooling)
+        choose("positions", self.positions, ("learned", "sincos"))
+        batch, height, across, channels = x.shape
+        if height % self.patch or across % self.patch:
+            raise Refused(f"patch {self.patch} does not divide an image of {height}x{across}.")
+        rows, columns, p = height // self.patch, across // self.patch, self.patch
+        x = cast(x, self.dtype).reshape(batch, rows, p, columns, p, channels)
+        x = jnp.moveaxis(x, 3, 2).reshape(batch, rows * columns, p, p, channels)  # [B, N, P, P, C]
+        x = Linear((self.width,), (None, None, None, "embed"), inputs=3, name="patches")(x)  # [B, N, D]
+        if self.positions == "sincos":
+            x = x + jnp.broadcast_to(self.grid(rows, columns).astype(x.dtype), x.shape)
+        if self.pooling == "token":
+            token = parameter(self, "token", nn.initializers.zeros, (1, 1, self.width), (None, None, "embed"), x.dtype)
+            x = jnp.concatenate([jnp.broadcast_to(token, (batch, 1, self.width)), x], axis=1)
+        if self.positions == "learned":
+            table = Embedding(x.shape[1], self.width, 0.02, axis=None, name="positions").whole()
+            x = x + jnp.broadcast_to(table[None].astype(x.dtype), x.shape)
+        x = constrain(drop(x, self.dropout, train), "batch", "length", None)
+        fields = self.shared_fields() | {"positions": "none"}
+        x = Stack(**fields, depth=self.depth, name="blocks")(x, Context(), train)
+        if self.pooling == "attention":
+            query = parameter(
+                self, "query", nn.initializers.normal(self.width**-0.5), (1, 1, self.width), (None, None, "embed")
+            )
+            probe = jnp.broadcast_to(query.astype(x.dtype), (batch, 1, self.width))
+            x = Attention(heads=self.heads, bias=self.bias, name="pooling")(probe, x)
+        x = x.mean(axis=1) if self.pooling == "average" else x[:, 0]
+        x = constrain(x, "batch", None)
+        logits = Linear((self.classes,), ("embed", "classes"), name="head")(x)
+        return constrain(logits.astype(jnp.float32), "batch", None)
+
+    def grid(self, rows: int, columns: int) -> jax.Array:
+        """Positions of patches [1, N, D]: half of the width tells the row, half the column."""
+        if self.width % 4:
+            raise Refused(f"width {self.width} does not divide by 4, which positions sincos need.")
+        y, x = jnp.meshgrid(jnp.arange(rows), jnp.arange(columns), indexing="ij")
+        halves = [sinusoidal(axis.reshape(-1), self.width // 2) for axis in (y, x)]  # [N, D/2] each
+        return jnp.concatenate(halves, axis=-1)[None]

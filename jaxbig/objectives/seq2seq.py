@@ -1,0 +1,108 @@
+"""A sequence from another sequence.
+
+Letters in shape comments: B batch, S length of the source, T length of the target, V vocabulary of the target.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxbig.errors import Refused
+from jaxbig.objectives import bleu
+from jaxbig.objectives.base import Batch, Objective, Sums, check_logits, check_share, cross_entropy, masked
+
+
+@dataclasses.dataclass(frozen=True)
+class Seq2Seq(Objective):
+    """Cross entropy in nats a token and token accuracy, both with the true tokens before as input; in evaluation also
+    the exact match, and BLEU, of what the model writes by itself, its likeliest token each time.
+
+    Reads `inputs` [B, S] (tokens of the source), `lengths` [B] where there are some, `targets` [B, T] (tokens, `end`,
+    then padding), `mask` [B, T] (1 up to and including `end`; a row of zeros is padding). The model takes
+    `(inputs, previous, lengths, train)`, and has `encode(inputs, lengths)` and `decode(previous, memory, cache)`.
+    """
+
+    vocab: int
+    """How many different tokens a target may hold."""
+    start: int
+    """The token that comes before the first."""
+    end: int
+    """The token that comes after the last."""
+    smoothing: float = 0.0
+    """Label smoothing: the share of a target that is spread evenly over the vocabulary (Szegedy et al., 2016)."""
+    bleu: bool = False
+    """BLEU in percent over the data's tokens, whatever they are (needs sacrebleu)."""
+
+    criterion = "exact_match"
+    higher_is_better = True
+
+    def __call__(self, forward: nn.Module, batch: Batch, key: jax.Array, train: bool) -> Sums:
+        check_share("smoothing", self.smoothing)
+        for field in ("start", "end"):
+            if not 0 <= getattr(self, field) < self.vocab:
+                raise Refused(
+                    f"{field} {getattr(self, field)} must be one of the {self.vocab} tokens: 0 or more, and less."
+                )
+        if self.bleu:
+            bleu.check()  # before the run, not after its first evaluation
+        targets, mask = batch["targets"], batch["mask"]
+        start = jnp.full_like(targets[:, :1], self.start)
+        previous = jnp.concatenate([start, targets[:, :-1]], axis=1)
+        logits = forward(batch["inputs"], previous, **_lengths(batch), train=train)  # type: ignore[operator]
+        check_logits(logits, self.vocab, "tokens")  # [B, T, V]
+        loss = cross_entropy(logits, targets, self.smoothing)
+        sums = {"loss": masked(loss, mask), "accuracy": masked(jnp.argmax(logits, axis=-1) == targets, mask)}
+        if train:
+            return sums
+        if forward.is_initializing():  # what it writes tells nothing of the parameters
+            tokens = targets
+        else:
+            tokens = greedy(forward, batch, self.start, self.end, targets.shape[1])
+        rows = jnp.any(mask > 0, axis=1)
+        sums["exact_match"] = masked(jnp.all((tokens == targets) | (mask == 0), axis=1), rows)
+        if self.bleu:
+            sums |= bleu.counts(
+                tokens, jnp.where(rows, before(tokens, self.end), 0), targets, before(targets, self.end, mask)
+            )
+        return sums
+
+    def summarize(self, sums: Sums) -> dict[str, float]:
+        metrics = super().summarize({name: each for name, each in sums.items() if name not in bleu.NAMES})
+        return metrics | {"bleu": bleu.score(sums)} if bleu.NAMES[0] in sums else metrics
+
+
+def greedy(forward: nn.Module, batch: Batch, start: int, end: int, length: int) -> jax.Array:
+    """The model's likeliest token each time, from `start` on -> [B, length], with 0 after `end`.
+
+    forward: bound to its variables; a token a step is decoded, with what the model keeps in the collection "cache".
+    """
+    model, variables = forward.unbind()
+    apply: Any = model.apply
+    memory = apply(variables, batch["inputs"], **_lengths(batch), method="encode")
+    rows = len(batch["inputs"])
+
+    def write(cache: Any, token: jax.Array, ended: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
+        """The cache, the token before [B] and whether its row has ended [B] -> the same a token later."""
+        state: Any = {**variables, **cache}
+        logits, cache = apply(state, token[:, None], memory, cache=length, method="decode", mutable=["cache"])
+        token = jnp.argmax(logits[:, 0], axis=-1).astype(batch["targets"].dtype)
+        token = nn.with_logical_constraint(jnp.where(ended, 0, token), ("batch",))
+        return cache, token, ended | (token == end)
+
+    first = write({}, jnp.full(rows, start, batch["targets"].dtype), jnp.zeros(rows, bool))  # makes the cache
+    step = lambda carry, _: (write(*carry), carry[1])  # noqa: E731
+    (_, last, _), tokens = jax.lax.scan(step, first, length=length - 1)
+    return jnp.concatenate([tokens, last[None]]).T
+
+
+def before(tokens: jax.Array, end: int, mask: jax.Array | None = None) -> jax.Array:
+    """How many tokens of [B, T] come before the first `end`, or before the mask ends: [B]."""
+    going = tokens != end if mask is None else (tokens != end) & (mask > 0)
+    return jnp.sum(jnp.cumprod(going, axis=1), axis=1)
+
+
+def _lengths(batch: Batch) -> dict[str, jax.Array]:
+    return {"lengths": batch["lengths"]} if "lengths" in batch else {}

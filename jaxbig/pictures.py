@@ -1,0 +1,57 @@
+"""Pictures of a run: where a model with attention looks."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from jaxbig import keys
+from jaxbig.data.base import Data, Rows, Source
+from jaxbig.data.stream import eval_batch
+from jaxbig.mesh import put
+from jaxbig.state import TrainState, leaves
+from jaxbig.step import Program
+
+
+def draw_attention(program: Program, state: TrainState, source: Source, file: Path) -> bool:
+    """Draws what the model sows as `attention` [B, T, S] for the first examples of a source; False if it sows none."""
+    rows = eval_batch(source, 0, program.experiment.data.batch)
+    shapes = jax.eval_shape(lambda state, batch: _look(program, state, batch), state, rows)
+    if not shapes:
+        return False
+    weights = jax.jit(lambda state, batch: _look(program, state, batch))(state, put(rows, program.mesh))
+    maps(np.asarray(jax.device_get(next(iter(weights.values()))), np.float32), rows, program.experiment.data, file)
+    return True
+
+
+def _look(program: Program, state: TrainState, batch: Any) -> dict[str, jax.Array]:
+    """What is sown as `attention`, by path, in an evaluation of a batch."""
+    experiment = program.experiment
+    key = keys.stream(experiment.seed, "evaluation")
+    evaluate = lambda forward: experiment.objective(forward, batch, key, False)  # noqa: E731
+    apply = nn.apply(evaluate, experiment.model, mutable=["intermediates", *state.variables])
+    _, variables = apply({"params": state.params, **state.variables})
+    sown = leaves(variables.get("intermediates", {}))
+    return {path: leaf for path, leaf in sown.items() if "attention" in path and leaf.ndim == 3}
+
+
+def maps(weights: np.ndarray, rows: Rows, data: Data, file: Path, count: int = 4) -> None:
+    """weights [B, T, S] of the first rows as a PNG: sources across, targets down, each named by `data.words`."""
+    from matplotlib.figure import Figure  # here: slow to import
+
+    count = min(count, len(weights))
+    across = math.ceil(count**0.5)
+    figure = Figure(figsize=(6 * across, 4 * math.ceil(count / across)), layout="constrained")
+    for row in range(count):
+        length = int(rows["lengths"][row]) if "lengths" in rows else weights.shape[2]
+        outputs = int(rows["mask"][row].sum())
+        axes = figure.add_subplot(math.ceil(count / across), across, row + 1)
+        axes.imshow(weights[row, :outputs, :length], cmap="Greys", vmin=0, vmax=1, aspect="auto")
+        axes.set_xticks(range(length), data.words(rows["inputs"][row, :length]))
+        axes.set_yticks(range(outputs), data.words(rows["targets"][row, :outputs]))
+        axes.set_xlabel("read")
+        axes.set_ylabel("written")
+    figure.savefig(file, dpi=100)
