@@ -2,7 +2,7 @@
 
     jaxbig train c4_gpt2_124m
 
-Full size: TFDS has to prepare its data first, and it was not run here.
+Full size, not run here: its tokenizer is not there yet, so `train` refuses it; `show` tells what it is.
 """
 
 from jaxbig.data.tfds import Tokens
@@ -15,7 +15,7 @@ from jaxbig.optim.schedules import WarmupCosine
 
 
 def config() -> Experiment:
-    data = Tokens(name="c4/en", batch=512, length=1024, vocab=50_257)
+    data = Tokens(name="c4/en", eval_split="validation", batch=512, length=1024, vocab=50_257)
     return Experiment(
         model=Decoder(
             vocab=data.vocab,

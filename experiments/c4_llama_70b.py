@@ -2,7 +2,7 @@
 
     jaxbig train c4_llama_70b
 
-Full size: TFDS has to prepare its data first, and it was not run here.
+Full size, not run here: its tokenizer is not there yet, so `train` refuses it; `show` tells what it is.
 """
 
 from jaxbig.data.tfds import Tokens
@@ -15,7 +15,7 @@ from jaxbig.optim.schedules import WarmupCosine
 
 
 def config() -> Experiment:
-    data = Tokens(name="c4/en", batch=1024, length=4096, vocab=32_000)
+    data = Tokens(name="c4/en", eval_split="validation", batch=1024, length=4096, vocab=32_000)
     return Experiment(
         model=Decoder(
             vocab=data.vocab,

@@ -24,5 +24,5 @@ def config() -> Experiment:
         mesh=Mesh(data=-1),
         steps=500,
         evaluate_every=100,
-        checkpoint_every=200,
+        checkpoint_every=100,
     )

@@ -25,6 +25,6 @@ def config() -> Experiment:
         optimizer=AdamW(rate=WarmupCosine(peak=2e-3, warmup=100), b2=0.98, weight_decay=0.1, clip=1.0),
         mesh=Mesh(data=-1),
         steps=1_500,
-        evaluate_every=300,
-        checkpoint_every=500,
+        evaluate_every=250,
+        checkpoint_every=250,
     )

@@ -2,7 +2,7 @@
 
     jaxbig train imagenet_vit_s16
 
-Full size: TFDS has to prepare its data first, and it was not run here.
+Full size, not run here: TFDS has to prepare its data first; `show` tells what it is.
 """
 
 from jaxbig.data.tfds import Images

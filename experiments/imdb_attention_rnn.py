@@ -1,8 +1,8 @@
-"""An attention-pooled bidirectional LSTM on IMDB's film reviews (pooling as Lin et al., 2017, with one head).
+"""An attention-pooled bidirectional LSTM on IMDB's film reviews (Yang et al., 2016, section 2.2).
 
     jaxbig train imdb_attention_rnn
 
-Full size: TFDS has to prepare its data first, and it was not run here.
+Full size, not run here: its tokenizer is not there yet, so `train` refuses it; `show` tells what it is.
 """
 
 from jaxbig.data.tfds import Sentences

@@ -2,7 +2,7 @@
 
     jaxbig train imdb_lstm
 
-Full size: TFDS has to prepare its data first, and it was not run here.
+Full size, not run here: its tokenizer is not there yet, so `train` refuses it; `show` tells what it is.
 """
 
 from jaxbig.data.tfds import Sentences

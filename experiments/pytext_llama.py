@@ -22,7 +22,7 @@ def config() -> Experiment:
         data=data,
         optimizer=AdamW(rate=WarmupCosine(peak=2e-3, warmup=70), b2=0.98, weight_decay=0.1, clip=1.0),
         mesh=Mesh(data=-1),
-        steps=1_500,
-        evaluate_every=750,
+        steps=1_000,
+        evaluate_every=500,
         checkpoint_every=500,
     )

@@ -16,7 +16,7 @@ from jaxbig.optim.schedules import WarmupCosine
 
 
 def config() -> Experiment:
-    data = PyText(batch=32, length=64, contiguous=True)
+    data = PyText(batch=16, length=64, contiguous=True)
     return Experiment(
         model=RNNLanguageModel(vocab=data.vocab, width=256, layers=2),
         objective=NextToken(vocab=data.vocab),
@@ -24,6 +24,6 @@ def config() -> Experiment:
         optimizer=AdamW(rate=WarmupCosine(peak=4e-3, warmup=50), b2=0.98, weight_decay=0.01, clip=1.0),
         mesh=Mesh(data=-1),
         steps=1_500,
-        evaluate_every=1_500,
+        evaluate_every=500,
         checkpoint_every=500,
     )

@@ -33,7 +33,7 @@ def config() -> Experiment:
         data=data,
         optimizer=AdamW(rate=WarmupCosine(peak=2e-3, warmup=70), b2=0.98, weight_decay=0.1, clip=1.0),
         mesh=Mesh(data=-1),
-        steps=1_800,
-        evaluate_every=600,
-        checkpoint_every=300,
+        steps=1_000,
+        evaluate_every=500,
+        checkpoint_every=250,
     )

@@ -2,7 +2,7 @@
 
     jaxbig train sst2_bert
 
-Full size: TFDS has to prepare its data first, and it was not run here.
+Full size, not run here: its tokenizer is not there yet, so `train` refuses it; `show` tells what it is.
 """
 
 import dataclasses
@@ -17,10 +17,12 @@ from jaxbig.optim.schedules import WarmupLinear
 
 def config() -> Experiment:
     parent = wikipedia_bert_base.config()
-    data = Sentences(name="glue/sst2", feature="sentence", batch=32, length=128, vocab=30_522, classes=2)
+    data = Sentences(
+        name="glue/sst2", feature="sentence", batch=32, length=128, vocab=30_522, classes=2, eval_split="validation"
+    )
     return dataclasses.replace(
         parent,
-        model=parent.model.clone(classes=data.classes),
+        model=parent.model.clone(classes=data.classes, pooling="mean"),
         objective=Classification(classes=data.classes),
         data=data,
         initialize_from=InitializeFrom(run="runs/wikipedia_bert_base", pattern="^(tokens|positions|types|norm|blocks)"),

@@ -2,7 +2,7 @@
 
     jaxbig train wmt14_transformer_base
 
-Full size: TFDS has to prepare its data first, and it was not run here.
+Full size, not run here: its tokenizer is not there yet, so `train` refuses it; `show` tells what it is.
 """
 
 from jaxbig.data.tfds import Pairs
@@ -16,7 +16,13 @@ from jaxbig.optim.schedules import WarmupInverseRoot
 
 def config() -> Experiment:
     data = Pairs(
-        name="wmt14_translate/de-en", source_feature="en", target_feature="de", batch=512, length=128, vocab=37_000
+        name="wmt14_translate/de-en",
+        source_feature="en",
+        target_feature="de",
+        eval_split="validation",
+        batch=512,
+        length=128,
+        vocab=37_000,
     )
     return Experiment(
         model=EncoderDecoder(vocab=data.vocab, depth=6, width=512, heads=8, dropout=0.1, dtype="bfloat16"),

@@ -73,10 +73,10 @@ def fit(experiment: Experiment, workdir: Path, screen: Screen, fork: bool = Fals
             if evaluating or saving:
                 report.restart()
         checkpoints.wait()
-        if step == experiment.steps and draw_attention(program, state, held_out, workdir / "attention.png"):
-            logger.info("drew where it looks: %s", workdir / "attention.png")
         summary = summarize(experiment, workdir, step, digest)
         write_json(workdir / "summary.json", summary)
+        if step == experiment.steps and draw_attention(program, state, held_out, workdir / "attention.png"):
+            logger.info("drew where it looks: %s", workdir / "attention.png")
     return summary
 
 

@@ -17,7 +17,10 @@ from jaxbig.step import Program
 
 
 def draw_attention(program: Program, state: TrainState, source: Source, file: Path) -> bool:
-    """Draws what the model sows as `attention` [B, T, S] for the first examples of a source; False if it sows none."""
+    """Draws what the model sows as `attention` [B, T, S] for the first examples of a source; False if it sows none, or
+    runs as several processes."""
+    if jax.process_count() > 1:
+        return False
     rows = eval_batch(source, 0, program.experiment.data.batch)
     shapes = jax.eval_shape(lambda state, batch: _look(program, state, batch), state, rows)
     if not shapes:
@@ -53,5 +56,5 @@ def maps(weights: np.ndarray, rows: Rows, data: Data, file: Path, count: int = 4
         axes.set_xticks(range(length), data.words(rows["inputs"][row, :length]))
         axes.set_yticks(range(outputs), data.words(rows["targets"][row, :outputs]))
         axes.set_xlabel("read")
-        axes.set_ylabel("written")
+        axes.set_ylabel("to be written")
     figure.savefig(file, dpi=100)

@@ -45,8 +45,8 @@ def begin(program: Program, checkpoints: Checkpoints, workdir: Path, fork: bool)
     restored = checkpoints.restore(program.abstract)
     if restored is not None and restored.step > experiment.steps:
         raise Refused(f"{workdir} is at step {restored.step} and --steps is {experiment.steps}: ask for more.")
-    write_run(program, workdir, run, fixed)
     if restored is not None:
+        write_run(program, workdir, run, fixed)
         checkpoints.set_aside(restored.step)
         log.info("going on from step %s (%s)", restored.step, checkpoints.path(restored.step))
         return restored.step, restored.state, restored.state_sha256
@@ -56,9 +56,12 @@ def begin(program: Program, checkpoints: Checkpoints, workdir: Path, fork: bool)
         weights = Checkpoints(parent / "checkpoints").restore_parameters()
     elif weights is None and source.run:
         weights, pattern = best_weights(Path(source.run)), source.pattern
-    state = program.init()
+    state: Any = program.init()
     if weights:
-        state = state.replace(params=take_weights(state.params, weights, pattern))  # type: ignore[attr-defined]
+        params, statistics = take_weights((state.params, state.variables.get("batch_stats", {})), weights, pattern)
+        variables = {**state.variables, "batch_stats": statistics} if statistics else state.variables
+        state = state.replace(params=params, variables=variables)
+    write_run(program, workdir, run, fixed)  # last: what was refused has left nothing behind
     return 0, state, ""
 
 
@@ -110,15 +113,15 @@ def move_aside(workdir: Path) -> None:
             (workdir / name).rename(target / name)
 
 
-def take_weights(params: Any, weights: dict[str, Any], pattern: str = ".*") -> Any:
-    """The parameters, with those whose path matches taken from `weights`, where the shape and dtype are the same.
+def take_weights(trees: tuple[Any, ...], weights: dict[str, Any], pattern: str = ".*") -> tuple[Any, ...]:
+    """Parameters and batch statistics, those whose path matches taken from `weights` if shape and dtype are the same.
 
     Logs a table: loaded; skipped (the pattern leaves it out); missing (not in `weights`); reshaped (another shape).
     """
     table: dict[str, str] = {}
 
     def take(path: Any, leaf: jax.Array) -> jax.Array:
-        name = path_name(path)
+        name = path_name(path[1:])
         found = weights.get(name)
         if not re.search(pattern, name):
             table[name] = "skipped"
@@ -131,10 +134,10 @@ def take_weights(params: Any, weights: dict[str, Any], pattern: str = ".*") -> A
             return jax.device_put(np.asarray(found), leaf.sharding)
         return leaf
 
-    taken = jax.tree_util.tree_map_with_path(take, params)
+    taken = jax.tree_util.tree_map_with_path(take, trees)
     loaded, width = list(table.values()).count("loaded"), max(map(len, table))
     lines = "".join(f"\n  {name:{width}}  {what}" for name, what in sorted(table.items()))
-    log.info("%s of %s parameters are the other run's, the rest is fresh:%s", loaded, len(table), lines)
+    log.info("%s of %s leaves are the other run's, the rest is fresh:%s", loaded, len(table), lines)
     if not loaded:
-        raise Refused("no parameter there has the path and shape of one here: see the table, and name another run.")
+        raise Refused("no leaf there has the path and shape of one here: see the table, and name another run.")
     return taken

@@ -59,8 +59,14 @@ def make_program(experiment: Experiment) -> Program:
     variables = parameter_shardings(boxed, mesh)
     params = variables.pop("params")
     # an optimizer's moments lie where their parameters lie
+    none = lambda leaf: isinstance(leaf, optax.MaskedNode)  # noqa: E731  (those of frozen parameters)
     moments = optax.tree_map_params(
-        optimizer, lambda _, sharding: sharding, shapes.opt_state, params, transform_non_params=lambda _: whole
+        optimizer,
+        lambda leaf, sharding: leaf if none(leaf) else sharding,
+        shapes.opt_state,
+        params,
+        transform_non_params=lambda _: whole,
+        is_leaf=none,
     )
     shardings = TrainState(step=whole, params=params, variables=variables, opt_state=moments)
     abstract = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, shardings)

@@ -13,15 +13,20 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
+from jaxbig.data.base import Rows
 from jaxbig.experiment import Experiment, load
-from jaxbig.models.convolutional import Conv, ConvNet, Dense, Dropout, Pool
+from jaxbig.models.convolutional import Conv, Dense, Dropout, Pool
 from jaxbig.tracking.screen import Screen
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# A hasty compiler gives the same numbers in a third of the time; the slow gradient tests use the full one.
+jax.config.update("jax_disable_most_optimizations", True)
 
 if "JAXBIG_TEST_DATA" not in os.environ:  # one folder for the whole session: workers of pytest-xdist inherit it
     os.environ["JAXBIG_TEST_DATA"] = tempfile.mkdtemp(prefix="jaxbig-test-data-")
@@ -30,20 +35,73 @@ os.environ["TFDS_DATA_DIR"] = os.environ["JAXBIG_TEST_DATA"]
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = sorted(file.stem for file in (ROOT / "experiments").glob("[a-z]*.py"))
+# those whose data is made on this machine
+EMBEDDED = [name for name in EXPERIMENTS if name.split("_")[0] in ("dates", "diabetes", "digits", "pymodule", "pytext")]
+# one of each kind of loop: plain, with batch statistics, with a carried state, with decoding
+SPINE = ["digits_convnet", "digits_resnet", "digits_rnn", "pytext_transformer", "pytext_lstm"]
+
+# What makes a model small, by field; counts that must fit its data or each other are set where they are
+SMALL: dict[str, dict[str, Any]] = {
+    "AlexNet": {"channels": (8, 8, 16, 16, 8), "width": 16},
+    "ConvNet": {"layers": (Conv(8), Pool(), Dropout(0.25), Conv(16), Pool(), Dense(16))},
+    "ConvNeXt": {"stages": (1, 1, 1, 1), "widths": (8, 8, 16, 16), "layer_scale": 0.5},
+    "Decoder": {"depth": 2, "width": 32, "heads": 4, "mlp_width": 48},
+    "Encoder": {"depth": 2, "width": 32, "heads": 4},
+    "EncoderDecoder": {"depth": 2, "width": 32, "heads": 4},
+    "Griffin": {"depth": 3, "width": 16, "heads": 2, "window": 8},
+    "MLP": {"widths": (16,)},
+    "ResNet": {"stages": (1, 1, 1), "width": 8},
+    "RNN": {"width": 16},
+    "RNNEncoderDecoder": {"width": 16},
+    "RNNLanguageModel": {"width": 16},
+    "ViT": {"depth": 2, "width": 32, "heads": 2},
+}
 
 
-def small(name: str, **changes: object) -> Experiment:
-    """An experiment that ships, with a model of a few thousand parameters; `changes` are its fields."""
+def small(name: str, **changes: Any) -> Experiment:
+    """An experiment that ships, with a model of a few thousand parameters on little data; `changes` are its fields."""
     experiment = load(name)
-    if name == "digits_convnet":
-        layers = (Conv(8), Pool(), Dropout(0.25), Conv(16), Pool(), Dense(16))
-        model = ConvNet(layers=layers, classes=10)
-    else:
-        fields = {"digits_rnn": {"width": 16}, "pytext_transformer": {"depth": 2, "width": 32, "heads": 2}}
-        model = dataclasses.replace(experiment.model, **fields.get(name, {}))
-    lengths = {"length": 32} if hasattr(experiment.data, "length") else {}
-    data = dataclasses.replace(experiment.data, batch=16, **lengths)
-    return dataclasses.replace(experiment, model=model, data=data, **changes)
+    model: Any = experiment.model
+    fields = dict(SMALL[type(model).__name__])
+    if getattr(model, "kv_heads", None):
+        fields["kv_heads"] = 2
+    if name == "digits_resnet":
+        fields["width"] = 8
+    data: Any = dataclasses.replace(experiment.data, batch=16)
+    objective: Any = experiment.objective
+    if hasattr(data, "length"):
+        data = dataclasses.replace(data, length=32)
+    if getattr(data, "size", 0) > 32:
+        data = dataclasses.replace(data, size={"AlexNet": 67}.get(type(model).__name__, 32))
+    if getattr(data, "vocab", 0) > 300:
+        data = dataclasses.replace(data, vocab=128)
+        fields["vocab"] = 128
+        tokens = {"vocab": 128, "start": 126, "end": 127, "mask_token": 103}
+        objective = dataclasses.replace(objective, **{k: v for k, v in tokens.items() if hasattr(objective, k)})
+    model = dataclasses.replace(model, **fields)
+    initialize_from = dataclasses.replace(experiment.initialize_from, run="")
+    few = {"model": model, "objective": objective, "data": data, "initialize_from": initialize_from}
+    return dataclasses.replace(experiment, **(few | changes))
+
+
+def random_batch(experiment: Experiment, seed: int = 0) -> Rows:
+    """A batch as the data's spec has it, of random numbers: tokens of the vocabulary, classes, whole lengths."""
+    draw = np.random.default_rng(seed)
+    kinds = {"inputs": "vocab", "targets": "vocab" if "vocab" in dir(experiment.objective) else "classes"}
+    rows: Rows = {}
+    for field, spec in experiment.data.spec().items():
+        if field == "mask":
+            rows[field] = np.ones(spec.shape, spec.dtype)
+        elif field == "lengths":
+            rows[field] = np.full(spec.shape, experiment.data.spec()["inputs"].shape[1] // 2, spec.dtype)
+        elif field == "starts":
+            rows[field] = np.ones(spec.shape, spec.dtype)
+        elif np.issubdtype(spec.dtype, np.integer):
+            below = getattr(experiment.data, kinds[field])
+            rows[field] = draw.integers(0, below, spec.shape).astype(spec.dtype)
+        else:
+            rows[field] = draw.standard_normal(spec.shape).astype(spec.dtype)
+    return rows
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 import scipy.special
-from conftest import EXPERIMENTS, small
+from conftest import SPINE, small
 from flax.traverse_util import unflatten_dict
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
@@ -43,7 +43,9 @@ class Excerpt(PyText):
 def shipped(name: str) -> Experiment:
     experiment = small(name, **EVERY)
     if isinstance(experiment.data, PyText):
-        experiment = dataclasses.replace(experiment, data=Excerpt(batch=16, length=32))
+        experiment = dataclasses.replace(
+            experiment, data=Excerpt(batch=16, length=32, contiguous=experiment.data.contiguous)
+        )
     return experiment
 
 
@@ -67,14 +69,13 @@ class Interrupting(Screen):
 
 @pytest.fixture(scope="module", autouse=True)
 def quickly_compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Compiles with less zeal, and an equal program once: these tests are not about speed."""
-    configure(hasty=True, cache=str(tmp_path_factory.mktemp("compiled")), cached_from_seconds=0.0)
+    """Compiles an equal program once: these tests are not about speed."""
+    configure(str(tmp_path_factory.mktemp("compiled")), cached_from_seconds=0.0)
     yield
-    configure(hasty=False, cache=None, cached_from_seconds=1.0)
+    configure(None, cached_from_seconds=1.0)
 
 
-def configure(hasty: bool, cache: str | None, cached_from_seconds: float) -> None:
-    jax.config.update("jax_disable_most_optimizations", hasty)
+def configure(cache: str | None, cached_from_seconds: float) -> None:
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", cached_from_seconds)
     reset_cache()
@@ -128,7 +129,7 @@ def parameters(folder: Path) -> dict[str, np.ndarray]:
     return {path: np.asarray(leaf) for path, leaf in saved.items()}
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", SPINE)
 def test_an_experiment_that_ships_learns(name: str, straight: Any) -> None:
     folder, summary = straight(shipped(name))
     evaluated = [line for line in curves(folder) if line["split"] == "eval"]
@@ -137,7 +138,7 @@ def test_an_experiment_that_ships_learns(name: str, straight: Any) -> None:
     assert evaluated[0]["loss"] > evaluated[1]["loss"] > evaluated[2]["loss"]
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", SPINE)
 def test_an_evaluation_is_the_mean_over_all_examples_at_once(name: str, straight: Any) -> None:
     experiment = shipped(name)
     folder, summary = straight(experiment)
@@ -153,7 +154,7 @@ def test_an_evaluation_is_the_mean_over_all_examples_at_once(name: str, straight
     assert summary["metrics"]["eval/accuracy"] == pytest.approx(accuracy, rel=1e-9)
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", SPINE)
 def test_a_run_that_was_interrupted_ends_as_one_that_was_not(name: str, straight: Any, tmp_path: Path) -> None:
     experiment = shipped(name)
     folder, whole = straight(experiment)

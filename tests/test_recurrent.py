@@ -464,7 +464,7 @@ BAD: dict[str, tuple[nn.Module, Array]] = {
     "width 0": (RNN(0, 3), normal(1, 2, 2)),
     "layers 0": (RNN(4, 3, layers=0), normal(1, 2, 2)),
     "dropout 1.5": (RNN(4, 3, dropout=1.5), normal(1, 2, 2)),
-    "vocab 0": (RNN(4, 3), normal(2, 3)),
+    "no vocab": (RNN(4, 3), normal(2, 3)),
     "pooling 'max'": (RNN(4, 3, pooling="max"), normal(1, 2, 2)),  # type: ignore[arg-type]
     "cell 'lstn' gru": (RNN(4, 3, cell="lstn"), normal(1, 2, 2)),  # type: ignore[arg-type]
     "dtype 'int8'": (RNN(4, 3, dtype="int8"), normal(1, 2, 2)),  # type: ignore[arg-type]

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -41,14 +41,6 @@ EACH = pytest.mark.parametrize("model", DECODERS.values(), ids=DECODERS)
 BERT = Encoder(**SMALL, types=2, max_length=16)
 TRANSLATOR = EncoderDecoder(**SMALL)
 T5 = EncoderDecoder(**SMALL, positions="relative", norm="rms", norm_first=True, bias=False)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def hastily_compiled() -> Iterator[None]:
-    """A hasty compiler gives the same numbers, in a third of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def normal(*shape: int, seed: int = 0) -> Array:

@@ -89,7 +89,7 @@ class JaxbigDates(Builder):
 class Dates(Data):
     """Dates as written, `inputs` [B, 40] with `lengths` [B], and in ISO 8601, `targets` [B, 11], the last the end."""
 
-    vocab = END + 1 + len(ALPHABET)
+    vocab = -(-(END + 1 + len(ALPHABET)) // 8) * 8  # in eights, to divide over a mesh
     start, end = START, END
 
     def spec(self) -> Spec:
@@ -99,6 +99,10 @@ class Dates(Data):
             "targets": jax.ShapeDtypeStruct((self.batch, 11), np.int32),
             "mask": jax.ShapeDtypeStruct((self.batch, 11), np.float32),
         }
+
+    def words(self, tokens: np.ndarray) -> list[str]:
+        special = {0: "", START: "start", END: "end"}
+        return [special[int(t)] if t in special else ALPHABET[int(t) - END - 1].replace(" ", "_") for t in tokens]
 
     def prepare(self) -> str:
         return identity(prepared(JaxbigDates))

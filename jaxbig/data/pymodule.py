@@ -69,7 +69,7 @@ class PyModule(Data):
 
     packages = PACKAGES
     classes = len(PACKAGES)
-    vocab = 257  # as PyTextRows, so that an encoder can begin as what was learned there
+    vocab = 256  # as PyTextRows, so that an encoder can begin as what was learned there
 
     def spec(self) -> Spec:
         number = jax.ShapeDtypeStruct((self.batch,), np.int32)

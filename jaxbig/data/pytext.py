@@ -120,8 +120,8 @@ class PyText(Library):
 class PyTextRows(Library):
     """Python's standard library to be filled in: `inputs` [B, L] as they stand in the text, to be masked."""
 
-    vocab = 257  # the bytes and the mask token
-    mask_token = 256
+    vocab = 256
+    mask_token = 255  # a byte that UTF-8 never has
 
     def spec(self) -> Spec:
         shape = (self.batch, self.length)

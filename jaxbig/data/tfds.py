@@ -134,8 +134,9 @@ class Text(Catalogue):
     def prepare(self) -> str:
         if self.vocab != BYTES + self.special:
             raise Refused(
-                f"--data.vocab {self.vocab}: there is no tokenizer of that size yet, only bytes; "
-                f"make it {BYTES + self.special}."
+                f"data set {self.name} with --data.vocab {self.vocab}: there is no tokenizer of that size yet, only "
+                f"bytes, which are {BYTES + self.special} with their special ones: in a file of your own, give data, "
+                f"model and objective that many."
             )
         return super().prepare()
 
@@ -169,7 +170,7 @@ class Tokens(Text):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenRows(Text):
-    """Texts to be filled in: `inputs` [B, L] as they are, to be masked."""
+    """Texts to be filled in: `inputs` [B, L] as they are, to be masked, with `lengths` [B]."""
 
     feature: str = "text"
     vocab: int = BYTES + 1
@@ -182,11 +183,11 @@ class TokenRows(Text):
         return self.vocab - 1
 
     def spec(self) -> Spec:
-        return self.shaped(inputs=(self.length,), mask=(self.length,))
+        return self.shaped(inputs=(self.length,), lengths=(), mask=(self.length,))
 
     def read(self, record: Any) -> Example:
         inputs, count = self.tokens(record[self.feature])
-        return {"inputs": inputs, "mask": self.mask(count)}
+        return {"inputs": inputs, "lengths": np.int32(count), "mask": self.mask(count)}  # type: ignore[dict-item]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

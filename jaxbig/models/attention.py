@@ -26,6 +26,8 @@ def from_lengths(lengths: jax.Array, length: int) -> jax.Array:
 
 def sinusoidal(positions: jax.Array, width: int) -> jax.Array:
     """Vaswani et al. (2017), section 3.5: positions [...] -> [..., width], sines then cosines, float32."""
+    if width % 2:
+        raise Refused(f"width {width} is odd, and sinusoidal positions are pairs of a sine and a cosine.")
     frequency = 10_000.0 ** (-jnp.arange(0, width, 2) / width)  # [D/2]
     angle = positions[..., None].astype(jnp.float32) * jnp.broadcast_to(frequency, (*positions.shape, width // 2))
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
@@ -105,10 +107,14 @@ def attend(
     offset: where the queries begin among the keys (a cache); window: how near a key must be, itself counted.
     """
     choose("kernel", kernel, Kernel)
+    lengths = query.shape[1], key.shape[1]
+    fusible = offset is None and query.dtype == jnp.bfloat16 and not query.shape[3] % 8 and query.shape[3] <= 128
+    # cuDNN sees no window to both sides, and takes a mask or bias for even lengths alone
+    fusible &= (window is None or causal) and ((bias is None and segments is None) or not any(n % 2 for n in lengths))
     if kernel == "auto":
-        backend, half = jax.default_backend(), query.dtype in (jnp.bfloat16, jnp.float16)
-        whole = offset is None and bias is None and not (query.shape[1] % 128 or key.shape[1] % 128)
-        kernel = "splash" if backend == "tpu" and whole else "fused" if backend == "gpu" and half else "plain"
+        whole = offset is None and bias is None and not any(n % 128 for n in lengths)
+        on = {"tpu": "splash" if whole else "plain", "gpu": "fused" if fusible else "plain"}
+        kernel = on.get(jax.default_backend(), "plain")
     if kernel == "splash":
         if offset is not None or bias is not None:
             raise Refused(
@@ -117,7 +123,12 @@ def attend(
         from jaxbig.models.splash import splash  # here: Pallas takes a second to import
 
         return splash(query, key, value, causal, window, segments)
-    if kernel == "fused" and offset is None:
+    if kernel == "fused" and (not fusible or jax.default_backend() != "gpu"):
+        raise Refused(
+            f"attention kernel 'fused' needs a GPU, bfloat16, a head width in 8s up to 128 (here {query.shape[3]}), no "
+            f"cache, and without causal no window: use --model.attention-kernel plain."
+        )
+    if kernel == "fused":
         mask = None if segments is None else visible(*places(query, key, None), False, None, segments)
         reach = None if window is None else (window - 1, 0 if causal else window - 1)
         return jax.nn.dot_product_attention(
@@ -180,12 +191,17 @@ class Attention(nn.Module, kw_only=True):
             raise Refused(f"kv_heads {kv_heads} does not divide heads {self.heads}: make it a divisor.")
         axes, source = ("embed", "heads", None), x if memory is None else memory
         query = Linear((self.heads, head), axes, bias=self.bias, name="query")(x)  # [B, T, H, K]
-        joint = ("embed", None, "heads", None)
+        shared = None if kv_heads == 1 else "heads"  # a single head cannot be split over the mesh
+        joint = ("embed", None, shared, None)
         both = Linear((2, kv_heads, head), joint, bias=self.bias, name="key_value")(source)  # [B, S, 2, G, K]
+        if cache and (segments is not None or x.shape[1] > cache):
+            raise Refused(f"a cache of {cache} takes at most so many tokens (here {x.shape[1]}), and no segments.")
         query = constrain(query, "batch", "length", "heads", None)
-        both = constrain(both, "batch", "length", None, "heads", None)
+        both = constrain(both, "batch", "length", None, shared, None)
         key, value = both[:, :, 0], both[:, :, 1]  # [B, S, G, K] each
         if self.rotary:
+            if positions is None and offset is not None:
+                positions = jnp.arange(x.shape[1])[None] + offset
             query, key = (rotary(each, positions, self.rotary_base) for each in (query, key))
         if cache and memory is None:
             key, value = self._remember("key", key, cache, offset), self._remember("value", value, cache, offset)

@@ -11,10 +11,8 @@ import jax.numpy as jnp
 
 from jaxbig.errors import Refused
 from jaxbig.models.attention import from_lengths, sinusoidal
-from jaxbig.models.layers import Embedding, LayerNorm, Linear, cast, constrain, drop, parameter
-from jaxbig.models.transformers import Context, Fields, Positions, Remat, Stack
-
-__all__ = ["Decoder", "Encoder", "EncoderDecoder", "Positions", "Remat"]
+from jaxbig.models.layers import Embedding, LayerNorm, Linear, cast, choose, constrain, drop, parameter
+from jaxbig.models.transformers import Context, Fields, Gate, Positions, Stack
 
 
 class Text(Fields, kw_only=True):
@@ -126,10 +124,10 @@ class Decoder(Text, kw_only=True):
 class Encoder(Text, kw_only=True):
     """BERT (Devlin et al., 2019): every position sees all; logits a token, or `classes` logits a row."""
 
-    classes: int = 0
-    """How many classes a row may be of; 0: logits for every token, through the masked-token head."""
-    types: int = 0
-    """How many kinds of segments there are (the sentences A and B are 2); 0: none."""
+    classes: int | None = None
+    """How many classes a row may be of; None: logits for every token, through the masked-token head."""
+    types: int | None = None
+    """How many kinds of segments there are (the sentences A and B are 2)."""
     pooling: Literal["first", "mean"] = "first"
     """What a row's classes are told from: the first token through BERT's pooler, or the mean of all."""
 
@@ -137,7 +135,7 @@ class Encoder(Text, kw_only=True):
     norm_first: bool = False
     epsilon: float = 1e-12
     bias: bool = True
-    activation: Any = "gelu"
+    activation: Gate = "gelu"
     positions: Positions = "learned"
     max_length: int = 512
     shared: bool = True
@@ -164,26 +162,28 @@ class Encoder(Text, kw_only=True):
         x = drop(x, self.dropout, train)
         blocks = Stack(**self.shared_fields(), depth=self.depth, name="blocks")
         x = blocks(x, Context(segments=segments, positions=at), train)  # [B, L, D]
-        return self.of_rows(x, segments, train) if self.classes else self.of_tokens(x, table)
+        return self.of_tokens(x, table) if self.classes is None else self.of_rows(x, segments, self.classes, train)
 
     def of_tokens(self, x: jax.Array, table: Embedding) -> jax.Array:
         """[B, L, D] -> [B, L, V]: a linear layer, GELU and a norm before the vocabulary, as BERT has it."""
         x = nn.gelu(Linear((self.width,), ("embed", None), name="transform")(x), approximate=False)
+        x = constrain(x, "batch", "length", None)
         x = LayerNorm(self.epsilon, name="transform_norm")(x)
         head = table if self.shared else Embedding(self.vocab, self.width, self.width**-0.5, name="head")
         logits = jnp.tensordot(x, head.whole().T.astype(x.dtype), axes=1).astype(jnp.float32)
         bias = parameter(self, "bias", nn.initializers.zeros, (self.vocab,), ("vocab",))
         return constrain(logits + jnp.broadcast_to(bias, logits.shape), "batch", "length", "vocab")
 
-    def of_rows(self, x: jax.Array, segments: jax.Array | None, train: bool) -> jax.Array:
+    def of_rows(self, x: jax.Array, segments: jax.Array | None, classes: int, train: bool) -> jax.Array:
         """[B, L, D] -> [B, classes]."""
-        if self.pooling == "first":
+        if choose("pooling", self.pooling, ("first", "mean")) == "first":
             x = jnp.tanh(Linear((self.width,), ("embed", None), name="pooler")(x[:, 0]))
         else:
-            real = jnp.ones(x.shape[:2], x.dtype) if segments is None else (segments > 0).astype(x.dtype)
+            # in float32: bf16 cannot count beyond 256
+            real = jnp.ones(x.shape[:2]) if segments is None else (segments > 0).astype(jnp.float32)
             x = jnp.einsum("bld,bl->bd", x, real) / jnp.maximum(real.sum(1), 1)[:, None]
         x = constrain(drop(x, self.dropout, train), "batch", None)
-        logits = Linear((self.classes,), ("embed", "classes"), name="classifier")(x)
+        logits = Linear((classes,), ("embed", "classes"), name="classifier")(x)
         return constrain(logits.astype(jnp.float32), "batch", None)
 
 
@@ -196,7 +196,7 @@ class EncoderDecoder(Text, kw_only=True):
     norm: Literal["layer", "rms"] = "layer"
     norm_first: bool = False
     bias: bool = True
-    activation: Any = "relu"
+    activation: Gate = "relu"
     positions: Positions = "sinusoidal"
     shared: bool = True
     scale_embedding: bool = True

@@ -128,6 +128,8 @@ class Embedding(nn.Module):
 
     def __call__(self, numbers: jax.Array) -> jax.Array:
         """[...] -> [..., D]."""
+        if not jnp.issubdtype(numbers.dtype, jnp.integer):
+            raise Refused(f"inputs are {numbers.dtype} of shape {numbers.shape} where tokens are looked up: give none.")
         return jnp.take(self.table, numbers, axis=0)
 
     def whole(self) -> jax.Array:
@@ -150,7 +152,7 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Layer normalization (Ba et al., 2016) over the last axis: `(x - mean) / sqrt(variance + epsilon) * scale + bias`."""
+    """Layer normalization (Ba et al., 2016): `(x - mean) / sqrt(variance + epsilon) * scale + bias`, last axis."""
 
     epsilon: float = 1e-6
     bias: bool = True

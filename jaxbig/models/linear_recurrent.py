@@ -118,7 +118,8 @@ class RGLRU(nn.Module):
         gates = nn.sigmoid(gates + bias[:, None, None]).reshape(2, batch, length, width)
         slowness = parameter(self, "lambda", self.slow, (width,), ("hidden",), real.dtype)
         log_a = -self.power * gates[0] * nn.softplus(-slowness)[None, None]
-        driven = jnp.sqrt(-jnp.expm1(2 * log_a)) * (gates[1] * real)
+        # bounded from below: the root has no derivative at 0
+        driven = jnp.sqrt(jnp.maximum(-jnp.expm1(2 * log_a), 1e-6)) * (gates[1] * real)
         states = associative(jnp.exp(log_a), driven)
         return constrain(states.astype(x.dtype), "batch", "length", "hidden")
 
@@ -168,7 +169,7 @@ class Griffin(nn.Module):
     heads: int = 4
     """Of the attention's queries, and blocks of the recurrence's gates."""
     kv_heads: int = 1
-    """Of the attention's keys and values; over a mesh with `tensor`, a multiple of that."""
+    """Of the attention's keys and values."""
     window: int = 1024
     """How far attention sees back, the position itself counted."""
     attention_every: int = 3

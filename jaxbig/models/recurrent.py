@@ -13,7 +13,7 @@ from jaxbig.errors import Refused
 from jaxbig.models.cells import EQUATIONS, Carry, CellName, Layer
 from jaxbig.models.layers import Dtype, Embedding, Linear, cast, choose, constrain, drop
 
-Pooling = Literal["last", "mean", "attention"]
+Pooling = Literal["last", "mean", "attention", "none"]
 
 
 class Recurrence(nn.Module):
@@ -74,31 +74,38 @@ class RNN(nn.Module):
     cell: CellName = "lstm"
     bidirectional: bool = False
     pooling: Pooling = "last"
-    """What the logits see: the last state, the mean of all, or a weighted mean (Yang et al., 2016, section 2.2)."""
-    vocab: int = 0
-    """How many different tokens there are; 0: the input is not of tokens but of vectors or images."""
-    embedding: int = 0
-    """Width of a token's vector; 0: that of the state."""
+    """What the logits see: the last state, the mean of all, a weighted mean (Yang et al., 2016, section 2.2), or each
+    state by itself, as CTC wants it."""
+    vocab: int | None = None
+    """How many different tokens there are; None: the input is not of tokens but of vectors or images."""
+    embedding: int | None = None
+    """Width of a token's vector; None: that of the state."""
     dtype: Dtype = "float32"
 
     @nn.compact
     def __call__(self, x: jax.Array, lengths: jax.Array | None = None, train: bool = False) -> jax.Array:
-        """Sequences [B, L, ...] (an image is one of its rows) or tokens [B, L], lengths [B] -> logits [B, classes]."""
+        """Sequences [B, L, ...] (an image is one of its rows) or tokens [B, L], lengths [B] -> logits [B, classes].
+
+        With pooling none, [B, L, classes].
+        """
         choose("pooling", self.pooling, Pooling)
         if self.vocab:
             x = Embedding(self.vocab, self.embedding or self.width, name="embedding")(x)
         elif x.ndim < 3:
             raise Refused(
-                f"inputs of shape {x.shape} and vocab 0: give --model.vocab for tokens, or vectors [B, L, D]."
+                f"inputs of shape {x.shape} and no vocab: give --model.vocab for tokens, or vectors [B, L, D]."
             )
         x = cast(x.reshape(*x.shape[:2], -1), self.dtype)  # [B, L, D]
         trunk = Recurrence(self.width, self.cell, self.layers, self.bidirectional, self.dropout, name="trunk")
         states, pooled, _ = trunk(x, lengths, train=train)
-        if self.pooling != "last":
+        if self.pooling == "none":
+            pooled = states
+        elif self.pooling != "last":
             pooled = self.mean(states, lengths)
-        pooled = constrain(drop(pooled, self.dropout, train), "batch", None)
+        pinned = ("batch", *(None,) * (pooled.ndim - 1))
+        pooled = constrain(drop(pooled, self.dropout, train), *pinned)
         logits = Linear((self.classes,), ("embed", "classes"), name="head")(pooled)
-        return constrain(logits.astype(jnp.float32), "batch", None)
+        return constrain(logits.astype(jnp.float32), *pinned)
 
     def mean(self, states: jax.Array, lengths: jax.Array | None) -> jax.Array:
         """The mean of the states [B, L, W] within each row's length [B, W]; weighted, if pooling is attention."""

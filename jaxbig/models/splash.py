@@ -36,7 +36,8 @@ def splash(
     def local(query: Any, key: Any, value: Any, segments: Any) -> jax.Array:
         return _local(query, key, value, segments, causal, window)
 
-    specs = heads, heads, heads, None if segments is None else (rows, rows)
+    few = nn.logical_to_mesh_axes(("batch", None, None, None)) if key.shape[2] == 1 else heads
+    specs = heads, few, few, None if segments is None else (rows, rows)
     placed = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=heads, check_vma=False)
     return placed(query, key, value, segments)
 

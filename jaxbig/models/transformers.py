@@ -47,7 +47,7 @@ class Fields(nn.Module, kw_only=True):
     dropout: float = 0.0
     """Share of values dropped after the embedding and at the end of each branch."""
     drop_path: float = 0.0
-    """Share of examples that the last block's branches leave out; grows in a line from 0 at the first."""
+    """Share of examples that the last block's branches leave out; grows in a line from 0 at the first of several."""
     scan: bool = False
     """Compile one block and scan it over the depth: for big models, whose compile time then stays flat. The
     parameters of all blocks are then one stack; on small models unrolled blocks run faster."""
@@ -156,22 +156,29 @@ class Stack(Fields, kw_only=True):
             relative = RelativePositions(self.heads, self.causal, name="relative")
             scores = relative(queries, jnp.arange(cache or x.shape[1])).astype(x.dtype)
 
-        def run(block: Block, x: jax.Array, context: Context, scores: Any, rate: Any) -> jax.Array:
-            return block(x, context, scores, rate, train, cache)
+        def run(block: Block, x: jax.Array, context: Context, scores: Any, rate: float | jax.Array) -> jax.Array:
+            fixed = isinstance(rate, float)  # not an argument then: a rate that is known to be 0 costs nothing
 
-        if self.remat != "none":
-            run = nn.remat(run, prevent_cse=not self.scan, policy=POLICIES[self.remat])
+            def inner(block: Block, x: jax.Array, context: Context, scores: Any, varying: Any) -> jax.Array:
+                return block(x, context, scores, rate if fixed else varying, train, cache)
+
+            if self.remat != "none":
+                inner = nn.remat(inner, prevent_cse=not self.scan, policy=POLICIES[self.remat])
+            return inner(block, x, context, scores, None if fixed else rate)
+
         branches = (3 if self.cross else 2) * self.depth
         fields = self.shared_fields() | {"causal": self.causal, "cross": self.cross, "out_scale": branches**-0.5}
         rates = [self.drop_path * layer / max(self.depth - 1, 1) for layer in range(self.depth)]
         if self.scan:
-            # without drop path the rate is a plain 0, which costs nothing
             varying = jnp.array(rates) if self.drop_path else None
             stack: Any = nn.scan(
-                lambda block, x, rate, *rest: (run(block, x, *rest, 0.0 if rate is None else rate), None),
+                lambda block, x, rate, context, scores: (
+                    run(block, x, context, scores, 0.0 if rate is None else rate),
+                    None,
+                ),
                 variable_axes={"params": 0, "cache": 0, "intermediates": 0},
                 split_rngs={"params": True, "dropout": True},
-                in_axes=(0, nn.broadcast, nn.broadcast),
+                in_axes=(0, nn.broadcast, nn.broadcast),  # type: ignore[arg-type]
                 length=self.depth,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxbig.errors import Refused
 from jaxbig.models.attention import Attention, sinusoidal
 from jaxbig.models.layers import Embedding, Linear, cast, choose, constrain, drop, parameter
-from jaxbig.models.transformers import Context, Fields, Stack
+from jaxbig.models.transformers import Context, Fields, Gate, Stack
 
 Pooling = Literal["token", "average", "attention"]
 
@@ -31,12 +31,12 @@ class ViT(Fields, kw_only=True):
     width: int = 384
     pooling: Pooling = "token"
     """What the classes are told from: a class token, the average of all patches, or attention with a learned query
-    (Zhai et al., 2022, section 3.3)."""
+    (Zhai et al., 2022, section 3.3, without its perceptron)."""
 
     heads: int = 6
     norm: Literal["layer", "rms"] = "layer"
     bias: bool = True
-    activation: Any = "gelu"
+    activation: Gate = "gelu"
     positions: Literal["learned", "sincos"] = "learned"  # type: ignore[assignment]
     """learned, or sines and cosines of the patch's row and column (Chen et al., 2021, MoCo v3)."""
 
@@ -61,14 +61,14 @@ class ViT(Fields, kw_only=True):
             table = Embedding(x.shape[1], self.width, 0.02, axis=None, name="positions").whole()
             x = x + jnp.broadcast_to(table[None].astype(x.dtype), x.shape)
         x = constrain(drop(x, self.dropout, train), "batch", "length", None)
-        fields = self.shared_fields() | {"positions": "none"}
+        fields: dict[str, Any] = self.shared_fields() | {"positions": "none"}
         x = Stack(**fields, depth=self.depth, name="blocks")(x, Context(), train)
         if self.pooling == "attention":
             query = parameter(
                 self, "query", nn.initializers.normal(self.width**-0.5), (1, 1, self.width), (None, None, "embed")
             )
             probe = jnp.broadcast_to(query.astype(x.dtype), (batch, 1, self.width))
-            x = Attention(heads=self.heads, bias=self.bias, name="pooling")(probe, x)
+            x = Attention(heads=self.heads, bias=self.bias, kernel=self.attention_kernel, name="pooling")(probe, x)
         x = x.mean(axis=1) if self.pooling == "average" else x[:, 0]
         x = constrain(x, "batch", None)
         logits = Linear((self.classes,), ("embed", "classes"), name="head")(x)

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import inspect
 import math
 from typing import Any
 
@@ -57,8 +58,11 @@ class Objective(abc.ABC):
 
 def call(forward: nn.Module, batch: Batch, train: bool, method: str = "__call__") -> jax.Array:
     """The model, or a method of it, on a batch's inputs and on what else of `SIDE` the batch holds."""
-    side = {name: batch[name] for name in SIDE if name in batch}
-    return getattr(forward, method)(batch["inputs"], **side, train=train)
+    side, model = {name: batch[name] for name in SIDE if name in batch}, getattr(forward, method)
+    for name in side:
+        if name not in inspect.signature(model).parameters:
+            raise Refused(f"the data gives {name}, which {type(forward).__name__} does not take: change one of them.")
+    return model(batch["inputs"], **side, train=train)
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array, smoothing: float = 0.0) -> jax.Array:

@@ -17,8 +17,9 @@ from jaxbig.optim.schedules import Schedule
 from jaxbig.state import path_name
 
 
-def chosen(field: str, pattern: str) -> Any:
-    """A function from parameters to a tree of True where the pattern matches the parameter's path somewhere."""
+def chosen(field: str, pattern: str, needed: bool = True) -> Any:
+    """A function from parameters to a tree of True where the pattern matches the parameter's path somewhere; it is
+    `Refused`, where one is needed, that none does."""
     try:
         compiled = re.compile(pattern)
     except re.error as error:
@@ -26,7 +27,7 @@ def chosen(field: str, pattern: str) -> Any:
 
     def mask(params: Any) -> Any:
         found = jax.tree_util.tree_map_with_path(lambda path, _: bool(compiled.search(path_name(path))), params)
-        if not any(jax.tree.leaves(found)):
+        if needed and not any(jax.tree.leaves(found)):
             raise Refused(f"--optimizer.{field} {pattern!r} matches no parameter; `jaxbig show` lists their paths.")
         return found
 
@@ -61,16 +62,23 @@ class Optimizer(abc.ABC):
     def direction(self) -> optax.GradientTransformation:
         """From the gradient to the update, before the learning rate."""
 
+    def penalized(self) -> Any:
+        """The mask of `decayed`; among those that are not frozen there may be none."""
+        return chosen("decayed", self.decayed, needed=self.frozen is None)
+
     def build(self, steps: int) -> optax.GradientTransformation:
         """The optax transformation for a run of so many steps."""
-        mask = chosen("decayed", self.decayed)
+        mask = self.penalized()
         with_penalties = optax.stateless(
             lambda grads, params: jax.tree.map(lambda g, w: g + self.l1 * jnp.sign(w) + self.l2 * w, grads, params)
         )
         parts = [optax.masked(with_penalties, mask)] if self.l1 or self.l2 else []
         parts += [] if self.clip is None else [optax.clip_by_global_norm(self.clip)]
         parts += [self.direction(), optax.scale_by_learning_rate(self.rate.build(steps))]
-        parts += [scaled(chosen("rate-factors", pattern), factor) for pattern, factor in self.rate_factors]
+        parts += [
+            scaled(chosen("rate-factors", pattern, self.frozen is None), factor)
+            for pattern, factor in self.rate_factors
+        ]
         if self.frozen is None:
             return optax.chain(*parts)
         # frozen ones have no moments, and the clipping does not count them
@@ -112,6 +120,4 @@ class AdamW(Adam):
     """Each step takes `rate * weight_decay * w` off each chosen parameter w."""
 
     def direction(self) -> optax.GradientTransformation:
-        return optax.chain(
-            super().direction(), optax.add_decayed_weights(self.weight_decay, chosen("decayed", self.decayed))
-        )
+        return optax.chain(super().direction(), optax.add_decayed_weights(self.weight_decay, self.penalized()))
