@@ -84,7 +84,8 @@ class Experiment:
 
 # What a field of such a name may hold, wherever it stands: least, and what it must stay below. One name, one thing.
 COUNTS = "steps log_every evaluate_every checkpoint_every keep_last batch length depth width heads layers channels "
-COUNTS += "expansion rotary_base classes types embedding kernel stride vocab kv_heads mlp_width max_length window patch size target_vocab"
+COUNTS += "expansion rotary_base patch size "
+COUNTS += "classes types embedding kernel stride vocab kv_heads mlp_width max_length window target_vocab"
 RANGES = {name: (1, math.inf) for name in COUNTS.split()}
 RANGES |= {name: (0, 1) for name in ("dropout", "drop_path", "b1", "b2", "momentum", "smoothing", "rate")}
 RANGES |= {

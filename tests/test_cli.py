@@ -108,7 +108,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("train digits_convnet --mesh.fsdp -1", ["data=-1", "fsdp=-1"]),
         ("train digits_rnn --mesh.tensor 8 --model.width 12", ["lstm_0", "12", "tensor=8"]),
         ("train digits_rnn --model.classes 7", ["7 logits", "10 classes"]),
-        ("train pytext_transformer --model.heads 3", ["width 128", "3 heads"]),
+        ("train pytext_transformer --model.heads 3", ["width 128", "heads 3"]),
         ("train digits_convnet --optimizer.decayed (", ["--optimizer.decayed", "'('"]),
         ("train digits_convnet --optimizer.rate.warmup -4", ["--optimizer.rate.warmup -4", "0 or more"]),
         ("train digits_convnet --workdir plain_file/run", ["plain_file/run", "--workdir"]),
@@ -159,7 +159,7 @@ def test_help_names_every_option_with_its_docstring(command: Callable[..., Answe
     code, out, err = command("train", "pytext_transformer", "--help")
     assert (code, err) == (0, "")
     for said in (
-        "--steps INT How many updates the run makes. (default: 1800)",
+        "--steps INT How many updates the run makes. (default: 1200)",
         "--workdir {None}|PATH The folder of the run; runs/NAME if it is not given.",
         "--fork Where the folder holds another run:",
         "--model.depth INT How many blocks. (default: 4)",

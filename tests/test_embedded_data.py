@@ -387,8 +387,8 @@ def test_pairs_end_with_the_end(here: None) -> None:
         (Sentences(name="glue/sst2", batch=2, length=8, classes=2), ("glue/sst2 is not prepared", "TFDS_DATA_DIR")),
         (Images(name="mnist:9.0.0", batch=2, size=8, classes=5), ("mnist:9.0.0 is not prepared",)),
         (Images(name="mnist", batch=2, size=8, classes=5, eval_split="dev"), ("no split 'dev'", "train, test")),
-        (Tokens(name="lm1b", batch=2, length=8, vocab=32_000), ("--data.vocab 32000", "make it 256")),
-        (TokenRows(name="lm1b", batch=2, length=8, vocab=256), ("--data.vocab 256", "make it 257")),
+        (Tokens(name="lm1b", batch=2, length=8, vocab=32_000), ("--data.vocab 32000", "no tokenizer", "which are 256")),
+        (TokenRows(name="lm1b", batch=2, length=8, vocab=256), ("--data.vocab 256", "which are 257")),
     ],
     ids=lambda value: value.name if isinstance(value, Catalogue) else "",
 )

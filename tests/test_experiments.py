@@ -16,6 +16,7 @@ from jaxbig.mesh import Mesh, activate, put
 from jaxbig.show import show
 from jaxbig.step import make_program
 
+FULL_SIZE = [name for name in EXPERIMENTS if name not in EMBEDDED]
 PARAMETERS = {
     "imagenet_alexnet": 62_378_344,
     "imagenet_resnet50": 25_557_032,
@@ -43,7 +44,7 @@ def test_its_header_says_what_it_is_and_how_to_run_it(name: str) -> None:
     assert f"jaxbig train {name}" in text and "MEASURE" not in text
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", [*EMBEDDED, *(pytest.param(name, marks=pytest.mark.slow) for name in FULL_SIZE)])
 def test_shrunk_it_takes_steps_over_a_mesh_with_one_compilation(name: str) -> None:
     experiment = small(name, mesh=Mesh(data=2, fsdp=2, tensor=2))
     program = make_program(experiment)
@@ -72,7 +73,7 @@ def test_shrunk_it_takes_steps_over_a_mesh_with_one_compilation(name: str) -> No
         assert math.isfinite(means["loss"]) and experiment.objective.criterion in means
 
 
-@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name not in EMBEDDED])
+@pytest.mark.parametrize("name", FULL_SIZE)
 def test_without_its_data_it_is_refused_in_a_sentence(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -138,7 +138,7 @@ def test_an_experiment_that_ships_learns(name: str, straight: Any) -> None:
     assert evaluated[0]["loss"] > evaluated[1]["loss"] > evaluated[2]["loss"]
 
 
-@pytest.mark.parametrize("name", SPINE)
+@pytest.mark.parametrize("name", ["digits_convnet", "digits_rnn", "pytext_transformer"])
 def test_an_evaluation_is_the_mean_over_all_examples_at_once(name: str, straight: Any) -> None:
     experiment = shipped(name)
     folder, summary = straight(experiment)
@@ -368,4 +368,4 @@ def test_a_fork_to_a_changed_model_takes_what_fits(
     assert taken == {"layers_1/linear/kernel", "layers_1/linear/bias", "head/bias"}
     for path in fresh:
         np.testing.assert_equal(forked[path], (weights if path in taken else fresh)[path], err_msg=path)
-    assert "forked: 3 of 6 parameters" in said and "head/kernel" in said
+    assert "3 of 6 leaves are the other run's" in said and "head/kernel         reshaped" in said

@@ -310,7 +310,7 @@ def test_logits_are_hidden_times_unembedding(module: Any, shared: bool) -> None:
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_two_halves_are_the_whole_and_rows_that_start_begin_anew(cell: str) -> None:
     module, numbers = dataclasses.replace(LANGUAGE, cell=cell), tokens(2, 8)
-    variables = nn.meta.unbox(jax.jit(lambda: module.init(KEY, numbers))())
+    variables = nn.meta.unbox(jax.jit(lambda: module.init(KEY, numbers, np.ones(2, np.int32)))())
     carry, p = variables["carry"], weights(module, numbers)
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(carry))
 

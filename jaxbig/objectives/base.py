@@ -59,8 +59,9 @@ class Objective(abc.ABC):
 def call(forward: nn.Module, batch: Batch, train: bool, method: str = "__call__") -> jax.Array:
     """The model, or a method of it, on a batch's inputs and on what else of `SIDE` the batch holds."""
     side, model = {name: batch[name] for name in SIDE if name in batch}, getattr(forward, method)
+    taken = inspect.signature(model).parameters
     for name in side:
-        if name not in inspect.signature(model).parameters:
+        if name not in taken and not any(each.kind is each.VAR_KEYWORD for each in taken.values()):
             raise Refused(f"the data gives {name}, which {type(forward).__name__} does not take: change one of them.")
     return model(batch["inputs"], **side, train=train)
 
