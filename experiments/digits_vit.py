@@ -3,8 +3,8 @@
     jaxbig train digits_vit
 
 Two cores of an AMD EPYC. Accuracy on the 360 held-out images after 1,500 steps, seeds 0 to 2: 0.975, 0.961, 0.964;
-logistic regression has 0.967 on the same images (benchmarks/baselines.py): so few images do not pay for a Transformer
-yet.
+logistic regression has 0.967 on the same images (tests/benchmarks/baselines.py): so few images do not pay for a
+Transformer yet.
 """
 
 from jaxbig.data.digits import Digits

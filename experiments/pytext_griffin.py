@@ -3,7 +3,7 @@
     jaxbig train pytext_griffin
 
 On the 614,254 held-out bytes of Python 3.11.7's library, after 1,000 steps, seed 0: 2.069 bits per byte; a model of
-byte 4-grams with Witten-Bell smoothing, fitted on the same training text, has 2.098 (benchmarks/baselines.py).
+byte 4-grams with Witten-Bell smoothing, fitted on the same training text, has 2.098 (tests/benchmarks/baselines.py).
 """
 
 from jaxbig.data.pytext import PyText

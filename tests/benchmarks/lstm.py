@@ -1,6 +1,6 @@
 """Our scanned LSTM against `flax.linen.RNN(OptimizedLSTMCell)`: forward and backward, alternately, medians.
 
-    python benchmarks/lstm.py
+    python tests/benchmarks/lstm.py
 
 Prints milliseconds of each and the ratio theirs / ours, per number of layers.
 """

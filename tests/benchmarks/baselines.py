@@ -1,6 +1,6 @@
 """What simple methods reach on the held-out rows of the data sets that ship; headers of experiments name them.
 
-    python benchmarks/baselines.py [--only text masked digits diabetes packages]
+    python tests/benchmarks/baselines.py [--only text masked digits diabetes packages]
 
 Everything is fitted on the training rows alone. 90 s of processor time.
 """
