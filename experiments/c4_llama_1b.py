@@ -5,36 +5,19 @@
 Full size, not run here: its tokenizer is not there yet, so `train` refuses it; `show` tells what it is.
 """
 
-from jaxbig.data.tfds import Tokens
+import dataclasses
+
+from experiments import c4_llama_7b
 from jaxbig.experiment import Experiment
-from jaxbig.mesh import Mesh
-from jaxbig.models.language import Decoder
-from jaxbig.objectives.next_token import NextToken
 from jaxbig.optim.optimizers import AdamW
 from jaxbig.optim.schedules import WarmupCosine
 
 
 def config() -> Experiment:
-    data = Tokens(name="c4/en", eval_split="validation", batch=1024, length=2048, vocab=32_000)
-    return Experiment(
-        model=Decoder(
-            vocab=data.vocab,
-            depth=22,
-            width=2048,
-            heads=32,
-            kv_heads=4,
-            mlp_width=5632,
-            activation="swiglu",
-            epsilon=1e-5,
-            scan=True,
-            remat="full",
-            dtype="bfloat16",
-        ),
-        objective=NextToken(vocab=data.vocab, chunks=8),
-        data=data,
+    parent = c4_llama_7b.config()
+    return dataclasses.replace(
+        parent,
+        model=parent.model.clone(depth=22, width=2048, kv_heads=4, mlp_width=5632),
+        data=dataclasses.replace(parent.data, length=2048),  # type: ignore[type-var]
         optimizer=AdamW(rate=WarmupCosine(peak=4e-4, warmup=2_000, end=4e-5), b2=0.95, weight_decay=0.1, clip=1.0),
-        mesh=Mesh(data=1, fsdp=-1),
-        steps=500_000,
-        evaluate_every=5_000,
-        checkpoint_every=1_000,
     )

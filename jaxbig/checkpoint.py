@@ -158,11 +158,11 @@ class Checkpoints:
         """
         return self._first_whole(lambda step: self._load(step, abstract), self.steps()[::-1])
 
-    def restore_parameters(self, best: bool = False) -> dict[str, Any] | None:
+    def restore_parameters(self, best: bool = False) -> Restored | None:
         """The parameters and batch statistics by path in the newest whole checkpoint, or the best, of any model."""
 
-        def load(step: int) -> dict[str, Any]:
-            self._verify_files(step)
+        def load(step: int) -> Restored:
+            noted = self._verify_files(step)
             one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
             saved = ocp.metadata(str(self.path(step))).metadata
             abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), saved)
@@ -170,7 +170,8 @@ class Checkpoints:
                 state: Any = ocp.load(str(self.path(step)), abstract)
             except Exception as error:
                 raise Broken(f"cannot be read: {_one_line(error.__cause__ or error)}") from error
-            return leaves(state["params"]) | leaves(state["variables"].get("batch_stats", {}))
+            found = leaves(state["params"]) | leaves(state["variables"].get("batch_stats", {}))
+            return Restored(step, found, noted["state_sha256"])
 
         ranked = [step for step in self._ranked()[0] if best]
         return self._first_whole(load, [*ranked, *(step for step in reversed(self.steps()) if step not in ranked)])

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxbig.checkpoint import Checkpoints
+from jaxbig.checkpoint import Checkpoints, Restored
 from jaxbig.errors import Refused
 from jaxbig.experiment import diff, fingerprint, identity, to_json
 from jaxbig.state import TrainState, path_name
@@ -56,16 +56,28 @@ def begin(program: Program, checkpoints: Checkpoints, workdir: Path, fork: bool)
         weights = Checkpoints(parent / "checkpoints").restore_parameters()
     elif weights is None and source.run:
         weights, pattern = best_weights(Path(source.run)), source.pattern
+    refuse_other_weights(run, weights, source.run)
     state: Any = program.init()
     if weights:
-        params, statistics = take_weights((state.params, state.variables.get("batch_stats", {})), weights, pattern)
+        trees = state.params, state.variables.get("batch_stats", {})
+        params, statistics = take_weights(trees, weights.state, pattern)
         variables = {**state.variables, "batch_stats": statistics} if statistics else state.variables
         state = state.replace(params=params, variables=variables)
-    write_run(program, workdir, run, fixed)  # last: what was refused has left nothing behind
+    write_run(program, workdir, run, fixed, weights)  # last: what was refused has left nothing behind
     return 0, state, ""
 
 
-def best_weights(run: Path) -> dict[str, Any]:
+def refuse_other_weights(run: dict[str, Any] | None, weights: Restored | None, source: str) -> None:
+    """`Refused` if a run that ended before its first save began with other weights than it would now."""
+    before = (run or {}).get("weights")
+    if before and weights and before["state_sha256"] != weights.state_sha256:
+        raise Refused(
+            f"--initialize-from.run {source}: this run began with its weights of step {before['step']}, and has saved "
+            f"nothing yet; now the best there are others, of step {weights.step}: begin in another --workdir."
+        )
+
+
+def best_weights(run: Path) -> Restored:
     """The parameters by path in the best checkpoint of a run; `Refused` if there is none."""
     weights = Checkpoints(run / "checkpoints").restore_parameters(best=True)
     if weights is None:
@@ -76,15 +88,22 @@ def best_weights(run: Path) -> dict[str, Any]:
     return weights
 
 
-def write_run(program: Program, workdir: Path, run: dict[str, Any] | None, fixed: dict[str, Any]) -> None:
-    """Writes `run.json`; says what has changed since the run was last started, where it was."""
+def write_run(
+    program: Program, workdir: Path, run: dict[str, Any] | None, fixed: dict[str, Any], weights: Restored | None = None
+) -> None:
+    """Writes `run.json`; says what has changed since the run was last started, where it was.
+
+    weights: those of another run that this one begins with; noted as `weights`, their step and digest.
+    """
     now = describe(to_json(program.experiment), fingerprint(fixed), fixed["data_identity"], program.mesh)
     if run is not None:
         sections = ("experiment", "versions", "devices", "mesh")
         changes = [line for name in sections for line in diff(run.get(name), now[name], name)]
         if changes:
             log.info("going on with changes (a schedule follows the new steps): %s", "; ".join(changes))
-    write_json(workdir / "run.json", {**now, "starts": [*(run or {}).get("starts", []), now["started"]]})
+    began = {"step": weights.step, "state_sha256": weights.state_sha256} if weights else (run or {}).get("weights")
+    starts = [*(run or {}).get("starts", []), now["started"]]
+    write_json(workdir / "run.json", {**now, "weights": began, "starts": starts})
 
 
 def differences(run: dict[str, Any], fixed: dict[str, Any]) -> list[str]:

@@ -261,7 +261,7 @@ def test_a_leaf_that_was_never_saved_is_refused_by_name(folder: Path) -> None:
 def test_the_parameters_alone_come_back_whatever_the_model(folder: Path) -> None:
     (folder / "20" / "jaxbig.json").write_text("{}")
     weights = Checkpoints(folder).restore_parameters()
-    assert weights is not None and bits(weights) == bits(make_state(10).params)
+    assert weights is not None and bits(weights.state) == bits(make_state(10).params)
     assert Checkpoints(folder / "absent").restore_parameters() is None
 
 

@@ -48,9 +48,9 @@ LONG += ["pytext_griffin, lru", "digits_resnet, group", "digits_vit, token"]
 Gradients = dict[str, np.ndarray]
 
 
-@pytest.fixture(scope="module", autouse=True, params=["hastily", pytest.param("fully", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module")
 def compiled(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A hasty compiler splits arrays as the full one does, in a third of the time; the slow tests use the full one."""
+    """A hasty compiler splits arrays as the full one does, in a third of the time; some tests use both."""
     jax.config.update("jax_disable_most_optimizations", request.param == "hastily")
     yield
     jax.config.update("jax_disable_most_optimizations", True)
@@ -157,11 +157,17 @@ MESHES = [
 ]
 
 
+CASES = [
+    *(("hastily", name) for name in QUICK),
+    *(pytest.param("hastily", name, marks=SLOW) for name in LONG),
+    *(pytest.param("fully", name, marks=SLOW) for name in SPINE),
+]
+
+
+@pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
-@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=SLOW) for name in LONG)])
-def test_gradients_over_a_mesh_are_those_of_one_device(name: str, mesh: Mesh, request: pytest.FixtureRequest) -> None:
-    if "fully" in request.node.name and name not in SPINE:
-        pytest.skip("the full compiler takes its time: for these the hasty one must do")
+@pytest.mark.parametrize(("compiled", "name"), CASES, indirect=["compiled"])
+def test_gradients_over_a_mesh_are_those_of_one_device(name: str, mesh: Mesh) -> None:
     params, gradient = over(name, mesh)
     expected_params, expected = on_one_device(name)
     assert all(np.linalg.norm(leaf) > 0 for leaf in expected.values())
@@ -213,8 +219,11 @@ def first_losses(name: str, steps: int = 5) -> list[float]:
     return losses
 
 
+@pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize(
-    "name", [name if name in SPINE else pytest.param(name, marks=pytest.mark.slow) for name in STEADY]
+    ("compiled", "name"),
+    [*(("hastily", name) for name in SPINE), *(pytest.param("fully", name, marks=SLOW) for name in STEADY)],
+    indirect=["compiled"],
 )
 def test_the_first_losses_are_those_written_down(name: str) -> None:
     golden = json.loads(GOLDEN.read_text()).get(jax.default_backend())

@@ -126,7 +126,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def parameters(folder: Path) -> dict[str, np.ndarray]:
     saved = Checkpoints(folder / "checkpoints").restore_parameters()
     assert saved is not None
-    return {path: np.asarray(leaf) for path, leaf in saved.items()}
+    return {path: np.asarray(leaf) for path, leaf in saved.state.items()}
 
 
 @pytest.mark.parametrize("name", SPINE)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from jaxbig.models.convolutional import ConvNet, Dense, Dropout
 from jaxbig.optim.optimizers import SGD, AdamW
 from jaxbig.optim.schedules import Constant
 from jaxbig.state import leaves
-from jaxbig.tracking.metrics import read_metrics
+from jaxbig.tracking.metrics import read_json, read_metrics
 from jaxbig.tracking.screen import Screen
 
 EVERY = {"steps": 12, "evaluate_every": 3, "checkpoint_every": 3, "keep_last": 9}
@@ -47,7 +48,7 @@ def parameters(folder: Path, step: int) -> dict[str, np.ndarray]:
     for other in folder.glob("other-*"):
         other.rename(checkpoints.path(int(other.name.split("-")[1])))
     assert found is not None
-    return {path: np.asarray(leaf) for path, leaf in found.items()}
+    return {path: np.asarray(leaf) for path, leaf in found.state.items()}
 
 
 def begun(folder: Path, source: InitializeFrom, **changes: Any) -> dict[str, np.ndarray]:
@@ -98,6 +99,22 @@ def test_a_run_that_was_started_so_goes_on_as_one_that_was_not_interrupted(paren
     assert parts["step"] == whole["step"] == 12  # a schedule follows the steps, so the digests may differ
     again = fit(digits(initialize_from=source), tmp_path / "again", Screen())
     assert again["state_sha256"] == whole["state_sha256"]
+
+
+def test_a_run_killed_before_its_first_save_begins_with_the_same_weights_or_not_at_all(
+    parent: Path, tmp_path: Path
+) -> None:
+    other, folder = tmp_path / "other", tmp_path / "run"
+    shutil.copytree(parent / "checkpoints", other / "checkpoints")
+    experiment = digits(initialize_from=InitializeFrom(run=str(other)), steps=3)
+    digest = fit(experiment, folder, Screen())["state_sha256"]
+    shutil.rmtree(folder / "checkpoints")  # as a kill before the first save leaves it
+    assert fit(experiment, folder, Screen())["state_sha256"] == digest
+    shutil.rmtree(folder / "checkpoints")
+    step = read_json(folder / "run.json")["weights"]["step"]
+    shutil.rmtree(other / "checkpoints" / str(step))
+    with pytest.raises(Refused, match=f"weights of step {step}.*another --workdir"):
+        fit(experiment, folder, Screen())
 
 
 @pytest.mark.parametrize(

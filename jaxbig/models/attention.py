@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxbig.errors import Refused
-from jaxbig.models.layers import Embedding, Linear, choose, constrain
+from jaxbig.models.layers import Embedding, Linear, choose, constrain, within
 
 Kernel = Literal["auto", "plain", "fused", "splash"]
 
 
 def from_lengths(lengths: jax.Array, length: int) -> jax.Array:
     """Segments [B, L] of rows of those lengths [B]: 1, then 0 for padding."""
-    return (jnp.arange(length)[None] < lengths[:, None]).astype(jnp.int32)
+    return within(lengths, length).astype(jnp.int32)
 
 
 def sinusoidal(positions: jax.Array, width: int) -> jax.Array:
@@ -189,6 +189,8 @@ class Attention(nn.Module, kw_only=True):
             )
         if self.heads % kv_heads:
             raise Refused(f"kv_heads {kv_heads} does not divide heads {self.heads}: make it a divisor.")
+        if self.window is not None and self.window < 1:
+            raise Refused(f"window {self.window}: a position sees at least itself, so make it 1 or more.")
         axes, source = ("embed", "heads", None), x if memory is None else memory
         query = Linear((self.heads, head), axes, bias=self.bias, name="query")(x)  # [B, T, H, K]
         shared = None if kv_heads == 1 else "heads"  # a single head cannot be split over the mesh

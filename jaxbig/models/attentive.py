@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxbig.errors import Refused
 from jaxbig.models.cells import EQUATIONS, Carry, CellName, Layer, advanced, pinned
-from jaxbig.models.layers import Dtype, Embedding, Linear, cast, choose, constrain, parameter
+from jaxbig.models.layers import Dtype, Embedding, Linear, cast, choose, constrain, parameter, within
 from jaxbig.models.recurrent import Recurrence, shares
 
 AttentionName = Literal["additive", "dot", "general"]
@@ -158,7 +158,7 @@ class RNNEncoderDecoder(nn.Module):
         """Source tokens [B, S], lengths [B] -> the memory: states [B, S, M], mask [B, S] or None, last [B, M]."""
         x = self.dropping(cast(self.sources(inputs), self.dtype), deterministic=not train)
         states, last, _ = self.encoder(x, lengths, train=train)
-        mask = None if lengths is None else jnp.arange(inputs.shape[1])[None] < lengths[:, None]
+        mask = None if lengths is None else within(lengths, inputs.shape[1])
         return {"states": states, "mask": mask, "last": last}
 
     def decode(self, previous: jax.Array, memory: dict[str, Any], train: bool = False, cache: int = 0) -> jax.Array:

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxbig.models.layers import Linear, choose, constrain, parameter
+from jaxbig.models.layers import Linear, choose, constrain, parameter, within
 
 Carry = tuple[jax.Array, ...]
 """What a layer remembers: its state [B, W] first, then (LSTM) its cell [B, W]."""
@@ -226,8 +226,9 @@ class Layer(nn.Module):
         batch, length, _ = x.shape
         cell, alive = choose("cell", self.cell, EQUATIONS), None
         if lengths is not None:
-            alive = (jnp.arange(length)[:, None] < lengths[None])[..., None]  # [L, B, 1]
-            x = jnp.where(jnp.swapaxes(alive, 0, 1), x, 0)  # before the product: 0 * NaN would be NaN in gradients
+            inside = within(lengths, length)[..., None]  # [B, L, 1]
+            x = jnp.where(inside, x, 0)  # before the product: 0 * NaN would be NaN in gradients
+            alive = jnp.swapaxes(inside, 0, 1)
         inputs, kernel, bias = self.products(jnp.swapaxes(x, 0, 1))
         zeros = jnp.zeros((batch, self.width), jnp.promote_types(x.dtype, jnp.float32))
         start = pinned((zeros,) * cell.carries if start is None else start)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxbig.errors import Refused
 from jaxbig.models.attention import from_lengths, sinusoidal
-from jaxbig.models.layers import Embedding, LayerNorm, Linear, cast, choose, constrain, drop, parameter
+from jaxbig.models.layers import Embedding, LayerNorm, Linear, cast, choose, constrain, drop, parameter, to_logits
 from jaxbig.models.transformers import Context, Fields, Gate, Positions, Stack
 
 
@@ -116,9 +116,7 @@ class Decoder(Text, kw_only=True):
         cache: int = 0,
     ) -> jax.Array:
         """Token numbers [B, L] -> logits [B, L, V], float32."""
-        x = self.hidden(tokens, segments, positions, train, cache)
-        logits = jnp.tensordot(x, self.unembedding().astype(x.dtype), axes=1)
-        return constrain(logits.astype(jnp.float32), "batch", "length", "vocab")
+        return to_logits(self.hidden(tokens, segments, positions, train, cache), self.unembedding())
 
 
 class Encoder(Text, kw_only=True):
@@ -170,7 +168,7 @@ class Encoder(Text, kw_only=True):
         x = constrain(x, "batch", "length", None)
         x = LayerNorm(self.epsilon, name="transform_norm")(x)
         head = table if self.shared else Embedding(self.vocab, self.width, self.width**-0.5, name="head")
-        logits = jnp.tensordot(x, head.whole().T.astype(x.dtype), axes=1).astype(jnp.float32)
+        logits = to_logits(x, head.whole().T)
         bias = parameter(self, "bias", nn.initializers.zeros, (self.vocab,), ("vocab",))
         return constrain(logits + jnp.broadcast_to(bias, logits.shape), "batch", "length", "vocab")
 
@@ -230,9 +228,7 @@ class EncoderDecoder(Text, kw_only=True):
         x = self.dropping(self.embed(self.targets, self.target_positions, previous, at), deterministic=not train)
         context = Context(memory=memory[0], memory_segments=memory[1], positions=at, offset=offset)
         x = self.decoder(x, context, train, cache)
-        table = (self.targets if self.head is None else self.head).whole()
-        logits = jnp.tensordot(x, table.T.astype(x.dtype), axes=1)
-        return constrain(logits.astype(jnp.float32), "batch", "length", "vocab")
+        return to_logits(x, (self.targets if self.head is None else self.head).whole().T)
 
     def __call__(
         self, inputs: jax.Array, previous: jax.Array, lengths: jax.Array | None = None, train: bool = False

@@ -129,12 +129,23 @@ class Embedding(nn.Module):
     def __call__(self, numbers: jax.Array) -> jax.Array:
         """[...] -> [..., D]."""
         if not jnp.issubdtype(numbers.dtype, jnp.integer):
-            raise Refused(f"inputs are {numbers.dtype} of shape {numbers.shape} where tokens are looked up: give none.")
+            raise Refused(f"inputs are {numbers.dtype} of shape {numbers.shape} where tokens are looked up: give the model no vocab, or the data tokens.")
         return jnp.take(self.table, numbers, axis=0)
 
     def whole(self) -> jax.Array:
         """[count, D]."""
         return self.table
+
+
+def to_logits(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[B, L, D] and a matrix [D, V] -> logits over the vocabulary [B, L, V], float32."""
+    logits = jnp.tensordot(x, kernel.astype(x.dtype), axes=1)
+    return constrain(logits.astype(jnp.float32), "batch", "length", "vocab")
+
+
+def within(lengths: jax.Array, length: int) -> jax.Array:
+    """Which of `length` places are inside rows of those lengths [B]: [B, L], true or false."""
+    return jnp.arange(length)[None] < lengths[:, None]
 
 
 class RMSNorm(nn.Module):

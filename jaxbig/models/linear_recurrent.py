@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxbig.errors import Refused
 from jaxbig.models.attention import Attention
-from jaxbig.models.layers import Dtype, Embedding, Linear, RMSNorm, cast, choose, constrain, drop, parameter
+from jaxbig.models.layers import Dtype, Embedding, Linear, RMSNorm, cast, choose, constrain, drop, parameter, to_logits
 
 RecurrenceName = Literal["rglru", "lru"]
 
@@ -218,6 +218,4 @@ class Griffin(nn.Module):
 
     def __call__(self, tokens: jax.Array, train: bool = False) -> jax.Array:
         """Token numbers [B, L] -> logits [B, L, V], float32."""
-        x = self.hidden(tokens, train)
-        logits = jnp.tensordot(x, self.unembedding().astype(x.dtype), axes=1)
-        return constrain(logits.astype(jnp.float32), "batch", "length", "vocab")
+        return to_logits(self.hidden(tokens, train), self.unembedding())

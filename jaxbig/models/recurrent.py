@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxbig.errors import Refused
 from jaxbig.models.cells import EQUATIONS, Carry, CellName, Layer
-from jaxbig.models.layers import Dtype, Embedding, Linear, cast, choose, constrain, drop
+from jaxbig.models.layers import Dtype, Embedding, Linear, cast, choose, constrain, drop, to_logits, within
 
 Pooling = Literal["last", "mean", "attention", "none"]
 
@@ -114,7 +114,7 @@ class RNN(nn.Module):
         if self.pooling == "attention":
             score = jnp.tanh(Linear((self.width,), ("embed", "hidden"), name="pooling")(states))
             scores = Linear((1,), ("hidden", None), bias=False, name="score")(score)[..., 0]  # [B, L]
-        weights = shares(scores, jnp.arange(states.shape[1])[None] < ends[:, None]).astype(states.dtype)
+        weights = shares(scores, within(ends, states.shape[1])).astype(states.dtype)
         return jnp.einsum("bl,blw->bw", weights, states)
 
 
@@ -173,6 +173,4 @@ class RNNLanguageModel(nn.Module):
 
     def __call__(self, tokens: jax.Array, starts: jax.Array | None = None, train: bool = False) -> jax.Array:
         """Token numbers [B, L] -> logits [B, L, V], float32."""
-        x = self.hidden(tokens, starts, train)
-        logits = jnp.tensordot(x, self.unembedding().astype(x.dtype), axes=1)
-        return constrain(logits.astype(jnp.float32), "batch", "length", "vocab")
+        return to_logits(self.hidden(tokens, starts, train), self.unembedding())

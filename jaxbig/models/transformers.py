@@ -101,8 +101,6 @@ class Block(Fields, kw_only=True):
     ) -> jax.Array:
         """[B, L, D] -> [B, L, D]; scores: biases of attention [1, H, L, S]; rate: of drop path, in this block."""
         width, c = x.shape[-1], context
-        if self.window is not None and self.window < 1:
-            raise Refused(f"window {self.window}: a position sees at least itself, so make it 1 or more.")
         same = {"bias": self.bias, "scale": self.out_scale, "kernel": self.attention_kernel, "kv_heads": self.kv_heads}
 
         def add(x: jax.Array, name: str, branch: Any) -> jax.Array:
