@@ -7,7 +7,7 @@ its experiment and no model.
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -18,14 +18,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxbig.errors import Refused
 from jaxbig.state import leaves
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "tensor", "sequence")
 MeshAxes = str | tuple[str, ...] | None
 
 # logical axis -> mesh axes. The rows of a batch go over `data` and `fsdp`; `fsdp` also splits what is stored
-# (gathered when used), `tensor` splits the work inside a layer.
+# (gathered when used), `tensor` splits the work inside a layer, `sequence` the places of each row.
 RULES: tuple[tuple[str, MeshAxes], ...] = (
     ("batch", ("data", "fsdp")),
-    ("length", None),
+    ("length", "sequence"),
     ("layers", None),
     ("embed", "fsdp"),
     ("channels", ("tensor", "fsdp")),  # a convolution has few input channels, so its outputs are split twice
@@ -55,6 +55,8 @@ class Mesh:
     """Fully sharded data parallel: rows of the batch, and parameters stored in pieces."""
     tensor: int = 1
     """Pieces of each layer's width."""
+    sequence: int = 1
+    """Pieces of each row's length; attention gathers keys and values."""
 
     def sizes(self, devices: int) -> tuple[int, ...]:
         """The size of each axis in `AXES` on that many devices; `Refused` if they do not fit."""
@@ -66,15 +68,16 @@ class Mesh:
         if devices % fixed or (-1 not in asked and fixed != devices):
             needs = f"a multiple of {fixed}" if -1 in asked else f"{fixed}"
             raise Refused(
-                f"mesh {text} needs {needs} devices and there are {devices}: change --mesh.data, --mesh.fsdp or "
-                f"--mesh.tensor (on CPU, JAX_NUM_CPU_DEVICES={fixed} gives {fixed} devices)."
+                f"mesh {text} needs {needs} devices and there are {devices}: change --mesh.data or another axis "
+                f"(on CPU, JAX_NUM_CPU_DEVICES={fixed} gives {fixed} devices)."
             )
         return tuple(devices // fixed if size == -1 else size for size in asked)
 
-    def build(self) -> jax.sharding.Mesh:
-        """The mesh over all devices of this run."""
-        sizes = self.sizes(jax.device_count())
-        return jax.make_mesh(sizes, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+    def build(self, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+        """The mesh over those devices; all of this run's if not given."""
+        devices = jax.devices() if devices is None else devices
+        types = (jax.sharding.AxisType.Auto,) * len(AXES)
+        return jax.make_mesh(self.sizes(len(devices)), AXES, axis_types=types, devices=devices)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ A step is `(state, batch) -> (state, metrics)`; jit's shardings alone decide whe
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -36,13 +36,13 @@ class Program:
     eval_step: Any
 
 
-def make_program(experiment: Experiment) -> Program:
-    """Everything about the run but its data; `Refused` if the experiment does not fit the devices.
+def make_program(experiment: Experiment, devices: Sequence[jax.Device] | None = None) -> Program:
+    """Everything about the run but its data, on those devices (all there are); `Refused` if it does not fit them.
 
     Nothing is compiled here: shapes come from tracing alone.
     """
     experiment.check()
-    mesh = experiment.mesh.build()
+    mesh = experiment.mesh.build(devices)
     check_batch(experiment.data.batch, mesh)
     optimizer = experiment.optimizer.build(experiment.steps)
     rows, whole = batch_sharding(mesh), replicated(mesh)

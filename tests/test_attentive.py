@@ -13,7 +13,7 @@ import pytest
 from scipy.special import expit, softmax
 
 from jaxbig.errors import Refused
-from jaxbig.mesh import AXES, Mesh, activate, parameter_shardings
+from jaxbig.mesh import Mesh, activate, parameter_shardings
 from jaxbig.models.attentive import Additive, Multiplicative, RNNEncoderDecoder
 
 Array = np.ndarray
@@ -187,8 +187,7 @@ def gradient(mesh: jax.sharding.Mesh) -> Any:
 
 @pytest.mark.usefixtures("hastily")
 def test_gradients_over_meshes_are_those_of_one_device() -> None:
-    axis_types = (jax.sharding.AxisType.Auto,) * len(AXES)
-    one = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES, axis_types=axis_types)
+    one = Mesh(data=1).build(jax.devices()[:1])
     expected = gradient(one)
     for mesh in (Mesh(data=8), Mesh(fsdp=8, data=1), Mesh(data=2, fsdp=2, tensor=2)):
         ours = gradient(mesh.build())

@@ -22,7 +22,7 @@ from jaxbig.data.base import Rows, Source
 from jaxbig.data.pytext import PlainWindows, PyText, PyTextRows, Windows
 from jaxbig.data.stream import train_batch
 from jaxbig.experiment import Experiment
-from jaxbig.mesh import AXES, Mesh, activate, put
+from jaxbig.mesh import Mesh, activate, put
 from jaxbig.optim.optimizers import SGD
 from jaxbig.optim.schedules import Constant
 from jaxbig.state import TrainState, leaves, path_name
@@ -87,8 +87,7 @@ def batch(name: str, experiment: Experiment, step: int) -> Rows:
 
 
 def one_device() -> jax.sharding.Mesh:
-    axis_types = (jax.sharding.AxisType.Auto,) * len(AXES)
-    return jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES, axis_types=axis_types)
+    return Mesh(data=1).build(jax.devices()[:1])
 
 
 def perturbed(params: Any) -> Any:
@@ -155,6 +154,8 @@ MESHES = [
     pytest.param(Mesh(data=8), marks=SLOW),
     pytest.param(Mesh(fsdp=8, data=1), marks=SLOW),
 ]
+ATTENTIVE = ["pytext_transformer", "dates_transformer", "digits_vit", "pytext_griffin", "pytext_bert"]
+OVER_LENGTH = [Mesh(data=1, sequence=8), Mesh(data=2, tensor=2, sequence=2)]
 
 
 CASES = [
@@ -162,6 +163,18 @@ CASES = [
     *(pytest.param("hastily", name, marks=SLOW) for name in LONG),
     *(pytest.param("fully", name, marks=SLOW) for name in SPINE),
 ]
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize(
+    ("compiled", "name", "mesh"),
+    [("hastily", "pytext_transformer", OVER_LENGTH[1])]
+    + [pytest.param("hastily", name, mesh, marks=SLOW) for name in ATTENTIVE for mesh in OVER_LENGTH],
+    indirect=["compiled"],
+    ids=str,
+)
+def test_gradients_over_the_length_are_those_of_one_device(name: str, mesh: Mesh) -> None:
+    test_gradients_over_a_mesh_are_those_of_one_device(name, mesh)
 
 
 @pytest.mark.usefixtures("compiled")

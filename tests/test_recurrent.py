@@ -17,7 +17,7 @@ from jax.test_util import check_grads
 from scipy.special import expit, softmax
 
 from jaxbig.errors import Refused
-from jaxbig.mesh import AXES, Mesh, activate, parameter_shardings
+from jaxbig.mesh import Mesh, activate, parameter_shardings
 from jaxbig.models.cells import EQUATIONS, GRU, LSTM, Elman, Layer
 from jaxbig.models.linear_recurrent import LRU, RGLRU, CausalConv, Griffin, associative
 from jaxbig.models.recurrent import RNN, Recurrence, RNNLanguageModel
@@ -437,8 +437,7 @@ def hastily() -> Iterator[None]:
 def gradient(name: str, mesh: Mesh | None) -> Any:
     """Of the mean square of the logits, over a mesh, or on one device."""
     module, x = MODELS[name]
-    axis_types = (jax.sharding.AxisType.Auto,) * len(AXES)
-    one = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES, axis_types=axis_types)
+    one = Mesh(data=1).build(jax.devices()[:1])
     devices = one if mesh is None else mesh.build()
     named = {} if module.__class__ is not RNN else {"lengths": np.arange(16) % 5 + 1}
     with activate(devices):

@@ -129,7 +129,9 @@ class Embedding(nn.Module):
     def __call__(self, numbers: jax.Array) -> jax.Array:
         """[...] -> [..., D]."""
         if not jnp.issubdtype(numbers.dtype, jnp.integer):
-            raise Refused(f"inputs are {numbers.dtype} of shape {numbers.shape} where tokens are looked up: give the model no vocab, or the data tokens.")
+            raise Refused(
+                f"inputs are {numbers.dtype} of shape {numbers.shape} where tokens are looked up: give the model no vocab, or the data tokens."
+            )
         return jnp.take(self.table, numbers, axis=0)
 
     def whole(self) -> jax.Array:
