@@ -1,7 +1,9 @@
 """Every experiment that ships: it is shown, refused without its data, and takes steps."""
 
+import ast
 import dataclasses
 import math
+import re
 from pathlib import Path
 
 import jax

@@ -199,9 +199,7 @@ class Attention(nn.Module, kw_only=True):
         if cache and (segments is not None or x.shape[1] > cache):
             raise Refused(f"a cache of {cache} takes at most so many tokens (here {x.shape[1]}), and no segments.")
         query = constrain(query, "batch", "length", "heads", None)
-        both = constrain(
-            both, "batch", None, None, shared, None
-        )  # each place sees all keys
+        both = constrain(both, "batch", None, None, shared, None)  # each place sees all keys
         key, value = both[:, :, 0], both[:, :, 1]  # [B, S, G, K] each
         if self.rotary:
             if positions is None and offset is not None:

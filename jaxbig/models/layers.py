@@ -130,7 +130,8 @@ class Embedding(nn.Module):
         """[...] -> [..., D]."""
         if not jnp.issubdtype(numbers.dtype, jnp.integer):
             raise Refused(
-                f"inputs are {numbers.dtype} of shape {numbers.shape} where tokens are looked up: give the model no vocab, or the data tokens."
+                f"inputs are {numbers.dtype} of shape {numbers.shape} where tokens are looked up: give the "
+                f"model no vocab, or the data tokens."
             )
         return jnp.take(self.table, numbers, axis=0)
 
