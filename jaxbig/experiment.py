@@ -51,6 +51,11 @@ class Experiment:
     initialize_from: InitializeFrom = InitializeFrom()
     steps: int
     """How many updates the run makes."""
+    accumulate: int = 1
+    """In how many parts, one after another, each batch's gradient is taken: less memory, equal results."""
+    reproducible: int = 0
+    """In how many chunks each batch's gradient is taken and added up in a fixed order, so that the bits of a run do not
+    depend on how many devices share them; 0: as the compiler likes, which is faster. Its mesh is of `data` alone."""
     seed: int = 0
     """Of everything random: initial values, order of examples, dropout."""
     log_every: int = 10
@@ -84,18 +89,19 @@ class Experiment:
 
 # What a field of such a name may hold, wherever it stands: least, and what it must stay below. One name, one thing.
 COUNTS = "steps log_every evaluate_every checkpoint_every keep_last batch length depth width heads layers channels "
-COUNTS += "expansion rotary_base patch size "
+COUNTS += "accumulate expansion rotary_base patch size "
 COUNTS += "classes types embedding kernel stride vocab kv_heads mlp_width max_length window target_vocab"
 RANGES = {name: (1, math.inf) for name in COUNTS.split()}
 RANGES |= {name: (0, 1) for name in ("dropout", "drop_path", "b1", "b2", "momentum", "smoothing", "rate")}
 RANGES |= {
     name: (0, math.inf)
-    for name in ("keep_best", "readers", "warmup", "peak", "end", "clip", "l1", "l2", "weight_decay")
+    for name in ("keep_best", "reproducible", "readers", "warmup", "peak", "end", "clip", "l1", "l2", "weight_decay")
 }
 RANGES |= {"seed": (0, 2**32)}
 
 # What may change when a run goes on: where it runs, how far (a schedule then follows the new length), what it keeps.
-FREE = ("mesh", "steps", "log_every", "evaluate_every", "checkpoint_every", "keep_last", "keep_best", "readers")
+PACE = ("log_every", "evaluate_every", "checkpoint_every", "keep_last", "keep_best", "readers")
+FREE = ("mesh", "steps", "accumulate", *PACE)
 
 
 def to_json(value: Any) -> Any:

@@ -41,8 +41,9 @@ def _without_fsdp(axes: MeshAxes) -> MeshAxes:
     return tuple(a for a in axes if a != "fsdp") if isinstance(axes, tuple) else None if axes == "fsdp" else axes
 
 
-# The same for a parameter at work: what `fsdp` stores in pieces is gathered.
-GATHERED = tuple((logical, _without_fsdp(axes)) for logical, axes in RULES)
+def gathered() -> tuple[tuple[str, MeshAxes], ...]:
+    """The active rules for a parameter at work: what `fsdp` stores in pieces is gathered."""
+    return tuple((logical, _without_fsdp(axes)) for logical, axes in nn.get_logical_axis_rules())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Mesh:
             )
         return tuple(devices // fixed if size == -1 else size for size in asked)
 
-    def build(self, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    def build(self, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
         """The mesh over those devices; all of this run's if not given."""
         devices = jax.devices() if devices is None else devices
         types = (jax.sharding.AxisType.Auto,) * len(AXES)

@@ -14,6 +14,7 @@ import optax
 
 from jaxbig import keys
 from jaxbig.experiment import Experiment
+from jaxbig.gradient import check_parts, make_gradient
 from jaxbig.mesh import activate, batch_sharding, check_batch, parameter_shardings, replicated
 from jaxbig.objectives.base import Batch, Sums
 from jaxbig.state import TrainState
@@ -36,7 +37,7 @@ class Program:
     eval_step: Any
 
 
-def make_program(experiment: Experiment, devices: Sequence[jax.Device] | None = None) -> Program:
+def make_program(experiment: Experiment, devices: Sequence[Any] | None = None) -> Program:
     """Everything about the run but its data, on those devices (all there are); `Refused` if it does not fit them.
 
     Nothing is compiled here: shapes come from tracing alone.
@@ -44,6 +45,7 @@ def make_program(experiment: Experiment, devices: Sequence[jax.Device] | None = 
     experiment.check()
     mesh = experiment.mesh.build(devices)
     check_batch(experiment.data.batch, mesh)
+    check_parts(experiment, mesh)
     optimizer = experiment.optimizer.build(experiment.steps)
     rows, whole = batch_sharding(mesh), replicated(mesh)
     batch = {n: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows) for n, s in experiment.data.spec().items()}
@@ -79,7 +81,7 @@ def make_program(experiment: Experiment, devices: Sequence[jax.Device] | None = 
         batch=batch,
         init=jax.jit(init, out_shardings=shardings),
         train_step=jax.jit(
-            make_train_step(experiment, optimizer),
+            make_train_step(experiment, optimizer, mesh),
             in_shardings=inputs,
             out_shardings=(shardings, whole),
             donate_argnums=0,
@@ -100,27 +102,15 @@ def make_init(experiment: Experiment) -> Callable[[], Any]:
     return init_variables
 
 
-def make_loss(experiment: Experiment) -> Callable[..., tuple[jax.Array, tuple[Sums, Any]]]:
-    """`(params, variables, batch, step) -> (mean loss, (sums, new variables))` in training."""
-
-    def loss(params: Any, variables: Any, batch: Batch, step: jax.Array) -> tuple[jax.Array, tuple[Sums, Any]]:
-        key = keys.at_step(experiment.seed, "objective", step)
-        rngs = {"dropout": keys.at_step(experiment.seed, "dropout", step)}
-        objective = lambda forward: experiment.objective(forward, batch, key, True)  # noqa: E731
-        apply = nn.apply(objective, experiment.model, mutable=list(variables))
-        sums, variables = apply({"params": params, **variables}, rngs=rngs)
-        return sums["loss"].mean(), (sums, variables)
-
-    return loss
-
-
-def make_train_step(experiment: Experiment, optimizer: optax.GradientTransformation) -> Callable[..., Any]:
+def make_train_step(
+    experiment: Experiment, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
+) -> Callable[..., Any]:
     """`(state, batch) -> (state, metrics)`: gradient, update; metrics are float32 scalars."""
-    loss = make_loss(experiment)
+    find = make_gradient(experiment, mesh)
     rate = experiment.optimizer.rate.build(experiment.steps)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        gradient, (sums, variables) = jax.grad(loss, has_aux=True)(state.params, state.variables, batch, state.step)
+        gradient, sums, variables = find(state.params, state.variables, batch, state.step)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {name: each.mean() for name, each in sums.items()}  # scalars: no counts a class in training

@@ -22,11 +22,12 @@ from jaxbig.data.base import Rows, Source
 from jaxbig.data.pytext import PlainWindows, PyText, PyTextRows, Windows
 from jaxbig.data.stream import train_batch
 from jaxbig.experiment import Experiment
+from jaxbig.gradient import make_loss
 from jaxbig.mesh import Mesh, activate, put
 from jaxbig.optim.optimizers import SGD
 from jaxbig.optim.schedules import Constant
 from jaxbig.state import TrainState, leaves, path_name
-from jaxbig.step import make_init, make_loss, make_program, make_train_step
+from jaxbig.step import make_init, make_program, make_train_step
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 TEXT = np.frombuffer(" ".join(map(str, range(1000))).encode(), np.uint8)  # the same with every version of Python
@@ -225,7 +226,7 @@ def first_losses(name: str, steps: int = 5) -> list[float]:
         variables = nn.meta.unbox(jax.jit(make_init(experiment))())
         params = variables.pop("params")
         state = TrainState(jnp.int32(0), params, variables, optimizer.init(params))
-        train_step = jax.jit(make_train_step(experiment, optimizer))
+        train_step = jax.jit(make_train_step(experiment, optimizer, mesh))
         for step in range(steps):
             state, metrics = train_step(state, put(batch(name, experiment, step), mesh))
             losses.append(float(metrics["loss"]))

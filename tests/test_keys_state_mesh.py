@@ -19,12 +19,12 @@ from jaxbig import keys
 from jaxbig.errors import Refused
 from jaxbig.mesh import (
     AXES,
-    GATHERED,
     RULES,
     Mesh,
     activate,
     batch_sharding,
     check_batch,
+    gathered,
     parameter_shardings,
     put,
     replicated,
@@ -240,7 +240,9 @@ def test_a_size_that_does_not_divide_is_refused_with_path_and_numbers(shape: Any
 
 
 def test_gathered_is_the_table_without_fsdp() -> None:
-    assert dict(GATHERED) == {
+    with activate(Mesh().build()):
+        rules = gathered()
+    assert gathered() == () and dict(rules) == {
         "batch": ("data",),
         "length": "sequence",
         "layers": None,

@@ -7,7 +7,7 @@ sees and is seen by padding alone; documents packed into one row have numbers of
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -137,7 +137,56 @@ def attend(
     mask = None
     if causal or window is not None or segments is not None:
         mask = visible(*places(query, key, offset), causal, window, segments)
-    return jax.nn.dot_product_attention(query, key, value, bias, mask, implementation="xla")
+    return plain(query, key, value, bias, mask)
+
+
+@jax.custom_vjp
+def softmax(scores: jax.Array) -> jax.Array:
+    """Over the last axis. Its derivative is written out, since XLA makes a quotient's in one way or another by what
+    else is in the program, and the last bit with it (`Experiment.reproducible`)."""
+    return softmax_forward(scores)[0]
+
+
+def softmax_forward(scores: jax.Array) -> tuple[jax.Array, Any]:
+    powers = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+    total = jnp.sum(powers, axis=-1, keepdims=True)
+    return powers / total, (powers, total)
+
+
+def softmax_backward(saved: Any, gradient: jax.Array) -> tuple[jax.Array]:
+    powers, total = saved
+    of_total = -jnp.sum(gradient * total**-2 * powers, axis=-1, keepdims=True)
+    return ((gradient * (1 / total) + of_total) * powers,)
+
+
+softmax.defvjp(softmax_forward, softmax_backward)
+
+
+def plain(
+    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None, mask: jax.Array | None
+) -> jax.Array:
+    """As `attend`, with the scores of all pairs in memory; bias and mask are [1 or B, 1 or H, T, S]."""
+    (batch, length, heads, width), groups = query.shape, key.shape[2]
+
+    def grouped(x: jax.Array | None) -> jax.Array | None:
+        """[1 or B, 1 or H, T, S] -> [1 or B, 1 or G, H / G, T, S]."""
+        if x is None or x.shape[1] == 1:
+            return x if x is None else jnp.broadcast_to(x[:, :, None], (*x.shape[:2], heads // groups, *x.shape[2:]))
+        return x.reshape(x.shape[0], groups, heads // groups, *x.shape[2:])
+
+    query = query.reshape(batch, length, groups, heads // groups, width)
+    each = jax.vmap(of_heads, in_axes=(3, None, None, 2, 2), out_axes=3)
+    return each(query, key, value, grouped(bias), grouped(mask)).reshape(batch, length, heads, width)
+
+
+def of_heads(query: jax.Array, key: jax.Array, value: jax.Array, bias: Any, mask: Any) -> jax.Array:
+    """Queries [B, T, H, K], keys and values [B, S, H, K] -> [B, T, H, K]."""
+    scores = jnp.einsum("bthk,bshk->bhts", query, key, preferred_element_type=jnp.float32) * query.shape[3] ** -0.5
+    if bias is not None:
+        scores = scores + jnp.broadcast_to(bias, scores.shape).astype(scores.dtype)
+    if mask is not None:
+        scores = jnp.where(jnp.broadcast_to(mask, scores.shape), scores, -0.7 * jnp.finfo(scores.dtype).max)
+    return jnp.einsum("bhts,bshk->bthk", softmax(scores).astype(value.dtype), value)
 
 
 def places(query: jax.Array, key: jax.Array, offset: jax.Array | None) -> tuple[jax.Array, jax.Array]:

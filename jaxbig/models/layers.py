@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 
 from jaxbig.errors import Refused
-from jaxbig.mesh import GATHERED
+from jaxbig.mesh import gathered
 
 Axes = tuple[str | None, ...]
 Dtype = Literal["float32", "bfloat16"]
@@ -38,7 +38,7 @@ def parameter(
     `fsdp` and `tensor` both on an LSTM's kernel it was off by 19% at an exact loss (jax 0.10.2, CPU).
     """
     value: Any = module.param(name, nn.with_logical_partitioning(init, axes), shape)
-    return nn.with_logical_constraint(value.astype(dtype), axes, rules=GATHERED)
+    return nn.with_logical_constraint(value.astype(dtype), axes, rules=gathered())
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

@@ -28,7 +28,7 @@ def splash(
     if query.shape[1] % 128 or key.shape[1] % 128:
         raise Refused(f"kernel 'splash' takes lengths in 128s, not {query.shape[1]} and {key.shape[1]}.")
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    if not nn.get_logical_axis_rules():
         return _local(query, key, value, segments, causal, window)
     rows = nn.logical_to_mesh_axes(("batch", None))
     heads = nn.logical_to_mesh_axes(("batch", None, "heads", None))

@@ -1,0 +1,160 @@
+"""The gradient of the mean loss over a batch: at once, in parts one after another, or in chunks of a fixed order.
+
+The gradient of a mean is the sum of the parts' gradients of the total loss over the sum of their weights, so parts
+of unequal weight (padding) change nothing. Each part draws dropout of its own; BatchNorm sees each part by itself.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from jaxbig import keys
+from jaxbig.errors import Refused
+from jaxbig.experiment import Experiment
+from jaxbig.objectives.base import Batch, Sums
+
+BY_ROW = "carry"
+"""The collection whose arrays have a row for each row of the batch."""
+Gradient = Callable[[Any, Any, Batch, jax.Array], tuple[Any, Sums, Any]]
+"""`(params, variables, batch, step) -> (gradient, sums, new variables)`."""
+
+
+def make_loss(experiment: Experiment, mean: bool = True) -> Callable[..., tuple[jax.Array, tuple[Sums, Any]]]:
+    """`(params, variables, batch, step, part) -> (mean or total loss, (sums, new variables))` in training."""
+
+    def loss(
+        params: Any, variables: Any, batch: Batch, step: jax.Array, part: jax.Array | None = None
+    ) -> tuple[jax.Array, tuple[Sums, Any]]:
+        key = keys.at_step(experiment.seed, "objective", step)
+        dropout = keys.at_step(experiment.seed, "dropout", step)
+        rngs = {"dropout": dropout if part is None else jax.random.fold_in(dropout, part)}
+        objective = lambda forward: experiment.objective(forward, batch, key, True)  # noqa: E731
+        apply = nn.apply(objective, experiment.model, mutable=list(variables))
+        sums, variables = apply({"params": params, **variables}, rngs=rngs)
+        return sums["loss"].mean() if mean else sums["loss"].total, (sums, variables)
+
+    return loss
+
+
+def make_gradient(experiment: Experiment, mesh: jax.sharding.Mesh) -> Gradient:
+    """The one that the experiment asks for."""
+    if experiment.reproducible:
+        return in_fixed_order(experiment, mesh)
+    return in_parts(experiment) if experiment.accumulate > 1 else at_once(experiment)
+
+
+def check_parts(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
+    """`Refused` unless the batch divides into the parts or chunks that are asked for."""
+    batch, parts, chunks = experiment.data.batch, experiment.accumulate, experiment.reproducible
+    rows, data = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["data"]
+    if batch % (rows * parts):
+        raise Refused(
+            f"--data.batch {batch} does not divide over {rows} devices of data and fsdp times --accumulate {parts}: "
+            f"make it a multiple of {rows * parts}."
+        )
+    if chunks and (parts > 1 or mesh.size != data or chunks % data or batch % chunks):
+        raise Refused(
+            f"--reproducible {chunks} with --data.batch {batch}, --accumulate {parts} and the mesh "
+            f"{dict(mesh.shape)}: it must divide the batch and be a multiple of data, the only axis above 1, and "
+            f"accumulate must be 1."
+        )
+
+
+def at_once(experiment: Experiment) -> Gradient:
+    """The whole batch, its sums as the partitioner adds them up."""
+
+    def gradient(params: Any, variables: Any, batch: Batch, step: jax.Array) -> tuple[Any, Sums, Any]:
+        found, (sums, variables) = jax.grad(make_loss(experiment), has_aux=True)(params, variables, batch, step)
+        return found, sums, variables
+
+    return gradient
+
+
+def in_parts(experiment: Experiment) -> Gradient:
+    """`accumulate` parts one after another, so that only one part's activations are in memory at a time."""
+    count = experiment.accumulate
+    total = jax.grad(make_loss(experiment, mean=False), has_aux=True)
+
+    def gradient(params: Any, variables: Any, batch: Batch, step: jax.Array) -> tuple[Any, Sums, Any]:
+        def part(so_far: tuple[Any, Any], now: Any) -> tuple[Any, Any]:
+            number, rows, carry = now
+            gradient, others = so_far
+            more, (sums, variables) = total(params, {**others, **carry}, rows, step, number)
+            carry, others = by_row(variables)
+            return (jax.tree.map(jnp.add, gradient, more), others), (sums, carry)
+
+        carry, others = by_row(variables)
+        rows, carry = (jax.tree.map(functools.partial(strided, count), each) for each in (batch, carry))
+        start = jax.tree.map(jnp.zeros_like, params), others
+        (gradient, others), (sums, carry) = jax.lax.scan(part, start, (jnp.arange(count), rows, carry))
+        sums = jax.tree.map(lambda each: jnp.sum(each, axis=0), sums)
+        return mean(gradient, sums), sums, {**others, **jax.tree.map(unstrided, carry)}
+
+    return gradient
+
+
+def in_fixed_order(experiment: Experiment, mesh: jax.sharding.Mesh) -> Gradient:
+    """`reproducible` equal chunks of consecutive rows, each the same program on one device, added up in their order:
+    so the bits do not depend on how many devices share the chunks. BatchNorm's running statistics are averaged."""
+    count, rows, whole = experiment.reproducible, PartitionSpec(("data",)), PartitionSpec()
+    share = count // mesh.shape["data"]
+    total = jax.grad(make_loss(experiment, mean=False), has_aux=True)
+
+    def local(params: Any, others: Any, carry: Any, batch: Batch, step: jax.Array) -> Any:
+        def chunk(now: Any) -> Any:
+            number, rows, carry = jax.lax.optimization_barrier(now)
+            gradient, (sums, variables) = total(params, {**others, **carry}, rows, step, number)
+            return jax.lax.optimization_barrier((gradient, sums, *by_row(variables)))
+
+        numbers = jax.lax.axis_index("data") * share + jnp.arange(share)
+        with nn.logical_axis_rules(()):  # each chunk is on one device: there is nothing to place
+            gradient, sums, carry, others = jax.lax.map(chunk, (numbers, *map(chunks, (batch, carry))))
+        gathered = jax.lax.all_gather((gradient, sums, others), "data", tiled=True)  # [count, ...] each
+        gradient, sums, others = jax.tree.map(added, gathered)
+        others = jax.tree.map(lambda each: each / count, others)
+        return mean(gradient, sums), sums, others, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), carry)
+
+    def chunks(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x.reshape(share, x.shape[0] // share, *x.shape[1:]), tree)
+
+    def gradient(params: Any, variables: Any, batch: Batch, step: jax.Array) -> tuple[Any, Sums, Any]:
+        placed = jax.shard_map(
+            local,
+            mesh=mesh,
+            in_specs=(whole, whole, rows, rows, whole),
+            out_specs=(whole, whole, whole, rows),
+            check_vma=False,
+        )
+        carry, others = by_row(variables)
+        found, sums, others, carry = jax.lax.optimization_barrier(placed(params, others, carry, batch, step))
+        return found, sums, {**others, **carry}
+
+    return gradient
+
+
+def by_row(variables: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The collection with a row for each of the batch's, and the others."""
+    return {k: v for k, v in variables.items() if k == BY_ROW}, {k: v for k, v in variables.items() if k != BY_ROW}
+
+
+def mean(gradient: Any, sums: Sums) -> Any:
+    return jax.tree.map(lambda leaf: leaf / sums["loss"].weight.astype(leaf.dtype), gradient)
+
+
+def strided(count: int, x: jax.Array) -> jax.Array:
+    """[B, ...] -> [count, B / count, ...], every count-th row: so each device keeps the rows it has."""
+    return jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0)
+
+
+def unstrided(x: jax.Array) -> jax.Array:
+    return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
+
+
+def added(x: jax.Array) -> jax.Array:
+    """[count, ...] -> [...], from the first to the last."""
+    return functools.reduce(jnp.add, [x[i] for i in range(x.shape[0])])
