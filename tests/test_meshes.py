@@ -1,6 +1,6 @@
 """Gradients over any mesh are those of one device, and losses are those of the day they were written down.
 
-`python tests/test_gradients.py` writes the losses of this platform down anew.
+`python tests/test_meshes.py` writes the losses of this platform down anew.
 """
 
 import dataclasses
