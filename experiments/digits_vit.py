@@ -2,9 +2,9 @@
 
     jaxbig train digits_vit
 
-Two cores of an AMD EPYC. Accuracy on the 360 held-out images after 1,500 steps, seeds 0 to 2: 0.975, 0.961, 0.964;
-logistic regression has 0.967 on the same images (tests/benchmarks/baselines.py): so few images do not pay for a
-Transformer yet.
+Two cores of an AMD EPYC. Accuracy on the 360 held-out images after 1,500 steps, seeds 0 to 2: 0.989, 0.981, 0.986;
+support vector classification has 0.978 on the same images (tests/benchmarks/baselines.py). With learned positions it
+had 0.975, 0.961, 0.964; held-out quarters of the training rows said the same, 0.951 against 0.978.
 """
 
 from jaxbig.data.digits import Digits
@@ -20,7 +20,15 @@ def config() -> Experiment:
     data = Digits(batch=64)
     return Experiment(
         model=ViT(
-            classes=data.classes, patch=2, depth=4, width=64, heads=4, pooling="average", dropout=0.1, drop_path=0.1
+            classes=data.classes,
+            patch=2,
+            depth=4,
+            width=64,
+            heads=4,
+            positions="sincos",
+            pooling="average",
+            dropout=0.1,
+            drop_path=0.1,
         ),
         objective=Classification(classes=data.classes, smoothing=0.1),
         data=data,

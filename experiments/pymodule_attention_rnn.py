@@ -19,13 +19,19 @@ def config() -> Experiment:
     data = PyModule(batch=32)
     return Experiment(
         model=RNN(
-            vocab=data.vocab, width=128, bidirectional=True, pooling="attention", dropout=0.3, classes=data.classes
+            vocab=data.vocab,
+            width=128,
+            layers=2,
+            bidirectional=True,
+            pooling="attention",
+            dropout=0.3,
+            classes=data.classes,
         ),
-        objective=Classification(classes=data.classes, macro=True),
+        objective=Classification(classes=data.classes, smoothing=0.1, macro=True),
         data=data,
         optimizer=AdamW(rate=WarmupCosine(peak=3e-3, warmup=100), b2=0.98, weight_decay=0.05, clip=1.0),
         mesh=Mesh(data=-1),
-        steps=1_500,
+        steps=1_000,
         evaluate_every=500,
         checkpoint_every=500,
     )

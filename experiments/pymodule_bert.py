@@ -27,8 +27,8 @@ def config() -> Experiment:
         objective=Classification(classes=data.classes),
         data=data,
         initialize_from=InitializeFrom(run="runs/pytext_bert", pattern="^(tokens|positions|norm|blocks)"),
-        optimizer=AdamW(rate=WarmupCosine(peak=7e-4, warmup=60), b2=0.98, weight_decay=0.05, clip=1.0),
-        steps=600,
-        evaluate_every=300,
-        checkpoint_every=300,
+        optimizer=AdamW(rate=WarmupCosine(peak=2e-3, warmup=60), b2=0.98, weight_decay=0.05, clip=1.0),
+        steps=900,
+        evaluate_every=450,
+        checkpoint_every=450,
     )

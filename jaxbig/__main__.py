@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import tyro
 
 from jaxbig.bench import bench
+from jaxbig.check import check
 from jaxbig.compare import compare
 from jaxbig.errors import Failed, Refused
 from jaxbig.evaluate import evaluate_run
@@ -120,6 +121,21 @@ class Evaluate(OfRun):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Check(OfExperiment):
+    """Loss and every gradient of a first step on the mesh against one device; exit 1 where they are apart."""
+
+    tolerance: float = 1e-4
+    """Of the loss, and of each parameter's gradient, relative; float32 rounds to about 1e-6."""
+
+    def __call__(self) -> int:
+        result = check(self.experiment, self.tolerance)
+        furthest = sorted(result["errors"].items(), key=lambda item: -item[1])[:10]
+        shown = {key: value for key, value in result.items() if key != "errors"}
+        self.emit(shown, ("", rows("checked", shown)), ("\nfurthest from one device", rows("gradient", dict(furthest))))
+        return DONE if result["ok"] else FAILED
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Bench(OfExperiment):
     """Seconds a step of the real loop against the bare compiled step; compile time and memory."""
 
@@ -150,7 +166,7 @@ class Compare(Verb):
         )
 
 
-VERBS: dict[str, Any] = {verb.__name__.lower(): verb for verb in (List, Show, Train, Evaluate, Compare, Bench)}
+VERBS: dict[str, Any] = {verb.__name__.lower(): verb for verb in (List, Show, Check, Train, Evaluate, Compare, Bench)}
 
 
 def rows(name: str, values: dict[str, Any]) -> list[dict[str, Any]]:

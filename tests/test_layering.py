@@ -17,10 +17,11 @@ FLOORS = (
     {"mesh", "workdir", "checkpoint"},
     {"models", "objectives", "data", "optim"},
     {"experiment"},
+    {"gradient"},
     {"step"},
     {"resume", "show", "pictures", "planning", "interop"},
     {"loop"},
-    {"evaluate", "bench", "compare"},
+    {"evaluate", "bench", "compare", "check"},
     {"__main__"},
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from conftest import EMBEDDED, EXPERIMENTS, SPINE, random_batch, small
 
+from jaxbig.check import apart
 from jaxbig.data.base import Rows, Source
 from jaxbig.data.pytext import PlainWindows, PyText, PyTextRows, Windows
 from jaxbig.data.stream import train_batch
@@ -136,16 +137,9 @@ def over(name: str, mesh: Mesh) -> tuple[Gradients, Gradients]:
 
 
 def worst(found: Gradients, expected: Gradients) -> tuple[str, float]:
-    """The leaf that is furthest from what is expected, and how far: norm of the difference over norm.
-
-    A leaf whose gradient nearly cancels is measured against 1/300 of the whole: the rest of it is rounding.
-    """
+    """The leaf that is furthest from what is expected, and how far."""
     assert found.keys() == expected.keys()
-    least = float(np.sqrt(sum(np.linalg.norm(leaf) ** 2 for leaf in expected.values()))) / 300
-    errors = {
-        path: float(np.linalg.norm(found[path] - expected[path]) / max(np.linalg.norm(expected[path]), least))
-        for path in expected
-    }
+    errors = apart(found, expected)
     return max(errors.items(), key=lambda item: item[1] if np.isfinite(item[1]) else np.inf)
 
 
