@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jaxbig.planning.flops import inner_jaxprs
-from jaxbig.planning.hlo import Module, called, shorter
+from jaxbig.planning.hlo import Module, arrays, called, shorter
 from jaxbig.planning.roofline import FREE, in_place
 from jaxbig.state import leaves
 from jaxbig.step import Program
@@ -21,8 +21,8 @@ def largest(module: Module, program: Program) -> list[Buffer]:
     for name in module.times:
         for each in module.computations[name] if name not in fused else ():
             if each.opcode not in FREE and not each.opcode.endswith("-done") and not in_place(module, each):
-                shape = each.result.split("{")[0]
-                found.append({"bytes": each.memory_bytes, "array": shape, "source": module.source(each)})
+                made = [(shape, size) for shape, size, on_chip in arrays(each.result) if not on_chip]
+                found += [{"bytes": size, "array": shape, "source": module.source(each)} for shape, size in made]
     return _top(found)
 
 

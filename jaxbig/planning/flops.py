@@ -39,7 +39,7 @@ def _of(equation: Any) -> int:
     if name == "scan":
         times = params["length"]
     elif name == "shard_map":
-        times = math.prod(params["mesh"].shape[axis] for axis in params["manual_axes"])
+        times = math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
     elif name == "pallas_call":
         times = math.prod(params["grid_mapping"].grid)
     return times * sum(inner)

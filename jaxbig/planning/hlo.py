@@ -25,12 +25,12 @@ class Instruction:
 
     @functools.cached_property
     def bytes(self) -> int:
-        return sum(size for size, _ in sizes(self.result))
+        return sum(size for _, size, _ in arrays(self.result))
 
     @functools.cached_property
     def memory_bytes(self) -> int:
         """Those that lie in the device's memory, and not on the chip itself."""
-        return sum(size for size, on_chip in sizes(self.result) if not on_chip)
+        return sum(size for _, size, on_chip in arrays(self.result) if not on_chip)
 
 
 def shorter(file: str) -> str:
@@ -39,12 +39,13 @@ def shorter(file: str) -> str:
     return str(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
-def sizes(text: str) -> Iterator[tuple[int, bool]]:
-    """Bytes of each array in a type, and whether it lies on the chip; padding to tiles is not counted."""
+def arrays(text: str) -> Iterator[tuple[str, int, bool]]:
+    """Each array in a type, its bytes, and whether it lies on the chip; padding to tiles is not counted."""
     for kind, dimensions, on_chip in SHAPE.findall(text):
         bits = re.search(r"\d+", kind)
         width = int(bits[0]) / 8 if bits else 1 if kind == "pred" else 0
-        yield int(width * math.prod(int(n) for n in dimensions.split(",") if n)), bool(on_chip)
+        size = int(width * math.prod(int(n) for n in dimensions.split(",") if n))
+        yield f"{kind}[{dimensions}]", size, bool(on_chip)
 
 
 @dataclasses.dataclass(frozen=True)
