@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import flax.linen as nn
 import jax
 
 from jaxbig.errors import Failed, Refused
@@ -20,7 +19,7 @@ from jaxbig.show import bytes_per_device
 from jaxbig.step import Program, make_program
 
 
-def devices_of(topology: Topology) -> Sequence[jax.Device]:
+def devices_of(topology: Topology) -> Sequence[Any]:
     """The topology's devices, for compiling alone; for GPUs as many of the CPU. `Refused` if libtpu knows none such."""
     if not topology.is_tpu:
         return jax.devices("cpu")
@@ -48,12 +47,13 @@ def measure(experiment: Experiment, topology: Topology) -> dict[str, Any]:
     with activate(program.mesh):
         traced = program.train_step.trace(program.abstract, program.batch)
         lowered = traced.lower(lowering_platforms=("tpu",) if topology.is_tpu else None)
+        compiled, used = None, 0
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise Failed(f"the compiler for {topology.name} failed: {_sentence(error)}.") from None
-            compiled, used = None, _used(str(error))
+            used = _used(str(error))
     plan: dict[str, Any] = {
         "topology": topology.name,
         "slices": topology.slices,
@@ -100,7 +100,7 @@ def _model_flops(experiment: Experiment, program: Program) -> int:
     for part, settings in (("model", {"remat": "none", "attention_kernel": "plain"}), ("objective", {"chunks": 0})):
         value = getattr(experiment, part)
         fields = {name: setting for name, setting in settings.items() if hasattr(value, name)}
-        plainest[part] = value.clone(**fields) if isinstance(value, nn.Module) else replace(value, **fields)
+        plainest[part] = replace(value, **fields)
     plain = make_program(replace(experiment, **plainest), program.mesh.devices.flatten().tolist())
     with activate(plain.mesh):
         return count_flops(plain.train_step.trace(plain.abstract, plain.batch).jaxpr)

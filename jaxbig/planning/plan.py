@@ -10,11 +10,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from jaxbig.errors import Failed, Refused
 from jaxbig.experiment import Experiment
 from jaxbig.mesh import AXES
+from jaxbig.models.transformers import Remat
 from jaxbig.planning.chips import GiB, Topology
 
 Plan = dict[str, Any]
@@ -64,7 +65,7 @@ def remedies(experiment: Experiment, topology: Topology) -> Iterator[list[str]]:
     model: Any = experiment.model
     remat: list[list[str]] = [[]]
     if hasattr(model, "remat"):
-        policies = ("none", "dots", "full")
+        policies = get_args(Remat)
         remat += [[f"--model.remat={name}"] for name in policies[policies.index(model.remat) + 1 :]]
     yield from remat[1:]
     mesh, devices = experiment.mesh, topology.devices
