@@ -31,7 +31,7 @@ def config() -> Experiment:
         data=data,
         optimizer=AdamW(rate=WarmupCosine(peak=3e-3, warmup=100), b2=0.98, weight_decay=0.05, clip=1.0),
         mesh=Mesh(data=-1),
-        steps=1_000,
-        evaluate_every=500,
-        checkpoint_every=500,
+        steps=1_200,
+        evaluate_every=600,
+        checkpoint_every=600,
     )

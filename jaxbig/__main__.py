@@ -22,6 +22,9 @@ from jaxbig.errors import Failed, Refused
 from jaxbig.evaluate import evaluate_run
 from jaxbig.experiment import Experiment, available, flat, load, summary, to_json
 from jaxbig.loop import fit
+from jaxbig.planning import plan
+from jaxbig.planning.chips import parse_topology
+from jaxbig.planning.compile import measure
 from jaxbig.show import show
 from jaxbig.tracking.metrics import to_json_text
 from jaxbig.tracking.screen import Screen, table
@@ -148,6 +151,33 @@ class Bench(OfExperiment):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan(OfExperiment):
+    """Memory, FLOPs, collectives and time on hardware that is not here; no data is touched."""
+
+    topology: str = ""
+    """Chips and how they lie: v4, v5e, v5p or v6e TPUs as in v5p:4x4x8; a100, h100 or h200 GPUs as in h100:64."""
+    slices: int = 1
+    """How many such TPU slices, joined by the data center's network."""
+    timeout: float = 1800.0
+    """Seconds that the compiler may take."""
+    here: Flag = False
+    """Compile in this process, which ends where the compiler crashes; else in a child of it."""
+
+    def __call__(self) -> int:
+        topology = parse_topology(self.topology, self.slices)
+        if self.here:
+            return self.emit(measure(self.experiment, topology))
+        command, screen = ["plan", self.name, *self.options], Screen(self.json)
+        result = plan.plan(command, self.experiment, topology, self.timeout, screen.say)
+        self.emit(result, *plan.rows(result))
+        proposal = result.get("proposal")
+        if proposal and not self.json:
+            screen.say(f"\nthis fits: jaxbig {shlex.join([*command, *proposal['options']])}")
+            self.emit(proposal, *plan.rows(proposal))
+        return DONE
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Compare(Verb):
     """What differs between two or more runs: config, versions, data, curves."""
 
@@ -166,7 +196,9 @@ class Compare(Verb):
         )
 
 
-VERBS: dict[str, Any] = {verb.__name__.lower(): verb for verb in (List, Show, Check, Train, Evaluate, Compare, Bench)}
+VERBS: dict[str, Any] = {
+    verb.__name__.lower(): verb for verb in (List, Show, Plan, Check, Train, Evaluate, Compare, Bench)
+}
 
 
 def rows(name: str, values: dict[str, Any]) -> list[dict[str, Any]]:

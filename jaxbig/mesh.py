@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxbig.errors import Refused
@@ -78,7 +79,14 @@ class Mesh:
         """The mesh over those devices; all of this run's if not given."""
         devices = jax.devices() if devices is None else devices
         types = (jax.sharding.AxisType.Auto,) * len(AXES)
-        return jax.make_mesh(self.sizes(len(devices)), AXES, axis_types=types, devices=devices)
+        sizes, slices = self.sizes(len(devices)), len({getattr(device, "slice_index", None) for device in devices})
+        if slices == 1:
+            return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+        if sizes[0] % slices:  # between slices the network is slow, and copies of the model say least to each other
+            raise Refused(f"mesh data={sizes[0]} does not divide over {slices} slices: make it a multiple of {slices}.")
+        inside, between = (sizes[0] // slices, *sizes[1:]), (slices, 1, 1, 1)
+        placed = mesh_utils.create_hybrid_device_mesh(inside, between, devices)
+        return jax.sharding.Mesh(placed, AXES, axis_types=types)
 
 
 @contextlib.contextmanager
@@ -86,6 +94,12 @@ def activate(mesh: jax.sharding.Mesh) -> Iterator[None]:
     """Everything traced inside sees the mesh and the rules (one without the other is silently nothing)."""
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         yield
+
+
+def platform() -> str:
+    """What is compiled for: "cpu", "gpu" or "tpu". The active mesh's devices say it, which need not be here."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device is not None else jax.default_backend()
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:

@@ -89,8 +89,8 @@ def test_without_its_data_it_is_refused_in_a_sentence(
 def test_every_experiment_that_runs_here_names_what_it_has_to_beat() -> None:
     numbers = r"\d\.\d{3}"  # the score of three seeds or more, and of what they are compared with
     for name in EMBEDDED:
-        header = ast.get_docstring(ast.parse(available()[name].read_text())) or ""
-        assert f"jaxbig train {name}" in header and "seeds 0 to 2" in header, name
+        header = " ".join((ast.get_docstring(ast.parse(available()[name].read_text())) or "").split())
+        assert f"jaxbig train {name}" in header and re.search(r"seeds 0 to [2-9]", header), name
         assert len(re.findall(numbers, header)) >= 3 and "baselines.py" in header, name
 
 

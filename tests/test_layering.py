@@ -19,8 +19,8 @@ FLOORS = (
     {"experiment"},
     {"gradient"},
     {"step"},
-    {"resume", "show", "pictures", "planning", "interop"},
-    {"loop"},
+    {"resume", "show", "pictures", "interop"},
+    {"loop", "planning"},
     {"evaluate", "bench", "compare", "check"},
     {"__main__"},
 )

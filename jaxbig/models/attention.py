@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbig.errors import Refused
+from jaxbig.mesh import platform
 from jaxbig.models.layers import Embedding, Linear, choose, constrain, within
 
 Kernel = Literal["auto", "plain", "fused", "splash"]
@@ -114,7 +115,7 @@ def attend(
     if kernel == "auto":
         whole = offset is None and bias is None and not any(n % 128 for n in lengths)
         on = {"tpu": "splash" if whole else "plain", "gpu": "fused" if fusible else "plain"}
-        kernel = on.get(jax.default_backend(), "plain")
+        kernel = on.get(platform(), "plain")
     if kernel == "splash":
         if offset is not None or bias is not None:
             raise Refused(
@@ -123,7 +124,7 @@ def attend(
         from jaxbig.models.splash import splash  # here: Pallas takes a second to import
 
         return splash(query, key, value, causal, window, segments)
-    if kernel == "fused" and (not fusible or jax.default_backend() != "gpu"):
+    if kernel == "fused" and (not fusible or platform() != "gpu"):
         raise Refused(
             f"attention kernel 'fused' needs a GPU, bfloat16, a head width in 8s up to 128 (here {query.shape[3]}), no "
             f"cache, and without causal no window: use --model.attention-kernel plain."

@@ -11,6 +11,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
 from jaxbig.errors import Refused
+from jaxbig.mesh import platform
 
 
 def splash(
@@ -48,7 +49,7 @@ def _local(query: Any, key: Any, value: Any, segments: Any, causal: bool, window
     if window is not None:
         mask = mask & masks.LocalMask(shape, (window - 1, 0 if causal else window - 1), 0)
     every_head = masks.MultiHeadMask([mask] * query.shape[2])
-    interpret = jax.default_backend() != "tpu"
+    interpret = platform() != "tpu"
     kernel = pallas.make_splash_mha(every_head, head_shards=1, q_seq_shards=1, interpret=interpret)
     query = query * query.shape[-1] ** -0.5
     heads_first = [each.swapaxes(1, 2) for each in (query, key, value)]  # [B, H or G, T or S, K]

@@ -1,0 +1,73 @@
+"""The largest arrays of a program on one device, and the lines that ask for them."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from jaxbig.planning.flops import inner_jaxprs
+from jaxbig.planning.hlo import Module, arrays, called, shorter
+from jaxbig.planning.roofline import FREE, in_place
+from jaxbig.state import leaves
+from jaxbig.step import Program
+
+COUNT = 8
+Buffer = dict[str, Any]
+
+
+def largest(module: Module, program: Program) -> list[Buffer]:
+    """The arguments and temporaries that take most memory; not all are there at once."""
+    found = _arguments(program)
+    fused = {name for each, _, _ in module.run() if each.opcode == "fusion" for _, name in called(each)}
+    for name in module.times:
+        for each in module.computations[name] if name not in fused else ():
+            if each.opcode not in FREE and not each.opcode.endswith("-done") and not in_place(module, each):
+                made = [(shape, size) for shape, size, on_chip in arrays(each.result) if not on_chip]
+                found += [{"bytes": size, "array": shape, "source": module.source(each)} for shape, size in made]
+    return _top(found)
+
+
+def largest_traced(jaxpr: Any, program: Program) -> list[Buffer]:
+    """The same where nothing could be compiled: of the values in the program as written, as if each were split over
+    all devices; the compiler may never keep some of them.
+    """
+    devices = program.mesh.size
+    found = _arguments(program)
+    for value, equation in _values(getattr(jaxpr, "jaxpr", jaxpr)):
+        shape = f"{value.dtype}[{','.join(map(str, value.shape))}] / {devices}"
+        size = value.size * value.dtype.itemsize // devices
+        found.append({"bytes": size, "array": shape, "source": _line(equation)})
+    return _top(found)
+
+
+def _arguments(program: Program) -> list[Buffer]:
+    rows = []
+    for path, leaf in leaves({"state": program.abstract, "batch": program.batch}).items():
+        shape = leaf.sharding.shard_shape(leaf.shape)
+        size = math.prod(shape) * leaf.dtype.itemsize
+        rows.append({"bytes": size, "array": f"{leaf.dtype}[{','.join(map(str, shape))}]", "source": path})
+    return rows
+
+
+def _values(jaxpr: Any) -> Iterator[tuple[Any, Any]]:
+    for equation in jaxpr.eqns:
+        inner = list(inner_jaxprs(equation))
+        if equation.primitive.name != "pallas_call":
+            for each in inner:
+                yield from _values(each)
+        if not inner or equation.primitive.name in ("scan", "while"):
+            yield from ((v.aval, equation) for v in equation.outvars if hasattr(v.aval, "dtype"))
+
+
+def _line(equation: Any) -> str:
+    frames = equation.source_info.traceback.frames if equation.source_info.traceback else ()
+    ours = next((frame for frame in frames if "site-packages" not in frame.file_name), None)
+    return f"{shorter(ours.file_name)}:{ours.line_num}" if ours else ""
+
+
+def _top(found: Sequence[Buffer]) -> list[Buffer]:
+    """The largest; of those alike one, with how many there are."""
+    alike: dict[tuple[Any, ...], Buffer] = {}
+    for each in found:
+        row = alike.setdefault((each["bytes"], each["array"], each["source"]), {**each, "alike": 0})
+        row["alike"] += 1
+    return sorted(alike.values(), key=lambda row: -row["bytes"])[:COUNT]

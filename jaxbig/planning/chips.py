@@ -1,0 +1,91 @@
+"""The chips that a plan can be made for, and what a topology's name means.
+
+FLOP/s are dense bf16; interconnect is what one chip sends and receives together, so one direction has half of it.
+"""
+
+import dataclasses
+import math
+import re
+
+from jaxbig.errors import Refused
+
+GiB = 2**30
+GOOGLE, NVIDIA = "https://docs.cloud.google.com/tpu/docs/{}", "NVIDIA {} Tensor Core GPU datasheet, SXM"
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What bounds a step: see `sources` for where each number is from."""
+
+    peak_flops: float
+    """bf16 FLOP/s."""
+    memory_bytes: int
+    """What a program may use of HBM: on a TPU as libtpu 0.0.42 says when a program is too large."""
+    memory_bandwidth: float
+    """HBM bytes/s."""
+    interconnect_bandwidth: float
+    """Bytes/s over all links of a chip within a slice (ICI) or a server (NVLink), both directions."""
+    network_bandwidth: float
+    """Bytes/s of a chip between slices or servers, one direction."""
+    source: str
+    dimensions: int = 0
+    """Of a TPU's topology; 0: a GPU, of which there are a number."""
+
+
+CHIPS = {
+    "v4": Chip(275e12, int(30.75 * GiB), 1228e9, 600e9, 3.1e9, GOOGLE.format("v4"), 3),
+    "v5e": Chip(197e12, int(15.75 * GiB), 819e9, 400e9, 3.1e9, GOOGLE.format("v5e"), 2),
+    "v5p": Chip(459e12, int(95.74 * GiB), 2765e9, 1200e9, 6.2e9, GOOGLE.format("v5p"), 3),
+    "v6e": Chip(918e12, int(31.25 * GiB), 1640e9, 800e9, 12.5e9, GOOGLE.format("v6e"), 2),
+    "a100": Chip(312e12, 80 * 10**9, 2039e9, 600e9, 25e9, NVIDIA.format("A100 80GB")),
+    "h100": Chip(989e12, 80 * 10**9, 3350e9, 900e9, 50e9, NVIDIA.format("H100")),
+    "h200": Chip(989e12, 141 * 10**9, 4800e9, 900e9, 50e9, NVIDIA.format("H200")),
+}
+# Between hosts: a v5p chip 50 Gbit/s, v5e 6.4 and v6e 25.6 Tbit/s a pod of 256 (same pages), v4 taken as v5e;
+# a GPU its own 200 (A100) or 400 Gbit/s adapter, as in NVIDIA's DGX A100, H100 and H200 datasheets.
+SERVER = 8  # GPUs that NVLink joins
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """`v5p:4x4x8` is 128 chips of a TPU slice, `h100:64` that many GPUs in servers of eight."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    slices: int = 1
+
+    @property
+    def chip(self) -> Chip:
+        return CHIPS[self.kind]
+
+    @property
+    def is_tpu(self) -> bool:
+        return self.chip.dimensions > 0
+
+    @property
+    def devices(self) -> int:
+        return math.prod(self.shape) * self.slices
+
+    @property
+    def island(self) -> int:
+        """How many chips the fast interconnect joins."""
+        return math.prod(self.shape) if self.is_tpu else SERVER
+
+
+def parse_topology(name: str, slices: int = 1) -> Topology:
+    """The topology of that name; `Refused` says which there are."""
+    kind, _, size = name.partition(":")
+    if kind not in CHIPS or not re.fullmatch(r"\d+(x\d+)*", size):
+        raise Refused(
+            f"--topology {name!r}: write a chip and how many, as in v5e:4x4, v5p:4x4x8 or h100:64; "
+            f"the chips are {', '.join(CHIPS)}."
+        )
+    shape = tuple(map(int, size.split("x")))
+    sides = CHIPS[kind].dimensions or 1
+    if len(shape) != sides or 0 in shape:
+        example = "x".join(["4"] * sides) if sides > 1 else "64"
+        raise Refused(f"--topology {name!r}: a {kind} has {sides} side{'s'[: sides > 1]}, as in {kind}:{example}.")
+    if slices < 1 or (slices > 1 and sides == 1):
+        raise Refused(f"--slices {slices}: it must be 1 or more, and more than 1 for TPUs alone.")
+    return Topology(name, kind, shape, slices)

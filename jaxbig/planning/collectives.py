@@ -1,0 +1,123 @@
+"""What devices send each other in a step, read off the compiled program."""
+
+import collections
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxbig.planning.chips import Topology
+from jaxbig.planning.hlo import Module
+
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
+Groups = list[list[int]]
+MESHED = r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(?([^)]*\)?)\)?)? ?\{([^}]*)\}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """`bytes`: of the whole array on one device, before or after, whichever is larger, in one of `times` runs."""
+
+    kind: str
+    groups: Groups
+    bytes: int
+    times: int
+
+    def axes(self, mesh: dict[str, int]) -> tuple[str, ...]:
+        """The mesh axes along which the members of a group differ."""
+        at = np.array(np.unravel_index(np.array(self.groups[0]), tuple(mesh.values())))  # [axes, members]
+        return tuple(axis for axis, places in zip(mesh, at, strict=True) if len(set(places)) > 1)
+
+    def seconds(self, topology: Topology) -> float:
+        """The least a ring takes, all runs together.
+
+        A chip sends (n - 1) / n of the bytes to gather or scatter over n chips, twice that to reduce all; over
+        islands of chips (slices, servers) first inside each, then each chip its share between them.
+        """
+        group, chip = self.groups[0], topology.chip
+        far = len({member // topology.island for member in group})
+        near = len(group) // far
+        passes = 2 if self.kind == "all-reduce" else 1
+        share = (1.0, 1.0) if self.kind == "collective-permute" else ((near - 1) / near, (far - 1) / far / near)
+        inside = share[0] * self.bytes / (chip.interconnect_bandwidth / 2) if near > 1 or far == 1 else 0.0
+        between = share[1] * self.bytes / chip.network_bandwidth if far > 1 else 0.0
+        return self.times * passes * (inside + between)
+
+
+def find_collectives(module: Module, devices: int) -> list[Collective]:
+    """Those that cross devices; pieces of one asynchronous collective share a channel and count once."""
+    found: dict[Any, Collective] = {}
+    for number, (each, times, known) in enumerate(module.run()):
+        kind = each.opcode.removesuffix("-start")
+        if kind not in KINDS:
+            continue
+        groups = parse_groups(each.attributes, devices)
+        given = sum(known[name].bytes for name in each.operands)
+        result = each.bytes - (given if each.opcode in ("all-gather-start", "collective-permute-start") else 0)
+        channel = re.search(r"channel_id=(\d+)", each.attributes)
+        key = (kind, channel[1]) if channel else number
+        if len(groups[0]) > 1 and (key not in found or times > found[key].times):
+            found[key] = Collective(kind, groups, max(given, result), times)
+    return list(found.values())
+
+
+def table(collectives: Sequence[Collective], mesh: dict[str, int]) -> list[dict[str, Any]]:
+    """Count and bytes a step on each device, by kind and by the mesh axes they cross; the largest first."""
+    count: collections.Counter[tuple[str, str]] = collections.Counter()
+    size: collections.Counter[tuple[str, str]] = collections.Counter()
+    for each in collectives:
+        key = each.kind, " x ".join(each.axes(mesh))
+        count[key] += each.times
+        size[key] += each.times * each.bytes
+    rows = [{"kind": kind, "axes": axes, "count": count[kind, axes], "bytes": n} for (kind, axes), n in size.items()]
+    return sorted(rows, key=lambda row: -row["bytes"])
+
+
+def parse_groups(attributes: str, devices: int) -> Groups:
+    """Which devices work together; HLO writes it as a list, as a transposed range, as axes of a mesh or as pairs."""
+    if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", attributes):
+        return [list(map(int, pair.split(","))) for pair in re.findall(r"\{(\d+,\d+)", pairs[0])]
+    if listed := re.search(r"replica_groups=\{(\{.*?\})\}", attributes):
+        return [list(map(int, group.split(","))) for group in re.findall(r"\{([\d,]+)\}", listed[1])]
+    if ranged := re.search(r"replica_groups=\[([\d,]+)\](<=\[[\d,]+\](?:T\([\d,]+\))?)", attributes):
+        return _range(ranged[2]).reshape(_numbers(ranged[1])).tolist()
+    if meshed := re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(?([^)]*\)?)\)?)? ?\{([^}]*)\}", attributes
+    ):
+        return _along(meshed[1], meshed[2] or "", re.findall(r"'[^']*'(?::\(\d+\)\d+)?", meshed[3]))
+    return [list(range(devices))]
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+def _range(text: str) -> np.ndarray:
+    """`<=[2,4]T(1,0)`: 0 ... 7 as [2, 4], its axes transposed, flat."""
+    shape, _, order = text.removeprefix("<=[").partition("]")
+    ids = np.arange(np.prod(_numbers(shape))).reshape(_numbers(shape))
+    return (ids.transpose(_numbers(order[2:-1])) if order else ids).reshape(-1)
+
+
+def _along(mesh: str, order: str, axes: list[str]) -> Groups:
+    """`mesh['a'=2,'b'=8]` and `'b'`, or `'b':(2)4`: of b taken as 2 x 4 x 1 the middle one."""
+    sizes = [(name, int(size)) for name, size in re.findall(r"('[^']*')=(\d+)", mesh)]
+    parts: list[tuple[int, bool]] = []  # every axis in pieces, and whether a group runs along it
+    for name, size in sizes:
+        asked = sorted(each for each in axes if each.split(":")[0] == name)
+        if not asked or ":" not in asked[0]:
+            parts.append((size, bool(asked)))
+            continue
+        done = 1
+        for before, length in sorted(map(tuple, (map(int, re.findall(r"\d+", a.split(":")[1])) for a in asked))):
+            parts += [(before // done, False), (length, True)]
+            done = before * length
+        parts.append((size // done, False))
+    shape = [size for size, _ in parts]
+    ids = (_range(order) if order else np.arange(np.prod(shape))).reshape(shape)
+    inside = [i for i, (_, along) in enumerate(parts) if along]
+    outside = [i for i in range(len(parts)) if i not in inside]
+    members = int(np.prod([shape[i] for i in inside]))
+    return ids.transpose(outside + inside).reshape(-1, members).tolist()

@@ -1,0 +1,97 @@
+"""The least time that a step can take: the longest of computing, reading and writing memory, and sending."""
+
+from collections.abc import Sequence
+
+from jaxbig.planning.chips import Topology
+from jaxbig.planning.collectives import Collective
+from jaxbig.planning.hlo import Instruction, Module, called
+
+SLICES = ("dynamic-slice", "gather")
+FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all")
+
+
+def seconds(flops: int, traffic: int, collectives: Sequence[Collective], topology: Topology) -> dict[str, float]:
+    """Of one step, if each chip does its share at its peak: no other work, no waiting, all three at once.
+
+    flops: over all devices; traffic: bytes of memory on one.
+    """
+    return {
+        "compute": flops / topology.devices / topology.chip.peak_flops,
+        "memory": traffic / topology.chip.memory_bandwidth,
+        "interconnect": sum(each.seconds(topology) for each in collectives),
+    }
+
+
+def memory_traffic(module: Module) -> int:
+    """Bytes that a device reads and writes of its memory in a step: what each instruction takes and gives.
+
+    Values inside a fusion never reach memory, a slice is not the whole, and what lies on the chip is free.
+    """
+    fused = {name for each, _, _ in module.run() if each.opcode == "fusion" for _, name in called(each)}
+    total = 0
+    for name, times in module.times.items():
+        known = {each.name: each for each in module.computations[name]}
+        for each in module.computations[name] if name not in fused else ():
+            if each.opcode not in FREE and not each.opcode.endswith("-done"):
+                total += times * (_written(module, each) + _read(module, each, known))
+    return total
+
+
+def _read(module: Module, instruction: Instruction, known: dict[str, Instruction]) -> int:
+    if instruction.opcode in SLICES:
+        return instruction.memory_bytes
+    given = [(i, known[name].memory_bytes) for i, name in enumerate(instruction.operands)]
+    if instruction.opcode == "dynamic-update-slice":
+        return given[1][1]
+    inner = next((name for _, name in called(instruction)), None) if instruction.opcode == "fusion" else None
+    return sum(min(size, _used(module, inner, i)) if inner and size else size for i, size in given)
+
+
+def _used(module: Module, computation: str, number: int) -> int:
+    """Bytes that a fusion takes of its parameter of that number: all, or the slices it cuts."""
+    inside = module.computations[computation]
+    names = {each.name for each in inside if each.opcode == "parameter" and each.operands == (str(number),)}
+    used = 0
+    for each in inside:  # in the order of computation
+        if not names & set(each.operands) or each.opcode == "parameter":
+            continue
+        if each.opcode == "bitcast":
+            names.add(each.name)
+        elif each.opcode in SLICES:
+            used += each.bytes
+        elif each.opcode == "fusion":
+            inner = next(name for _, name in called(each))
+            used += sum(_used(module, inner, i) for i, name in enumerate(each.operands) if name in names)
+        elif not (each.opcode == "dynamic-update-slice" and each.operands[0] in names):  # which is done in place
+            return max(known.bytes for known in inside if known.name in names)
+    return used
+
+
+def _written(module: Module, instruction: Instruction) -> int:
+    inner = next((name for _, name in called(instruction)), None) if instruction.opcode == "fusion" else None
+    if instruction.opcode == "dynamic-update-slice" or (inner and _root(module, inner) is not None):
+        return 0 if not instruction.memory_bytes else _update(module, instruction, inner)
+    return instruction.memory_bytes
+
+
+def _root(module: Module, computation: str) -> Instruction | None:
+    """The update in place that a fusion ends with, if it does."""
+    known = {each.name: each for each in module.computations[computation]}
+    last = next(each for each in known.values() if each.root)
+    while last.opcode == "bitcast":
+        last = known[last.operands[0]]
+    return last if last.opcode == "dynamic-update-slice" else None
+
+
+def _update(module: Module, instruction: Instruction, inner: str | None) -> int:
+    root = _root(module, inner) if inner else None
+    if root is None or inner is None:
+        return 0  # counted as read
+    return next(each.bytes for each in module.computations[inner] if each.name == root.operands[1])
+
+
+def in_place(module: Module, instruction: Instruction) -> bool:
+    """Whether an instruction writes into a buffer that is there."""
+    if instruction.opcode == "fusion":
+        return _root(module, next(name for _, name in called(instruction))) is not None
+    return instruction.opcode in ("dynamic-update-slice", "scatter")

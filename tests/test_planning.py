@@ -1,0 +1,302 @@
+"""Plans: what is counted, against XLA's counts and by hand; what is read off a compiled program; refusals."""
+
+import importlib.util
+import json
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import small
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxbig.errors import Failed, Refused
+from jaxbig.experiment import load
+from jaxbig.mesh import Mesh, activate, platform
+from jaxbig.planning import collectives, hlo, plan, roofline
+from jaxbig.planning.chips import CHIPS, parse_topology
+from jaxbig.planning.flops import count_flops
+from jaxbig.step import make_program
+
+Answer = tuple[Any, str, str]
+DRAW = np.random.default_rng(0)
+
+
+def draw(*shape: int) -> np.ndarray:
+    return DRAW.standard_normal(shape).astype(np.float32)
+
+
+def xla_flops(function: Any, *arguments: Any) -> float:
+    """As XLA counts the program before it is optimized."""
+    return jax.jit(function).lower(*arguments).cost_analysis()["flops"]
+
+
+def flops(function: Any, *arguments: Any) -> int:
+    return count_flops(jax.make_jaxpr(function)(*arguments))
+
+
+@pytest.mark.parametrize(
+    ("equation", "shapes"),
+    [
+        ("ij,jk->ik", [(3, 5), (5, 7)]),
+        ("bij,bjk->bik", [(2, 3, 5), (2, 5, 7)]),
+        ("bij,kij->bk", [(2, 3, 5), (4, 3, 5)]),
+    ],
+)
+def test_products_are_counted_as_xla_counts_them(equation: str, shapes: list[tuple[int, ...]]) -> None:
+    product = partial(jnp.einsum, equation)
+    assert flops(product, *map(jnp.zeros, shapes)) == xla_flops(product, *map(jnp.zeros, shapes)) > 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"padding": "VALID"},
+        {"strides": 2},
+        {"kernel_size": (1, 1), "strides": 2},
+        {"kernel_dilation": 2},
+        {"feature_group_count": 4},
+        {"kernel_size": (7, 7), "strides": 2, "padding": 3},
+    ],
+    ids=str,
+)
+def test_convolutions_and_their_gradients_are_counted_as_xla_counts_them(options: dict[str, Any]) -> None:
+    conv = nn.Conv(**{"features": 8, "kernel_size": (3, 3), "use_bias": False, **options})
+    image = draw(2, 12, 12, 4)
+    params = conv.init(jax.random.key(0), image)
+
+    def apply(params: Any, image: Any) -> jax.Array:
+        return conv.apply(params, image)  # type: ignore[return-value]
+
+    def both(params: Any, image: Any, above: jax.Array) -> Any:  # linear: nothing but convolutions
+        out, pull = jax.vjp(apply, params, image)
+        return out, pull(above)
+
+    above = apply(params, image)
+    assert flops(apply, params, image) == xla_flops(apply, params, image)
+    assert flops(both, params, image, above) == xla_flops(both, params, image, above)
+
+
+def test_a_scan_counts_as_often_as_it_runs_and_recomputation_counts() -> None:
+    once = 2 * 4 * 8 * 8
+
+    def layer(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, None]:
+        return jnp.tanh(x @ kernel), None
+
+    def loss(kernels: jax.Array, x: jax.Array, body: Any = layer) -> jax.Array:
+        return jax.lax.scan(body, x, kernels)[0].sum()
+
+    arguments = jnp.zeros((5, 8, 8)), jnp.zeros((4, 8))
+    assert flops(loss, *arguments) == 5 * once
+    assert flops(jax.grad(loss), *arguments) == 5 * 3 * once
+    assert flops(jax.grad(partial(loss, body=jax.checkpoint(layer))), *arguments) == 5 * 4 * once
+
+
+def test_branches_maps_over_devices_and_experts_are_counted() -> None:
+    kernel, x = jnp.zeros((8, 8)), jnp.zeros((16, 8))
+
+    def branch(x: jax.Array) -> jax.Array:
+        return jax.lax.cond(x[0, 0] > 0, lambda x: x @ kernel @ kernel, lambda x: x @ kernel, x)
+
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = PartitionSpec("data")
+    mapped = jax.shard_map(lambda x: x @ kernel, mesh=mesh, in_specs=rows, out_specs=rows)
+    assert flops(branch, x) == 2 * 2 * 16 * 8 * 8
+    assert flops(mapped, x) == 2 * 16 * 8 * 8
+
+    def experts(x: jax.Array, kernels: jax.Array) -> jax.Array:
+        return jax.lax.ragged_dot(x, kernels, jnp.array([10, 6])).sum()
+
+    assert flops(experts, x, jnp.zeros((2, 8, 4))) == 2 * 16 * 8 * 4
+    assert flops(jax.grad(experts, argnums=(0, 1)), x, jnp.zeros((2, 8, 4))) == 3 * 2 * 16 * 8 * 4
+
+
+@pytest.mark.parametrize("name", ["digits_convnet", "pytext_transformer", "imagenet_vit_s16"])
+def test_a_train_step_is_counted_as_xla_counts_it_but_for_elementwise_work(name: str) -> None:
+    experiment = small(name)
+    if name != "digits_convnet":  # wide enough that products are nearly all
+        model: Any = experiment.model
+        experiment = small(name, model=model.clone(width=256, depth=2, heads=4))
+    program = make_program(experiment, jax.devices()[:1])
+    with activate(program.mesh):
+        traced = program.train_step.trace(program.abstract, program.batch)
+    ours, theirs = count_flops(traced.jaxpr), traced.lower().cost_analysis()["flops"]
+    assert 0.8 * theirs < ours <= theirs
+
+
+def compiled(mesh: Mesh, function: Any, **arguments: tuple[tuple[int, ...], PartitionSpec]) -> hlo.Module:
+    """A program on eight CPU devices, read; its arguments are float32 arrays, each a shape and where it lies."""
+    built = mesh.build()
+    at = {name: NamedSharding(built, spec) for name, (_, spec) in arguments.items()}
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=at[name]) for name, (shape, _) in arguments.items()]
+    return hlo.parse(jax.jit(function).lower(*shapes).compile().as_text())
+
+
+def test_a_sum_over_an_axis_of_the_mesh_is_an_all_reduce_of_so_many_bytes() -> None:
+    mesh = Mesh(data=4, tensor=2)
+    rows, split = PartitionSpec("data"), PartitionSpec(None, "tensor")
+    module = compiled(mesh, lambda x, k: x.T @ (x @ k @ k.T), x=((32, 16), rows), k=((16, 64), split))
+    sizes = dict(mesh.build().shape)
+    found = collectives.table(collectives.find_collectives(module, 8), sizes)
+    assert {(row["kind"], row["axes"]): (row["count"], row["bytes"]) for row in found} == {
+        ("all-reduce", "tensor"): (1, 32 // 4 * 16 * 4),
+        ("all-reduce", "data"): (1, 16 * 16 * 4),
+    }
+
+
+def test_what_a_loop_sends_counts_as_often_as_it_runs() -> None:
+    def loop(x: jax.Array, kernels: jax.Array) -> jax.Array:
+        return jax.lax.scan(lambda x, k: (jnp.tanh(x @ k @ k.T), None), x, kernels)[0]
+
+    split = PartitionSpec(None, None, "tensor")
+    module = compiled(Mesh(data=1, tensor=8), loop, x=((4, 256), PartitionSpec()), kernels=((5, 256, 512), split))
+    (found,) = collectives.find_collectives(module, 8)
+    assert (found.kind, found.times, found.bytes) == ("all-reduce", 5, 4 * 256 * 4)
+    kernel = 256 * 512 // 8 * 4
+    assert 5 * kernel < roofline.memory_traffic(module) < 5 * 5 * kernel  # a layer reads its own kernel, not all five
+
+
+@pytest.mark.parametrize(
+    ("text", "groups"),
+    [
+        ("replica_groups={{0,2},{1,3}}", [[0, 2], [1, 3]]),
+        ("replica_groups={}", [[0, 1, 2, 3, 4, 5, 6, 7]]),
+        ("replica_groups=[2,4]<=[8]", [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ("replica_groups=[4,2]<=[2,4]T(1,0)", [[0, 4], [1, 5], [2, 6], [3, 7]]),
+        ("replica_groups=mesh['a'=2,'b'=4] {'b'}, more", [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ("replica_groups=mesh['a'=2,'b'=4] {'a'}, more", [[0, 4], [1, 5], [2, 6], [3, 7]]),
+        ("replica_groups=mesh['a'=2,'b'=2,'c'=2] {'a','c'}", [[0, 1, 4, 5], [2, 3, 6, 7]]),
+        ("replica_groups=mesh['a'=8] {'a':(2)2}", [[0, 2], [1, 3], [4, 6], [5, 7]]),
+        ("source_target_pairs={{0,1},{1,0}}", [[0, 1], [1, 0]]),
+    ],
+)
+def test_every_way_to_write_groups_of_devices(text: str, groups: list[list[int]]) -> None:
+    assert collectives.parse_groups(f"channel_id=1, {text}, use_global_device_ids=true", 8) == groups
+
+
+def test_a_ring_takes_as_long_as_its_bytes_over_a_link() -> None:
+    pod, half = parse_topology("v5e:4x4"), CHIPS["v5e"].interconnect_bandwidth / 2
+    whole = [list(range(16))]
+    assert collectives.Collective("all-gather", whole, 1600, 3).seconds(pod) == pytest.approx(3 * 1500 / half)
+    assert collectives.Collective("all-reduce", whole, 1600, 1).seconds(pod) == pytest.approx(2 * 1500 / half)
+    two, both = parse_topology("v5e:4x4", 2), [list(range(32))]
+    between = 1600 / 16 / 2 / CHIPS["v5e"].network_bandwidth
+    assert collectives.Collective("all-gather", both, 1600, 1).seconds(two) == pytest.approx(1500 / half + between)
+    times = roofline.seconds(197 * 10**12 * 16, 819 * 10**9 // 2, [], pod)
+    assert times == pytest.approx({"compute": 1.0, "memory": 0.5, "interconnect": 0.0})
+
+
+def test_topologies_and_chips() -> None:
+    assert [parse_topology(name).devices for name in ("v5e:4x4", "v5p:4x4x8", "h100:64")] == [16, 128, 64]
+    assert parse_topology("v5p:4x4x8", 2).devices == 256
+    for name, chip in CHIPS.items():
+        assert 1e14 < chip.peak_flops < 1e15 and 10e9 < chip.memory_bytes < 200e9, name
+        assert 8e11 < chip.memory_bandwidth < 5e12 and chip.interconnect_bandwidth < chip.memory_bandwidth, name
+        assert chip.network_bandwidth < chip.interconnect_bandwidth / 2 and chip.source, name
+
+
+def test_the_platform_is_that_of_the_mesh() -> None:
+    assert platform() == "cpu"
+    with activate(Mesh().build()):
+        assert jax.jit(lambda: jnp.zeros(()) if platform() == "cpu" else None)() is not None
+
+
+def test_remedies_cost_little_first() -> None:
+    experiment = load("c4_llama_7b")
+    model: Any = experiment.model
+    plain = small("c4_llama_7b", model=model.clone(remat="none"), mesh=Mesh(data=-1))
+    fsdp = ["--mesh.data=1", "--mesh.fsdp=4", "--mesh.tensor=1", "--mesh.sequence=1"]
+    assert list(plan.remedies(plain, parse_topology("v5e:2x2"))) == [
+        ["--model.remat=dots"],
+        ["--model.remat=full"],
+        fsdp,
+        [*fsdp, "--model.remat=full"],
+        [*fsdp, "--model.remat=full", "--data.batch=8"],
+        [*fsdp, "--model.remat=full", "--data.batch=4"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("plan digits_convnet", ["--topology", "v5e:4x4", "h100:64"]),
+        ("plan digits_convnet --topology v9:4x4", ["v9:4x4", "v5p", "h200"]),
+        ("plan digits_convnet --topology v5p:4x4", ["v5p:4x4", "3 sides"]),
+        ("plan digits_convnet --topology h100:8x8", ["h100:8x8", "h100:64"]),
+        ("plan digits_convnet --topology h100:0", ["h100:0"]),
+        ("plan digits_convnet --topology h100:8 --slices 2", ["--slices 2"]),
+        ("plan digits_convnet --topology v5e:4x4 --mesh.data 3", ["data=3", "there are 16"]),
+        ("plan digits_convnet --topology h100:8 --timeout 0", ["--timeout 0"]),
+    ],
+)
+def test_what_cannot_be_planned_is_refused_in_one_sentence(
+    line: str, named: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from jaxbig.__main__ import main
+
+    monkeypatch.setattr("sys.argv", ["jaxbig", *line.split()])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    said = capsys.readouterr()
+    assert (stop.value.code, said.out) == (2, "")
+    assert len(said.err.splitlines()) == 1 and [part for part in named if part not in said.err] == []
+
+
+def test_without_the_compiler_a_tpu_is_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(Refused, match=r"pip install 'jaxbig\[tpu\]'"):
+        plan.plan([], load("digits_convnet"), parse_topology("v5e:4x4"), 60, print)
+
+
+def test_a_compiler_that_crashes_or_takes_too_long_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    pod = parse_topology("h100:8")
+    with pytest.raises(Failed, match=r"not done after 0\.1 s: give it more with --timeout"):
+        plan.compile_in_child(["plan", "digits_convnet", "--topology", "h100:8"], pod, 0.1)
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    with pytest.raises(Failed, match=r"crashed \(exit code 1\)"):
+        plan.compile_in_child(["plan", "digits_convnet", "--topology", "h100:8"], pod, 60)
+
+
+def answer(done: Any) -> dict[str, Any]:
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_plan_for_gpus_is_an_estimate_from_that_many_cpu_devices(jaxbig: Callable[..., Any]) -> None:
+    found = answer(jaxbig("plan", "digits_convnet", "--topology", "h100:8", "--json"))
+    assert (found["topology"], found["devices"], found["fits"], found["estimate"]) == ("h100:8", 8, True, True)
+    program = make_program(load("digits_convnet"), jax.devices()[:8])
+    assert found["parameters"] == sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(program.abstract.params))
+    with activate(program.mesh):
+        assert found["flops_per_step"] == count_flops(program.train_step.trace(program.abstract, program.batch).jaxpr)
+    memory = found["memory"]
+    assert 0 < memory["argument_bytes"] < memory["peak_bytes"] < memory["available_bytes"] == 80 * 10**9
+    sent = {(row["kind"], row["axes"]): row["bytes"] for row in found["collectives"]}  # gradients, and a few scalars
+    assert 4 * found["parameters"] <= sent["all-reduce", "data"] < 4.1 * found["parameters"]
+    assert {axes for _, axes in sent} == {"data"}
+    assert found["step_seconds"] == max(found["bounds"].values()) and 0 < found["mfu"] < 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler: jaxbig[tpu]")
+def test_plans_for_tpus_are_compiled_for_real(jaxbig: Callable[..., Any]) -> None:
+    big = ["plan", "pytext_llama", "--model.width", 512, "--data.length", 512]
+    fitting = answer(jaxbig(*big, "--data.batch", 64, "--model.dtype", "bfloat16", "--topology", "v5e:4x4", "--json"))
+    assert fitting["fits"] and not fitting["estimate"] and fitting["devices"] == 16 and 0 < fitting["mfu"] < 1
+    assert {(row["kind"], row["axes"]) for row in fitting["collectives"]} == {("all-reduce", "data")}
+
+    found = answer(jaxbig(*big, "--data.batch", 4096, "--topology", "v5e:2x2", "--json"))
+    assert not found["fits"] and found["memory"]["peak_bytes"] > found["memory"]["available_bytes"]
+    assert len(found["buffers"]) >= 3 and any("jaxbig/models" in each["source"] for each in found["buffers"])
+    assert found["proposal"]["fits"] and found["proposal"]["options"]
+
+    refused = jaxbig("plan", "digits_convnet", "--topology", "v5e:3x5")
+    assert refused.returncode == 2 and "v5e:3x5" in refused.stderr
+    slices = answer(jaxbig("plan", "digits_convnet", "--topology", "v5e:2x2", "--slices", 2, "--json"))
+    assert slices["devices"] == 8 and slices["fits"]
