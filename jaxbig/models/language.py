@@ -105,7 +105,7 @@ class Decoder(Text, kw_only=True):
 
     def unembedding(self) -> jax.Array:
         """The matrix [D, V] that makes logits of `hidden`."""
-        return (self.tokens if self.head is None else self.head).whole().T
+        return (self.tokens if self.head is None else self.head).output()
 
     def __call__(
         self,
@@ -168,7 +168,7 @@ class Encoder(Text, kw_only=True):
         x = constrain(x, "batch", "length", None)
         x = LayerNorm(self.epsilon, name="transform_norm")(x)
         head = table if self.shared else Embedding(self.vocab, self.width, self.width**-0.5, name="head")
-        logits = to_logits(x, head.whole().T)
+        logits = to_logits(x, head.output())
         bias = parameter(self, "bias", nn.initializers.zeros, (self.vocab,), ("vocab",))
         return constrain(logits + jnp.broadcast_to(bias, logits.shape), "batch", "length", "vocab")
 
@@ -228,7 +228,7 @@ class EncoderDecoder(Text, kw_only=True):
         x = self.dropping(self.embed(self.targets, self.target_positions, previous, at), deterministic=not train)
         context = Context(memory=memory[0], memory_segments=memory[1], positions=at, offset=offset)
         x = self.decoder(x, context, train, cache)
-        return to_logits(x, (self.targets if self.head is None else self.head).whole().T)
+        return to_logits(x, (self.targets if self.head is None else self.head).output())
 
     def __call__(
         self, inputs: jax.Array, previous: jax.Array, lengths: jax.Array | None = None, train: bool = False
