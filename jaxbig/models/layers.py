@@ -38,8 +38,8 @@ def parameter(
     `fsdp` and `tensor` both on an LSTM's kernel it was off by 19% at an exact loss (jax 0.10.2, CPU).
     """
     value: Any = module.param(name, nn.with_logical_partitioning(init, axes), shape)
-    # said of what is stored too, so that each gradient is put in pieces before it is added to others
-    return nn.with_logical_constraint(constrain(value, *axes).astype(dtype), axes, rules=GATHERED)
+    # in pieces once more: so it is cast before it is gathered, and a gradient is put in pieces before it is added up
+    return nn.with_logical_constraint(constrain(value.astype(dtype), *axes), axes, rules=GATHERED)
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
@@ -152,7 +152,7 @@ class Embedding(nn.Module):
 
 def to_logits(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """[B, L, D] and a matrix [D, V] -> logits over the vocabulary [B, L, V], float32."""
-    whole = constrain(constrain(kernel, "embed", "vocab").astype(x.dtype), None, "vocab")
+    whole = constrain(constrain(kernel.astype(x.dtype), "embed", "vocab"), None, "vocab")
     logits = jnp.tensordot(x, whole, axes=1)
     return constrain(logits.astype(jnp.float32), "batch", "length", "vocab")
 

@@ -63,8 +63,8 @@ class NextToken(Objective):
         def piece(_: None, now: tuple[jax.Array, jax.Array]) -> tuple[None, Any]:
             x, targets = now  # [B, L/C, D], [B, L/C]
             # cast and gathered here, so that its gradient is added up in its own dtype, in the pieces it is stored in
-            stored = nn.with_logical_constraint(kernel, ("embed", "vocab"))
-            whole = nn.with_logical_constraint(stored.astype(x.dtype), (None, "vocab"))
+            stored = nn.with_logical_constraint(kernel.astype(x.dtype), ("embed", "vocab"))
+            whole = nn.with_logical_constraint(stored, (None, "vocab"))
             logits = (x @ whole[None]).astype(jnp.float32)
             return None, self._values(nn.with_logical_constraint(logits, ("batch", None, "vocab")), targets)
 
