@@ -26,6 +26,7 @@ MeshAxes = str | tuple[str, ...] | None
 # (gathered when used), `tensor` splits the work inside a layer, `sequence` the places of each row.
 RULES: tuple[tuple[str, MeshAxes], ...] = (
     ("batch", ("data", "fsdp")),
+    ("copy", "data"),  # rows, where `fsdp` splits something else
     ("length", "sequence"),
     ("layers", None),
     ("embed", "fsdp"),

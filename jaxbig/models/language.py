@@ -105,7 +105,7 @@ class Decoder(Text, kw_only=True):
 
     def unembedding(self) -> jax.Array:
         """The matrix [D, V] that makes logits of `hidden`."""
-        return (self.tokens if self.head is None else self.head).whole().T
+        return (self.tokens if self.head is None else self.head).output()
 
     def __call__(
         self,
@@ -168,7 +168,7 @@ class Encoder(Text, kw_only=True):
         x = constrain(x, "batch", "length", None)
         x = LayerNorm(self.epsilon, name="transform_norm")(x)
         head = table if self.shared else Embedding(self.vocab, self.width, self.width**-0.5, name="head")
-        logits = to_logits(x, head.whole().T)
+        logits = to_logits(x, head.output())
         bias = parameter(self, "bias", nn.initializers.zeros, (self.vocab,), ("vocab",))
         return constrain(logits + jnp.broadcast_to(bias, logits.shape), "batch", "length", "vocab")
 

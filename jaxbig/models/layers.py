@@ -38,7 +38,8 @@ def parameter(
     `fsdp` and `tensor` both on an LSTM's kernel it was off by 19% at an exact loss (jax 0.10.2, CPU).
     """
     value: Any = module.param(name, nn.with_logical_partitioning(init, axes), shape)
-    return nn.with_logical_constraint(value.astype(dtype), axes, rules=gathered())
+    # in pieces once more: so it is cast before it is gathered, and a gradient is put in pieces before it is added up
+    return nn.with_logical_constraint(constrain(value.astype(dtype), *axes), axes, rules=gathered())
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
@@ -123,8 +124,8 @@ class Embedding(nn.Module):
     second: str | None = "embed"
 
     def setup(self) -> None:
-        init = nn.initializers.normal(self.std)
-        self.table = parameter(self, "embedding", init, (self.count, self.width), (self.axis, self.second))
+        init = nn.with_logical_partitioning(nn.initializers.normal(self.std), (self.axis, self.second))
+        self.table: Any = self.param("embedding", init, (self.count, self.width))
 
     def __call__(self, numbers: jax.Array) -> jax.Array:
         """[...] -> [..., D]."""
@@ -133,16 +134,26 @@ class Embedding(nn.Module):
                 f"inputs are {numbers.dtype} of shape {numbers.shape} where tokens are looked up: give the "
                 f"model no vocab, or the data tokens."
             )
-        return jnp.take(self.table, numbers, axis=0)
+        if self.axis is None or numbers.ndim != 2:
+            return jnp.take(self.whole(), numbers, axis=0)
+        # over `fsdp` each device looks up its piece of every row's vectors, so that a big table is never gathered
+        table = constrain(self.table, self.axis, self.second)
+        x = jnp.take(table, constrain(numbers, "copy", "length"), axis=0)  # [B, L, D]
+        return constrain(constrain(x, "copy", "length", self.second), "batch", "length", None)
 
     def whole(self) -> jax.Array:
         """[count, D]."""
-        return self.table
+        return nn.with_logical_constraint(self.table, (self.axis, self.second), rules=gathered())
+
+    def output(self) -> jax.Array:
+        """The matrix [D, count] that makes logits, as it is stored: gathered where it is used."""
+        return self.table.T
 
 
 def to_logits(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """[B, L, D] and a matrix [D, V] -> logits over the vocabulary [B, L, V], float32."""
-    logits = jnp.tensordot(x, kernel.astype(x.dtype), axes=1)
+    whole = constrain(constrain(kernel.astype(x.dtype), "embed", "vocab"), None, "vocab")
+    logits = jnp.tensordot(x, whole, axes=1)
     return constrain(logits.astype(jnp.float32), "batch", "length", "vocab")
 
 

@@ -214,7 +214,7 @@ class Griffin(nn.Module):
 
     def unembedding(self) -> jax.Array:
         """The matrix [D, V] that makes logits of `hidden`."""
-        return (self.tokens if self.head is None else self.head).whole().T
+        return (self.tokens if self.head is None else self.head).output()
 
     def __call__(self, tokens: jax.Array, train: bool = False) -> jax.Array:
         """Token numbers [B, L] -> logits [B, L, V], float32."""

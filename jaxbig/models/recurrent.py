@@ -169,7 +169,7 @@ class RNNLanguageModel(nn.Module):
 
     def unembedding(self) -> jax.Array:
         """The matrix [W, V] that makes logits of `hidden`."""
-        return (self.tokens if self.head is None else self.head).whole().T
+        return (self.tokens if self.head is None else self.head).output()
 
     def __call__(self, tokens: jax.Array, starts: jax.Array | None = None, train: bool = False) -> jax.Array:
         """Token numbers [B, L] -> logits [B, L, V], float32."""

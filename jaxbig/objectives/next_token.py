@@ -62,8 +62,10 @@ class NextToken(Objective):
         @jax.checkpoint  # the backward pass makes a piece's logits again
         def piece(_: None, now: tuple[jax.Array, jax.Array]) -> tuple[None, Any]:
             x, targets = now  # [B, L/C, D], [B, L/C]
-            # cast here, so that the kernel's gradient is added up in the kernel's own dtype
-            logits = (x @ kernel.astype(x.dtype)[None]).astype(jnp.float32)
+            # cast and gathered here, so that its gradient is added up in its own dtype, in the pieces it is stored in
+            stored = nn.with_logical_constraint(kernel.astype(x.dtype), ("embed", "vocab"))
+            whole = nn.with_logical_constraint(stored, (None, "vocab"))
+            logits = (x @ whole[None]).astype(jnp.float32)
             return None, self._values(nn.with_logical_constraint(logits, ("batch", None, "vocab")), targets)
 
         def split(x: jax.Array) -> jax.Array:  # [B, L, ...] -> [C, B, L/C, ...]
