@@ -171,6 +171,7 @@ def test_a_run_interrupted_again_and_again_logs_each_step_once(
     number: signal.Signals, straight: Any, tmp_path: Path
 ) -> None:
     folder, whole = straight(tiny(log_every=1))
+    before = signal.getsignal(signal.SIGINT)
     stops = [fit(tiny(log_every=1), tmp_path, Interrupting(at, number))["step"] for at in (1, 6, 18)]
     assert stops == [2, 7, 19]
     last = fit(tiny(log_every=1), tmp_path, Screen())
@@ -178,7 +179,7 @@ def test_a_run_interrupted_again_and_again_logs_each_step_once(
     assert curves(tmp_path) == curves(folder)
     steps = [(line["step"], line["split"]) for line in curves(folder)]
     assert len(set(steps)) == len(steps) == 20 + 3
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.parametrize(
