@@ -16,7 +16,7 @@ Buffer = dict[str, Any]
 
 def largest(module: Module, program: Program) -> list[Buffer]:
     """The arguments and temporaries that take most memory; not all are there at once."""
-    found = _arguments(program)
+    found = arguments(program)
     fused = {name for each, _, _ in module.run() if each.opcode == "fusion" for _, name in called(each)}
     for name in module.times:
         for each in module.computations[name] if name not in fused else ():
@@ -31,7 +31,7 @@ def largest_traced(jaxpr: Any, program: Program) -> list[Buffer]:
     all devices; the compiler may never keep some of them.
     """
     devices = program.mesh.size
-    found = _arguments(program)
+    found = arguments(program)
     for value, equation in _values(getattr(jaxpr, "jaxpr", jaxpr)):
         shape = f"{value.dtype}[{','.join(map(str, value.shape))}] / {devices}"
         size = value.size * value.dtype.itemsize // devices
@@ -39,7 +39,8 @@ def largest_traced(jaxpr: Any, program: Program) -> list[Buffer]:
     return _top(found)
 
 
-def _arguments(program: Program) -> list[Buffer]:
+def arguments(program: Program) -> list[Buffer]:
+    """What one device holds of the state and of a batch."""
     rows = []
     for path, leaf in leaves({"state": program.abstract, "batch": program.batch}).items():
         shape = leaf.sharding.shard_shape(leaf.shape)

@@ -12,10 +12,9 @@ from jaxbig.errors import Failed, Refused
 from jaxbig.experiment import Experiment
 from jaxbig.mesh import activate
 from jaxbig.planning import collectives, hlo, roofline
-from jaxbig.planning.buffers import largest, largest_traced
+from jaxbig.planning.buffers import arguments, largest, largest_traced
 from jaxbig.planning.chips import GiB, Topology
 from jaxbig.planning.flops import count_flops
-from jaxbig.show import bytes_per_device
 from jaxbig.step import Program, make_program
 
 
@@ -61,7 +60,10 @@ def measure(experiment: Experiment, topology: Topology) -> dict[str, Any]:
         "mesh": mesh,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(program.abstract.params)),
         "compile_seconds": time.perf_counter() - began,
-        "memory": {"argument_bytes": bytes_per_device(program)["total"], "available_bytes": chip.memory_bytes},
+        "memory": {
+            "argument_bytes": sum(each["bytes"] for each in arguments(program)),
+            "available_bytes": chip.memory_bytes,
+        },
         "estimate": not topology.is_tpu,
         "flops_per_step": (flops := count_flops(traced.jaxpr)),
         "model_flops_per_step": model_flops,
