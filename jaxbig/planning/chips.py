@@ -43,6 +43,7 @@ CHIPS = {
 }
 # Between hosts: a v5p chip 50 Gbit/s, v5e 6.4 and v6e 25.6 Tbit/s a pod of 256 (same pages), v4 taken as v5e;
 # a GPU its own 200 (A100) or 400 Gbit/s adapter, as in NVIDIA's DGX A100, H100 and H200 datasheets.
+# The figures of the v4, the A100 and those between hosts have not been compared with their pages again.
 SERVER = 8  # GPUs that NVLink joins
 
 
