@@ -244,6 +244,7 @@ def test_gathered_is_the_table_without_fsdp() -> None:
         rules = gathered()
     assert gathered() == () and dict(rules) == {
         "batch": ("data",),
+        "copy": "data",
         "length": "sequence",
         "layers": None,
         "embed": None,
