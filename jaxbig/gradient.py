@@ -5,6 +5,7 @@ of unequal weight (padding) change nothing. Each part draws dropout of its own; 
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from jax.sharding import PartitionSpec
 from jaxbig import keys
 from jaxbig.errors import Refused
 from jaxbig.experiment import Experiment
+from jaxbig.mesh import ROWS
 from jaxbig.objectives.base import Batch, Sums
 
 BY_ROW = "carry"
@@ -51,10 +53,10 @@ def make_gradient(experiment: Experiment, mesh: jax.sharding.Mesh) -> Gradient:
 def check_parts(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
     """`Refused` unless the batch divides into the parts or chunks that are asked for."""
     batch, parts, chunks = experiment.data.batch, experiment.accumulate, experiment.reproducible
-    rows, data = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["data"]
+    rows, data = math.prod(mesh.shape[axis] for axis in ROWS), mesh.shape["data"]
     if batch % (rows * parts):
         raise Refused(
-            f"--data.batch {batch} does not divide over {rows} devices of data and fsdp times --accumulate {parts}: "
+            f"--data.batch {batch} does not divide over {rows} devices of {', '.join(ROWS)} times --accumulate {parts}: "
             f"make it a multiple of {rows * parts}."
         )
     if chunks and (parts > 1 or mesh.size != data or chunks % data or batch % chunks):

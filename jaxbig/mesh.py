@@ -19,14 +19,16 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxbig.errors import Refused
 from jaxbig.state import leaves
 
-AXES = ("data", "fsdp", "tensor", "sequence")
+AXES = ("data", "fsdp", "tensor", "sequence", "expert")
+ROWS = ("data", "fsdp", "expert")
+"""The axes that split the rows of a batch."""
 MeshAxes = str | tuple[str, ...] | None
 
-# logical axis -> mesh axes. The rows of a batch go over `data` and `fsdp`; `fsdp` also splits what is stored
-# (gathered when used), `tensor` splits the work inside a layer, `sequence` the places of each row.
+# logical axis -> mesh axes. `fsdp` also splits what is stored (gathered when used), `tensor` splits the work inside a
+# layer, `sequence` the places of each row, `expert` which experts of a mixture are here.
 RULES: tuple[tuple[str, MeshAxes], ...] = (
-    ("batch", ("data", "fsdp")),
-    ("copy", "data"),  # rows, where `fsdp` splits something else
+    ("batch", ROWS),
+    ("copy", ("data", "expert")),  # rows, where `fsdp` splits something else
     ("length", "sequence"),
     ("layers", None),
     ("embed", "fsdp"),
@@ -36,6 +38,7 @@ RULES: tuple[tuple[str, MeshAxes], ...] = (
     ("vocab", "tensor"),
     ("hidden", "tensor"),
     ("classes", None),
+    ("experts", "expert"),
 )
 
 
@@ -60,6 +63,8 @@ class Mesh:
     """Pieces of each layer's width."""
     sequence: int = 1
     """Pieces of each row's length; attention gathers keys and values."""
+    expert: int = 1
+    """Rows of the batch, and the experts of a mixture: each device has some of them."""
 
     def sizes(self, devices: int) -> tuple[int, ...]:
         """The size of each axis in `AXES` on that many devices; `Refused` if they do not fit."""
@@ -85,7 +90,7 @@ class Mesh:
             return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
         if sizes[0] % slices:  # between slices the network is slow, and copies of the model say least to each other
             raise Refused(f"mesh data={sizes[0]} does not divide over {slices} slices: make it a multiple of {slices}.")
-        inside, between = (sizes[0] // slices, *sizes[1:]), (slices, 1, 1, 1)
+        inside, between = (sizes[0] // slices, *sizes[1:]), (slices,) + (1,) * (len(AXES) - 1)
         placed = mesh_utils.create_hybrid_device_mesh(inside, between, devices)
         return jax.sharding.Mesh(placed, AXES, axis_types=types)
 
@@ -104,8 +109,8 @@ def platform() -> str:
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """Rows over `data` and `fsdp`, the other axes whole; fits an array of any rank."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    """Rows over `ROWS`, the other axes whole; fits an array of any rank."""
+    return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
@@ -121,11 +126,12 @@ def put(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.
 
 def check_batch(batch: int, mesh: jax.sharding.Mesh) -> None:
     """`Refused` unless the rows of a batch divide over the mesh."""
-    data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
-    if batch % (data * fsdp):
+    over = math.prod(mesh.shape[axis] for axis in ROWS)
+    if batch % over:
+        text = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in ROWS if mesh.shape[axis] > 1)
         raise Refused(
-            f"--data.batch {batch} does not divide over data={data} x fsdp={fsdp} = {data * fsdp} devices: "
-            f"make it a multiple of {data * fsdp}, or change the mesh."
+            f"--data.batch {batch} does not divide over {text} = {over} devices: "
+            f"make it a multiple of {over}, or change the mesh."
         )
 
 

@@ -21,7 +21,7 @@ SPLIT = Mesh(data=2, fsdp=2, tensor=2)
 @pytest.mark.parametrize("name", ["digits_convnet", pytest.param("digits_resnet", marks=pytest.mark.slow)])
 def test_what_ships_passes(name: str) -> None:
     result = check(small(name, mesh=SPLIT), 1e-5)
-    assert result["ok"] and result["mesh"] == {"data": 2, "fsdp": 2, "tensor": 2, "sequence": 1}
+    assert result["ok"] and result["mesh"] == {"data": 2, "fsdp": 2, "tensor": 2, "sequence": 1, "expert": 1}
     assert 0 <= result["loss_relative_error"] < 1e-6
     assert result["gradient_relative_error"] == result["errors"][result["worst_parameter"]] < 1e-5
 

@@ -246,7 +246,7 @@ def test_an_experiment_is_told_with_all_its_numbers() -> None:
         "dtype": "float32",
     }
     assert told["optimizer"]["rate"] == {"type": "WarmupCosine", "peak": 1e-3, "warmup": 5, "end": 0.0}
-    assert told["mesh"] == {"type": "Mesh", "data": -1, "fsdp": 1, "tensor": 1, "sequence": 1}
+    assert told["mesh"] == {"type": "Mesh", "data": -1, "fsdp": 1, "tensor": 1, "sequence": 1, "expert": 1}
     assert to_json({"folder": Path("a/b"), 3: (None, True)}) == {"folder": "a/b", "3": [None, True]}
 
 

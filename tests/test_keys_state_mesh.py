@@ -123,16 +123,17 @@ def test_a_state_has_one_digest_wherever_it_lies() -> None:
 @pytest.mark.parametrize(
     ("mesh", "devices", "sizes"),
     [
-        (Mesh(), 1, (1, 1, 1, 1)),
-        (Mesh(), 8, (8, 1, 1, 1)),
-        (Mesh(fsdp=2), 8, (4, 2, 1, 1)),
-        (Mesh(fsdp=2, tensor=2), 8, (2, 2, 2, 1)),
-        (Mesh(data=2, fsdp=-1, tensor=2), 8, (2, 2, 2, 1)),
-        (Mesh(data=1, tensor=-1), 6, (1, 1, 6, 1)),
-        (Mesh(data=3, fsdp=4, tensor=5), 60, (3, 4, 5, 1)),
-        (Mesh(fsdp=8), 8, (1, 8, 1, 1)),
-        (Mesh(fsdp=256, tensor=4), 4096, (4, 256, 4, 1)),
-        (Mesh(data=1, fsdp=2, sequence=-1), 8, (1, 2, 1, 4)),
+        (Mesh(), 1, (1, 1, 1, 1, 1)),
+        (Mesh(), 8, (8, 1, 1, 1, 1)),
+        (Mesh(fsdp=2), 8, (4, 2, 1, 1, 1)),
+        (Mesh(fsdp=2, tensor=2), 8, (2, 2, 2, 1, 1)),
+        (Mesh(data=2, fsdp=-1, tensor=2), 8, (2, 2, 2, 1, 1)),
+        (Mesh(data=1, tensor=-1), 6, (1, 1, 6, 1, 1)),
+        (Mesh(data=3, fsdp=4, tensor=5), 60, (3, 4, 5, 1, 1)),
+        (Mesh(fsdp=8), 8, (1, 8, 1, 1, 1)),
+        (Mesh(fsdp=256, tensor=4), 4096, (4, 256, 4, 1, 1)),
+        (Mesh(data=1, fsdp=2, sequence=-1), 8, (1, 2, 1, 4, 1)),
+        (Mesh(expert=4), 8, (2, 1, 1, 1, 4)),
     ],
 )
 def test_a_mesh_takes_these_sizes(mesh: Mesh, devices: int, sizes: tuple[int, ...]) -> None:
@@ -158,12 +159,12 @@ def test_a_mesh_that_does_not_fit_is_refused_with_its_numbers(mesh: Mesh, device
     assert all(word in str(refused.value) for word in words)
 
 
-@given(st.tuples(*[st.sampled_from([-1, 1, 2, 3])] * 4), st.integers(1, 48))
+@given(st.tuples(*[st.sampled_from([-1, 1, 2, 3])] * 5), st.integers(1, 24))
 @few
 def test_a_mesh_uses_every_device_or_is_refused(asked: tuple[int, ...], devices: int) -> None:
     possible = [
         sizes
-        for sizes in itertools.product([n for n in range(1, devices + 1) if devices % n == 0], repeat=4)
+        for sizes in itertools.product([n for n in range(1, devices + 1) if devices % n == 0], repeat=5)
         if np.prod(sizes) == devices and all(a in (-1, size) for a, size in zip(asked, sizes, strict=True))
     ]
     if asked.count(-1) > 1 or not possible:
@@ -177,7 +178,7 @@ def test_a_batch_is_split_over_data_and_fsdp_in_order() -> None:
     mesh = Mesh(data=2, fsdp=2, tensor=2).build()
     rows = np.arange(24, dtype=np.int32).reshape(8, 3)
     placed: Any = put({"inputs": rows, "mask": np.ones(8, np.float32)}, mesh)
-    assert placed["inputs"].sharding.spec == batch_sharding(mesh).spec == P(("data", "fsdp"))
+    assert placed["inputs"].sharding.spec == batch_sharding(mesh).spec == P(("data", "fsdp", "expert"))
     for shard in placed["inputs"].addressable_shards:
         first = 2 * (shard.device.id // 2)  # `tensor` is the innermost axis: neighbours hold the same rows
         assert np.array_equal(shard.data, rows[first : first + 2])
@@ -243,8 +244,8 @@ def test_gathered_is_the_table_without_fsdp() -> None:
     with activate(Mesh().build()):
         rules = gathered()
     assert gathered() == () and dict(rules) == {
-        "batch": ("data",),
-        "copy": "data",
+        "batch": ("data", "expert"),
+        "copy": ("data", "expert"),
         "length": "sequence",
         "layers": None,
         "embed": None,
@@ -254,6 +255,7 @@ def test_gathered_is_the_table_without_fsdp() -> None:
         "vocab": "tensor",
         "hidden": "tensor",
         "classes": None,
+        "experts": "expert",
     }
 
 
