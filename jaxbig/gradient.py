@@ -56,8 +56,8 @@ def check_parts(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
     rows, data = math.prod(mesh.shape[axis] for axis in ROWS), mesh.shape["data"]
     if batch % (rows * parts):
         raise Refused(
-            f"--data.batch {batch} does not divide over {rows} devices of {', '.join(ROWS)} times --accumulate {parts}: "
-            f"make it a multiple of {rows * parts}."
+            f"--data.batch {batch} does not divide over {rows} devices of {', '.join(ROWS)} times "
+            f"--accumulate {parts}: make it a multiple of {rows * parts}."
         )
     if chunks and (parts > 1 or mesh.size != data or chunks % data or batch % chunks):
         raise Refused(
