@@ -25,6 +25,7 @@ from jaxbig.loop import fit
 from jaxbig.planning import plan
 from jaxbig.planning.chips import parse_topology
 from jaxbig.planning.compile import measure
+from jaxbig.processes import join, leading
 from jaxbig.show import show
 from jaxbig.tracking.metrics import to_json_text
 from jaxbig.tracking.screen import Screen, table
@@ -59,6 +60,17 @@ class OfExperiment(Verb):
 class OfRun(OfExperiment):
     workdir: Path | None = None
     """The folder of the run; runs/NAME if it is not given."""
+    coordinator: str = ""
+    """HOST:PORT of process 0 where several processes make one run, or auto: as the cluster tells."""
+    processes: int = 0
+    """How many they are."""
+    process: int = -1
+    """Which of them this is, from 0."""
+
+    def join(self) -> Screen:
+        """Finds the other processes; gives the screen, which is quiet but for the first."""
+        join(self.coordinator, self.processes, self.process)
+        return Screen(self.json, quiet=not leading())
 
     @property
     def folder(self) -> Path:
@@ -97,13 +109,15 @@ class Train(OfRun):
     """Where the folder holds another run: begin anew there from that run's weights, and keep it aside."""
 
     def __call__(self) -> int:
-        screen = Screen(self.json)
+        screen = self.join()
         result = fit(self.experiment, self.folder, screen, self.fork)
+        if not leading():
+            return INTERRUPTED if result["interrupted"] else DONE
         self.emit(result)
         if result["interrupted"]:
             screen.say(f"interrupted; saved at step {result['step']}: the same command goes on from there")
             return INTERRUPTED
-        same, other = shlex.join([self.name, *(o for o in self.options if o != "--fork")]), f"{self.folder}-seed1"
+        same, other = shlex.join([self.name, *lasting(self.options)]), f"{self.folder}-seed1"
         hints = [
             f"jaxbig evaluate {same}",
             f"jaxbig train {same} --seed 1 --workdir {other}",
@@ -119,7 +133,10 @@ class Evaluate(OfRun):
     """The last good checkpoint of a run on the evaluation split; changes nothing in its folder."""
 
     def __call__(self) -> int:
+        self.join()
         result = evaluate_run(self.experiment, self.folder)
+        if not leading():
+            return DONE
         return self.emit(result, (f"{self.name} at step {result['step']}", rows("metric", result["metrics"])))
 
 
@@ -199,6 +216,14 @@ class Compare(Verb):
 VERBS: dict[str, Any] = {
     verb.__name__.lower(): verb for verb in (List, Show, Plan, Check, Train, Evaluate, Compare, Bench)
 }
+
+
+def lasting(options: Sequence[str]) -> list[str]:
+    """Those that a next command on the same run needs too."""
+    once = ("--fork", "--coordinator", "--processes", "--process")
+    options = [part for option in options for part in (option.split("=", 1) if option.startswith(once) else [option])]
+    values = [place + 1 for place, option in enumerate(options) if option in once[1:]]
+    return [option for place, option in enumerate(options) if option not in once and place not in values]
 
 
 def rows(name: str, values: dict[str, Any]) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from jaxbig.errors import Failed, Refused
+from jaxbig.processes import first, gather, leading
 from jaxbig.state import digests, leaves
 
 log = logging.getLogger("jaxbig")
@@ -75,10 +76,14 @@ class Checkpoints:
 
     def clean(self) -> None:
         """Removes what a save or a removal that was killed has left; only for the one run that holds the folder."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for entry in self.folder.iterdir():
-            if re.match(r"(saving|removing)-\d+", entry.name):
-                shutil.rmtree(entry)
+
+        def remove() -> None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for entry in self.folder.iterdir():
+                if re.match(r"(saving|removing)-\d+", entry.name):
+                    shutil.rmtree(entry)
+
+        first(remove)
 
     # -- saving
 
@@ -111,7 +116,7 @@ class Checkpoints:
         self._thread.shutdown()
 
     def _failed(self, step: int, error: Exception) -> Failed:
-        for left in self.folder.glob(f"saving-{step}*"):
+        for left in self.folder.glob(f"saving-{step}*") if leading() else ():
             shutil.rmtree(left, ignore_errors=True)  # gives its room back
         return Failed(
             f"saving step {step} to {self.path(step)} failed: {_one_line(error)}; what was saved before it is "
@@ -120,6 +125,8 @@ class Checkpoints:
 
     def _commit(self, response: Any, temporary: Path, manifest: dict[str, Any]) -> None:
         response.result()
+        if not leading():
+            return
         files = sorted(file for file in temporary.rglob("*") if file.is_file())
         manifest["files"] = {file.relative_to(temporary).as_posix(): _file_digest(file) for file in files}
         text = json.dumps(manifest, indent=1)
@@ -156,35 +163,37 @@ class Checkpoints:
 
         Says aloud which newer ones are broken and how. `Failed` if all are; `Refused` if shapes differ.
         """
-        return self._first_whole(lambda step: self._load(step, abstract), self.steps()[::-1])
+        return self._first_whole(lambda step: self._load(step, abstract), first(self.steps)[::-1])
 
     def restore_parameters(self, best: bool = False) -> Restored | None:
         """The parameters and batch statistics by path in the newest whole checkpoint, or the best, of any model."""
 
         def load(step: int) -> Restored:
             noted = self._verify_files(step)
-            one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+            everywhere = jax.sharding.Mesh(jax.devices(), "all")
+            whole = jax.sharding.NamedSharding(everywhere, jax.sharding.PartitionSpec())
             saved = ocp.metadata(str(self.path(step))).metadata
-            abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), saved)
-            try:
-                state: Any = ocp.load(str(self.path(step)), abstract)
-            except Exception as error:
-                raise Broken(f"cannot be read: {_one_line(error.__cause__ or error)}") from error
+            abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), saved)
+            state = self._read(step, abstract)
             found = leaves(state["params"]) | leaves(state["variables"].get("batch_stats", {}))
             return Restored(step, found, noted["state_sha256"])
 
-        ranked = [step for step in self._ranked()[0] if best]
-        return self._first_whole(load, [*ranked, *(step for step in reversed(self.steps()) if step not in ranked)])
+        ranked, steps = first(lambda: [self._ranked()[0] if best else [], self.steps()])
+        return self._first_whole(load, [*ranked, *(step for step in reversed(steps) if step not in ranked)])
 
     def set_aside(self, beyond: int) -> None:
         """Moves what is beyond a step, which is broken, to `broken/`, so that its step can be saved again."""
-        for step in self.steps():
-            if step > beyond:
-                broken = self.folder.parent / "broken"
-                broken.mkdir(exist_ok=True)
-                target = next(path for n in itertools.count() if not (path := broken / f"{step}-{n}").exists())
-                self.path(step).rename(target)
-                log.warning("moved %s to %s", self.path(step), target)
+
+        def move() -> None:
+            for step in self.steps():
+                if step > beyond:
+                    broken = self.folder.parent / "broken"
+                    broken.mkdir(exist_ok=True)
+                    target = next(path for n in itertools.count() if not (path := broken / f"{step}-{n}").exists())
+                    self.path(step).rename(target)
+                    log.warning("moved %s to %s", self.path(step), target)
+
+        first(move)
 
     def manifest(self, step: int) -> dict[str, Any]:
         """What was noted of a checkpoint when it was saved; `Broken` if that cannot be trusted."""
@@ -208,7 +217,7 @@ class Checkpoints:
         for step in steps:
             try:
                 return load(step)
-            except (Broken, OSError) as broken:
+            except Broken as broken:
                 reasons.append(f"checkpoint {self.path(step)} {broken}")
                 log.warning("%s; trying the one before it", reasons[-1])
         if reasons:
@@ -219,16 +228,39 @@ class Checkpoints:
         return None
 
     def _verify_files(self, step: int) -> dict[str, Any]:
-        manifest = self.manifest(step)
-        for name, (size, digest) in manifest["files"].items():
-            file = self.path(step) / name
-            if file.is_symlink() or not file.is_file():
-                raise Broken(f"misses its file {name}")
-            if file.stat().st_size != size:
-                raise Broken(f"has {file.stat().st_size} bytes where {size} were saved in its file {name}")
-            if _file_digest(file) != [size, digest]:
-                raise Broken(f"has changed in its file {name} since it was saved")
+        """The manifest; `Broken` if one of its files is not what was saved. One process looks."""
+
+        def look() -> tuple[dict[str, Any], str]:
+            try:
+                manifest = self.manifest(step)
+                for name, (size, digest) in manifest["files"].items():
+                    file = self.path(step) / name
+                    if file.is_symlink() or not file.is_file():
+                        return {}, f"misses its file {name}"
+                    if file.stat().st_size != size:
+                        return {}, f"has {file.stat().st_size} bytes where {size} were saved in its file {name}"
+                    if _file_digest(file) != [size, digest]:
+                        return {}, f"has changed in its file {name} since it was saved"
+            except (Broken, OSError) as broken:
+                return {}, str(broken)
+            return manifest, ""
+
+        manifest, problem = first(look)
+        if problem:
+            raise Broken(problem)
         return manifest
+
+    def _read(self, step: int, abstract: Any) -> Any:
+        """What Orbax reads; `Broken` on all processes if one of them cannot read it."""
+        state, problem = None, ""
+        try:
+            state = ocp.load(str(self.path(step)), abstract)
+        except Exception as error:
+            problem = f"cannot be read: {_one_line(error.__cause__ or error)}"
+        problems = [said for said in gather(problem) if said]
+        if problems:
+            raise Broken(problems[0])
+        return state
 
     def _load(self, step: int, abstract: Any) -> Restored:
         manifest, want = self._verify_files(step), _shapes(abstract)
@@ -239,10 +271,7 @@ class Checkpoints:
                     f"checkpoint {self.path(step)} holds {path} as {saved}, this experiment as {asked}: run the "
                     f"experiment that saved it, or give another --workdir."
                 )
-        try:
-            state: Any = ocp.load(str(self.path(step)), abstract)
-        except Exception as error:
-            raise Broken(f"cannot be read: {_one_line(error.__cause__ or error)}") from error
+        state = self._read(step, abstract)
         each, whole = digests(state)
         for path, digest in manifest["leaves"].items():
             if each[path] != digest:

@@ -4,22 +4,24 @@ from pathlib import Path
 from typing import Any
 
 from jaxbig.errors import Refused
-from jaxbig.experiment import Experiment, to_json
+from jaxbig.experiment import Experiment, flat, to_json
 from jaxbig.loop import evaluate, open_checkpoints
 from jaxbig.mesh import activate
-from jaxbig.resume import differences
+from jaxbig.processes import agree, first
+from jaxbig.resume import differences, prepare
 from jaxbig.step import make_program
-from jaxbig.workdir import read_run
+from jaxbig.workdir import read_run, versions
 
 
 def evaluate_run(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     """{`step`, `metrics`, `state_sha256`}; `Refused` if there is no run, or one of another model or data."""
-    run, checkpoints = read_run(workdir), open_checkpoints(experiment, workdir)
-    if run is None or not checkpoints.steps():
+    agree({"workdir": str(workdir), **versions(), **dict(flat(to_json(experiment)))})
+    run, checkpoints = first(lambda: read_run(workdir)), open_checkpoints(experiment, workdir)
+    if run is None or not first(checkpoints.steps):
         raise Refused(f"{workdir} holds no checkpoint: train first, or name the run's folder with --workdir.")
     program, described = make_program(experiment), to_json(experiment)
     fixed = {name: described[name] for name in ("model", "objective", "optimizer")}  # all that a state's shape tells
-    if lines := differences(run, fixed) or differences(run, {"data_identity": experiment.data.prepare()}):
+    if lines := differences(run, fixed) or differences(run, {"data_identity": prepare(experiment)}):
         raise Refused(
             f"{workdir} holds a run of another model or data ({'; '.join(lines)}): give the options it was trained "
             f"with, or another --workdir."

@@ -12,20 +12,22 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from jaxbig.checkpoint import Checkpoints
 from jaxbig.data.base import Source
 from jaxbig.data.stream import eval_batch, eval_steps, train_batches
-from jaxbig.experiment import Experiment
-from jaxbig.mesh import activate, put
+from jaxbig.experiment import Experiment, flat, to_json
+from jaxbig.mesh import activate, local_rows, put
 from jaxbig.objectives.base import Sum, Sums
 from jaxbig.pictures import draw_attention
+from jaxbig.processes import agree, first, gather, leading
 from jaxbig.resume import begin
 from jaxbig.state import TrainState
 from jaxbig.step import Program, make_program
 from jaxbig.tracking.metrics import Metrics, read_metrics, write_json
 from jaxbig.tracking.screen import Screen
-from jaxbig.workdir import hold
+from jaxbig.workdir import hold, versions
 
 logger = logging.getLogger("jaxbig")
 Summary = dict[str, Any]
@@ -37,12 +39,13 @@ def fit(experiment: Experiment, workdir: Path, screen: Screen, fork: bool = Fals
     Gives what `summary.json` holds: `step`, `metrics`, `state_sha256`, `interrupted`, ... On SIGTERM or Ctrl-C
     it finishes the step, saves, and gives the summary with `interrupted` true.
     """
+    agree({"workdir": str(workdir), **versions(), **dict(flat(to_json(experiment)))})
     program = make_program(experiment)
     with hold(workdir), activate(program.mesh), interruptible() as asked_to_stop, contextlib.ExitStack() as stack:
         checkpoints = open_checkpoints(experiment, workdir)
         stack.callback(checkpoints.close)
         start, state, digest = begin(program, checkpoints, workdir, fork)
-        metrics = Metrics(workdir, start)
+        metrics = Metrics(workdir, start, leading())
         stack.callback(metrics.close)
 
         def log(step: int, values: dict[str, float]) -> None:
@@ -51,11 +54,12 @@ def fit(experiment: Experiment, workdir: Path, screen: Screen, fork: bool = Fals
 
         train, held_out = experiment.data.source("train"), experiment.data.source("eval")
         train_step = compile_step(program) if start < experiment.steps else None
+        gather("compiled")  # over the devices nobody waits for long
         step, report = start, Report(experiment, log)
         screen.start(start, experiment.steps)
         stack.callback(screen.stop)
         for step, state in run_steps(program, train_step, state, train, start, report):  # noqa: B020
-            last, stopping = step == experiment.steps, asked_to_stop.is_set()
+            last, stopping = step == experiment.steps, asked_to_stop(step)
             evaluating = last or step % experiment.evaluate_every == 0
             saving = last or stopping or step % experiment.checkpoint_every == 0
             means: dict[str, float] = {}
@@ -73,8 +77,7 @@ def fit(experiment: Experiment, workdir: Path, screen: Screen, fork: bool = Fals
             if evaluating or saving:
                 report.restart()
         checkpoints.wait()
-        summary = summarize(experiment, workdir, step, digest)
-        write_json(workdir / "summary.json", summary)
+        summary = first(lambda: summarize(experiment, workdir, step, digest))
         if step == experiment.steps and draw_attention(program, state, held_out, workdir / "attention.png"):
             logger.info("drew where it looks: %s", workdir / "attention.png")
     return summary
@@ -87,8 +90,9 @@ def run_steps(
 
     While the devices make a step, the next batch is read and moved to them; two steps are under way at most.
     """
-    e, share = report.experiment, (jax.process_index(), jax.process_count())
-    batches = train_batches(source, e.seed, start, e.steps, e.data.batch, e.readers, *share)
+    e = report.experiment
+    mine = local_rows(program.mesh, e.data.batch)
+    batches = train_batches(source, e.seed, start, e.steps, e.data.batch, e.readers, mine)
     report.restart()
     batch = report.waited(batches, None, program.mesh) if start < e.steps else None
     for step in range(start + 1, e.steps + 1):
@@ -145,14 +149,15 @@ class Report:
 
 def evaluate(program: Program, state: TrainState, source: Source) -> dict[str, float]:
     """The objective's metrics over every example of a source, each exactly once; sums are added in float64."""
-    batch, share = program.experiment.data.batch, (jax.process_index(), jax.process_count())
+    batch = program.experiment.data.batch
+    mine = local_rows(program.mesh, batch)
     sums: Sums = {}
     before = None
     for number in range(eval_steps(source, batch) + 1):
         last = number == eval_steps(source, batch)  # each batch is added while the devices have the next
         now = None
         if not last:
-            now, variables = program.eval_step(state, put(eval_batch(source, number, batch, *share), program.mesh))
+            now, variables = program.eval_step(state, put(eval_batch(source, number, batch, mine), program.mesh))
             state = state.replace(variables=variables)  # type: ignore[attr-defined]
         for name, each in jax.device_get(before or {}).items():
             each = jax.tree.map(np.float64, each)
@@ -178,26 +183,29 @@ def compile_step(program: Program) -> Any:
 
 
 def summarize(experiment: Experiment, workdir: Path, step: int, digest: str) -> Summary:
-    """`summary.json`: the last metrics of each split, the best evaluation, and the digest of the state."""
+    """Writes `summary.json`: the last metrics of each split, the best evaluation, and the digest of the state."""
     lines, metrics = read_metrics(workdir), {}
     for line in lines:
         metrics |= {f"{line['split']}/{name}": line[name] for name in line if name not in ("step", "split")}
     criterion, better = experiment.objective.criterion, max if experiment.objective.higher_is_better else min
     evaluated = [line for line in lines if line["split"] == "eval" and line[criterion] is not None]
     best = better(evaluated, key=lambda line: line[criterion], default=None)
-    return {
+    summary = {
         "step": step,
         "metrics": metrics,
         "best": {"step": best["step"], f"eval/{criterion}": best[criterion]} if best else None,
         "state_sha256": digest,
         "interrupted": step < experiment.steps,
     }
+    write_json(workdir / "summary.json", summary)
+    return summary
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[threading.Event]:
-    """SIGTERM and Ctrl-C set the event, for the run to stop after its step; a second one stops it at once."""
-    asked, before = threading.Event(), {}
+def interruptible() -> Iterator[Callable[[int], bool]]:
+    """Gives a function, to be asked at each step, that says whether to stop after it: SIGTERM and Ctrl-C ask for that,
+    a second one stops at once. Of several processes one that is asked stops all, after the same step."""
+    asked, before, together = threading.Event(), {}, jax.process_count() > 1
 
     def restore() -> None:
         for each, handler in before.items():
@@ -208,9 +216,12 @@ def interruptible() -> Iterator[threading.Event]:
         asked.set()
         text = f"\n{signal.Signals(number).name}: finishing this step and saving (again: stop at once, unsaved)\n"
         os.write(2, text.encode())  # a handler may not print: it may have interrupted printing
+        if together:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    before |= {each: signal.signal(each, ask) for each in (signal.SIGTERM, signal.SIGINT)}
+    # of several processes SIGTERM is JAX's own, which tells the others and finds the step
+    before |= {each: signal.signal(each, ask) for each in (signal.SIGINT, signal.SIGTERM)[: 1 if together else 2]}
     try:
-        yield asked
+        yield multihost_utils.reached_preemption_sync_point if together else lambda _: asked.is_set()
     finally:
         restore()

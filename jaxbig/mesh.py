@@ -118,10 +118,28 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def local_rows(mesh: jax.sharding.Mesh, batch: int) -> np.ndarray:
+    """Which rows of a batch this process's devices hold, in order."""
+    held = batch_sharding(mesh).addressable_devices_indices_map((batch,)).values()
+    return np.unique([np.arange(batch)[index] for index in held if index is not None])
+
+
 def put(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
-    """This process's rows of a batch as global arrays, rows split over the mesh."""
-    sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+    """This process's rows of a batch, those of `local_rows`, as global arrays, rows split over the mesh."""
+    parts = math.prod(mesh.shape[axis] for axis in ROWS)
+    mine = len(local_rows(mesh, parts))
+
+    def place(rows: np.ndarray) -> jax.Array:
+        size = len(rows) // mine * parts
+        places = local_rows(mesh, size)
+
+        def part(index: Any) -> np.ndarray:
+            begin, end, _ = index[0].indices(size)
+            return rows[slice(*np.searchsorted(places, (begin, end)))]
+
+        return jax.make_array_from_callback((size, *rows.shape[1:]), batch_sharding(mesh), part)
+
+    return {name: place(rows) for name, rows in batch.items()}
 
 
 def check_batch(batch: int, mesh: jax.sharding.Mesh) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 
 from jaxbig.checkpoint import Checkpoints, Restored
 from jaxbig.errors import Refused
-from jaxbig.experiment import diff, fingerprint, identity, to_json
+from jaxbig.experiment import Experiment, diff, fingerprint, identity, to_json
+from jaxbig.processes import agree, first
 from jaxbig.state import TrainState, path_name
 from jaxbig.step import Program
 from jaxbig.tracking.metrics import write_json
@@ -24,8 +25,8 @@ def begin(program: Program, checkpoints: Checkpoints, workdir: Path, fork: bool)
 
     `Refused` if the folder holds another run, unless forking: then that run is moved aside, and its weights taken.
     """
-    experiment, run, weights = program.experiment, read_run(workdir), None
-    fixed = identity(to_json(experiment), experiment.data.prepare())
+    experiment, run, weights = program.experiment, first(lambda: read_run(workdir)), None
+    fixed = identity(to_json(experiment), prepare(experiment))
     if run is not None and (lines := differences(run, fixed)):
         if not fork:
             raise Refused(
@@ -35,18 +36,18 @@ def begin(program: Program, checkpoints: Checkpoints, workdir: Path, fork: bool)
         weights = checkpoints.restore_parameters()
         if weights is None:
             raise Refused(f"--fork: {workdir} has no checkpoint to take weights from: give another --workdir.")
-        move_aside(workdir)
+        first(lambda: move_aside(workdir))
         run = None
-    elif run is None and forked_from(workdir):
-        move_aside(workdir)  # what a kill in the midst of a fork has left
-    if run is None and checkpoints.steps():
+    elif run is None and first(lambda: forked_from(workdir) is not None):
+        first(lambda: move_aside(workdir))  # what a kill in the midst of a fork has left
+    if run is None and first(checkpoints.steps):
         raise Refused(f"{workdir} has checkpoints and no run.json to tell whose they are: give another --workdir.")
     checkpoints.clean()
     restored = checkpoints.restore(program.abstract)
     if restored is not None and restored.step > experiment.steps:
         raise Refused(f"{workdir} is at step {restored.step} and --steps is {experiment.steps}: ask for more.")
     if restored is not None:
-        write_run(program, workdir, run, fixed)
+        first(lambda: write_run(program, workdir, run, fixed))
         checkpoints.set_aside(restored.step)
         log.info("going on from step %s (%s)", restored.step, checkpoints.path(restored.step))
         return restored.step, restored.state, restored.state_sha256
@@ -63,8 +64,16 @@ def begin(program: Program, checkpoints: Checkpoints, workdir: Path, fork: bool)
         params, statistics = take_weights(trees, weights.state, pattern)
         variables = {**state.variables, "batch_stats": statistics} if statistics else state.variables
         state = state.replace(params=params, variables=variables)
-    write_run(program, workdir, run, fixed, weights)  # last: what was refused has left nothing behind
+    first(lambda: write_run(program, workdir, run, fixed, weights))  # last: what was refused has left nothing behind
     return 0, state, ""
+
+
+def prepare(experiment: Experiment) -> str:
+    """Makes the data ready, by one process and then, where they have other disks, by the others; its identity."""
+    first(experiment.data.prepare)
+    found = experiment.data.prepare()
+    agree({"data": found})
+    return found
 
 
 def refuse_other_weights(run: dict[str, Any] | None, weights: Restored | None, source: str) -> None:
@@ -150,7 +159,8 @@ def take_weights(trees: tuple[Any, ...], weights: dict[str, Any], pattern: str =
             table[name] = f"reshaped: {found.dtype}{list(found.shape)} there, {leaf.dtype}{list(leaf.shape)} here"
         else:
             table[name] = "loaded"
-            return jax.device_put(np.asarray(found), leaf.sharding)
+            array = np.asarray(found)
+            return jax.make_array_from_callback(array.shape, leaf.sharding, lambda index: array[index])
         return leaf
 
     taken = jax.tree_util.tree_map_with_path(take, trees)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import struct
+from jax.experimental import multihost_utils
 
 
 @struct.dataclass
@@ -33,11 +34,17 @@ def leaves(tree: Any) -> dict[str, Any]:
     return dict(sorted((path_name(path), leaf) for path, leaf in flat))
 
 
+def whole(leaf: Any) -> np.ndarray:
+    """A leaf on this host; of several processes all must ask for it."""
+    here = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated
+    return np.asarray(leaf if here else multihost_utils.process_allgather(leaf, tiled=True))
+
+
 def digests(state: Any) -> tuple[dict[str, str], str]:
     """The sha256 of each leaf's bytes by path, and `state_sha256`, over all leaves' bytes in path order."""
-    whole, each = hashlib.sha256(), {}
+    all_leaves, each = hashlib.sha256(), {}
     for path, leaf in leaves(state).items():
-        data = np.ascontiguousarray(jax.device_get(leaf)).view(np.uint8).data
+        data = np.ascontiguousarray(whole(leaf)).view(np.uint8).data
         each[path] = hashlib.sha256(data).hexdigest()
-        whole.update(data)
-    return each, whole.hexdigest()
+        all_leaves.update(data)
+    return each, all_leaves.hexdigest()

@@ -16,6 +16,7 @@ import filelock
 import jax
 
 from jaxbig.errors import Refused
+from jaxbig.processes import first, leading
 from jaxbig.tracking.metrics import read_json
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -25,32 +26,41 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 def hold(workdir: Path) -> Iterator[None]:
     """Holds the folder for this run alone; `Refused` if another live run has it or it cannot be written."""
     holder, lock = workdir / "holder", filelock.FileLock(workdir / "lock")
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
-    except filelock.Timeout:
-        who = holder.read_text().strip() if holder.exists() else "another process"
-        raise Refused(f"{workdir} is in use by {who}: stop that run, or give another --workdir.") from None
-    except OSError as error:
-        raise Refused(f"cannot write in {workdir}: {error.strerror or error}; give another --workdir.") from None
+
+    def take() -> None:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+            holder.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+        except filelock.Timeout:
+            who = holder.read_text().strip() if holder.exists() else "another process"
+            raise Refused(f"{workdir} is in use by {who}: stop that run, or give another --workdir.") from None
+        except OSError as error:
+            raise Refused(f"cannot write in {workdir}: {error.strerror or error}; give another --workdir.") from None
+
+    first(take)
     try:
         yield
     finally:
-        holder.unlink(missing_ok=True)
-        lock.release()
+        if leading():
+            holder.unlink(missing_ok=True)
+            lock.release()
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of what the numbers of a run depend on."""
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
 
 
 def describe(experiment: Any, fingerprint: str, data_identity: str, mesh: jax.sharding.Mesh) -> dict[str, Any]:
     """What `run.json` says of a run besides how it came to be; `experiment` is its JSON."""
-    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
-    device = jax.devices()[0]
+    device, of = jax.devices()[0], {"count": jax.device_count(), "processes": jax.process_count()}
     return {
         "experiment": experiment,
         "fingerprint": fingerprint,
         "data_identity": data_identity,
-        "versions": {"python": platform.python_version(), **packages},
-        "devices": {"count": jax.device_count(), "kind": device.device_kind, "platform": device.platform},
+        "versions": versions(),
+        "devices": {**of, "kind": device.device_kind, "platform": device.platform},
         "mesh": dict(mesh.shape),
         "git_commit": git_commit(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

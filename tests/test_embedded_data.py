@@ -95,7 +95,7 @@ def test_tracks_are_the_same_for_any_processes_and_seed(
 ) -> None:
     source, batch = numbered(size, length), 2 * half
     whole = train_batch(source, 0, step, batch)
-    shares = [train_batch(source, seed, step, batch, process, 2) for process in range(2)]
+    shares = [train_batch(source, seed, step, batch, part) for part in np.split(np.arange(batch), 2)]
     for name, array in whole.items():
         assert np.array_equal(array, np.concatenate([share[name] for share in shares]))
     (ahead,) = train_batches(source, seed, step, step + 1, batch, readers=1)

@@ -13,7 +13,7 @@ RUNS = sorted((ROOT / "experiments").rglob("*.py"))
 # A room imports rooms of lower floors, and its own.
 FLOORS = (
     {"errors", "keys"},
-    {"state", "tracking"},
+    {"state", "tracking", "processes"},
     {"mesh", "workdir", "checkpoint"},
     {"models", "objectives", "data", "optim"},
     {"experiment"},
@@ -31,7 +31,7 @@ ONLY = {
     "objectives": {"objectives", "errors"},
     "data": {"data", "errors"},
     "optim": {"optim", "state", "errors"},
-    "checkpoint": {"state", "errors"},
+    "checkpoint": {"state", "processes", "errors"},
     "experiments": {"experiments", "experiment", "models", "objectives", "data", "optim", "mesh"},
 }
 NEVER = {

@@ -17,7 +17,10 @@ import grain
 import numpy as np
 
 from jaxbig.data.base import Rows, Source
-from jaxbig.errors import Refused
+
+Places = np.ndarray | slice
+"""Which rows of a global batch: those that this process's devices hold."""
+EVERY = slice(None)
 
 
 @functools.lru_cache(maxsize=4)
@@ -36,31 +39,24 @@ def train_indices(seed: int, step: int, batch: int, size: int) -> np.ndarray:
     return np.concatenate([order(seed, int(epoch), size)[places[epochs == epoch]] for epoch in np.unique(epochs)])
 
 
-def local(rows: np.ndarray, process: int, processes: int) -> np.ndarray:
-    """This process's share of the rows of a global batch: the process-th of equal parts."""
-    if len(rows) % processes:
-        raise Refused(f"a batch of {len(rows)} rows does not divide over {processes} processes.")
-    return np.split(rows, processes)[process]
-
-
-def train_batch(source: Source, seed: int, step: int, batch: int, process: int = 0, processes: int = 1) -> Rows:
-    """This process's rows of the global batch at a step."""
+def train_batch(source: Source, seed: int, step: int, batch: int, places: Places = EVERY) -> Rows:
+    """The rows of the global batch at a step; with `places` those alone."""
     if getattr(source, "contiguous", False):
-        return track_batch(source, step, batch, process, processes)
-    return source.rows(local(train_indices(seed, step, batch, len(source)), process, processes))
+        return track_batch(source, step, batch, places)
+    return source.rows(train_indices(seed, step, batch, len(source))[places])
 
 
-def eval_batch(source: Source, step: int, batch: int, process: int = 0, processes: int = 1) -> Rows:
-    """This process's rows of an evaluation batch: examples in order, the last batch padded with `mask` 0."""
+def eval_batch(source: Source, step: int, batch: int, places: Places = EVERY) -> Rows:
+    """The rows of an evaluation batch: examples in order, the last batch padded with `mask` 0."""
     if getattr(source, "contiguous", False):
-        return track_batch(source, step, batch, process, processes)
-    return within(source, local(np.arange(step * batch, (step + 1) * batch), process, processes))
+        return track_batch(source, step, batch, places)
+    return within(source, np.arange(step * batch, (step + 1) * batch)[places])
 
 
-def track_batch(source: Source, step: int, batch: int, process: int = 0, processes: int = 1) -> Rows:
-    """This process's rows of a batch of tracks, with `starts` [B]: 1 where a track begins anew."""
+def track_batch(source: Source, step: int, batch: int, places: Places = EVERY) -> Rows:
+    """The rows of a batch of tracks, with `starts` [B]: 1 where a track begins anew."""
     windows = eval_steps(source, batch)  # of each track
-    rows = within(source, local(np.arange(batch) * windows + step % windows, process, processes))
+    rows = within(source, (np.arange(batch) * windows + step % windows)[places])
     return {**rows, "starts": np.full(len(rows["mask"]), step % windows == 0, np.int32)}
 
 
@@ -77,12 +73,12 @@ def eval_steps(source: Source, batch: int) -> int:
 
 
 def train_batches(
-    source: Source, seed: int, start: int, stop: int, batch: int, readers: int, process: int = 0, processes: int = 1
+    source: Source, seed: int, start: int, stop: int, batch: int, readers: int, places: Places = EVERY
 ) -> Iterator[Rows]:
     """The batches of steps start to stop, read ahead by `readers` threads (0: in this one, none ahead)."""
 
     def read(step: int) -> Rows:
-        return train_batch(source, seed, step, batch, process, processes)
+        return train_batch(source, seed, step, batch, places)
 
     if readers == 0:
         return map(read, range(start, stop))

@@ -18,11 +18,13 @@ class Metrics:
     """Writes `metrics.jsonl` (a line a log) and TensorBoard files of one run, from a step on.
 
     Lines beyond that step, written by a run that was killed before it could save, are taken out first: the
-    steps will be made again, and a file holds each once.
+    steps will be made again, and a file holds each once. Of several processes one alone `writes`.
     """
 
-    def __init__(self, workdir: Path, start: int):
-        self.file = workdir / "metrics.jsonl"
+    def __init__(self, workdir: Path, start: int, writes: bool = True):
+        self.file, self.writes = workdir / "metrics.jsonl", writes
+        if not writes:
+            return
         kept = [line for line in read_metrics(workdir) if line["step"] <= start]
         write_atomically(self.file, "".join(json.dumps(line) + "\n" for line in kept))
         with _writing(self.file, start):
@@ -33,6 +35,8 @@ class Metrics:
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
         """One line: the step, the split, the values; a value that is no finite number is written as null."""
+        if not self.writes:
+            return
         with _writing(self.file, step):
             self._stream.write(to_json_text({"step": step, "split": split, **values}) + "\n")
             self._stream.flush()
@@ -43,7 +47,7 @@ class Metrics:
 
     def close(self) -> None:
         """Gives the files back; every line was flushed when it was written."""
-        for file in (self._stream, self._board):
+        for file in (self._stream, self._board) if self.writes else ():
             with contextlib.suppress(OSError):
                 file.close()
 

@@ -17,18 +17,20 @@ from rich.text import Text
 class Screen:
     """Prints to standard output, or to standard error where that is kept for JSON.
 
-    Without a terminal there is no bar; a line of training metrics is printed every ten seconds instead.
+    Without a terminal there is no bar; a line of training metrics is printed every ten seconds instead. One that is
+    quiet, of a process that is not the first, shows warnings alone.
     """
 
-    def __init__(self, json: bool = False):
-        self.console = Console(stderr=json, highlight=False)
+    def __init__(self, json: bool = False, quiet: bool = False):
+        self.console = Console(stderr=json, highlight=False, quiet=quiet)
         self._progress: Progress | None = None
         self._steps = 0
         self._columns: list[str] = []
         self._last_line = 0.0
-        handler = RichHandler(console=self.console, show_time=False, show_path=False, markup=False)
+        warned = Console(stderr=True, highlight=False) if quiet else self.console
+        handler = RichHandler(console=warned, show_time=False, show_path=False, markup=False)
         logging.getLogger("jaxbig").handlers = [handler]
-        logging.getLogger("jaxbig").setLevel(logging.INFO)
+        logging.getLogger("jaxbig").setLevel(logging.WARNING if quiet else logging.INFO)
         logging.getLogger("jaxbig").propagate = False
 
     def say(self, text: str) -> None:

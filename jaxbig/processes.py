@@ -1,0 +1,149 @@
+"""Several processes as one run: how they find each other, what the first alone does, and what all agree on.
+
+What they say to each other here goes through the coordination service of `jax.distributed`, not over the devices: so
+it may wait for minutes, for a data set to be prepared or a compiler to end.
+"""
+
+import errno
+import itertools
+import json
+import os
+import re
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+from jax._src import distributed  # the service's texts have no public name; Orbax takes them here too
+
+from jaxbig.errors import Failed, Refused
+
+T = TypeVar("T")
+NOTICE, CONNECT, LOST, LEAVE = 20, 300, 30, 20
+"""Seconds: until it is said that others are missing; until they are given up; until a silent process counts as dead;
+that one who leaves waits for the others."""
+FOREVER = 7 * 24 * 3600 * 1000
+"""Milliseconds to wait for what another process says: while it lives, it may take its time."""
+_rounds = itertools.count()
+
+
+def join(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
+    """Makes this process one of several; must be called before a device is touched. Alone if nothing says otherwise.
+
+    coordinator: `host:port` of process 0, with the number of `processes` and of this `process`; "auto": as Slurm, Open
+    MPI, Kubernetes or the TPU's host tells, which is asked by itself where Slurm or Open MPI has started several.
+    """
+    if not coordinator and (processes or process >= 0) and not os.environ.get("JAX_COORDINATOR_ADDRESS"):
+        raise Refused("--processes and --process need --coordinator HOST:PORT, the address of process 0.")
+    if not coordinator and not processes and not started_together():
+        return
+    options: dict[str, Any] = {}
+    if coordinator != "auto" and (coordinator or processes):
+        if coordinator and not re.fullmatch(r".+:\d{1,5}", coordinator):
+            raise Refused(f"--coordinator {coordinator!r}: write HOST:PORT, the address of process 0, or auto.")
+        if not 0 <= process < processes:
+            raise Refused(f"--process {process} of --processes {processes}: they are numbered from 0, one each.")
+        options = {"num_processes": processes, "process_id": process}
+        options |= {"coordinator_address": coordinator} if coordinator else {}
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    keep_standard_output()
+    options |= {"heartbeat_timeout_seconds": LOST, "shutdown_timeout_seconds": LEAVE}
+    where = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS", "auto")
+    who = f"process {process} of {processes}" if options.get("num_processes") else "this process"
+    if process == 0 and where != "auto" and taken(int(where.rsplit(":", 1)[1])):
+        raise Refused(f"--coordinator {where}: that port is taken on this machine: choose another for all processes.")
+    found = threading.Event()
+    threading.Thread(target=wait_aloud, args=(found, f"{who} waits for the others at {where}"), daemon=True).start()
+    try:
+        jax.distributed.initialize(**options, initialization_timeout=2 * CONNECT)
+    except (RuntimeError, ValueError) as error:
+        raise Failed(f"{who} cannot join others at {where}: {' '.join(str(error).split())[:300]}") from None
+    finally:
+        found.set()
+
+
+def taken(port: int) -> bool:
+    """Whether something on this machine listens there already."""
+    with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as asked:
+        asked.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            asked.bind(("::", port))
+        except OSError as error:
+            return error.errno == errno.EADDRINUSE
+    return False
+
+
+def wait_aloud(found: threading.Event, text: str) -> None:
+    """Says that others are missing, and ends the process when they have not come; JAX's own end is a memory dump."""
+    if not found.wait(NOTICE):
+        print(f"jaxbig: {text}: are there as many as --processes says, each with its own --process?", file=sys.stderr)
+        if not found.wait(CONNECT - NOTICE):
+            print(f"jaxbig: {text}; nobody came in {CONNECT} s.", file=sys.stderr, flush=True)
+            os._exit(1)
+
+
+def keep_standard_output() -> None:
+    """Gloo prints its greetings there; now they go to standard error, and what Python prints alone stays."""
+    sys.stdout.flush()
+    sys.stdout = open(os.dup(1), "w", buffering=1, encoding=sys.stdout.encoding)  # noqa: SIM115
+    os.dup2(2, 1)
+
+
+def started_together() -> bool:
+    """Whether Slurm's srun or Open MPI's mpirun has started this process as one of several."""
+    told = os.environ.get("SLURM_STEP_NUM_TASKS", "1"), os.environ.get("OMPI_COMM_WORLD_SIZE", "1")
+    return any(int(count) > 1 for count in told if count.isdecimal())
+
+
+def leading() -> bool:
+    """Whether this is process 0, which alone writes, prints and prepares data first."""
+    return jax.process_index() == 0
+
+
+def _service() -> Any:
+    return distributed.global_state.client
+
+
+def gather(value: Any) -> list[Any]:
+    """What each process gives, in their order, on all of them; plain JSON. All must call it, in the same order."""
+    if jax.process_count() == 1:
+        return [value]
+    place, client = f"jaxbig/{next(_rounds)}", _service()
+    client.key_value_set(f"{place}/{jax.process_index()}", json.dumps(value))
+    if leading():
+        said = [client.blocking_key_value_get(f"{place}/{i}", FOREVER) for i in range(jax.process_count())]
+        client.key_value_set(f"{place}/all", f"[{','.join(said)}]")
+    return json.loads(client.blocking_key_value_get(f"{place}/all", FOREVER))
+
+
+def first(act: Callable[[], T]) -> T:
+    """What `act` gives on process 0 (plain JSON), on all of them; what it raises there, all raise."""
+    if jax.process_count() == 1:
+        return act()
+    place, client = f"jaxbig/{next(_rounds)}", _service()
+    if leading():
+        try:
+            value = act()
+        except BaseException as error:
+            client.key_value_set(place, json.dumps([type(error).__name__, str(error)]))
+            raise
+        client.key_value_set(place, json.dumps(["", value]))
+        return value
+    error, value = json.loads(client.blocking_key_value_get(place, FOREVER))
+    if error:
+        raise Refused(value) if error == "Refused" else Failed(f"process 0: {value or error}")
+    return value
+
+
+def agree(what: dict[str, Any]) -> None:
+    """`Refused`, on all processes, unless all say the same; names the first that differs, and in what."""
+    said = gather(what)
+    for process, other in enumerate(said):
+        for name in said[0] | other:
+            if other.get(name) != said[0].get(name):
+                raise Refused(
+                    f"process {process} has {name} {other.get(name)!r} and process 0 has {said[0].get(name)!r}: start "
+                    f"all processes with the same command, code and data."
+                )

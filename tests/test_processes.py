@@ -1,0 +1,278 @@
+"""Several processes are one run: the same losses, one folder, one digest, and they start, stop and refuse together."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from jaxbig import processes
+from jaxbig.errors import Failed, Refused
+from jaxbig.mesh import Mesh, local_rows, put
+from jaxbig.processes import agree, first, gather, join, started_together
+from jaxbig.tracking.metrics import read_metrics
+
+SMALL = """
+import dataclasses
+from experiments import digits_convnet
+from jaxbig.models.convolutional import Conv, Dense, Dropout, Pool
+
+def config():
+    parent = digits_convnet.config()
+    model = parent.model.clone(layers=(Conv(8), Pool(), Dropout(0.25), Dense(16)))
+    return dataclasses.replace(
+        parent, model=model, steps=12, log_every=1, evaluate_every=6, checkpoint_every=6, keep_last=9
+    )
+"""
+
+
+@pytest.fixture
+def small_file(tmp_path: Path) -> str:
+    (tmp_path / "small.py").write_text(SMALL)
+    return "small.py"
+
+
+class Run:
+    """`jaxbig VERB ...` as several processes in one folder, each with some CPU devices."""
+
+    def __init__(self, folder: Path, count: int, devices: int, *arguments: object, differing: tuple[str, ...] = ()):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = [sys.executable, "-m", "jaxbig", *map(str, arguments)]
+        if count > 1:
+            command += ["--coordinator", f"127.0.0.1:{port}", "--processes", str(count)]
+        self.processes = [
+            subprocess.Popen(
+                command + (["--process", str(number), *(differing if number else ())] if count > 1 else []),
+                cwd=folder,
+                env={**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for number in range(count)
+        ]
+
+    def end(self, *codes: int) -> list[tuple[str, str]]:
+        """What each printed to standard output and error; all ended with those codes (0 if none is given)."""
+        said = [process.communicate(timeout=300) for process in self.processes]
+        assert [process.returncode for process in self.processes] == list(codes or [0] * len(said)), said
+        return said
+
+
+def train(folder: Path, count: int, devices: int, *arguments: object, **how: Any) -> Run:
+    return Run(folder, count, devices, "train", *arguments, **how)
+
+
+def curve(workdir: Path, metric: str = "loss") -> list[float]:
+    return [line[metric] for line in read_metrics(workdir)]
+
+
+def digest(workdir: Path) -> str:
+    return json.loads((workdir / "summary.json").read_text())["state_sha256"]
+
+
+def test_two_processes_make_the_run_of_one(small_file: str, tmp_path: Path) -> None:
+    train(tmp_path, 1, 4, small_file, "--workdir", "one").end()
+    (out, _), (other_out, _) = train(tmp_path, 2, 2, small_file, "--workdir", "two", "--json").end()
+    assert json.loads(out)["step"] == 12 and other_out == ""  # and nothing of Gloo's
+    np.testing.assert_allclose(curve(tmp_path / "two"), curve(tmp_path / "one"), rtol=1e-5)
+    assert len(curve(tmp_path / "two")) == 14  # 12 steps and two evaluations, each written once
+    told = json.loads((tmp_path / "two" / "run.json").read_text())
+    assert told["devices"]["count"] == 4 and told["devices"]["processes"] == 2 and len(told["starts"]) == 1
+    assert sorted(entry.name for entry in (tmp_path / "two" / "checkpoints").iterdir()) == ["12", "6"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [("data", 8), ("fsdp", 8), ("tensor", 8), ("fsdp", 2)], ids=str)
+def test_four_processes_make_the_run_of_one_over_any_mesh(
+    small_file: str, tmp_path: Path, mesh: tuple[str, int]
+) -> None:
+    """Also where an axis is spread over processes, so that several hold the same rows."""
+    axis, size = mesh
+    options = ["--mesh.data", 8 // size if axis != "data" else 8, *([f"--mesh.{axis}", size] if axis != "data" else [])]
+    train(tmp_path, 1, 8, small_file, *options, "--workdir", "one").end()
+    train(tmp_path, 4, 2, small_file, *options, "--workdir", "four").end()
+    np.testing.assert_allclose(curve(tmp_path / "four"), curve(tmp_path / "one"), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_as_another_number_of_processes(small_file: str, tmp_path: Path) -> None:
+    train(tmp_path, 1, 8, small_file, "--steps", 24, "--workdir", "one").end()
+    for steps, (count, devices) in {6: (2, 2), 12: (4, 2), 18: (1, 4), 24: (2, 1)}.items():
+        train(tmp_path, count, devices, small_file, "--steps", steps, "--workdir", "moved").end()
+    train(tmp_path, 2, 1, small_file, "--steps", 24, "--workdir", "moved").end()  # once more: nothing is left to do
+    evaluated = [line["loss"] for line in read_metrics(tmp_path / "moved") if line["split"] == "eval"]
+    # the schedule follows the length that each start was told, so only the first steps can be compared
+    np.testing.assert_allclose(curve(tmp_path / "moved")[:3], curve(tmp_path / "one")[:3], rtol=1e-2)
+    assert len(evaluated) == 4 and len(json.loads((tmp_path / "moved" / "run.json").read_text())["starts"]) == 5
+    [(out, _), _] = Run(tmp_path, 2, 1, "evaluate", small_file, "--steps", 24, "--workdir", "moved", "--json").end()
+    assert json.loads(out)["metrics"]["loss"] == pytest.approx(evaluated[-1], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["digits_convnet", "digits_rnn", "pytext_transformer"])
+def test_a_reproducible_run_has_one_digest_on_any_processes_and_when_it_moves(name: str, tmp_path: Path) -> None:
+    options = [name, "--steps", 4, "--evaluate-every", 2, "--checkpoint-every", 2, "--reproducible", 8]
+    options += ["--data.batch", 16, "--optimizer.rate.warmup", 1]
+    for count, devices in ((1, 1), (1, 8), (2, 1), (4, 2)):
+        train(tmp_path, count, devices, *options, "--workdir", f"{count}x{devices}").end()
+    moving = train(tmp_path, 2, 2, *options, "--workdir", "moved", "--checkpoint-every", 1)
+    saved = tmp_path / "moved" / "checkpoints"
+    while not (saved / "1").exists() and moving.processes[0].poll() is None:
+        time.sleep(0.01)
+    moving.processes[1].send_signal(signal.SIGTERM)
+    for process in moving.processes:
+        process.communicate(timeout=300)
+        assert process.returncode in (0, 75)  # 0: it was done before it could stop
+    train(tmp_path, 1, 4, *options, "--workdir", "moved", "--checkpoint-every", 1).end()
+    assert len({digest(tmp_path / folder) for folder in ("1x1", "1x8", "2x1", "4x2", "moved")}) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("asked", [0, 1])
+def test_a_signal_to_one_process_saves_one_step_of_all(
+    small_file: str, tmp_path: Path, number: signal.Signals, asked: int
+) -> None:
+    run = train(tmp_path, 2, 1, small_file, "--steps", 100_000, "--workdir", "run")
+    while not (tmp_path / "run" / "checkpoints" / "6").exists():
+        assert run.processes[0].poll() is None
+        time.sleep(0.1)
+    run.processes[asked].send_signal(number)
+    (out, _), _ = run.end(75, 75)
+    last = max(int(entry.name) for entry in (tmp_path / "run" / "checkpoints").iterdir())
+    assert f"saved at step {last}" in out and curve(tmp_path / "run", "step")[-1] == last
+    train(tmp_path, 1, 2, small_file, "--steps", last + 1, "--workdir", "run").end()
+
+
+@pytest.mark.slow
+def test_processes_that_were_started_otherwise_refuse_together(small_file: str, tmp_path: Path) -> None:
+    for _, error in train(tmp_path, 2, 1, small_file, "--workdir", "run", differing=("--seed", "3")).end(2, 2):
+        assert "process 1 has seed 3 and process 0 has 0" in error
+    assert not (tmp_path / "run").exists()
+    train(tmp_path, 1, 2, small_file, "--workdir", "run").end()
+    for _, error in train(tmp_path, 2, 1, small_file, "--workdir", "run", "--seed", 4).end(2, 2):
+        assert "seed: 0 -> 4" in error and "--fork" in error
+    train(tmp_path, 2, 1, small_file, "--workdir", "run", "--seed", 4, "--fork").end()
+    assert (tmp_path / "run" / "forked_from_1" / "run.json").exists()
+    train(tmp_path, 2, 1, small_file, "--workdir", "next", "--initialize-from.run", "run").end()
+    flipped = next(
+        file for file in (tmp_path / "next" / "checkpoints" / "12").rglob("*") if "ocdbt" in str(file.parent)
+    )
+    flipped.write_bytes(b"x" + flipped.read_bytes()[1:])
+    end = train(tmp_path, 2, 1, small_file, "--workdir", "next", "--initialize-from.run", "run").end()
+    assert "trying the one before it" in end[0][0] and digest(tmp_path / "next")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"processes": 2}, ["--coordinator HOST:PORT"]),
+        ({"process": 0}, ["--coordinator HOST:PORT"]),
+        ({"coordinator": "nowhere", "processes": 2, "process": 0}, ["'nowhere'", "HOST:PORT"]),
+        ({"coordinator": "host:1", "processes": 2, "process": 2}, ["--process 2 of --processes 2"]),
+        ({"coordinator": "host:1"}, ["--process -1 of --processes 0"]),
+    ],
+)
+def test_what_cannot_be_joined_is_refused(options: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(Refused) as refused:
+        join(**options)
+    assert all(word in str(refused.value) for word in words)
+
+
+def test_a_port_that_is_taken_is_refused() -> None:
+    with socket.create_server(("", 0)) as server, pytest.raises(Refused, match="port is taken"):
+        join(f"127.0.0.1:{server.getsockname()[1]}", 2, 0)
+
+
+def test_others_that_never_come_are_told_of_and_given_up() -> None:
+    code = "from jaxbig import processes as p; p.NOTICE, p.CONNECT = 1, 2; p.join('127.0.0.1:9', 2, 1)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1 and "process 1 of 2 waits for the others at 127.0.0.1:9" in done.stderr
+    assert done.stderr.splitlines()[-1].endswith("nobody came in 2 s.")
+
+
+def test_a_process_knows_when_a_launcher_has_started_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert not started_together()
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    assert not started_together()
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    assert started_together()
+
+
+class Service:
+    """The coordination service's texts, in memory; a process that would wait for ever fails."""
+
+    def __init__(self) -> None:
+        self.texts: dict[str, str] = {}
+
+    def key_value_set(self, key: str, value: str) -> None:
+        assert key not in self.texts
+        self.texts[key] = value
+
+    def blocking_key_value_get(self, key: str, _: int) -> str:
+        return self.texts[key]
+
+
+@pytest.fixture
+def three(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Does the same as each of three processes, the first last or first; gives what each got or raised."""
+
+    def run(act: Any, order: tuple[int, ...]) -> list[Any]:
+        service, got = Service(), {}
+        monkeypatch.setattr(processes, "_service", lambda: service)
+        monkeypatch.setattr(jax, "process_count", lambda: 3)
+        for number in order:
+            monkeypatch.setattr(jax, "process_index", lambda number=number: number)
+            monkeypatch.setattr(processes, "_rounds", iter([0]))
+            try:
+                got[number] = act(number)
+            except (Refused, Failed) as error:
+                got[number] = error
+        return [got[number] for number in sorted(got)]
+
+    return run
+
+
+def test_what_the_first_gives_or_raises_all_get(three: Any) -> None:
+    assert three(lambda number: first(lambda: {"from": number}), (0, 1, 2)) == [{"from": 0}] * 3
+
+    def refuse() -> None:
+        raise Refused("no room")
+
+    said = three(lambda _: first(refuse), (0, 1, 2))
+    assert [type(each) for each in said] == [Refused] * 3 and {str(each) for each in said} == {"no room"}
+
+
+def test_all_must_agree_and_the_first_that_does_not_is_named(three: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "gather", lambda value: [value, value, value])
+    assert three(lambda _: agree({"seed": 0}), (0, 1, 2)) == [None] * 3
+    monkeypatch.setattr(processes, "gather", lambda value: [{"seed": 0}, {"seed": 0}, {"seed": 1, "more": 2}])
+    said = three(lambda _: agree({"seed": 0}), (0, 1, 2))
+    assert all("process 2 has seed 1 and process 0 has 0" in str(each) for each in said)
+
+
+def test_alone_a_process_agrees_with_itself() -> None:
+    agree({"seed": 0})
+    assert gather(3) == [3] and first(lambda: "done") == "done"
+
+
+@pytest.mark.parametrize("mesh", [Mesh(), Mesh(data=2, fsdp=2, tensor=2), Mesh(data=1, sequence=4, expert=2)], ids=str)
+def test_rows_are_put_where_they_belong(mesh: Mesh) -> None:
+    built, rows = mesh.build(), np.arange(48, dtype=np.int32).reshape(16, 3)
+    assert local_rows(built, 16).tolist() == list(range(16))
+    placed = put({"inputs": rows}, built)["inputs"]
+    assert np.array_equal(placed, rows)
+    assert all(np.array_equal(shard.data, rows[shard.index]) for shard in placed.addressable_shards)
