@@ -1,0 +1,20 @@
+"""Llama 3 8B (Grattafiori et al., 2024), with a vocabulary of 128,256, on C4.
+
+    jaxbig train c4_llama3_8b
+
+Full size, not run here: its tokenizer is not there yet, so `train` refuses it; `show` tells what it is.
+"""
+
+import dataclasses
+
+from experiments import c4_llama_7b
+from jaxbig.experiment import Experiment
+from jaxbig.objectives.next_token import NextToken
+
+
+def config() -> Experiment:
+    parent = c4_llama_7b.config()
+    vocab = 128_256
+    model = parent.model.clone(vocab=vocab, kv_heads=8, mlp_width=14_336, rotary_base=500_000.0)
+    data = dataclasses.replace(parent.data, length=8192, vocab=vocab)  # type: ignore[call-arg]
+    return dataclasses.replace(parent, model=model, data=data, objective=NextToken(vocab=vocab, chunks=16))
