@@ -89,14 +89,12 @@ class Experiment:
 
 # What a field of such a name may hold, wherever it stands: least, and what it must stay below. One name, one thing.
 COUNTS = "steps log_every evaluate_every checkpoint_every keep_last batch length depth width heads layers channels "
-COUNTS += "accumulate expansion rotary_base patch size "
+COUNTS += "experts_per_token accumulate expansion rotary_base patch size "
 COUNTS += "classes types embedding kernel stride vocab kv_heads mlp_width max_length window target_vocab"
 RANGES = {name: (1, math.inf) for name in COUNTS.split()}
 RANGES |= {name: (0, 1) for name in ("dropout", "drop_path", "b1", "b2", "momentum", "smoothing", "rate")}
-RANGES |= {
-    name: (0, math.inf)
-    for name in ("keep_best", "reproducible", "readers", "warmup", "peak", "end", "clip", "l1", "l2", "weight_decay")
-}
+FROM_0 = "keep_best reproducible readers warmup peak end clip l1 l2 weight_decay experts balance router_z_loss"
+RANGES |= {name: (0, math.inf) for name in FROM_0.split()}
 RANGES |= {"seed": (0, 2**32)}
 
 # What may change when a run goes on: where it runs, how far (a schedule then follows the new length), what it keeps.

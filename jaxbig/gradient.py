@@ -18,7 +18,8 @@ from jaxbig import keys
 from jaxbig.errors import Refused
 from jaxbig.experiment import Experiment
 from jaxbig.mesh import ROWS
-from jaxbig.objectives.base import Batch, Sums
+from jaxbig.models.experts import LOSSES
+from jaxbig.objectives.base import Batch, Sum, Sums
 
 BY_ROW = "carry"
 """The collection whose arrays have a row for each row of the batch."""
@@ -36,11 +37,21 @@ def make_loss(experiment: Experiment, mean: bool = True) -> Callable[..., tuple[
         dropout = keys.at_step(experiment.seed, "dropout", step)
         rngs = {"dropout": dropout if part is None else jax.random.fold_in(dropout, part)}
         objective = lambda forward: experiment.objective(forward, batch, key, True)  # noqa: E731
-        apply = nn.apply(objective, experiment.model, mutable=list(variables))
+        apply = nn.apply(objective, experiment.model, mutable=[*variables, LOSSES])
         sums, variables = apply({"params": params, **variables}, rngs=rngs)
+        sums = with_losses(sums, variables.pop(LOSSES, {}))
         return sums["loss"].mean() if mean else sums["loss"].total, (sums, variables)
 
     return loss
+
+
+def with_losses(sums: Sums, terms: Any) -> Sums:
+    """The sums with what parts of the model have added to the loss, which are sums over tokens too."""
+    if not (each := jax.tree.leaves(terms)):
+        return sums
+    loss, added = sums["loss"], functools.reduce(jnp.add, map(jnp.sum, each))
+    whole = {"loss": Sum(loss.total + added, loss.weight), "auxiliary_loss": Sum(added, loss.weight)}
+    return {"cross_entropy": loss, **sums, **whole}
 
 
 def make_gradient(experiment: Experiment, mesh: jax.sharding.Mesh) -> Gradient:

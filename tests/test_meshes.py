@@ -150,9 +150,9 @@ MESHES = [
     pytest.param(Mesh(fsdp=8, data=1), marks=SLOW),
 ]
 ATTENTIVE = ["pytext_transformer", "dates_transformer", "digits_vit", "pytext_griffin", "pytext_bert"]
+OVER_EXPERTS = [Mesh(data=2, expert=4), Mesh(data=1, fsdp=2, tensor=2, expert=2), Mesh(data=1, expert=2, sequence=4)]
 OVER_LENGTH = [Mesh(data=1, sequence=8), Mesh(data=2, tensor=2, sequence=2)]
-
-
+TENSOR = Mesh(data=1, tensor=8)
 CASES = [
     *(("hastily", name) for name in QUICK),
     *(pytest.param("hastily", name, marks=SLOW) for name in LONG),
@@ -163,19 +163,25 @@ CASES = [
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize(
     ("compiled", "name", "mesh"),
-    [("hastily", "pytext_transformer", OVER_LENGTH[1])]
+    [("hastily", "pytext_transformer", OVER_LENGTH[1]), ("hastily", "pytext_moe", OVER_EXPERTS[1])]
+    + [pytest.param("hastily", "pytext_moe", mesh, marks=SLOW) for mesh in (*OVER_EXPERTS, OVER_LENGTH[0], TENSOR)]
+    + [pytest.param("hastily", name, TENSOR, marks=SLOW) for name in SPINE]
     + [pytest.param("hastily", name, mesh, marks=SLOW) for name in ATTENTIVE for mesh in OVER_LENGTH],
     indirect=["compiled"],
     ids=str,
 )
-def test_gradients_over_the_length_are_those_of_one_device(name: str, mesh: Mesh) -> None:
-    test_gradients_over_a_mesh_are_those_of_one_device(name, mesh)
+def test_gradients_over_other_axes_are_those_of_one_device(name: str, mesh: Mesh) -> None:
+    same_as_on_one_device(name, mesh)
 
 
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 @pytest.mark.parametrize(("compiled", "name"), CASES, indirect=["compiled"])
 def test_gradients_over_a_mesh_are_those_of_one_device(name: str, mesh: Mesh) -> None:
+    same_as_on_one_device(name, mesh)
+
+
+def same_as_on_one_device(name: str, mesh: Mesh) -> None:
     params, gradient = over(name, mesh)
     expected_params, expected = on_one_device(name)
     assert all(np.linalg.norm(leaf) > 0 for leaf in expected.values())

@@ -294,6 +294,18 @@ PUBLISHED = {
         (TOKENS,),
         68_976_648_192,
     ),
+    "Llama 3 8B": (
+        Decoder(vocab=128_256, depth=32, width=4096, heads=32, kv_heads=8, mlp_width=14_336, scan=True, **LLAMA),
+        (TOKENS,),
+        8_030_261_248,
+    ),
+    "Mixtral 8x7B": (
+        Decoder(
+            vocab=32_000, depth=32, width=4096, heads=32, kv_heads=8, mlp_width=14_336, experts=8, scan=True, **LLAMA
+        ),
+        (TOKENS,),
+        46_702_792_704,
+    ),
     "TinyLlama": (
         Decoder(vocab=32_000, depth=22, width=2048, heads=32, kv_heads=4, mlp_width=5632, **LLAMA),
         (TOKENS,),

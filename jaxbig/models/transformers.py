@@ -13,6 +13,7 @@ from flax import struct
 
 from jaxbig.errors import Refused
 from jaxbig.models.attention import Attention, Kernel, RelativePositions
+from jaxbig.models.experts import LOSSES, Experts
 from jaxbig.models.layers import ACTIVATIONS, Dtype, LayerNorm, Linear, RMSNorm, choose, constrain, drop, drop_path
 
 Positions = Literal["rotary", "learned", "sinusoidal", "relative", "none"]
@@ -32,6 +33,14 @@ class Fields(nn.Module, kw_only=True):
     """Width inside the two-layer perceptron; None: 4 times the width, or 8/3 times in 64s with a gate."""
     activation: Gate = "gelu_tanh"
     """Of the perceptron; swiglu and geglu have a gate besides (Shazeer, 2020)."""
+    experts: int = 0
+    """How many perceptrons there are to choose from in each block (a mixture of experts); 0: one, for all tokens."""
+    experts_per_token: int = 2
+    """How many of them each token is seen by."""
+    balance: float = 0.01
+    """Adds this to the loss, times how unevenly the experts of each block are used (1: evenly)."""
+    router_z_loss: float = 0.0
+    """Adds this times the square of log(sum(exp(scores of the experts))), which keeps those small (ST-MoE: 1e-3)."""
     norm: Literal["layer", "rms"] = "rms"
     norm_first: bool = True
     """Normalize what enters a branch (pre-norm); else the sum after it (post-norm)."""
@@ -115,14 +124,19 @@ class Block(Fields, kw_only=True):
         if self.cross:
             cross = Attention(heads=self.heads, **same, name="cross")
             x = add(x, "cross", lambda y: cross(y, c.memory, c.segments, c.memory_segments, cache=cache))
-        return add(x, "mlp", lambda y: self.perceptron(y, width))
+        return add(x, "mlp", lambda y: self.perceptron(y, width, c.segments))
 
-    def perceptron(self, x: jax.Array, width: int) -> jax.Array:
-        """[B, L, D] -> [B, L, D]."""
+    def perceptron(self, x: jax.Array, width: int, segments: jax.Array | None) -> jax.Array:
+        """[B, L, D], of segments [B, L] -> [B, L, D]."""
         choose("activation", self.activation, Gate)
         gated = self.activation in GATED
         hidden = self.mlp_width or ((-(-width * 8 // 3) + 63) // 64 * 64 if gated else 4 * width)
-        activation = ACTIVATIONS[GATED.get(self.activation, self.activation)]
+        name = GATED.get(self.activation, self.activation)
+        if self.experts:
+            losses = {"balance": self.balance, "router_z_loss": self.router_z_loss, "scale": self.out_scale}
+            mixed = Experts(self.experts, self.experts_per_token, hidden, name, gated, **losses, name="experts")
+            return mixed(x, segments)
+        activation = ACTIVATIONS[name]
         y = Linear((hidden,), ("embed", "mlp"), bias=self.bias, name="up")(x)  # [B, L, F]
         y = constrain(y, "batch", "length", "mlp")
         if gated:
@@ -174,7 +188,7 @@ class Stack(Fields, kw_only=True):
                     run(block, x, context, scores, 0.0 if rate is None else rate),
                     None,
                 ),
-                variable_axes={"params": 0, "cache": 0, "intermediates": 0},
+                variable_axes={"params": 0, "cache": 0, "intermediates": 0, LOSSES: 0},
                 split_rngs={"params": True, "dropout": True},
                 in_axes=(0, nn.broadcast, nn.broadcast),  # type: ignore[arg-type]
                 length=self.depth,

@@ -1,0 +1,17 @@
+"""Mixtral 8x7B (Jiang et al., 2024), eight experts of which each token is seen by two, on C4.
+
+    jaxbig train c4_mixtral_8x7b
+
+Full size, not run here: its tokenizer is not there yet, so `train` refuses it; `show` tells what it is.
+"""
+
+import dataclasses
+
+from experiments import c4_llama_7b
+from jaxbig.experiment import Experiment
+
+
+def config() -> Experiment:
+    parent = c4_llama_7b.config()
+    model = parent.model.clone(kv_heads=8, mlp_width=14_336, experts=8, experts_per_token=2, rotary_base=1e6)
+    return dataclasses.replace(parent, model=model)
