@@ -30,7 +30,7 @@ def config() -> Experiment:
             shared=True,
             dtype="bfloat16",
         ),
-        objective=NextToken(vocab=data.vocab, chunks=8),
+        objective=NextToken(vocab=data.vocab, chunks=29),
         data=data,
         optimizer=AdamW(rate=WarmupCosine(peak=6e-4, warmup=2_000, end=6e-5), b2=0.95, weight_decay=0.1, clip=1.0),
         mesh=Mesh(data=-1),

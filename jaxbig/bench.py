@@ -12,7 +12,7 @@ import jax
 from jaxbig.data.stream import train_batch
 from jaxbig.errors import Refused
 from jaxbig.experiment import Experiment
-from jaxbig.loop import Report, compile_step, run_steps
+from jaxbig.loop import Report, compile_step, rates, run_steps
 from jaxbig.mesh import activate, put
 from jaxbig.step import make_program
 from jaxbig.tracking.metrics import Metrics
@@ -42,7 +42,7 @@ def bench(experiment: Experiment, steps: int, screen: Screen) -> dict[str, Any]:
             screen.train(step, values)
 
         began = time.perf_counter()
-        train_step = compile_step(program)
+        train_step, flops = compile_step(program)
         compile_seconds = time.perf_counter() - began
         batch = put(train_batch(source, experiment.seed, 0, experiment.data.batch), program.mesh)
         state, values = train_step(program.init(), batch)  # the first call is slower
@@ -52,7 +52,7 @@ def bench(experiment: Experiment, steps: int, screen: Screen) -> dict[str, Any]:
                 state, values = train_step(state, batch)
             jax.block_until_ready((state, values))
             bare.append((time.perf_counter() - began) / steps)
-            report = Report(dataclasses.replace(experiment, steps=steps * (number + 1)), log)
+            report = Report(dataclasses.replace(experiment, steps=steps * (number + 1)), log, flops)
             began = time.perf_counter()
             for _, latest in run_steps(program, train_step, state, source, steps * number, report):
                 state = latest
@@ -66,7 +66,8 @@ def bench(experiment: Experiment, steps: int, screen: Screen) -> dict[str, Any]:
     outputs = used.output_size_in_bytes - used.alias_size_in_bytes  # the donated state is counted once
     return {
         "step_seconds": seconds,
-        "examples_per_second": experiment.data.batch / seconds,
+        **rates(experiment, flops, 1 / seconds),
+        "model_flops_per_step": flops,
         "ratio": statistics.median(b / o for b, o in zip(bare, ours, strict=True)),
         "against": "the same compiled step in a bare loop, on one batch that is on the device already",
         "data_wait": statistics.fmean(waits) if waits else None,

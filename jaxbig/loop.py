@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import threading
@@ -21,6 +22,8 @@ from jaxbig.experiment import Experiment, flat, to_json
 from jaxbig.mesh import activate, local_rows, put
 from jaxbig.objectives.base import Sum, Sums
 from jaxbig.pictures import draw_attention
+from jaxbig.planning.chips import peak_of
+from jaxbig.planning.flops import model_flops
 from jaxbig.processes import agree, first, gather, leading
 from jaxbig.resume import begin
 from jaxbig.state import TrainState
@@ -53,9 +56,9 @@ def fit(experiment: Experiment, workdir: Path, screen: Screen, fork: bool = Fals
             screen.train(step, values)
 
         train, held_out = experiment.data.source("train"), experiment.data.source("eval")
-        train_step = compile_step(program) if start < experiment.steps else None
+        train_step, flops = compile_step(program) if start < experiment.steps else (None, 0)
         gather("compiled")  # over the devices nobody waits for long
-        step, report = start, Report(experiment, log)
+        step, report = start, Report(experiment, log, flops)
         screen.start(start, experiment.steps)
         stack.callback(screen.stop)
         for step, state in run_steps(program, train_step, state, train, start, report):  # noqa: B020
@@ -103,10 +106,13 @@ def run_steps(
 
 
 class Report:
-    """Turns the metrics of steps, left on the devices, into logs, a step late so that the devices need not wait."""
+    """Turns the metrics of steps, left on the devices, into logs, a step late so that the devices need not wait.
 
-    def __init__(self, experiment: Experiment, log: Callable[[int, dict[str, float]], None]):
-        self.experiment, self.log = experiment, log
+    flops: of a step, by which `model_flops_per_second` and `mfu`, their share of what the chips can do in bf16, go.
+    """
+
+    def __init__(self, experiment: Experiment, log: Callable[[int, dict[str, float]], None], flops: int):
+        self.experiment, self.log, self.flops = experiment, log, flops
         self.under_way: tuple[int, dict[str, jax.Array]] | None = None
         self.restart()
 
@@ -138,13 +144,20 @@ class Report:
             return
         means = {name: Sum(value, 1.0) for name, value in jax.device_get(metrics).items()}
         seconds = max(time.perf_counter() - self.since, 1e-9)
-        pace = {
-            "steps_per_second": self.steps / seconds,
-            "examples_per_second": self.steps * self.experiment.data.batch / seconds,
-            "data_wait": self.idle / seconds,
-        }
+        pace = rates(self.experiment, self.flops, self.steps / seconds) | {"data_wait": self.idle / seconds}
         self.restart()
         self.log(step, self.experiment.objective.summarize(means) | pace)
+
+
+def rates(experiment: Experiment, flops: int, steps_per_second: float) -> dict[str, float]:
+    """What so many steps a second are in examples, in tokens where rows have places, and in FLOP/s."""
+    devices, counted = jax.device_count(), experiment.data.spec()["mask"].shape
+    pace = {"steps_per_second": steps_per_second, "examples_per_second": steps_per_second * counted[0]}
+    kind = "tokens" if len(counted) > 1 else "examples"
+    pace |= {f"{kind}_per_second": (every := steps_per_second * math.prod(counted))}
+    pace |= {f"{kind}_per_second_per_device": every / devices, "model_flops_per_second": flops * steps_per_second}
+    peak = peak_of(jax.devices()[0].device_kind)
+    return pace | ({"mfu": flops * steps_per_second / (peak * devices)} if peak else {})
 
 
 def evaluate(program: Program, state: TrainState, source: Source) -> dict[str, float]:
@@ -173,13 +186,15 @@ def open_checkpoints(experiment: Experiment, workdir: Path) -> Checkpoints:
     return Checkpoints(folder, experiment.keep_last, experiment.keep_best, *best)
 
 
-def compile_step(program: Program) -> Any:
-    """The train step compiled for its shapes and devices, once."""
+def compile_step(program: Program) -> tuple[Any, int]:
+    """The train step compiled for its shapes and devices, once, and its FLOPs, with nothing counted that is computed
+    twice."""
     began = time.perf_counter()
-    compiled = program.train_step.lower(program.abstract, program.batch).compile()
+    traced = program.train_step.trace(program.abstract, program.batch)
+    compiled, flops = traced.lower().compile(), model_flops(program.experiment, program, traced.jaxpr)
     where = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     logger.info("compiled in %.1f s for %s", time.perf_counter() - began, where)
-    return compiled
+    return compiled, flops
 
 
 def summarize(experiment: Experiment, workdir: Path, step: int, digest: str) -> Summary:

@@ -20,7 +20,8 @@ FLOORS = (
     {"gradient"},
     {"step"},
     {"resume", "show", "pictures", "interop"},
-    {"loop", "planning"},
+    {"planning"},
+    {"loop"},
     {"evaluate", "bench", "compare", "check"},
     {"__main__"},
 )

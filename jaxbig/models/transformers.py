@@ -133,8 +133,17 @@ class Block(Fields, kw_only=True):
         hidden = self.mlp_width or ((-(-width * 8 // 3) + 63) // 64 * 64 if gated else 4 * width)
         name = GATED.get(self.activation, self.activation)
         if self.experts:
-            losses = {"balance": self.balance, "router_z_loss": self.router_z_loss, "scale": self.out_scale}
-            mixed = Experts(self.experts, self.experts_per_token, hidden, name, gated, **losses, name="experts")
+            mixed = Experts(
+                experts=self.experts,
+                chosen=self.experts_per_token,
+                hidden=hidden,
+                activation=name,
+                gated=gated,
+                balance=self.balance,
+                router_z_loss=self.router_z_loss,
+                scale=self.out_scale,
+                name="experts",
+            )
             return mixed(x, segments)
         activation = ACTIVATIONS[name]
         y = Linear((hidden,), ("embed", "mlp"), bias=self.bias, name="up")(x)  # [B, L, F]

@@ -28,8 +28,9 @@ class NextToken(Objective):
     z_loss: float = 0.0
     """Adds this times the square of log(sum(exp(logits))), which keeps logits small (PaLM: 1e-4)."""
     chunks: int = 0
-    """Makes logits and their loss in that many pieces of the length, one at a time, so that float32 [B, L, V] is
-    never in memory. For models with `hidden` and `unembedding`; 0: all at once."""
+    """Makes logits and their loss in that many pieces of the vocabulary, one at a time, so that neither float32
+    [B, L, V] nor the whole matrix behind it is ever in memory. Must divide `vocab`, and the model have `hidden` and
+    `unembedding`; 0: all at once."""
     bytes_per_token: float = 1.0
     """How many bytes of text a token stands for, on average."""
 
@@ -54,26 +55,33 @@ class NextToken(Objective):
         """The same from the model's last hidden states, with the logits of one piece in memory at a time."""
         if not (hasattr(forward, "hidden") and hasattr(forward, "unembedding")):
             raise Refused(f"chunks {self.chunks}: {type(forward).__name__} has no `hidden` and `unembedding`: use 0.")
-        rows, length = batch["targets"].shape
-        if self.chunks < 0 or length % self.chunks:
-            raise Refused(f"chunks {self.chunks} do not divide the length {length}: choose a divisor, or 0.")
-        x, kernel = call(forward, batch, train, "hidden"), forward.unembedding()  # [B, L, D], [D, V]
+        if self.chunks < 0 or self.vocab % self.chunks:
+            raise Refused(f"chunks {self.chunks} do not divide the {self.vocab} tokens: choose a divisor, or 0.")
+        hidden, kernel, targets = call(forward, batch, train, "hidden"), forward.unembedding(), batch["targets"]
+        check_logits(kernel, self.vocab, "tokens")
+        x = hidden.astype(jnp.float32)  # so that its gradient is added up over the pieces in float32
 
         @jax.checkpoint  # the backward pass makes a piece's logits again
-        def piece(_: None, now: tuple[jax.Array, jax.Array]) -> tuple[None, Any]:
-            x, targets = now  # [B, L/C, D], [B, L/C]
-            # cast and gathered here, so that its gradient is added up in its own dtype, in the pieces it is stored in
-            stored = nn.with_logical_constraint(kernel.astype(x.dtype), ("embed", "vocab"))
+        def piece(so_far: tuple[jax.Array, ...], now: tuple[jax.Array, jax.Array]) -> Any:
+            most, total, wanted = so_far  # the greatest logit, sum(exp(logits - most)), the target's logit, [B, L] each
+            number, columns = now  # [], [D, V/C]
+            # cast, then gathered here, so that its gradient is added up in the pieces it is stored in
+            stored = nn.with_logical_constraint(columns.astype(hidden.dtype), ("embed", "vocab"))
             whole = nn.with_logical_constraint(stored, (None, "vocab"))
-            logits = (x @ whole[None]).astype(jnp.float32)
-            return None, self._values(nn.with_logical_constraint(logits, ("batch", None, "vocab")), targets)
+            logits = jnp.tensordot(x.astype(hidden.dtype), whole, axes=1).astype(jnp.float32)
+            logits = nn.with_logical_constraint(logits, ("batch", "length", "vocab"))  # [B, L, V/C]
+            greatest = jnp.maximum(most, jax.lax.stop_gradient(jnp.max(logits, axis=-1)))
+            total = total * jnp.exp(most - greatest) + jnp.sum(jnp.exp(logits - greatest[..., None]), axis=-1)
+            found = jnp.take_along_axis(logits, targets[..., None] // self.chunks, axis=-1)[..., 0]
+            return (greatest, total, jnp.where(targets % self.chunks == number, found, wanted)), None
 
-        def split(x: jax.Array) -> jax.Array:  # [B, L, ...] -> [C, B, L/C, ...]
-            x = jnp.moveaxis(x.reshape(rows, self.chunks, length // self.chunks, *x.shape[2:]), 1, 0)
-            return nn.with_logical_constraint(x, (None, "batch", *(None,) * (x.ndim - 2)))
-
-        _, values = jax.lax.scan(piece, None, (split(x), split(batch["targets"])))
-        return tuple(jnp.moveaxis(each, 0, 1).reshape(rows, length) for each in values)
+        # a piece is every C-th column, so that over `tensor` each device has its part of every piece
+        pieces = jnp.moveaxis(kernel.reshape(len(kernel), -1, self.chunks), 2, 0)  # [C, D, V/C]
+        nothing = jnp.zeros(targets.shape)
+        start = jnp.full(targets.shape, -1e30), nothing, nothing
+        (most, total, wanted), _ = jax.lax.scan(piece, start, (jnp.arange(self.chunks), pieces))
+        normalizer = most + jnp.log(total)
+        return normalizer - wanted, wanted >= most, jnp.square(normalizer)
 
     def summarize(self, sums: Sums) -> dict[str, float]:
         metrics = super().summarize(sums)

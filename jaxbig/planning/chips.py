@@ -41,10 +41,18 @@ CHIPS = {
     "h100": Chip(989e12, 80 * 10**9, 3350e9, 900e9, 50e9, NVIDIA.format("H100")),
     "h200": Chip(989e12, 141 * 10**9, 4800e9, 900e9, 50e9, NVIDIA.format("H200")),
 }
+# What JAX calls them, as a pattern
+KINDS = {"v4": "TPU v4", "v5e": "TPU v5 ?(lite|e)", "v5p": "TPU v5p?$", "v6e": "TPU v6 ?(lite|e)"}
+KINDS |= {"a100": "A100", "h100": "H100", "h200": "H200"}
 # Between hosts: a v5p chip 50 Gbit/s, v5e 6.4 and v6e 25.6 Tbit/s a pod of 256 (same pages), v4 taken as v5e;
 # a GPU its own 200 (A100) or 400 Gbit/s adapter, as in NVIDIA's DGX A100, H100 and H200 datasheets.
 # The figures of the v4, the A100 and those between hosts have not been compared with their pages again.
 SERVER = 8  # GPUs that NVLink joins
+
+
+def peak_of(device_kind: str) -> float | None:
+    """bf16 FLOP/s of a device by JAX's name for its kind; None for one that is not in the table, such as a CPU."""
+    return next((CHIPS[name].peak_flops for name, kind in KINDS.items() if re.search(kind, device_kind)), None)
 
 
 @dataclasses.dataclass(frozen=True)

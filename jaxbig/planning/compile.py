@@ -3,7 +3,6 @@
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -14,8 +13,8 @@ from jaxbig.mesh import activate
 from jaxbig.planning import collectives, hlo, roofline
 from jaxbig.planning.buffers import arguments, largest, largest_traced
 from jaxbig.planning.chips import GiB, Topology
-from jaxbig.planning.flops import count_flops
-from jaxbig.step import Program, make_program
+from jaxbig.planning.flops import count_flops, model_flops
+from jaxbig.step import make_program
 
 
 def devices_of(topology: Topology) -> Sequence[Any]:
@@ -41,7 +40,7 @@ def devices_of(topology: Topology) -> Sequence[Any]:
 def measure(experiment: Experiment, topology: Topology) -> dict[str, Any]:
     """All that a plan says; where the program does not fit, what is known of it."""
     program = make_program(experiment, devices_of(topology))
-    mesh, chip, model_flops = dict(program.mesh.shape), topology.chip, _model_flops(experiment, program)
+    mesh, chip, of_model = dict(program.mesh.shape), topology.chip, model_flops(experiment, program)
     began = time.perf_counter()
     with activate(program.mesh):
         traced = program.train_step.trace(program.abstract, program.batch)
@@ -66,7 +65,7 @@ def measure(experiment: Experiment, topology: Topology) -> dict[str, Any]:
         },
         "estimate": not topology.is_tpu,
         "flops_per_step": (flops := count_flops(traced.jaxpr)),
-        "model_flops_per_step": model_flops,
+        "model_flops_per_step": of_model,
     }
     if compiled is None:
         plan["memory"] |= {"temporary_bytes": used, "peak_bytes": used + plan["memory"]["argument_bytes"]}
@@ -90,22 +89,8 @@ def measure(experiment: Experiment, topology: Topology) -> dict[str, Any]:
         "collectives": collectives.table(sent, mesh),
         "bounds": bounds,
         "step_seconds": seconds,
-        "mfu": model_flops / (seconds * topology.devices * chip.peak_flops),
+        "mfu": of_model / (seconds * topology.devices * chip.peak_flops),
     }
-
-
-def _model_flops(experiment: Experiment, program: Program) -> int:
-    """FLOPs of the step with nothing computed twice: by this, MFU counts no recomputation (Chowdhery et al., 2022,
-    appendix B). Attention counts whole, causal or not.
-    """
-    plainest: dict[str, Any] = {}
-    for part, settings in (("model", {"remat": "none", "attention_kernel": "plain"}), ("objective", {"chunks": 0})):
-        value = getattr(experiment, part)
-        fields = {name: setting for name, setting in settings.items() if hasattr(value, name)}
-        plainest[part] = replace(value, **fields)
-    plain = make_program(replace(experiment, **plainest), program.mesh.devices.flatten().tolist())
-    with activate(plain.mesh):
-        return count_flops(plain.train_step.trace(plain.abstract, plain.batch).jaxpr)
 
 
 def _used(message: str) -> int:

@@ -1,11 +1,16 @@
 """Floating-point operations of a program, counted from its jaxpr: the compiler's own count sees a scan's body once."""
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
+
+from jaxbig.experiment import Experiment
+from jaxbig.mesh import Mesh, activate
+from jaxbig.step import Program, make_program
 
 
 def count_flops(jaxpr: Any) -> int:
@@ -20,6 +25,28 @@ def count_flops(jaxpr: Any) -> int:
     counts; a while loop of unknown length counts once. Element-wise work is left out.
     """
     return sum(_of(equation) for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns)
+
+
+def model_flops(experiment: Experiment, program: Program, jaxpr: Any = None) -> int:
+    """FLOPs of a train step with nothing computed twice: by this, MFU counts no recomputation (Chowdhery et al., 2022,
+    appendix B). Attention counts whole, causal or not.
+
+    jaxpr: the step's own, which is counted where nothing in it is computed twice; else one is traced for that.
+    """
+    settings: dict[str, Any] = {"remat": "none", "chunks": 0}
+    if program.mesh.devices.flat[0].platform != "cpu":  # there the kernel is the plain one
+        settings |= {"attention_kernel": "plain"}
+    parts = {"model": experiment.model, "objective": experiment.objective}
+    plain = {
+        name: dataclasses.replace(part, **{field: value for field, value in settings.items() if hasattr(part, field)})  # type: ignore[type-var]
+        for name, part in parts.items()
+    }
+    if jaxpr is not None and plain == parts and program.mesh.shape["expert"] == 1:
+        return count_flops(jaxpr)
+    alone = dataclasses.replace(experiment, **plain, mesh=Mesh(data=1), accumulate=1, reproducible=0)
+    other = make_program(alone, program.mesh.devices.flatten()[:1].tolist())
+    with activate(other.mesh):
+        return count_flops(other.train_step.trace(other.abstract, other.batch).jaxpr)
 
 
 def _of(equation: Any) -> int:
