@@ -76,7 +76,7 @@ def small(name: str, **changes: Any) -> Experiment:
     if getattr(data, "vocab", 0) > 300:
         data = dataclasses.replace(data, vocab=128)
         fields["vocab"] = 128
-        tokens = {"vocab": 128, "start": 126, "end": 127, "mask_token": 103}
+        tokens = {"vocab": 128, "start": 126, "end": 127, "mask_token": 103, "chunks": 8}
         objective = dataclasses.replace(objective, **{k: v for k, v in tokens.items() if hasattr(objective, k)})
     model = dataclasses.replace(model, **fields)
     initialize_from = dataclasses.replace(experiment.initialize_from, run="")

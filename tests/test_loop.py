@@ -20,7 +20,7 @@ from jaxbig.checkpoint import Checkpoints
 from jaxbig.data.pytext import PyText
 from jaxbig.errors import Refused
 from jaxbig.experiment import Experiment
-from jaxbig.loop import fit
+from jaxbig.loop import fit, rates
 from jaxbig.mesh import Mesh
 from jaxbig.models.convolutional import ConvNet, Dense, Dropout
 from jaxbig.models.recurrent import RNN
@@ -29,7 +29,7 @@ from jaxbig.optim.schedules import Constant
 from jaxbig.tracking.screen import Screen
 from jaxbig.workdir import hold
 
-PACE = {"steps_per_second", "examples_per_second", "data_wait"}
+PACE = {"data_wait", "mfu"}  # and what is a second: of the machine's speed, not of the run
 EVERY = {"steps": 20, "log_every": 3, "evaluate_every": 8, "checkpoint_every": 5, "keep_last": 9}
 
 
@@ -105,7 +105,7 @@ def finished(straight: Any, tmp_path: Path) -> tuple[Path, dict[str, Any]]:
 def curves(folder: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl without what tells of the machine's speed."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: line[name] for name in line if name not in PACE} for line in lines]
+    return [{name: line[name] for name in line if name not in PACE and "_per_second" not in name} for line in lines]
 
 
 def losses(folder: Path) -> list[float]:
@@ -190,6 +190,25 @@ def test_a_run_interrupted_again_and_again_logs_each_step_once(
 def test_readers_and_intervals_change_nothing_in_the_state(changes: Any, straight: Any, tmp_path: Path) -> None:
     _, whole = straight(tiny())
     assert fit(tiny(**changes), tmp_path, Screen())["state_sha256"] == whole["state_sha256"]
+
+
+def test_rates_are_those_of_examples_or_tokens_and_of_the_chips_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, text = shipped("digits_convnet"), shipped("pytext_transformer")
+    assert rates(images, 1000, 2.0) == {
+        "steps_per_second": 2.0,
+        "examples_per_second": 32.0,
+        "examples_per_second_per_device": 4.0,  # on eight
+        "model_flops_per_second": 2000.0,
+    }
+    monkeypatch.setattr("jaxbig.loop.peak_of", lambda kind: {"cpu": 500.0}[kind])
+    assert rates(text, 1000, 2.0) == {
+        "steps_per_second": 2.0,
+        "examples_per_second": 32.0,
+        "tokens_per_second": 1024.0,
+        "tokens_per_second_per_device": 128.0,
+        "model_flops_per_second": 2000.0,
+        "mfu": 0.5,
+    }
 
 
 def test_another_seed_gives_another_state(straight: Any, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,9 +19,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxbig.errors import Failed, Refused
 from jaxbig.experiment import load
 from jaxbig.mesh import Mesh, activate, platform
+from jaxbig.models.language import Decoder
+from jaxbig.objectives.next_token import NextToken
 from jaxbig.planning import collectives, hlo, plan, roofline
-from jaxbig.planning.chips import CHIPS, parse_topology
-from jaxbig.planning.flops import count_flops
+from jaxbig.planning.chips import CHIPS, parse_topology, peak_of
+from jaxbig.planning.flops import count_flops, model_flops
 from jaxbig.step import make_program
 
 Answer = tuple[Any, str, str]
@@ -130,6 +133,24 @@ def test_a_train_step_is_counted_as_xla_counts_it_but_for_elementwise_work(name:
     assert 0.8 * theirs < ours <= theirs
 
 
+def test_what_is_computed_twice_is_counted_once() -> None:
+    experiment = small("c4_llama_7b", mesh=Mesh(fsdp=2))
+    model, objective = experiment.model, experiment.objective
+    assert isinstance(model, Decoder) and isinstance(objective, NextToken)
+    plain = {"model": model.clone(remat="none"), "objective": replace(objective, chunks=0), "mesh": Mesh(data=1)}
+    program = make_program(replace(experiment, **plain), jax.devices()[:1])
+    with activate(program.mesh):
+        jaxpr = program.train_step.trace(program.abstract, program.batch).jaxpr
+    once = count_flops(jaxpr)
+    assert model_flops(replace(experiment, **plain), program, jaxpr) == once
+    for changes in ({}, {"accumulate": 2}, {"mesh": Mesh(data=2), "reproducible": 8}):
+        other = replace(experiment, **changes)
+        twice = make_program(other, jax.devices()[:2])
+        assert model_flops(other, twice) == once
+        with activate(twice.mesh):
+            assert count_flops(twice.train_step.trace(twice.abstract, twice.batch).jaxpr) > once
+
+
 def compiled(mesh: Mesh, function: Any, **arguments: tuple[tuple[int, ...], PartitionSpec]) -> hlo.Module:
     """A program on eight CPU devices, read; its arguments are float32 arrays, each a shape and where it lies."""
     built = mesh.build()
@@ -199,6 +220,27 @@ def test_topologies_and_chips() -> None:
         assert 1e14 < chip.peak_flops < 1e15 and 10e9 < chip.memory_bytes < 200e9, name
         assert 8e11 < chip.memory_bandwidth < 5e12 and chip.interconnect_bandwidth < chip.memory_bandwidth, name
         assert chip.network_bandwidth < chip.interconnect_bandwidth / 2 and chip.source, name
+
+
+@pytest.mark.parametrize(
+    ("kind", "chip"),
+    [
+        ("TPU v4", "v4"),
+        ("TPU v5 lite", "v5e"),
+        ("TPU v5p", "v5p"),
+        ("TPU v5", "v5p"),
+        ("TPU v6 lite", "v6e"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H200", "h200"),
+    ],
+)
+def test_chips_are_known_by_the_names_jax_has_for_them(kind: str, chip: str) -> None:
+    assert peak_of(kind) == CHIPS[chip].peak_flops
+
+
+def test_of_other_devices_no_share_of_a_peak_is_told() -> None:
+    assert peak_of("cpu") is None and peak_of("TPU v99") is None
 
 
 def test_the_platform_is_that_of_the_mesh() -> None:

@@ -93,13 +93,13 @@ def test_two_processes_make_the_run_of_one(small_file: str, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", [("data", 8), ("fsdp", 8), ("tensor", 8), ("fsdp", 2)], ids=str)
+@pytest.mark.parametrize("mesh", [("fsdp", 8), ("tensor", 8)], ids=str)
 def test_four_processes_make_the_run_of_one_over_any_mesh(
     small_file: str, tmp_path: Path, mesh: tuple[str, int]
 ) -> None:
     """Also where an axis is spread over processes, so that several hold the same rows."""
     axis, size = mesh
-    options = ["--mesh.data", 8 // size if axis != "data" else 8, *([f"--mesh.{axis}", size] if axis != "data" else [])]
+    options = ["--mesh.data", 8 // size, f"--mesh.{axis}", size]
     train(tmp_path, 1, 8, small_file, *options, "--workdir", "one").end()
     train(tmp_path, 4, 2, small_file, *options, "--workdir", "four").end()
     np.testing.assert_allclose(curve(tmp_path / "four"), curve(tmp_path / "one"), rtol=1e-5)
@@ -124,7 +124,7 @@ def test_a_run_goes_on_as_another_number_of_processes(small_file: str, tmp_path:
 def test_a_reproducible_run_has_one_digest_on_any_processes_and_when_it_moves(name: str, tmp_path: Path) -> None:
     options = [name, "--steps", 4, "--evaluate-every", 2, "--checkpoint-every", 2, "--reproducible", 8]
     options += ["--data.batch", 16, "--optimizer.rate.warmup", 1]
-    for count, devices in ((1, 1), (1, 8), (2, 1), (4, 2)):
+    for count, devices in ((1, 1), (1, 8), (4, 2)):
         train(tmp_path, count, devices, *options, "--workdir", f"{count}x{devices}").end()
     moving = train(tmp_path, 2, 2, *options, "--workdir", "moved", "--checkpoint-every", 1)
     saved = tmp_path / "moved" / "checkpoints"
@@ -135,7 +135,8 @@ def test_a_reproducible_run_has_one_digest_on_any_processes_and_when_it_moves(na
         process.communicate(timeout=300)
         assert process.returncode in (0, 75)  # 0: it was done before it could stop
     train(tmp_path, 1, 4, *options, "--workdir", "moved", "--checkpoint-every", 1).end()
-    assert len({digest(tmp_path / folder) for folder in ("1x1", "1x8", "2x1", "4x2", "moved")}) == 1
+    digests = {folder: digest(tmp_path / folder) for folder in ("1x1", "1x8", "4x2", "moved")}
+    assert len(set(digests.values())) == 1, digests
 
 
 @pytest.mark.slow
