@@ -12,6 +12,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import NamedSharding, PartitionSpec
@@ -49,6 +50,22 @@ def _without_fsdp(axes: MeshAxes) -> MeshAxes:
 def gathered() -> tuple[tuple[str, MeshAxes], ...]:
     """The active rules for a parameter at work: what `fsdp` stores in pieces is gathered."""
     return tuple((logical, _without_fsdp(axes)) for logical, axes in nn.get_logical_axis_rules())
+
+
+def split(value: jax.Array, at: int, axis: str, count: int) -> jax.Array:
+    """[..., F, ...] -> [C, ..., F/C, ...], at an axis of that logical name: each device has its part of every piece.
+
+    `Refused` if F is not a multiple of C on each of the devices it is spread over.
+    """
+    mesh, shape = jax.sharding.get_abstract_mesh(), value.shape
+    [names] = nn.logical_to_mesh_axes((axis,)) or (None,)
+    names = {names} if isinstance(names, str) else set(names or ())
+    over = math.prod(mesh.shape[name] for name in (names & set(mesh.axis_names)) - set(mesh.manual_axes))
+    if count < 0 or shape[at] % (over * count):
+        each = f" on each of {over} devices" if over > 1 else ""
+        raise Refused(f"{count} pieces do not divide {axis} {shape[at]}{each}: choose a divisor, or 0.")
+    parts = value.reshape(*shape[:at], over, count, -1, *shape[at + 1 :])
+    return jnp.moveaxis(parts, at + 1, 0).reshape(count, *shape[:at], shape[at] // count, *shape[at + 1 :])
 
 
 @dataclasses.dataclass(frozen=True)

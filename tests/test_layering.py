@@ -29,7 +29,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # The rooms that are filled most are kept narrower still.
 ONLY = {
     "models": {"models", "mesh", "errors"},
-    "objectives": {"objectives", "errors"},
+    "objectives": {"objectives", "mesh", "errors"},
     "data": {"data", "errors"},
     "optim": {"optim", "state", "errors"},
     "checkpoint": {"state", "processes", "errors"},

@@ -358,7 +358,7 @@ def test_a_loss_in_pieces_never_holds_all_logits() -> None:
         held[chunks] = step.memory_analysis().temp_size_in_bytes
         shapes = (f"f32[{rows},{length},{vocab}]", f"f32[{rows * length},{vocab}]", f"f32[16,{rows},{length},300]")
         assert any(shape in step.as_text() for shape in shapes) == (chunks == 0)
-    assert held[16] < 0.25 * rows * length * vocab * 4 < held[0]
+    assert held[16] < 0.3 * rows * length * vocab * 4 < held[0]
 
 
 @pytest.mark.parametrize("mesh", [Mesh(data=8), Mesh(fsdp=8), Mesh(data=2, fsdp=2, tensor=2)], ids=str)
@@ -374,7 +374,7 @@ def test_a_loss_in_pieces_is_the_same_on_a_mesh(mesh: Mesh) -> None:
 
 def test_what_does_not_go_in_pieces_is_refused() -> None:
     batch = text(2, 6, 5)
-    with pytest.raises(Refused, match="chunks 4 do not divide the 5 tokens"):
+    with pytest.raises(Refused, match="4 pieces do not divide vocab 5"):
         start(NextToken(5, chunks=4), Language(5), batch)
     with pytest.raises(Refused, match="Fixed has no `hidden`"):
         start(NextToken(5, chunks=5), Fixed(5), batch)

@@ -41,9 +41,17 @@ def small_file(tmp_path: Path) -> str:
 
 
 class Run:
-    """`jaxbig VERB ...` as several processes in one folder, each with some CPU devices."""
+    """`jaxbig VERB ...` as several processes in one folder, each with some CPU devices, on any core or on one."""
 
-    def __init__(self, folder: Path, count: int, devices: int, *arguments: object, differing: tuple[str, ...] = ()):
+    def __init__(
+        self,
+        folder: Path,
+        count: int,
+        devices: int,
+        *arguments: object,
+        differing: tuple[str, ...] = (),
+        one_core: bool = False,
+    ):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -58,6 +66,7 @@ class Run:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
+                preexec_fn=(lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})) if one_core else None,
             )
             for number in range(count)
         ]
@@ -125,7 +134,7 @@ def test_a_reproducible_run_has_one_digest_on_any_processes_and_when_it_moves(na
     options = [name, "--steps", 4, "--evaluate-every", 2, "--checkpoint-every", 2, "--reproducible", 8]
     options += ["--data.batch", 16, "--optimizer.rate.warmup", 1]
     for count, devices in ((1, 1), (1, 8), (4, 2)):
-        train(tmp_path, count, devices, *options, "--workdir", f"{count}x{devices}").end()
+        train(tmp_path, count, devices, *options, "--workdir", f"{count}x{devices}", one_core=devices == 1).end()
     moving = train(tmp_path, 2, 2, *options, "--workdir", "moved", "--checkpoint-every", 1)
     saved = tmp_path / "moved" / "checkpoints"
     while not (saved / "1").exists() and moving.processes[0].poll() is None:

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxbig.errors import Refused
-from jaxbig.mesh import gathered, platform
-from jaxbig.models.layers import ACTIVATIONS, constrain, parameter
+from jaxbig.mesh import platform
+from jaxbig.models.layers import ACTIVATIONS, Axes, constrain, in_pieces, parameter, stored
 
+INWARD, OUTWARD = ("experts", "embed", "mlp"), ("experts", "mlp", "embed")
 LOSSES = "losses"
 """The collection of what a model adds to the loss in training: sums over tokens, as losses are."""
 TILE = 32
@@ -36,6 +37,8 @@ class Experts(nn.Module):
     hidden: int
     activation: str
     gated: bool
+    chunks: int = 0
+    """Pieces of the hidden width that are computed one at a time; 0: all at once."""
     balance: float = 0.0
     router_z_loss: float = 0.0
     scale: float = 1.0
@@ -56,11 +59,9 @@ class Experts(nn.Module):
         if not self.is_initializing():
             self._add_losses(scores, numbers, segments)
         names = ["up_kernel", "gate_kernel"] if self.gated else ["up_kernel"]
-        inward = (self.experts, width, self.hidden), ("experts", "embed", "mlp")
-        outward = (self.experts, self.hidden, width), ("experts", "mlp", "embed")
-        kernels = [parameter(self, name, _initial(1.0), *inward, x.dtype) for name in names]
-        kernels.append(parameter(self, "down_kernel", _initial(self.scale), *outward, x.dtype))
-        y = over_mesh(self._mix, self.gated)(x, nn.softmax(best), numbers, *kernels)
+        kernels = [stored(self, name, _initial(1.0), (self.experts, width, self.hidden), INWARD) for name in names]
+        last = stored(self, "down_kernel", _initial(self.scale), (self.experts, self.hidden, width), OUTWARD)
+        y = over_mesh(self._mix)(x, nn.softmax(best), numbers, *kernels, last)
         return constrain(y, "batch", "length", None)
 
     def _add_losses(self, scores: jax.Array, numbers: jax.Array, segments: jax.Array | None) -> None:
@@ -74,19 +75,26 @@ class Experts(nn.Module):
         terms = self.balance * jnp.sum(even * count) + self.router_z_loss * jnp.sum(square)
         self.sow(LOSSES, "router", terms, init_fn=lambda: jnp.float32(0), reduce_fn=jnp.add)
 
-    def _mix(self, x: jax.Array, weights: jax.Array, numbers: jax.Array, *kernels: jax.Array, first: Any) -> jax.Array:
+    def _mix(
+        self, x: jax.Array, weights: jax.Array, numbers: jax.Array, *kernels: jax.Array, first: Any, gather: Any
+    ) -> jax.Array:
         """Rows [B, L, D], the weights and numbers [B, L, K] of their experts, and the experts from `first` on,
-        [E, D, F] and [E, F, D] -> what these make of the rows [B, L, D]."""
+        [E, D, F] and [E, F, D] as they are stored -> what these make of the rows [B, L, D]."""
         tokens, experts = x.reshape(-1, x.shape[-1]), len(kernels[0])  # [T, D]
         places, here, sizes, count = sort(numbers.reshape(-1) - first, experts)
         copies = jnp.arange(len(places)) // self.chosen
         source = jnp.zeros(count, jnp.int32).at[places].set(copies)  # the token in each row
         real = jnp.zeros(count, bool).at[places].set(here)[:, None]  # what no expert here is given must not be read
         rows = jnp.where(real, tokens[source], 0)  # [N, D]
-        y = multiply(rows, kernels[0], sizes)  # [N, F]
-        act = ACTIVATIONS[self.activation]
-        y = y * act(multiply(rows, kernels[1], sizes)) if self.gated else act(y)
-        y = multiply(y, kernels[-1], sizes)[places].astype(jnp.float32)  # [T K, D]
+
+        def work(rows: jax.Array, *kernels: jax.Array) -> jax.Array:
+            y, act = multiply(rows, kernels[0], sizes), ACTIVATIONS[self.activation]  # [N, F]
+            y = y * act(multiply(rows, kernels[1], sizes)) if self.gated else act(y)
+            return multiply(y, kernels[-1], sizes)  # [N, D]
+
+        axes = [INWARD] * (len(kernels) - 1) + [OUTWARD]
+        y = in_pieces(self.chunks, "mlp", work, rows, list(zip(kernels, axes, strict=True)), gather)
+        y = y[places].astype(jnp.float32)  # [T K, D]
         y = jnp.where(here[:, None], y, 0) * weights.reshape(-1, 1)
         return jnp.sum(y.reshape(-1, self.chosen, y.shape[-1]), axis=1).reshape(x.shape).astype(x.dtype)
 
@@ -120,7 +128,7 @@ def multiply(rows: jax.Array, kernels: jax.Array, sizes: jax.Array) -> jax.Array
     return jnp.einsum("ntd,ndf->ntf", tiles, each).reshape(len(rows), -1)
 
 
-def over_mesh(mix: Callable[..., jax.Array], gated: bool) -> Callable[..., jax.Array]:
+def over_mesh(mix: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """`mix` on each device, with the rows of its group over `expert` and the experts that are here.
 
     A product of ragged groups cannot be split by the partitioner, so it is said who does what: over `expert` the tokens
@@ -128,7 +136,7 @@ def over_mesh(mix: Callable[..., jax.Array], gated: bool) -> Callable[..., jax.A
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size == 1 or not nn.get_logical_axis_rules():
-        return lambda *arguments: mix(*arguments, first=0)
+        return lambda *arguments: mix(*arguments, first=0, gather=lambda kernel, _, dtype: kernel.astype(dtype))
 
     def local(x: jax.Array, weights: jax.Array, numbers: jax.Array, *kernels: jax.Array) -> jax.Array:
         spread = mesh.shape["expert"] > 1
@@ -137,12 +145,21 @@ def over_mesh(mix: Callable[..., jax.Array], gated: bool) -> Callable[..., jax.A
             x, weights, numbers = (
                 jax.lax.all_gather(each, "expert", axis=0, tiled=True) for each in (x, weights, numbers)
             )
-        y = jax.lax.psum(mix(x, weights, numbers, *kernels, first=first), "tensor")
+        y = jax.lax.psum(mix(x, weights, numbers, *kernels, first=first, gather=gather), "tensor")
         return jax.lax.psum_scatter(y, "expert", scatter_dimension=0, tiled=True) if spread else y
 
+    def gather(kernel: jax.Array, axes: Axes, dtype: Any) -> jax.Array:
+        kernel = kernel.astype(dtype)
+        for at, names in enumerate(nn.logical_to_mesh_axes(axes) or ()):
+            if "fsdp" in (names if isinstance(names, tuple) else (names,)):
+                kernel = jax.lax.all_gather(kernel, "fsdp", axis=at, tiled=True)
+        return kernel
+
     rows = nn.logical_to_mesh_axes(("batch", "length", None))
-    inward, outward = (
-        nn.logical_to_mesh_axes(axes, gathered()) for axes in (("experts", "embed", "mlp"), ("experts", "mlp", "embed"))
-    )
-    specs = (rows, rows, rows, *[inward] * (2 if gated else 1), outward)
-    return jax.shard_map(local, in_specs=specs, out_specs=rows)
+
+    def mapped(x: jax.Array, weights: jax.Array, numbers: jax.Array, *kernels: jax.Array) -> jax.Array:
+        inward, outward = map(nn.logical_to_mesh_axes, (INWARD, OUTWARD))
+        specs = (rows, rows, rows, *[inward] * (len(kernels) - 1), outward)
+        return jax.shard_map(local, in_specs=specs, out_specs=rows)(x, weights, numbers, *kernels)
+
+    return mapped

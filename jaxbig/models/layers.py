@@ -5,7 +5,7 @@ A model casts what comes in to its `dtype`; each layer computes in the dtype of 
 Letters in shape comments: B batch, L length, D width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import flax.linen as nn
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 
 from jaxbig.errors import Refused
-from jaxbig.mesh import gathered
+from jaxbig.mesh import gathered, split
 
 Axes = tuple[str | None, ...]
 Dtype = Literal["float32", "bfloat16"]
@@ -37,9 +37,48 @@ def parameter(
     The gathering is said here because the partitioner, left to itself, may choose a wrong gradient: with
     `fsdp` and `tensor` both on an LSTM's kernel it was off by 19% at an exact loss (jax 0.10.2, CPU).
     """
-    value: Any = module.param(name, nn.with_logical_partitioning(init, axes), shape)
+    return gather(stored(module, name, init, shape, axes), axes, dtype)
+
+
+def stored(module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...], axes: Axes) -> jax.Array:
+    """Declares a parameter as `parameter` does, and gives it as it is stored: for `in_pieces`."""
+    return module.param(name, nn.with_logical_partitioning(init, axes), shape)  # type: ignore[return-value]
+
+
+def gather(value: jax.Array, axes: Axes, dtype: Any) -> jax.Array:
+    """A stored parameter, or a piece of one, made ready for use."""
     # in pieces once more: so it is cast before it is gathered, and a gradient is put in pieces before it is added up
     return nn.with_logical_constraint(constrain(value.astype(dtype), *axes), axes, rules=gathered())
+
+
+def in_pieces(
+    count: int,
+    axis: str,
+    work: Callable[..., jax.Array],
+    x: jax.Array,
+    kernels: Sequence[tuple[jax.Array, Axes]],
+    gather: Callable[[jax.Array, Axes, Any], jax.Array] = gather,
+) -> jax.Array:
+    """The sum of `work(x, *kernels)` over `count` equal pieces of that axis of stored parameters: one piece after
+    another is gathered, and its work done anew in the backward pass, so that memory holds one at a time.
+
+    Sums, those of the gradient of x too, are in float32. count 0: all at once.
+    """
+    if not count:
+        return work(x, *(gather(kernel, axes, x.dtype) for kernel, axes in kernels))
+    exact, every = x.astype(jnp.float32), [axes for _, axes in kernels]
+
+    def piece(now: list[jax.Array]) -> jax.Array:
+        whole = [gather(kernel, axes, x.dtype) for kernel, axes in zip(now, every, strict=True)]
+        return work(exact.astype(x.dtype), *whole).astype(jnp.float32)
+
+    pieces = [split(kernel, axes.index(axis), axis, count) for kernel, axes in kernels]
+    start = jnp.zeros(jax.eval_shape(piece, [each[0] for each in pieces]).shape)
+    # within shard_map it is known over which axes of the mesh a value varies
+    varying = set[str]().union(*(jax.typeof(each).manual_axis_type.varying for each in (exact, *pieces)))
+    start = jax.lax.pcast(start, tuple(varying), to="varying")
+    total, _ = jax.lax.scan(jax.checkpoint(lambda total, now: (total + piece(now), None)), start, pieces)
+    return total.astype(x.dtype)
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
@@ -83,6 +122,29 @@ def drop_path(x: jax.Array, rate: float | jax.Array, train: bool) -> jax.Array:
     return DropPath()(x, rate, train)
 
 
+def linear_init(scale: float, inputs: int, outputs: int) -> Initializer:
+    """Initial values of a kernel with so many axes that are summed over, then so many others."""
+    inward, outward = range(inputs), range(inputs, inputs + outputs)
+    if scale == 0:
+        return nn.initializers.zeros
+    return nn.initializers.variance_scaling(scale**2, "fan_in", "truncated_normal", inward, outward)
+
+
+class Stored(nn.Module):
+    """The kernel, and the bias or None, of a `Linear` of the same name, as they are stored: for `in_pieces`."""
+
+    shape: tuple[int, int]
+    axes: Axes
+    bias: bool = True
+    scale: float = 1.0
+
+    @nn.compact
+    def __call__(self) -> tuple[jax.Array, jax.Array | None]:
+        kernel = stored(self, "kernel", linear_init(self.scale, 1, 1), self.shape, self.axes)
+        zeros = nn.initializers.zeros
+        return kernel, stored(self, "bias", zeros, self.shape[1:], self.axes[1:]) if self.bias else None
+
+
 class Linear(nn.Module):
     """`x @ kernel + bias` over the last `inputs` axes of x, to the axes of `shape`.
 
@@ -100,10 +162,7 @@ class Linear(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., *inputs] -> [..., *shape]."""
         kernel_shape = (*x.shape[x.ndim - self.inputs :], *self.shape)
-        inward, outward = range(self.inputs), range(self.inputs, len(kernel_shape))
-        init = nn.initializers.variance_scaling(self.scale**2, "fan_in", "truncated_normal", inward, outward)
-        if self.scale == 0:
-            init = nn.initializers.zeros
+        init = linear_init(self.scale, self.inputs, len(self.shape))
         kernel = parameter(self, "kernel", init, kernel_shape, self.axes, x.dtype)
         y = jnp.tensordot(x, kernel, axes=self.inputs)
         if self.bias:

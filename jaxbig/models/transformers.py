@@ -14,7 +14,20 @@ from flax import struct
 from jaxbig.errors import Refused
 from jaxbig.models.attention import Attention, Kernel, RelativePositions
 from jaxbig.models.experts import LOSSES, Experts
-from jaxbig.models.layers import ACTIVATIONS, Dtype, LayerNorm, Linear, RMSNorm, choose, constrain, drop, drop_path
+from jaxbig.models.layers import (
+    ACTIVATIONS,
+    Dtype,
+    LayerNorm,
+    Linear,
+    RMSNorm,
+    Stored,
+    choose,
+    constrain,
+    drop,
+    drop_path,
+    gather,
+    in_pieces,
+)
 
 Positions = Literal["rotary", "learned", "sinusoidal", "relative", "none"]
 Gate = Literal["gelu", "gelu_tanh", "relu", "swiglu", "geglu"]
@@ -33,6 +46,9 @@ class Fields(nn.Module, kw_only=True):
     """Width inside the two-layer perceptron; None: 4 times the width, or 8/3 times in 64s with a gate."""
     activation: Gate = "gelu_tanh"
     """Of the perceptron; swiglu and geglu have a gate besides (Shazeer, 2020)."""
+    mlp_chunks: int = 0
+    """Computes each perceptron in that many pieces of its hidden width, one at a time, so that neither all of it nor
+    the whole kernels, where those are stored in pieces, are ever in memory: for big models. 0: all at once."""
     experts: int = 0
     """How many perceptrons there are to choose from in each block (a mixture of experts); 0: one, for all tokens."""
     experts_per_token: int = 2
@@ -139,6 +155,7 @@ class Block(Fields, kw_only=True):
                 hidden=hidden,
                 activation=name,
                 gated=gated,
+                chunks=self.mlp_chunks,
                 balance=self.balance,
                 router_z_loss=self.router_z_loss,
                 scale=self.out_scale,
@@ -146,6 +163,8 @@ class Block(Fields, kw_only=True):
             )
             return mixed(x, segments)
         activation = ACTIVATIONS[name]
+        if self.mlp_chunks:
+            return self.in_pieces(x, width, hidden, gated, activation)
         y = Linear((hidden,), ("embed", "mlp"), bias=self.bias, name="up")(x)  # [B, L, F]
         y = constrain(y, "batch", "length", "mlp")
         if gated:
@@ -155,6 +174,25 @@ class Block(Fields, kw_only=True):
             y = activation(y)
         y = Linear((width,), ("mlp", "embed"), bias=self.bias, scale=self.out_scale, name="down")(y)
         return constrain(y, "batch", "length", None)
+
+    def in_pieces(self, x: jax.Array, width: int, hidden: int, gated: bool, activation: Any) -> jax.Array:
+        """The same, with the same parameters, in pieces of the hidden width."""
+        inward, outward = ("embed", "mlp"), ("mlp", "embed")
+        parts = [Stored((width, hidden), inward, self.bias, name=name)() for name in ("up", "gate")[: 1 + gated]]
+        kernel, bias = Stored((hidden, width), outward, self.bias, self.out_scale, name="down")()
+        kernels: list[Any] = [(each, inward) for each, _ in parts] + [(kernel, outward)]
+        kernels += [(each, inward[1:]) for _, each in parts if each is not None]
+
+        def work(x: jax.Array, *kernels: jax.Array) -> jax.Array:
+            into, down, biases = kernels[: len(parts)], kernels[len(parts)], kernels[len(parts) + 1 :]
+            up, *gate = (constrain(x @ each[None], "batch", "length", "mlp") for each in into)  # [B, L, F/C]
+            up, *gate = (y + b[None, None] for y, b in zip((up, *gate), biases, strict=True)) if biases else (up, *gate)
+            return constrain(
+                (up * activation(gate[0]) if gate else activation(up)) @ down[None], "batch", "length", None
+            )
+
+        y = in_pieces(self.mlp_chunks, "mlp", work, x, kernels)
+        return y if bias is None else y + gather(bias, outward[1:], x.dtype)[None, None]
 
 
 class Stack(Fields, kw_only=True):

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbig.errors import Refused
+from jaxbig.mesh import split
 from jaxbig.objectives.base import Batch, Objective, Sums, call, check_logits, cross_entropy, exponential, masked
 
 
@@ -55,16 +56,14 @@ class NextToken(Objective):
         """The same from the model's last hidden states, with the logits of one piece in memory at a time."""
         if not (hasattr(forward, "hidden") and hasattr(forward, "unembedding")):
             raise Refused(f"chunks {self.chunks}: {type(forward).__name__} has no `hidden` and `unembedding`: use 0.")
-        if self.chunks < 0 or self.vocab % self.chunks:
-            raise Refused(f"chunks {self.chunks} do not divide the {self.vocab} tokens: choose a divisor, or 0.")
         hidden, kernel, targets = call(forward, batch, train, "hidden"), forward.unembedding(), batch["targets"]
         check_logits(kernel, self.vocab, "tokens")
         x = hidden.astype(jnp.float32)  # so that its gradient is added up over the pieces in float32
 
         @jax.checkpoint  # the backward pass makes a piece's logits again
-        def piece(so_far: tuple[jax.Array, ...], now: tuple[jax.Array, jax.Array]) -> Any:
+        def piece(so_far: tuple[jax.Array, ...], now: list[jax.Array]) -> Any:
             most, total, wanted = so_far  # the greatest logit, sum(exp(logits - most)), the target's logit, [B, L] each
-            number, columns = now  # [], [D, V/C]
+            numbers, columns = now  # which tokens these are, [V/C], and their columns, [D, V/C]
             # cast, then gathered here, so that its gradient is added up in the pieces it is stored in
             stored = nn.with_logical_constraint(columns.astype(hidden.dtype), ("embed", "vocab"))
             whole = nn.with_logical_constraint(stored, (None, "vocab"))
@@ -72,14 +71,13 @@ class NextToken(Objective):
             logits = nn.with_logical_constraint(logits, ("batch", "length", "vocab"))  # [B, L, V/C]
             greatest = jnp.maximum(most, jax.lax.stop_gradient(jnp.max(logits, axis=-1)))
             total = total * jnp.exp(most - greatest) + jnp.sum(jnp.exp(logits - greatest[..., None]), axis=-1)
-            found = jnp.take_along_axis(logits, targets[..., None] // self.chunks, axis=-1)[..., 0]
-            return (greatest, total, jnp.where(targets % self.chunks == number, found, wanted)), None
+            found = jnp.where(numbers[None, None] == targets[..., None], logits, 0)
+            return (greatest, total, wanted + jnp.sum(found, axis=-1)), None
 
-        # a piece is every C-th column, so that over `tensor` each device has its part of every piece
-        pieces = jnp.moveaxis(kernel.reshape(len(kernel), -1, self.chunks), 2, 0)  # [C, D, V/C]
         nothing = jnp.zeros(targets.shape)
         start = jnp.full(targets.shape, -1e30), nothing, nothing
-        (most, total, wanted), _ = jax.lax.scan(piece, start, (jnp.arange(self.chunks), pieces))
+        pieces = [split(jnp.arange(self.vocab), 0, "vocab", self.chunks), split(kernel, 1, "vocab", self.chunks)]
+        (most, total, wanted), _ = jax.lax.scan(piece, start, pieces)
         normalizer = most + jnp.log(total)
         return normalizer - wanted, wanted >= most, jnp.square(normalizer)
 
