@@ -4,6 +4,6 @@ import os
 
 __version__ = "0.1.0"
 
-# Given one core alone, XLA multiplies matrices in another order than with two or twenty, and a run would get other bits.
+# On one core alone XLA multiplies matrices in another order than on two or twenty, and a run would get other bits.
 if hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) == 1:
     os.environ.setdefault("NPROC", "2")

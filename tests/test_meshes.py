@@ -34,6 +34,7 @@ GOLDEN = Path(__file__).with_name("golden_losses.json")
 TEXT = np.frombuffer(" ".join(map(str, range(1000))).encode(), np.uint8)  # the same with every version of Python
 SETTINGS: dict[str, dict[str, Any]] = {
     "scanned": {"scan": True, "remat": "full", "drop_path": 0.1},
+    "pieces": {"mlp_chunks": 4},
     "t5": {"positions": "relative", "norm": "rms", "bias": False},
     "gru": {"cell": "gru", "bidirectional": True, "layers": 2},
     "elman": {"cell": "elman", "pooling": "mean"},
@@ -45,7 +46,13 @@ STEADY = [name for name in EMBEDDED if not name.startswith("pymodule")]
 # every model; the first ones with every test, the others with the slow ones
 QUICK = [*SPINE, "dates_transformer", "digits_vit", "pytext_griffin"]
 LONG = [name for name in EXPERIMENTS if name not in QUICK and not name.startswith(("c4_llama_1b", "c4_llama_7b"))]
-LONG += ["pytext_transformer, scanned", "dates_transformer, t5", "digits_rnn, gru", "digits_rnn, elman"]
+LONG += [
+    "pytext_transformer, scanned",
+    "pytext_moe, pieces",
+    "dates_transformer, t5",
+    "digits_rnn, gru",
+    "digits_rnn, elman",
+]
 LONG += ["pytext_griffin, lru", "digits_resnet, group", "digits_vit, token"]
 Gradients = dict[str, np.ndarray]
 

@@ -133,6 +133,8 @@ def test_a_run_goes_on_as_another_number_of_processes(small_file: str, tmp_path:
 def test_a_reproducible_run_has_one_digest_on_any_processes_and_when_it_moves(name: str, tmp_path: Path) -> None:
     options = [name, "--steps", 4, "--evaluate-every", 2, "--checkpoint-every", 2, "--reproducible", 8]
     options += ["--data.batch", 16, "--optimizer.rate.warmup", 1]
+    if name == "pytext_transformer":
+        options += ["--model.depth", 1, "--data.length", 32]
     for count, devices in ((1, 1), (1, 8), (4, 2)):
         train(tmp_path, count, devices, *options, "--workdir", f"{count}x{devices}", one_core=devices == 1).end()
     moving = train(tmp_path, 2, 2, *options, "--workdir", "moved", "--checkpoint-every", 1)

@@ -376,6 +376,36 @@ def test_what_is_computed_anew_is_what_would_have_been_kept(
     close(value_and_gradient(model.clone(remat=remat), p, x, **named), value_and_gradient(model, p, x, **named))
 
 
+@pytest.mark.parametrize("mesh", [Mesh(data=1), Mesh(data=1, fsdp=2, tensor=2, expert=2)], ids=str)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"activation": "swiglu"},
+        {"activation": "gelu", "bias": True, "scan": True, "remat": "full"},
+        {"activation": "geglu", "experts": 4},
+    ],
+    ids=["gated", "scanned", "experts"],
+)
+def test_a_perceptron_in_pieces_is_the_whole_one(fields: dict[str, Any], mesh: Mesh) -> None:
+    model = Decoder(**(SMALL | fields), mlp_width=48)
+    pieces, x = model.clone(mlp_chunks=3), tokens(8, 6)
+    p = weights(model, x)
+    drawn = [nn.meta.unbox(jax.jit(each.init)(KEY, x)) for each in (model, pieces)]
+    assert jax.tree.all(jax.tree.map(np.array_equal, *drawn))  # the initial values are the same
+    whole = value_and_gradient(model, p, x)
+    built = mesh.build(jax.devices()[:1] if mesh.fsdp == 1 else None)
+    with activate(built):
+        close(value_and_gradient(pieces, p, x), whole)
+
+
+def test_a_width_that_does_not_divide_into_pieces_is_refused() -> None:
+    model = Decoder(**SMALL, mlp_width=48, mlp_chunks=5)
+    with pytest.raises(Refused, match="5 pieces do not divide mlp 48: choose a divisor, or 0"):
+        jax.eval_shape(lambda: model.init(KEY, tokens(1, 4)))
+    with activate(Mesh(data=1, tensor=8).build()), pytest.raises(Refused, match="mlp 48 on each of 8 devices"):
+        jax.eval_shape(lambda: model.clone(mlp_chunks=4).init(KEY, tokens(1, 4)))
+
+
 def in_pieces(apply: Callable[[Any, Array], Any], x: Array, pieces: list[int]) -> Array:
     """What `apply(cache, tokens) -> (logits, cache)` gives of a text in pieces of those lengths."""
     cache, found, at = {}, [], 0
