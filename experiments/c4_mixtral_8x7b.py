@@ -13,5 +13,6 @@ from jaxbig.experiment import Experiment
 
 def config() -> Experiment:
     parent = c4_llama_7b.config()
-    model = parent.model.clone(kv_heads=8, mlp_width=14_336, experts=8, experts_per_token=2, rotary_base=1e6)
+    experts = {"experts": 8, "experts_per_token": 2, "mlp_chunks": 8}
+    model = parent.model.clone(kv_heads=8, mlp_width=14_336, rotary_base=1e6, **experts)
     return dataclasses.replace(parent, model=model)

@@ -65,6 +65,8 @@ def small(name: str, **changes: Any) -> Experiment:
     fields = dict(SMALL[type(model).__name__])
     if getattr(model, "kv_heads", None):
         fields["kv_heads"] = 2
+    if getattr(model, "mlp_chunks", 0):
+        fields["mlp_chunks"] = 3
     if name == "digits_resnet":
         fields["width"] = 8
     data: Any = dataclasses.replace(experiment.data, batch=16)

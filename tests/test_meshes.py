@@ -34,7 +34,7 @@ GOLDEN = Path(__file__).with_name("golden_losses.json")
 TEXT = np.frombuffer(" ".join(map(str, range(1000))).encode(), np.uint8)  # the same with every version of Python
 SETTINGS: dict[str, dict[str, Any]] = {
     "scanned": {"scan": True, "remat": "full", "drop_path": 0.1},
-    "pieces": {"mlp_chunks": 4},
+    "pieces": {"mlp_chunks": 3},
     "t5": {"positions": "relative", "norm": "rms", "bias": False},
     "gru": {"cell": "gru", "bidirectional": True, "layers": 2},
     "elman": {"cell": "elman", "pooling": "mean"},
