@@ -172,6 +172,7 @@ CASES = [
     ("compiled", "name", "mesh"),
     [("hastily", "pytext_transformer", OVER_LENGTH[1]), ("hastily", "pytext_moe", OVER_EXPERTS[1])]
     + [pytest.param("hastily", "pytext_moe", mesh, marks=SLOW) for mesh in (*OVER_EXPERTS, OVER_LENGTH[0], TENSOR)]
+    + [pytest.param("hastily", "pytext_moe, pieces", OVER_EXPERTS[1], marks=SLOW)]
     + [pytest.param("hastily", name, TENSOR, marks=SLOW) for name in SPINE]
     + [pytest.param("hastily", name, mesh, marks=SLOW) for name in ATTENTIVE for mesh in OVER_LENGTH],
     indirect=["compiled"],
