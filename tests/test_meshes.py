@@ -35,6 +35,7 @@ TEXT = np.frombuffer(" ".join(map(str, range(1000))).encode(), np.uint8)  # the 
 SETTINGS: dict[str, dict[str, Any]] = {
     "scanned": {"scan": True, "remat": "full", "drop_path": 0.1},
     "pieces": {"mlp_chunks": 3},
+    "heads": {"heads": 8},
     "t5": {"positions": "relative", "norm": "rms", "bias": False},
     "gru": {"cell": "gru", "bidirectional": True, "layers": 2},
     "elman": {"cell": "elman", "pooling": "mean"},
@@ -160,6 +161,10 @@ ATTENTIVE = ["pytext_transformer", "dates_transformer", "digits_vit", "pytext_gr
 OVER_EXPERTS = [Mesh(data=2, expert=4), Mesh(data=1, fsdp=2, tensor=2, expert=2), Mesh(data=1, expert=2, sequence=4)]
 OVER_LENGTH = [Mesh(data=1, sequence=8), Mesh(data=2, tensor=2, sequence=2)]
 TENSOR = Mesh(data=1, tensor=8)
+OVER_TENSOR = [name for name in SPINE if name != "pytext_transformer"] + [
+    "pytext_transformer, heads",
+    "pytext_moe, heads",
+]
 CASES = [
     *(("hastily", name) for name in QUICK),
     *(pytest.param("hastily", name, marks=SLOW) for name in LONG),
@@ -171,9 +176,9 @@ CASES = [
 @pytest.mark.parametrize(
     ("compiled", "name", "mesh"),
     [("hastily", "pytext_transformer", OVER_LENGTH[1]), ("hastily", "pytext_moe", OVER_EXPERTS[1])]
-    + [pytest.param("hastily", "pytext_moe", mesh, marks=SLOW) for mesh in (*OVER_EXPERTS, OVER_LENGTH[0], TENSOR)]
+    + [pytest.param("hastily", "pytext_moe", mesh, marks=SLOW) for mesh in (*OVER_EXPERTS, OVER_LENGTH[0])]
     + [pytest.param("hastily", "pytext_moe, pieces", OVER_EXPERTS[1], marks=SLOW)]
-    + [pytest.param("hastily", name, TENSOR, marks=SLOW) for name in SPINE]
+    + [pytest.param("hastily", name, TENSOR, marks=SLOW) for name in OVER_TENSOR]
     + [pytest.param("hastily", name, mesh, marks=SLOW) for name in ATTENTIVE for mesh in OVER_LENGTH],
     indirect=["compiled"],
     ids=str,
