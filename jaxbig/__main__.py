@@ -21,6 +21,7 @@ from jaxbig.compare import compare
 from jaxbig.errors import Failed, Refused
 from jaxbig.evaluate import evaluate_run
 from jaxbig.experiment import Experiment, available, flat, load, summary, to_json
+from jaxbig.gradient import fix_threads
 from jaxbig.loop import fit
 from jaxbig.planning import plan
 from jaxbig.planning.chips import parse_topology
@@ -268,7 +269,9 @@ def run(arguments: Sequence[str]) -> int:
     if not rest or rest[0].startswith("-"):
         raise Refused(f"{word} needs an experiment first, as in jaxbig {word} NAME; `jaxbig list` names them.")
     name, *options = rest
-    return parse(verb, options, f"{word} {name}", verb(name=name, options=tuple(options), experiment=load(name)))()
+    verb = parse(verb, options, f"{word} {name}", verb(name=name, options=tuple(options), experiment=load(name)))
+    fix_threads(verb.experiment.reproducible)
+    return verb()
 
 
 def parse(verb: Any, options: Sequence[str], words: str, default: Any = None) -> Any:

@@ -55,7 +55,8 @@ class Experiment:
     """In how many parts, one after another, each batch's gradient is taken: less memory, equal results."""
     reproducible: int = 0
     """In how many chunks each batch's gradient is taken and added up in a fixed order, so that the bits of a run do not
-    depend on how many devices share them; 0: as the compiler likes, which is faster. Its mesh is of `data` alone."""
+    depend on how many devices share them; 0: as the compiler likes, which is faster. Its mesh is of `data` alone;
+    on a CPU the command line fixes the number of threads too (`gradient.fix_threads`)."""
     seed: int = 0
     """Of everything random: initial values, order of examples, dropout."""
     log_every: int = 10
