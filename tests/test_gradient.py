@@ -114,7 +114,7 @@ def test_the_bits_of_a_step_do_not_depend_on_its_devices() -> None:
 @pytest.mark.parametrize("name", ["digits_convnet", "digits_rnn", "pytext_transformer"])
 def test_the_bits_of_a_run_do_not_depend_on_its_devices(name: str) -> None:
     experiment = small(name, reproducible=8)
-    straight = {count: trained(experiment, [count] * 2) for count in (1, 2, 8)}
+    straight = {count: trained(experiment, [count] * 2) for count in (1, 8)}
     assert len(set(straight.values())) == 1, straight
     assert trained(experiment, [8, 1]) == straight[1]
 

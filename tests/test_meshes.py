@@ -55,6 +55,8 @@ LONG += [
     "digits_rnn, elman",
 ]
 LONG += ["pytext_griffin, lru", "digits_resnet, group", "digits_vit, token"]
+# of each family that is not among the quick ones, one goes over every mesh; the others over the mesh that splits all
+OTHERS = ["imagenet_alexnet", "imagenet_convnext_t", "diabetes_mlp", "pytext_bert", "pytext_moe", "dates_seq2seq"]
 Gradients = dict[str, np.ndarray]
 
 
@@ -152,11 +154,7 @@ def worst(found: Gradients, expected: Gradients) -> tuple[str, float]:
 
 
 SLOW = pytest.mark.slow
-MESHES = [
-    Mesh(data=2, fsdp=2, tensor=2),
-    pytest.param(Mesh(data=8), marks=SLOW),
-    pytest.param(Mesh(fsdp=8, data=1), marks=SLOW),
-]
+SPLIT, OVER_ROWS = Mesh(data=2, fsdp=2, tensor=2), (Mesh(data=8), Mesh(data=1, fsdp=8))
 ATTENTIVE = ["pytext_transformer", "dates_transformer", "digits_vit", "pytext_griffin", "pytext_bert"]
 OVER_EXPERTS = [Mesh(data=2, expert=4), Mesh(data=1, fsdp=2, tensor=2, expert=2), Mesh(data=1, expert=2, sequence=4)]
 OVER_LENGTH = [Mesh(data=1, sequence=8), Mesh(data=2, tensor=2, sequence=2)]
@@ -166,9 +164,10 @@ OVER_TENSOR = [name for name in SPINE if name != "pytext_transformer"] + [
     "pytext_moe, heads",
 ]
 CASES = [
-    *(("hastily", name) for name in QUICK),
-    *(pytest.param("hastily", name, marks=SLOW) for name in LONG),
-    *(pytest.param("fully", name, marks=SLOW) for name in SPINE),
+    *(("hastily", name, SPLIT) for name in QUICK),
+    *(pytest.param("hastily", name, SPLIT, marks=SLOW) for name in LONG),
+    *(pytest.param("hastily", name, mesh, marks=SLOW) for name in (*QUICK, *OTHERS) for mesh in OVER_ROWS),
+    *(pytest.param("fully", name, mesh, marks=SLOW) for name in SPINE for mesh in (SPLIT, OVER_ROWS[1])),
 ]
 
 
@@ -188,8 +187,7 @@ def test_gradients_over_other_axes_are_those_of_one_device(name: str, mesh: Mesh
 
 
 @pytest.mark.usefixtures("compiled")
-@pytest.mark.parametrize("mesh", MESHES, ids=str)
-@pytest.mark.parametrize(("compiled", "name"), CASES, indirect=["compiled"])
+@pytest.mark.parametrize(("compiled", "name", "mesh"), CASES, indirect=["compiled"], ids=str)
 def test_gradients_over_a_mesh_are_those_of_one_device(name: str, mesh: Mesh) -> None:
     same_as_on_one_device(name, mesh)
 

@@ -117,13 +117,13 @@ def test_four_processes_make_the_run_of_one_over_any_mesh(
 @pytest.mark.slow
 def test_a_run_goes_on_as_another_number_of_processes(small_file: str, tmp_path: Path) -> None:
     train(tmp_path, 1, 8, small_file, "--steps", 24, "--workdir", "one").end()
-    for steps, (count, devices) in {6: (2, 2), 12: (4, 2), 18: (1, 4), 24: (2, 1)}.items():
+    for steps, (count, devices) in {6: (2, 2), 12: (4, 2), 24: (1, 4)}.items():
         train(tmp_path, count, devices, small_file, "--steps", steps, "--workdir", "moved").end()
     train(tmp_path, 2, 1, small_file, "--steps", 24, "--workdir", "moved").end()  # once more: nothing is left to do
     evaluated = [line["loss"] for line in read_metrics(tmp_path / "moved") if line["split"] == "eval"]
     # the schedule follows the length that each start was told, so only the first steps can be compared
     np.testing.assert_allclose(curve(tmp_path / "moved")[:3], curve(tmp_path / "one")[:3], rtol=1e-2)
-    assert len(evaluated) == 4 and len(json.loads((tmp_path / "moved" / "run.json").read_text())["starts"]) == 5
+    assert len(evaluated) == 4 and len(json.loads((tmp_path / "moved" / "run.json").read_text())["starts"]) == 4
     [(out, _), _] = Run(tmp_path, 2, 1, "evaluate", small_file, "--steps", 24, "--workdir", "moved", "--json").end()
     assert json.loads(out)["metrics"]["loss"] == pytest.approx(evaluated[-1], rel=1e-5)
 
@@ -131,10 +131,10 @@ def test_a_run_goes_on_as_another_number_of_processes(small_file: str, tmp_path:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["digits_convnet", "digits_rnn", "pytext_transformer"])
 def test_a_reproducible_run_has_one_digest_on_any_processes_and_when_it_moves(name: str, tmp_path: Path) -> None:
-    options = [name, "--steps", 4, "--evaluate-every", 2, "--checkpoint-every", 2, "--reproducible", 8]
-    options += ["--data.batch", 16, "--optimizer.rate.warmup", 1]
+    options = [name, "--steps", 4, "--checkpoint-every", 2, "--reproducible", 8, "--optimizer.rate.warmup", 1]
+    options += ["--data.batch", 64]
     if name == "pytext_transformer":
-        options += ["--model.depth", 1, "--data.length", 32]
+        options += ["--model.depth", 1, "--data.length", 128]
     for count, devices in ((1, 1), (1, 8), (4, 2)):
         train(tmp_path, count, devices, *options, "--workdir", f"{count}x{devices}", one_core=devices == 1).end()
     moving = train(tmp_path, 2, 2, *options, "--workdir", "moved", "--checkpoint-every", 1)
@@ -143,8 +143,8 @@ def test_a_reproducible_run_has_one_digest_on_any_processes_and_when_it_moves(na
         time.sleep(0.01)
     moving.processes[1].send_signal(signal.SIGTERM)
     for process in moving.processes:
-        process.communicate(timeout=300)
-        assert process.returncode in (0, 75)  # 0: it was done before it could stop
+        said = process.communicate(timeout=300)
+        assert process.returncode in (0, 75), said  # 0: it was done before it could stop
     train(tmp_path, 1, 4, *options, "--workdir", "moved", "--checkpoint-every", 1).end()
     digests = {folder: digest(tmp_path / folder) for folder in ("1x1", "1x8", "4x2", "moved")}
     assert len(set(digests.values())) == 1, digests
@@ -183,7 +183,7 @@ def test_processes_that_were_started_otherwise_refuse_together(small_file: str, 
     )
     flipped.write_bytes(b"x" + flipped.read_bytes()[1:])
     end = train(tmp_path, 2, 1, small_file, "--workdir", "next", "--initialize-from.run", "run").end()
-    assert "trying the one before it" in end[0][0] and digest(tmp_path / "next")
+    assert "trying the one before it" in " ".join(end[0][0].split()) and digest(tmp_path / "next")
 
 
 @pytest.mark.parametrize(
