@@ -1,7 +1,8 @@
-"""Whether a mesh changes the result: loss and every gradient of a step against one device."""
+"""Whether a mesh changes the result: loss and every gradient of a step against one device, on a CPU."""
 
 import dataclasses
 import math
+import os
 from typing import Any
 
 import jax
@@ -9,35 +10,85 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbig.data.base import Rows
-from jaxbig.data.stream import train_batch
 from jaxbig.errors import Refused
-from jaxbig.experiment import Experiment
+from jaxbig.experiment import Experiment, diff, to_json
 from jaxbig.gradient import make_gradient
-from jaxbig.mesh import Mesh, activate, put
+from jaxbig.mesh import AXES, Mesh, activate, put
+from jaxbig.sibling import random_batch, replaced, small_program
 from jaxbig.state import leaves
 from jaxbig.step import Program, make_program
 
+TOLERANCE = {"float64": 1e-8, "float32": 1e-4}
+"""Of the loss, and of each gradient, relative: far above what they round to."""
+ROWS = (16, 64)
+"""Of the batches that are compared: the partitioner splits a program otherwise by its sizes, and may be wrong in one."""
+PIXELS = 2**20
+"""Of a batch, beyond which the larger one is left out."""
 
-def check(experiment: Experiment, tolerance: float) -> dict[str, Any]:
-    """A first batch's loss and gradient on the experiment's mesh and on one device, and how far they are apart.
+
+def devices_for(mesh: Mesh) -> int:
+    """How many devices a mesh asks for; with an axis of -1 up to 8, or up to what JAX_NUM_CPU_DEVICES says."""
+    fixed = math.prod(size for axis in AXES if (size := getattr(mesh, axis)) > 0)
+    rest = int(os.environ.get("JAX_NUM_CPU_DEVICES", 8)) // fixed if -1 in dataclasses.astuple(mesh) else 1
+    return fixed * max(rest, 1)
+
+
+def use_cpu(mesh: Mesh) -> None:
+    """Gives JAX as many CPU devices as a mesh asks for; must be called before a device is touched."""
+    count = devices_for(mesh)
+    for name, value in (("jax_platforms", "cpu"), ("jax_num_cpu_devices", count)):
+        if getattr(jax.config, name) != value:
+            jax.config.update(name, value)
+
+
+def check(experiment: Experiment, tolerance: float | None = None) -> dict[str, Any]:
+    """The loss and gradient of a batch of random numbers on the experiment's mesh and on one device, and how far they
+    are apart; of a small sibling where the experiment is large, and in float64 where its model can compute in that. The
+    worse of two sizes of batch is given.
 
     The gradient is that of the train step. Each leaf's error is the norm of the difference over the leaf's norm; `ok`
     if the loss and all leaves are within the tolerance.
     """
-    if jax.device_count() == 1:
-        raise Refused("there is one device, so nothing to compare: JAX_NUM_CPU_DEVICES=8 gives eight on a CPU.")
-    if not 0 < tolerance < 1:
+    if tolerance is not None and not 0 < tolerance < 1:
         raise Refused(f"--tolerance {tolerance}: it must be above 0 and below 1.")
-    over = make_program(experiment)
-    alone = make_program(dataclasses.replace(experiment, mesh=Mesh(data=1)), jax.devices()[:1])
-    experiment.data.prepare()
-    batch = train_batch(experiment.data.source("train"), experiment.seed, 0, experiment.data.batch)
-    (loss, found), (expected_loss, expected) = step(over, batch), step(alone, batch)
+    if devices_for(experiment.mesh) == 1:
+        raise Refused("the mesh is one device, so there is nothing to compare: give an axis more, as in --mesh.data 8.")
+    found = [
+        compared(experiment, rows, tolerance) for rows in ROWS if pixels(experiment, rows) <= PIXELS or rows == ROWS[0]
+    ]
+    return max(found, key=lambda each: (not each["ok"], each["gradient_relative_error"]))
+
+
+def pixels(experiment: Experiment, rows: int) -> int:
+    return rows * math.prod(experiment.data.spec()["inputs"].shape[1:])
+
+
+def compared(experiment: Experiment, rows: int, tolerance: float | None) -> dict[str, Any]:
+    """The same of so many rows."""
+    if hasattr(experiment.model, "dtype"):
+        try:
+            return compared_in("float64", experiment, rows, tolerance)
+        except TypeError:  # of a model that makes float32 numbers of its own, and then cannot mix the two
+            pass
+    return compared_in("float32", experiment, rows, tolerance)
+
+
+def compared_in(dtype: str, experiment: Experiment, rows: int, tolerance: float | None) -> dict[str, Any]:
+    tolerance = tolerance or TOLERANCE[dtype]
+    experiment = dataclasses.replace(experiment, model=replaced(experiment.model, {"dtype": dtype}))
+    devices = jax.devices()[: devices_for(experiment.mesh)]
+    with jax.enable_x64(dtype == "float64"):
+        over = small_program(experiment, devices, rows)
+        alone = make_program(dataclasses.replace(over.experiment, mesh=Mesh(data=1)), devices[:1])
+        batch = random_batch(over.experiment)
+        (loss, found), (expected_loss, expected) = step(over, batch), step(alone, batch)
     errors = apart(found, expected)
     worst = max(errors, key=lambda path: math.inf if math.isnan(errors[path]) else errors[path])
     of_loss = abs(loss - expected_loss) / max(abs(expected_loss), 1e-30)
     return {
         "mesh": dict(over.mesh.shape),
+        "dtype": dtype,
+        "changed": diff(to_json(experiment), to_json(over.experiment)),
         "loss_relative_error": of_loss,
         "gradient_relative_error": errors[worst],
         "worst_parameter": worst,

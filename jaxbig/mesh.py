@@ -119,6 +119,11 @@ def activate(mesh: jax.sharding.Mesh) -> Iterator[None]:
         yield
 
 
+def in_words(sizes: dict[str, int]) -> str:
+    """The axes of a mesh that are split: `data 2, fsdp 4`."""
+    return ", ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1) or "one device"
+
+
 def platform() -> str:
     """What is compiled for: "cpu", "gpu" or "tpu". The active mesh's devices say it, which need not be here."""
     device = jax.sharding.get_abstract_mesh().abstract_device

@@ -16,10 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import pytest
 
-from jaxbig.data.base import Rows
 from jaxbig.experiment import Experiment, load
 from jaxbig.models.convolutional import Conv, Dense, Dropout, Pool
 from jaxbig.tracking.screen import Screen
@@ -84,26 +82,6 @@ def small(name: str, **changes: Any) -> Experiment:
     initialize_from = dataclasses.replace(experiment.initialize_from, run="")
     few = {"model": model, "objective": objective, "data": data, "initialize_from": initialize_from}
     return dataclasses.replace(experiment, **(few | changes))
-
-
-def random_batch(experiment: Experiment, seed: int = 0) -> Rows:
-    """A batch as the data's spec has it, of random numbers: tokens of the vocabulary, classes, whole lengths."""
-    draw = np.random.default_rng(seed)
-    kinds = {"inputs": "vocab", "targets": "vocab" if "vocab" in dir(experiment.objective) else "classes"}
-    rows: Rows = {}
-    for field, spec in experiment.data.spec().items():
-        if field == "mask":
-            rows[field] = np.ones(spec.shape, spec.dtype)
-        elif field == "lengths":
-            rows[field] = np.full(spec.shape, experiment.data.spec()["inputs"].shape[1] // 2, spec.dtype)
-        elif field == "starts":
-            rows[field] = np.ones(spec.shape, spec.dtype)
-        elif np.issubdtype(spec.dtype, np.integer):
-            below = getattr(experiment.data, kinds[field])
-            rows[field] = draw.integers(0, below, spec.shape).astype(spec.dtype)
-        else:
-            rows[field] = draw.standard_normal(spec.shape).astype(spec.dtype)
-    return rows
 
 
 @pytest.fixture

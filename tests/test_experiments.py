@@ -9,13 +9,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import EMBEDDED, EXPERIMENTS, random_batch, small
+from conftest import EMBEDDED, EXPERIMENTS, small
 
 from jaxbig.errors import Refused
 from jaxbig.experiment import available, load, summary
 from jaxbig.loop import evaluate
 from jaxbig.mesh import Mesh, activate, put
 from jaxbig.show import show
+from jaxbig.sibling import random_batch
 from jaxbig.step import make_program
 
 FULL_SIZE = [name for name in EXPERIMENTS if name not in EMBEDDED]

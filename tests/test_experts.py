@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_batch, small
+from conftest import small
 from flax.core import meta
 
 from jaxbig.errors import Refused
@@ -16,6 +16,7 @@ from jaxbig.gradient import make_gradient
 from jaxbig.mesh import Mesh, activate, put
 from jaxbig.models import experts
 from jaxbig.models.experts import LOSSES, Experts, sort
+from jaxbig.sibling import random_batch
 from jaxbig.state import leaves
 
 FIELDS: dict[str, Any] = {"experts": 4, "chosen": 2, "hidden": 12, "activation": "silu", "gated": True}

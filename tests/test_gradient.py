@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import SPINE, random_batch, small
+from conftest import SPINE, small
 
 from jaxbig.errors import Refused
 from jaxbig.experiment import Experiment
 from jaxbig.gradient import Gradient, make_gradient
 from jaxbig.mesh import Mesh, activate, put
+from jaxbig.sibling import random_batch
 from jaxbig.state import digests, leaves
 from jaxbig.step import make_program
 

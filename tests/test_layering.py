@@ -12,14 +12,14 @@ RUNS = sorted((ROOT / "experiments").rglob("*.py"))
 
 # A room imports rooms of lower floors, and its own.
 FLOORS = (
-    {"errors", "keys"},
+    {"errors", "keys", "dtypes"},
     {"state", "tracking", "processes"},
     {"mesh", "workdir", "checkpoint"},
     {"models", "objectives", "data", "optim"},
     {"experiment"},
     {"gradient"},
     {"step"},
-    {"resume", "show", "pictures", "interop"},
+    {"resume", "show", "pictures", "interop", "sibling"},
     {"planning"},
     {"loop"},
     {"evaluate", "bench", "compare", "check"},
@@ -28,8 +28,8 @@ FLOORS = (
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # The rooms that are filled most are kept narrower still.
 ONLY = {
-    "models": {"models", "mesh", "errors"},
-    "objectives": {"objectives", "mesh", "errors"},
+    "models": {"models", "mesh", "dtypes", "errors"},
+    "objectives": {"objectives", "mesh", "dtypes", "errors"},
     "data": {"data", "errors"},
     "optim": {"optim", "state", "errors"},
     "checkpoint": {"state", "processes", "errors"},

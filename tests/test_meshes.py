@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import EMBEDDED, EXPERIMENTS, SPINE, random_batch, small
+from conftest import EMBEDDED, EXPERIMENTS, SPINE, small
 
 from jaxbig.check import apart
 from jaxbig.data.base import Rows, Source
@@ -27,6 +27,7 @@ from jaxbig.gradient import make_loss
 from jaxbig.mesh import Mesh, activate, put
 from jaxbig.optim.optimizers import SGD
 from jaxbig.optim.schedules import Constant
+from jaxbig.sibling import random_batch
 from jaxbig.state import TrainState, leaves, path_name
 from jaxbig.step import make_init, make_program, make_train_step
 

@@ -5,11 +5,11 @@ Letters in shape comments: B batch, Y and X height and width, C channels.
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
+from jaxbig.dtypes import Dtype, exact
 from jaxbig.errors import Refused
 from jaxbig.models.convolutional import Convolution, Dense
-from jaxbig.models.layers import Dtype, Linear, cast, constrain, drop
+from jaxbig.models.layers import Linear, cast, constrain, drop
 
 KERNELS = (11, 5, 3, 3, 3)
 POOLED = (0, 1, 4)  # the convolutions that a max pool follows
@@ -55,4 +55,4 @@ class AlexNet(nn.Module):
             x = drop(Dense(self.width, name=f"dense_{i}")(x, train), self.dropout, train)  # [B, width]
         x = constrain(x, "batch", None)
         logits = Linear((self.classes,), ("embed", "classes"), name="head")(x)
-        return constrain(logits.astype(jnp.float32), "batch", None)
+        return constrain(exact(logits), "batch", None)

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxbig.dtypes import exact, wide
 from jaxbig.errors import Refused
 from jaxbig.mesh import platform
 from jaxbig.models.layers import Embedding, Linear, choose, constrain, within
@@ -42,7 +43,7 @@ def rotary(x: jax.Array, positions: jax.Array | None = None, base: float = 10_00
     frequency = base ** (-jnp.arange(0, width, 2) / width)  # [K/2]
     angle = positions[:, :, None, None].astype(jnp.float32) * frequency[None, None, None]  # [B, T, 1, K/2]
     sin, cos = jnp.sin(angle), jnp.cos(angle)
-    first, second = jnp.split(x.astype(jnp.promote_types(x.dtype, jnp.float32)), 2, axis=-1)  # [B, T, H, K/2] each
+    first, second = jnp.split(exact(x), 2, axis=-1)  # [B, T, H, K/2] each
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
@@ -182,7 +183,8 @@ def plain(
 
 def of_heads(query: jax.Array, key: jax.Array, value: jax.Array, bias: Any, mask: Any) -> jax.Array:
     """Queries [B, T, H, K], keys and values [B, S, H, K] -> [B, T, H, K]."""
-    scores = jnp.einsum("bthk,bshk->bhts", query, key, preferred_element_type=jnp.float32) * query.shape[3] ** -0.5
+    scores = jnp.einsum("bthk,bshk->bhts", query, key, preferred_element_type=wide(query.dtype))
+    scores = scores * query.shape[3] ** -0.5
     if bias is not None:
         scores = scores + jnp.broadcast_to(bias, scores.shape).astype(scores.dtype)
     if mask is not None:

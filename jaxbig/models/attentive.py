@@ -11,9 +11,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxbig.dtypes import Dtype, exact, wide
 from jaxbig.errors import Refused
 from jaxbig.models.cells import EQUATIONS, Carry, CellName, Layer, advanced, pinned
-from jaxbig.models.layers import Dtype, Embedding, Linear, cast, choose, constrain, parameter, within
+from jaxbig.models.layers import Embedding, Linear, cast, choose, constrain, parameter, within
 from jaxbig.models.recurrent import Recurrence, shares
 
 AttentionName = Literal["additive", "dot", "general"]
@@ -116,7 +117,7 @@ class AttentiveDecoder(nn.Module):
             return carry, (jnp.concatenate([carry[0].astype(x.dtype), context], axis=-1), weights)
 
         first = jnp.tanh(Linear((self.width,), ("embed", "hidden"), name="start")(memory["last"]))
-        first = first.astype(jnp.promote_types(x.dtype, jnp.float32))
+        first = first.astype(wide(x.dtype))
         start = pinned((first, *(jnp.zeros_like(first) for _ in range(cell.carries - 1))))
         if not cached:
             _, (states, weights) = jax.lax.scan(step, start, inputs)
@@ -172,7 +173,7 @@ class RNNEncoderDecoder(nn.Module):
         self.sow("intermediates", "attention", weights)
         y = jnp.tanh(self.readout(jnp.concatenate([states, x], axis=-1)))
         y = constrain(self.dropping(y, deterministic=not train), "batch", "length", None)
-        return constrain(self.head(y).astype(jnp.float32), "batch", "length", "vocab")
+        return constrain(exact(self.head(y)), "batch", "length", "vocab")
 
     def __call__(
         self, inputs: jax.Array, previous: jax.Array, lengths: jax.Array | None = None, train: bool = False

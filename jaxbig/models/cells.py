@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxbig.dtypes import wide
 from jaxbig.models.layers import Linear, choose, constrain, parameter, within
 
 Carry = tuple[jax.Array, ...]
@@ -230,7 +231,7 @@ class Layer(nn.Module):
             x = jnp.where(inside, x, 0)  # before the product: 0 * NaN would be NaN in gradients
             alive = jnp.swapaxes(inside, 0, 1)
         inputs, kernel, bias = self.products(jnp.swapaxes(x, 0, 1))
-        zeros = jnp.zeros((batch, self.width), jnp.promote_types(x.dtype, jnp.float32))
+        zeros = jnp.zeros((batch, self.width), wide(x.dtype))
         start = pinned((zeros,) * cell.carries if start is None else start)
         of_layer: Any = scan(cell, reverse, kernel, bias, inputs, start, alive)
         states, last = of_layer

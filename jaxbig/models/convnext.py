@@ -9,9 +9,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxbig.dtypes import Dtype, exact
 from jaxbig.errors import Refused
 from jaxbig.models.convolutional import Convolution
-from jaxbig.models.layers import ACTIVATIONS, Dtype, LayerNorm, Linear, cast, constrain, drop_path, parameter
+from jaxbig.models.layers import ACTIVATIONS, LayerNorm, Linear, cast, constrain, drop_path, parameter
 
 STD = 0.02  # of all initial kernels, as the paper's
 NORMAL = nn.initializers.normal(STD)
@@ -80,4 +81,4 @@ class ConvNeXt(nn.Module):
         x = constrain(jnp.mean(x, axis=(1, 2)), "batch", None)  # [B, C]
         x = LayerNorm(name="norm")(x)
         logits = Linear((self.classes,), ("embed", "classes"), scale=STD * math.sqrt(x.shape[-1]), name="head")(x)
-        return constrain(logits.astype(jnp.float32), "batch", None)
+        return constrain(exact(logits), "batch", None)

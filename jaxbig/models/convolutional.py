@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 
+from jaxbig.dtypes import Dtype, exact
 from jaxbig.errors import Refused
 from jaxbig.mesh import platform
-from jaxbig.models.layers import Dtype, Linear, cast, constrain, parameter
+from jaxbig.models.layers import Linear, cast, constrain, parameter
 
 Padding = Literal["same", "valid"]
 
@@ -141,7 +142,7 @@ class BatchNorm(nn.Module):
             init: Any = nn.with_logical_partitioning(start, ("channels",))
             running[name] = self.variable("batch_stats", name, init, x.shape[-1:])
         mean, variance = running["mean"].value, running["var"].value  # [C] each
-        y = x.astype(jnp.float32)
+        y = exact(x)
         if train:
             count, axes = x.size // x.shape[-1], tuple(range(x.ndim - 1))
             if count < 2:
@@ -170,7 +171,7 @@ class GroupNorm(nn.Module):
         """[B, ..., C] -> [B, ..., C]. In float32, as BatchNorm."""
         if self.groups < 1 or x.shape[-1] % self.groups:
             raise Refused(f"groups={self.groups} does not divide {x.shape[-1]} channels: GroupNorm needs equal groups.")
-        y = x.astype(jnp.float32).reshape(x.shape[0], -1, self.groups, x.shape[-1] // self.groups)
+        y = exact(x).reshape(x.shape[0], -1, self.groups, x.shape[-1] // self.groups)
         y = y - jnp.mean(y, axis=(1, 3), keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=(1, 3), keepdims=True) + self.epsilon)
         return scaled(self, y.reshape(x.shape), self.zero).astype(x.dtype)
@@ -270,4 +271,4 @@ class ConvNet(nn.Module):
         # pinned: left free here, a plausible mesh once gave a wrong kernel gradient (jax 0.10 to 0.12, CPU)
         x = constrain(x.reshape(x.shape[0], -1), "batch", None)
         logits = Linear((self.classes,), ("embed", "classes"), name="head")(x)
-        return constrain(logits.astype(jnp.float32), "batch", None)
+        return constrain(exact(logits), "batch", None)

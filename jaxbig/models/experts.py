@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxbig.dtypes import exact
 from jaxbig.errors import Refused
 from jaxbig.mesh import platform
 from jaxbig.models.layers import ACTIVATIONS, Axes, constrain, in_pieces, parameter, stored
@@ -54,7 +55,7 @@ class Experts(nn.Module):
             self, "router_kernel", nn.initializers.normal(width**-0.5), (width, self.experts), ("embed", None)
         )
         # in float32: which experts are highest hangs on little, and a softmax lies in less
-        scores = constrain(jnp.tensordot(x.astype(jnp.float32), router, axes=1), "batch", "length", None)  # [B, L, E]
+        scores = constrain(jnp.tensordot(exact(x), router, axes=1), "batch", "length", None)  # [B, L, E]
         best, numbers = jax.lax.top_k(scores, self.chosen)  # [B, L, K] each
         if not self.is_initializing():
             self._add_losses(scores, numbers, segments)
@@ -65,7 +66,8 @@ class Experts(nn.Module):
         return constrain(y, "batch", "length", None)
 
     def _add_losses(self, scores: jax.Array, numbers: jax.Array, segments: jax.Array | None) -> None:
-        real = jnp.ones(scores.shape[:2]) if segments is None else (segments > 0).astype(jnp.float32)  # [B, L]
+        seen = True if segments is None else segments > 0
+        real = jnp.broadcast_to(seen, scores.shape[:2]).astype(scores.dtype)  # [B, L]
         count = jnp.sum(real, axis=1)[:, None]  # [B, 1]
         taken = jnp.sum(jax.nn.one_hot(numbers, self.experts), axis=2) * real[:, :, None]  # [B, L, E]
         share = jnp.sum(taken, axis=1) / jnp.maximum(count, 1)  # [B, E]
@@ -73,7 +75,7 @@ class Experts(nn.Module):
         even = jnp.sum(share * mean, axis=1, keepdims=True) * self.experts / self.chosen  # [B, 1], 1 where even
         square = jnp.square(nn.logsumexp(scores, axis=-1)) * real
         terms = self.balance * jnp.sum(even * count) + self.router_z_loss * jnp.sum(square)
-        self.sow(LOSSES, "router", terms, init_fn=lambda: jnp.float32(0), reduce_fn=jnp.add)
+        self.sow(LOSSES, "router", terms, init_fn=lambda: jnp.zeros((), terms.dtype), reduce_fn=jnp.add)
 
     def _mix(
         self, x: jax.Array, weights: jax.Array, numbers: jax.Array, *kernels: jax.Array, first: Any, gather: Any
@@ -94,7 +96,7 @@ class Experts(nn.Module):
 
         axes = [INWARD] * (len(kernels) - 1) + [OUTWARD]
         y = in_pieces(self.chunks, "mlp", work, rows, list(zip(kernels, axes, strict=True)), gather)
-        y = y[places].astype(jnp.float32)  # [T K, D]
+        y = exact(y[places])  # [T K, D]
         y = jnp.where(here[:, None], y, 0) * weights.reshape(-1, 1)
         return jnp.sum(y.reshape(-1, self.chosen, y.shape[-1]), axis=1).reshape(x.shape).astype(x.dtype)
 

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxbig.dtypes import exact, wide
 from jaxbig.errors import Refused
 from jaxbig.models.attention import from_lengths, sinusoidal
 from jaxbig.models.layers import Embedding, LayerNorm, Linear, cast, choose, constrain, drop, parameter, to_logits
@@ -178,11 +179,11 @@ class Encoder(Text, kw_only=True):
             x = jnp.tanh(Linear((self.width,), ("embed", None), name="pooler")(x[:, 0]))
         else:
             # in float32: bf16 cannot count beyond 256
-            real = jnp.ones(x.shape[:2]) if segments is None else (segments > 0).astype(jnp.float32)
+            real = jnp.ones(x.shape[:2], wide(x.dtype)) if segments is None else (segments > 0).astype(wide(x.dtype))
             x = jnp.einsum("bld,bl->bd", x, real) / jnp.maximum(real.sum(1), 1)[:, None]
         x = constrain(drop(x, self.dropout, train), "batch", None)
         logits = Linear((classes,), ("embed", "classes"), name="classifier")(x)
-        return constrain(logits.astype(jnp.float32), "batch", None)
+        return constrain(exact(logits), "batch", None)
 
 
 class EncoderDecoder(Text, kw_only=True):

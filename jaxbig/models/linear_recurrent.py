@@ -11,9 +11,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxbig.dtypes import Dtype, exact
 from jaxbig.errors import Refused
 from jaxbig.models.attention import Attention
-from jaxbig.models.layers import Dtype, Embedding, Linear, RMSNorm, cast, choose, constrain, drop, parameter, to_logits
+from jaxbig.models.layers import Embedding, Linear, RMSNorm, cast, choose, constrain, drop, parameter, to_logits
 
 RecurrenceName = Literal["rglru", "lru"]
 
@@ -59,7 +60,7 @@ class LRU(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, L, D] -> [B, L, D]."""
         width, one = x.shape[-1], ("hidden",)
-        real = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        real = exact(x)
         nu = parameter(self, "nu", self.ring, (self.width,), one, real.dtype)
 
         def angles(key: jax.Array, shape: Any, dtype: Any = None, out_sharding: Any = None) -> jax.Array:
@@ -110,7 +111,7 @@ class RGLRU(nn.Module):
         if self.heads < 1 or width % self.heads:
             raise Refused(f"width {width} does not divide into heads {self.heads}: make it a multiple.")
         head = width // self.heads
-        real = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        real = exact(x)
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", 2, 3, (0, 1))
         kernel = parameter(self, "gates", init, (2, self.heads, head, head), (None, "heads", None, None), real.dtype)
         bias = parameter(self, "bias", nn.initializers.zeros, (2, self.heads, head), (None, "heads", None), real.dtype)

@@ -5,10 +5,10 @@ Letters in shape comments: B batch, D width, K outputs.
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
+from jaxbig.dtypes import Dtype, exact
 from jaxbig.errors import Refused
-from jaxbig.models.layers import ACTIVATIONS, Activation, Dtype, Linear, cast, choose, constrain, drop
+from jaxbig.models.layers import ACTIVATIONS, Activation, Linear, cast, choose, constrain, drop
 
 
 class MLP(nn.Module):
@@ -35,6 +35,6 @@ class MLP(nn.Module):
             x = activate(Linear((width,), axes, name=f"linear_{layer}")(x))
             x = constrain(drop(x, self.dropout, train), "batch", "mlp")
         axes = ("embed" if self.widths else None, "classes")
-        y = Linear((self.outputs,), axes, name="head")(constrain(x, "batch", None)).astype(jnp.float32)
+        y = exact(Linear((self.outputs,), axes, name="head")(constrain(x, "batch", None)))
         y = constrain(y, "batch", None)
         return y[:, 0] if self.outputs == 1 else y

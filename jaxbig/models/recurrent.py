@@ -9,9 +9,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxbig.dtypes import Dtype, exact, wide
 from jaxbig.errors import Refused
 from jaxbig.models.cells import EQUATIONS, Carry, CellName, Layer
-from jaxbig.models.layers import Dtype, Embedding, Linear, cast, choose, constrain, drop, to_logits, within
+from jaxbig.models.layers import Embedding, Linear, cast, choose, constrain, drop, to_logits, within
 
 Pooling = Literal["last", "mean", "attention", "none"]
 
@@ -54,7 +55,7 @@ class Recurrence(nn.Module):
 
 def shares(scores: jax.Array, mask: jax.Array | None) -> jax.Array:
     """Softmax over the last axis where `mask` is 1, in float32: exactly 0 elsewhere, and in a row without any 1."""
-    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    scores = exact(scores)
     if mask is None:
         return jax.nn.softmax(scores)
     scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
@@ -105,7 +106,7 @@ class RNN(nn.Module):
         pinned = ("batch", *(None,) * (pooled.ndim - 1))
         pooled = constrain(drop(pooled, self.dropout, train), *pinned)
         logits = Linear((self.classes,), ("embed", "classes"), name="head")(pooled)
-        return constrain(logits.astype(jnp.float32), *pinned)
+        return constrain(exact(logits), *pinned)
 
     def mean(self, states: jax.Array, lengths: jax.Array | None) -> jax.Array:
         """The mean of the states [B, L, W] within each row's length [B, W]; weighted, if pooling is attention."""
@@ -161,7 +162,7 @@ class RNNLanguageModel(nn.Module):
         """A layer's carry as variables [B, W], zeros at first."""
         shape, zeros = (batch, self.width), nn.with_logical_partitioning(jnp.zeros, ("batch", "hidden"))
         names = [f"layer_{layer}_{part}" for part in range(choose("cell", self.cell, EQUATIONS).carries)]
-        found = [self.variable("carry", name, zeros, shape, jnp.promote_types(dtype, jnp.float32)) for name in names]
+        found = [self.variable("carry", name, zeros, shape, wide(dtype)) for name in names]
         rows = jnp.shape(found[0].value)[0]  # type: ignore[arg-type]
         if rows != batch:
             raise Refused(f"the carry holds {rows} rows and the batch {batch}: keep the batch's size.")

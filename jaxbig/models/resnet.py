@@ -10,9 +10,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxbig.dtypes import Dtype, exact
 from jaxbig.errors import Refused
 from jaxbig.models.convolutional import BatchNorm, Convolution, GroupNorm
-from jaxbig.models.layers import Dtype, Linear, cast, choose, constrain
+from jaxbig.models.layers import Linear, cast, choose, constrain
 
 Norm = Literal["batch", "group"]
 Stem = Literal["imagenet", "small"]
@@ -132,4 +133,4 @@ class ResNet(nn.Module):
         # pinned: left free here, a plausible mesh once gave a wrong kernel gradient (jax 0.10 to 0.12, CPU)
         x = constrain(jnp.mean(x, axis=(1, 2)), "batch", None)  # [B, C]
         logits = Linear((self.classes,), ("embed", "classes"), name="head")(x)
-        return constrain(logits.astype(jnp.float32), "batch", None)
+        return constrain(exact(logits), "batch", None)

@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxbig.dtypes import Dtype
 from jaxbig.errors import Refused
 from jaxbig.models.attention import Attention, Kernel, RelativePositions
 from jaxbig.models.experts import LOSSES, Experts
 from jaxbig.models.layers import (
     ACTIVATIONS,
-    Dtype,
     LayerNorm,
     Linear,
     RMSNorm,

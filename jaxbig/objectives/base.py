@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxbig.dtypes import exact
 from jaxbig.errors import Refused
 
 Batch = dict[str, jax.Array]
@@ -71,7 +72,7 @@ def cross_entropy(logits: jax.Array, targets: jax.Array, smoothing: float = 0.0)
 
     smoothing: the share of each target that is spread evenly over the K (Szegedy et al., 2016).
     """
-    logits = logits.astype(jnp.float32)
+    logits = exact(logits)
     expected = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     if smoothing:
         expected = (1 - smoothing) * expected + smoothing * jnp.mean(logits, axis=-1)
@@ -93,7 +94,8 @@ def check_share(field: str, value: float) -> None:
 def masked(values: jax.Array, mask: jax.Array) -> Sum:
     """The sum of `values` where `mask` is 1, and how many those are; both of one shape."""
     chex.assert_equal_shape([values, mask])
-    values, mask = values.astype(jnp.float32), mask.astype(jnp.float32)
+    values = exact(values)
+    mask = mask.astype(values.dtype)
     return Sum(jnp.sum(values * mask), jnp.sum(mask))
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxbig.dtypes import exact
 from jaxbig.errors import Refused
 from jaxbig.objectives.base import Batch, Objective, Sum, Sums, call, check_logits, check_share, cross_entropy, masked
 
@@ -50,7 +51,7 @@ class Classification(Objective):
         if targets.shape not in ((logits.shape,) if self.multi_label else (logits.shape[:-1], logits.shape)):
             wanted = logits.shape if self.multi_label else f"{logits.shape[:-1]} or {logits.shape}"
             raise Refused(f"targets have the shape {targets.shape} for logits {logits.shape}: it must be {wanted}.")
-        logits = logits.astype(jnp.float32)
+        logits = exact(logits)
         losses, weights = self._losses(logits, targets, spread)
         sums = {"loss": Sum(masked(losses, mask).total, masked(weights, mask).total)}
         if self.multi_label:
@@ -71,7 +72,7 @@ class Classification(Objective):
         if self.macro and not train:
             seen, rest = jnp.broadcast_to(mask[..., None] > 0, actual.shape), tuple(range(actual.ndim - 1))
             for name, each in zip(COUNTS, (chosen & actual, chosen, actual), strict=True):
-                sums[name] = Sum(jnp.sum(each & seen, axis=rest).astype(jnp.float32), jnp.sum(mask.astype(jnp.float32)))
+                sums[name] = Sum(exact(jnp.sum(each & seen, axis=rest)), jnp.sum(exact(mask)))
         return sums
 
     def _losses(self, logits: jax.Array, targets: jax.Array, spread: bool) -> tuple[jax.Array, jax.Array]:
@@ -82,8 +83,8 @@ class Classification(Objective):
         if not (spread or self.class_weights):
             losses = cross_entropy(logits, targets, self.smoothing)
             return losses, jnp.ones_like(losses)
-        weights = jnp.broadcast_to(jnp.array(self.class_weights or (1.0,), jnp.float32), logits.shape)
-        shares = targets.astype(jnp.float32) if spread else jax.nn.one_hot(targets, self.classes)
+        weights = jnp.broadcast_to(jnp.array(self.class_weights or (1.0,), logits.dtype), logits.shape)
+        shares = targets.astype(logits.dtype) if spread else jax.nn.one_hot(targets, self.classes)
         smooth = (1 - self.smoothing) * shares + self.smoothing / (2 if self.multi_label else self.classes)
         if self.multi_label:
             losses = jax.nn.softplus(logits) - smooth * logits

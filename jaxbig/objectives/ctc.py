@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxbig.dtypes import exact
 from jaxbig.errors import Refused
 from jaxbig.objectives.base import Batch, Objective, Sum, Sums, call, check_logits, masked
 
@@ -37,12 +38,12 @@ class CTC(Objective):
         frames = batch["inputs"].shape[1]
         if logits.shape[1] != frames:
             raise Refused(f"the model gives {logits.shape[1]} frames for {frames}: CTC needs one for each.")
-        logits, tokens = logits.astype(jnp.float32), mask > 0
+        logits, tokens = exact(logits), mask > 0
         absent = jnp.arange(frames)[None] >= batch["lengths"][:, None]  # [B, L]
         repeats = (targets[:, 1:] == targets[:, :-1]) & tokens[:, 1:]  # a blank must come between
         needed = jnp.sum(tokens, axis=1) + jnp.sum(repeats, axis=1)
         rows, fits = jnp.any(tokens, axis=1), needed <= batch["lengths"]
-        nats = optax.ctc_loss(logits, absent.astype(jnp.float32), targets, 1.0 - tokens, blank_id=BLANK)
+        nats = optax.ctc_loss(logits, absent.astype(logits.dtype), targets, 1.0 - tokens, blank_id=BLANK)
         sums = {"loss": masked(jnp.where(fits, nats, 0), rows & fits), "impossible": masked(~fits, rows)}
         if train:
             return sums

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxbig.dtypes import exact
 from jaxbig.errors import Refused
 from jaxbig.mesh import split
 from jaxbig.objectives.base import Batch, Objective, Sums, call, check_logits, cross_entropy, exponential, masked
@@ -49,7 +50,7 @@ class NextToken(Objective):
     def _values(self, logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """[B, L, V] and [B, L] -> cross entropy, right or wrong, and log(sum(exp(logits)))**2, each [B, L]."""
         check_logits(logits, self.vocab, "tokens")
-        square = jnp.square(jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1))
+        square = jnp.square(jax.nn.logsumexp(exact(logits), axis=-1))
         return cross_entropy(logits, targets), jnp.argmax(logits, axis=-1) == targets, square
 
     def _in_pieces(self, forward: Any, batch: Batch, train: bool) -> tuple[jax.Array, ...]:
@@ -58,7 +59,7 @@ class NextToken(Objective):
             raise Refused(f"chunks {self.chunks}: {type(forward).__name__} has no `hidden` and `unembedding`: use 0.")
         hidden, kernel, targets = call(forward, batch, train, "hidden"), forward.unembedding(), batch["targets"]
         check_logits(kernel, self.vocab, "tokens")
-        x = hidden.astype(jnp.float32)  # so that its gradient is added up over the pieces in float32
+        x = exact(hidden)  # so that its gradient is added up over the pieces in float32
 
         @jax.checkpoint  # the backward pass makes a piece's logits again
         def piece(so_far: tuple[jax.Array, ...], now: list[jax.Array]) -> Any:
@@ -67,7 +68,7 @@ class NextToken(Objective):
             # cast, then gathered here, so that its gradient is added up in the pieces it is stored in
             stored = nn.with_logical_constraint(columns.astype(hidden.dtype), ("embed", "vocab"))
             whole = nn.with_logical_constraint(stored, (None, "vocab"))
-            logits = jnp.tensordot(x.astype(hidden.dtype), whole, axes=1).astype(jnp.float32)
+            logits = exact(jnp.tensordot(x.astype(hidden.dtype), whole, axes=1))
             logits = nn.with_logical_constraint(logits, ("batch", "length", "vocab"))  # [B, L, V/C]
             greatest = jnp.maximum(most, jax.lax.stop_gradient(jnp.max(logits, axis=-1)))
             total = total * jnp.exp(most - greatest) + jnp.sum(jnp.exp(logits - greatest[..., None]), axis=-1)

@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from jaxbig.errors import Failed, Refused
 from jaxbig.experiment import Experiment
-from jaxbig.mesh import AXES
+from jaxbig.mesh import AXES, in_words
 from jaxbig.models.transformers import Remat
 from jaxbig.planning.chips import GiB, Topology
 
@@ -123,7 +123,7 @@ def rows(result: Plan) -> list[tuple[str, list[dict[str, Any]]]]:
     sized += [{"a chip": "fits", "GiB": fits}]
     facts: dict[str, Any] = {
         "parameters": f"{result['parameters']:,}",
-        "mesh": ", ".join(f"{axis} {size}" for axis, size in result["mesh"].items() if size > 1) or "one device",
+        "mesh": in_words(result["mesh"]),
         "TFLOP a step": f"{result['flops_per_step'] / 1e12:,.4g}, {result['model_flops_per_step'] / 1e12:,.4g} but for "
         f"what is computed twice",
     }

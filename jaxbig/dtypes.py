@@ -1,0 +1,19 @@
+"""Number formats: which a model computes in, and what needs one that is exact."""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+Dtype = Literal["float32", "bfloat16", "float64"]
+"""float64 is for comparisons, and needs JAX_ENABLE_X64=1; `check` turns it on by itself."""
+
+
+def wide(dtype: Any) -> Any:
+    """float32, or float64 in a program of that: for norms, softmax, losses and sums, in which bf16 lies."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def exact(x: jax.Array) -> jax.Array:
+    """The same numbers in the `wide` format."""
+    return x.astype(wide(x.dtype))
