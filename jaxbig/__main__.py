@@ -1,12 +1,9 @@
 """The command line, `jaxbig VERB EXPERIMENT [--option value ...]`: a verb is a class, its fields are its options."""
 
-import contextlib
 import dataclasses
 import difflib
-import io
 import logging
 import os
-import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -20,10 +17,11 @@ from jaxbig.check import check, use_cpu
 from jaxbig.compare import compare
 from jaxbig.errors import Failed, Refused
 from jaxbig.evaluate import evaluate_run
-from jaxbig.experiment import Experiment, available, flat, load, summary, to_json
+from jaxbig.experiment import Experiment, available, flat, load, summary
 from jaxbig.gradient import fix_threads
 from jaxbig.loop import fit
 from jaxbig.mesh import in_words
+from jaxbig.options import lasting, parse
 from jaxbig.planning import plan
 from jaxbig.planning.chips import parse_topology
 from jaxbig.planning.compile import measure
@@ -223,14 +221,6 @@ VERBS: dict[str, Any] = {
 }
 
 
-def lasting(options: Sequence[str]) -> list[str]:
-    """Those that a next command on the same run needs too."""
-    once = ("--fork", "--coordinator", "--processes", "--process")
-    options = [part for option in options for part in (option.split("=", 1) if option.startswith(once) else [option])]
-    values = [place + 1 for place, option in enumerate(options) if option in once[1:]]
-    return [option for place, option in enumerate(options) if option not in once and place not in values]
-
-
 def rows(name: str, values: dict[str, Any]) -> list[dict[str, Any]]:
     """A dictionary as the rows of a table of two columns."""
     return [{name: key, "value": value} for key, value in values.items()]
@@ -276,27 +266,6 @@ def run(arguments: Sequence[str]) -> int:
     verb = parse(verb, options, f"{word} {name}", verb(name=name, options=tuple(options), experiment=load(name)))
     fix_threads(verb.experiment.reproducible)
     return verb()
-
-
-def parse(verb: Any, options: Sequence[str], words: str, default: Any = None) -> Any:
-    """The verb with its options set, by tyro; what tyro refuses in a box is refused in a sentence."""
-    errors, extra = io.StringIO(), {} if default is None else {"default": default}
-    try:
-        with contextlib.redirect_stderr(errors):
-            return tyro.cli(verb, prog=f"jaxbig {words}", args=options, **extra)
-    except SystemExit as stop:
-        if stop.code in (0, None):  # --help
-            raise
-    text = re.sub(r"\x1b\[[0-9;]*m|[│╰╯]", "", errors.getvalue())  # a box whose title is in its frame, or above a line
-    parts = re.split(r"[─-]{3,}", re.sub(r"╭.*╮", "\n", text))
-    said, *more = [" ".join(part.split()) for part in parts if part.split()]["╭" not in text :]
-    near = re.findall(r"--[\w.-]+", more[0]) if more and more[0].startswith("Perhaps") else []
-    unknown = re.findall(r"--[\w.-]+", said) if said.startswith("Unrecognized") else []
-    if default is not None and unknown and not near:  # tyro saw nothing like it
-        known = [f"--{path.replace('_', '-')}" for path, _ in flat(to_json(default.experiment))]
-        near = difflib.get_close_matches(unknown[0], [name for name in known if not name.endswith("type")], 3, 0.3)
-    nearest = f"; the nearest are {', '.join(list(dict.fromkeys(near))[:3])}" if near else ""
-    raise Refused(f"{said}{nearest}; `jaxbig {words} --help` names all options.")
 
 
 if __name__ == "__main__":

@@ -21,9 +21,9 @@ from jaxbig.step import Program, make_program
 TOLERANCE = {"float64": 1e-8, "float32": 1e-4}
 """Of the loss, and of each gradient, relative: far above what they round to."""
 ROWS = (16, 64)
-"""Of the batches that are compared: the partitioner splits a program otherwise by its sizes, and may be wrong in one."""
-PIXELS = 2**20
-"""Of a batch, beyond which the larger one is left out."""
+"""Of the batches that are compared: the partitioner splits a program by its sizes, and may be wrong in one alone."""
+NUMBERS = 2**20
+"""Of a batch's inputs, beyond which the larger one is left out."""
 
 
 def devices_for(mesh: Mesh) -> int:
@@ -53,14 +53,10 @@ def check(experiment: Experiment, tolerance: float | None = None) -> dict[str, A
         raise Refused(f"--tolerance {tolerance}: it must be above 0 and below 1.")
     if devices_for(experiment.mesh) == 1:
         raise Refused("the mesh is one device, so there is nothing to compare: give an axis more, as in --mesh.data 8.")
-    found = [
-        compared(experiment, rows, tolerance) for rows in ROWS if pixels(experiment, rows) <= PIXELS or rows == ROWS[0]
-    ]
+    inputs = experiment.data.spec()["inputs"]
+    every = ROWS if inputs.size // inputs.shape[0] * ROWS[-1] <= NUMBERS else ROWS[:1]
+    found = [compared(experiment, rows, tolerance) for rows in every]
     return max(found, key=lambda each: (not each["ok"], each["gradient_relative_error"]))
-
-
-def pixels(experiment: Experiment, rows: int) -> int:
-    return rows * math.prod(experiment.data.spec()["inputs"].shape[1:])
 
 
 def compared(experiment: Experiment, rows: int, tolerance: float | None) -> dict[str, Any]:

@@ -21,7 +21,7 @@ FLOORS = (
     {"step"},
     {"resume", "show", "pictures", "interop", "sibling"},
     {"planning"},
-    {"loop"},
+    {"loop", "options"},
     {"evaluate", "bench", "compare", "check"},
     {"__main__"},
 )
