@@ -25,6 +25,7 @@ from jaxbig.options import lasting, parse
 from jaxbig.planning import plan
 from jaxbig.planning.chips import parse_topology
 from jaxbig.planning.compile import measure
+from jaxbig.planning.search import ranking, search
 from jaxbig.processes import join, leading
 from jaxbig.show import show
 from jaxbig.tracking.metrics import to_json_text
@@ -180,6 +181,8 @@ class Plan(OfExperiment):
     """How many such TPU slices, joined by the data center's network."""
     timeout: float = 1800.0
     """Seconds that the compiler may take."""
+    search: int = 0
+    """Plans that many other meshes, remat policies and batches besides, and ranks them by time an example."""
     here: Flag = False
     """Compile in this process, which ends where the compiler crashes; else in a child of it."""
 
@@ -188,6 +191,9 @@ class Plan(OfExperiment):
         if self.here:
             return self.emit(measure(self.experiment, topology))
         command, screen = ["plan", self.name, *self.options], Screen(self.json)
+        if self.search:
+            found = search(command, self.experiment, topology, self.timeout, self.search + 1, screen.say)
+            return self.emit({"plans": found}, ("", ranking(found)))
         result = plan.plan(command, self.experiment, topology, self.timeout, screen.say)
         self.emit(result, *plan.rows(result))
         proposal = result.get("proposal")

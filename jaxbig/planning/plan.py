@@ -28,14 +28,7 @@ def plan(
 
     Where it does not fit, `proposal` is the first plan that does, of those in order of their cost; None if none does.
     """
-    experiment.check()
-    experiment.mesh.sizes(topology.devices)
-    if timeout <= 0:
-        raise Refused(f"--timeout {timeout}: it must be more than 0 seconds.")
-    if topology.is_tpu and importlib.util.find_spec("libtpu") is None:
-        raise Refused(
-            f"--topology {topology.name!r} needs the TPU compiler, libtpu: install it with `pip install 'jaxbig[tpu]'`."
-        )
+    check_possible(experiment, topology, timeout)
     say(f"compiling for {topology.devices} {topology.kind} chips, which may take minutes")
     result = compile_in_child(command, topology, timeout)
     if result["fits"]:
@@ -51,6 +44,18 @@ def plan(
         if other["fits"]:
             return result | {"proposal": {"options": options, **other}}
     return result | {"proposal": None}
+
+
+def check_possible(experiment: Experiment, topology: Topology, timeout: float) -> None:
+    """`Refused` where nothing can be compiled."""
+    experiment.check()
+    experiment.mesh.sizes(topology.devices)
+    if timeout <= 0:
+        raise Refused(f"--timeout {timeout}: it must be more than 0 seconds.")
+    if topology.is_tpu and importlib.util.find_spec("libtpu") is None:
+        raise Refused(
+            f"--topology {topology.name!r} needs the TPU compiler, libtpu: install it with `pip install 'jaxbig[tpu]'`."
+        )
 
 
 def lacking(result: Plan) -> str:
@@ -85,6 +90,7 @@ def compile_in_child(command: Sequence[str], topology: Topology, timeout: float)
     # no TPU is looked for, on this machine or at the cloud's metadata server; several plans may run at once
     absent = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     count = {} if topology.is_tpu else {"JAX_NUM_CPU_DEVICES": str(topology.devices)}
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that the child ends too
     child = subprocess.Popen(
         [sys.executable, "-m", "jaxbig", *command, "--here", "--json"],
         env={**os.environ, **quiet, **absent, **count},
@@ -101,6 +107,7 @@ def compile_in_child(command: Sequence[str], topology: Topology, timeout: float)
     finally:
         child.kill()
         child.wait()
+        signal.signal(signal.SIGTERM, before)
     if child.returncode == 0:
         return json.loads(out[out.index("{") :])
     said = [line.removeprefix("jaxbig: ") for line in error.splitlines() if line.startswith("jaxbig: ")]
