@@ -193,7 +193,10 @@ class Plan(OfExperiment):
         command, screen = ["plan", self.name, *self.options], Screen(self.json)
         if self.search:
             found = search(command, self.experiment, topology, self.timeout, self.search + 1, screen.say)
-            return self.emit({"plans": found}, ("", ranking(found)))
+            self.emit({"plans": found}, ("", ranking(found)))
+            if not self.json and found and found[0]["fits"]:
+                screen.say(f"\nthe fastest: jaxbig {shlex.join(command)} {shlex.join(found[0]['options'])}")
+            return DONE
         result = plan.plan(command, self.experiment, topology, self.timeout, screen.say)
         self.emit(result, *plan.rows(result))
         proposal = result.get("proposal")

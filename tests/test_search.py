@@ -25,7 +25,14 @@ POD = parse_topology("h100:8")
 
 
 def planned(seconds: float | None, fits: bool, batch: int = 1, peak: int = 1) -> dict[str, Any]:
-    return {"step_seconds": seconds, "fits": fits, "batch": batch, "memory": {"peak_bytes": peak}, "mfu": None}
+    return {
+        "step_seconds": seconds,
+        "fits": fits,
+        "batch": batch,
+        "memory": {"peak_bytes": peak},
+        "mfu": None,
+        "mesh": {"data": 8},
+    }
 
 
 def test_what_fits_is_ranked_first_and_then_the_least_seconds_an_example() -> None:

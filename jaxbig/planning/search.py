@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from jaxbig.errors import Failed, Refused
 from jaxbig.experiment import Experiment
-from jaxbig.mesh import AXES, ROWS
+from jaxbig.mesh import AXES, ROWS, in_words
 from jaxbig.models.transformers import Remat
 from jaxbig.planning.chips import GiB, Topology
 from jaxbig.planning.plan import Plan, check_possible, compile_in_child
@@ -61,9 +61,11 @@ def search(
         except KeyboardInterrupt:
             say("stopped: what follows was found before")
             break
-        tried.append((setting, plan | {"options": options, "batch": setting.batch}))
+        told = {"options": options, "remat": names[setting.remat] if names else "", "batch": setting.batch}
+        tried.append((setting, plan | told))
         said = f"{plan['step_seconds']:.4g} s a step" if plan["fits"] else "does not fit"
-        say(f"[{len(tried)} of {limit}] {shlex.join(options)}: {said} (took {time.monotonic() - began:.0f} s)")
+        what = f"{in_words(plan['mesh'])}; {' '.join(options[len(AXES) :])}"
+        say(f"[{len(tried)} of {limit}] {what}: {said} (compiled in {time.monotonic() - began:.0f} s)")
     return ranked([plan for _, plan in tried])
 
 
@@ -129,7 +131,9 @@ def ranking(plans: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The ranking as rows for a person."""
     return [
         {
-            "options": shlex.join(plan["options"]),
+            "mesh": in_words(plan["mesh"]),
+            "remat": plan["remat"],
+            "batch": plan["batch"],
             "fits": "yes" if plan["fits"] else "no",
             "GiB a chip": f"{plan['memory']['peak_bytes'] / GiB:.2f}",
             "s a step": f"{plan['step_seconds']:.4g}" if plan["step_seconds"] else "",
