@@ -23,6 +23,7 @@ def config() -> Experiment:
             width=4096,
             heads=32,
             mlp_width=11_008,
+            mlp_chunks=8,
             activation="swiglu",
             epsilon=1e-5,
             scan=True,
