@@ -52,15 +52,20 @@ def gathered() -> tuple[tuple[str, MeshAxes], ...]:
     return tuple((logical, _without_fsdp(axes)) for logical, axes in nn.get_logical_axis_rules())
 
 
+def spread(names: MeshAxes) -> dict[str, int]:
+    """Of these mesh axes those that split something here, and into how many pieces."""
+    mesh, names = jax.sharding.get_abstract_mesh(), (names,) if isinstance(names, str) else names or ()
+    here = [name for name in names if name in mesh.axis_names and name not in mesh.manual_axes]
+    return {name: mesh.shape[name] for name in here if mesh.shape[name] > 1}
+
+
 def split(value: jax.Array, at: int, axis: str, count: int) -> jax.Array:
     """[..., F, ...] -> [C, ..., F/C, ...], at an axis of that logical name: each device has its part of every piece.
 
     `Refused` if F is not a multiple of C on each of the devices it is spread over.
     """
-    mesh, shape = jax.sharding.get_abstract_mesh(), value.shape
     [names] = nn.logical_to_mesh_axes((axis,)) or (None,)
-    names = {names} if isinstance(names, str) else set(names or ())
-    over = math.prod(mesh.shape[name] for name in (names & set(mesh.axis_names)) - set(mesh.manual_axes))
+    shape, over = value.shape, math.prod(spread(names).values())
     if count < 0 or shape[at] % (over * count):
         each = f" on each of {over} devices" if over > 1 else ""
         raise Refused(f"{count} pieces do not divide {axis} {shape[at]}{each}: choose a divisor, or 0.")

@@ -37,6 +37,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "scanned": {"scan": True, "remat": "full", "drop_path": 0.1},
     "pieces": {"mlp_chunks": 3},
     "heads": {"heads": 8},
+    "ring": {"attention_kernel": "ring", "kv_heads": 2, "window": 12},
     "t5": {"positions": "relative", "norm": "rms", "bias": False},
     "gru": {"cell": "gru", "bidirectional": True, "layers": 2},
     "elman": {"cell": "elman", "pooling": "mean"},
@@ -159,6 +160,7 @@ SPLIT, OVER_ROWS = Mesh(data=2, fsdp=2, tensor=2), (Mesh(data=8), Mesh(data=1, f
 ATTENTIVE = ["pytext_transformer", "dates_transformer", "digits_vit", "pytext_griffin", "pytext_bert"]
 OVER_EXPERTS = [Mesh(data=2, expert=4), Mesh(data=1, fsdp=2, tensor=2, expert=2), Mesh(data=1, expert=2, sequence=4)]
 OVER_LENGTH = [Mesh(data=1, sequence=8), Mesh(data=2, tensor=2, sequence=2)]
+OVER_RING = ["digits_vit, ring", "pymodule_bert, ring"]
 TENSOR = Mesh(data=1, tensor=8)
 OVER_TENSOR = [name for name in SPINE if name != "pytext_transformer"] + [
     "pytext_transformer, heads",
@@ -176,6 +178,8 @@ CASES = [
 @pytest.mark.parametrize(
     ("compiled", "name", "mesh"),
     [("hastily", "pytext_transformer", OVER_LENGTH[1]), ("hastily", "pytext_moe", OVER_EXPERTS[1])]
+    + [("hastily", "pytext_transformer, ring", OVER_LENGTH[1])]
+    + [pytest.param("hastily", name, OVER_LENGTH[0], marks=SLOW) for name in OVER_RING]
     + [pytest.param("hastily", "pytext_moe", mesh, marks=SLOW) for mesh in (*OVER_EXPERTS, OVER_LENGTH[0])]
     + [pytest.param("hastily", "pytext_moe, pieces", OVER_EXPERTS[1], marks=SLOW)]
     + [pytest.param("hastily", name, TENSOR, marks=SLOW) for name in OVER_TENSOR]

@@ -18,9 +18,10 @@ from scipy.special import softmax
 
 from jaxbig.errors import Refused
 from jaxbig.mesh import Mesh, activate
-from jaxbig.models.attention import Attention, RelativePositions, attend, from_lengths, rotary, sinusoidal
+from jaxbig.models.attention import Attention, RelativePositions, attend, rotary, sinusoidal
 from jaxbig.models.language import Decoder, Encoder, EncoderDecoder
 from jaxbig.models.layers import LayerNorm
+from jaxbig.models.masks import from_lengths
 from jaxbig.models.vit import ViT
 from jaxbig.state import leaves
 
@@ -258,8 +259,8 @@ def test_attention_is_softmax_attention_within_its_window() -> None:
     ("causal", "window", "packed"), [(True, None, False), (False, None, True), (True, 32, True), (False, 16, False)]
 )
 def test_the_splash_kernel_is_the_plain_one(causal: bool, window: int | None, packed: bool) -> None:
-    q, k, v = normal(8, 128, 4, 16), normal(8, 128, 2, 16, seed=1), normal(8, 128, 2, 16, seed=2)
-    pair = (jnp.repeat(jnp.array([[1, 2]]), 64, axis=1).repeat(8, 0),) * 2 if packed else None
+    q, k, v = normal(8, 256, 4, 16), normal(8, 256, 2, 16, seed=1), normal(8, 256, 2, 16, seed=2)
+    pair = (jnp.repeat(jnp.array([[1, 2]]), 128, axis=1).repeat(8, 0),) * 2 if packed else None
 
     def by(kernel: str) -> Any:
         def total(q: Any, k: Any, v: Any) -> Any:
@@ -269,8 +270,9 @@ def test_the_splash_kernel_is_the_plain_one(causal: bool, window: int | None, pa
 
     plain = by("plain")
     close(by("splash"), plain)
-    with activate(Mesh(data=2, fsdp=2, tensor=2).build()):
-        close(by("splash"), plain)
+    for mesh in (Mesh(data=2, fsdp=2, tensor=2), Mesh(data=2, tensor=2, sequence=2)):
+        with activate(mesh.build()):
+            close(by("splash"), plain)
 
 
 # -- what is published

@@ -1,9 +1,6 @@
-"""Attention: who sees whom, positions, the kernel that computes it, and the layer.
+"""Attention: positions, the kernel that computes it, and the layer.
 
 Letters in shape comments: B batch, T queries, S keys, D width, H heads, G heads of keys and values, K width of a head.
-
-Who sees whom is said by segments: a query sees the keys of its own segment's number. Padding is segment 0, so it
-sees and is seen by padding alone; documents packed into one row have numbers of their own.
 """
 
 import math
@@ -16,14 +13,11 @@ import jax.numpy as jnp
 from jaxbig.dtypes import exact, wide
 from jaxbig.errors import Refused
 from jaxbig.mesh import platform
-from jaxbig.models.layers import Embedding, Linear, choose, constrain, within
+from jaxbig.models.layers import Embedding, Linear, choose, constrain
+from jaxbig.models.masks import Segments, places, visible
+from jaxbig.models.ring import pieces, ring
 
-Kernel = Literal["auto", "plain", "fused", "splash"]
-
-
-def from_lengths(lengths: jax.Array, length: int) -> jax.Array:
-    """Segments [B, L] of rows of those lengths [B]: 1, then 0 for padding."""
-    return within(lengths, length).astype(jnp.int32)
+Kernel = Literal["auto", "plain", "fused", "splash", "ring"]
 
 
 def sinusoidal(positions: jax.Array, width: int) -> jax.Array:
@@ -74,20 +68,6 @@ class RelativePositions(nn.Module):
         return jnp.moveaxis(table(bucket), -1, 0)[None]  # [1, H, T, S]
 
 
-def visible(
-    queries: jax.Array, keys: jax.Array, causal: bool, window: int | None, segments: tuple[jax.Array, jax.Array] | None
-) -> jax.Array:
-    """Which keys at positions [S] each query at [T] sees: [1 or B, 1, T, S]."""
-    distance = queries[:, None] - keys[None]  # [T, S]
-    seen = distance >= 0 if causal else jnp.full(distance.shape, True)
-    if window is not None:
-        seen &= jnp.abs(distance) < window
-    if segments is None:
-        return seen[None, None]
-    same = segments[0][:, :, None] == segments[1][:, None]  # [B, T, S]
-    return (jnp.broadcast_to(seen[None], same.shape) & same)[:, None]
-
-
 def attend(
     query: jax.Array,
     key: jax.Array,
@@ -95,7 +75,7 @@ def attend(
     *,
     causal: bool,
     window: int | None = None,
-    segments: tuple[jax.Array, jax.Array] | None = None,
+    segments: Segments = None,
     bias: jax.Array | None = None,
     offset: jax.Array | None = None,
     kernel: str = "auto",
@@ -103,8 +83,8 @@ def attend(
     """softmax(query key^T / sqrt(K) + bias) value; [B, T, H, K] with keys and values [B, S, G, K] -> [B, T, H, K].
 
     The one place that chooses the kernel. "auto" takes cuDNN's fused one on a GPU (`fused`, half precision), the
-    splash kernel on a TPU (`splash`, lengths in 128s, no bias), and the plain one elsewhere. All compute scores and
-    softmax in float32.
+    splash kernel on a TPU (`splash`, lengths in 128s, no bias), and the plain one elsewhere. "ring" is for a mesh that
+    splits length; without one it is the plain kernel. All compute scores and softmax in float32.
 
     offset: where the queries begin among the keys (a cache); window: how near a key must be, itself counted.
     """
@@ -113,15 +93,20 @@ def attend(
     fusible = offset is None and query.dtype == jnp.bfloat16 and not query.shape[3] % 8 and query.shape[3] <= 128
     # cuDNN sees no window to both sides, and takes a mask or bias for even lengths alone
     fusible &= (window is None or causal) and ((bias is None and segments is None) or not any(n % 2 for n in lengths))
+    split = math.prod(pieces().values())
     if kernel == "auto":
-        whole = offset is None and bias is None and not any(n % 128 for n in lengths)
+        whole = offset is None and bias is None and not any(n % 128 for n in (lengths[0] / split, lengths[1]))
         on = {"tpu": "splash" if whole else "plain", "gpu": "fused" if fusible else "plain"}
         kernel = on.get(platform(), "plain")
+    if kernel == "ring" and split == 1:
+        kernel = "plain"
+    if kernel in ("splash", "ring") and (offset is not None or bias is not None):
+        raise Refused(
+            f"kernel {kernel!r} takes neither a cache nor relative positions: use --model.attention-kernel plain."
+        )
+    if kernel == "ring":
+        return ring(query, key, value, causal, window, segments)
     if kernel == "splash":
-        if offset is not None or bias is not None:
-            raise Refused(
-                "kernel 'splash' takes neither a cache nor relative positions: use --model.attention-kernel plain."
-            )
         from jaxbig.models.splash import splash  # here: Pallas takes a second to import
 
         return splash(query, key, value, causal, window, segments)
@@ -192,11 +177,6 @@ def of_heads(query: jax.Array, key: jax.Array, value: jax.Array, bias: Any, mask
     return jnp.einsum("bhts,bshk->bthk", softmax(scores).astype(value.dtype), value)
 
 
-def places(query: jax.Array, key: jax.Array, offset: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """Positions of queries [T] and of keys [S]."""
-    return jnp.arange(query.shape[1]) + (0 if offset is None else offset), jnp.arange(key.shape[1])
-
-
 class Attention(nn.Module, kw_only=True):
     """Multi-head attention (Vaswani et al., 2017, section 3.2.2), with `kv_heads` grouped-query (Ainslie et al., 2023).
 
@@ -251,7 +231,8 @@ class Attention(nn.Module, kw_only=True):
         if cache and (segments is not None or x.shape[1] > cache):
             raise Refused(f"a cache of {cache} takes at most so many tokens (here {x.shape[1]}), and no segments.")
         query = constrain(query, "batch", "length", "heads", None)
-        both = constrain(both, "batch", None, None, shared, None)  # each place sees all keys
+        split = "length" if self.kernel == "ring" else None  # else each place has all keys
+        both = constrain(both, "batch", split, None, shared, None)
         key, value = both[:, :, 0], both[:, :, 1]  # [B, S, G, K] each
         if self.rotary:
             if positions is None and offset is not None:

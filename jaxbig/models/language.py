@@ -11,8 +11,9 @@ import jax.numpy as jnp
 
 from jaxbig.dtypes import exact, wide
 from jaxbig.errors import Refused
-from jaxbig.models.attention import from_lengths, sinusoidal
+from jaxbig.models.attention import sinusoidal
 from jaxbig.models.layers import Embedding, LayerNorm, Linear, cast, choose, constrain, drop, parameter, to_logits
+from jaxbig.models.masks import from_lengths
 from jaxbig.models.transformers import Context, Fields, Gate, Positions, Stack
 
 

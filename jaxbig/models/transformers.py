@@ -79,7 +79,8 @@ class Fields(nn.Module, kw_only=True):
     remat: Remat = "none"
     """What the backward pass computes anew to save memory: nothing, all but matrix products, or everything."""
     attention_kernel: Kernel = "auto"
-    """What computes attention: plain, fused (cuDNN), splash (TPU), or the one for the device."""
+    """What computes attention: plain, fused (cuDNN), splash (TPU), or the one for the device; ring is for rows so long
+    that no device should hold all their keys, which then go round over the mesh's `sequence`."""
     dtype: Dtype = "float32"
     """Of the computation; parameters, norms, softmax and logits are float32."""
 

@@ -34,8 +34,9 @@ def model_flops(experiment: Experiment, program: Program, jaxpr: Any = None) -> 
     jaxpr: the step's own, which is counted where nothing in it is computed twice; else one is traced for that.
     """
     settings: dict[str, Any] = {"remat": "none", "chunks": 0, "mlp_chunks": 0}
-    if program.mesh.devices.flat[0].platform != "cpu":  # there the kernel is the plain one
-        settings |= {"attention_kernel": "plain"}
+    # of a CPU the plain one is its own
+    here = program.mesh.devices.flat[0].platform == "cpu"
+    settings |= {"attention_kernel": "auto" if here else "plain"}
     parts = {"model": experiment.model, "objective": experiment.objective}
     plain = {
         name: dataclasses.replace(part, **{field: value for field, value in settings.items() if hasattr(part, field)})  # type: ignore[type-var]
