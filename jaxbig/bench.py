@@ -13,7 +13,7 @@ from jaxbig.data.stream import train_batch
 from jaxbig.errors import Refused
 from jaxbig.experiment import Experiment
 from jaxbig.loop import Report, compile_step, rates, run_steps
-from jaxbig.mesh import activate, put
+from jaxbig.mesh import put
 from jaxbig.step import make_program
 from jaxbig.tracking.metrics import Metrics
 from jaxbig.tracking.screen import Screen
@@ -32,7 +32,7 @@ def bench(experiment: Experiment, steps: int, screen: Screen) -> dict[str, Any]:
     experiment.data.prepare()
     source = experiment.data.source("train")
     ours, bare, waits = [], [], []
-    with activate(program.mesh), tempfile.TemporaryDirectory() as folder:
+    with program.activate(), tempfile.TemporaryDirectory() as folder:
         metrics = Metrics(Path(folder), 0)
         screen.start(0, steps * ROUNDS)
 

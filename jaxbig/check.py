@@ -13,7 +13,7 @@ from jaxbig.data.base import Rows
 from jaxbig.errors import Refused
 from jaxbig.experiment import Experiment, diff, to_json
 from jaxbig.gradient import make_gradient
-from jaxbig.mesh import AXES, Mesh, activate, put
+from jaxbig.mesh import AXES, Mesh, put
 from jaxbig.sibling import random_batch, replaced, small_program
 from jaxbig.state import leaves
 from jaxbig.step import Program, make_program
@@ -96,7 +96,7 @@ def compared_in(dtype: str, experiment: Experiment, rows: int, tolerance: float 
 
 def step(program: Program, batch: Rows) -> tuple[float, dict[str, np.ndarray]]:
     """The loss of a batch at the initial parameters, and its gradient by path."""
-    with activate(program.mesh):
+    with program.activate():
         state, gradient = program.init(), make_gradient(program.experiment, program.mesh)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, program.abstract.params)
         compiled = jax.jit(lambda *arguments: gradient(*arguments)[:2], out_shardings=(shardings, None))

@@ -6,7 +6,6 @@ from typing import Any
 from jaxbig.errors import Refused
 from jaxbig.experiment import Experiment, flat, to_json
 from jaxbig.loop import evaluate, open_checkpoints
-from jaxbig.mesh import activate
 from jaxbig.processes import agree, first
 from jaxbig.resume import differences, prepare
 from jaxbig.step import make_program
@@ -26,7 +25,7 @@ def evaluate_run(experiment: Experiment, workdir: Path) -> dict[str, Any]:
             f"{workdir} holds a run of another model or data ({'; '.join(lines)}): give the options it was trained "
             f"with, or another --workdir."
         )
-    with activate(program.mesh):
+    with program.activate():
         restored = checkpoints.restore(program.abstract)
         assert restored is not None
         metrics = evaluate(program, restored.state, experiment.data.source("eval"))

@@ -19,7 +19,7 @@ from jaxbig.checkpoint import Checkpoints
 from jaxbig.data.base import Source
 from jaxbig.data.stream import eval_batch, eval_steps, train_batches
 from jaxbig.experiment import Experiment, flat, to_json
-from jaxbig.mesh import activate, local_rows, put
+from jaxbig.mesh import local_rows, put
 from jaxbig.objectives.base import Sum, Sums
 from jaxbig.pictures import draw_attention
 from jaxbig.planning.chips import peak_of
@@ -44,7 +44,7 @@ def fit(experiment: Experiment, workdir: Path, screen: Screen, fork: bool = Fals
     """
     agree({"workdir": str(workdir), **versions(), **dict(flat(to_json(experiment)))})
     program = make_program(experiment)
-    with hold(workdir), activate(program.mesh), interruptible() as asked_to_stop, contextlib.ExitStack() as stack:
+    with hold(workdir), program.activate(), interruptible() as asked_to_stop, contextlib.ExitStack() as stack:
         checkpoints = open_checkpoints(experiment, workdir)
         stack.callback(checkpoints.close)
         start, state, digest = begin(program, checkpoints, workdir, fork)

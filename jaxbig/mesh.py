@@ -1,4 +1,4 @@
-"""The device mesh, and the one table that says which mesh axes a logical axis is split over.
+"""The device mesh, and the rules that say which mesh axes a logical axis is split over.
 
 Models name logical axes (`batch`, `embed`, `mlp`, ...); moving a run to other hardware changes the `Mesh` of
 its experiment and no model.
@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -24,10 +24,12 @@ AXES = ("data", "fsdp", "tensor", "sequence", "expert")
 ROWS = ("data", "fsdp", "expert")
 """The axes that split the rows of a batch."""
 MeshAxes = str | tuple[str, ...] | None
+Rules = tuple[tuple[str, MeshAxes], ...]
+Preset = Literal["standard", "length_over_tensor"]
 
 # logical axis -> mesh axes. `fsdp` also splits what is stored (gathered when used), `tensor` splits the work inside a
 # layer, `sequence` the places of each row, `expert` which experts of a mixture are here.
-RULES: tuple[tuple[str, MeshAxes], ...] = (
+RULES: Rules = (
     ("batch", ROWS),
     ("copy", ("data", "expert")),  # rows, where `fsdp` splits something else
     ("length", "sequence"),
@@ -41,13 +43,24 @@ RULES: tuple[tuple[str, MeshAxes], ...] = (
     ("classes", None),
     ("experts", "expert"),
 )
+OF_ROWS = ("batch", "copy")
+"""What lies where the rows of a batch are read, and cannot be overridden."""
+PRESETS: dict[str, Rules] = {
+    "standard": RULES,
+    # where a rule's axes are taken by another axis of the same array, as by the heads, the next one holds
+    "length_over_tensor": (
+        *(rule for rule in RULES if rule[0] != "length"),
+        ("length", ("sequence", "tensor")),
+        ("length", "sequence"),
+    ),
+}
 
 
 def _without_fsdp(axes: MeshAxes) -> MeshAxes:
     return tuple(a for a in axes if a != "fsdp") if isinstance(axes, tuple) else None if axes == "fsdp" else axes
 
 
-def gathered() -> tuple[tuple[str, MeshAxes], ...]:
+def gathered() -> Rules:
     """The active rules for a parameter at work: what `fsdp` stores in pieces is gathered."""
     return tuple((logical, _without_fsdp(axes)) for logical, axes in nn.get_logical_axis_rules())
 
@@ -84,9 +97,15 @@ class Mesh:
     tensor: int = 1
     """Pieces of each layer's width."""
     sequence: int = 1
-    """Pieces of each row's length; attention gathers keys and values."""
+    """Pieces of each row's length; attention gathers keys and values, or passes them round (kernel ring)."""
     expert: int = 1
     """Rows of the batch, and the experts of a mixture: each device has some of them."""
+    rules: Preset = "standard"
+    """Which mesh axes split what: standard; or length_over_tensor, where between the products that `tensor` splits by
+    width it splits the length, so that the inputs of layers take less memory (Korthikanti et al., 2022)."""
+    overrides: tuple[tuple[str, str], ...] = ()
+    """Other axes for some of the rules, each a logical axis and its mesh axes, joined by + or none, as in
+    `--mesh.overrides embed none mlp tensor+fsdp`, or `vocab none` for a vocabulary that `tensor` does not divide."""
 
     def sizes(self, devices: int) -> tuple[int, ...]:
         """The size of each axis in `AXES` on that many devices; `Refused` if they do not fit."""
@@ -103,6 +122,25 @@ class Mesh:
             )
         return tuple(devices // fixed if size == -1 else size for size in asked)
 
+    def table(self) -> Rules:
+        """The preset's rules with this mesh's overrides; `Refused` if they name what there is not."""
+        if self.rules not in PRESETS:
+            raise Refused(f"--mesh.rules {self.rules!r}: it must be one of {', '.join(PRESETS)}.")
+        rules, given = PRESETS[self.rules], f"--mesh.overrides {' '.join(map(' '.join, self.overrides))}: "
+        for logical, text in self.overrides:
+            names = [name for name, _ in rules if name not in OF_ROWS]
+            if logical not in names:
+                raise Refused(f"{given}no rule for {logical!r} can be changed, but {', '.join(dict.fromkeys(names))}.")
+            axes = () if text == "none" else tuple(text.split("+"))
+            if not set(axes) <= set(AXES) or len(set(axes)) < len(axes):
+                raise Refused(f"{given}{text!r} is not none, nor one or more of {', '.join(AXES)}, each once, with +.")
+            place, chosen = names.index(logical) + len(OF_ROWS), axes[0] if len(axes) == 1 else axes or None
+            # activations have rows over `fsdp` as well: there the rest of the axes holds
+            new = dict.fromkeys([(logical, chosen), (logical, _without_fsdp(chosen))])
+            kept = [rule if rule[0] != logical else None for rule in rules]
+            rules = tuple(rule for rule in (*kept[:place], *new, *kept[place:]) if rule is not None)
+        return rules
+
     def build(self, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
         """The mesh over those devices; all of this run's if not given."""
         devices = jax.devices() if devices is None else devices
@@ -118,9 +156,9 @@ class Mesh:
 
 
 @contextlib.contextmanager
-def activate(mesh: jax.sharding.Mesh) -> Iterator[None]:
+def activate(mesh: jax.sharding.Mesh, rules: Rules = RULES) -> Iterator[None]:
     """Everything traced inside sees the mesh and the rules (one without the other is silently nothing)."""
-    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+    with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
         yield
 
 
@@ -180,17 +218,28 @@ def check_batch(batch: int, mesh: jax.sharding.Mesh) -> None:
         )
 
 
-def parameter_shardings(boxed: Any, mesh: jax.sharding.Mesh) -> Any:
-    """A `NamedSharding` a leaf, from variables boxed with their axes' names; `Refused` if one does not divide."""
+def parameter_shardings(boxed: Any, mesh: jax.sharding.Mesh, rules: Rules = RULES) -> Any:
+    """A `NamedSharding` a leaf, from variables boxed with their axes' names; `Refused` if a name has no rule, two axes
+    want the same mesh axis, or a size does not divide."""
     logical = nn.get_partition_spec(boxed)
-    shardings = nn.logical_to_mesh_sharding(logical, mesh, RULES)
+    shardings = nn.logical_to_mesh_sharding(logical, mesh, rules)
+    first = dict(reversed(rules))  # what each name asks for
     names, placed = leaves(logical), leaves(shardings)
     for path, leaf in leaves(nn.meta.unbox(boxed)).items():
+        said = f"parameter {path} of shape {tuple(leaf.shape)}: its axis"
         for size, name, axes in zip(leaf.shape, names[path], placed[path].spec, strict=False):
+            if name is not None and name not in first:
+                raise Refused(f"{said} '{name}' has no rule; there are {', '.join(first)}.")
             over = {axis: mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ())}
+            if name is not None and first[name] != axes:
+                asked = "+".join((first[name],) if isinstance(first[name], str) else first[name] or ())
+                raise Refused(
+                    f"{said} '{name}' of {size} is to be split over {asked}, of which another of its axes "
+                    f"{names[path]} takes a part: change the rule of one with --mesh.overrides."
+                )
             if size % math.prod(over.values()):
                 raise Refused(
-                    f"parameter {path} of shape {tuple(leaf.shape)}: its axis '{name}' of {size} does not divide over "
+                    f"{said} '{name}' of {size} does not divide over "
                     f"{' x '.join(f'{axis}={n}' for axis, n in over.items())}: change that size or the mesh."
                 )
     return shardings

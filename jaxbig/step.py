@@ -3,6 +3,7 @@
 A step is `(state, batch) -> (state, metrics)`; jit's shardings alone decide where it runs.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ import optax
 from jaxbig import keys
 from jaxbig.experiment import Experiment
 from jaxbig.gradient import check_parts, make_gradient
-from jaxbig.mesh import activate, batch_sharding, check_batch, parameter_shardings, replicated
+from jaxbig.mesh import Rules, activate, batch_sharding, check_batch, parameter_shardings, replicated
 from jaxbig.objectives.base import Batch, Sums
 from jaxbig.state import TrainState
 
@@ -26,6 +27,7 @@ class Program:
 
     experiment: Experiment
     mesh: jax.sharding.Mesh
+    rules: Rules
     boxed: Any
     """The model's abstract variables with the names of their logical axes."""
     abstract: TrainState
@@ -36,6 +38,10 @@ class Program:
     train_step: Any
     eval_step: Any
 
+    def activate(self) -> contextlib.AbstractContextManager[None]:
+        """What is traced inside sees this program's mesh and rules."""
+        return activate(self.mesh, self.rules)
+
 
 def make_program(experiment: Experiment, devices: Sequence[Any] | None = None) -> Program:
     """Everything about the run but its data, on those devices (all there are); `Refused` if it does not fit them.
@@ -43,7 +49,7 @@ def make_program(experiment: Experiment, devices: Sequence[Any] | None = None) -
     Nothing is compiled here: shapes come from tracing alone.
     """
     experiment.check()
-    mesh = experiment.mesh.build(devices)
+    mesh, rules = experiment.mesh.build(devices), experiment.mesh.table()
     check_batch(experiment.data.batch, mesh)
     check_parts(experiment, mesh)
     optimizer = experiment.optimizer.build(experiment.steps)
@@ -56,9 +62,9 @@ def make_program(experiment: Experiment, devices: Sequence[Any] | None = None) -
         params = variables.pop("params")
         return TrainState(step=jnp.int32(0), params=params, variables=variables, opt_state=optimizer.init(params))
 
-    with activate(mesh):
+    with activate(mesh, rules):
         boxed, shapes = jax.eval_shape(init_variables), jax.eval_shape(init)
-    variables = parameter_shardings(boxed, mesh)
+    variables = parameter_shardings(boxed, mesh, rules)
     params = variables.pop("params")
     # an optimizer's moments lie where their parameters lie
     none = lambda leaf: isinstance(leaf, optax.MaskedNode)  # noqa: E731  (those of frozen parameters)
@@ -76,6 +82,7 @@ def make_program(experiment: Experiment, devices: Sequence[Any] | None = None) -
     return Program(
         experiment=experiment,
         mesh=mesh,
+        rules=rules,
         boxed=boxed,
         abstract=abstract,
         batch=batch,

@@ -14,7 +14,7 @@ from conftest import EMBEDDED, EXPERIMENTS, small
 from jaxbig.errors import Refused
 from jaxbig.experiment import available, load, summary
 from jaxbig.loop import evaluate
-from jaxbig.mesh import Mesh, activate, put
+from jaxbig.mesh import Mesh, put
 from jaxbig.show import show
 from jaxbig.sibling import random_batch
 from jaxbig.step import make_program
@@ -51,7 +51,7 @@ def test_its_header_says_what_it_is_and_how_to_run_it(name: str) -> None:
 def test_shrunk_it_takes_steps_over_a_mesh_with_one_compilation(name: str) -> None:
     experiment = small(name, mesh=Mesh(data=2, fsdp=2, tensor=2))
     program = make_program(experiment)
-    with activate(program.mesh):
+    with program.activate():
         state = program.init()
         before = jax.tree.map(np.asarray, state.params)
         for step in range(2):

@@ -13,7 +13,7 @@ from conftest import SPINE, small
 from jaxbig.errors import Refused
 from jaxbig.experiment import Experiment
 from jaxbig.gradient import Gradient, make_gradient
-from jaxbig.mesh import Mesh, activate, put
+from jaxbig.mesh import Mesh, put
 from jaxbig.sibling import random_batch
 from jaxbig.state import digests, leaves
 from jaxbig.step import make_program
@@ -38,7 +38,7 @@ def plain(name: str, **changes: Any) -> Experiment:
 def found(experiment: Experiment, batch: Any, devices: int = 1) -> tuple[dict[str, Any], Any]:
     """(gradient, sums, variables) by path at the initial parameters, and the compiled function."""
     program = make_program(experiment, jax.devices()[:devices])
-    with activate(program.mesh):
+    with program.activate():
         state, rows = program.init(), put(batch, program.mesh)
         gradient: Gradient = make_gradient(experiment, program.mesh)
         compiled = jax.jit(gradient).lower(state.params, state.variables, rows, jnp.int32(0)).compile()
@@ -96,7 +96,7 @@ def trained(experiment: Experiment, devices: list[int]) -> str:
     state: Any = None
     for step, count in enumerate(devices):
         program = make_program(experiment, jax.devices()[:count])
-        with activate(program.mesh):
+        with program.activate():
             if state is None:
                 state = program.init()
             shardings = jax.tree.map(lambda leaf: leaf.sharding, program.abstract)

@@ -138,7 +138,7 @@ def over(name: str, mesh: Mesh) -> tuple[Gradients, Gradients]:
     optimizer = SGD(rate=Constant(0.1), momentum=0.9)
     experiment = dataclasses.replace(in_full_precision(name), mesh=mesh, optimizer=optimizer)
     program = make_program(experiment)
-    with activate(program.mesh):
+    with program.activate():
         state = program.init()
         params = arrays(state.params)
         state = state.replace(params=perturbed(state.params))  # type: ignore[attr-defined]

@@ -127,7 +127,7 @@ def test_a_train_step_is_counted_as_xla_counts_it_but_for_elementwise_work(name:
         model: Any = experiment.model
         experiment = small(name, model=model.clone(width=256, depth=2, heads=4))
     program = make_program(experiment, jax.devices()[:1])
-    with activate(program.mesh):
+    with program.activate():
         traced = program.train_step.trace(program.abstract, program.batch)
     ours, theirs = count_flops(traced.jaxpr), traced.lower().cost_analysis()["flops"]
     assert 0.8 * theirs < ours <= theirs
@@ -139,7 +139,7 @@ def test_what_is_computed_twice_is_counted_once() -> None:
     assert isinstance(model, Decoder) and isinstance(objective, NextToken)
     plain = {"model": model.clone(remat="none"), "objective": replace(objective, chunks=0), "mesh": Mesh(data=1)}
     program = make_program(replace(experiment, **plain), jax.devices()[:1])
-    with activate(program.mesh):
+    with program.activate():
         jaxpr = program.train_step.trace(program.abstract, program.batch).jaxpr
     once = count_flops(jaxpr)
     assert model_flops(replace(experiment, **plain), program, jaxpr) == once
@@ -147,7 +147,7 @@ def test_what_is_computed_twice_is_counted_once() -> None:
         other = replace(experiment, **changes)
         twice = make_program(other, jax.devices()[:2])
         assert model_flops(other, twice) == once
-        with activate(twice.mesh):
+        with twice.activate():
             assert count_flops(twice.train_step.trace(twice.abstract, twice.batch).jaxpr) > once
 
 
@@ -315,7 +315,7 @@ def test_a_plan_for_gpus_is_an_estimate_from_that_many_cpu_devices(jaxbig: Calla
     assert (found["topology"], found["devices"], found["fits"], found["estimate"]) == ("h100:8", 8, True, True)
     program = make_program(load("digits_convnet"), jax.devices()[:8])
     assert found["parameters"] == sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(program.abstract.params))
-    with activate(program.mesh):
+    with program.activate():
         assert found["flops_per_step"] == count_flops(program.train_step.trace(program.abstract, program.batch).jaxpr)
     memory = found["memory"]
     assert 0 < memory["argument_bytes"] < memory["peak_bytes"] < memory["available_bytes"] == 80 * 10**9

@@ -175,7 +175,7 @@ def backward(round: Round, saved: Any, gradient: jax.Array) -> tuple[Any, Any, A
 local.defvjp(forward, backward)
 
 
-def blocks(x: jax.Array | None) -> jax.Array | None:
+def blocks(x: jax.Array | None) -> Any:
     """[B, S, ...] -> [P, B, C, ...], C the largest divisor of S up to `BLOCK`."""
     if x is None:
         return None

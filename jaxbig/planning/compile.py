@@ -9,7 +9,6 @@ import jax
 
 from jaxbig.errors import Failed, Refused
 from jaxbig.experiment import Experiment
-from jaxbig.mesh import activate
 from jaxbig.planning import collectives, hlo, roofline
 from jaxbig.planning.buffers import arguments, largest, largest_traced
 from jaxbig.planning.chips import GiB, Topology
@@ -42,7 +41,7 @@ def measure(experiment: Experiment, topology: Topology) -> dict[str, Any]:
     program = make_program(experiment, devices_of(topology))
     mesh, chip, of_model = dict(program.mesh.shape), topology.chip, model_flops(experiment, program)
     began = time.perf_counter()
-    with activate(program.mesh):
+    with program.activate():
         traced = program.train_step.trace(program.abstract, program.batch)
         lowered = traced.lower(lowering_platforms=("tpu",) if topology.is_tpu else None)
         compiled, used = None, 0

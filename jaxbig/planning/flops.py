@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jaxbig.experiment import Experiment
-from jaxbig.mesh import Mesh, activate
+from jaxbig.mesh import Mesh
 from jaxbig.step import Program, make_program
 
 
@@ -46,7 +46,7 @@ def model_flops(experiment: Experiment, program: Program, jaxpr: Any = None) -> 
         return count_flops(jaxpr)
     alone = dataclasses.replace(experiment, **plain, mesh=Mesh(data=1), accumulate=1, reproducible=0)
     other = make_program(alone, program.mesh.devices.flatten()[:1].tolist())
-    with activate(other.mesh):
+    with other.activate():
         return count_flops(other.train_step.trace(other.abstract, other.batch).jaxpr)
 
 
