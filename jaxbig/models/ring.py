@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from jaxbig.dtypes import wide
 from jaxbig.errors import Refused
 from jaxbig.mesh import spread
 from jaxbig.models.masks import Segments, visible
@@ -77,12 +78,12 @@ class Round:
     def scores(self, query: Any, first: Any, whose: Any, at: Any, key: Any, segments: Any) -> tuple[Any, Any]:
         """Queries [B, T, G, R, K] at positions from `first` on, and keys [B, C, G, K] from `at` on, of segments [B, T]
         and [B, C] or None -> scores, and which of them count: [B, G, R, T, C] and [1 or B, 1, 1, T, C]."""
-        exact = jnp.promote_types(query.dtype, jnp.float32)
-        found = jnp.einsum("btgrk,bcgk->bgrtc", query, key, preferred_element_type=exact) * query.shape[-1] ** -0.5
+        found = jnp.einsum("btgrk,bcgk->bgrtc", query, key, preferred_element_type=wide(query.dtype))
+        found = found * query.shape[-1] ** -0.5
         pair = None if segments is None else (whose, segments)
         places = first + jnp.arange(query.shape[1]), at + jnp.arange(key.shape[1])
         seen = visible(*places, self.causal, self.window, pair)[:, :, None]
-        return jnp.where(jnp.broadcast_to(seen, found.shape), found, -0.7 * jnp.finfo(exact).max), seen
+        return jnp.where(jnp.broadcast_to(seen, found.shape), found, -0.7 * jnp.finfo(found.dtype).max), seen
 
     def near(self, first: Any, queries: int, at: Any, keys: int) -> Any:
         """Whether so many queries from `first` on may see any of the keys from `at` on."""
@@ -101,7 +102,7 @@ def forward(round: Round, query: Any, key: Any, value: Any, segments: Segments) 
     (batch, length, heads, width), groups = query.shape, key.shape[2]
     whose, theirs = (None, None) if segments is None else segments
     q = query.reshape(batch, length, groups, heads // groups, width)
-    here, exact = jax.lax.axis_index(round.axes), jnp.promote_types(query.dtype, jnp.float32)
+    here, dtype = jax.lax.axis_index(round.axes), wide(query.dtype)
 
     def turn(carry: Any, number: jax.Array) -> tuple[Any, None]:
         state, passed = carry
@@ -118,13 +119,13 @@ def forward(round: Round, query: Any, key: Any, value: Any, segments: Segments) 
             scores, _ = round.scores(q, here * length, whose, at, key, theirs)
             higher = jnp.maximum(top, jnp.max(scores, axis=-1))  # [B, G, R, T]
             powers, shrunk = jnp.exp(scores - higher[..., None]), jnp.exp(top - higher)
-            more = jnp.einsum("bgrtc,bcgk->bgrtk", powers.astype(value.dtype), value, preferred_element_type=exact)
+            more = jnp.einsum("bgrtc,bcgk->bgrtk", powers.astype(value.dtype), value, preferred_element_type=dtype)
             return out * shrunk[..., None] + more, higher, total * shrunk + jnp.sum(powers, axis=-1)
 
         return jax.lax.cond(round.near(here * length, length, at, key.shape[1]), add, lambda state: state, state), None
 
     shape = batch, groups, heads // groups, length
-    start = jnp.zeros((*shape, width), exact), jnp.full(shape, -jnp.inf, exact), jnp.zeros(shape, exact)
+    start = jnp.zeros((*shape, width), dtype), jnp.full(shape, -jnp.inf, dtype), jnp.zeros(shape, dtype)
     passed = blocks(key), blocks(value), blocks(theirs)
     ((out, top, total), _), _ = jax.lax.scan(turn, (start, passed), jnp.arange(round.turns(length)))
     out = jnp.moveaxis(out / total[..., None], 3, 1).reshape(query.shape).astype(value.dtype)
@@ -135,8 +136,8 @@ def backward(round: Round, saved: Any, gradient: jax.Array) -> tuple[Any, Any, A
     query, key, value, segments, out, top, total = saved
     (batch, length, heads, width), groups = query.shape, key.shape[2]
     whose, theirs = (None, None) if segments is None else segments
-    here, exact = jax.lax.axis_index(round.axes), top.dtype
-    product = functools.partial(jnp.einsum, preferred_element_type=exact)
+    here, dtype = jax.lax.axis_index(round.axes), wide(query.dtype)
+    product = functools.partial(jnp.einsum, preferred_element_type=dtype)
     q, above, out = (x.reshape(batch, length, groups, heads // groups, width) for x in (query, gradient, out))
     of_total = product("btgrk,btgrk->bgrt", above, out)
 
@@ -159,12 +160,12 @@ def backward(round: Round, saved: Any, gradient: jax.Array) -> tuple[Any, Any, A
             of_key = product("bgrtc,btgrk->bcgk", of_scores, q)
             return of_query + product("bgrtc,bcgk->btgrk", of_scores, key), (of_key, of_value)
 
-        none = jnp.zeros(key.shape, exact)
+        none = jnp.zeros(key.shape, dtype)
         near = round.near(here * length, length, at, key.shape[1])
         return jax.lax.cond(near, add, lambda same: (same, (none, none)), of_query)
 
     passed = blocks(key), blocks(value), blocks(theirs)
-    start = jnp.zeros(q.shape, exact), passed, (jnp.zeros(passed[0].shape, exact),) * 2
+    start = jnp.zeros(q.shape, dtype), passed, (jnp.zeros(passed[0].shape, dtype),) * 2
     turns = round.turns(length)
     (of_query, _, there), _ = jax.lax.scan(turn, start, jnp.arange(turns))
     of_key, of_value = (jnp.moveaxis(each, 0, 1) for each in round.pass_on(there, 1 - turns))  # home
