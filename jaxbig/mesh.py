@@ -56,6 +56,11 @@ PRESETS: dict[str, Rules] = {
 }
 
 
+def as_tuple(axes: MeshAxes) -> tuple[str, ...]:
+    """A rule's mesh axes, none or more."""
+    return (axes,) if isinstance(axes, str) else axes or ()
+
+
 def _without_fsdp(axes: MeshAxes) -> MeshAxes:
     return tuple(a for a in axes if a != "fsdp") if isinstance(axes, tuple) else None if axes == "fsdp" else axes
 
@@ -67,8 +72,8 @@ def gathered() -> Rules:
 
 def spread(names: MeshAxes) -> dict[str, int]:
     """Of these mesh axes those that split something here, and into how many pieces."""
-    mesh, names = jax.sharding.get_abstract_mesh(), (names,) if isinstance(names, str) else names or ()
-    here = [name for name in names if name in mesh.axis_names and name not in mesh.manual_axes]
+    mesh = jax.sharding.get_abstract_mesh()
+    here = [name for name in as_tuple(names) if name in mesh.axis_names and name not in mesh.manual_axes]
     return {name: mesh.shape[name] for name in here if mesh.shape[name] > 1}
 
 
@@ -128,17 +133,17 @@ class Mesh:
             raise Refused(f"--mesh.rules {self.rules!r}: it must be one of {', '.join(PRESETS)}.")
         rules, given = PRESETS[self.rules], f"--mesh.overrides {' '.join(map(' '.join, self.overrides))}: "
         for logical, text in self.overrides:
-            names = [name for name, _ in rules if name not in OF_ROWS]
-            if logical not in names:
-                raise Refused(f"{given}no rule for {logical!r} can be changed, but {', '.join(dict.fromkeys(names))}.")
+            names = [name for name, _ in rules]
+            if logical in OF_ROWS or logical not in names:
+                there = ", ".join(dict.fromkeys(name for name in names if name not in OF_ROWS))
+                raise Refused(f"{given}{logical!r} has no rule that can be changed; {there} have.")
             axes = () if text == "none" else tuple(text.split("+"))
             if not set(axes) <= set(AXES) or len(set(axes)) < len(axes):
                 raise Refused(f"{given}{text!r} is not none, nor one or more of {', '.join(AXES)}, each once, with +.")
-            place, chosen = names.index(logical) + len(OF_ROWS), axes[0] if len(axes) == 1 else axes or None
-            # activations have rows over `fsdp` as well: there the rest of the axes holds
+            place, chosen = names.index(logical), axes[0] if len(axes) == 1 else axes or None
+            # where an activation's rows are over `fsdp` too, the rest of the axes holds
             new = dict.fromkeys([(logical, chosen), (logical, _without_fsdp(chosen))])
-            kept = [rule if rule[0] != logical else None for rule in rules]
-            rules = tuple(rule for rule in (*kept[:place], *new, *kept[place:]) if rule is not None)
+            rules = (*rules[:place], *new, *(rule for rule in rules[place:] if rule[0] != logical))
         return rules
 
     def build(self, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
@@ -223,23 +228,23 @@ def parameter_shardings(boxed: Any, mesh: jax.sharding.Mesh, rules: Rules = RULE
     want the same mesh axis, or a size does not divide."""
     logical = nn.get_partition_spec(boxed)
     shardings = nn.logical_to_mesh_sharding(logical, mesh, rules)
-    first = dict(reversed(rules))  # what each name asks for
+    asked = dict(reversed(rules))  # the first rule of each name
     names, placed = leaves(logical), leaves(shardings)
     for path, leaf in leaves(nn.meta.unbox(boxed)).items():
         said = f"parameter {path} of shape {tuple(leaf.shape)}: its axis"
         for size, name, axes in zip(leaf.shape, names[path], placed[path].spec, strict=False):
-            if name is not None and name not in first:
-                raise Refused(f"{said} '{name}' has no rule; there are {', '.join(first)}.")
-            over = {axis: mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ())}
-            if name is not None and first[name] != axes:
-                asked = "+".join((first[name],) if isinstance(first[name], str) else first[name] or ())
+            said = f"parameter {path} of shape {tuple(leaf.shape)}: its axis '{name}' of {size}"
+            if name is not None and name not in asked:
+                raise Refused(f"{said} has no rule; {', '.join(asked)} have.")
+            if name is not None and asked[name] != axes:
                 raise Refused(
-                    f"{said} '{name}' of {size} is to be split over {asked}, of which another of its axes "
-                    f"{names[path]} takes a part: change the rule of one with --mesh.overrides."
+                    f"{said} is to be split over {'+'.join(as_tuple(asked[name]))}, some of which another of its axes "
+                    f"{', '.join(map(str, names[path]))} takes: change one's rule with --mesh.overrides."
                 )
+            over = {axis: mesh.shape[axis] for axis in as_tuple(axes)}
             if size % math.prod(over.values()):
                 raise Refused(
-                    f"{said} '{name}' of {size} does not divide over "
-                    f"{' x '.join(f'{axis}={n}' for axis, n in over.items())}: change that size or the mesh."
+                    f"{said} does not divide over {' x '.join(f'{axis}={n}' for axis, n in over.items())}: "
+                    f"change that size or the mesh."
                 )
     return shardings

@@ -2,7 +2,7 @@
 
 import hashlib
 import itertools
-from typing import Any
+from typing import Any, get_args
 
 import flax.linen as nn
 import jax
@@ -19,9 +19,12 @@ from jaxbig import keys
 from jaxbig.errors import Refused
 from jaxbig.mesh import (
     AXES,
+    PRESETS,
     RULES,
     Mesh,
+    Preset,
     activate,
+    as_tuple,
     batch_sharding,
     check_batch,
     gathered,
@@ -260,16 +263,66 @@ def test_gathered_is_the_table_without_fsdp() -> None:
 
 
 def test_the_table_names_only_axes_that_there_are() -> None:
-    named = {axis for _, axes in RULES for axis in ((axes,) if isinstance(axes, str) else axes or ())}
-    assert named <= set(AXES) == set(Mesh.__dataclass_fields__)
-    assert len(dict(RULES)) == len(RULES)
+    for rules in PRESETS.values():
+        assert {axis for _, axes in rules for axis in as_tuple(axes)} <= set(AXES)
+        assert dict(rules).keys() == dict(RULES).keys()
+    assert set(AXES) == set(Mesh.__dataclass_fields__) - {"rules", "overrides"}
+    assert len(dict(RULES)) == len(RULES) and set(PRESETS) == set(get_args(Preset))
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_a_model_names_only_logical_axes_that_there_are(name: str) -> None:
-    specs = leaves(nn.get_partition_spec(jax.eval_shape(make_init(small(name)))))
-    named = {axis for spec in specs.values() for axis in spec if axis is not None}
+    boxed = jax.eval_shape(make_init(small(name)))
+    named = {axis for spec in leaves(nn.get_partition_spec(boxed)).values() for axis in spec if axis is not None}
     assert named and named <= set(dict(RULES))
+    for rules in PRESETS.values():
+        parameter_shardings(boxed, Mesh(data=1).build(jax.devices()[:1]), rules)  # and no two want the same
+
+
+def test_an_override_takes_the_place_of_a_rule() -> None:
+    rules = Mesh(overrides=(("embed", "none"), ("mlp", "tensor+fsdp"))).table()
+    changed = [("embed", None), ("mlp", ("tensor", "fsdp")), ("mlp", ("tensor",))]  # the last where fsdp has the rows
+    assert [rule for rule in rules if rule not in RULES] == changed and len(rules) == len(RULES) + 1
+    with activate(mesh := Mesh(data=2, fsdp=2, tensor=2).build(), rules):
+        specs = [nn.logical_to_mesh_axes(axes) for axes in (("embed", "mlp"), ("batch", "length", "mlp"))]
+        assert dict(gathered())["mlp"] == ("tensor",)
+    assert specs == [P(None, ("tensor", "fsdp")), P(("data", "fsdp", "expert"), "sequence", ("tensor",))]
+    found = leaves(parameter_shardings(boxed((8, 8), "embed", "mlp"), mesh, rules))
+    assert found["params/block_0/up/kernel"].spec == P(None, ("tensor", "fsdp"))
+
+
+@pytest.mark.parametrize(
+    ("mesh", "words"),
+    [
+        (Mesh(overrides=(("width", "tensor"),)), ["--mesh.overrides width tensor", "'width'", "embed", "mlp"]),
+        (Mesh(overrides=(("batch", "data"),)), ["'batch'", "vocab"]),
+        (Mesh(overrides=(("mlp", "tensor+model"),)), ["'tensor+model'", "data, fsdp, tensor, sequence, expert"]),
+        (Mesh(overrides=(("mlp", "tensor+tensor"),)), ["'tensor+tensor'", "each once"]),
+        (Mesh(overrides=(("mlp", ""),)), ["''", "none"]),
+        (Mesh(rules="zero"), ["--mesh.rules 'zero'", "standard, length_over_tensor"]),  # type: ignore[arg-type]
+    ],
+    ids=str,
+)
+def test_rules_that_name_what_is_not_there_are_refused(mesh: Mesh, words: list[str]) -> None:
+    with pytest.raises(Refused) as refused:
+        mesh.table()
+    assert all(word in str(refused.value) for word in words), refused.value
+
+
+@pytest.mark.parametrize(
+    ("names", "overrides", "words"),
+    [
+        (("embed", "mlp"), (("mlp", "tensor+fsdp"),), ["(8, 12)", "'mlp' of 12", "tensor+fsdp", "embed, mlp"]),
+        (("embed", "vocab"), (("embed", "tensor"),), ["'vocab' of 12", "split over tensor", "embed, vocab"]),
+        (("embed", "widths"), (), ["'widths' of 12 has no rule", "vocab"]),
+        (("classes", "mlp"), (("mlp", "data+sequence+fsdp+tensor"),), ["'mlp' of 12", "data=2", "fsdp=2 x tensor=2"]),
+    ],
+)
+def test_axes_that_collide_are_refused_with_path_and_numbers(names: Any, overrides: Any, words: list[str]) -> None:
+    mesh = Mesh(data=2, fsdp=2, tensor=2, overrides=overrides)
+    with pytest.raises(Refused) as refused:
+        parameter_shardings(boxed((8, 12), *names), mesh.build(), mesh.table())
+    assert all(word in str(refused.value) for word in ["params/block_0/up/kernel", *words]), refused.value
 
 
 def test_mesh_and_rules_are_entered_and_left_together() -> None:

@@ -160,6 +160,8 @@ SPLIT, OVER_ROWS = Mesh(data=2, fsdp=2, tensor=2), (Mesh(data=8), Mesh(data=1, f
 ATTENTIVE = ["pytext_transformer", "dates_transformer", "digits_vit", "pytext_griffin", "pytext_bert"]
 OVER_EXPERTS = [Mesh(data=2, expert=4), Mesh(data=1, fsdp=2, tensor=2, expert=2), Mesh(data=1, expert=2, sequence=4)]
 OVER_LENGTH = [Mesh(data=1, sequence=8), Mesh(data=2, tensor=2, sequence=2)]
+BETWEEN = Mesh(data=2, tensor=2, sequence=2, rules="length_over_tensor")
+OVERRIDDEN = Mesh(data=2, fsdp=2, tensor=2, overrides=(("embed", "none"), ("mlp", "tensor+fsdp"), ("vocab", "none")))
 OVER_RING = ["digits_vit, ring", "pymodule_bert, ring"]
 TENSOR = Mesh(data=1, tensor=8)
 OVER_TENSOR = [name for name in SPINE if name != "pytext_transformer"] + [
@@ -180,6 +182,8 @@ CASES = [
     [("hastily", "pytext_transformer", OVER_LENGTH[1]), ("hastily", "pytext_moe", OVER_EXPERTS[1])]
     + [("hastily", "pytext_transformer, ring", OVER_LENGTH[1])]
     + [pytest.param("hastily", name, OVER_LENGTH[0], marks=SLOW) for name in OVER_RING]
+    + [("hastily", "pytext_transformer", mesh) for mesh in (BETWEEN, OVERRIDDEN)]
+    + [pytest.param("hastily", "pytext_moe", mesh, marks=SLOW) for mesh in (BETWEEN, OVERRIDDEN)]
     + [pytest.param("hastily", "pytext_moe", mesh, marks=SLOW) for mesh in (*OVER_EXPERTS, OVER_LENGTH[0])]
     + [pytest.param("hastily", "pytext_moe, pieces", OVER_EXPERTS[1], marks=SLOW)]
     + [pytest.param("hastily", name, TENSOR, marks=SLOW) for name in OVER_TENSOR]

@@ -255,7 +255,9 @@ def test_remedies_cost_little_first() -> None:
     plain = small("c4_llama_7b", model=model.clone(remat="none"), mesh=Mesh(data=-1))
     fsdp = ["--mesh.data=1", "--mesh.fsdp=4", "--mesh.tensor=1", "--mesh.sequence=1", "--mesh.expert=1"]
     assert list(plan.remedies(plain, parse_topology("v5e:2x2"))) == [
+        ["--model.remat=attention"],
         ["--model.remat=dots"],
+        ["--model.remat=projections"],
         ["--model.remat=full"],
         fsdp,
         [*fsdp, "--model.remat=full"],

@@ -5,7 +5,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import flax.linen as nn
 import jax
@@ -22,7 +22,9 @@ from jaxbig.models.attention import Attention, RelativePositions, attend, rotary
 from jaxbig.models.language import Decoder, Encoder, EncoderDecoder
 from jaxbig.models.layers import LayerNorm
 from jaxbig.models.masks import from_lengths
+from jaxbig.models.transformers import Remat
 from jaxbig.models.vit import ViT
+from jaxbig.planning.flops import count_flops
 from jaxbig.state import leaves
 
 Array = np.ndarray
@@ -366,7 +368,7 @@ def test_scanned_blocks_are_the_unrolled_ones(length: int, batch: int, heads: in
     close(stacked, scanned(gradient, depth))
 
 
-@given(**SHAPES, remat=st.sampled_from(["dots", "full"]), scan=st.booleans())
+@given(**SHAPES, remat=st.sampled_from(get_args(Remat)[1:]), scan=st.booleans())
 @PROPERTY
 def test_what_is_computed_anew_is_what_would_have_been_kept(
     length: int, batch: int, heads: int, remat: str, scan: bool
@@ -376,6 +378,22 @@ def test_what_is_computed_anew_is_what_would_have_been_kept(
     p = weights(model, x)
     named = {"train": True, "rngs": {"dropout": KEY}}
     close(value_and_gradient(model.clone(remat=remat), p, x, **named), value_and_gradient(model, p, x, **named))
+
+
+def test_each_policy_keeps_less_than_the_one_before_it_and_computes_more() -> None:
+    kept, work, x = [], [], tokens(2, 512)
+    jax.config.update("jax_disable_most_optimizations", False)  # what is in memory is the full compiler's choice
+    try:
+        for remat in get_args(Remat):
+            model = Decoder(**(SMALL | {"width": 64, "depth": 4}), activation="swiglu", scan=True, remat=remat)
+            p = jax.eval_shape(lambda model=model: nn.meta.unbox(model.init(KEY, x)))
+            gradient = jax.jit(jax.grad(lambda p, model=model: jnp.sum(jnp.sin(model.apply(p, x)))))
+            kept.append(gradient.lower(p).compile().memory_analysis().temp_size_in_bytes)
+            work.append(count_flops(gradient.trace(p).jaxpr))
+    finally:
+        jax.config.update("jax_disable_most_optimizations", True)
+    assert all(less < 0.97 * more for more, less in itertools.pairwise(kept)), kept
+    assert all(more > 1.01 * less for less, more in itertools.pairwise(work)), work
 
 
 @pytest.mark.parametrize("mesh", [Mesh(data=1), Mesh(data=1, fsdp=2, tensor=2, expert=2)], ids=str)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxbig.dtypes import exact, wide
 from jaxbig.errors import Refused
@@ -18,6 +19,8 @@ from jaxbig.models.masks import Segments, places, visible
 from jaxbig.models.ring import pieces, ring
 
 Kernel = Literal["auto", "plain", "fused", "splash", "ring"]
+PROJECTION = "projection"
+"""The name of attention's products with its parameters, for a policy that keeps them alone."""
 
 
 def sinusoidal(positions: jax.Array, width: int) -> jax.Array:
@@ -79,6 +82,7 @@ def attend(
     bias: jax.Array | None = None,
     offset: jax.Array | None = None,
     kernel: str = "auto",
+    anew: bool = False,
 ) -> jax.Array:
     """softmax(query key^T / sqrt(K) + bias) value; [B, T, H, K] with keys and values [B, S, G, K] -> [B, T, H, K].
 
@@ -86,7 +90,8 @@ def attend(
     splash kernel on a TPU (`splash`, lengths in 128s, no bias), and the plain one elsewhere. "ring" is for a mesh that
     splits length; without one it is the plain kernel. All compute scores and softmax in float32.
 
-    offset: where the queries begin among the keys (a cache); window: how near a key must be, itself counted.
+    offset: where the queries begin among the keys (a cache); window: how near a key must be, itself counted; anew: the
+    plain kernel's scores are computed again in the backward pass, as the other kernels do by themselves.
     """
     choose("kernel", kernel, Kernel)
     lengths = query.shape[1], key.shape[1]
@@ -124,7 +129,7 @@ def attend(
     mask = None
     if causal or window is not None or segments is not None:
         mask = visible(*places(query, key, offset), causal, window, segments)
-    return plain(query, key, value, bias, mask)
+    return (jax.checkpoint(plain) if anew else plain)(query, key, value, bias, mask)
 
 
 @jax.custom_vjp
@@ -198,6 +203,8 @@ class Attention(nn.Module, kw_only=True):
     scale: float = 1.0
     """Of the output projection's initial values."""
     kernel: Kernel = "auto"
+    anew: bool = False
+    """Compute scores again in the backward pass, and keep none."""
 
     @nn.compact
     def __call__(
@@ -230,6 +237,7 @@ class Attention(nn.Module, kw_only=True):
         both = Linear((2, kv_heads, head), joint, bias=self.bias, name="key_value")(source)  # [B, S, 2, G, K]
         if cache and (segments is not None or x.shape[1] > cache):
             raise Refused(f"a cache of {cache} takes at most so many tokens (here {x.shape[1]}), and no segments.")
+        query, both = checkpoint_name(query, PROJECTION), checkpoint_name(both, PROJECTION)
         query = constrain(query, "batch", "length", "heads", None)
         split = "length" if self.kernel == "ring" else None  # else each place has all keys
         both = constrain(both, "batch", split, None, shared, None)
@@ -255,10 +263,11 @@ class Attention(nn.Module, kw_only=True):
             bias=scores,
             offset=offset if cache and memory is None else None,
             kernel=self.kernel,
+            anew=self.anew,
         )
         y = constrain(y, "batch", "length", "heads", None)
         out = Linear((width,), ("heads", None, "embed"), inputs=2, bias=self.bias, scale=self.scale, name="out")
-        return constrain(out(y), "batch", "length", None)
+        return constrain(checkpoint_name(out(y), PROJECTION), "batch", "length", None)
 
     def _remember(self, name: str, new: jax.Array, cache: int, offset: jax.Array | None) -> jax.Array:
         """All keys or values up to now, [B, cache, G, K]; those beyond are zero and not seen."""

@@ -10,10 +10,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from jaxbig.dtypes import exact
 from jaxbig.errors import Refused
-from jaxbig.mesh import platform
+from jaxbig.mesh import as_tuple, platform
 from jaxbig.models.layers import ACTIVATIONS, Axes, constrain, in_pieces, parameter, stored
 
 INWARD, OUTWARD = ("experts", "embed", "mlp"), ("experts", "mlp", "embed")
@@ -134,33 +135,38 @@ def over_mesh(mix: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """`mix` on each device, with the rows of its group over `expert` and the experts that are here.
 
     A product of ragged groups cannot be split by the partitioner, so it is said who does what: over `expert` the tokens
-    are gathered and the outputs scattered again, over `tensor` each has a piece of the hidden width.
+    are gathered and the outputs scattered again, over the axes of `mlp` each has a piece of the hidden width.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size == 1 or not nn.get_logical_axis_rules():
         return lambda *arguments: mix(*arguments, first=0, gather=lambda kernel, _, dtype: kernel.astype(dtype))
+    placed: Any = map(nn.logical_to_mesh_axes, (INWARD, OUTWARD, ("batch", "length", "mlp")))
+    inward, outward, tokens = placed
+    rows = PartitionSpec(*tokens[:2])
+    spread, wide = as_tuple(inward[0]), tuple(axis for axis in as_tuple(inward[2]) if axis != "fsdp")
+    if spread not in ((), ("expert",)) or set(wide) & {axis for each in rows for axis in as_tuple(each)}:
+        raise Refused(
+            f"a mixture's experts are split over expert or none, and their mlp over no axis of the tokens, not over "
+            f"{'+'.join(spread)} and {'+'.join(wide)}: change --mesh.overrides."
+        )
 
     def local(x: jax.Array, weights: jax.Array, numbers: jax.Array, *kernels: jax.Array) -> jax.Array:
-        spread = mesh.shape["expert"] > 1
-        first = jax.lax.axis_index("expert") * len(kernels[0])
-        if spread:
+        first = jax.lax.axis_index("expert") * len(kernels[0]) if spread else jnp.int32(0)
+        if apart := spread and mesh.shape["expert"] > 1:
             x, weights, numbers = (
                 jax.lax.all_gather(each, "expert", axis=0, tiled=True) for each in (x, weights, numbers)
             )
-        y = jax.lax.psum(mix(x, weights, numbers, *kernels, first=first, gather=gather), "tensor")
-        return jax.lax.psum_scatter(y, "expert", scatter_dimension=0, tiled=True) if spread else y
+        y = jax.lax.psum(mix(x, weights, numbers, *kernels, first=first, gather=gather), wide)
+        return jax.lax.psum_scatter(y, "expert", scatter_dimension=0, tiled=True) if apart else y
 
     def gather(kernel: jax.Array, axes: Axes, dtype: Any) -> jax.Array:
         kernel = kernel.astype(dtype)
         for at, names in enumerate(nn.logical_to_mesh_axes(axes) or ()):
-            if "fsdp" in (names if isinstance(names, tuple) else (names,)):
+            if "fsdp" in as_tuple(names):
                 kernel = jax.lax.all_gather(kernel, "fsdp", axis=at, tiled=True)
         return kernel
 
-    rows = nn.logical_to_mesh_axes(("batch", "length", None))
-
     def mapped(x: jax.Array, weights: jax.Array, numbers: jax.Array, *kernels: jax.Array) -> jax.Array:
-        inward, outward = map(nn.logical_to_mesh_axes, (INWARD, OUTWARD))
         specs = (rows, rows, rows, *[inward] * (len(kernels) - 1), outward)
         return jax.shard_map(local, in_specs=specs, out_specs=rows)(x, weights, numbers, *kernels)
 

@@ -13,7 +13,7 @@ from flax import struct
 
 from jaxbig.dtypes import Dtype
 from jaxbig.errors import Refused
-from jaxbig.models.attention import Attention, Kernel, RelativePositions
+from jaxbig.models.attention import PROJECTION, Attention, Kernel, RelativePositions
 from jaxbig.models.experts import LOSSES, Experts
 from jaxbig.models.layers import (
     ACTIVATIONS,
@@ -32,8 +32,13 @@ from jaxbig.models.layers import (
 Positions = Literal["rotary", "learned", "sinusoidal", "relative", "none"]
 Gate = Literal["gelu", "gelu_tanh", "relu", "swiglu", "geglu"]
 GATED = {"swiglu": "silu", "geglu": "gelu_tanh"}
-Remat = Literal["none", "dots", "full"]
-POLICIES: dict[str, Any] = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
+Remat = Literal["none", "attention", "dots", "projections", "full"]
+"""In the order of what they save."""
+POLICIES: dict[str, Any] = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "projections": jax.checkpoint_policies.save_only_these_names(PROJECTION),
+    "full": None,
+}
 
 
 class Fields(nn.Module, kw_only=True):
@@ -77,7 +82,9 @@ class Fields(nn.Module, kw_only=True):
     """Compile one block and scan it over the depth: for big models, whose compile time then stays flat. The
     parameters of all blocks are then one stack; on small models unrolled blocks run faster."""
     remat: Remat = "none"
-    """What the backward pass computes anew to save memory: nothing, all but matrix products, or everything."""
+    """What the backward pass computes anew to save memory: none; attention: scores and softmax, which grow with the
+    square of the length (of the plain kernel, the others keep none); dots: all but products with parameters;
+    projections: all but those of attention, so the perceptron, where most of the memory is; full: each block whole."""
     attention_kernel: Kernel = "auto"
     """What computes attention: plain, fused (cuDNN), splash (TPU), or the one for the device; ring is for rows so long
     that no device should hold all their keys, which then go round over the mesh's `sequence`."""
@@ -128,6 +135,7 @@ class Block(Fields, kw_only=True):
         """[B, L, D] -> [B, L, D]; scores: biases of attention [1, H, L, S]; rate: of drop path, in this block."""
         width, c = x.shape[-1], context
         same = {"bias": self.bias, "scale": self.out_scale, "kernel": self.attention_kernel, "kv_heads": self.kv_heads}
+        same["anew"] = self.remat == "attention"
 
         def add(x: jax.Array, name: str, branch: Any) -> jax.Array:
             norm = self.normalize(f"{name}_norm")
@@ -222,7 +230,7 @@ class Stack(Fields, kw_only=True):
             def inner(block: Block, x: jax.Array, context: Context, scores: Any, varying: Any) -> jax.Array:
                 return block(x, context, scores, rate if fixed else varying, train, cache)
 
-            if self.remat != "none":
+            if self.remat in POLICIES:
                 inner = nn.remat(inner, prevent_cse=not self.scan, policy=POLICIES[self.remat])
             return inner(block, x, context, scores, None if fixed else rate)
 
