@@ -25,6 +25,7 @@ from jaxbig.options import lasting, parse
 from jaxbig.planning import plan
 from jaxbig.planning.chips import parse_topology
 from jaxbig.planning.compile import measure
+from jaxbig.planning.flags import flags
 from jaxbig.planning.search import ranking, search
 from jaxbig.processes import join, leading
 from jaxbig.show import show
@@ -225,8 +226,22 @@ class Compare(Verb):
         )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags(Verb):
+    """Compiler flags for a chip, and what each is for, to export before a run; none is on by itself."""
+
+    chip: tyro.conf.Positional[str]
+    """v4, v5e, v5p, v6e, a100, h100 or h200."""
+
+    def __call__(self) -> int:
+        found = flags(self.chip)
+        self.emit(found, ("not measured: compare with `jaxbig bench`", rows("flag", found["flags"])))
+        Screen(self.json).say(f"\nexport {found['variable']}={shlex.quote(found['value'])}")
+        return DONE
+
+
 VERBS: dict[str, Any] = {
-    verb.__name__.lower(): verb for verb in (List, Show, Plan, Check, Train, Evaluate, Compare, Bench)
+    verb.__name__.lower(): verb for verb in (List, Show, Plan, Check, Train, Evaluate, Compare, Bench, Flags)
 }
 
 

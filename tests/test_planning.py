@@ -3,6 +3,9 @@
 import importlib.util
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -23,6 +26,7 @@ from jaxbig.models.language import Decoder
 from jaxbig.objectives.next_token import NextToken
 from jaxbig.planning import collectives, hlo, plan, roofline
 from jaxbig.planning.chips import CHIPS, parse_topology, peak_of
+from jaxbig.planning.flags import flags
 from jaxbig.planning.flops import count_flops, model_flops
 from jaxbig.step import make_program
 
@@ -344,3 +348,31 @@ def test_plans_for_tpus_are_compiled_for_real(jaxbig: Callable[..., Any]) -> Non
     assert refused.returncode == 2 and "v5e:3x5" in refused.stderr
     slices = answer(jaxbig("plan", "digits_convnet", "--topology", "v5e:2x2", "--slices", 2, "--json"))
     assert slices["devices"] == 8 and slices["fits"]
+
+
+@pytest.mark.parametrize("chip", ["v6e", "h100"])
+def test_the_flags_of_a_chip_are_ones_that_its_compiler_knows(chip: str) -> None:
+    found, program = flags(chip), "import jax; print(jax.jit(lambda x: x + 1)(1))"
+    if chip == "v6e":
+        pytest.importorskip("libtpu")
+        program = (
+            "from jax.experimental import topologies; "
+            "print(len(topologies.get_topology_desc('v6e:2x2', 'tpu', chips_per_host_bounds=(2, 2, 1)).devices))"
+        )
+    quiet = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_LOG_DIR": "disabled"}
+
+    def known(value: str) -> bool:
+        environment = {**os.environ, **quiet, "JAX_PLATFORMS": "cpu", found["variable"]: value}
+        return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True).returncode == 0
+
+    assert known(found["value"]) and not known(f"{found['value']} --xla_no_such_flag=true")
+
+
+def test_flags_are_printed_to_be_exported(capsys: pytest.CaptureFixture[str]) -> None:
+    from jaxbig.__main__ import run
+
+    assert run(["flags", "v5p", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["variable"] == "LIBTPU_INIT_ARGS" and found["value"].split() == list(found["flags"])
+    with pytest.raises(Refused, match="'v9': the chips are v4, v5e"):
+        run(["flags", "v9"])
