@@ -13,7 +13,8 @@ from jaxbig.data.base import Rows
 from jaxbig.errors import Refused
 from jaxbig.experiment import Experiment, diff, to_json
 from jaxbig.gradient import make_gradient
-from jaxbig.mesh import Mesh, put
+from jaxbig.mesh import AXES, Mesh, put
+from jaxbig.sibling import random_batch, replaced, small_program
 from jaxbig.state import leaves
 from jaxbig.step import Program, make_program
 

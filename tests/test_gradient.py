@@ -14,6 +14,7 @@ from jaxbig.errors import Refused
 from jaxbig.experiment import Experiment
 from jaxbig.gradient import Gradient, make_gradient
 from jaxbig.mesh import Mesh, put
+from jaxbig.sibling import random_batch
 from jaxbig.state import digests, leaves
 from jaxbig.step import make_program
 
