@@ -14,6 +14,7 @@ from jaxbig.errors import Refused
 from jaxbig.experiment import Experiment, diff, to_json
 from jaxbig.gradient import make_gradient
 from jaxbig.mesh import AXES, Mesh, put
+from jaxbig.precision import Precision
 from jaxbig.sibling import random_batch, replaced, small_program
 from jaxbig.state import leaves
 from jaxbig.step import Program, make_program
@@ -71,7 +72,8 @@ def compared(experiment: Experiment, rows: int, tolerance: float | None) -> dict
 
 def compared_in(dtype: str, experiment: Experiment, rows: int, tolerance: float | None) -> dict[str, Any]:
     tolerance = tolerance or TOLERANCE[dtype]
-    experiment = dataclasses.replace(experiment, model=replaced(experiment.model, {"dtype": dtype}))
+    fields: dict[str, Any] = {"precision": Precision(), "offload": False}  # rounding is not what is compared
+    experiment = dataclasses.replace(experiment, model=replaced(experiment.model, {"dtype": dtype}), **fields)
     devices = jax.devices()[: devices_for(experiment.mesh)]
     with jax.enable_x64(dtype == "float64"):
         over = small_program(experiment, devices, rows)

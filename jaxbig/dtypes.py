@@ -5,12 +5,13 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-Dtype = Literal["float32", "bfloat16", "float64"]
-"""float64 is for comparisons, and needs JAX_ENABLE_X64=1; `check` turns it on by itself."""
+Dtype = Literal["float32", "bfloat16", "float16", "float64"]
+"""float16 asks for `--precision.loss-scale`. float64 is for comparisons, and needs JAX_ENABLE_X64=1; `check` turns it on
+by itself."""
 
 
 def wide(dtype: Any) -> Any:
-    """float32, or float64 in a program of that: for norms, softmax, losses and sums, in which bf16 lies."""
+    """float32, or float64 in a program of that: for norms, softmax, losses and sums, in which bf16 and float16 lie."""
     return jnp.promote_types(dtype, jnp.float32)
 
 

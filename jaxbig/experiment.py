@@ -27,6 +27,7 @@ from jaxbig.errors import Refused
 from jaxbig.mesh import Mesh
 from jaxbig.objectives.base import Objective
 from jaxbig.optim.optimizers import Optimizer
+from jaxbig.precision import Precision
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,7 @@ class Experiment:
     data: Data
     optimizer: Optimizer
     mesh: Mesh = Mesh()
+    precision: Precision = Precision()
     initialize_from: InitializeFrom = InitializeFrom()
     steps: int
     """How many updates the run makes."""
@@ -57,6 +59,8 @@ class Experiment:
     """In how many chunks each batch's gradient is taken and added up in a fixed order, so that the bits of a run do not
     depend on how many devices share them; 0: as the compiler likes, which is faster. Its mesh is of `data` alone;
     on a CPU the command line fixes the number of threads too (`gradient.fix_threads`)."""
+    offload: bool = False
+    """Keeps the optimizer's state in the host's memory, from where each step fetches it."""
     seed: int = 0
     """Of everything random: initial values, order of examples, dropout."""
     log_every: int = 10
@@ -80,6 +84,7 @@ class Experiment:
                 limits = f"{least} or more" + (f" and below {below}" if below < math.inf else "")
                 limits = limits if math.isfinite(value) else "a finite number"
                 raise Refused(f"--{path.replace('_', '-')} {value}: it must be {limits}.")
+        self.precision.check(getattr(self.model, "dtype", "float32"))
         try:
             re.compile(self.initialize_from.pattern)
         except re.error as error:
@@ -91,16 +96,18 @@ class Experiment:
 # What a field of such a name may hold, wherever it stands: least, and what it must stay below. One name, one thing.
 COUNTS = "steps log_every evaluate_every checkpoint_every keep_last batch length depth width heads layers channels "
 COUNTS += "experts_per_token accumulate expansion rotary_base patch size "
-COUNTS += "classes types embedding kernel stride vocab kv_heads mlp_width max_length window target_vocab"
+COUNTS += "classes types embedding kernel stride vocab kv_heads mlp_width max_length window target_vocab "
+COUNTS += "loss_scale_steps"
 RANGES = {name: (1, math.inf) for name in COUNTS.split()}
 RANGES |= {name: (0, 1) for name in ("dropout", "drop_path", "b1", "b2", "momentum", "smoothing", "rate")}
-FROM_0 = "keep_best reproducible readers warmup peak end clip l1 l2 weight_decay experts balance router_z_loss"
+FROM_0 = "keep_best reproducible readers warmup peak end clip l1 l2 weight_decay experts balance router_z_loss "
+FROM_0 += "loss_scale"
 RANGES |= {name: (0, math.inf) for name in FROM_0.split()}
 RANGES |= {"seed": (0, 2**32)}
 
 # What may change when a run goes on: where it runs, how far (a schedule then follows the new length), what it keeps.
 PACE = ("log_every", "evaluate_every", "checkpoint_every", "keep_last", "keep_best", "readers")
-FREE = ("mesh", "steps", "accumulate", *PACE)
+FREE = ("mesh", "steps", "accumulate", "offload", *PACE)
 
 
 def to_json(value: Any) -> Any:

@@ -16,23 +16,26 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxbig import keys
+from jaxbig.dtypes import exact
 from jaxbig.errors import Refused
 from jaxbig.experiment import Experiment
+from jaxbig.float32_sums import float32_sums
 from jaxbig.mesh import ROWS
 from jaxbig.models.experts import LOSSES
 from jaxbig.objectives.base import Batch, Sum, Sums
 
 BY_ROW = "carry"
 """The collection whose arrays have a row for each row of the batch."""
-Gradient = Callable[[Any, Any, Batch, jax.Array], tuple[Any, Sums, Any]]
-"""`(params, variables, batch, step) -> (gradient, sums, new variables)`."""
+Gradient = Callable[..., tuple[Any, Sums, Any]]
+"""`(params, variables, batch, step, scale) -> (gradient, sums, new variables)`; scale: what the loss is multiplied by
+on the way, and the gradient divided by at its end, if it is not None."""
 
 
 def make_loss(experiment: Experiment, mean: bool = True) -> Callable[..., tuple[jax.Array, tuple[Sums, Any]]]:
-    """`(params, variables, batch, step, part) -> (mean or total loss, (sums, new variables))` in training."""
+    """`(params, variables, batch, step, part, scale) -> (mean or total loss, (sums, new variables))` in training."""
 
     def loss(
-        params: Any, variables: Any, batch: Batch, step: jax.Array, part: jax.Array | None = None
+        params: Any, variables: Any, batch: Batch, step: jax.Array, part: Any = None, scale: Any = None
     ) -> tuple[jax.Array, tuple[Sums, Any]]:
         key = keys.at_step(experiment.seed, "objective", step)
         dropout = keys.at_step(experiment.seed, "dropout", step)
@@ -41,7 +44,8 @@ def make_loss(experiment: Experiment, mean: bool = True) -> Callable[..., tuple[
         apply = nn.apply(objective, experiment.model, mutable=[*variables, LOSSES])
         sums, variables = apply({"params": params, **variables}, rngs=rngs)
         sums = with_losses(sums, variables.pop(LOSSES, {}))
-        return sums["loss"].mean() if mean else sums["loss"].total, (sums, variables)
+        value = sums["loss"].mean() if mean else sums["loss"].total
+        return value if scale is None else value * scale, (sums, variables)
 
     return loss
 
@@ -58,8 +62,10 @@ def with_losses(sums: Sums, terms: Any) -> Sums:
 def make_gradient(experiment: Experiment, mesh: jax.sharding.Mesh) -> Gradient:
     """The one that the experiment asks for."""
     if experiment.reproducible:
-        return in_fixed_order(experiment, mesh)
-    return in_parts(experiment) if experiment.accumulate > 1 else at_once(experiment)
+        find = in_fixed_order(experiment, mesh)
+    else:
+        find = in_parts(experiment) if experiment.accumulate > 1 else at_once(experiment)
+    return float32_sums(find) if experiment.precision.sums == "float32" else find
 
 
 def check_parts(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
@@ -82,9 +88,10 @@ def check_parts(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
 def at_once(experiment: Experiment) -> Gradient:
     """The whole batch, its sums as the partitioner adds them up."""
 
-    def gradient(params: Any, variables: Any, batch: Batch, step: jax.Array) -> tuple[Any, Sums, Any]:
-        found, (sums, variables) = jax.grad(make_loss(experiment), has_aux=True)(params, variables, batch, step)
-        return found, sums, variables
+    def gradient(params: Any, variables: Any, batch: Batch, step: Any, scale: Any = None) -> Any:
+        find = jax.grad(make_loss(experiment), has_aux=True)
+        found, (sums, variables) = find(params, variables, batch, step, None, scale)
+        return unscaled(found, scale), sums, variables
 
     return gradient
 
@@ -94,20 +101,20 @@ def in_parts(experiment: Experiment) -> Gradient:
     count = experiment.accumulate
     total = jax.grad(make_loss(experiment, mean=False), has_aux=True)
 
-    def gradient(params: Any, variables: Any, batch: Batch, step: jax.Array) -> tuple[Any, Sums, Any]:
+    def gradient(params: Any, variables: Any, batch: Batch, step: Any, scale: Any = None) -> Any:
         def part(so_far: tuple[Any, Any], now: Any) -> tuple[Any, Any]:
             number, rows, carry = now
             gradient, others = so_far
-            more, (sums, variables) = total(params, {**others, **carry}, rows, step, number)
+            more, (sums, variables) = total(params, {**others, **carry}, rows, step, number, scale)
             carry, others = by_row(variables)
             return (jax.tree.map(jnp.add, gradient, more), others), (sums, carry)
 
-        carry, others = by_row(variables)
+        scale, (carry, others) = share(scale, batch), by_row(variables)
         rows, carry = (jax.tree.map(functools.partial(strided, count), each) for each in (batch, carry))
-        start = jax.tree.map(jnp.zeros_like, params), others
+        start = jax.tree.map(lambda leaf: jnp.zeros_like(exact(leaf)), params), others
         (gradient, others), (sums, carry) = jax.lax.scan(part, start, (jnp.arange(count), rows, carry))
         sums = jax.tree.map(lambda each: jnp.sum(each, axis=0), sums)
-        return mean(gradient, sums), sums, {**others, **jax.tree.map(unstrided, carry)}
+        return unscaled(mean(gradient, sums), scale), sums, {**others, **jax.tree.map(unstrided, carry)}
 
     return gradient
 
@@ -119,10 +126,10 @@ def in_fixed_order(experiment: Experiment, mesh: jax.sharding.Mesh) -> Gradient:
     share = count // mesh.shape["data"]
     total = jax.grad(make_loss(experiment, mean=False), has_aux=True)
 
-    def local(params: Any, others: Any, carry: Any, batch: Batch, step: jax.Array) -> Any:
+    def local(params: Any, others: Any, carry: Any, batch: Batch, step: jax.Array, scale: Any) -> Any:
         def chunk(now: Any) -> Any:
             number, rows, carry = jax.lax.optimization_barrier(now)
-            gradient, (sums, variables) = total(params, {**others, **carry}, rows, step, number)
+            gradient, (sums, variables) = total(params, {**others, **carry}, rows, step, number, scale)
             return jax.lax.optimization_barrier((gradient, sums, *by_row(variables)))
 
         numbers = jax.lax.axis_index("data") * share + jnp.arange(share)
@@ -136,17 +143,17 @@ def in_fixed_order(experiment: Experiment, mesh: jax.sharding.Mesh) -> Gradient:
     def chunks(tree: Any) -> Any:
         return jax.tree.map(lambda x: x.reshape(share, x.shape[0] // share, *x.shape[1:]), tree)
 
-    def gradient(params: Any, variables: Any, batch: Batch, step: jax.Array) -> tuple[Any, Sums, Any]:
+    def gradient(params: Any, variables: Any, batch: Batch, step: Any, scale: Any = None) -> Any:
         placed = jax.shard_map(
             local,
             mesh=mesh,
-            in_specs=(whole, whole, rows, rows, whole),
+            in_specs=(whole, whole, rows, rows, whole, whole),
             out_specs=(whole, whole, whole, rows),
             check_vma=False,
         )
-        carry, others = by_row(variables)
-        found, sums, others, carry = jax.lax.optimization_barrier(placed(params, others, carry, batch, step))
-        return found, sums, {**others, **carry}
+        scale, (carry, others) = share(scale, batch), by_row(variables)
+        found, sums, others, carry = jax.lax.optimization_barrier(placed(params, others, carry, batch, step, scale))
+        return unscaled(found, scale), sums, {**others, **carry}
 
     return gradient
 
@@ -170,6 +177,15 @@ def mean(gradient: Any, sums: Sums) -> Any:
     return jax.tree.map(lambda leaf: leaf / sums["loss"].weight.astype(leaf.dtype), gradient)
 
 
+def share(scale: jax.Array | None, batch: Batch) -> jax.Array | None:
+    """The scale of a total loss that is as large as the scale makes the mean."""
+    return None if scale is None else scale / batch["mask"].size
+
+
+def unscaled(gradient: Any, scale: jax.Array | None) -> Any:
+    return gradient if scale is None else jax.tree.map(lambda leaf: exact(leaf) / scale, gradient)
+
+
 def strided(count: int, x: jax.Array) -> jax.Array:
     """[B, ...] -> [count, B / count, ...], every count-th row: so each device keeps the rows it has."""
     return jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0)
@@ -181,4 +197,4 @@ def unstrided(x: jax.Array) -> jax.Array:
 
 def added(x: jax.Array) -> jax.Array:
     """[count, ...] -> [...], from the first to the last."""
-    return functools.reduce(jnp.add, [x[i] for i in range(x.shape[0])])
+    return functools.reduce(jnp.add, [exact(x[i]) for i in range(x.shape[0])])

@@ -23,6 +23,8 @@ from jaxbig.state import leaves
 AXES = ("data", "fsdp", "tensor", "sequence", "expert")
 ROWS = ("data", "fsdp", "expert")
 """The axes that split the rows of a batch."""
+HOST = "pinned_host"
+"""JAX's name of the memory of a host that its devices reach."""
 MeshAxes = str | tuple[str, ...] | None
 Rules = tuple[tuple[str, MeshAxes], ...]
 Preset = Literal["standard", "length_over_tensor"]
@@ -186,6 +188,14 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
     """A whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def on_host(shapes: Any, shardings: Any, mesh: jax.sharding.Mesh) -> Any:
+    """The shardings of arrays that lie in their hosts' memory, numbers aside; `Refused` if a device cannot reach it."""
+    kinds = [memory.kind for memory in mesh.devices.flat[0].addressable_memories()]
+    if HOST not in kinds:
+        raise Refused(f"--offload: this platform has no {HOST} memory, only {', '.join(kinds)}: leave it out.")
+    return jax.tree.map(lambda x, at: at.with_memory_kind(HOST) if x.ndim else at, shapes, shardings)
 
 
 def local_rows(mesh: jax.sharding.Mesh, batch: int) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxbig.checkpoint import Checkpoints, Restored
 from jaxbig.errors import Refused
 from jaxbig.experiment import Experiment, diff, fingerprint, identity, to_json
+from jaxbig.precision import begun_with
 from jaxbig.processes import agree, first
 from jaxbig.state import TrainState, path_name
 from jaxbig.step import Program
@@ -63,7 +64,8 @@ def begin(program: Program, checkpoints: Checkpoints, workdir: Path, fork: bool)
         trees = state.params, state.variables.get("batch_stats", {})
         params, statistics = take_weights(trees, weights.state, pattern)
         variables = {**state.variables, "batch_stats": statistics} if statistics else state.variables
-        state = state.replace(params=params, variables=variables)
+        opt_state = begun_with(state.opt_state, params)
+        state = state.replace(params=params, variables=variables, opt_state=opt_state)
     first(lambda: write_run(program, workdir, run, fixed, weights))  # last: what was refused has left nothing behind
     return 0, state, ""
 

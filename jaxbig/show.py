@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 
 from jaxbig.experiment import Experiment, to_json
+from jaxbig.mesh import HOST
 from jaxbig.state import leaves
 from jaxbig.step import Program, make_program
 
@@ -37,16 +38,18 @@ def show(experiment: Experiment) -> dict[str, Any]:
 
 
 def bytes_per_device(program: Program) -> dict[str, int]:
-    """Bytes that one device holds of the state's parts, and of one batch."""
+    """Bytes that one device holds of the state's parts, and of one batch; `host`: what its host holds for it, where
+    that is something."""
 
-    def size(tree: Any) -> int:
-        shapes = [(leaf.sharding.shard_shape(leaf.shape), leaf.dtype) for leaf in jax.tree.leaves(tree)]
-        return sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes)
+    def size(tree: Any, on_host: bool = False) -> int:
+        held = [leaf for leaf in jax.tree.leaves(tree) if (leaf.sharding.memory_kind == HOST) == on_host]
+        return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in held)
 
     state = program.abstract
     parts = {"parameters": state.params, "variables": state.variables, "optimizer": state.opt_state}
     sizes = {name: size(tree) for name, tree in {**parts, "batch": program.batch}.items()}
-    return {**sizes, "total": sum(sizes.values())}
+    host = size(state, on_host=True)
+    return {**sizes, "total": sum(sizes.values()), **({"host": host} if host else {})}
 
 
 def _axes(spec: Iterable[str | tuple[str, ...] | None]) -> str:

@@ -14,10 +14,12 @@ import jax.numpy as jnp
 import optax
 
 from jaxbig import keys
+from jaxbig.dtypes import exact
 from jaxbig.experiment import Experiment
 from jaxbig.gradient import check_parts, make_gradient
-from jaxbig.mesh import Rules, activate, batch_sharding, check_batch, parameter_shardings, replicated
+from jaxbig.mesh import Rules, activate, batch_sharding, check_batch, on_host, parameter_shardings, replicated
 from jaxbig.objectives.base import Batch, Sums
+from jaxbig.precision import keeping, loss_scale, make_update, store, told, updates_made
 from jaxbig.state import TrainState
 
 
@@ -52,7 +54,7 @@ def make_program(experiment: Experiment, devices: Sequence[Any] | None = None) -
     mesh, rules = experiment.mesh.build(devices), experiment.mesh.table()
     check_batch(experiment.data.batch, mesh)
     check_parts(experiment, mesh)
-    optimizer = experiment.optimizer.build(experiment.steps)
+    optimizer = keeping(experiment.precision, experiment.optimizer.build(experiment.steps))
     rows, whole = batch_sharding(mesh), replicated(mesh)
     batch = {n: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows) for n, s in experiment.data.spec().items()}
     init_variables = make_init(experiment)
@@ -60,7 +62,8 @@ def make_program(experiment: Experiment, devices: Sequence[Any] | None = None) -
     def init() -> TrainState:
         variables = nn.meta.unbox(init_variables())
         params = variables.pop("params")
-        return TrainState(step=jnp.int32(0), params=params, variables=variables, opt_state=optimizer.init(params))
+        stored, opt_state = store(experiment.precision, params), optimizer.init(params)
+        return TrainState(step=jnp.int32(0), params=stored, variables=variables, opt_state=opt_state)
 
     with activate(mesh, rules):
         boxed, shapes = jax.eval_shape(init_variables), jax.eval_shape(init)
@@ -76,6 +79,8 @@ def make_program(experiment: Experiment, devices: Sequence[Any] | None = None) -
         transform_non_params=lambda _: whole,
         is_leaf=none,
     )
+    if experiment.offload:
+        moments = on_host(shapes.opt_state, moments, mesh)
     shardings = TrainState(step=whole, params=params, variables=variables, opt_state=moments)
     abstract = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, shardings)
     inputs = shardings, dict.fromkeys(batch, rows)
@@ -113,16 +118,18 @@ def make_train_step(
     experiment: Experiment, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
 ) -> Callable[..., Any]:
     """`(state, batch) -> (state, metrics)`: gradient, update; metrics are float32 scalars."""
-    find = make_gradient(experiment, mesh)
+    find, update = make_gradient(experiment, mesh), make_update(experiment.precision, optimizer, experiment.seed)
     rate = experiment.optimizer.rate.build(experiment.steps)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        gradient, sums, variables = find(state.params, state.variables, batch, state.step)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        gradient, sums, variables = find(state.params, state.variables, batch, state.step, loss_scale(state))
+        if experiment.offload:  # `out_shardings` puts it back
+            state = state.replace(opt_state=jax.device_put(state.opt_state, jax.memory.Space.Device))
+        gradient = jax.tree.map(exact, gradient)
+        after = update(state, gradient, variables)
         metrics = {name: each.mean() for name, each in sums.items()}  # scalars: no counts a class in training
-        metrics |= {"learning_rate": rate(state.step), "gradient_norm": optax.tree.norm(gradient)}
-        return TrainState(step=state.step + 1, params=params, variables=variables, opt_state=opt_state), metrics
+        metrics |= {"learning_rate": rate(updates_made(state)), "gradient_norm": optax.tree.norm(gradient)}
+        return after, metrics | told(after)
 
     return train_step
 

@@ -14,7 +14,7 @@ RUNS = sorted((ROOT / "experiments").rglob("*.py"))
 FLOORS = (
     {"errors", "keys", "dtypes"},
     {"state", "tracking", "processes"},
-    {"mesh", "workdir", "checkpoint"},
+    {"mesh", "workdir", "checkpoint", "precision", "float32_sums"},
     {"models", "objectives", "data", "optim"},
     {"experiment"},
     {"gradient"},
@@ -33,7 +33,7 @@ ONLY = {
     "data": {"data", "errors"},
     "optim": {"optim", "state", "errors"},
     "checkpoint": {"state", "processes", "errors"},
-    "experiments": {"experiments", "experiment", "models", "objectives", "data", "optim", "mesh"},
+    "experiments": {"experiments", "experiment", "models", "objectives", "data", "optim", "mesh", "precision"},
 }
 NEVER = {
     "eval": "eval(text)",

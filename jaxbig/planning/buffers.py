@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from jaxbig.mesh import HOST
 from jaxbig.planning.flops import inner_jaxprs
 from jaxbig.planning.hlo import Module, arrays, called, shorter
 from jaxbig.planning.roofline import FREE, in_place
@@ -40,9 +41,11 @@ def largest_traced(jaxpr: Any, program: Program) -> list[Buffer]:
 
 
 def arguments(program: Program) -> list[Buffer]:
-    """What one device holds of the state and of a batch."""
+    """What one device holds of the state and of a batch, which its host's memory does not."""
     rows = []
     for path, leaf in leaves({"state": program.abstract, "batch": program.batch}).items():
+        if leaf.sharding.memory_kind == HOST:
+            continue
         shape = leaf.sharding.shard_shape(leaf.shape)
         size = math.prod(shape) * leaf.dtype.itemsize
         rows.append({"bytes": size, "array": f"{leaf.dtype}[{','.join(map(str, shape))}]", "source": path})

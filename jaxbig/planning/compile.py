@@ -13,6 +13,7 @@ from jaxbig.planning import collectives, hlo, roofline
 from jaxbig.planning.buffers import arguments, largest, largest_traced
 from jaxbig.planning.chips import GiB, Topology
 from jaxbig.planning.flops import count_flops, model_flops
+from jaxbig.show import bytes_per_device
 from jaxbig.step import make_program
 
 
@@ -39,6 +40,7 @@ def devices_of(topology: Topology) -> Sequence[Any]:
 def measure(experiment: Experiment, topology: Topology) -> dict[str, Any]:
     """All that a plan says; where the program does not fit, what is known of it."""
     program = make_program(experiment, devices_of(topology))
+    host = bytes_per_device(program).get("host", 0)
     mesh, chip, of_model = dict(program.mesh.shape), topology.chip, model_flops(experiment, program)
     began = time.perf_counter()
     with program.activate():
@@ -61,6 +63,7 @@ def measure(experiment: Experiment, topology: Topology) -> dict[str, Any]:
         "memory": {
             "argument_bytes": sum(each["bytes"] for each in arguments(program)),
             "available_bytes": chip.memory_bytes,
+            **({"host_bytes": host} if host else {}),
         },
         "estimate": not topology.is_tpu,
         "flops_per_step": (flops := count_flops(traced.jaxpr)),
@@ -72,13 +75,10 @@ def measure(experiment: Experiment, topology: Topology) -> dict[str, Any]:
         return plan | {"fits": False, "buffers": buffers, "collectives": None, "step_seconds": None, "mfu": None}
     memory, module = compiled.memory_analysis(), hlo.parse(compiled.as_text())
     outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes  # the donated state is counted once
-    whole = memory.argument_size_in_bytes + memory.temp_size_in_bytes + outputs
+    given = memory.argument_size_in_bytes - (0 if topology.is_tpu else host)  # a CPU's compiler counts it in
+    whole = given + memory.temp_size_in_bytes + outputs
     peak = max(whole, memory.peak_memory_in_bytes) if topology.is_tpu else whole
-    plan["memory"] |= {
-        "argument_bytes": memory.argument_size_in_bytes,
-        "temporary_bytes": memory.temp_size_in_bytes,
-        "peak_bytes": peak,
-    }
+    plan["memory"] |= {"argument_bytes": given, "temporary_bytes": memory.temp_size_in_bytes, "peak_bytes": peak}
     sent = collectives.find_collectives(module, topology.devices)
     bounds = roofline.seconds(flops, roofline.memory_traffic(module), sent, topology)
     seconds = max(bounds.values())
