@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
-"""float16 asks for `--precision.loss-scale`. float64 is for comparisons, and needs JAX_ENABLE_X64=1; `check` turns it on
-by itself."""
+"""float16 asks for `--precision.loss-scale`. float64 is for comparisons, and needs JAX_ENABLE_X64=1; `check` turns it
+on by itself."""
 
 
 def wide(dtype: Any) -> Any:

@@ -64,7 +64,7 @@ def _widened(equation: core.JaxprEqn) -> list[core.JaxprEqn]:
         before = [convert(n, old) for n, old in zip(inputs, equation.invars, strict=True) if n is not old]
     for place, old in enumerate(equation.outvars):
         if narrow(old):
-            results[place], rounded, bits = float32_like(old), float32_like(old), jnp.finfo(old.aval.dtype)
+            results[place], rounded, bits = float32_like(old), float32_like(old), jnp.finfo(old.aval.dtype)  # type: ignore[attr-defined]
             kept = {"exponent_bits": bits.nexp, "mantissa_bits": bits.nmant}
             # a conversion alone XLA would take for the product's own dtype again
             after += [apply(primitives.reduce_precision_p, rounded, results[place], **kept), convert(old, rounded)]

@@ -109,7 +109,7 @@ def in_parts(experiment: Experiment) -> Gradient:
             carry, others = by_row(variables)
             return (jax.tree.map(jnp.add, gradient, more), others), (sums, carry)
 
-        scale, (carry, others) = share(scale, batch), by_row(variables)
+        scale, (carry, others) = of_total(scale, batch), by_row(variables)
         rows, carry = (jax.tree.map(functools.partial(strided, count), each) for each in (batch, carry))
         start = jax.tree.map(lambda leaf: jnp.zeros_like(exact(leaf)), params), others
         (gradient, others), (sums, carry) = jax.lax.scan(part, start, (jnp.arange(count), rows, carry))
@@ -151,7 +151,7 @@ def in_fixed_order(experiment: Experiment, mesh: jax.sharding.Mesh) -> Gradient:
             out_specs=(whole, whole, whole, rows),
             check_vma=False,
         )
-        scale, (carry, others) = share(scale, batch), by_row(variables)
+        scale, (carry, others) = of_total(scale, batch), by_row(variables)
         found, sums, others, carry = jax.lax.optimization_barrier(placed(params, others, carry, batch, step, scale))
         return unscaled(found, scale), sums, {**others, **carry}
 
@@ -177,7 +177,7 @@ def mean(gradient: Any, sums: Sums) -> Any:
     return jax.tree.map(lambda leaf: leaf / sums["loss"].weight.astype(leaf.dtype), gradient)
 
 
-def share(scale: jax.Array | None, batch: Batch) -> jax.Array | None:
+def of_total(scale: jax.Array | None, batch: Batch) -> jax.Array | None:
     """The scale of a total loss that is as large as the scale makes the mean."""
     return None if scale is None else scale / batch["mask"].size
 

@@ -77,14 +77,14 @@ def keeping(precision: Precision, optimizer: optax.GradientTransformation) -> op
     if not masters and not scaled:
         return optimizer
 
-    def init(params: Any) -> Kept:
+    def init(params: Any) -> Any:
         scale = Scale(value=jnp.float32(precision.loss_scale), good=jnp.int32(0), skipped=jnp.int32(0))
         kept = {"masters": params if masters else None, "scale": scale if scaled else None}
         return Kept(optimizer=optimizer.init(params), **kept)
 
-    def update(gradient: Any, state: Kept, params: Any) -> tuple[Any, Kept]:
+    def update(gradient: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         updates, inner = optimizer.update(gradient, state.optimizer, params)
-        return updates, state.replace(optimizer=inner)  # type: ignore[attr-defined]
+        return updates, state.replace(optimizer=inner)
 
     return optax.GradientTransformation(init, update)
 
@@ -118,7 +118,7 @@ def begun_with(opt_state: Any, params: Any) -> Any:
     if not isinstance(opt_state, Kept) or opt_state.masters is None:
         return opt_state
     place = lambda old, p: jax.device_put(p.astype(jnp.float32), old.sharding)  # noqa: E731
-    return opt_state.replace(masters=jax.tree.map(place, opt_state.masters, params))  # type: ignore[attr-defined]
+    return dataclasses.replace(opt_state, masters=jax.tree.map(place, opt_state.masters, params))
 
 
 def make_update(
@@ -130,9 +130,9 @@ def make_update(
         params = state.opt_state.masters if precision.parameters == "bfloat16_master" else state.params
         params = jax.tree.map(exact, params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, params)
-        params: Any = optax.apply_updates(params, updates)
-        if precision.parameters == "bfloat16_master":
-            opt_state = opt_state.replace(masters=params)
+        params = optax.apply_updates(params, updates)
+        if isinstance(opt_state, Kept) and opt_state.masters is not None:
+            opt_state = dataclasses.replace(opt_state, masters=params)
         if precision.parameters == "bfloat16":
             params = round_all(keys.at_step(seed, "rounding", state.step), params)
         params = store(precision, params)

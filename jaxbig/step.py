@@ -121,7 +121,7 @@ def make_train_step(
     find, update = make_gradient(experiment, mesh), make_update(experiment.precision, optimizer, experiment.seed)
     rate = experiment.optimizer.rate.build(experiment.steps)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    def train_step(state: Any, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         gradient, sums, variables = find(state.params, state.variables, batch, state.step, loss_scale(state))
         if experiment.offload:  # `out_shardings` puts it back
             state = state.replace(opt_state=jax.device_put(state.opt_state, jax.memory.Space.Device))
