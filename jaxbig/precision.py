@@ -82,8 +82,8 @@ def keeping(precision: Precision, optimizer: optax.GradientTransformation) -> op
         kept = {"masters": params if masters else None, "scale": scale if scaled else None}
         return Kept(optimizer=optimizer.init(params), **kept)
 
-    def update(gradient: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        updates, inner = optimizer.update(gradient, state.optimizer, params)
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, inner = optimizer.update(updates, state.optimizer, params)
         return updates, state.replace(optimizer=inner)
 
     return optax.GradientTransformation(init, update)

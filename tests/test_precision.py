@@ -119,7 +119,7 @@ def test_the_parameters_are_the_rounded_masters_and_these_as_if_updated_by_hand(
             given = masters if parameters == "float32" else jax.tree.map(lambda p: p.astype(jnp.bfloat16), masters)
             gradient, *_ = find(given, {}, put(random_batch(experiment, step), plain.mesh), jnp.int32(step))
             rate = float(experiment.optimizer.rate.build(experiment.steps)(step))
-            masters = jax.tree.map(lambda p, g: p - rate * np.asarray(g, np.float32), masters, gradient)
+            masters = jax.tree.map(lambda p, g, rate=rate: p - rate * np.asarray(g, np.float32), masters, gradient)
     close = {"float32": 1e-6, "bfloat16": 2.0**-6, "bfloat16_master": 2.0**-8}[parameters]
     jax.tree.map(
         lambda p, m: np.testing.assert_allclose(np.asarray(p, np.float32), m, close, 1e-4), state.params, masters
