@@ -144,9 +144,10 @@ def move_aside(workdir: Path) -> None:
 
 
 def take_weights(trees: tuple[Any, ...], weights: dict[str, Any], pattern: str = ".*") -> tuple[Any, ...]:
-    """Parameters and batch statistics, those whose path matches taken from `weights` if shape and dtype are the same.
+    """Parameters and batch statistics, those whose path matches taken from `weights` if the shape is the same.
 
-    Logs a table: loaded; skipped (the pattern leaves it out); missing (not in `weights`); reshaped (another shape).
+    Logs a table: loaded (and cast, where the dtypes differ); skipped (the pattern leaves it out); missing (not in
+    `weights`); reshaped (another shape).
     """
     table: dict[str, str] = {}
 
@@ -157,16 +158,16 @@ def take_weights(trees: tuple[Any, ...], weights: dict[str, Any], pattern: str =
             table[name] = "skipped"
         elif found is None:
             table[name] = "missing"
-        elif (found.shape, found.dtype) != (leaf.shape, leaf.dtype):
+        elif found.shape != leaf.shape:
             table[name] = f"reshaped: {found.dtype}{list(found.shape)} there, {leaf.dtype}{list(leaf.shape)} here"
         else:
-            table[name] = "loaded"
-            array = np.asarray(found)
+            table[name] = "loaded" if found.dtype == leaf.dtype else f"loaded, {found.dtype} there, {leaf.dtype} here"
+            array = np.asarray(found).astype(leaf.dtype)
             return jax.make_array_from_callback(array.shape, leaf.sharding, lambda index: array[index])
         return leaf
 
     taken = jax.tree_util.tree_map_with_path(take, trees)
-    loaded, width = list(table.values()).count("loaded"), max(map(len, table))
+    loaded, width = sum(what.startswith("loaded") for what in table.values()), max(map(len, table))
     lines = "".join(f"\n  {name:{width}}  {what}" for name, what in sorted(table.items()))
     log.info("%s of %s leaves are the other run's, the rest is fresh:%s", loaded, len(table), lines)
     if not loaded:
