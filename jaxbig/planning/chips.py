@@ -33,10 +33,10 @@ class Chip:
 
 
 CHIPS = {
-    "v4": Chip(275e12, int(30.75 * GiB), 1228e9, 600e9, 3.1e9, GOOGLE.format("v4"), 3),
+    "v4": Chip(275e12, int(30.75 * GiB), 1200e9, 600e9, 3.1e9, GOOGLE.format("v4"), 3),
     "v5e": Chip(197e12, int(15.75 * GiB), 819e9, 400e9, 3.1e9, GOOGLE.format("v5e"), 2),
     "v5p": Chip(459e12, int(95.74 * GiB), 2765e9, 1200e9, 6.2e9, GOOGLE.format("v5p"), 3),
-    "v6e": Chip(918e12, int(31.25 * GiB), 1640e9, 800e9, 12.5e9, GOOGLE.format("v6e"), 2),
+    "v6e": Chip(918e12, int(31.25 * GiB), 1638e9, 800e9, 12.5e9, GOOGLE.format("v6e"), 2),
     "a100": Chip(312e12, 80 * 10**9, 2039e9, 600e9, 25e9, NVIDIA.format("A100 80GB")),
     "h100": Chip(989e12, 80 * 10**9, 3350e9, 900e9, 50e9, NVIDIA.format("H100")),
     "h200": Chip(989e12, 141 * 10**9, 4800e9, 900e9, 50e9, NVIDIA.format("H200")),
@@ -46,7 +46,8 @@ KINDS = {"v4": "TPU v4", "v5e": "TPU v5 ?(lite|e)", "v5p": "TPU v5p?$", "v6e": "
 KINDS |= {"a100": "A100", "h100": "H100", "h200": "H200"}
 # Between hosts: a v5p chip 50 Gbit/s, v5e 6.4 and v6e 25.6 Tbit/s a pod of 256 (same pages), v4 taken as v5e;
 # a GPU its own 200 (A100) or 400 Gbit/s adapter, as in NVIDIA's DGX A100, H100 and H200 datasheets.
-# The figures of the v4, the A100 and those between hosts have not been compared with their pages again.
+# Compared again with Google's pages: FLOP/s and HBM of all TPUs, what v5e and v5p send between hosts. Not found there:
+# the v4's interconnect and the v6e's 25.6 Tbit/s. NVIDIA's sheets were not at hand.
 SERVER = 8  # GPUs that NVLink joins
 
 
