@@ -60,7 +60,8 @@ class Experiment:
     depend on how many devices share them; 0: as the compiler likes, which is faster. Its mesh is of `data` alone;
     on a CPU the command line fixes the number of threads too (`gradient.fix_threads`)."""
     offload: bool = False
-    """Keeps the optimizer's state in the host's memory, from where each step fetches it."""
+    """Keeps the optimizer's state in the host's memory, from where each step fetches it: less is held between steps;
+    whether a step's peak falls, `plan` says."""
     seed: int = 0
     """Of everything random: initial values, order of examples, dropout."""
     log_every: int = 10

@@ -57,7 +57,8 @@ def find_collectives(module: Module, devices: int) -> list[Collective]:
         given = sum(known[name].bytes for name in each.operands)
         result = each.bytes - (given if each.opcode in ("all-gather-start", "collective-permute-start") else 0)
         channel = re.search(r"channel_id=(\d+)", each.attributes)
-        key = (kind, channel[1]) if channel else number
+        # those of a shard_map share a channel too, and a ring's passes are all there is of them
+        key = (kind, channel[1]) if channel and kind != "collective-permute" else number
         if len(groups[0]) > 1 and (key not in found or times > found[key].times):
             found[key] = Collective(kind, groups, max(given, result), times)
     return list(found.values())
