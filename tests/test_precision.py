@@ -288,6 +288,7 @@ def test_the_masters_of_a_run_that_begins_with_weights_are_those(tmp_path: Path,
     experiment = small("digits_convnet", steps=2, evaluate_every=2, checkpoint_every=2, **SETTINGS["master"])
     fit(experiment, tmp_path / "parent", screen)
     other = dataclasses.replace(experiment, seed=1, initialize_from=InitializeFrom(run=str(tmp_path / "parent")))
+    (tmp_path / "child").mkdir()
     program = make_program(other, jax.devices()[:1])
     with activate(program.mesh):
         _, state, _ = begin(program, Checkpoints(tmp_path / "child" / "checkpoints"), tmp_path / "child", fork=False)
