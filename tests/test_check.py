@@ -110,7 +110,7 @@ def test_a_tolerance_that_says_nothing_is_refused(tolerance: float) -> None:
 
 
 def test_the_command_tells_the_worst_and_exits_by_it(jaxbig: Callable[..., Any]) -> None:
-    tight = jaxbig("check", "digits_convnet", "--mesh.data", 2, "--tolerance", "1e-18", "--json")
+    tight = jaxbig("check", "diabetes_mlp", "--mesh.data", 2, "--tolerance", "1e-18", "--json")
     said = json.loads(tight.stdout)
     assert tight.returncode == 1 and said["ok"] is False and said["gradient_relative_error"] < 1e-13
     alone = jaxbig("check", "digits_convnet", "--mesh.data", 1)

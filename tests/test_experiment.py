@@ -246,7 +246,8 @@ def test_an_experiment_is_told_with_all_its_numbers() -> None:
         "dtype": "float32",
     }
     assert told["optimizer"]["rate"] == {"type": "WarmupCosine", "peak": 1e-3, "warmup": 5, "end": 0.0}
-    assert told["mesh"] == {"type": "Mesh", "data": -1, "fsdp": 1, "tensor": 1, "sequence": 1, "expert": 1}
+    sizes = {"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1, "expert": 1}
+    assert told["mesh"] == {"type": "Mesh", **sizes, "rules": "standard", "overrides": []}
     assert to_json({"folder": Path("a/b"), 3: (None, True)}) == {"folder": "a/b", "3": [None, True]}
 
 
@@ -286,6 +287,7 @@ SAME = {
     "mesh": changed(mesh=Mesh(fsdp=2)),
     "steps": changed(steps=99),
     "accumulate": changed(accumulate=2),
+    "offload": changed(offload=True),
     "log_every": changed(log_every=99),
     "evaluate_every": changed(evaluate_every=99),
     "checkpoint_every": changed(checkpoint_every=99),
@@ -313,7 +315,8 @@ def test_a_fingerprint_does_not_change_with_where_and_how_long(what: str) -> Non
 
 def test_every_field_is_known_to_count_or_not() -> None:
     fields = {field.name for field in dataclasses.fields(Experiment)}
-    assert fields == {*FREE, "model", "objective", "data", "optimizer", "initialize_from", "seed", "reproducible"}
+    fixed = {"model", "objective", "data", "optimizer", "precision", "initialize_from", "seed", "reproducible"}
+    assert fields == {*FREE, *fixed}
     assert set(SAME) == set(FREE)
 
 

@@ -109,7 +109,8 @@ def test_in_bfloat16_it_gives_float32_from_float32_parameters() -> None:
         ({"widths": (8, 0)}, ("widths (8, 0)", "1 or more")),
         ({"outputs": 0}, ("outputs 0", "1 or more")),
         ({"activation": "elu"}, ("activation 'elu'", "relu, silu")),
-        ({"dtype": "float16"}, ("dtype 'float16'", "bfloat16")),
+        ({"dtype": "float8"}, ("dtype 'float8'", "bfloat16")),
+        ({"dtype": "float64"}, ("dtype float64", "JAX_ENABLE_X64=1")),
     ],
 )
 def test_wrong_fields_are_refused(fields: Any, words: tuple[str, ...]) -> None:

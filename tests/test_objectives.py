@@ -28,6 +28,14 @@ from jaxbig.objectives.seq2seq import Seq2Seq, greedy
 
 KEY = jax.random.key(0)
 RANDOM: Any = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def same_numbers() -> None:
+    """Whatever ran before, each test draws the same."""
+    RANDOM.bit_generator.state = np.random.default_rng(0).bit_generator.state
+
+
 CLASSIFICATION = Classification(classes=5), RANDOM.standard_normal((8, 5)), RANDOM.integers(0, 5, 8)
 NEXT_TOKEN = NextToken(vocab=7), RANDOM.standard_normal((4, 6, 7)), RANDOM.integers(0, 7, (4, 6))
 BOTH = pytest.mark.parametrize(

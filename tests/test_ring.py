@@ -15,6 +15,7 @@ from jaxbig.models.attention import Attention, attend
 LENGTH, HEADS = 48, 4
 PACKED = jnp.array([[1] * 20 + [2] * 9 + [3] * 11 + [0] * 8, [1] * 47 + [0]] * 2)  # documents, then padding
 MESHES = [Mesh(data=1, sequence=8), Mesh(data=2, tensor=2, sequence=2)]
+SLOW = [pytest.param(mesh, marks=pytest.mark.slow) for mesh in MESHES[:-1]]
 CASES = {
     "causal": {"causal": True},
     "causal packed": {"causal": True, "segments": (PACKED, PACKED)},
@@ -47,7 +48,7 @@ def same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
         assert np.linalg.norm(found[name] - each) < 1e-5 * np.linalg.norm(each), name
 
 
-@pytest.mark.parametrize("mesh", MESHES, ids=str)
+@pytest.mark.parametrize("mesh", [*SLOW, MESHES[-1]], ids=str)
 @pytest.mark.parametrize(("case", "groups"), [*((case, 2) for case in CASES), ("causal packed", 1), ("all", 4)])
 def test_a_ring_is_the_plain_kernel(mesh: Mesh, case: str, groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ring, "BLOCK", 4)  # several blocks in a piece, of 3 or 4 keys
