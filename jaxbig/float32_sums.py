@@ -35,11 +35,9 @@ def widened(value: Any) -> Any:
     """A jaxpr with its sums, and those of the jaxprs within it, in float32; anything else as it is."""
     if type(value) is tuple:
         return tuple(map(widened, value))
-    if isinstance(value, core.ClosedJaxpr):
-        return value.replace(jaxpr=widened(value.jaxpr))
-    if not isinstance(value, core.Jaxpr):
-        return value
-    return value.replace(eqns=[new for equation in value.eqns for new in _widened(equation)])
+    if isinstance(value, core.Jaxpr):  # with jax 0.12 a closed one too
+        return value.replace(eqns=[new for equation in value.eqns for new in _widened(equation)])
+    return value.replace(jaxpr=widened(value.jaxpr)) if isinstance(value, core.ClosedJaxpr) else value
 
 
 def _widened(equation: core.JaxprEqn) -> list[core.JaxprEqn]:
