@@ -13,6 +13,6 @@ from jaxbig.experiment import Experiment
 
 def config() -> Experiment:
     parent = c4_llama_7b.config()
-    model = parent.model.clone(kv_heads=8, mlp_width=14_336, mlp_chunks=8, rotary_base=1e6)
+    model = parent.model.clone(kv_heads=8, mlp_width=14_336, rotary_base=1e6)
     model = model.clone(experts=8, experts_per_token=2)
     return dataclasses.replace(parent, model=model)

@@ -182,8 +182,8 @@ class Plan(OfExperiment):
     """How many such TPU slices, joined by the data center's network."""
     timeout: float = 1800.0
     """Seconds that the compiler may take."""
-    search: int = 0
-    """Plans that many other meshes, remat policies and batches besides, and ranks them by time an example."""
+    search: int | None = None
+    """Plans so many meshes, remat policies and batches, its own the first, and ranks them by time an example."""
     here: Flag = False
     """Compile in this process, which ends where the compiler crashes; else in a child of it."""
 
@@ -192,10 +192,10 @@ class Plan(OfExperiment):
         if self.here:
             return self.emit(measure(self.experiment, topology))
         command, screen = ["plan", self.name, *self.options], Screen(self.json)
-        if self.search:
-            found = search(command, self.experiment, topology, self.timeout, self.search + 1, screen.say)
+        if self.search is not None:
+            found = search(command, self.experiment, topology, self.timeout, self.search, screen.say)
             self.emit({"plans": found}, ("", ranking(found)))
-            if not self.json and found and found[0]["fits"]:
+            if not self.json and found[0]["fits"]:
                 screen.say(f"\nthe fastest: jaxbig {shlex.join(command)} {shlex.join(found[0]['options'])}")
             return DONE
         result = plan.plan(command, self.experiment, topology, self.timeout, screen.say)

@@ -18,13 +18,11 @@ from jax.experimental import mesh_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxbig.errors import Refused
-from jaxbig.state import leaves
+from jaxbig.state import HOST, leaves
 
 AXES = ("data", "fsdp", "tensor", "sequence", "expert")
 ROWS = ("data", "fsdp", "expert")
 """The axes that split the rows of a batch."""
-HOST = "pinned_host"
-"""JAX's name of the memory of a host that its devices reach."""
 MeshAxes = str | tuple[str, ...] | None
 Rules = tuple[tuple[str, MeshAxes], ...]
 Preset = Literal["standard", "length_over_tensor"]
@@ -233,6 +231,15 @@ def check_batch(batch: int, mesh: jax.sharding.Mesh) -> None:
         )
 
 
+def check_length(length: int, mesh: jax.sharding.Mesh) -> None:
+    """`Refused` unless the places of a row divide over the mesh."""
+    if length % mesh.shape["sequence"]:
+        raise Refused(
+            f"--data.length {length} does not divide over sequence={mesh.shape['sequence']}: make it a multiple, or "
+            f"change the mesh."
+        )
+
+
 def parameter_shardings(boxed: Any, mesh: jax.sharding.Mesh, rules: Rules = RULES) -> Any:
     """A `NamedSharding` a leaf, from variables boxed with their axes' names; `Refused` if a name has no rule, two axes
     want the same mesh axis, or a size does not divide."""
@@ -241,7 +248,6 @@ def parameter_shardings(boxed: Any, mesh: jax.sharding.Mesh, rules: Rules = RULE
     asked = dict(reversed(rules))  # the first rule of each name
     names, placed = leaves(logical), leaves(shardings)
     for path, leaf in leaves(nn.meta.unbox(boxed)).items():
-        said = f"parameter {path} of shape {tuple(leaf.shape)}: its axis"
         for size, name, axes in zip(leaf.shape, names[path], placed[path].spec, strict=False):
             said = f"parameter {path} of shape {tuple(leaf.shape)}: its axis '{name}' of {size}"
             if name is not None and name not in asked:

@@ -8,8 +8,7 @@ import flax.linen as nn
 import jax
 
 from jaxbig.experiment import Experiment, to_json
-from jaxbig.mesh import HOST
-from jaxbig.state import leaves
+from jaxbig.state import HOST, leaves
 from jaxbig.step import Program, make_program
 
 

@@ -8,6 +8,9 @@ import numpy as np
 from flax import struct
 from jax.experimental import multihost_utils
 
+HOST = "pinned_host"
+"""JAX's name of the memory of a host that its devices reach."""
+
 
 @struct.dataclass
 class TrainState:
@@ -36,7 +39,7 @@ def leaves(tree: Any) -> dict[str, Any]:
 
 def whole(leaf: Any) -> np.ndarray:
     """A leaf on this host; of several processes all must ask for it."""
-    if isinstance(leaf, jax.Array) and leaf.sharding.memory_kind == "pinned_host":  # of which no process sees all
+    if isinstance(leaf, jax.Array) and leaf.sharding.memory_kind == HOST:  # of which no process sees all
         leaf = jax.device_put(leaf, leaf.sharding.with_memory_kind("device"))
     here = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated
     return np.asarray(leaf if here else multihost_utils.process_allgather(leaf, tiled=True))

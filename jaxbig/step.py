@@ -17,7 +17,16 @@ from jaxbig import keys
 from jaxbig.dtypes import exact
 from jaxbig.experiment import Experiment
 from jaxbig.gradient import check_parts, make_gradient
-from jaxbig.mesh import Rules, activate, batch_sharding, check_batch, on_host, parameter_shardings, replicated
+from jaxbig.mesh import (
+    Rules,
+    activate,
+    batch_sharding,
+    check_batch,
+    check_length,
+    on_host,
+    parameter_shardings,
+    replicated,
+)
 from jaxbig.objectives.base import Batch, Sums
 from jaxbig.precision import keeping, loss_scale, make_update, store, told, updates_made
 from jaxbig.state import TrainState
@@ -53,6 +62,7 @@ def make_program(experiment: Experiment, devices: Sequence[Any] | None = None) -
     experiment.check()
     mesh, rules = experiment.mesh.build(devices), experiment.mesh.table()
     check_batch(experiment.data.batch, mesh)
+    check_length(getattr(experiment.data, "length", 0), mesh)
     check_parts(experiment, mesh)
     optimizer = keeping(experiment.precision, experiment.optimizer.build(experiment.steps))
     rows, whole = batch_sharding(mesh), replicated(mesh)

@@ -56,10 +56,25 @@ def test_rows_and_lengths_of_a_sibling_divide_as_its_mesh_asks() -> None:
 
 def test_a_mesh_gets_as_many_devices_as_it_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("JAX_NUM_CPU_DEVICES")
-    asked = [Mesh(), Mesh(data=1), Mesh(data=2, fsdp=64), Mesh(data=-1, tensor=4), Mesh(data=-1, tensor=16)]
-    assert [devices_for(mesh) for mesh in asked] == [8, 1, 128, 8, 16]
+    asked = [Mesh(), Mesh(data=2, fsdp=64), Mesh(data=-1, tensor=4), Mesh(data=-1, tensor=16)]
+    assert [devices_for(mesh) for mesh in asked] == [8, 128, 8, 16]
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "4")
-    assert [devices_for(mesh) for mesh in asked] == [4, 1, 128, 4, 16]
+    assert [devices_for(mesh) for mesh in asked] == [4, 128, 4, 16]
+
+
+@pytest.mark.parametrize(
+    ("mesh", "words"),
+    [
+        (Mesh(data=1), "one device"),
+        (Mesh(data=0), "each axis is 1 or more"),
+        (Mesh(data=-1, fsdp=-1), "one of them may be -1"),
+        (Mesh(data=2, fsdp=512), "1,024 devices"),
+    ],
+    ids=str,
+)
+def test_a_mesh_that_cannot_be_played_is_refused(mesh: Mesh, words: str) -> None:
+    with pytest.raises(Refused, match=words):
+        devices_for(mesh)
 
 
 def test_what_has_no_dtype_is_checked_in_float32() -> None:

@@ -27,6 +27,7 @@ from jaxbig.mesh import (
     as_tuple,
     batch_sharding,
     check_batch,
+    check_length,
     gathered,
     parameter_shardings,
     put,
@@ -191,6 +192,14 @@ def test_a_batch_is_split_over_data_and_fsdp_in_order() -> None:
 @pytest.mark.parametrize("batch", [0, 4, 8, 12, 128])
 def test_a_batch_that_divides_is_taken(batch: int) -> None:
     check_batch(batch, Mesh(data=2, fsdp=2, tensor=2).build())
+
+
+@pytest.mark.parametrize("length", [12, 100])
+def test_a_length_that_does_not_divide_is_refused_with_its_numbers(length: int) -> None:
+    mesh = Mesh(data=1, sequence=8).build()
+    check_length(16, mesh)
+    with pytest.raises(Refused, match=f"--data.length {length} does not divide over sequence=8"):
+        check_length(length, mesh)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 6, 130])

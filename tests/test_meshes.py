@@ -22,7 +22,7 @@ from jaxbig.check import apart
 from jaxbig.data.base import Rows, Source
 from jaxbig.data.pytext import PlainWindows, PyText, PyTextRows, Windows
 from jaxbig.data.stream import train_batch
-from jaxbig.experiment import Experiment
+from jaxbig.experiment import Experiment, load
 from jaxbig.gradient import make_loss
 from jaxbig.mesh import Mesh, activate, put
 from jaxbig.optim.optimizers import SGD
@@ -210,6 +210,17 @@ def same_as_on_one_device(name: str, mesh: Mesh) -> None:
         np.testing.assert_array_equal(leaf, expected_params[path], err_msg=path)
     path, error = worst(gradient, expected)
     assert error < 1e-5, f"{path} is off by {error:.2e}"
+
+
+@pytest.mark.parametrize("name", ["digits_convnet", "pytext_transformer"])
+def test_over_fsdp_a_device_holds_an_eighth_of_parameters_and_moments(name: str) -> None:
+    experiment = dataclasses.replace(load(name), mesh=Mesh(data=1, fsdp=8))
+    program = make_program(experiment)
+    with program.activate():
+        state = program.init()
+    for tree in (state.params, state.opt_state):
+        held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
+        assert held == pytest.approx(sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) / 8, rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -349,6 +349,9 @@ def test_plans_for_tpus_are_compiled_for_real(jaxbig: Callable[..., Any]) -> Non
     assert refused.returncode == 2 and "v5e:3x5" in refused.stderr
     slices = answer(jaxbig("plan", "digits_convnet", "--topology", "v5e:2x2", "--slices", 2, "--json"))
     assert slices["devices"] == 8 and slices["fits"]
+    hybrid = ["pytext_llama", "--data.batch", 64, "--mesh.data", 2, "--mesh.fsdp", 4]
+    sent = answer(jaxbig("plan", *hybrid, "--topology", "v5e:2x2", "--slices", 2, "--json"))["collectives"]
+    assert {row["axes"] for row in sent} == {"data", "fsdp"}  # data alone between the slices
 
 
 @pytest.mark.parametrize("chip", ["v6e", "h100"])

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from conftest import small
 
-from jaxbig.errors import Failed
+from jaxbig.errors import Failed, Refused
 from jaxbig.experiment import Experiment
 from jaxbig.mesh import Mesh
 from jaxbig.planning import search
@@ -103,14 +103,18 @@ def test_a_search_that_is_stopped_gives_what_was_found(experiment: Experiment, m
 
     monkeypatch.setattr(search, "compile_in_child", compile_in_child)
     assert len(search.search(["plan"], experiment, POD, 60, 9, print)) == 2
+    with pytest.raises(Failed, match="no setting"):
+        search.search(["plan"], experiment, POD, 60, 9, print)
     monkeypatch.setattr(search, "compile_in_child", lambda *_: planned(1.0, True))
     assert len(search.search(["plan"], experiment, POD, 60, 3, print)) == 3
+    with pytest.raises(Refused, match="--search 0"):
+        search.search(["plan"], experiment, POD, 60, 0, print)
 
 
 @pytest.mark.slow
 def test_a_search_compiles_for_real(jaxbig: Callable[..., Any]) -> None:
     tiny = ["pytext_llama", "--model.depth", 1, "--model.width", 64, "--model.heads", 8, "--data.length", 64]
-    done = jaxbig("plan", *tiny, "--topology", "h100:8", "--search", 2, "--json")
+    done = jaxbig("plan", *tiny, "--topology", "h100:8", "--search", 3, "--json")
     assert done.returncode == 0, done.stderr
     plans = json.loads(done.stdout)["plans"]
     assert len(plans) == 3 and all(plan["fits"] and plan["memory"]["peak_bytes"] > 0 for plan in plans)

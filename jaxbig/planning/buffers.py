@@ -4,11 +4,10 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from jaxbig.mesh import HOST
 from jaxbig.planning.flops import inner_jaxprs
 from jaxbig.planning.hlo import Module, arrays, called, shorter
 from jaxbig.planning.roofline import FREE, in_place
-from jaxbig.state import leaves
+from jaxbig.state import HOST, leaves
 from jaxbig.step import Program
 
 COUNT = 8

@@ -46,11 +46,17 @@ class Collective:
         return self.times * passes * (inside + between)
 
 
-def find_collectives(module: Module, devices: int) -> list[Collective]:
-    """Those that cross devices; pieces of one asynchronous collective share a channel and count once."""
+def find_collectives(module: Module, devices: int, island: int = 0) -> list[Collective]:
+    """Those that cross devices; pieces of one asynchronous collective share a channel and count once. What crosses
+    slices of `island` chips each is a transfer between hosts in the program, sent by each chip to its like."""
     found: dict[Any, Collective] = {}
     for number, (each, times, known) in enumerate(module.run()):
         kind = each.opcode.removesuffix("-start")
+        if between := re.search(r'_xla_megascale_transfer_type="(\w+)"', each.attributes if kind == "send" else ""):
+            kind, size = between[1].lower().replace("_", "-"), known[each.operands[0]].bytes
+            alike = [list(range(chip, devices, island)) for chip in range(island)]
+            found[number] = Collective(kind, alike, size, times)
+            continue
         if kind not in KINDS:
             continue
         groups = parse_groups(each.attributes, devices)

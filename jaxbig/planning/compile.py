@@ -79,7 +79,7 @@ def measure(experiment: Experiment, topology: Topology) -> dict[str, Any]:
     whole = given + memory.temp_size_in_bytes + outputs
     peak = max(whole, memory.peak_memory_in_bytes) if topology.is_tpu else whole
     plan["memory"] |= {"argument_bytes": given, "temporary_bytes": memory.temp_size_in_bytes, "peak_bytes": peak}
-    sent = collectives.find_collectives(module, topology.devices)
+    sent = collectives.find_collectives(module, topology.devices, topology.island)
     bounds = roofline.seconds(flops, roofline.memory_traffic(module), sent, topology)
     seconds = max(bounds.values())
     return plan | {

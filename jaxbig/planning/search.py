@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +11,7 @@ from typing import Any, get_args
 from jaxbig.errors import Failed, Refused
 from jaxbig.experiment import Experiment
 from jaxbig.mesh import AXES, ROWS, in_words
+from jaxbig.models.layers import choose
 from jaxbig.models.transformers import Remat
 from jaxbig.planning.chips import GiB, Topology
 from jaxbig.planning.plan import Plan, check_possible, compile_in_child
@@ -41,9 +43,11 @@ def search(
     limit: int,
     say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """Up to `limit` plans, compiled one after another, the fastest that fits first; each with its `options`, and
+    """Up to `limit` plans, compiled one after another, the fastest that fits first; each with its `options` and
     `seconds_per_example`. What needs as much memory as a trial that did not fit is left out; Ctrl-C ends the search
     with what was found."""
+    if limit < 1:
+        raise Refused(f"--search {limit}: it must be how many settings to plan, 1 or more.")
     check_possible(experiment, topology, timeout)
     tried: list[tuple[Setting, Plan]] = []
     names = policies(experiment)
@@ -66,6 +70,8 @@ def search(
         said = f"{plan['step_seconds']:.4g} s a step" if plan["fits"] else "does not fit"
         what = f"{in_words(plan['mesh'])}; {' '.join(options[len(AXES) :])}"
         say(f"[{len(tried)} of {limit}] {what}: {said} (compiled in {time.monotonic() - began:.0f} s)")
+    if not tried:
+        raise Failed(f"no setting could be planned for {topology.name}.")
     return ranked([plan for _, plan in tried])
 
 
@@ -77,7 +83,7 @@ def policies(experiment: Experiment) -> tuple[str, ...]:
 def settings(experiment: Experiment, devices: int) -> list[Setting]:
     """All there are, in the order they are tried: the experiment's own first, then those that differ in one thing."""
     own, batch, names = experiment.mesh.sizes(devices), experiment.data.batch, policies(experiment)
-    remat = names.index(experiment.model.remat) if names else 0  # type: ignore[attr-defined]
+    remat = names.index(choose("remat", experiment.model.remat, names)) if names else 0  # type: ignore[attr-defined]
 
     def changes(setting: Setting) -> int:
         return (setting.mesh != own) + (setting.remat != remat) + (setting.batch != batch)
@@ -105,10 +111,7 @@ def meshes(own: tuple[int, ...], devices: int) -> Iterator[tuple[int, ...]]:
 
 def rows(mesh: tuple[int, ...]) -> int:
     """How many devices split the rows of a batch."""
-    count = 1
-    for axis, size in zip(AXES, mesh, strict=True):
-        count *= size if axis in ROWS else 1
-    return count
+    return math.prod(size for axis, size in zip(AXES, mesh, strict=True) if axis in ROWS)
 
 
 def to_options(setting: Setting, names: Sequence[str]) -> list[str]:
