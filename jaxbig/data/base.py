@@ -1,13 +1,20 @@
-"""What every data set is: a few fields, a source of rows for each split, and an identity."""
+"""What every data set is: a few fields, a source of rows for each split, and an identity.
+
+A data set of one's own is easiest in two halves: `Records` are what lies somewhere, a dictionary each, and `Examples`
+(examples.py) make of each record the arrays that a model learns from.
+"""
 
 import abc
 import dataclasses
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
+Record = dict[str, Any]
 Rows = dict[str, np.ndarray]
+Batch = dict[str, jax.Array]
 Spec = dict[str, jax.ShapeDtypeStruct]
 
 
@@ -46,6 +53,33 @@ class Data(abc.ABC):
     def source(self, split: str) -> Source:
         """The examples of "train" or "eval"; the data is prepared."""
 
+    def transform(self, batch: Batch, keys: jax.Array, train: bool) -> Batch:
+        """What the objective gets of a batch as `spec` has it; part of the compiled step. Each row i draws from its own
+        `keys[i]` [B] alone, so that its numbers do not depend on which devices or parts of a batch it is in."""
+        return batch
+
+    def kept(self) -> dict[str, bytes]:
+        """Files by name that belong to a run besides its parameters, such as a tokenizer; the data is prepared."""
+        return {}
+
     def words(self, tokens: np.ndarray) -> list[str]:
         """A text for each of the tokens [L], for pictures."""
         return [str(token) for token in tokens]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Records(abc.ABC):
+    """Where records lie: each a dictionary, read in any order.
+
+    One method is enough. What `open` gives is a sequence; where it has them, `__getitems__(indices)` reads many records
+    at once and `where(index)` names one (a file, a line) for who has to mend it.
+    """
+
+    @abc.abstractmethod
+    def open(self, split: str) -> Sequence[Record]:
+        """The records of "train" or "eval"; they are prepared. It is read by threads, and pickled to processes."""
+
+    def prepare(self) -> str:
+        """Makes them ready to read, once on a machine; gives their identity, a text that says which bytes."""
+        sizes = ", ".join(f"{split} {len(self.open(split))}" for split in ("train", "eval"))
+        return f"{self} with records: {sizes}"
