@@ -2,12 +2,13 @@
 
     jaxbig train c4_llama3_8b
 
-Full size, not run here: its tokenizer is not there yet, so `train` refuses it; `show` tells what it is.
+Full size, not run here: `jaxbig data prepare` fetches its data first; `--smoke` tries it without.
 """
 
 import dataclasses
 
 from experiments import c4_llama_7b
+from jaxbig.data.tokenizers import BytePairs
 from jaxbig.experiment import Experiment
 from jaxbig.objectives.next_token import NextToken
 
@@ -16,5 +17,5 @@ def config() -> Experiment:
     parent = c4_llama_7b.config()
     vocab = 128_256
     model = parent.model.clone(vocab=vocab, kv_heads=8, mlp_width=14_336, rotary_base=500_000.0)
-    data = dataclasses.replace(parent.data, length=8192, vocab=vocab)  # type: ignore[call-arg]
+    data = dataclasses.replace(parent.data, length=8192, tokenizer=BytePairs(vocab=vocab))  # type: ignore[call-arg]
     return dataclasses.replace(parent, model=model, data=data, objective=NextToken(vocab=vocab, chunks=16))

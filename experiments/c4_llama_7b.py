@@ -2,10 +2,12 @@
 
     jaxbig train c4_llama_7b
 
-Full size, not run here: its tokenizer is not there yet, so `train` refuses it; `show` tells what it is.
+Full size, not run here: `jaxbig data prepare` fetches its data first; `--smoke` tries it without.
 """
 
-from jaxbig.data.tfds import Tokens
+from jaxbig.data.text import Tokens
+from jaxbig.data.tfds import Tfds
+from jaxbig.data.tokenizers import BytePairs
 from jaxbig.experiment import Experiment
 from jaxbig.mesh import Mesh
 from jaxbig.models.language import Decoder
@@ -15,7 +17,13 @@ from jaxbig.optim.schedules import WarmupCosine
 
 
 def config() -> Experiment:
-    data = Tokens(name="c4/en", eval_split="validation", batch=1024, length=4096, vocab=32_000)
+    data = Tokens(
+        records=Tfds("c4/en", eval_split="validation"),
+        tokenizer=BytePairs(vocab=32_000),
+        batch=1024,
+        length=4096,
+        packed=True,
+    )
     return Experiment(
         model=Decoder(
             vocab=data.vocab,

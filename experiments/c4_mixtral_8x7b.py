@@ -2,7 +2,7 @@
 
     jaxbig train c4_mixtral_8x7b
 
-Full size, not run here: its tokenizer is not there yet, so `train` refuses it; `show` tells what it is.
+Full size, not run here: `jaxbig data prepare` fetches its data first; `--smoke` tries it without.
 """
 
 import dataclasses

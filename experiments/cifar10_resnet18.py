@@ -1,13 +1,15 @@
 """ResNet-18 with a small stem on CIFAR-10, in 200 epochs.
 
-    tfds build cifar10 --file_format=array_record
+    jaxbig data prepare cifar10_resnet18
     jaxbig train cifar10_resnet18
 
 It has not been run here at full size; it needs the data. SGD with momentum as He et al. (2016) have it for CIFAR-10,
-with half a cosine and a weight decay of 5e-4 (DeVries and Taylor, 2017); without their random crops and flips.
+with half a cosine and a weight decay of 5e-4 (DeVries and Taylor, 2017), their random crops and flips.
 """
 
-from jaxbig.data.tfds import Images
+from jaxbig.data.augment import Flip, Normalize, RandomCrop
+from jaxbig.data.images import Images
+from jaxbig.data.tfds import Tfds
 from jaxbig.experiment import Experiment
 from jaxbig.mesh import Mesh
 from jaxbig.models.resnet import resnet
@@ -15,9 +17,18 @@ from jaxbig.objectives.classification import Classification
 from jaxbig.optim.optimizers import SGD
 from jaxbig.optim.schedules import WarmupCosine
 
+COLOURS = Normalize(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
+
 
 def config() -> Experiment:
-    data = Images(name="cifar10", batch=128, size=32, classes=10)
+    data = Images(
+        records=Tfds("cifar10"),
+        batch=128,
+        size=32,
+        classes=10,
+        augment=(RandomCrop(padding=4), Flip(), COLOURS),
+        center=(COLOURS,),
+    )
     return Experiment(
         model=resnet(18, classes=data.classes, stem="small"),
         objective=Classification(classes=data.classes),

@@ -1,13 +1,13 @@
 """AlexNet on ImageNet, in 90 epochs.
 
-    tfds build imagenet2012 --file_format=array_record
+    jaxbig data prepare imagenet_alexnet
     jaxbig train imagenet_alexnet
 
 It has not been run here at full size; it needs the data. Batch, momentum, weight decay and peak rate of Krizhevsky et
-al. (2012), with half a cosine in place of three drops; without their random crops, flips and colours.
+al. (2012), with half a cosine in place of three drops, and Inception's crops in place of theirs; without their noise of colours.
 """
 
-from jaxbig.data.tfds import Images
+from jaxbig.data.imagenet import imagenet
 from jaxbig.experiment import Experiment
 from jaxbig.mesh import Mesh
 from jaxbig.models.alexnet import AlexNet
@@ -17,7 +17,7 @@ from jaxbig.optim.schedules import WarmupCosine
 
 
 def config() -> Experiment:
-    data = Images(name="imagenet2012", batch=128, size=227, classes=1000, eval_split="validation")
+    data = imagenet(batch=128, size=227)
     return Experiment(
         model=AlexNet(classes=data.classes, dtype="bfloat16"),
         objective=Classification(classes=data.classes),

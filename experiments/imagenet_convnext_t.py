@@ -1,13 +1,15 @@
 """ConvNeXt-T on ImageNet, in 300 epochs.
 
-    tfds build imagenet2012 --file_format=array_record
+    jaxbig data prepare imagenet_convnext_t
     jaxbig train imagenet_convnext_t
 
 It has not been run here at full size; it needs the data. Batch, rate, warm-up of 20 epochs, weight decay, drop path
-and label smoothing of Liu et al. (2022); without their mixup, cutmix, RandAugment, random erasing and averaging.
+label smoothing, RandAugment, random erasing, mixup and CutMix of Liu et al. (2022); without averaging.
 """
 
-from jaxbig.data.tfds import Images
+from jaxbig.data.augment import CutMix, Either, Erasing, Mixup
+from jaxbig.data.imagenet import imagenet
+from jaxbig.data.randaugment import RandAugment
 from jaxbig.experiment import Experiment
 from jaxbig.mesh import Mesh
 from jaxbig.models.convnext import ConvNeXt
@@ -17,7 +19,12 @@ from jaxbig.optim.schedules import WarmupCosine
 
 
 def config() -> Experiment:
-    data = Images(name="imagenet2012", batch=4096, size=224, classes=1000, eval_split="validation")
+    data = imagenet(
+        batch=4096,
+        more=(RandAugment(layers=2, magnitude=9),),
+        last=(Erasing(probability=0.25),),
+        mix=(Either(first=Mixup(alpha=0.8), second=CutMix(alpha=1.0)),),
+    )
     return Experiment(
         model=ConvNeXt(classes=data.classes, drop_path=0.1, dtype="bfloat16"),
         objective=Classification(classes=data.classes, smoothing=0.1),

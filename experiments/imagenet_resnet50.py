@@ -1,14 +1,13 @@
 """ResNet-50 on ImageNet, in 90 epochs.
 
-    tfds build imagenet2012 --file_format=array_record
+    jaxbig data prepare imagenet_resnet50
     jaxbig train imagenet_resnet50
 
 It has not been run here at full size; it needs the data. Rate 0.1 for each 256 rows, five epochs of warm-up and
-weight decay as Goyal et al. (2017), half a cosine and label smoothing as He et al. (2019); without their random
-crops and flips.
+weight decay as Goyal et al. (2017), half a cosine and label smoothing as He et al. (2019).
 """
 
-from jaxbig.data.tfds import Images
+from jaxbig.data.imagenet import imagenet
 from jaxbig.experiment import Experiment
 from jaxbig.mesh import Mesh
 from jaxbig.models.resnet import resnet
@@ -18,7 +17,7 @@ from jaxbig.optim.schedules import WarmupCosine
 
 
 def config() -> Experiment:
-    data = Images(name="imagenet2012", batch=1024, size=224, classes=1000, eval_split="validation")
+    data = imagenet(batch=1024)
     return Experiment(
         model=resnet(50, classes=data.classes, dtype="bfloat16"),
         objective=Classification(classes=data.classes, smoothing=0.1),

@@ -1,11 +1,13 @@
-"""ViT-S/16 on ImageNet-1k, 90 epochs, as Beyer et al. (2022), but for their augmentation.
+"""ViT-S/16 on ImageNet-1k, 90 epochs, as Beyer et al. (2022).
 
     jaxbig train imagenet_vit_s16
 
-Full size, not run here: TFDS has to prepare its data first; `show` tells what it is.
+Full size, not run here: `jaxbig data prepare` fetches its data first; `--smoke` tries it without.
 """
 
-from jaxbig.data.tfds import Images
+from jaxbig.data.augment import Mixup
+from jaxbig.data.imagenet import imagenet
+from jaxbig.data.randaugment import RandAugment
 from jaxbig.experiment import Experiment
 from jaxbig.mesh import Mesh
 from jaxbig.models.vit import ViT
@@ -15,7 +17,7 @@ from jaxbig.optim.schedules import WarmupCosine
 
 
 def config() -> Experiment:
-    data = Images(name="imagenet2012", batch=1024, size=224, classes=1000, eval_split="validation")
+    data = imagenet(batch=1024, more=(RandAugment(layers=2, magnitude=10),), mix=(Mixup(alpha=0.2),))
     return Experiment(
         model=ViT(classes=data.classes, pooling="average", positions="sincos", dtype="bfloat16"),
         objective=Classification(classes=data.classes),

@@ -2,10 +2,12 @@
 
     jaxbig train imdb_lstm
 
-Full size, not run here: its tokenizer is not there yet, so `train` refuses it; `show` tells what it is.
+Full size, not run here: `jaxbig data prepare` fetches its data first; `--smoke` tries it without.
 """
 
-from jaxbig.data.tfds import Sentences
+from jaxbig.data.text import Sentences
+from jaxbig.data.tfds import Tfds
+from jaxbig.data.tokenizers import BytePairs
 from jaxbig.experiment import Experiment
 from jaxbig.mesh import Mesh
 from jaxbig.models.recurrent import RNN
@@ -16,7 +18,7 @@ from jaxbig.optim.schedules import WarmupCosine
 
 def config() -> Experiment:
     data = Sentences(
-        name="imdb_reviews", feature="text", batch=64, length=512, vocab=20_000, classes=2, eval_split="test"
+        records=Tfds("imdb_reviews"), tokenizer=BytePairs(vocab=20_000), batch=64, length=512, classes=2
     )
     return Experiment(
         model=RNN(

@@ -2,10 +2,12 @@
 
     jaxbig train lm1b_transformer
 
-Full size, not run here: its tokenizer is not there yet, so `train` refuses it; `show` tells what it is.
+Full size, not run here: `jaxbig data prepare` fetches its data first; `--smoke` tries it without.
 """
 
-from jaxbig.data.tfds import Tokens
+from jaxbig.data.text import Tokens
+from jaxbig.data.tfds import Tfds
+from jaxbig.data.tokenizers import BytePairs
 from jaxbig.experiment import Experiment
 from jaxbig.mesh import Mesh
 from jaxbig.models.language import Decoder
@@ -15,7 +17,7 @@ from jaxbig.optim.schedules import WarmupInverseRoot
 
 
 def config() -> Experiment:
-    data = Tokens(name="lm1b", batch=256, length=128, vocab=30_000, eval_split="test")
+    data = Tokens(records=Tfds("lm1b"), tokenizer=BytePairs(vocab=30_000), batch=256, length=128, packed=True)
     return Experiment(
         model=Decoder(vocab=data.vocab, depth=6, width=512, heads=8, dropout=0.1, dtype="bfloat16"),
         objective=NextToken(vocab=data.vocab),

@@ -1,12 +1,13 @@
 """The conv net of PyTorch's MNIST example, on MNIST.
 
-    tfds build mnist --file_format=array_record
+    jaxbig data prepare mnist_convnet
     jaxbig train mnist_convnet
 
 It has not been run here; it needs the data. 30 epochs with AdamW.
 """
 
-from jaxbig.data.tfds import Images
+from jaxbig.data.images import Images
+from jaxbig.data.tfds import Tfds
 from jaxbig.experiment import Experiment
 from jaxbig.mesh import Mesh
 from jaxbig.models.convolutional import Conv, ConvNet, Dense, Dropout, Pool
@@ -16,7 +17,7 @@ from jaxbig.optim.schedules import WarmupCosine
 
 
 def config() -> Experiment:
-    data = Images(name="mnist", batch=128, size=28, channels=1, classes=10)
+    data = Images(records=Tfds("mnist"), batch=128, size=28, channels=1, classes=10)
     convolutions = (Conv(32, padding="valid"), Conv(64, padding="valid"), Pool())
     return Experiment(
         model=ConvNet(layers=(*convolutions, Dropout(0.25), Dense(128), Dropout(0.5)), classes=data.classes),

@@ -2,30 +2,38 @@
 
     jaxbig train sst2_bert
 
-Full size, not run here: its tokenizer is not there yet, so `train` refuses it; `show` tells what it is.
+Full size, not run here: `jaxbig data prepare` fetches its data first; `--smoke` tries it without.
 """
 
 import dataclasses
 
 from experiments import wikipedia_bert_base
-from jaxbig.data.tfds import Sentences
+from jaxbig.data.text import Sentences
+from jaxbig.data.tfds import Tfds
 from jaxbig.experiment import Experiment, InitializeFrom
 from jaxbig.objectives.classification import Classification
 from jaxbig.optim.optimizers import AdamW
 from jaxbig.optim.schedules import WarmupLinear
 
+BEFORE = "runs/wikipedia_bert_base"
+
 
 def config() -> Experiment:
     parent = wikipedia_bert_base.config()
     data = Sentences(
-        name="glue/sst2", feature="sentence", batch=32, length=128, vocab=30_522, classes=2, eval_split="validation"
+        records=Tfds("glue/sst2", eval_split="validation"),
+        tokenizer=dataclasses.replace(parent.data.tokenizer, file=f"{BEFORE}/tokenizer.json"),  # type: ignore[attr-defined]
+        feature="sentence",
+        batch=32,
+        length=128,
+        classes=2,
     )
     return dataclasses.replace(
         parent,
         model=parent.model.clone(classes=data.classes, pooling="mean"),
         objective=Classification(classes=data.classes),
         data=data,
-        initialize_from=InitializeFrom(run="runs/wikipedia_bert_base", pattern="^(tokens|positions|types|norm|blocks)"),
+        initialize_from=InitializeFrom(run=BEFORE, pattern="^(tokens|positions|types|norm|blocks)"),
         optimizer=AdamW(rate=WarmupLinear(peak=2e-5, warmup=630), weight_decay=0.01, clip=1.0),
         steps=6_300,
         evaluate_every=1_000,

@@ -2,10 +2,12 @@
 
     jaxbig train wikipedia_bert_base
 
-Full size, not run here: its tokenizer is not there yet, so `train` refuses it; `show` tells what it is.
+Full size, not run here: `jaxbig data prepare` fetches its data first; `--smoke` tries it without.
 """
 
-from jaxbig.data.tfds import TokenRows
+from jaxbig.data.text import TokenRows
+from jaxbig.data.tfds import Tfds
+from jaxbig.data.tokenizers import BytePairs
 from jaxbig.experiment import Experiment
 from jaxbig.mesh import Mesh
 from jaxbig.models.language import Encoder
@@ -16,16 +18,14 @@ from jaxbig.optim.schedules import WarmupLinear
 
 def config() -> Experiment:
     data = TokenRows(
-        name="wikipedia/20230601.en",
+        records=Tfds("wikipedia/20230601.en", train_split="train[1%:]", eval_split="train[:1%]"),
+        tokenizer=BytePairs(vocab=30_522, specials=("<end>", "<mask>")),
         batch=256,
         length=512,
-        vocab=30_522,
-        train_split="train[1%:]",
-        eval_split="train[:1%]",
     )
     return Experiment(
         model=Encoder(vocab=data.vocab, depth=12, width=768, heads=12, types=2, dropout=0.1, dtype="bfloat16"),
-        objective=MaskedToken(vocab=data.vocab, mask_token=103),
+        objective=MaskedToken(vocab=data.vocab, mask_token=data.mask_token),
         data=data,
         optimizer=AdamW(rate=WarmupLinear(peak=1e-4, warmup=10_000), weight_decay=0.01, clip=1.0),
         mesh=Mesh(data=-1),

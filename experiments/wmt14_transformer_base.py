@@ -2,10 +2,12 @@
 
     jaxbig train wmt14_transformer_base
 
-Full size, not run here: its tokenizer is not there yet, so `train` refuses it; `show` tells what it is.
+Full size, not run here: `jaxbig data prepare` fetches its data first; `--smoke` tries it without.
 """
 
-from jaxbig.data.tfds import Pairs
+from jaxbig.data.text import Pairs
+from jaxbig.data.tfds import Tfds
+from jaxbig.data.tokenizers import BytePairs
 from jaxbig.experiment import Experiment
 from jaxbig.mesh import Mesh
 from jaxbig.models.language import EncoderDecoder
@@ -16,13 +18,12 @@ from jaxbig.optim.schedules import WarmupInverseRoot
 
 def config() -> Experiment:
     data = Pairs(
-        name="wmt14_translate/de-en",
+        records=Tfds("wmt14_translate/de-en", eval_split="validation"),
+        tokenizer=BytePairs(vocab=37_000, specials=("<start>", "<end>")),
         source_feature="en",
         target_feature="de",
-        eval_split="validation",
         batch=512,
         length=128,
-        vocab=37_000,
     )
     return Experiment(
         model=EncoderDecoder(vocab=data.vocab, depth=6, width=512, heads=8, dropout=0.1, dtype="bfloat16"),

@@ -5,6 +5,7 @@ import difflib
 import logging
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from jaxbig.errors import Failed, Refused
 from jaxbig.evaluate import evaluate_run
 from jaxbig.experiment import Experiment, available, flat, load, summary
 from jaxbig.gradient import fix_threads
+from jaxbig.inspection import inspect
 from jaxbig.loop import fit
 from jaxbig.mesh import in_words
 from jaxbig.options import lasting, parse
@@ -27,8 +29,9 @@ from jaxbig.planning.chips import parse_topology
 from jaxbig.planning.compile import measure
 from jaxbig.planning.flags import flags
 from jaxbig.planning.search import ranking, search
-from jaxbig.processes import join, leading
+from jaxbig.processes import first, join, leading
 from jaxbig.show import show
+from jaxbig.smoke import smoke
 from jaxbig.tracking.metrics import to_json_text
 from jaxbig.tracking.screen import Screen, table
 
@@ -110,8 +113,15 @@ class Train(OfRun):
     fork: Flag = False
     """Where the folder holds another run: begin anew there from that run's weights, and keep it aside."""
 
+    smoke: Flag = False
+    """Two steps and an evaluation of a small sibling, on made-up records where the data is not here; in a folder of its
+    own, which is emptied first."""
+
     def __call__(self) -> int:
         screen = self.join()
+        if self.smoke:
+            result = fit(smoke(self.experiment), self.emptied(), screen)
+            return self.emit(result, ("", rows("smoke test", dict(flat(result["metrics"])))))
         result = fit(self.experiment, self.folder, screen, self.fork)
         if not leading():
             return INTERRUPTED if result["interrupted"] else DONE
@@ -128,6 +138,52 @@ class Train(OfRun):
         ]
         screen.result(f"{self.name} is done", result, self.folder, hints)
         return DONE
+
+
+    def emptied(self) -> Path:
+        """The folder of a smoke test, with nothing in it."""
+        folder = self.workdir or Path("runs") / f"{self.folder.name}-smoke"
+        first(lambda: shutil.rmtree(folder, ignore_errors=True))
+        return folder
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataPrepare(OfExperiment):
+    """Fetches the experiment's data, where it comes over the network, and makes it ready to read."""
+
+    def __call__(self) -> int:
+        self.experiment.data.fetch()
+        identity = self.experiment.data.prepare()
+        sizes = {f"{split} examples": len(self.experiment.data.source(split)) for split in ("train", "eval")}
+        return self.emit({"identity": identity, **sizes}, ("", rows("prepared", {"identity": identity, **sizes})))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataInspect(OfExperiment):
+    """What the model will see: the batch of a step, as a picture or as text, and what is in it."""
+
+    step: int = 0
+    """After so many steps; the batch is the one that the next step takes."""
+    split: str = "train"
+    """train or eval."""
+    batches: int = 1
+    """Of how many batches, from that one on, classes and padding are counted."""
+    picture: Path | None = None
+    """Where images are drawn; NAME-train-STEP.png in this folder if it is not given."""
+
+    def __call__(self) -> int:
+        self.experiment.check()
+        self.experiment.data.prepare()
+        picture = self.picture or Path(f"{Path(self.name).stem}-{self.split}-{self.step}.png")
+        found = inspect(self.experiment, self.step, self.split, self.batches, picture)
+        told = {name: value for name, value in found.items() if name not in ("fields", "rows", "classes")}
+        return self.emit(
+            found,
+            ("", rows("batch", told)),
+            ("\nfields", found["fields"]),
+            *[("\nclasses", rows("class", found["classes"]))] * bool(found["classes"]),
+            *[("\nrows", found["rows"])] * bool(found["rows"]),
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -241,7 +297,9 @@ class Flags(Verb):
 
 
 VERBS: dict[str, Any] = {
-    verb.__name__.lower(): verb for verb in (List, Show, Plan, Check, Train, Evaluate, Compare, Bench, Flags)
+    **{verb.__name__.lower(): verb for verb in (List, Show, Plan, Check, Train, Evaluate, Compare, Bench, Flags)},
+    "data prepare": DataPrepare,
+    "data inspect": DataInspect,
 }
 
 
@@ -274,6 +332,8 @@ def run(arguments: Sequence[str]) -> int:
         table([{"verb": name, "does": verb.__doc__} for name, verb in VERBS.items()])
         return DONE
     word, *rest = arguments
+    if word == "data" and rest:
+        word, *rest = f"data {rest[0]}", *rest[1:]
     if word not in VERBS:
         near = difflib.get_close_matches(word, VERBS, n=1, cutoff=0.0)[0]
         raise Refused(f"no verb {word!r}: the nearest is {near}; all are {', '.join(VERBS)}.")

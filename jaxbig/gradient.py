@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxbig import keys
+from jaxbig.data.base import Data
 from jaxbig.dtypes import exact
 from jaxbig.errors import Refused
 from jaxbig.experiment import Experiment
@@ -24,6 +25,8 @@ from jaxbig.mesh import ROWS
 from jaxbig.models.experts import LOSSES
 from jaxbig.objectives.base import Batch, Sum, Sums
 
+PLACE = "place"
+"""The field of a batch that says where in the whole batch each row is."""
 BY_ROW = "carry"
 """The collection whose arrays have a row for each row of the batch."""
 Gradient = Callable[..., tuple[Any, Sums, Any]]
@@ -40,7 +43,10 @@ def make_loss(experiment: Experiment, mean: bool = True) -> Callable[..., tuple[
         key = keys.at_step(experiment.seed, "objective", step)
         dropout = keys.at_step(experiment.seed, "dropout", step)
         rngs = {"dropout": dropout if part is None else jax.random.fold_in(dropout, part)}
-        objective = lambda forward: experiment.objective(forward, batch, key, True)  # noqa: E731
+        rows = dict(batch)
+        if (places := rows.pop(PLACE, None)) is not None:
+            rows = experiment.data.transform(rows, row_keys(experiment, "augment", step, places), True)
+        objective = lambda forward: experiment.objective(forward, rows, key, True)  # noqa: E731
         apply = nn.apply(objective, experiment.model, mutable=[*variables, LOSSES])
         sums, variables = apply({"params": params, **variables}, rngs=rngs)
         sums = with_losses(sums, variables.pop(LOSSES, {}))
@@ -48,6 +54,12 @@ def make_loss(experiment: Experiment, mean: bool = True) -> Callable[..., tuple[
         return value if scale is None else value * scale, (sums, variables)
 
     return loss
+
+
+def row_keys(experiment: Experiment, name: str, step: jax.Array | int, places: jax.Array) -> jax.Array:
+    """The key of each row of a batch by its place there, [B]."""
+    key = keys.at_step(experiment.seed, name, step)
+    return jax.vmap(lambda place: jax.random.fold_in(key, place))(places)
 
 
 def with_losses(sums: Sums, terms: Any) -> Sums:
@@ -62,10 +74,26 @@ def with_losses(sums: Sums, terms: Any) -> Sums:
 def make_gradient(experiment: Experiment, mesh: jax.sharding.Mesh) -> Gradient:
     """The one that the experiment asks for."""
     if experiment.reproducible:
-        find = in_fixed_order(experiment, mesh)
+        find = with_places(in_fixed_order(experiment, mesh), experiment)
     else:
-        find = in_parts(experiment) if experiment.accumulate > 1 else at_once(experiment)
+        find = with_places(in_parts(experiment) if experiment.accumulate > 1 else at_once(experiment), experiment)
     return float32_sums(find) if experiment.precision.sums == "float32" else find
+
+
+def with_places(find: Gradient, experiment: Experiment) -> Gradient:
+    """The same, of batches whose rows know their places, if the data does something to them in the step."""
+    if not transforms(experiment.data):
+        return find
+
+    def gradient(params: Any, variables: Any, batch: Batch, *rest: Any) -> Any:
+        return find(params, variables, {**batch, PLACE: jnp.arange(batch["mask"].shape[0])}, *rest)
+
+    return gradient
+
+
+def transforms(data: Data) -> bool:
+    """Whether the data does something to its batches in the step."""
+    return type(data).transform is not Data.transform
 
 
 def check_parts(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
@@ -187,12 +215,19 @@ def unscaled(gradient: Any, scale: jax.Array | None) -> Any:
 
 
 def strided(count: int, x: jax.Array) -> jax.Array:
-    """[B, ...] -> [count, B / count, ...], every count-th row: so each device keeps the rows it has."""
-    return jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0)
+    """[B, ...] -> [count, B / count, ...], every count-th pair of rows, or row where parts are odd: so each device keeps
+    the rows it has."""
+    rows = x.shape[0] // count
+    pair = 2 if rows % 2 == 0 else 1
+    x = jnp.moveaxis(x.reshape(rows // pair, count, pair, *x.shape[1:]), 1, 0)
+    return x.reshape(count, rows, *x.shape[3:])
 
 
 def unstrided(x: jax.Array) -> jax.Array:
-    return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
+    """The inverse: [count, B / count, ...] -> [B, ...]."""
+    count, rows = x.shape[:2]
+    pair = 2 if rows % 2 == 0 else 1
+    return jnp.moveaxis(x.reshape(count, rows // pair, pair, *x.shape[2:]), 0, 1).reshape(-1, *x.shape[2:])
 
 
 def added(x: jax.Array) -> jax.Array:

@@ -166,8 +166,10 @@ def evaluate(program: Program, state: TrainState, source: Source) -> dict[str, f
     mine = local_rows(program.mesh, batch)
     sums: Sums = {}
     before = None
-    for number in range(eval_steps(source, batch) + 1):
-        last = number == eval_steps(source, batch)  # each batch is added while the devices have the next
+    count = eval_steps(source, batch)
+    count = min(count, program.experiment.evaluate_batches or count)
+    for number in range(count + 1):
+        last = number == count  # each batch is added while the devices have the next
         now = None
         if not last:
             now, variables = program.eval_step(state, put(eval_batch(source, number, batch, mine), program.mesh))

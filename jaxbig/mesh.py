@@ -247,7 +247,10 @@ def parameter_shardings(boxed: Any, mesh: jax.sharding.Mesh, rules: Rules = RULE
     shardings = nn.logical_to_mesh_sharding(logical, mesh, rules)
     asked = dict(reversed(rules))  # the first rule of each name
     names, placed = leaves(logical), leaves(shardings)
-    for path, leaf in leaves(nn.meta.unbox(boxed)).items():
+    box = nn.meta.AxisMetadata
+    # `nn.meta.unbox` would place what has no place yet, where another program's mesh is active
+    shapes = jax.tree.map(lambda x: x.value if isinstance(x, box) else x, boxed, is_leaf=lambda x: isinstance(x, box))  # type: ignore[attr-defined]
+    for path, leaf in leaves(shapes).items():
         for size, name, axes in zip(leaf.shape, names[path], placed[path].spec, strict=False):
             said = f"parameter {path} of shape {tuple(leaf.shape)}: its axis '{name}' of {size}"
             if name is not None and name not in asked:

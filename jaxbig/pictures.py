@@ -13,7 +13,7 @@ from jaxbig.data.base import Data, Rows, Source
 from jaxbig.data.stream import eval_batch
 from jaxbig.mesh import put
 from jaxbig.state import TrainState, leaves
-from jaxbig.step import Program
+from jaxbig.step import Program, transformed
 
 
 def draw_attention(program: Program, state: TrainState, source: Source, file: Path) -> bool:
@@ -34,7 +34,7 @@ def _look(program: Program, state: TrainState, batch: Any) -> dict[str, jax.Arra
     """What is sown as `attention`, by path, in an evaluation of a batch."""
     experiment = program.experiment
     key = keys.stream(experiment.seed, "evaluation")
-    evaluate = lambda forward: experiment.objective(forward, batch, key, False)  # noqa: E731
+    evaluate = lambda forward: experiment.objective(forward, transformed(experiment, batch), key, False)  # noqa: E731
     apply = nn.apply(evaluate, experiment.model, mutable=["intermediates", *state.variables])
     _, variables = apply({"params": state.params, **state.variables})
     sown = leaves(variables.get("intermediates", {}))

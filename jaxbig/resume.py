@@ -15,7 +15,7 @@ from jaxbig.precision import begun_with
 from jaxbig.processes import agree, first
 from jaxbig.state import TrainState, path_name
 from jaxbig.step import Program
-from jaxbig.tracking.metrics import write_json
+from jaxbig.tracking.metrics import write_atomically, write_json
 from jaxbig.workdir import describe, read_run
 
 log = logging.getLogger("jaxbig")
@@ -114,6 +114,8 @@ def write_run(
             log.info("going on with changes (a schedule follows the new steps): %s", "; ".join(changes))
     began = {"step": weights.step, "state_sha256": weights.state_sha256} if weights else (run or {}).get("weights")
     starts = [*(run or {}).get("starts", []), now["started"]]
+    for name, content in program.experiment.data.kept().items():
+        write_atomically(workdir / name, content)
     write_json(workdir / "run.json", {**now, "weights": began, "starts": starts})
 
 

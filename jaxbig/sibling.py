@@ -69,6 +69,14 @@ def random_batch(experiment: Experiment, seed: int = 0) -> Rows:
             rows[field] = np.ones(each.shape, each.dtype)
         elif field == "lengths":
             rows[field] = np.full(each.shape, spec["inputs"].shape[1] // 2, each.dtype)
+        elif field == "sizes":
+            rows[field] = np.full(each.shape, spec["inputs"].shape[1], each.dtype)
+        elif field == "segments":
+            rows[field] = np.ones(each.shape, each.dtype)
+        elif field == "positions":
+            rows[field] = np.tile(np.arange(each.shape[1], dtype=each.dtype), (each.shape[0], 1))
+        elif each.dtype == np.uint8:
+            rows[field] = draw.integers(0, 256, each.shape, np.uint8)
         elif np.issubdtype(each.dtype, np.integer):
             rows[field] = draw.integers(0, getattr(experiment.data, kinds[field]), each.shape).astype(each.dtype)
         else:

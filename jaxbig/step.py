@@ -16,7 +16,7 @@ import optax
 from jaxbig import keys
 from jaxbig.dtypes import exact
 from jaxbig.experiment import Experiment
-from jaxbig.gradient import check_parts, make_gradient
+from jaxbig.gradient import check_parts, make_gradient, row_keys, transforms
 from jaxbig.mesh import (
     Rules,
     activate,
@@ -118,10 +118,19 @@ def make_init(experiment: Experiment) -> Callable[[], Any]:
     def init_variables() -> Any:
         key = keys.stream(experiment.seed, "init")
         zeros = {name: jnp.zeros(s.shape, s.dtype) for name, s in experiment.data.spec().items()}
+        zeros = transformed(experiment, zeros)
         init = nn.init(lambda forward: experiment.objective(forward, zeros, key, False), experiment.model)
         return dict(init({"params": key}))
 
     return init_variables
+
+
+def transformed(experiment: Experiment, batch: Batch) -> Batch:
+    """The batch as the objective gets it in evaluation."""
+    if not transforms(experiment.data):
+        return batch
+    places = jnp.arange(batch["mask"].shape[0])
+    return experiment.data.transform(batch, row_keys(experiment, "evaluation", 0, places), False)
 
 
 def make_train_step(
@@ -148,8 +157,8 @@ def make_eval_step(experiment: Experiment) -> Callable[[TrainState, Batch], tupl
     """`(state, batch) -> (sums, variables)`, without dropout; only what is carried from batch to batch changes."""
 
     def eval_step(state: TrainState, batch: Batch) -> tuple[Sums, Any]:
-        key = keys.stream(experiment.seed, "evaluation")
-        objective = lambda forward: experiment.objective(forward, batch, key, False)  # noqa: E731
+        key, rows = keys.stream(experiment.seed, "evaluation"), transformed(experiment, batch)
+        objective = lambda forward: experiment.objective(forward, rows, key, False)  # noqa: E731
         apply = nn.apply(objective, experiment.model, mutable=list(state.variables))
         return apply({"params": state.params, **state.variables})
 

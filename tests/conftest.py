@@ -72,11 +72,12 @@ def small(name: str, **changes: Any) -> Experiment:
     if hasattr(data, "length"):
         data = dataclasses.replace(data, length=32)
     if getattr(data, "size", 0) > 32:
-        data = dataclasses.replace(data, size={"AlexNet": 67}.get(type(model).__name__, 32))
+        size = {"AlexNet": 67}.get(type(model).__name__, 32)
+        data = dataclasses.replace(data, size=size, canvas=2 * size)
     if getattr(data, "vocab", 0) > 300:
-        data = dataclasses.replace(data, vocab=128)
+        data = dataclasses.replace(data, tokenizer=dataclasses.replace(data.tokenizer, vocab=128))
         fields["vocab"] = 128
-        tokens = {"vocab": 128, "start": 126, "end": 127, "mask_token": 103, "chunks": 8}
+        tokens = {"vocab": 128, "chunks": 8}
         objective = dataclasses.replace(objective, **{k: v for k, v in tokens.items() if hasattr(objective, k)})
     model = dataclasses.replace(model, **fields)
     initialize_from = dataclasses.replace(experiment.initialize_from, run="")

@@ -299,7 +299,7 @@ def test_the_text_is_the_library_without_its_tests(pytext: Any) -> None:
 
 def test_a_split_is_its_files_in_order_of_name_each_with_a_0_after_it(pytext: Any, folder: Path) -> None:
     for split, files in pytext.items():
-        assert PyText(batch=1).text(split).tobytes() == b"".join(files[name] + b"\0" for name in sorted(files))
+        assert PyText(batch=1).joined(split).tobytes() == b"".join(files[name] + b"\0" for name in sorted(files))
 
 
 def test_the_identity_is_of_the_bytes(pytext: Any, folder: Path, tmp_path: Path, monkeypatch: Any) -> None:

@@ -1,17 +1,13 @@
-"""Contiguous reading, the small data sets made on this machine, and those of the catalogue where they stand."""
+"""Contiguous reading, the small data sets made on this machine."""
 
 import datetime
-import io
-import socket
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
 import sklearn.datasets
-import tensorflow_datasets as tfds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,12 +15,10 @@ from jaxbig.data import dates
 from jaxbig.data.base import Data, Rows
 from jaxbig.data.dates import FORMATS, Dates, decode, encode, written
 from jaxbig.data.diabetes import Diabetes
-from jaxbig.data.prepared import Arrays, Builder, prepared
+from jaxbig.data.prepared import Arrays
 from jaxbig.data.pymodule import LONGEST, PACKAGES, PyModule
 from jaxbig.data.pytext import PlainWindows, PyText, PyTextRows, Windows, held_out, library_files
 from jaxbig.data.stream import eval_batch, eval_steps, train_batch, train_batches
-from jaxbig.data.tfds import Catalogue, Images, Pairs, Sentences, TokenRows, Tokens
-from jaxbig.errors import Refused
 
 few = settings(max_examples=20, deadline=None)
 SOME = st.integers(1, 300), st.integers(1, 9), st.integers(1, 7)  # bytes of a text, length of a window, rows
@@ -248,151 +242,3 @@ def test_lines_are_of_their_package_and_in_no_training_file() -> None:
             assert {package for package, _ in where[line]} == {PACKAGES[target]}
             assert split == ("eval" if all(held for _, held in where[line]) else "train")
     assert len(seen) == len(set(seen)) > 20_000
-
-
-# -- the catalogue
-
-PICTURES = np.random.default_rng(0).integers(0, 256, (4, 28, 28, 1), dtype=np.uint8)
-COLOURS = np.random.default_rng(1).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
-TEXTS = ["one", "zwei - größer", "a very long text, longer than all", ""]
-RECORDS: dict[str, list[dict[str, Any]]] = {
-    "mnist": [{"image": picture, "label": i + 3} for i, picture in enumerate(PICTURES)],
-    "cifar10": [{"image": picture, "label": i, "id": f"{i}"} for i, picture in enumerate(COLOURS)],
-    "imdb_reviews": [{"text": text, "label": i % 2} for i, text in enumerate(TEXTS)],
-    "lm1b": [{"text": text} for text in TEXTS],
-    "wmt": [{"en": text, "de": text.upper()} for text in TEXTS],
-}
-
-
-def png(pixels: np.ndarray) -> io.BytesIO:
-    file = io.BytesIO()
-    image = pytest.importorskip("PIL.Image")
-    image.fromarray(pixels.squeeze()).save(file, "png")
-    file.seek(0)
-    return file
-
-
-def builder_class(name: str) -> type[Builder]:
-    """A data set of that name with the catalogue's own features (but wmt, that is made up) and our few records."""
-    if name == "wmt":
-        features: dict[str, Any] = dict(tfds.features.Translation(("en", "de")))
-    else:
-        with tfds.testing.mock_data():  # asks no network
-            features = dict(tfds.builder(name).info.features)  # type: ignore[arg-type]
-
-    def records(self: Any) -> dict[str, Any]:
-        return {"train": RECORDS[name], "test": RECORDS[name][:3]}
-
-    def examples(self: Any, records: Any) -> Any:
-        for number, record in enumerate(records):  # TFDS makes a PNG of pixels with TensorFlow alone
-            yield number, record | ({"image": png(record["image"])} if "image" in record else {})
-
-    fields = {"features": lambda self: features, "records": records, "_generate_examples": examples, "name": name}
-    if name == "imdb_reviews":
-        fields["BUILDER_CONFIGS"] = [tfds.core.BuilderConfig(name="plain_text")]
-    with tfds.core.registered.skip_registration():  # the catalogue has one of that name
-        return type(name, (Builder,), {**fields, "__module__": __name__})
-
-
-@pytest.fixture(scope="module")
-def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which those data sets stand prepared."""
-    pytest.importorskip("PIL")
-    folder = tmp_path_factory.mktemp("catalogue")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TFDS_DATA_DIR", str(folder))
-        for name in RECORDS:
-            prepared(builder_class(name))
-    return folder
-
-
-@pytest.fixture
-def here(catalogue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TFDS_DATA_DIR", str(catalogue))
-    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("the network was asked"))
-
-
-MNIST = Images(name="mnist", batch=2, size=28, channels=1, classes=10)
-CATALOGUE: list[Catalogue] = [
-    MNIST,
-    Images(name="cifar10", batch=2, size=16, classes=10),
-    Images(name="mnist", batch=2, size=32, classes=10),
-    Images(name="cifar10", batch=2, size=32, channels=1, classes=10),
-    Tokens(name="lm1b", batch=2, length=8),
-    TokenRows(name="lm1b", batch=2, length=8),
-    Sentences(name="imdb_reviews", batch=2, length=8, classes=2),
-    Pairs(name="wmt", batch=2, length=8, source_feature="en", target_feature="de"),
-]
-
-
-@pytest.mark.parametrize("data", CATALOGUE, ids=lambda data: f"{type(data).__name__}-{data.name}")
-def test_the_catalogue_has_the_shapes_that_were_said(data: Catalogue, here: None) -> None:
-    assert data.prepare() == data.prepare()
-    for split, size in (("train", 4), ("eval", 3)):
-        source = data.source(split)
-        assert len(source) == size
-        for batch in (train_batch(source, 0, 1, 2), eval_batch(source, 1, 2)):
-            assert specs(batch) == data.spec()
-        some = source.rows(np.array([2, 0, 2]))  # in any order
-        assert all(np.array_equal(some[name], rows[[2, 0, 2]]) for name, rows in everything(data, split).items())
-
-
-def test_images_are_of_0_to_1(here: None) -> None:
-    rows = everything(MNIST, "train")
-    np.testing.assert_array_equal(rows["inputs"], PICTURES.astype(np.float32) / 255)
-    assert rows["targets"].tolist() == [3, 4, 5, 6]
-
-
-def test_an_image_is_scaled_by_its_shorter_side_and_cut_to_its_middle(here: None) -> None:
-    from jaxbig.data.tfds import fitted
-
-    wide = np.zeros((8, 16, 3), np.uint8)
-    wide[:, 2:14] = 200  # the middle square, and as much around it as a pixel is a mean of
-    assert np.all(fitted(wide, 4, 3) == 200) and np.all(fitted(wide, 8, 1) == 200)
-    assert np.all(fitted(np.swapaxes(wide, 0, 1), 16, 3) == 200)
-    # half as wide, each pixel is a mean of 4 x 4 under a triangle, so a ramp stays one
-    ramp = np.broadcast_to(np.arange(0, 128, 4, dtype=np.uint8)[:, None, None], (32, 32, 3))
-    half = fitted(np.ascontiguousarray(ramp), 16, 3)[:, :, 0].astype(float)
-    np.testing.assert_allclose(half[1:-1, 5], np.arange(2 + 8, 120, 8), atol=1)
-    assert fitted(PICTURES[0], 28, 3).shape == (28, 28, 3)
-
-
-def test_texts_are_bytes_ended_by_0(here: None) -> None:
-    rows = everything(CATALOGUE[4], "train")
-    one, long = [ord(letter) for letter in "one"], [ord(letter) for letter in TEXTS[2][:8]]
-    assert rows["targets"][0].tolist() == [*one, 0, 0, 0, 0, 0] and rows["mask"][0].tolist() == [1] * 4 + [0] * 4
-    assert rows["inputs"][0].tolist() == [0, *one, 0, 0, 0, 0]
-    assert rows["targets"][2].tolist() == long and rows["inputs"][2].tolist() == [0, *long[:-1]]
-    assert rows["mask"].sum(1).tolist() == [4, 8, 8, 1]
-    plain = everything(CATALOGUE[5], "train")
-    assert np.array_equal(plain["inputs"], rows["targets"]) and np.array_equal(plain["mask"], rows["mask"])
-    sentences = everything(CATALOGUE[6], "train")
-    assert np.array_equal(sentences["inputs"], rows["targets"]) and sentences["lengths"].tolist() == [4, 8, 8, 1]
-    assert sentences["targets"].tolist() == [0, 1, 0, 1] and sentences["mask"].tolist() == [1] * 4
-
-
-def test_pairs_end_with_the_end(here: None) -> None:
-    data, rows = CATALOGUE[7], everything(CATALOGUE[7], "train")
-    assert isinstance(data, Pairs) and (data.start, data.end, data.vocab) == (256, 257, 258)
-    assert rows["inputs"][0].tolist() == [*b"one", 0, 0, 0, 0, 0] and rows["lengths"].tolist() == [4, 8, 8, 1]
-    assert rows["targets"][0].tolist() == [*b"ONE", 257, 0, 0, 0, 0]
-    assert rows["targets"][2].tolist() == [*TEXTS[2].upper().encode()[:7], 257]
-    assert np.all((rows["targets"] == 257).sum(1) == 1)
-
-
-@pytest.mark.parametrize(
-    ("data", "words"),
-    [
-        (Images(name="imagenet2012", batch=2, size=8, classes=5), ("imagenet2012 is not prepared in", "tfds build")),
-        (Sentences(name="glue/sst2", batch=2, length=8, classes=2), ("glue/sst2 is not prepared", "TFDS_DATA_DIR")),
-        (Images(name="mnist:9.0.0", batch=2, size=8, classes=5), ("mnist:9.0.0 is not prepared",)),
-        (Images(name="mnist", batch=2, size=8, classes=5, eval_split="dev"), ("no split 'dev'", "train, test")),
-        (Tokens(name="lm1b", batch=2, length=8, vocab=32_000), ("--data.vocab 32000", "no tokenizer", "which are 256")),
-        (TokenRows(name="lm1b", batch=2, length=8, vocab=256), ("--data.vocab 256", "which are 257")),
-    ],
-    ids=lambda value: value.name if isinstance(value, Catalogue) else "",
-)
-def test_what_cannot_be_read_is_refused_in_one_sentence(data: Catalogue, words: tuple[str, ...], here: None) -> None:
-    with pytest.raises(Refused) as refused:
-        data.prepare()
-    assert all(word in str(refused.value) for word in words), refused.value

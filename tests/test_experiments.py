@@ -84,7 +84,7 @@ def test_without_its_data_it_is_refused_in_a_sentence(
     experiment = load(name)
     with pytest.raises(Refused) as refused:
         experiment.data.prepare()
-    assert experiment.data.name in str(refused.value) or "token" in str(refused.value)  # type: ignore[attr-defined]
+    assert experiment.data.records.name in str(refused.value) and "--smoke" in str(refused.value)  # type: ignore[attr-defined]
 
 
 def test_every_experiment_that_runs_here_names_what_it_has_to_beat() -> None:

@@ -19,9 +19,9 @@ FLOORS = (
     {"experiment"},
     {"gradient"},
     {"step"},
-    {"resume", "show", "pictures", "interop", "sibling"},
+    {"resume", "show", "pictures", "interop", "sibling", "inspection"},
     {"planning"},
-    {"loop", "options"},
+    {"loop", "options", "smoke"},
     {"evaluate", "bench", "compare", "check"},
     {"__main__"},
 )

@@ -36,8 +36,8 @@ EVERY = {"steps": 20, "log_every": 3, "evaluate_every": 8, "checkpoint_every": 5
 class Excerpt(PyText):
     """The first bytes of the text, so that an evaluation takes a moment."""
 
-    def text(self, split: str) -> np.ndarray:
-        return super().text(split)[:5001]
+    def joined(self, split: str) -> np.ndarray:
+        return super().joined(split)[:5001]
 
 
 def shipped(name: str) -> Experiment:

@@ -380,6 +380,46 @@ def test_what_is_computed_anew_is_what_would_have_been_kept(
     close(value_and_gradient(model.clone(remat=remat), p, x, **named), value_and_gradient(model, p, x, **named))
 
 
+@pytest.mark.parametrize(
+    ("group", "more"), [(2, {}), (2, {"remat": "full", "dtype": "bfloat16"}), (3, {"experts": 3})], ids=str
+)
+def test_groups_of_blocks_change_no_gradient_and_no_parameter(group: int, more: dict[str, Any]) -> None:
+    model, x = Decoder(**(SMALL | {"depth": 6}), scan=True, **more), tokens(2, 8)
+    p = weights(model, x)
+    named = {"train": True, "mutable": ["losses"]} if "experts" in more else {"train": True}
+
+    def gradient(model: Decoder) -> Any:
+        def total(p: Any) -> Any:
+            y = model.apply({"params": p}, x, **named)
+            return sum(jnp.sum(jnp.sin(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(y))
+
+        return jax.jit(jax.value_and_grad(total))(p)
+
+    grouped = model.clone(remat_group=group)
+    assert jax.tree.structure(weights(grouped, x)) == jax.tree.structure(p)
+    close(gradient(grouped), gradient(model))
+
+
+def test_groups_of_blocks_keep_less() -> None:
+    x, kept = tokens(64, 16), []
+    jax.config.update("jax_disable_most_optimizations", False)
+    try:
+        for group in (1, 8):
+            model = Decoder(**(SMALL | {"depth": 64}), scan=True, remat="full", remat_group=group)
+            p = jax.eval_shape(lambda model=model: nn.meta.unbox(model.init(KEY, x)))
+            gradient = jax.jit(jax.grad(lambda p, model=model: jnp.sum(jnp.sin(model.apply(p, x, train=True)))))
+            kept.append(gradient.lower(p).compile().memory_analysis().temp_size_in_bytes)
+    finally:
+        jax.config.update("jax_disable_most_optimizations", True)
+    assert kept[1] < 0.7 * kept[0], kept
+
+
+@pytest.mark.parametrize("fields", [{"remat_group": 2}, {"remat_group": 3, "scan": True}], ids=str)
+def test_groups_that_cannot_be_are_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(Refused, match=f"remat_group {fields['remat_group']}.*depth, which is 4"):
+        weights(Decoder(**(SMALL | {"depth": 4}), **fields), tokens(1, 4))
+
+
 def test_each_policy_keeps_less_than_the_one_before_it_and_computes_more() -> None:
     kept, work, x = [], [], tokens(2, 512)
     jax.config.update("jax_disable_most_optimizations", False)  # what is in memory is the full compiler's choice

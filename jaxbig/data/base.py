@@ -53,9 +53,13 @@ class Data(abc.ABC):
     def source(self, split: str) -> Source:
         """The examples of "train" or "eval"; the data is prepared."""
 
+    def fetch(self) -> None:
+        """Brings what is prepared from elsewhere, over the network: `jaxbig data prepare` alone asks for that."""
+
     def transform(self, batch: Batch, keys: jax.Array, train: bool) -> Batch:
         """What the objective gets of a batch as `spec` has it; part of the compiled step. Each row i draws from its own
-        `keys[i]` [B] alone, so that its numbers do not depend on which devices or parts of a batch it is in."""
+        `keys[i]` [B] alone, or from its pair's (rows 2i and 2i + 1 stay together), so that its numbers do not depend
+        on which devices or parts of a batch it is in."""
         return batch
 
     def kept(self) -> dict[str, bytes]:
@@ -65,6 +69,10 @@ class Data(abc.ABC):
     def words(self, tokens: np.ndarray) -> list[str]:
         """A text for each of the tokens [L], for pictures."""
         return [str(token) for token in tokens]
+
+    def text(self, tokens: np.ndarray) -> str:
+        """The tokens [L] as a text to be read."""
+        return " ".join(self.words(tokens))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,6 +86,9 @@ class Records(abc.ABC):
     @abc.abstractmethod
     def open(self, split: str) -> Sequence[Record]:
         """The records of "train" or "eval"; they are prepared. It is read by threads, and pickled to processes."""
+
+    def fetch(self) -> None:
+        """Brings what lies elsewhere, over the network: `jaxbig data prepare` alone asks for that."""
 
     def prepare(self) -> str:
         """Makes them ready to read, once on a machine; gives their identity, a text that says which bytes."""

@@ -30,12 +30,18 @@ class Examples(Data):
     def read(self, record: Record) -> Example:
         """The example of a record; raises ValueError, saying what is wrong, if there is none in it."""
 
+    def fetch(self) -> None:
+        self.records.fetch()
+
     def prepare(self) -> str:
         return self.records.prepare()
 
     def source(self, split: str) -> Source:
-        empty = {name: np.zeros(each.shape[1:], each.dtype) for name, each in self.spec().items()}
-        return Reading(self.records.open(split), self.read, empty, self.skip_bad_records)
+        return Reading(self.records.open(split), self.read, self.empty(), self.skip_bad_records)
+
+    def empty(self) -> Example:
+        """What stands for an example that is left out."""
+        return {name: np.zeros(each.shape[1:], each.dtype) for name, each in self.spec().items()}
 
 
 class Reading:
@@ -85,3 +91,13 @@ def where(records: Sequence[Record], index: int) -> str:
     """What names a record for who has to mend it."""
     named: Any = getattr(records, "where", None)
     return named(index) if named else f"record {index}"
+
+
+def class_of(record: Record, feature: str, classes: int) -> np.int32:
+    """The class of a record; ValueError if it is not one of so many."""
+    if feature not in record:
+        raise ValueError(f"it has no {feature!r}, but {', '.join(record)}")
+    number = int(record[feature])
+    if not 0 <= number < classes:
+        raise ValueError(f"its {feature!r} is {number}, and --data.classes {classes}")
+    return np.int32(number)

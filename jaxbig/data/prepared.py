@@ -67,7 +67,8 @@ def prepared(builder_class: type[Builder]) -> tfds.core.DatasetBuilder:
         builder = builder_class(data_dir=root, file_format="array_record")
         if not builder.is_prepared():
             with filelock.FileLock(root / f"{builder.name}.lock"):
-                _prepare(builder)
+                if not builder.is_prepared():  # by the process that held the lock before
+                    prepare_whole(builder)
             builder = builder_class(data_dir=root, file_format="array_record")
     except OSError as error:
         raise Refused(
@@ -77,9 +78,8 @@ def prepared(builder_class: type[Builder]) -> tfds.core.DatasetBuilder:
     return builder
 
 
-def _prepare(builder: tfds.core.DatasetBuilder) -> None:
-    if builder.is_prepared():  # by the process that held the lock before
-        return
+def prepare_whole(builder: tfds.core.DatasetBuilder) -> None:
+    """Prepares a data set, begun anew where a preparation was killed; who calls it holds the data set's lock."""
     target = Path(builder.data_path)
     for leftover in target.parent.glob("incomplete.*"):  # of a preparation that was killed
         shutil.rmtree(leftover)

@@ -83,6 +83,14 @@ class PyModule(Data):
     def prepare(self) -> str:
         return identity(prepared(JaxbigPymodule))
 
+    def text(self, tokens: np.ndarray) -> str:
+        return tokens.astype(np.uint8).tobytes().decode(errors="replace")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the classes."""
+        return PACKAGES
+
     def source(self, split: str) -> Source:
         packages = columns(prepared(JaxbigPymodule), split)["lines"]
         kept = [(line, number) for number, text in enumerate(packages) for line in text.tobytes().split(b"\n") if line]

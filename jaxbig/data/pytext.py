@@ -91,7 +91,10 @@ class Library(Data):
     def prepare(self) -> str:
         return identity(prepared(JaxbigPytext))
 
-    def text(self, split: str) -> np.ndarray:
+    def text(self, tokens: np.ndarray) -> str:
+        return tokens.astype(np.uint8).tobytes().decode(errors="replace")
+
+    def joined(self, split: str) -> np.ndarray:
         """The bytes of a split, each file followed by a 0."""
         files = columns(prepared(JaxbigPytext), split)["text"]
         return np.concatenate([part for file in files for part in (file, np.zeros(1, np.uint8))])
@@ -113,7 +116,7 @@ class PyText(Library):
         return spec | ({"starts": jax.ShapeDtypeStruct((self.batch,), np.int32)} if self.contiguous else {})
 
     def source(self, split: str) -> Source:
-        return Windows(self.text(split), self.length, self.contiguous)
+        return Windows(self.joined(split), self.length, self.contiguous)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,4 +131,4 @@ class PyTextRows(Library):
         return {"inputs": jax.ShapeDtypeStruct(shape, np.int32), "mask": jax.ShapeDtypeStruct(shape, np.float32)}
 
     def source(self, split: str) -> Source:
-        return PlainWindows(self.text(split), self.length)
+        return PlainWindows(self.joined(split), self.length)

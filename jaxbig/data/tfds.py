@@ -1,75 +1,65 @@
-"""Data sets of the TensorFlow Datasets catalogue by name, as they stand prepared on this machine.
+"""Records of TensorFlow Datasets by name, read without TensorFlow.
 
-Nothing is fetched: the data is prepared beforehand, in a format that is read in any order, into the folder that
-TFDS_DATA_DIR names (or `~/tensorflow_datasets`):
-
-    tfds build NAME --file_format=array_record
-
-Records are read when a batch needs them. Text is read as bytes, ended by a 0 and cut at `length`; special tokens
-are numbered after the 256 bytes.
+They stand prepared in the folder that TFDS_DATA_DIR names, or `~/tensorflow_datasets`. `jaxbig data prepare EXPERIMENT`
+fetches and prepares them; nothing else asks the network.
 """
 
-import abc
+import contextlib
 import dataclasses
+import importlib
 import os
+import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
+import filelock
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder, registered
 
-from jaxbig.data.base import Data, Rows, Source, Spec
+from jaxbig.data.base import Record, Records
+from jaxbig.data.prepared import prepare_whole
 from jaxbig.errors import Refused
 
-Example = dict[str, np.ndarray]
-BYTES = 256
+HOST, SECONDS = "storage.googleapis.com", 10
+"""Where TFDS asks first, and how long it may take to find it."""
+ELSEWHERE = ("tensorflow_datasets.text", "tensorflow_datasets.translate")
+"""Modules whose data sets TFDS does not find before they are imported."""
 
 
-class Records:
-    """A source over prepared records; `read` makes an example of each when it is asked for."""
-
-    def __init__(self, records: Any, read: Any):
-        self.records, self.read = records, read
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def rows(self, indices: np.ndarray) -> Rows:
-        examples = [self.read(record) for record in self.records.__getitems__(indices.tolist())]
-        return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+def data_folder() -> Path:
+    """Where prepared data sets stand."""
+    return Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Catalogue(Data):
-    """A prepared data set of the catalogue."""
+class Tfds(Records):
+    """A data set of the catalogue, in a format that is read in any order (array_record)."""
 
-    name: str
+    name: str = dataclasses.field(kw_only=False)
     """As TFDS has it: `imagenet2012`, `glue/sst2`, `wmt14_translate/de-en`, with `:1.0.0` for a version."""
     train_split: str = "train"
     """Any split of TFDS, such as `train[5%:]`."""
     eval_split: str = "test"
 
-    @abc.abstractmethod
-    def read(self, record: Any) -> Example:
-        """An example [...] of a record, with its `mask`."""
-
     def builder(self) -> tfds.core.DatasetBuilder:
         """The data set where it stands; `Refused` if it does not, or cannot be read in any order."""
-        root = Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
-        mend = f"prepare it with `tfds build {self.name} --file_format=array_record --data_dir={root}`"
+        root = data_folder()
         try:
             builder = read_only_builder.builder_from_files(self.name, data_dir=root)
         except registered.DatasetNotFoundError as error:
             raise Refused(
-                f"data set {self.name} is not prepared in {root}: {mend}, or set TFDS_DATA_DIR to where it is."
+                f"data set {self.name} is not prepared in {root}: `jaxbig data prepare EXPERIMENT` fetches it, or set "
+                f"TFDS_DATA_DIR to where it is; --smoke tries the experiment without it."
             ) from error
         for split in (self.train_split, self.eval_split):
             if split.split("[")[0] not in builder.info.splits:
                 raise Refused(f"data set {self.name} has no split {split!r}, but {', '.join(builder.info.splits)}.")
         if not builder.info.available_file_formats() & tfds.core.FileFormat.with_random_access():
-            raise Refused(f"data set {self.name} in {builder.data_path} cannot be read in any order: {mend}.")
+            raise Refused(
+                f"data set {self.name} in {builder.data_path} cannot be read in any order: move that folder away, and "
+                f"`jaxbig data prepare EXPERIMENT` makes it anew."
+            )
         return builder
 
     def prepare(self) -> str:
@@ -77,159 +67,72 @@ class Catalogue(Data):
         sizes = [f"{name} {split.num_examples} examples {split.num_bytes} bytes" for name, split in info.splits.items()]
         return f"{info.full_name} {', '.join(sizes)}"
 
-    def source(self, split: str) -> Source:
-        chosen = {"train": self.train_split, "eval": self.eval_split}[split]
-        return Records(self.builder().as_data_source(chosen), self.read)  # type: ignore[call-arg]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Images(Catalogue):
-    """Images `inputs` [B, size, size, channels] of 0 to 1, and their class `targets` [B].
-
-    An image of another size is scaled so that its shorter side fits, and cut to its middle.
-    """
-
-    size: int
-    channels: int = 3
-    classes: int
-
-    def spec(self) -> Spec:
-        return {
-            "inputs": jax.ShapeDtypeStruct((self.batch, self.size, self.size, self.channels), np.float32),
-            "targets": jax.ShapeDtypeStruct((self.batch,), np.int32),
-            "mask": jax.ShapeDtypeStruct((self.batch,), np.float32),
+    def open(self, split: str) -> Sequence[Record]:
+        builder, chosen = self.builder(), {"train": self.train_split, "eval": self.eval_split}[split]
+        encoded = {  # images are decoded by who reads them, who knows how large they are wanted
+            name: tfds.decode.SkipDecoding()
+            for name, feature in builder.info.features.items()  # type: ignore[union-attr]
+            if isinstance(feature, tfds.features.Image)
         }
+        return Opened(builder.as_data_source(chosen, decoders=encoded), f"{builder.data_path} {chosen}")  # type: ignore[call-arg]
 
-    def read(self, record: Any) -> Example:
-        pixels = fitted(record["image"], self.size, self.channels).astype(np.float32) / 255
-        return {"inputs": pixels, "targets": np.int32(record["label"]), "mask": np.float32(1)}  # type: ignore[dict-item]
+    def fetch(self) -> None:
+        """Downloads and prepares what is not there: one process does, others wait; what was half-way is begun anew."""
+        with contextlib.suppress(Refused):
+            self.builder()
+            return
+        root = data_folder()
+        root.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(root / f"{self.name.replace('/', '_').replace(':', '_')}.lock"):
+            builder = self._catalogued(root)
+            if not builder.is_prepared():
+                if not reachable(HOST):
+                    raise Refused(
+                        f"data set {self.name} is not in {root} and {HOST} cannot be reached: prepare it on a machine "
+                        f"with a network and copy that folder, or set TFDS_DATA_DIR to where it is."
+                    )
+                prepare_whole(builder)
 
-
-def fitted(image: np.ndarray, size: int, channels: int) -> np.ndarray:
-    """uint8 [height, width, 1 or 3] -> [size, size, channels]: the middle square, scaled; grey or colours."""
-    height, width, found = image.shape
-    if (height, width, found) == (size, size, channels):
-        return image
-    from PIL import Image  # here: slow to import, and not every data set needs it
-
-    side = min(height, width)
-    top, left = (height - side) / 2, (width - side) / 2
-    picture = Image.fromarray(image[..., 0] if found == 1 else image).convert("L" if channels == 1 else "RGB")
-    square = (left, top, left + side, top + side)
-    picture = picture.resize((size, size), Image.Resampling.BILINEAR, box=square)
-    return np.asarray(picture).reshape(size, size, channels)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Text(Catalogue):
-    """What the data sets of text have in common; a record is a row."""
-
-    length: int
-    """Tokens a row; what is longer is cut."""
-    vocab: int = BYTES
-    """How many different tokens there are: the bytes, and the special ones."""
-
-    special = 0  # how many special tokens
-
-    def prepare(self) -> str:
-        if self.vocab != BYTES + self.special:
+    def _catalogued(self, root: Path) -> tfds.core.DatasetBuilder:
+        for module in ELSEWHERE:
+            importlib.import_module(module)
+        try:
+            return tfds.builder(self.name, data_dir=root, file_format="array_record")
+        except registered.DatasetNotFoundError as error:
+            near = str(error).split("Did you mean:")[1:]
             raise Refused(
-                f"data set {self.name} with --data.vocab {self.vocab}: there is no tokenizer of that size yet, only "
-                f"bytes, which are {BYTES + self.special} with their special ones: in a file of your own, give data, "
-                f"model and objective that many."
-            )
-        return super().prepare()
-
-    def tokens(self, text: bytes) -> tuple[np.ndarray, int]:
-        """The text's bytes and a 0, cut at `length` and filled up with 0 [L]; and how many count."""
-        data = np.frombuffer(text[: self.length] + b"\0", np.uint8)[: self.length]
-        return np.pad(data, (0, self.length - len(data))).astype(np.int32), len(data)
-
-    def mask(self, count: int) -> np.ndarray:
-        return (np.arange(self.length) < count).astype(np.float32)
-
-    def shaped(self, **shapes: Any) -> Spec:
-        """A spec; each shape without the batch. All are int32 but `mask`."""
-        kinds = {name: np.float32 if name == "mask" else np.int32 for name in shapes}
-        return {name: jax.ShapeDtypeStruct((self.batch, *shape), kinds[name]) for name, shape in shapes.items()}
+                f"TFDS knows no data set {self.name}" + (f"; the nearest is{near[0].split(chr(10))[0]}" if near else "")
+            ) from None
+        except ImportError as error:  # a few are made by TensorFlow alone
+            raise Refused(
+                f"data set {self.name} needs a library to be prepared ({error}): prepare it elsewhere with `tfds build "
+                f"{self.name} --file_format=array_record`, and copy it into {root}."
+            ) from None
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Tokens(Text):
-    """Texts to be continued: `targets` [B, L], and `inputs` [B, L] one token late, after a 0."""
+class Opened:
+    """An opened split: TFDS's source, whose records can be named."""
 
-    feature: str = "text"
+    def __init__(self, records: Any, name: str):
+        self.records, self.name = records, name
 
-    def spec(self) -> Spec:
-        return self.shaped(inputs=(self.length,), targets=(self.length,), mask=(self.length,))
+    def __len__(self) -> int:
+        return len(self.records)
 
-    def read(self, record: Any) -> Example:
-        targets, count = self.tokens(record[self.feature])
-        return {"inputs": np.append(np.int32(0), targets[:-1]), "targets": targets, "mask": self.mask(count)}
+    def __getitem__(self, index: int) -> Record:
+        return self.records[index]
 
+    def __getitems__(self, indices: list[int]) -> list[Record]:
+        return self.records.__getitems__(indices)
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenRows(Text):
-    """Texts to be filled in: `inputs` [B, L] as they are, to be masked, with `lengths` [B]."""
-
-    feature: str = "text"
-    vocab: int = BYTES + 1
-    """How many different tokens there are, the last one the mask."""
-
-    special = 1
-
-    @property
-    def mask_token(self) -> int:
-        return self.vocab - 1
-
-    def spec(self) -> Spec:
-        return self.shaped(inputs=(self.length,), lengths=(), mask=(self.length,))
-
-    def read(self, record: Any) -> Example:
-        inputs, count = self.tokens(record[self.feature])
-        return {"inputs": inputs, "lengths": np.int32(count), "mask": self.mask(count)}  # type: ignore[dict-item]
+    def where(self, index: int) -> str:
+        return f"{self.name} record {index}"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Sentences(TokenRows):
-    """Texts `inputs` [B, L] with `lengths` [B], and their class `targets` [B]; tokens as TokenRows has them."""
-
-    classes: int
-    label: str = "label"
-
-    def spec(self) -> Spec:
-        return self.shaped(inputs=(self.length,), lengths=(), targets=(), mask=())
-
-    def read(self, record: Any) -> Example:
-        inputs, count = self.tokens(record[self.feature])
-        numbers = {"lengths": np.int32(count), "targets": np.int32(record[self.label]), "mask": np.float32(1)}
-        return {"inputs": inputs, **numbers}  # type: ignore[dict-item]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Pairs(Text):
-    """Texts `inputs` [B, L] with `lengths` [B], and what they become, `targets` [B, L], closed by `end`."""
-
-    source_feature: str
-    target_feature: str
-    vocab: int = BYTES + 2
-    """How many different tokens there are, the last two `start` and `end`."""
-
-    special = 2
-
-    @property
-    def start(self) -> int:
-        return self.vocab - 2
-
-    @property
-    def end(self) -> int:
-        return self.vocab - 1
-
-    def spec(self) -> Spec:
-        return self.shaped(inputs=(self.length,), lengths=(), targets=(self.length,), mask=(self.length,))
-
-    def read(self, record: Any) -> Example:
-        inputs, count = self.tokens(record[self.source_feature])
-        targets, ends = self.tokens(record[self.target_feature])
-        targets[ends - 1] = self.end  # in place of the 0, or of what was cut
-        return {"inputs": inputs, "lengths": np.int32(count), "targets": targets, "mask": self.mask(ends)}  # type: ignore[dict-item]
+def reachable(host: str) -> bool:
+    """Whether a host answers within seconds; TFDS itself tries for many minutes."""
+    try:
+        socket.create_connection((host, 443), timeout=SECONDS).close()
+    except OSError:
+        return False
+    return True

@@ -85,6 +85,10 @@ class Fields(nn.Module, kw_only=True):
     """What the backward pass computes anew to save memory: none; attention: scores and softmax, which grow with the
     square of the length (of the plain kernel, the others keep none); dots: all but products with parameters;
     projections: all but those of attention, so the perceptron, where most of the memory is; full: each block whole."""
+    remat_group: int = 1
+    """With scan, in training: keeps the input of every so manyth block alone, and of the blocks between only while one
+    group's gradient is taken (Chen et al., 2016, section 4.3). About the root of the depth saves most; the forward
+    pass of what remat does anew is then made once more. It must divide the depth."""
     attention_kernel: Kernel = "auto"
     """What computes attention: plain, fused (cuDNN), splash (TPU), or the one for the device; ring is for rows so long
     that no device should hold all their keys, which then go round over the mesh's `sequence`."""
@@ -216,6 +220,10 @@ class Stack(Fields, kw_only=True):
         """[B, L, D] -> [B, L, D]."""
         if self.depth < 1:
             raise Refused(f"depth {self.depth}: a Transformer has 1 block or more.")
+        if self.remat_group > 1 and (not self.scan or self.depth % self.remat_group):
+            raise Refused(
+                f"remat_group {self.remat_group}: it needs scan, and must divide the depth, which is {self.depth}."
+            )
         choose("remat", self.remat, Remat)
         choose("positions", self.positions, Positions)
         scores = None
@@ -239,19 +247,41 @@ class Stack(Fields, kw_only=True):
         rates = [self.drop_path * layer / max(self.depth - 1, 1) for layer in range(self.depth)]
         if self.scan:
             varying = jnp.array(rates) if self.drop_path else None
-            stack: Any = nn.scan(
-                lambda block, x, rate, context, scores: (
-                    run(block, x, context, scores, 0.0 if rate is None else rate),
-                    None,
-                ),
-                variable_axes={"params": 0, "cache": 0, "intermediates": 0, LOSSES: 0},
-                split_rngs={"params": True, "dropout": True},
-                in_axes=(0, nn.broadcast, nn.broadcast),  # type: ignore[arg-type]
-                length=self.depth,
-                metadata_params={nn.PARTITION_NAME: "layers"},
-            )
+            grouped = self.remat_group > 1 and train and not self.is_initializing()
+
+            def one(block: Block, x: jax.Array, rate: Any, context: Context, scores: Any) -> tuple[jax.Array, None]:
+                return run(block, x, context, scores, 0.0 if rate is None else rate), None
+
+            stack = in_groups(one, self.depth, self.remat_group) if grouped else scanned(one, self.depth)
             x, _ = stack(Block(**fields, name="block"), x, varying, context, scores)
         else:
             for layer, rate in enumerate(rates):
                 x = run(Block(**fields, name=f"block_{layer}"), x, context, scores, rate)
         return self.normalize("norm")(x) if self.norm_first else x  # type: ignore[operator]
+
+
+def scanned(one: Any, length: int) -> Any:
+    """`one(block, x, rate, ...) -> (x, None)` over so many layers, each with its own part of the block's parameters."""
+    return nn.scan(
+        one,
+        variable_axes={"params": 0, "cache": 0, "intermediates": 0, LOSSES: 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(0, nn.broadcast, nn.broadcast),  # type: ignore[arg-type]
+        length=length,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )
+
+
+def in_groups(one: Any, depth: int, group: int) -> Any:
+    """The same in groups, each computed anew from its input in the backward pass; the parameters stay one stack."""
+
+    def apart(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf.reshape(depth // group, group, *leaf.shape[1:]), tree)
+
+    def few(block: Block, x: jax.Array, rates: Any, context: Context, scores: Any) -> tuple[jax.Array, None]:
+        return scanned(one, group)(block, x, rates, context, scores)
+
+    def all_of_them(block: Block, x: jax.Array, rates: Any, *rest: Any) -> tuple[jax.Array, None]:
+        return scanned(nn.remat(few, prevent_cse=False), depth // group)(block, x, apart(rates), *rest)
+
+    return nn.map_variables(all_of_them, "params", trans_in_fn=apart)

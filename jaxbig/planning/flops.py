@@ -43,11 +43,18 @@ def model_flops(experiment: Experiment, program: Program, jaxpr: Any = None) -> 
         for name, part in parts.items()
     }
     if jaxpr is not None and plain == parts and program.mesh.shape["expert"] == 1:
-        return count_flops(jaxpr)
+        return count_flops(jaxpr) - of_transform(program)
     alone = dataclasses.replace(experiment, **plain, mesh=Mesh(data=1), accumulate=1, reproducible=0)
     other = make_program(alone, program.mesh.devices.flatten()[:1].tolist())
     with other.activate():
-        return count_flops(other.train_step.trace(other.abstract, other.batch).jaxpr)
+        return count_flops(other.train_step.trace(other.abstract, other.batch).jaxpr) - of_transform(other)
+
+
+def of_transform(program: Program) -> int:
+    """FLOPs of what the data does in a train step, which are not the model's."""
+    data, rows = program.experiment.data, program.experiment.data.batch
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+    return count_flops(jax.make_jaxpr(lambda batch, keys: data.transform(batch, keys, True))(program.batch, keys))
 
 
 def _of(equation: Any) -> int:

@@ -67,11 +67,11 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[:-1] if line]  # what follows the last newline is cut off or nothing
 
 
-def write_atomically(file: Path, text: str) -> None:
+def write_atomically(file: Path, content: str | bytes) -> None:
     """Writes the whole file or leaves the old one."""
     temporary = file.with_name(file.name + ".partial")
     try:
-        temporary.write_text(text)
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         temporary.replace(file)
     except OSError as error:
         raise Failed(f"cannot write {file}: {error.strerror or error}.") from error

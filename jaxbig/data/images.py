@@ -1,0 +1,128 @@
+"""Images and their classes.
+
+On the host an image is decoded and made as large as a batch has it; what is drawn at random happens in the compiled
+step (augment.py), from keys alone.
+"""
+
+import dataclasses
+import io
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxbig.data.augment import Augmentation, Mixing
+from jaxbig.data.base import Batch, Record, Spec
+from jaxbig.data.examples import Example, Examples, class_of
+from jaxbig.data.made_up import MadeUp
+from jaxbig.errors import Refused
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Images(Examples):
+    """Images `inputs` [B, size, size, channels], 0 to 1 unless normalized, and `targets` [B]: a class each, or
+    [B, classes] where images are mixed. A record has `image`, encoded or uint8 [Y, X, C], and `label`."""
+
+    size: int
+    """Height and width that the model sees."""
+    classes: int
+    channels: int = 3
+    canvas: int = 0
+    """Images come to the step within a square of this size, scaled down where they are larger and their shape kept, for
+    `augment` and `center` to cut to `size`; 0: as the middle square alone, scaled to `size`."""
+    augment: tuple[Augmentation, ...] = ()
+    """What is done to each image in training, in order; a crop without a size of its own cuts to `size`."""
+    center: tuple[Augmentation, ...] = ()
+    """What is done to each image in evaluation."""
+    mix: tuple[Mixing, ...] = ()
+    """What mixes images of a batch, last, in training."""
+
+    def spec(self) -> Spec:
+        side = self.canvas or self.size
+        sizes = {"sizes": jax.ShapeDtypeStruct((self.batch, 2), np.int32)} if self.canvas else {}
+        return {
+            "inputs": jax.ShapeDtypeStruct((self.batch, side, side, self.channels), np.uint8),
+            **sizes,  # height and width of what is real, at the top left
+            "targets": jax.ShapeDtypeStruct((self.batch,), np.int32),
+            "mask": jax.ShapeDtypeStruct((self.batch,), np.float32),
+        }
+
+    def read(self, record: Record) -> Example:
+        example: Example = {"targets": class_of(record, "label", self.classes), "mask": np.float32(1)}
+        if not self.canvas:
+            return example | {"inputs": square(record["image"], self.size, self.channels)}
+        image = bounded(record["image"], self.canvas, self.channels)
+        canvas = np.zeros((self.canvas, self.canvas, self.channels), np.uint8)
+        canvas[: image.shape[0], : image.shape[1]] = image
+        return example | {"inputs": canvas, "sizes": np.array(image.shape[:2], np.int32)}
+
+    def made_up(self) -> "Images":
+        """The same on made-up records."""
+        records = MadeUp(images=("image",), labels=(("label", self.classes),))
+        return dataclasses.replace(self, records=records)
+
+    def transform(self, batch: Batch, keys: jax.Array, train: bool) -> Batch:
+        batch = dict(batch)
+        images = batch["inputs"].astype(jnp.float32) / 255  # [B, Y, X, C]
+        whole = jnp.full((images.shape[0], 2), self.canvas or self.size, jnp.int32)
+        sizes = batch.pop("sizes", whole)
+        for number, operation in enumerate(self.augment if train else self.center):
+            if getattr(operation, "size", self.size) is None:
+                operation = dataclasses.replace(operation, **{"size": self.size})  # type: ignore[type-var]
+            images, sizes = jax.vmap(operation)(images, sizes, drawn(keys, number))
+        if images.shape[1:3] != (self.size, self.size):
+            raise Refused(
+                f"images of {images.shape[1]} x {images.shape[2]} come out where --data.size is {self.size}: cut them "
+                f"in both --data.augment and --data.center, or leave --data.canvas 0."
+            )
+        targets = batch["targets"]
+        if train and self.mix:
+            targets = jax.nn.one_hot(targets, self.classes)
+            for number, mixing in enumerate(self.mix):
+                images, targets = mixing(images, targets, batch["mask"], drawn(keys, len(self.augment) + number))
+        return {**batch, "inputs": images, "targets": targets}
+
+
+def drawn(keys: jax.Array, number: int) -> jax.Array:
+    """The keys [B] of one operation."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+
+
+def opened(image: Any, channels: int, enough: int) -> Any:
+    """An encoded image, or uint8 [Y, X, C], as a Pillow image of 1 or 3 channels; a JPEG is decoded at a half, a quarter
+    or an eighth of its size where no side falls below `enough` so."""
+    from PIL import Image  # here: slow to import, and not every data set needs it
+
+    mode = "L" if channels == 1 else "RGB"
+    if isinstance(image, np.ndarray):
+        return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).convert(mode)
+    picture = Image.open(io.BytesIO(image))
+    picture.draft(mode, (enough, enough))
+    return picture.convert(mode)
+
+
+def square(image: Any, size: int, channels: int) -> np.ndarray:
+    """The middle square of an image, scaled: uint8 [size, size, channels]."""
+    if isinstance(image, np.ndarray) and image.shape == (size, size, channels):
+        return image
+    picture = opened(image, channels, size)
+    side = min(picture.size)
+    left, top = ((length - side) / 2 for length in picture.size)
+    return scaled(picture, (size, size), (left, top, left + side, top + side))
+
+
+def bounded(image: Any, canvas: int, channels: int) -> np.ndarray:
+    """A whole image, scaled down where its longer side is above `canvas`: uint8 [Y, X, channels]."""
+    picture = opened(image, channels, canvas)
+    width, height = picture.size
+    share = min(1.0, canvas / max(width, height))
+    size = max(1, round(width * share)), max(1, round(height * share))
+    return scaled(picture, size, (0, 0, width, height))
+
+
+def scaled(picture: Any, size: tuple[int, int], box: tuple[float, float, float, float]) -> np.ndarray:
+    """A box (left, top, right, bottom) of a Pillow image at a size (width, height): uint8 [height, width, channels]."""
+    if box != (0, 0, *picture.size) or size != picture.size:
+        picture = picture.resize(size, 2, box=box)  # bilinear, over all that a pixel covers
+    return np.asarray(picture).reshape(size[1], size[0], -1)

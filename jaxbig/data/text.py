@@ -1,0 +1,259 @@
+"""Texts as token numbers: to be continued, filled in, told apart, or translated.
+
+A record is a row, cut at `length`; or, where `packed`, whole texts are laid end to end in full rows when the data is
+prepared, each a segment that sees itself alone.
+"""
+
+import abc
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from jaxbig.data.base import Record, Source, Spec
+from jaxbig.data.examples import Example, Examples, Reading, class_of, fetch
+from jaxbig.data.made_up import MadeUp
+from jaxbig.data.packing import packed
+from jaxbig.data.tokenizers import Bytes, Tokenizer
+
+AT_ONCE = 256
+"""Records that are read at once where all are read."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Text(Examples):
+    """What the data sets of text have in common."""
+
+    length: int
+    """Tokens a row."""
+    tokenizer: Tokenizer = Bytes()
+    """What makes numbers of a text."""
+    learned_from: int = 100_000
+    """From how many training records, evenly spread, a tokenizer that is learned learns."""
+    keep: Literal["beginning", "end"] = "beginning"
+    """Which part of a text is kept that is longer than a row."""
+
+    @property
+    def vocab(self) -> int:
+        """How many different tokens there are, the special ones among them."""
+        return self.tokenizer.vocab
+
+    @property
+    @abc.abstractmethod
+    def features(self) -> tuple[str, ...]:
+        """Which of a record's features are text."""
+
+    def prepare(self) -> str:
+        records = self.records.prepare()
+        return f"{records}; {self.tokenizer.prepare(self.texts, self.of_tokenizer(records))}"
+
+    def of_tokenizer(self, records: str) -> str:
+        """What a tokenizer that is learned from these records depends on."""
+        return f"{records} {self.features} {self.learned_from}"
+
+    def kept(self) -> dict[str, bytes]:
+        return self.tokenizer.kept()
+
+    def texts(self) -> Iterator[bytes]:
+        """The training texts that a tokenizer learns from."""
+        records = self.records.open("train")
+        count = min(len(records), self.learned_from)
+        places = [place * len(records) // count for place in range(count)]
+        for start in range(0, count, AT_ONCE):
+            for record in fetch(records, places[start : start + AT_ONCE]):
+                yield from (as_bytes(record, feature) for feature in self.features)
+
+    def tokens(self, text: bytes) -> np.ndarray:
+        """The text's token numbers and the end [n], cut at `length`."""
+        tokens = np.append(self.tokenizer.encode(text), self.tokenizer.end).astype(np.int32)
+        return tokens[: self.length] if self.keep == "beginning" else tokens[-self.length :]
+
+    def filled(self, tokens: np.ndarray) -> np.ndarray:
+        """Tokens [n] -> [L], with 0 after them."""
+        return np.pad(tokens, (0, self.length - len(tokens)))
+
+    def mask(self, count: int) -> np.ndarray:
+        return (np.arange(self.length) < count).astype(np.float32)
+
+    def shaped(self, **shapes: Any) -> Spec:
+        """A spec; each shape without the batch. All are int32 but `mask`."""
+        kinds = {name: np.float32 if name == "mask" else np.int32 for name in shapes}
+        return {name: jax.ShapeDtypeStruct((self.batch, *shape), kinds[name]) for name, shape in shapes.items()}
+
+    def words(self, tokens: np.ndarray) -> list[str]:
+        return [self.tokenizer.decode(tokens[place : place + 1]) for place in range(len(tokens))]
+
+    def text(self, tokens: np.ndarray) -> str:
+        return self.tokenizer.decode(tokens)
+
+    def made_up(self) -> "Text":
+        """The same on made-up records, with a tokenizer that is learned from them."""
+        tokenizer = self.tokenizer
+        if getattr(tokenizer, "file", ""):
+            tokenizer = Bytes(specials=tokenizer.specials)
+        return dataclasses.replace(self, records=MadeUp(texts=self.features), tokenizer=tokenizer)
+
+
+def as_bytes(record: Record, feature: str) -> bytes:
+    """A feature of a record, which is text; ValueError if it is not there or no text."""
+    if feature not in record:
+        raise ValueError(f"it has no {feature!r}, but {', '.join(record)}")
+    value = record[feature]
+    if isinstance(value, str):
+        return value.encode()
+    if not isinstance(value, bytes):
+        raise ValueError(f"its {feature!r} is {type(value).__name__} and no text")
+    return value
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tokens(Text):
+    """Texts to be continued: `targets` [B, L], and `inputs` [B, L] one token late, after an end.
+
+    Packed, also `segments` [B, L], who sees whom (0: padding), and `positions` [B, L] in the text.
+    """
+
+    feature: str = "text"
+    packed: bool = False
+    """Lay texts end to end in full rows, when the data is prepared; one longer than a row goes on in the next."""
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        return (self.feature,)
+
+    def spec(self) -> Spec:
+        row = (self.length,)
+        more = {"segments": row, "positions": row} if self.packed else {}
+        return self.shaped(inputs=row, targets=row, **more, mask=row)
+
+    def read(self, record: Record) -> Example:
+        tokens = self.tokens(as_bytes(record, self.feature))
+        targets = self.filled(tokens)
+        inputs = np.append(np.int32(self.tokenizer.end), targets[:-1])
+        return {"inputs": inputs, "targets": targets, "mask": self.mask(len(tokens))}
+
+    def prepare(self) -> str:
+        identity = super().prepare()
+        if self.packed:
+            for split in ("train", "eval"):
+                self.rows(split, identity)
+        return identity
+
+    def rows(self, split: str, identity: str) -> Any:
+        """The packed rows of a split; made now if they are not there."""
+        key = f"{identity} {split} {self.feature} {self.length} {self.tokenizer}"
+
+        def documents() -> Iterator[np.ndarray]:
+            records = self.records.open(split)
+            for start in range(0, len(records), AT_ONCE):
+                some = range(start, min(start + AT_ONCE, len(records)))
+                for record in fetch(records, list(some)):
+                    text = as_bytes(record, self.feature)
+                    if text:
+                        yield np.append(self.tokenizer.encode(text), self.tokenizer.end)
+
+        return packed(hashlib.sha256(key.encode()).hexdigest()[:16], documents, self.length)
+
+    def source(self, split: str) -> Source:
+        if not self.packed:
+            return super().source(split)
+        return Reading(self.rows(split, super().prepare()), self.of_row, self.empty(), self.skip_bad_records)
+
+    def of_row(self, row: Record) -> Example:
+        """The example of a packed row."""
+        targets, segments, positions = (row[name].astype(np.int32) for name in ("tokens", "segments", "positions"))
+        first = np.append(True, segments[1:] != segments[:-1])  # of a text, or of a piece of it
+        inputs = np.where(first, self.tokenizer.end, np.append(0, targets[:-1])).astype(np.int32)
+        mask = (segments > 0).astype(np.float32)
+        return {"inputs": inputs, "targets": targets, "segments": segments, "positions": positions, "mask": mask}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenRows(Text):
+    """Texts to be filled in: `inputs` [B, L] as they are, to be masked, with `lengths` [B]."""
+
+    feature: str = "text"
+    tokenizer: Tokenizer = Bytes(specials=("<mask>",))
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        return (self.feature,)
+
+    @property
+    def mask_token(self) -> int:
+        """What stands where a token is to be filled in."""
+        return self.tokenizer.mask
+
+    def spec(self) -> Spec:
+        return self.shaped(inputs=(self.length,), lengths=(), mask=(self.length,))
+
+    def read(self, record: Record) -> Example:
+        tokens = self.tokens(as_bytes(record, self.feature))
+        return {"inputs": self.filled(tokens), "lengths": np.int32(len(tokens)), "mask": self.mask(len(tokens))}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sentences(Text):
+    """Texts `inputs` [B, L] with `lengths` [B], and their class `targets` [B]."""
+
+    classes: int
+    feature: str = "text"
+    label: str = "label"
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        return (self.feature,)
+
+    def spec(self) -> Spec:
+        return self.shaped(inputs=(self.length,), lengths=(), targets=(), mask=())
+
+    def read(self, record: Record) -> Example:
+        tokens = self.tokens(as_bytes(record, self.feature))
+        return {
+            "inputs": self.filled(tokens),
+            "lengths": np.int32(len(tokens)),
+            "targets": class_of(record, self.label, self.classes),
+            "mask": np.float32(1),
+        }
+
+    def made_up(self) -> "Sentences":
+        records = MadeUp(texts=self.features, labels=((self.label, self.classes),))
+        return dataclasses.replace(super().made_up(), records=records)  # type: ignore[return-value]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pairs(Text):
+    """Texts `inputs` [B, L] with `lengths` [B], and what they become, `targets` [B, L], closed by `end`."""
+
+    source_feature: str
+    target_feature: str
+    tokenizer: Tokenizer = Bytes(specials=("<start>", "<end>"))
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        return (self.source_feature, self.target_feature)
+
+    @property
+    def start(self) -> int:
+        """What stands before a target's first token."""
+        return self.tokenizer.start
+
+    @property
+    def end(self) -> int:
+        return self.tokenizer.end
+
+    def spec(self) -> Spec:
+        return self.shaped(inputs=(self.length,), lengths=(), targets=(self.length,), mask=(self.length,))
+
+    def read(self, record: Record) -> Example:
+        inputs, targets = (self.tokens(as_bytes(record, feature)) for feature in self.features)
+        targets[-1] = self.end  # in place of what was cut
+        return {
+            "inputs": self.filled(inputs),
+            "lengths": np.int32(len(inputs)),
+            "targets": self.filled(targets),
+            "mask": self.mask(len(targets)),
+        }

@@ -1,0 +1,131 @@
+"""What a model will see: the batch of a step as a picture or as text, and what is in it."""
+
+import collections
+import hashlib
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxbig.data.base import Data, Rows
+from jaxbig.data.stream import eval_batch, eval_steps, train_batch
+from jaxbig.errors import Refused
+from jaxbig.experiment import Experiment
+from jaxbig.gradient import row_keys
+
+SHOWN = 25
+"""Rows of a batch that are drawn or written at most."""
+
+
+def inspect(experiment: Experiment, step: int, split: str, batches: int, picture: Path) -> dict[str, Any]:
+    """{`step`, `split`, `examples`, `batch_sha256`, `fields`, `classes`, `padding`, `rows`, `picture`} of the batch that
+    the step after `step` takes, as the objective gets it. `classes` and `padding` are of so many batches from there on;
+    `rows` are its texts, and images are drawn into the file `picture`.
+    """
+    if split not in ("train", "eval"):
+        raise Refused(f"--split {split!r}: it is train or eval.")
+    data, source = experiment.data, experiment.data.source(split)
+    if split == "eval" and step + batches > (most := eval_steps(source, data.batch)):
+        raise Refused(f"--step {step} --batches {batches}: an evaluation has {most} batches of {data.batch}.")
+    digest, first, classes, padding = "", {}, collections.Counter(), []
+    for number in range(step, step + batches):
+        read = eval_batch(source, number, data.batch) if split == "eval" else None
+        rows = train_batch(source, experiment.seed, number, data.batch) if read is None else read
+        if number == step:
+            digest, first = digest_of(rows), seen(experiment, rows, step, split)
+        if rows["mask"].ndim > 1:
+            padding.append(1 - float(rows["mask"].mean()))
+        elif "classes" in dir(data):
+            classes.update(rows["targets"][rows["mask"] > 0].ravel().tolist())
+    draws = first["inputs"].ndim == 4
+    if draws:
+        draw(first, data, picture)
+    return {
+        "step": step,
+        "split": split,
+        "examples": len(source),
+        "batch_sha256": digest,
+        "fields": [described(name, field) for name, field in first.items()],
+        "classes": {named(data, number): count for number, count in sorted(classes.items())},
+        "padding": float(np.mean(padding)) if padding else None,
+        "rows": [] if draws else texts(first, data),
+        "picture": str(picture) if draws else None,
+    }
+
+
+def digest_of(rows: Rows) -> str:
+    """The sha256 over a batch's bytes, fields in order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(rows):
+        digest.update(f"{name} {rows[name].dtype} {rows[name].shape}".encode() + np.ascontiguousarray(rows[name]))
+    return digest.hexdigest()
+
+
+def seen(experiment: Experiment, rows: Rows, step: int, split: str) -> Rows:
+    """The batch as the objective gets it at a step of training, or in evaluation."""
+    train, places = split == "train", np.arange(experiment.data.batch)
+    keys = row_keys(experiment, "augment" if train else "evaluation", step if train else 0, places)
+    batch = jax.jit(lambda rows, keys: experiment.data.transform(rows, keys, train))(rows, keys)
+    return {name: np.asarray(field) for name, field in batch.items()}
+
+
+def described(name: str, field: np.ndarray) -> dict[str, Any]:
+    """A row of the table of fields."""
+    numbers = {"least": field.min(), "mean": field.mean(dtype=np.float64), "greatest": field.max()}
+    shape = " x ".join(map(str, field.shape))
+    return {"field": name, "shape": shape, "dtype": str(field.dtype), **{k: float(v) for k, v in numbers.items()}}
+
+
+def named(data: Data, number: int) -> str:
+    names = getattr(data, "names", ())
+    return names[number] if number < len(names) else str(number)
+
+
+def texts(batch: Rows, data: Data) -> list[dict[str, str]]:
+    """The first rows: tokens as text, numbers as they are; what the mask leaves out is left out."""
+    shown = []
+    for row in range(min(SHOWN, len(batch["mask"]))):
+        fields = {name: batch[name][row] for name in ("inputs", "targets") if name in batch}
+        if "lengths" in batch:
+            fields["inputs"] = fields["inputs"][: int(batch["lengths"][row])]
+        if batch["mask"].ndim > 1 and "targets" in fields:
+            fields["targets"] = fields["targets"][batch["mask"][row] > 0]
+        shown.append({name: told(field, data) for name, field in fields.items()})
+    return shown
+
+
+def told(field: np.ndarray, data: Data) -> str:
+    if field.ndim == 1 and np.issubdtype(field.dtype, np.integer):
+        return data.text(field)
+    return np.array2string(field, precision=3, threshold=8)
+
+
+def draw(batch: Rows, data: Data, file: Path) -> None:
+    """The first images of a batch in a grid, each over its class; those that are normalized are drawn from least to
+    greatest."""
+    from matplotlib.figure import Figure  # here: slow to import
+
+    images, targets = batch["inputs"][:SHOWN], batch["targets"][:SHOWN]
+    least, greatest = float(images.min()), float(images.max())
+    if least < 0 or greatest > 1:
+        images = (images - least) / (greatest - least)
+    across = math.ceil(len(images) ** 0.5)
+    figure = Figure(figsize=(1.8 * across, 2 * math.ceil(len(images) / across)), layout="constrained")
+    for row, image in enumerate(images):
+        axes = figure.add_subplot(math.ceil(len(images) / across), across, row + 1)
+        axes.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)
+        axes.set_title(label(targets[row], data), fontsize=8)
+        axes.axis("off")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=110)
+
+
+def label(target: np.ndarray, data: Data) -> str:
+    """A class, or the two greatest shares of a mixed one."""
+    if target.ndim == 0:
+        return named(data, int(target))
+    first, second = np.argsort(-target)[:2].tolist()
+    shares = [f"{named(data, k)} {target[k]:.0%}" for k in (first, second) if target[k] > 0]
+    return named(data, first) if len(shares) == 1 else ", ".join(shares)

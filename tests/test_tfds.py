@@ -1,0 +1,241 @@
+"""Data sets of TFDS where they stand, with the catalogue's own features and few records: images, texts and sounds."""
+
+import io
+import socket
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from jaxbig.data.base import Data, Rows
+from jaxbig.data.examples import Examples
+from jaxbig.data.images import Images, bounded, square
+from jaxbig.data.prepared import Builder, prepared
+from jaxbig.data.stream import eval_batch, train_batch
+from jaxbig.data.text import Pairs, Sentences, TokenRows, Tokens
+from jaxbig.data.tfds import Tfds
+from jaxbig.data.tokenizers import Bytes
+from jaxbig.errors import Refused
+
+PICTURES = np.random.default_rng(0).integers(0, 256, (4, 28, 28, 1), dtype=np.uint8)
+COLOURS = np.random.default_rng(1).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+TEXTS = ["one", "zwei - größer", "a very long text, longer than all", ""]
+RECORDS: dict[str, list[dict[str, Any]]] = {
+    "mnist": [{"image": picture, "label": i + 3} for i, picture in enumerate(PICTURES)],
+    "cifar10": [{"image": picture, "label": i, "id": f"{i}"} for i, picture in enumerate(COLOURS)],
+    "imdb_reviews": [{"text": text, "label": i % 2} for i, text in enumerate(TEXTS)],
+    "lm1b": [{"text": text} for text in TEXTS],
+    "wmt": [{"en": text, "de": text.upper()} for text in TEXTS],
+}
+
+
+def specs(rows: Rows) -> dict[str, Any]:
+    return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in rows.items()}
+
+
+def everything(data: Data, split: str) -> Rows:
+    source = data.source(split)
+    return source.rows(np.arange(len(source)))
+
+
+def encoded(pixels: np.ndarray, kind: str = "png") -> io.BytesIO:
+    file = io.BytesIO()
+    Image.fromarray(pixels.squeeze()).save(file, kind)
+    file.seek(0)
+    return file
+
+
+def builder_class(name: str) -> type[Builder]:
+    """A data set of that name with the catalogue's own features (but wmt, that is made up) and our few records."""
+    if name == "wmt":
+        features: dict[str, Any] = dict(tfds.features.Translation(("en", "de")))
+    else:
+        with tfds.testing.mock_data():  # asks no network
+            features = dict(tfds.builder(name).info.features)  # type: ignore[arg-type]
+
+    def records(self: Any) -> dict[str, Any]:
+        return {"train": RECORDS[name], "test": RECORDS[name][:3]}
+
+    def examples(self: Any, records: Any) -> Any:
+        for number, record in enumerate(records):  # TFDS makes a PNG of pixels with TensorFlow alone
+            yield number, record | ({"image": encoded(record["image"])} if "image" in record else {})
+
+    fields = {"features": lambda self: features, "records": records, "_generate_examples": examples, "name": name}
+    if name == "imdb_reviews":
+        fields["BUILDER_CONFIGS"] = [tfds.core.BuilderConfig(name="plain_text")]
+    with tfds.core.registered.skip_registration():  # the catalogue has one of that name
+        return type(name, (Builder,), {**fields, "__module__": __name__})
+
+
+@pytest.fixture(scope="module")
+def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which those data sets stand prepared."""
+    folder = tmp_path_factory.mktemp("catalogue")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TFDS_DATA_DIR", str(folder))
+        for name in RECORDS:
+            prepared(builder_class(name))
+    return folder
+
+
+@pytest.fixture
+def here(catalogue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TFDS_DATA_DIR", str(catalogue))
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("the network was asked"))
+
+
+MNIST = Images(records=Tfds("mnist"), batch=2, size=28, channels=1, classes=10)
+CATALOGUE: list[Examples] = [
+    MNIST,
+    Images(records=Tfds("cifar10"), batch=2, size=16, classes=10),
+    Images(records=Tfds("mnist"), batch=2, size=32, classes=10),
+    Images(records=Tfds("cifar10"), batch=2, size=32, channels=1, classes=10, canvas=40),
+    Tokens(records=Tfds("lm1b"), batch=2, length=8),
+    TokenRows(records=Tfds("lm1b"), batch=2, length=8),
+    Sentences(records=Tfds("imdb_reviews"), batch=2, length=8, classes=2),
+    Pairs(records=Tfds("wmt"), batch=2, length=8, source_feature="en", target_feature="de"),
+]
+
+
+@pytest.mark.parametrize("data", CATALOGUE, ids=lambda data: f"{type(data).__name__}-{data.records.name}")
+def test_the_catalogue_has_the_shapes_that_were_said(data: Examples, here: None) -> None:
+    assert data.prepare() == data.prepare()
+    for split, size in (("train", 4), ("eval", 3)):
+        source = data.source(split)
+        assert len(source) == size
+        for batch in (train_batch(source, 0, 1, 2), eval_batch(source, 1, 2)):
+            assert specs(batch) == data.spec()
+        some = source.rows(np.array([2, 0, 2]))  # in any order
+        assert all(np.array_equal(some[name], rows[[2, 0, 2]]) for name, rows in everything(data, split).items())
+
+
+def test_images_are_what_was_encoded_and_of_0_to_1_in_the_step(here: None) -> None:
+    rows = everything(MNIST, "train")
+    np.testing.assert_array_equal(rows["inputs"], PICTURES)
+    assert rows["targets"].tolist() == [3, 4, 5, 6]
+    batch = MNIST.transform(rows, jax.random.split(jax.random.key(0), 4), True)
+    np.testing.assert_array_equal(batch["inputs"], PICTURES.astype(np.float32) / 255)
+
+
+def test_an_image_is_scaled_by_its_shorter_side_and_cut_to_its_middle() -> None:
+    wide = np.zeros((8, 16, 3), np.uint8)
+    wide[:, 2:14] = 200  # the middle square, and as much around it as a pixel is a mean of
+    assert np.all(square(wide, 4, 3) == 200) and np.all(square(wide, 8, 1) == 200)
+    assert np.all(square(np.swapaxes(wide, 0, 1), 16, 3) == 200)
+    # half as wide, each pixel is a mean of 4 x 4 under a triangle, so a ramp stays one
+    ramp = np.broadcast_to(np.arange(0, 128, 4, dtype=np.uint8)[:, None, None], (32, 32, 3))
+    half = square(np.ascontiguousarray(ramp), 16, 3)[:, :, 0].astype(float)
+    np.testing.assert_allclose(half[1:-1, 5], np.arange(2 + 8, 120, 8), atol=1)
+    assert square(PICTURES[0], 28, 1).shape == (28, 28, 1)
+
+
+def test_a_whole_image_keeps_its_shape_within_a_canvas(here: None) -> None:
+    photo = np.tile(np.arange(0, 240, dtype=np.uint8)[:, None, None], (1, 300, 3))
+    for kind, apart in (("png", 1), ("jpeg", 3)):
+        small = bounded(encoded(photo, kind).getvalue(), 50, 3)  # a JPEG is decoded at a quarter
+        assert small.shape == (40, 50, 3)
+        np.testing.assert_allclose(small[:, 25, 0], np.arange(40) * 6 + 2.5, atol=apart)
+    assert bounded(photo, 400, 3).shape == (240, 300, 3)  # never larger than it is
+    rows = everything(CATALOGUE[3], "train")
+    assert rows["sizes"].tolist() == [[32, 32]] * 4 and rows["inputs"][:, 32:].max() == 0
+
+
+def test_texts_are_bytes_ended_by_0(here: None) -> None:
+    rows = everything(CATALOGUE[4], "train")
+    one, long = [ord(letter) for letter in "one"], [ord(letter) for letter in TEXTS[2][:8]]
+    assert rows["targets"][0].tolist() == [*one, 0, 0, 0, 0, 0] and rows["mask"][0].tolist() == [1] * 4 + [0] * 4
+    assert rows["inputs"][0].tolist() == [0, *one, 0, 0, 0, 0]
+    assert rows["targets"][2].tolist() == long and rows["inputs"][2].tolist() == [0, *long[:-1]]
+    assert rows["mask"].sum(1).tolist() == [4, 8, 8, 1]
+    plain = everything(CATALOGUE[5], "train")
+    assert np.array_equal(plain["inputs"], rows["targets"]) and np.array_equal(plain["mask"], rows["mask"])
+    sentences = everything(CATALOGUE[6], "train")
+    assert np.array_equal(sentences["inputs"], rows["targets"]) and sentences["lengths"].tolist() == [4, 8, 8, 1]
+    assert sentences["targets"].tolist() == [0, 1, 0, 1] and sentences["mask"].tolist() == [1] * 4
+
+
+def test_a_special_end_is_the_end_and_the_end_may_be_what_is_kept(here: None) -> None:
+    data = Tokens(records=Tfds("lm1b"), batch=2, length=8, tokenizer=Bytes(specials=("<end>",)), keep="end")
+    rows = everything(data, "train")
+    assert rows["targets"][0].tolist() == [*b"one", 256, 0, 0, 0, 0] and rows["inputs"][0, 0] == 256
+    assert rows["targets"][2].tolist() == [*TEXTS[2].encode()[-7:], 256]
+
+
+def test_pairs_end_with_the_end(here: None) -> None:
+    data, rows = CATALOGUE[7], everything(CATALOGUE[7], "train")
+    assert isinstance(data, Pairs) and (data.start, data.end, data.vocab) == (256, 257, 258)
+    assert rows["inputs"][0].tolist() == [*b"one", 257, 0, 0, 0, 0] and rows["lengths"].tolist() == [4, 8, 8, 1]
+    assert rows["targets"][0].tolist() == [*b"ONE", 257, 0, 0, 0, 0]
+    assert rows["targets"][2].tolist() == [*TEXTS[2].upper().encode()[:7], 257]
+    assert np.all((rows["targets"] == 257).sum(1) == 1)
+
+
+def images(name: str, **fields: Any) -> Images:
+    return Images(records=Tfds(name, **fields), batch=2, size=8, classes=5)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (images("imagenet2012"), ("imagenet2012 is not prepared in", "jaxbig data prepare")),
+        (Sentences(records=Tfds("glue/sst2"), batch=2, length=8, classes=2), ("glue/sst2 is not", "TFDS_DATA_DIR")),
+        (images("mnist:9.0.0"), ("mnist:9.0.0 is not prepared",)),
+        (images("mnist", eval_split="dev"), ("no split 'dev'", "train, test")),
+    ],
+    ids=str,
+)
+def test_what_is_not_there_is_refused_in_one_sentence(data: Examples, words: tuple[str, ...], here: None) -> None:
+    with pytest.raises(Refused) as refused:
+        data.prepare()
+    assert all(word in str(refused.value) for word in words), refused.value
+
+
+def test_what_is_prepared_is_not_fetched_again(here: None) -> None:
+    for data in CATALOGUE:
+        data.fetch()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("mnist", ("mnist is not in", "cannot be reached", "TFDS_DATA_DIR")),
+        ("glue/sst2", ("glue/sst2 is not in", "cannot be reached")),
+        ("mnits", ("TFDS knows no data set mnits", "nearest")),
+    ],
+)
+def test_without_a_network_fetching_is_refused_at_once(
+    name: str, words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nowhere(*_: Any, **__: Any) -> Any:
+        raise OSError("no network")
+
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(socket, "create_connection", nowhere)
+    with pytest.raises(Refused) as refused:
+        Tfds(name).fetch()
+    assert all(word in str(refused.value) for word in words), refused.value
+
+
+def test_what_was_fetched_half_is_fetched_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    left = tmp_path / "mnist" / "incomplete.ABCDEF_3.0.1"
+    left.mkdir(parents=True)
+    builder = builder_class("mnist")(data_dir=tmp_path, file_format="array_record")
+    monkeypatch.setattr(Tfds, "_catalogued", lambda self, root: builder)
+    monkeypatch.setattr("jaxbig.data.tfds.reachable", lambda host: True)
+    MNIST.fetch()
+    assert len(MNIST.source("train")) == 4 and not left.exists()
+
+
+@pytest.mark.parametrize("classes", [3, 7])
+def test_a_label_that_is_no_class_is_named_or_left_out(classes: int, here: None) -> None:
+    data = Images(records=Tfds("mnist"), batch=4, size=28, channels=1, classes=classes)
+    if classes == 7:
+        assert everything(data, "train")["targets"].tolist() == [3, 4, 5, 6]
+        return
+    with pytest.raises(Exception, match=r"mnist.* train record 0 .*label.* is 3.*--data.classes 3.*skip-bad-records"):
+        everything(data, "train")
