@@ -70,7 +70,7 @@ BOXES = {  # top, left, height, width
     "fractions at the edge": (226.5, 439.75, 200.5, 200.25),
     "small fractions": (100.7, 200.2, 20.9, 15.3),
 }
-enlarged = jax.jit(resample, static_argnums=5)
+resampled, weighed = jax.jit(resample, static_argnums=5), jax.jit(weights, static_argnums=(2, 3))
 
 
 @pytest.mark.parametrize("name", BOXES)
@@ -82,13 +82,13 @@ def test_resampling_is_pillows(name: str, size: int) -> None:
     cut = Image.fromarray(PHOTO).crop((first, low, int(np.ceil(left + width)), int(np.ceil(top + height))))
     box = (left - first, top - low, left - first + width, top - low + height)
     theirs = cut.resize((size, size), Image.Resampling.BILINEAR, box=box)
-    assert difference(enlarged(padded, top, left, height, width, size), theirs) < 0.7  # it rounds twice
+    assert difference(resampled(padded, top, left, height, width, size), theirs) < 0.7  # it rounds twice
 
 
-@hypothesis.given(start=st.floats(0, 40), length=st.floats(0, 24), size=st.integers(1, 70))
+@hypothesis.given(start=st.floats(0, 40), length=st.floats(0, 24), size=st.sampled_from((1, 7, 70)))
 @hypothesis.settings(deadline=None, max_examples=50)
 def test_weights_are_of_the_box_and_sum_to_one(start: float, length: float, size: int) -> None:
-    drawn = np.asarray(weights(jnp.float32(start), jnp.float32(length), 65, size))
+    drawn = np.asarray(weighed(jnp.float32(start), jnp.float32(length), 65, size))
     assert (drawn >= 0).all()
     np.testing.assert_allclose(drawn.sum(1), 1, atol=1e-5)
     touched = np.flatnonzero(drawn.sum(0))
@@ -179,7 +179,7 @@ def test_half_are_flipped() -> None:
 ENHANCERS = {"brightness": ImageEnhance.Brightness, "contrast": ImageEnhance.Contrast, "saturation": ImageEnhance.Color}
 
 
-@pytest.mark.parametrize("factor", [0.3, 0.8, 1.7])
+@pytest.mark.parametrize("factor", [0.3, 0.6, 1.7])
 @pytest.mark.parametrize("name", ENHANCERS)
 def test_colours_are_pillows(name: str, factor: float) -> None:
     for photo in (PHOTO, FLOWER):
@@ -286,7 +286,7 @@ def test_nothing_crosses_devices() -> None:
     apply = jax.jit(lambda *rows: through(Either(), *rows), in_shardings=split, out_shardings=split)
     batch = rows(8)
     compiled = apply.lower(*batch).compile()
-    for crossing in ("all-reduce", "all-gather", "all-to-all", "collective-permute"):
+    for crossing in ("all-reduce", "all-gather", "all-to-all", "permute"):
         assert crossing not in compiled.as_text()
     one = jax.jit(lambda *rows: through(Either(), *rows))(*batch)
     for ours, theirs in zip(apply(*batch), one, strict=True):

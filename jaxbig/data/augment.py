@@ -236,7 +236,8 @@ def symmetric_beta(key: jax.Array, alpha: float) -> jax.Array:
     1996): a loop until one is accepted would wait for the slowest row of all devices."""
     uniforms = jax.random.uniform(key, (2,))
     power, cosine = uniforms[0] ** (1 / alpha), jnp.cos(2 * math.pi * uniforms[1])
-    return 0.5 + 0.5 * cosine * jnp.sqrt((1 - power) / (power + (1 - power) * cosine**2))
+    place = cosine * jnp.sqrt((1 - power) / (power + (1 - power) * cosine**2))  # -1 to 1, and beyond by a rounding
+    return jnp.clip(0.5 + 0.5 * place, 0, 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -153,10 +153,11 @@ class RandAugment(Augmentation):
         """The image after one operation."""
         which_key, sign_key = jax.random.split(key)
         sign = jnp.where(jax.random.bernoulli(sign_key), 1.0, -1.0)
+        strength = self.magnitude / 10
 
         def applied(operation: Operation) -> Callable[[jax.Array], jax.Array]:
-            change = operation.slope * self.magnitude / 10
-            return lambda image: operation.apply(image, operation.start + (sign if operation.signed else 1.0) * change)
+            signed = sign if operation.signed else jnp.ones(())
+            return lambda image: operation.apply(image, operation.start + signed * operation.slope * strength)
 
         which = jax.random.randint(which_key, (), 0, len(OPERATIONS))
         return jax.lax.switch(which, [applied(operation) for operation in OPERATIONS], image)
