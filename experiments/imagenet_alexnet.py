@@ -4,7 +4,8 @@
     jaxbig train imagenet_alexnet
 
 It has not been run here at full size; it needs the data. Batch, momentum, weight decay and peak rate of Krizhevsky et
-al. (2012), with half a cosine in place of three drops, and Inception's crops in place of theirs; without their noise of colours.
+al. (2012), with half a cosine in place of three drops, and Inception's crops in place of theirs; without their noise of
+colours.
 """
 
 from jaxbig.data.imagenet import imagenet

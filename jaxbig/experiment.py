@@ -97,10 +97,10 @@ class Experiment:
 
 
 # What a field of such a name may hold, wherever it stands: least, and what it must stay below. One name, one thing.
-COUNTS = "steps log_every evaluate_every evaluate_batches checkpoint_every keep_last batch length depth width heads layers channels "
+COUNTS = "steps log_every evaluate_every checkpoint_every keep_last batch length depth width heads layers channels "
 COUNTS += "experts_per_token accumulate expansion rotary_base patch size "
 COUNTS += "classes types embedding kernel stride vocab kv_heads mlp_width max_length window target_vocab "
-COUNTS += "loss_scale_steps remat_group"
+COUNTS += "loss_scale_steps remat_group evaluate_batches learned_from samples sample_rate hop mels"
 RANGES = {name: (1, math.inf) for name in COUNTS.split()}
 RANGES |= {name: (0, 1) for name in ("dropout", "drop_path", "b1", "b2", "momentum", "smoothing", "rate")}
 FROM_0 = "keep_best reproducible readers warmup peak end clip l1 l2 weight_decay experts balance router_z_loss "

@@ -215,7 +215,7 @@ def unscaled(gradient: Any, scale: jax.Array | None) -> Any:
 
 
 def strided(count: int, x: jax.Array) -> jax.Array:
-    """[B, ...] -> [count, B / count, ...], every count-th pair of rows, or row where parts are odd: so each device keeps
+    """[B, ...] -> [count, B / count, ...], every count-th pair of rows, or row where parts are odd: each device keeps
     the rows it has."""
     rows = x.shape[0] // count
     pair = 2 if rows % 2 == 0 else 1

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxbig.data.base import Data, Rows
@@ -20,9 +21,9 @@ SHOWN = 25
 
 
 def inspect(experiment: Experiment, step: int, split: str, batches: int, picture: Path) -> dict[str, Any]:
-    """{`step`, `split`, `examples`, `batch_sha256`, `fields`, `classes`, `padding`, `rows`, `picture`} of the batch that
-    the step after `step` takes, as the objective gets it. `classes` and `padding` are of so many batches from there on;
-    `rows` are its texts, and images are drawn into the file `picture`.
+    """{`step`, `split`, `examples`, `batch_sha256`, `fields`, `classes`, `padding`, `rows`, `picture`} of the batch
+    that the step after `step` takes, as the objective gets it. `classes` and `padding` are of so many batches from
+    there on; `rows` are its texts, and images are drawn into the file `picture`.
     """
     if split not in ("train", "eval"):
         raise Refused(f"--split {split!r}: it is train or eval.")
@@ -59,13 +60,13 @@ def digest_of(rows: Rows) -> str:
     """The sha256 over a batch's bytes, fields in order of their names."""
     digest = hashlib.sha256()
     for name in sorted(rows):
-        digest.update(f"{name} {rows[name].dtype} {rows[name].shape}".encode() + np.ascontiguousarray(rows[name]))
+        digest.update(f"{name} {rows[name].dtype} {rows[name].shape}".encode() + rows[name].tobytes())
     return digest.hexdigest()
 
 
 def seen(experiment: Experiment, rows: Rows, step: int, split: str) -> Rows:
     """The batch as the objective gets it at a step of training, or in evaluation."""
-    train, places = split == "train", np.arange(experiment.data.batch)
+    train, places = split == "train", jnp.arange(experiment.data.batch)
     keys = row_keys(experiment, "augment" if train else "evaluation", step if train else 0, places)
     batch = jax.jit(lambda rows, keys: experiment.data.transform(rows, keys, train))(rows, keys)
     return {name: np.asarray(field) for name, field in batch.items()}
@@ -92,11 +93,13 @@ def texts(batch: Rows, data: Data) -> list[dict[str, str]]:
             fields["inputs"] = fields["inputs"][: int(batch["lengths"][row])]
         if batch["mask"].ndim > 1 and "targets" in fields:
             fields["targets"] = fields["targets"][batch["mask"][row] > 0]
-        shown.append({name: told(field, data) for name, field in fields.items()})
+        shown.append({name: told(name, field, data) for name, field in fields.items()})
     return shown
 
 
-def told(field: np.ndarray, data: Data) -> str:
+def told(name: str, field: np.ndarray, data: Data) -> str:
+    if name == "targets" and field.ndim == 0 and hasattr(data, "classes"):
+        return named(data, int(field))
     if field.ndim == 1 and np.issubdtype(field.dtype, np.integer):
         return data.text(field)
     return np.array2string(field, precision=3, threshold=8)

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from jaxbig.data.base import Data
 from jaxbig.errors import Refused
 from jaxbig.experiment import Experiment, InitializeFrom
 from jaxbig.sibling import replaced
@@ -20,15 +21,12 @@ def smoke(experiment: Experiment) -> Experiment:
     """The sibling; what it is fed is what the experiment is fed, if that is here."""
     changes: dict[str, Any] = {"batch": min(experiment.data.batch, ROWS * jax.device_count())}
     changes |= {"length": min(getattr(experiment.data, "length", 1), LENGTH)}
-    made_up = getattr(experiment.data, "made_up", None)
     data: Any = experiment.data
     try:
         data.prepare()
     except Refused as error:
-        if made_up is None:
-            raise
+        data = made_up(data)
         log.warning("on made-up records: %s", error)
-        data = made_up()
     data = replaced(data, changes)
     layers = {"depth": min(getattr(experiment.model, "depth", 1), DEPTH), "remat_group": 1}
     layers |= {"stages": (1,) * len(getattr(experiment.model, "stages", ()))}
@@ -47,3 +45,11 @@ def smoke(experiment: Experiment) -> Experiment:
             break
         small = narrower
     return small
+
+
+def made_up(data: Data) -> Data:
+    """The same data set of records that are made up; `Refused` if it is none of records."""
+    make: Any = getattr(data, "made_up", None)
+    if make is None:
+        raise Refused(f"{type(data).__name__} has no made-up records: prepare its own.")
+    return make()

@@ -23,6 +23,7 @@ FLOORS = (
     {"planning"},
     {"loop", "options", "smoke"},
     {"evaluate", "bench", "compare", "check"},
+    {"verbs"},
     {"__main__"},
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -21,7 +21,7 @@ def second_way(logmel: LogMel, waveform: np.ndarray) -> np.ndarray:
     while points < logmel.window:
         points *= 2
     hann = scipy.signal.get_window("hann", logmel.window)
-    transform = scipy.signal.ShortTimeFFT(hann, logmel.hop, logmel.rate, mfft=points)
+    transform = scipy.signal.ShortTimeFFT(hann, logmel.hop, logmel.sample_rate, mfft=points)
     middle = logmel.window // 2  # where SciPy has a frame's time: frames from the one that begins at sample 0
     shift = -(-middle // logmel.hop) * logmel.hop - middle
     padded = np.concatenate([np.zeros(shift), waveform.astype(np.float64)])
@@ -29,7 +29,7 @@ def second_way(logmel: LogMel, waveform: np.ndarray) -> np.ndarray:
     power = transform.spectrogram(padded, p0=first, p1=first + logmel.frames(len(waveform)))  # [k, F]
     lowest, highest = (1127.01 * np.log(1 + f / 700) for f in (logmel.lowest, logmel.highest))  # 2595 / ln 10
     edges = [lowest + (highest - lowest) * i / (logmel.mels + 1) for i in range(logmel.mels + 2)]
-    places = [1127.01 * np.log(1 + k * logmel.rate / points / 700) for k in range(points // 2 + 1)]
+    places = [1127.01 * np.log(1 + k * logmel.sample_rate / points / 700) for k in range(points // 2 + 1)]
     bank = [np.interp(places, edges[m : m + 3], [0, 1, 0]) for m in range(logmel.mels)]
     return np.log(np.maximum(np.stack(bank) @ power, logmel.floor)).T
 
@@ -39,8 +39,8 @@ def second_way(logmel: LogMel, waveform: np.ndarray) -> np.ndarray:
     [
         LogMel(),
         LogMel(mels=64, lowest=125.0, highest=7500.0, floor=1e-2),
-        LogMel(rate=22050, window=1024, hop=256, lowest=0.0, highest=11025.0),
-        LogMel(rate=8000, window=201, hop=67, mels=20, highest=4000.0),
+        LogMel(sample_rate=22050, window=1024, hop=256, lowest=0.0, highest=11025.0),
+        LogMel(sample_rate=8000, window=201, hop=67, mels=20, highest=4000.0),
     ],
 )
 def test_it_is_scipys(logmel: LogMel) -> None:

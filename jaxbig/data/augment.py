@@ -42,14 +42,21 @@ def whole(image: jax.Array) -> Sized:
     return image, jnp.array(image.shape[:2], jnp.int32)
 
 
+def given(size: int | None) -> int:
+    """The size of a cut, which is known by now."""
+    if size is None:
+        raise Refused("a crop has no size: give it one, or let a data set with a size of its own do it.")
+    return size
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResizedCrop(Augmentation):
     """A random box, resized to a square (Szegedy et al., 2015), by the rule of torchvision's RandomResizedCrop: the
     first of 10 tries that fits, else the largest middle box within `ratio`."""
 
     crops: ClassVar[bool] = True
-    size: int = 224
-    """Pixels of a side of what comes out."""
+    size: int | None = None
+    """Pixels of a side of what comes out; None: as the data set says."""
     least: float = 0.08
     """The smallest share of the image's area."""
     most: float = 1.0
@@ -57,7 +64,7 @@ class ResizedCrop(Augmentation):
     """The box's width over its height lies between this and its inverse."""
 
     def __call__(self, image: jax.Array, size: jax.Array, key: jax.Array) -> Sized:
-        return whole(resample(image, *self.box(size, key), self.size))
+        return whole(resample(image, *self.box(size, key), given(self.size)))
 
     def box(self, size: jax.Array, key: jax.Array) -> Box:
         """The box in an image of that size, at least one pixel."""
@@ -76,15 +83,15 @@ class CentralCrop(Augmentation):
     `size` / `share` and a cut of the middle are usual; they differ at the edge alone."""
 
     crops: ClassVar[bool] = True
-    size: int = 224
-    """Pixels of a side of what comes out."""
+    size: int | None = None
+    """Pixels of a side of what comes out; None: as the data set says."""
     share: float = 0.875
     """The square's side as a share of the shorter side."""
 
     def __call__(self, image: jax.Array, size: jax.Array, key: jax.Array) -> Sized:
         size = jnp.maximum(size, 1)
         side = jnp.maximum(self.share * size.min(), 1)
-        return whole(resample(image, (size[0] - side) / 2, (size[1] - side) / 2, side, side, self.size))
+        return whole(resample(image, (size[0] - side) / 2, (size[1] - side) / 2, side, side, given(self.size)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,23 +99,24 @@ class RandomCrop(Augmentation):
     """A square cut anywhere out of the image with zeros around it (He et al., 2016, on CIFAR-10)."""
 
     crops: ClassVar[bool] = True
-    size: int = 32
-    """Pixels of a side of what comes out."""
+    size: int | None = None
+    """Pixels of a side of what comes out; None: as the data set says."""
     padding: int = 4
     """Zeros at each side."""
 
     def __call__(self, image: jax.Array, size: jax.Array, key: jax.Array) -> Sized:
         sides = (self.padding, self.padding)
         padded = jnp.pad(image, (sides, sides, (0, 0)))
-        if self.size > min(padded.shape[:2]):
-            least = self.size - min(image.shape[:2])
+        side = given(self.size)
+        if side > min(padded.shape[:2]):
+            least = side - min(image.shape[:2])
             raise Refused(
-                f"a crop of size {self.size} out of {image.shape[0]}x{image.shape[1]} images with padding "
+                f"a crop of size {side} out of {image.shape[0]}x{image.shape[1]} images with padding "
                 f"{self.padding}: give it padding {-(-least // 2)} or more, or a smaller size."
             )
-        corners = jnp.maximum(size + 2 * self.padding - self.size, 0) + 1
+        corners = jnp.maximum(size + 2 * self.padding - side, 0) + 1
         top, left = jax.random.randint(key, (2,), 0, corners)
-        return whole(jax.lax.dynamic_slice(padded, (top, left, 0), (self.size, self.size, image.shape[2])))
+        return whole(jax.lax.dynamic_slice(padded, (top, left, 0), (side, side, image.shape[2])))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

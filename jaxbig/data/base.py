@@ -53,7 +53,7 @@ class Data(abc.ABC):
     def source(self, split: str) -> Source:
         """The examples of "train" or "eval"; the data is prepared."""
 
-    def fetch(self) -> None:
+    def fetch(self) -> None:  # noqa: B027
         """Brings what is prepared from elsewhere, over the network: `jaxbig data prepare` alone asks for that."""
 
     def transform(self, batch: Batch, keys: jax.Array, train: bool) -> Batch:
@@ -87,7 +87,7 @@ class Records(abc.ABC):
     def open(self, split: str) -> Sequence[Record]:
         """The records of "train" or "eval"; they are prepared. It is read by threads, and pickled to processes."""
 
-    def fetch(self) -> None:
+    def fetch(self) -> None:  # noqa: B027
         """Brings what lies elsewhere, over the network: `jaxbig data prepare` alone asks for that."""
 
     def prepare(self) -> str:

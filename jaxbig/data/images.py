@@ -90,8 +90,8 @@ def drawn(keys: jax.Array, number: int) -> jax.Array:
 
 
 def opened(image: Any, channels: int, enough: int) -> Any:
-    """An encoded image, or uint8 [Y, X, C], as a Pillow image of 1 or 3 channels; a JPEG is decoded at a half, a quarter
-    or an eighth of its size where no side falls below `enough` so."""
+    """An encoded image, or uint8 [Y, X, C], as a Pillow image of 1 or 3 channels; a JPEG is decoded at a half, a
+    quarter or an eighth of its size where no side falls below `enough` so."""
     from PIL import Image  # here: slow to import, and not every data set needs it
 
     mode = "L" if channels == 1 else "RGB"

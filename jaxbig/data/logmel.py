@@ -22,7 +22,7 @@ class LogMel:
     the waveform: what is left at its end makes none.
     """
 
-    rate: int = 16000
+    sample_rate: int = 16_000
     """Samples a second."""
     window: int = 400
     """Samples of a frame."""
@@ -65,21 +65,21 @@ class LogMel:
 
     def filters(self) -> np.ndarray:
         """How much each frequency of the transform counts in each band, float32 [points / 2 + 1, M]."""
-        if not 0 <= self.lowest < self.highest <= self.rate / 2:
+        if not 0 <= self.lowest < self.highest <= self.sample_rate / 2:
             raise Refused(
-                f"mel bands from {self.lowest:g} to {self.highest:g} Hz of {self.rate} samples a second: they must "
-                f"rise, within 0 to {self.rate / 2:g} Hz."
+                f"mel bands from {self.lowest:g} to {self.highest:g} Hz of {self.sample_rate} samples a second: they "
+                f"must rise, within 0 to {self.sample_rate / 2:g} Hz."
             )
         first, last = mel(np.array([self.lowest, self.highest]))
         edges = np.linspace(first, last, self.mels + 2)
-        places = mel(np.fft.rfftfreq(self.points(), 1 / self.rate))[:, None]
+        places = mel(np.fft.rfftfreq(self.points(), 1 / self.sample_rate))[:, None]
         width = edges[1] - edges[0]
         filters = np.maximum(0, 1 - np.abs(places - edges[1:-1]) / width)
         empty = int((filters.max(0) == 0).sum())
         if empty:
             raise Refused(
-                f"{empty} of {self.mels} mel bands are narrower than the {self.rate / self.points():g} Hz between "
-                f"frequencies: give fewer mels or a longer window."
+                f"{empty} of {self.mels} mel bands are narrower than the {self.sample_rate / self.points():g} Hz "
+                f"between frequencies: give fewer mels or a longer window."
             )
         return filters.astype(np.float32)
 

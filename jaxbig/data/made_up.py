@@ -8,7 +8,9 @@ import numpy as np
 
 from jaxbig.data.base import Record, Records
 
-WORDS = "the a of one two red blue old new small house tree river bird reads writes sees makes slowly well".split()
+WORDS = tuple(
+    "the a of one two red blue old new small house tree river bird reads writes sees makes slowly well".split()
+)  # noqa: SIM905
 SPLITS = ("train", "eval")
 
 

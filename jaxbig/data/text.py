@@ -17,7 +17,7 @@ from jaxbig.data.base import Record, Source, Spec
 from jaxbig.data.examples import Example, Examples, Reading, class_of, fetch
 from jaxbig.data.made_up import MadeUp
 from jaxbig.data.packing import packed
-from jaxbig.data.tokenizers import Bytes, Tokenizer
+from jaxbig.data.tokenizers import BytePairs, Bytes, Tokenizer
 
 AT_ONCE = 256
 """Records that are read at once where all are read."""
@@ -84,16 +84,19 @@ class Text(Examples):
         return {name: jax.ShapeDtypeStruct((self.batch, *shape), kinds[name]) for name, shape in shapes.items()}
 
     def words(self, tokens: np.ndarray) -> list[str]:
-        return [self.tokenizer.decode(tokens[place : place + 1]) for place in range(len(tokens))]
+        names = {number: name for name, number in self.tokenizer.numbers.items()}
+        return [names.get(int(token)) or self.tokenizer.decode(token[None]) for token in tokens]
 
     def text(self, tokens: np.ndarray) -> str:
-        return self.tokenizer.decode(tokens)
+        special = np.flatnonzero(np.isin(tokens, list(self.tokenizer.numbers.values())))  # they have no text
+        parts = np.split(tokens, np.unique([*special, *(special + 1)]))
+        return "".join(self.words(part)[0] if len(part) == 1 else self.tokenizer.decode(part) for part in parts)
 
     def made_up(self) -> "Text":
         """The same on made-up records, with a tokenizer that is learned from them."""
         tokenizer = self.tokenizer
-        if getattr(tokenizer, "file", ""):
-            tokenizer = Bytes(specials=tokenizer.specials)
+        if isinstance(tokenizer, BytePairs):  # not from a file, which may be elsewhere too
+            tokenizer = dataclasses.replace(tokenizer, file="")
         return dataclasses.replace(self, records=MadeUp(texts=self.features), tokenizer=tokenizer)
 
 

@@ -40,7 +40,7 @@ def table(data: Data, split: str) -> tuple[np.ndarray, np.ndarray, Any]:
 def texts() -> tuple[np.ndarray, np.ndarray]:
     data = PyText(batch=1)
     data.prepare()
-    return data.text("train"), data.text("eval")
+    return data.joined("train"), data.joined("eval")
 
 
 # -- text
