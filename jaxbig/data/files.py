@@ -122,23 +122,25 @@ class Files(Records):
 
     def open(self, split: str) -> Opened:
         index = self.index()
-        places = chosen(self, index, split)
-        if not len(places):
-            raise Refused(
-                f"{self.kind} has {len(index.places.which)} records, and with eval_share {self.eval_share} none of them "
-                f"is for {split}: set another share, or name more files."
-            )
+        places = self.some(chosen(self, index, split), split)
         repeat = self.repeat if split == "train" else 1
         return self.opened(self, index.files, Places(*(column[places] for column in index.places)), repeat)
 
     def prepare(self) -> str:
         index = self.index()
-        sizes = {split: len(chosen(self, index, split)) for split in ("train", "eval")}
-        for split in sizes:
-            if split == "train" or self.eval_share > 0:
-                self.open(split)
-        said = ", ".join(f"{split} {size}" for split, size in sizes.items())
+        splits = {split: chosen(self, index, split) for split in ("train", "eval")}
+        for split in splits if self.eval_share else ("train",):
+            self.some(splits[split], split)
+        said = ", ".join(f"{split} {len(places)}" for split, places in splits.items())
         return f"{self.kind} of {len(index.files)} files, {index.bytes} bytes, records: {said}, sha256:{index.sha256}"
+
+    def some(self, places: np.ndarray, split: str) -> np.ndarray:
+        if not len(places):
+            raise Refused(
+                f"{self.kind} with eval_share {self.eval_share} has no record for {split}: set another share, "
+                "or name more files."
+            )
+        return places
 
     @property
     def kind(self) -> str:
