@@ -259,7 +259,7 @@ def sha256(text: str) -> str:
 
 def cache(kind: str) -> Path:
     """The folder in which what was made of that kind is kept; `Refused` if it cannot be written."""
-    folder = Path(os.environ.get("JAXBIG_CACHE", "~/.cache/jaxbig")).expanduser() / kind
+    folder = Path(os.environ.get("JAXBIG_CACHE", "~/.cache/jaxbig")).expanduser().absolute() / kind
     with no_room(folder):
         folder.mkdir(parents=True, exist_ok=True)
     return folder

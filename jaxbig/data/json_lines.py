@@ -12,7 +12,7 @@ from jaxbig.errors import Refused
 
 class Lines(Spans):
     def read(self, file: File, start: int, size: int) -> Record:
-        text = self.bytes(file, start, size)
+        text = self.span(file, start, size)
         try:
             record = json.loads(text.decode("utf-8-sig"))  # a file may begin with a byte order mark
         except (ValueError, RecursionError) as error:

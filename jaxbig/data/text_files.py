@@ -23,7 +23,7 @@ class Spans(Opened):
         super().__init__(*args)
         self.handles: dict[str, BinaryIO] = {}
 
-    def bytes(self, file: File, start: int, size: int) -> bytes:
+    def span(self, file: File, start: int, size: int) -> bytes:
         handle = self.handles.get(file.path)
         if handle is None:
             handle = open(file.path, "rb")  # noqa: SIM115 - closed with the records, or below
@@ -43,7 +43,7 @@ class Spans(Opened):
 
 class Texts(Spans):
     def read(self, file: File, start: int, size: int) -> Record:
-        return {"name": file.name, "text": self.bytes(file, start, size)}
+        return {"name": file.name, "text": self.span(file, start, size)}
 
     def where(self, index: int) -> str:
         return self.place(index)[0].path if self.records.by == "file" else super().where(index)
