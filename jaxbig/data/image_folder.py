@@ -1,0 +1,85 @@
+"""Records in a folder of images, a folder a class."""
+
+import dataclasses
+import os
+from typing import Any
+
+import numpy as np
+
+from jaxbig.data.base import Record
+from jaxbig.data.files import File, Files, Found, Opened, hashes
+from jaxbig.errors import Refused
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+EVALS = ("eval", "val", "validation", "test")  # the first that is there is the evaluation split
+
+
+class Images(Opened):
+    def __init__(self, records: "ImageFolder", *args: Any):
+        super().__init__(records, *args)
+        self.labels = {name: label for label, name in enumerate(records.classes)}
+
+    def read(self, file: File, start: int, size: int) -> Record:
+        with open(file.path, "rb") as image:
+            return {"image": image.read(), "label": self.labels[os.path.dirname(file.name)]}
+
+    def where(self, index: int) -> str:
+        return self.place(index)[0].path
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageFolder(Files):
+    """Images by class: records {"image": the file's bytes, "label": its class's number}, as FOLDER/CLASS/IMAGE.
+
+    With FOLDER/train and FOLDER/val (or eval, validation, test) these are the splits, and hold the classes. Else the
+    hash of an image's name, CLASS/IMAGE, decides. Names that begin with a dot are passed over.
+    """
+
+    folder: str
+    """The folder with a folder for each class."""
+
+    opened = Images
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes' names, sorted; a label is a place among them."""
+        return tuple(folders(next(iter(self.splits().values()))))
+
+    def splits(self) -> dict[str, str]:
+        """The folder of classes of each split, the training one first; of "" if the records' hashes decide."""
+        root = os.path.abspath(os.path.expanduser(self.folder))
+        if not os.path.isdir(root):
+            raise Refused(f"there is no folder {self.folder} (sought as {root}).")
+        there = folders(root)
+        held_out = [name for name in EVALS if name in there]
+        if "train" not in there or not held_out:
+            return {"": root}
+        return {"train": os.path.join(root, "train"), "eval": os.path.join(root, held_out[0])}
+
+    def found(self) -> list[File]:
+        files, classes = [], self.classes
+        for split, root in self.splits().items():
+            there = folders(root)
+            if not there:
+                raise Refused(f"{root} has no folder in it: make one for each class, with its images.")
+            if unknown := sorted(set(there) - set(classes)):
+                raise Refused(f"{root} has class {unknown[0]}, which the training images have not.")
+            for name in there:
+                with os.scandir(os.path.join(root, name)) as entries:
+                    names = sorted(e.name for e in entries if e.name.lower().endswith(ENDINGS) and e.name[0] != ".")
+                if not names:
+                    raise Refused(
+                        f"class {name} in {root} has no image ({' '.join(ENDINGS)}): put some in, or remove its folder."
+                    )
+                files += [File(os.path.join(root, name, image), f"{name}/{image}", split) for image in names]
+        return files
+
+    def scan(self, file: File) -> Found:
+        size = np.array([os.path.getsize(file.path)], np.int64)
+        return Found(np.zeros(1, np.int64), size, hashes([os.fsencode(file.name)]))
+
+
+def folders(root: str) -> list[str]:
+    """The names of the folders in a folder, sorted."""
+    with os.scandir(root) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
