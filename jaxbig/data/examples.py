@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,12 +68,19 @@ class Reading:
         return {name: rows.astype(self.empty[name].dtype, copy=False) for name, rows in stacked.items()}, bad
 
     def examples(self, indices: list[int], begin: Callable[[int], None], bad: list[Bad]) -> list[Example]:
-        begin(indices[0])
         try:
-            records = zip(indices, fetch(self.records, indices), strict=True)
-            return [self.example(index, record, begin) for index, record in records]
+            return [self.example(index, record, begin) for index, record in self.fetched(indices, begin)]
         except Exception:  # which one it was, the records one by one tell
             return [self.alone(index, begin, bad) for index in indices]
+
+    def fetched(self, indices: list[int], begin: Callable[[int], None]) -> Iterator[tuple[int, Record]]:
+        begin(indices[0])
+        if hasattr(self.records, "__getitems__"):
+            yield from zip(indices, fetch(self.records, indices), strict=True)
+            return
+        for index in indices:
+            begin(index)
+            yield index, self.records[index]
 
     def alone(self, index: int, begin: Callable[[int], None], bad: list[Bad]) -> Example:
         begin(index)

@@ -160,7 +160,7 @@ class Workers:
         records = [int(self.memory.at[step % self.memory.slots, part]) for step, part in mine]
         names = [self.source.where(record) for record in records if record >= 0 and hasattr(self.source, "where")]  # type: ignore[attr-defined]
         what = f" while it read the batch of step {mine[0][0] + 1}" if mine else ""
-        what += f", at {' or '.join(names)}" if names else ""
+        what += f", at or after {' or '.join(names)}" if names else ""
         return Failed(
             f"worker process {process.pid} {how}{what}: the machine may lack memory (fewer --workers need less), or a "
             f"record crashes what reads it."
@@ -175,6 +175,7 @@ class Workers:
         for socket in self.sockets:
             socket.close()
         os.close(self.file)
+        vars(self).pop("memory", None)  # now, and not when the last traceback is forgotten
 
 
 def work(channel: int, file: int) -> None:
@@ -256,8 +257,12 @@ class Modules:
     @staticmethod
     def loaded() -> dict[str, tuple[str | None, list[str]]]:
         """The file of each module of this process, and a package's folders."""
-        modules = [(name, module) for name, module in sys.modules.items() if name != "__main__"]
-        return {name: (getattr(each, "__file__", None), list(getattr(each, "__path__", []))) for name, each in modules}
+        specs = {name: getattr(each, "__spec__", None) for name, each in sys.modules.items() if name != "__main__"}
+        return {
+            name: (spec.origin if spec.has_location else None, list(spec.submodule_search_locations or []))
+            for name, spec in specs.items()
+            if isinstance(spec, ModuleSpec)
+        }
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         file, folders = self.files.get(name, (None, []))
