@@ -77,7 +77,12 @@ class Experiment:
     keep_best: int = 1
     """How many of the best evaluated checkpoints are kept besides."""
     readers: int = 1
-    """Threads that read batches ahead; 0 reads each batch when it is needed."""
+    """Threads that read batches ahead, in this process or in each worker; 0 without workers: each when it is needed."""
+    workers: int = 0
+    """Processes that read batches ahead in place of this one, where threads do not keep up; they read evaluation's no
+    batches, which as many threads read."""
+    read_ahead: int = 1024
+    """MiB of batches that are read ahead at most, on each host; one batch at least."""
 
     def check(self) -> None:
         """`Refused` where a number cannot be right, before anything is built."""
@@ -100,16 +105,17 @@ class Experiment:
 COUNTS = "steps log_every evaluate_every checkpoint_every keep_last batch length depth width heads layers channels "
 COUNTS += "experts_per_token accumulate expansion rotary_base patch size "
 COUNTS += "classes types embedding kernel stride vocab kv_heads mlp_width max_length window target_vocab "
-COUNTS += "loss_scale_steps remat_group evaluate_batches learned_from samples sample_rate hop mels"
+COUNTS += "loss_scale_steps remat_group evaluate_batches learned_from samples sample_rate hop mels read_ahead"
 RANGES = {name: (1, math.inf) for name in COUNTS.split()}
 RANGES |= {name: (0, 1) for name in ("dropout", "drop_path", "b1", "b2", "momentum", "smoothing", "rate")}
-FROM_0 = "keep_best reproducible readers warmup peak end clip l1 l2 weight_decay experts balance router_z_loss "
+FROM_0 = "keep_best reproducible readers workers warmup peak end clip l1 l2 weight_decay experts balance router_z_loss "
 FROM_0 += "loss_scale"
 RANGES |= {name: (0, math.inf) for name in FROM_0.split()}
 RANGES |= {"seed": (0, 2**32)}
 
 # What may change when a run goes on: where it runs, how far (a schedule then follows the new length), what it keeps.
-PACE = ("log_every", "evaluate_every", "checkpoint_every", "keep_last", "keep_best", "readers")
+PACE = ("log_every", "evaluate_every", "evaluate_batches", "checkpoint_every", "keep_last", "keep_best")
+PACE += ("readers", "workers", "read_ahead")
 FREE = ("mesh", "steps", "accumulate", "offload", *PACE)
 
 

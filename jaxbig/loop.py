@@ -1,13 +1,14 @@
 """The loop: batch, step, log, evaluate, checkpoint, next; the only place with effects."""
 
 import contextlib
+import itertools
 import logging
 import math
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxbig.checkpoint import Checkpoints
-from jaxbig.data.base import Source
-from jaxbig.data.stream import eval_batch, eval_steps, train_batches
+from jaxbig.data.base import Rows, Source
+from jaxbig.data.stream import eval_batches, train_batches
 from jaxbig.experiment import Experiment, flat, to_json
 from jaxbig.mesh import local_rows, put
 from jaxbig.objectives.base import Sum, Sums
@@ -34,6 +35,7 @@ from jaxbig.workdir import hold, versions
 
 logger = logging.getLogger("jaxbig")
 Summary = dict[str, Any]
+WAIT, SLOW, WARN_EVERY = 0.2, 3, 50  # a run waits for data if so many logs in a row spent more than this share of time
 
 
 def fit(experiment: Experiment, workdir: Path, screen: Screen, fork: bool = False) -> Summary:
@@ -58,10 +60,11 @@ def fit(experiment: Experiment, workdir: Path, screen: Screen, fork: bool = Fals
         train, held_out = experiment.data.source("train"), experiment.data.source("eval")
         train_step, flops = compile_step(program) if start < experiment.steps else (None, 0)
         gather("compiled")  # over the devices nobody waits for long
+        batches = stack.enter_context(contextlib.closing(feed(program, train, start, experiment.steps)))
         step, report = start, Report(experiment, log, flops)
         screen.start(start, experiment.steps)
         stack.callback(screen.stop)
-        for step, state in run_steps(program, train_step, state, train, start, report):  # noqa: B020
+        for step, state in run_steps(program, train_step, state, batches, start, report):  # noqa: B020
             last, stopping = step == experiment.steps, asked_to_stop(step)
             evaluating = last or step % experiment.evaluate_every == 0
             saving = last or stopping or step % experiment.checkpoint_every == 0
@@ -86,16 +89,20 @@ def fit(experiment: Experiment, workdir: Path, screen: Screen, fork: bool = Fals
     return summary
 
 
+def feed(program: Program, source: Source, start: int, stop: int) -> Generator[Rows]:
+    """This process's rows of the batches of steps start + 1 to `stop`, read ahead."""
+    e, mine = program.experiment, local_rows(program.mesh, program.experiment.data.batch)
+    return train_batches(source, e.seed, start, stop, e.data.batch, e.readers, mine, e.workers, e.read_ahead)
+
+
 def run_steps(
-    program: Program, train_step: Any, state: TrainState, source: Source, start: int, report: "Report"
+    program: Program, train_step: Any, state: TrainState, batches: Iterator[Rows], start: int, report: "Report"
 ) -> Iterator[tuple[int, TrainState]]:
     """Makes steps start + 1 to the last; gives (step, state) after each, before the next is begun.
 
     While the devices make a step, the next batch is read and moved to them; two steps are under way at most.
     """
     e = report.experiment
-    mine = local_rows(program.mesh, e.data.batch)
-    batches = train_batches(source, e.seed, start, e.steps, e.data.batch, e.readers, mine)
     report.restart()
     batch = report.waited(batches, None, program.mesh) if start < e.steps else None
     for step in range(start + 1, e.steps + 1):
@@ -114,6 +121,8 @@ class Report:
     def __init__(self, experiment: Experiment, log: Callable[[int, dict[str, float]], None], flops: int):
         self.experiment, self.log, self.flops = experiment, log, flops
         self.under_way: tuple[int, dict[str, jax.Array]] | None = None
+        self.logs, self.quiet_until = 0, 0
+        self.waits: list[float] = []
         self.restart()
 
     def restart(self) -> None:
@@ -147,6 +156,20 @@ class Report:
         pace = rates(self.experiment, self.flops, self.steps / seconds) | {"data_wait": self.idle / seconds}
         self.restart()
         self.log(step, self.experiment.objective.summarize(means) | pace)
+        self.warn(pace["data_wait"])
+
+    def warn(self, data_wait: float) -> None:
+        """Says, once every `WARN_EVERY` logs, that the last `SLOW` of them waited for data; the first log may."""
+        self.logs += 1
+        self.waits = [*self.waits, data_wait][-SLOW:]
+        if self.logs > SLOW and min(self.waits) > WAIT and self.logs >= self.quiet_until:
+            self.quiet_until = self.logs + WARN_EVERY
+            e, share = self.experiment, sum(self.waits) / SLOW
+            logger.warning(
+                f"the devices waited for data {share:.0%} of the last {SLOW} logs' time: raise --workers (now "
+                f"{e.workers}) up to the CPU's cores ({os.cpu_count()}), --readers ({e.readers}), or --read-ahead "
+                f"({e.read_ahead} MiB)"
+            )
 
 
 def rates(experiment: Experiment, flops: int, steps_per_second: float) -> dict[str, float]:
@@ -162,17 +185,14 @@ def rates(experiment: Experiment, flops: int, steps_per_second: float) -> dict[s
 
 def evaluate(program: Program, state: TrainState, source: Source) -> dict[str, float]:
     """The objective's metrics over every example of a source, each exactly once; sums are added in float64."""
-    batch = program.experiment.data.batch
-    mine = local_rows(program.mesh, batch)
+    e, before = program.experiment, None
     sums: Sums = {}
-    before = None
-    count = eval_steps(source, batch)
-    count = min(count, program.experiment.evaluate_batches or count)
-    for number in range(count + 1):
-        last = number == count  # each batch is added while the devices have the next
+    mine, threads = local_rows(program.mesh, e.data.batch), max(e.readers, e.workers)
+    batches = eval_batches(source, e.data.batch, threads, mine, e.read_ahead, e.evaluate_batches)
+    for rows in itertools.chain(batches, [None]):  # each batch is added while the devices have the next
         now = None
-        if not last:
-            now, variables = program.eval_step(state, put(eval_batch(source, number, batch, mine), program.mesh))
+        if rows is not None:
+            now, variables = program.eval_step(state, put(rows, program.mesh))
             state = state.replace(variables=variables)  # type: ignore[attr-defined]
         for name, each in jax.device_get(before or {}).items():
             each = jax.tree.map(np.float64, each)

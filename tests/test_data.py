@@ -68,7 +68,9 @@ def test_an_order_cannot_be_changed_by_who_holds_it() -> None:
 @few
 def test_an_epoch_holds_every_example_once(seed: int, batch: int, size: int) -> None:
     """Also where the batch does not divide the epoch, or exceeds it: steps are cut from one endless row of epochs."""
-    steps = np.concatenate([train_indices(seed, step, batch, size) for step in range(2 * size)])  # 2 x batch epochs
+    steps = np.concatenate(
+        [train_indices(numbered(size), seed, step, batch) for step in range(2 * size)]
+    )  # 2 x batch epochs
     assert np.array_equal(np.sort(steps.reshape(2 * batch, size)), np.tile(np.arange(size), (2 * batch, 1)))
 
 
@@ -99,7 +101,7 @@ def test_an_example_that_cannot_be_read_is_an_error_at_its_own_step(readers: int
                 raise OSError("example 13 is damaged")
             return super().rows(indices)
 
-    bad = next(step for step in range(10) if 13 in train_indices(0, step, 4, 40))
+    bad = next(step for step in range(10) if 13 in train_indices(numbered(40), 0, step, 4))
     batches = train_batches(Damaged(inputs=np.arange(40)), 0, 0, 10, 4, readers)
     assert len([next(batches) for _ in range(bad)]) == bad > 0
     with pytest.raises(OSError, match="example 13 is damaged"):

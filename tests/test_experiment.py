@@ -294,6 +294,8 @@ SAME = {
     "keep_last": changed(keep_last=99),
     "keep_best": changed(keep_best=99),
     "readers": changed(readers=99),
+    "workers": changed(workers=99),
+    "read_ahead": changed(read_ahead=99),
 }
 
 
@@ -378,6 +380,8 @@ BAD = {
     "keep-last 0": changed(keep_last=0),
     "keep-best -1": changed(keep_best=-1),
     "readers -1": changed(readers=-1),
+    "workers -1": changed(workers=-1),
+    "read-ahead 0": changed(read_ahead=0),
     "seed -1": changed(seed=-1),
     "seed 4294967296": changed(seed=2**32),
     "data.batch 0": changed(data=Digits(batch=0)),

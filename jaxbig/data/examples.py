@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from jaxbig.errors import Failed
 log = logging.getLogger("jaxbig")
 Example = dict[str, Any]
 """One row of a batch: arrays [...] by field, with its `mask`."""
+Bad = tuple[int, str]
+"""The index of a record that cannot be read, and what is wrong with it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,35 +52,72 @@ class Reading:
     def __init__(self, records: Sequence[Record], read: Callable[[Record], Example], empty: Rows, skip: int = 0):
         self.records, self.read, self.empty, self.skip = records, read, empty, skip
         self.bad: set[int] = set()
+        if hasattr(records, "draw"):  # they say themselves in which order they are trained on (mixture.py)
+            self.draw: Any = records.draw  # type: ignore[attr-defined]
 
     def __len__(self) -> int:
         return len(self.records)
 
     def rows(self, indices: np.ndarray) -> Rows:
-        examples = self.examples(indices.tolist())
-        return {name: np.stack([example[name] for example in examples]) for name in self.empty}
+        rows, bad = self.attempt(indices)
+        self.leave_out(bad)
+        return rows
 
-    def examples(self, indices: list[int]) -> list[Example]:
-        """Those examples; one that cannot be read is `empty` if it may be left out."""
+    def attempt(self, indices: np.ndarray, begin: Callable[[int], None] = lambda index: None) -> tuple[Rows, list[Bad]]:
+        """Those examples, and which of them could not be read: their rows are `empty`, and not counted yet.
+
+        `begin` is called with the index of each before it is read; it is called by any thread or process.
+        """
+        bad: list[Bad] = []
+        examples = self.examples(indices.tolist(), begin, bad)
+        stacked = {name: np.stack([example[name] for example in examples]) for name in self.empty}
+        return {name: rows.astype(self.empty[name].dtype, copy=False) for name, rows in stacked.items()}, bad
+
+    def examples(self, indices: list[int], begin: Callable[[int], None], bad: list[Bad]) -> list[Example]:
         try:
-            return [self.read(record) for record in fetch(self.records, indices)]
+            return [self.example(index, record, begin) for index, record in self.fetched(indices, begin)]
         except Exception:  # which one it was, the records one by one tell
-            return [self.example(index) for index in indices]
+            return [self.alone(index, begin, bad) for index in indices]
 
-    def example(self, index: int) -> Example:
+    def fetched(self, indices: list[int], begin: Callable[[int], None]) -> Iterator[tuple[int, Record]]:
+        begin(indices[0])
+        if hasattr(self.records, "__getitems__"):
+            yield from zip(indices, fetch(self.records, indices), strict=True)
+            return
+        for index in indices:
+            begin(index)
+            yield index, self.records[index]
+
+    def alone(self, index: int, begin: Callable[[int], None], bad: list[Bad]) -> Example:
+        begin(index)
         try:
-            return self.read(fetch(self.records, [index])[0])
+            return self.example(index, fetch(self.records, [index])[0], begin)
         except Exception as error:
-            name = where(self.records, index)
-            said = f"{name} cannot be read: {type(error).__name__}: {error}"
+            bad.append((index, f"{self.where(index)} cannot be read: {type(error).__name__}: {error}"))
+            return self.empty
+
+    def example(self, index: int, record: Record, begin: Callable[[int], None]) -> Example:
+        begin(index)
+        example = self.read(record)
+        for name, empty in self.empty.items():
+            if np.shape(example[name]) != empty.shape:
+                raise ValueError(f"its {name} has the shape {np.shape(example[name])}, and not {empty.shape}")
+        return example
+
+    def leave_out(self, bad: list[Bad]) -> None:
+        """Counts and logs those, each once; `Failed` if they are more than may be left out."""
+        for index, said in bad:
+            if index in self.bad:
+                continue
             self.bad.add(index)
             if len(self.bad) > self.skip:
                 more = f" (it is the {len(self.bad)}th)" if self.skip else ""
-                raise Failed(
-                    f"{said}{more}; mend or remove it, or let it be left out with --data.skip-bad-records N."
-                ) from error
+                raise Failed(f"{said}{more}; mend or remove it, or let it be left out with --data.skip-bad-records N.")
             log.warning("left out (%d of at most %d): %s", len(self.bad), self.skip, said)
-            return self.empty
+
+    def where(self, index: int) -> str:
+        """What names a record for who has to mend it."""
+        return where(self.records, index)
 
 
 def fetch(records: Sequence[Record], indices: list[int]) -> list[Record]:

@@ -57,6 +57,11 @@ class Images(Examples):
         canvas[: image.shape[0], : image.shape[1]] = image
         return example | {"inputs": canvas, "sizes": np.array(image.shape[:2], np.int32)}
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the classes, where the records have some."""
+        return getattr(self.records, "classes", ())
+
     def made_up(self) -> "Images":
         """The same on made-up records."""
         records = MadeUp(images=("image",), labels=(("label", self.classes),))

@@ -11,16 +11,19 @@ not divide: there `mask` is 0, so a pass too holds each window exactly once, in 
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 
-import grain
 import numpy as np
 
 from jaxbig.data.base import Rows, Source
+from jaxbig.data.feeding import Readers, batches
+from jaxbig.data.permutation import permuted
 
 Places = np.ndarray | slice
 """Which rows of a global batch: those that this process's devices hold."""
 EVERY = slice(None)
+TABLE = 2**20
+"""Up to so many examples an epoch's order is a table, sorted once; beyond, it is computed (permutation.py)."""
 
 
 @functools.lru_cache(maxsize=4)
@@ -33,17 +36,27 @@ def order(seed: int, epoch: int, size: int) -> np.ndarray:
     return permutation
 
 
-def train_indices(seed: int, step: int, batch: int, size: int) -> np.ndarray:
-    """Which examples make the global batch at a step, [batch]; each epoch holds every example exactly once."""
-    epochs, places = np.divmod(np.arange(step * batch, (step + 1) * batch), size)
+def drawn(positions: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """Which of `size` entries stand at those positions [N] of an endless row of epochs, each in an order of its own."""
+    epochs, places = np.divmod(positions, size)
+    if size > TABLE:
+        return permuted(places, size, seed, epochs)
     return np.concatenate([order(seed, int(epoch), size)[places[epochs == epoch]] for epoch in np.unique(epochs)])
+
+
+def train_indices(source: Source, seed: int, step: int, batch: int) -> np.ndarray:
+    """Which examples make the global batch at a step, [batch]; each epoch holds every example exactly once."""
+    positions = np.arange(step * batch, (step + 1) * batch)
+    if hasattr(source, "draw"):
+        return source.draw(seed, positions)  # type: ignore[attr-defined]
+    return drawn(positions, len(source), seed)
 
 
 def train_batch(source: Source, seed: int, step: int, batch: int, places: Places = EVERY) -> Rows:
     """The rows of the global batch at a step; with `places` those alone."""
     if getattr(source, "contiguous", False):
         return track_batch(source, step, batch, places)
-    return source.rows(train_indices(seed, step, batch, len(source))[places])
+    return source.rows(train_indices(source, seed, step, batch)[places])
 
 
 def eval_batch(source: Source, step: int, batch: int, places: Places = EVERY) -> Rows:
@@ -73,14 +86,28 @@ def eval_steps(source: Source, batch: int) -> int:
 
 
 def train_batches(
-    source: Source, seed: int, start: int, stop: int, batch: int, readers: int, places: Places = EVERY
-) -> Iterator[Rows]:
-    """The batches of steps start to stop, read ahead by `readers` threads (0: in this one, none ahead)."""
+    source: Source,
+    seed: int,
+    start: int,
+    stop: int,
+    batch: int,
+    readers: int,
+    places: Places = EVERY,
+    workers: int = 0,
+    read_ahead: int = 1024,
+) -> Generator[Rows]:
+    """The batches of steps start to stop, read ahead by `readers` threads, in this process or in each of `workers`
+    processes, at most `read_ahead` MiB of them; closing it ends those. 0 and 0: each is read when it is needed."""
+    read = functools.partial(train_batch, seed=seed, batch=batch)
+    who = Readers(threads=readers, workers=workers, limit=read_ahead * 2**20)
+    return batches(read, source, range(start, stop), np.arange(batch)[places], who)
 
-    def read(step: int) -> Rows:
-        return train_batch(source, seed, step, batch, places)
 
-    if readers == 0:
-        return map(read, range(start, stop))
-    options = grain.ReadOptions(num_threads=readers, prefetch_buffer_size=2 * readers)
-    return iter(grain.MapDataset.range(start, stop).map(read).to_iter_dataset(options))
+def eval_batches(
+    source: Source, batch: int, readers: int, places: Places = EVERY, read_ahead: int = 1024, most: int | None = None
+) -> Generator[Rows]:
+    """The evaluation batches, or the first `most` of them, read ahead by threads."""
+    read, who = functools.partial(eval_batch, batch=batch), Readers(threads=readers, limit=read_ahead * 2**20)
+    count = eval_steps(source, batch)
+    steps = range(min(most or count, count))
+    return batches(read, source, steps, np.arange(batch)[places], who)

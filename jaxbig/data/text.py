@@ -6,7 +6,6 @@ prepared, each a segment that sees itself alone.
 
 import abc
 import dataclasses
-import hashlib
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ import jax
 import numpy as np
 
 from jaxbig.data.base import Record, Source, Spec
-from jaxbig.data.examples import Example, Examples, Reading, class_of, fetch
+from jaxbig.data.examples import Bad, Example, Examples, Reading, class_of, fetch
 from jaxbig.data.made_up import MadeUp
 from jaxbig.data.packing import packed
 from jaxbig.data.tokenizers import BytePairs, Bytes, Tokenizer
@@ -147,18 +146,22 @@ class Tokens(Text):
 
     def rows(self, split: str, identity: str) -> Any:
         """The packed rows of a split; made now if they are not there."""
-        key = f"{identity} {split} {self.feature} {self.length} {self.tokenizer}"
 
         def documents() -> Iterator[np.ndarray]:
-            records = self.records.open(split)
-            for start in range(0, len(records), AT_ONCE):
-                some = range(start, min(start + AT_ONCE, len(records)))
-                for record in fetch(records, list(some)):
-                    text = as_bytes(record, self.feature)
-                    if text:
-                        yield np.append(self.tokenizer.encode(text), self.tokenizer.end)
+            reading = Reading(self.records.open(split), self.document, {}, self.skip_bad_records)
+            for start in range(0, len(reading), AT_ONCE):
+                bad: list[Bad] = []
+                some = list(range(start, min(start + AT_ONCE, len(reading))))
+                found = reading.examples(some, lambda index: None, bad)
+                reading.leave_out(bad)
+                yield from (each["tokens"] for each in found if each)
 
-        return packed(hashlib.sha256(key.encode()).hexdigest()[:16], documents, self.length)
+        return packed(f"{identity} {split} {self.feature}", documents, self.length)
+
+    def document(self, record: Record) -> Example:
+        """All tokens of a text and the end, to be packed; none where it is empty."""
+        text = as_bytes(record, self.feature)
+        return {"tokens": np.append(self.tokenizer.encode(text), self.tokenizer.end) if text else np.zeros(0, int)}
 
     def source(self, split: str) -> Source:
         if not self.packed:

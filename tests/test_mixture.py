@@ -1,0 +1,233 @@
+"""Mixtures: shares that hold at any moment, and each part's passes whole."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxbig.data.base import Record, Records, Spec
+from jaxbig.data.examples import Example, Examples
+from jaxbig.data.mixture import GOLDEN, RANGE, Mixed, Mixture, below, floor_sum
+from jaxbig.data.permutation import permuted
+from jaxbig.data.stream import eval_batch, eval_steps, train_batch, train_batches
+from jaxbig.errors import Failed, Refused
+
+few = settings(max_examples=40, deadline=None)
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Numbers(Records):
+    """The numbers from `first` on."""
+
+    first: int = 0
+    train: int = 10
+    held_out: int = 3
+    many: bool = False
+
+    def open(self, split: str) -> Sequence[Record]:
+        size = self.train if split == "train" else self.held_out
+        return (Many if self.many else One)(self.first, size)
+
+
+class One(Sequence[Record]):
+    def __init__(self, first: int, size: int):
+        self.first, self.size = first, size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: Any) -> Record:
+        assert type(index) is int and 0 <= index < self.size
+        return {"number": self.first + index}
+
+    def where(self, index: int) -> str:
+        return f"line {index} of {self.first}.txt"
+
+
+class Many(One):
+    def __getitems__(self, indices: list[int]) -> list[Record]:
+        return [self[index] for index in indices]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plain(Examples):
+    def spec(self) -> Spec:
+        return {
+            "inputs": jax.ShapeDtypeStruct((self.batch,), np.int64),
+            "mask": jax.ShapeDtypeStruct((self.batch,), np.float32),
+        }
+
+    def read(self, record: Record) -> Example:
+        if record["number"] == 104:
+            raise ValueError("a typing error")
+        return {"inputs": np.int64(record["number"]), "mask": np.float32(1)}
+
+
+def mixture(weights: tuple[float, ...] = (0.7, 0.2, 0.1), sizes: tuple[int, ...] = (37, 1_000, 5)) -> Mixture:
+    parts = [Numbers(first=1_000 * place, train=size, many=place == 1) for place, size in enumerate(sizes)]
+    return Mixture(parts=tuple(parts), weights=weights)
+
+
+def owners(mixed: Mixed, seed: int, first: int, count: int) -> np.ndarray:
+    return mixed.owners(mixed.draw(seed, np.arange(first, first + count)))
+
+
+# -- counting
+
+
+@given(st.integers(0, 60), st.integers(1, 50), st.integers(0, 120), st.integers(0, 120))
+def test_a_floor_sum_is_the_sum_of_floors(count: int, divisor: int, slope: int, start: int) -> None:
+    assert floor_sum(count, divisor, slope, start) == sum((slope * i + start) // divisor for i in range(count))
+
+
+@given(st.integers(0, 300), st.integers(0, 2**64 - 1), st.integers(0, 2**64))
+def test_how_many_were_below_is_counted_without_going_through_them(count: int, offset: int, bound: int) -> None:
+    assert below(count, offset, bound) == sum((n * GOLDEN + offset) % RANGE < bound for n in range(count))
+
+
+# -- shares
+
+
+@pytest.mark.parametrize("weights", [(0.7, 0.2, 0.1), (7, 2, 1), (0.5, 0.3, 0.15, 0.05), (1, 1), (0.9, 0.099, 0.001)])
+def test_shares_hold_in_every_thousand_consecutive_examples(weights: tuple[float, ...]) -> None:
+    mixed = mixture(weights, (50_000,) * len(weights)).open("train")
+    draw = np.random.default_rng(0)
+    for seed in draw.integers(0, 2**32, 50).tolist():
+        found = owners(mixed, seed, int(draw.integers(0, 2**50)), 10_000)
+        for part, weight in enumerate(weights):
+            before = np.cumsum([0, *(found == part)])
+            counts = before[1_000:] - before[:-1_000]  # of every window
+            assert np.all(np.abs(counts - 1_000 * weight / sum(weights)) <= 2.5)
+
+
+def test_a_part_of_a_thousandth_comes_again_and_again_and_never_twice_at_once() -> None:
+    mixed = mixture((0.999, 0.001), (100, 10)).open("train")
+    for seed in range(20):
+        gaps = np.diff(np.flatnonzero(owners(mixed, seed, 0, 60_000)))
+        assert 55 < len(gaps) < 61 and gaps.min() > 500 and gaps.max() < 2_000
+
+
+def test_seeds_draw_differently() -> None:
+    mixed = mixture().open("train")
+    assert len({tuple(mixed.draw(seed, np.arange(30))) for seed in range(50)}) == 50
+
+
+# -- passes
+
+
+@given(SEEDS, st.lists(st.tuples(st.integers(1, 30), st.floats(0.01, 10)), min_size=1, max_size=5))
+@few
+def test_each_pass_over_a_part_holds_each_of_its_records_once(seed: int, parts: list[tuple[int, float]]) -> None:
+    sizes, weights = zip(*parts, strict=True)
+    mixed = mixture(weights, sizes).open("train")
+    indices = mixed.draw(seed, np.arange(2_000))
+    for part, size in enumerate(sizes):
+        own = indices[mixed.owners(indices) == part] - mixed.begins[part]
+        passes = own[: len(own) // size * size].reshape(-1, size)
+        assert np.array_equal(np.sort(passes), np.tile(np.arange(size), (len(passes), 1)))
+        rest = own[len(own) // size * size :]
+        assert len(set(rest.tolist())) == len(rest)
+
+
+@given(SEEDS, st.integers(0, 2**40), st.integers(1, 50))
+@few
+def test_a_batch_is_a_function_of_seed_and_place_alone(seed: int, first: int, batch: int) -> None:
+    mixed = mixture().open("train")
+    whole = mixed.draw(seed, np.arange(first, first + 3 * batch))
+    parts = [mixed.draw(seed, np.arange(begin, begin + batch)) for begin in range(first, first + 3 * batch, batch)]
+    assert np.array_equal(np.concatenate(parts), whole)
+
+
+def test_parts_of_one_size_have_orders_of_their_own() -> None:
+    mixed = mixture((1, 1), (50, 50)).open("train")
+    indices = mixed.draw(0, np.arange(300))
+    one, other = (indices[mixed.owners(indices) == part][:50] - mixed.begins[part] for part in (0, 1))
+    assert one.tolist() == permuted(np.arange(50), 50, 2**32, 0).tolist() != other.tolist()
+
+
+def test_what_is_drawn_is_what_it_always_was() -> None:
+    mixed = mixture().open("train")
+    assert mixed.draw(3, np.arange(12)).tolist() == [2, 551, 31, 1037, 5, 7, 341, 1, 28, 20, 16, 1041]
+    assert mixed.draw(3, np.arange(10**12, 10**12 + 12)).tolist() == [32, 25, 0, 855, 15, 18, 187, 17, 1041, 3, 16, 492]
+
+
+# -- as records
+
+
+def numbers(rows: Any) -> list[int]:
+    return rows["inputs"][rows["mask"] == 1].tolist()
+
+
+def test_a_data_set_of_a_mixture_draws_as_it_says_for_any_processes_and_readers() -> None:
+    data = Plain(batch=8, records=mixture())
+    source = data.source("train")
+    mixed = data.records.open("train")
+    for step in (0, 1_000):
+        expected = [mixed[int(index)]["number"] for index in mixed.draw(5, np.arange(8 * step, 8 * step + 8))]
+        assert numbers(train_batch(source, 5, step, 8)) == expected
+        shares = [train_batch(source, 5, step, 8, part) for part in np.split(np.arange(8), 4)]
+        assert [number for share in shares for number in numbers(share)] == expected
+        (ahead,) = train_batches(source, 5, step, step + 1, 8, readers=2)
+        assert numbers(ahead) == expected
+
+
+def test_evaluation_reads_every_part_once_in_order() -> None:
+    source = Plain(batch=4, records=mixture()).source("eval")
+    found = [number for step in range(eval_steps(source, 4)) for number in numbers(eval_batch(source, step, 4))]
+    assert found == [0, 1, 2, 1_000, 1_001, 1_002, 2_000, 2_001, 2_002]
+
+
+def test_many_records_are_read_as_one_by_one() -> None:
+    mixed = mixture().open("train")
+    some = [0, 1_036, 40, 1_041, 36, 40, 37, 1_037]
+    assert mixed.__getitems__(some) == [mixed[index] for index in some]
+    assert [record["number"] for record in mixed.__getitems__(some)] == [
+        0,
+        1_999,
+        1_003,
+        2_004,
+        36,
+        1_003,
+        1_000,
+        2_000,
+    ]
+
+
+def test_a_bad_record_is_named_by_its_part() -> None:
+    parts = (Numbers(), Numbers(first=100))
+    source = Plain(batch=4, records=Mixture(parts=parts, weights=(1, 1))).source("train")
+    with pytest.raises(Failed, match=r"line 4 of 100.txt of part 2 cannot be read: ValueError: a typing error"):
+        source.rows(np.arange(20))
+
+
+def test_the_identity_holds_weights_and_parts() -> None:
+    identities = {mixture(weights, sizes).prepare() for weights in ((1, 2), (2, 1)) for sizes in ((3, 4), (3, 5))}
+    assert len(identities) == 4
+
+
+@pytest.mark.parametrize(
+    ("weights", "sizes", "said"),
+    [
+        ((1, 2), (3, 4, 5), "3 parts has 2 weights"),
+        ((), (), "0 parts has 0 weights"),
+        ((1, 0), (3, 4), r"\(1, 0\): each must be above 0"),
+        ((1, -1), (3, 4), "each must be above 0"),
+        ((1, float("nan")), (3, 4), "each must be above 0"),
+        ((1, float("inf")), (3, 4), "each must be above 0"),
+        ((1, 1), (3, 0), r"part 2 of a mixture, Numbers\(.*, has no record in train"),
+    ],
+)
+def test_what_cannot_be_mixed_is_refused(weights: Any, sizes: Any, said: str) -> None:
+    with pytest.raises(Refused, match=said):
+        mixture(weights, sizes).open("train")
+
+
+def test_a_mixture_of_mixtures_is_refused() -> None:
+    with pytest.raises(Refused, match="part 1 of a mixture is a mixture itself"):
+        Mixture(parts=(mixture(), Numbers()), weights=(1, 1)).open("train")

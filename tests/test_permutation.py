@@ -1,0 +1,167 @@
+"""Permutations without a table: bijections of any size, evenly spread, the same for ever."""
+
+import math
+import tracemalloc
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxbig.data.permutation import permuted
+from jaxbig.data.stream import TABLE, order, train_batch, train_indices
+
+few = settings(max_examples=40, deadline=None)
+
+
+class Huge:
+    """A source of any size; example i is i."""
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        return {"inputs": indices, "mask": np.ones(len(indices), np.float32)}
+
+
+def whole(size: int, seed: int, epoch: int = 0) -> np.ndarray:
+    return permuted(np.arange(size), size, seed, epoch)
+
+
+def even(counts: np.ndarray) -> bool:
+    """Whether counts are what equally likely cells would give; seeds are fixed, so it is so always or never."""
+    return scipy.stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_ten_thousand_sizes_and_seeds_are_bijections() -> None:
+    draw = np.random.default_rng(0)
+    sizes = np.concatenate([np.arange(1, 300), np.exp(draw.uniform(0, np.log(1_000), 9_690)).astype(int) + 1])
+    sizes = np.concatenate(
+        [sizes, [4_096, 4_097, 65_536, 99_991, 2**17, 300_007, 640_000, 999_983, 999_999, 10**6, 2**20]]
+    )
+    assert len(sizes) == 10_000
+    for size, seed, epoch in zip(sizes, draw.integers(0, 2**32, 10_000), draw.integers(0, 2**40, 10_000), strict=True):
+        found = whole(int(size), int(seed), int(epoch))
+        assert found.min() == 0 and np.array_equal(np.bincount(found), np.ones(size, int)), (size, seed, epoch)
+
+
+def test_a_permutation_is_what_it_always_was() -> None:
+    assert whole(10, 0).tolist() == [4, 9, 1, 7, 8, 6, 5, 0, 3, 2]
+    assert permuted(np.arange(5), 10**9, 3, 2).tolist() == [734644605, 700910661, 992718016, 484820622, 716558414]
+    assert permuted(np.arange(2**40 - 3, 2**40), 2**40, 2**32 - 1, 10**6).tolist() == [
+        119606843149,
+        684463949687,
+        107433320639,
+    ]
+
+
+def mixed(number: int) -> int:
+    """SplitMix64 in Python's integers."""
+    number = (number + 0x9E3779B97F4A7C15) % 2**64
+    number = ((number ^ (number >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+    number = ((number ^ (number >> 27)) * 0x94D049BB133111EB) % 2**64
+    return number ^ (number >> 31)
+
+
+@given(st.integers(1, 2**50), st.integers(0, 2**32 - 1), st.integers(0, 2**50), st.data())
+@few
+def test_it_is_the_network_that_is_told(size: int, seed: int, epoch: int, draw: st.DataObject) -> None:
+    """Written again, one number at a time."""
+    place = number = draw.draw(st.integers(0, size - 1))
+    columns = next(c for c in range(math.isqrt(size), 2**60) if c * c >= size and c % 2 == 0)
+    rows, key = math.ceil(Fraction(size, columns)), mixed((mixed(seed) + epoch) % 2**64)
+    while True:
+        left, right = number // columns, number % columns
+        for turn in range(8 if size > 4_096 else 24):
+            salt = mixed((key + turn) % 2**64)
+            if turn % 2 == 0:
+                right = (right + mixed(left ^ salt)) % 2**64 % columns
+            else:
+                left = (left + mixed(right ^ salt)) % 2**64 % rows
+        number = left * columns + right
+        if number < size:
+            break
+    assert permuted(np.array([place]), size, seed, epoch).tolist() == [number]
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 5, 6, 7])
+def test_every_permutation_of_few_entries_is_equally_likely(size: int) -> None:
+    epochs = np.arange(100_000)
+    orders = np.stack([permuted(np.full(len(epochs), place), size, 7, epochs) for place in range(size)])
+    numbers = np.ravel_multi_index(list(orders), (size,) * size)
+    counts = np.unique(numbers, return_counts=True)[1]
+    assert len(counts) == np.prod(np.arange(1, size + 1)) and even(counts)
+
+
+@pytest.mark.parametrize("size", [12, 97, 1_000, 4_096, 4_097])
+def test_two_places_hold_every_pair_equally_often(size: int) -> None:
+    epochs = np.arange(200_000)
+    first, second = (permuted(np.full(len(epochs), place), size, 3, epochs) for place in (0, 1))
+    assert np.all(first != second)
+    step = (second - first) % size  # 1 .. size - 1, each equally likely
+    assert even(np.bincount(step)[1:])
+    assert even(np.bincount(first)) and even(np.bincount(second))
+
+
+@pytest.mark.parametrize("size", [10**6, 2**20, TABLE + 3, 10**9, 2**40])
+@pytest.mark.parametrize("seed", [0, 1, 2**32 - 1])
+def test_values_and_successive_values_are_evenly_spread(size: int, seed: int) -> None:
+    found = permuted(np.arange(200_000), size, seed, 5)
+    cells = found // -(-size // 32)  # 0 .. 31
+    ends = np.diff([*(-(-size // 32) * np.arange(32)), size]) / size
+    expected = np.outer(ends, ends).ravel()
+    pairs = np.bincount(cells[:-1:2] * 32 + cells[1::2], minlength=1_024)
+    assert scipy.stats.chisquare(pairs, expected * pairs.sum()).pvalue > 1e-3
+    assert scipy.stats.chisquare(np.bincount(found % 64)).pvalue > 1e-3
+    assert abs(scipy.stats.spearmanr(found[:-1], found[1:]).statistic) < 0.01
+
+
+def test_seeds_and_epochs_have_permutations_of_their_own() -> None:
+    orders = np.array([whole(5_000, seed, epoch) for seed in range(10) for epoch in range(10)])
+    same = (orders[:, None] == orders[None]).sum(-1)  # of two random ones about one place is
+    assert np.all(same[~np.eye(100, dtype=bool)] < 12)
+
+
+@given(st.integers(1, 5_000), st.integers(0, 2**32 - 1), st.integers(0, 2**50), st.integers(0, 10**9))
+@few
+def test_places_are_asked_alone_or_together_in_any_epoch(size: int, seed: int, epoch: int, number: int) -> None:
+    places = np.random.default_rng(number).integers(0, size, 7)
+    epochs = epoch + np.arange(7)
+    together = permuted(places, size, seed, epochs)
+    assert together.tolist() == [permuted(places[i : i + 1], size, seed, epoch + i)[0] for i in range(7)]
+
+
+# -- as the order of a run
+
+
+def test_a_table_gives_the_order_up_to_its_size_and_the_permutation_beyond() -> None:
+    small, large = train_indices(Huge(TABLE), 3, 0, 9), train_indices(Huge(TABLE + 1), 3, 0, 9)
+    assert small.tolist() == order(3, 0, TABLE)[:9].tolist()
+    assert large.tolist() == permuted(np.arange(9), TABLE + 1, 3, 0).tolist()
+
+
+def test_an_epoch_beyond_the_table_holds_every_example_once_and_batches_span_epochs() -> None:
+    size, batch = TABLE + 1, 2**15
+    steps = np.concatenate([train_indices(Huge(size), 5, step, batch) for step in range(2 * size // batch + 1)])
+    for epoch in range(2):
+        assert np.all(np.bincount(steps[epoch * size : (epoch + 1) * size], minlength=size) == 1)
+    assert not np.array_equal(steps[:100], steps[size : size + 100])
+
+
+@pytest.mark.parametrize("size", [10**9, 2**40])
+def test_a_billion_examples_cost_no_memory(size: int) -> None:
+    tracemalloc.start()
+    try:
+        batch = train_batch(Huge(size), 0, 10**6, 1_024)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**20
+    assert len(set(batch["inputs"].tolist())) == 1_024 and batch["inputs"].max() < size
+    shares = [train_batch(Huge(size), 0, 10**6, 1_024, part)["inputs"] for part in np.split(np.arange(1_024), 4)]
+    assert np.array_equal(np.concatenate(shares), batch["inputs"])
