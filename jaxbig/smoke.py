@@ -2,6 +2,8 @@
 
 import dataclasses
 import logging
+import shutil
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,10 +11,14 @@ import jax
 from jaxbig.data.base import Data
 from jaxbig.errors import Refused
 from jaxbig.experiment import Experiment, InitializeFrom
+from jaxbig.processes import first
 from jaxbig.sibling import replaced
 from jaxbig.step import make_program
+from jaxbig.workdir import read_run
 
 log = logging.getLogger("jaxbig")
+EVALUATED = 2
+"""Steps, and batches of the evaluation."""
 PARAMETERS, ROWS, LENGTH, DEPTH = 2**21, 8, 64, 2
 """What a sibling has at most of each, where its mesh and its widths allow it."""
 
@@ -30,8 +36,8 @@ def smoke(experiment: Experiment) -> Experiment:
     data = replaced(data, changes)
     layers = {"depth": min(getattr(experiment.model, "depth", 1), DEPTH), "remat_group": 1}
     layers |= {"stages": (1,) * len(getattr(experiment.model, "stages", ()))}
-    few: dict[str, Any] = {"steps": 2, "log_every": 1, "evaluate_every": 2, "checkpoint_every": 2}
-    few |= {"evaluate_batches": 2, "accumulate": 1, "initialize_from": InitializeFrom()}
+    few: dict[str, Any] = {"steps": EVALUATED, "log_every": 1, "evaluate_every": 2, "checkpoint_every": 2}
+    few |= {"evaluate_batches": EVALUATED, "accumulate": 1, "initialize_from": InitializeFrom()}
     small = dataclasses.replace(experiment, model=replaced(experiment.model, layers), data=data, **few)
     while sum(leaf.size for leaf in jax.tree.leaves(make_program(small).abstract.params)) > PARAMETERS:
         model = small.model
@@ -53,3 +59,17 @@ def made_up(data: Data) -> Data:
     if make is None:
         raise Refused(f"{type(data).__name__} has no made-up records: prepare its own.")
     return make()
+
+
+def emptied(folder: Path) -> Path:
+    """The folder of a smoke test, with nothing of an earlier one in it; `Refused` if it holds anything else."""
+
+    def empty() -> None:
+        run = read_run(folder)
+        if run is not None and run["experiment"].get("evaluate_batches") == EVALUATED == run["experiment"]["steps"]:
+            shutil.rmtree(folder)
+        elif folder.exists() and any(folder.iterdir()):
+            raise Refused(f"{folder} holds something else than a smoke test: give another --workdir.")
+
+    first(empty)
+    return folder

@@ -2,7 +2,6 @@
 
 import dataclasses
 import shlex
-import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,9 +21,9 @@ from jaxbig.planning.chips import parse_topology
 from jaxbig.planning.compile import measure
 from jaxbig.planning.flags import flags
 from jaxbig.planning.search import ranking, search
-from jaxbig.processes import first, join, leading
+from jaxbig.processes import join, leading
 from jaxbig.show import show
-from jaxbig.smoke import made_up, smoke
+from jaxbig.smoke import emptied, made_up, smoke
 from jaxbig.tracking.metrics import to_json_text
 from jaxbig.tracking.screen import Screen, table
 
@@ -113,7 +112,8 @@ class Train(OfRun):
     def __call__(self) -> int:
         screen = self.join()
         if self.smoke:
-            result = fit(smoke(self.experiment), self.emptied(), screen)
+            folder = self.workdir or self.folder.with_name(f"{self.folder.name}-smoke")
+            result = fit(smoke(self.experiment), emptied(folder), screen)
             return self.emit(result, ("", rows("smoke test", dict(flat(result["metrics"])))))
         result = fit(self.experiment, self.folder, screen, self.fork)
         if not leading():
@@ -131,12 +131,6 @@ class Train(OfRun):
         ]
         screen.result(f"{self.name} is done", result, self.folder, hints)
         return DONE
-
-    def emptied(self) -> Path:
-        """The folder of a smoke test, with nothing in it."""
-        folder = self.workdir or Path("runs") / f"{self.folder.name}-smoke"
-        first(lambda: shutil.rmtree(folder, ignore_errors=True))
-        return folder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -105,8 +105,8 @@ class Tfds(Records):
             ) from None
         except ImportError as error:  # a few are made by TensorFlow alone
             raise Refused(
-                f"data set {self.name} needs a library to be prepared ({str(error)[:200]}): prepare it elsewhere with `tfds build "
-                f"{self.name} --file_format=array_record`, and copy it into {root}."
+                f"data set {self.name} needs a library to be prepared ({str(error)[:200]}): prepare it elsewhere with "
+                f"`tfds build {self.name} --file_format=array_record`, and copy it into {root}."
             ) from None
 
 
