@@ -60,12 +60,14 @@ AMOUNTS: dict[str, tuple[float, ...]] = {
 @pytest.mark.parametrize("name", PILLOW)
 def test_an_operation_does_what_pillow_does(name: str) -> None:
     apply = jax.jit(getattr(randaugment, name))
+    # between the image and another, Pillow cuts off fractions; else only pixels exactly between two may differ
+    bound = 1 if name in ("saturation", "contrast", "brightness", "sharpness") else 0.1
     changes = []
     for photo in PHOTOS:
         image, picture = jnp.asarray(photo, jnp.float32) / 255, Image.fromarray(photo)
         for amount in AMOUNTS.get(name, (0,)):
             theirs = PILLOW[name](picture, amount)
-            assert difference(apply(image, amount), theirs) < 1, amount  # Pillow rounds the mean, and cuts off
+            assert difference(apply(image, amount), theirs) < bound, amount
             changes.append(difference(image, theirs))
     assert name == "identity" or max(changes) > 3  # enough to tell
 
@@ -82,52 +84,43 @@ def test_operations_are_the_papers() -> None:
 
 
 def test_strength_zero_changes_nothing_but_levels() -> None:
-    photo = jnp.asarray(PHOTOS[0], jnp.float32) / 255
+    photo = jnp.asarray(PHOTOS[2], jnp.float32) / 255
     for operation in OPERATIONS:
         if operation.slope:
-            np.testing.assert_allclose(operation.apply(photo, jnp.float32(operation.start)), photo, atol=1e-6)
+            np.testing.assert_allclose(jax.jit(operation.apply)(photo, operation.start), photo, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", PILLOW)
 @pytest.mark.parametrize("shape", [(1, 5, 3), (2, 2, 1), (4, 7, 1)])
 def test_an_operation_takes_small_grey_and_flat_images(name: str, shape: tuple[int, ...]) -> None:
-    for image in (jnp.zeros(shape), jnp.ones(shape), jnp.linspace(0, 1, np.prod(shape)).reshape(shape)):
-        changed = getattr(randaugment, name)(image, jnp.float32(0.3))
-        assert changed.shape == shape and changed.dtype == jnp.float32
-        assert bool((changed >= 0).all() & (changed <= 1).all())
+    images = jnp.stack([jnp.zeros(shape), jnp.ones(shape), jnp.linspace(0, 1, np.prod(shape)).reshape(shape)])
+    changed = jax.jit(jax.vmap(getattr(randaugment, name), (0, None)))(images, 0.3)
+    assert changed.shape == images.shape and changed.dtype == jnp.float32
+    assert bool((changed >= 0).all() & (changed <= 1).all())
 
 
 def test_equalize_by_hand() -> None:
     # 300 pixels of level 10 and 210 of 20: the step is (510 - 210) // 255 = 1, so 10 becomes 0, and 20 becomes 300,
     # kept at 255
     image = jnp.asarray([10] * 300 + [20] * 210, jnp.float32).reshape(51, 10, 1) / 255
-    assert np.unique(np.round(randaugment.equalize(image, jnp.float32(0)) * 255)).tolist() == [0, 255]
+    assert np.unique(np.round(jax.jit(randaugment.equalize)(image, 0) * 255)).tolist() == [0, 255]
 
 
 def test_a_quarter_turn_is_against_the_clock() -> None:
     image = jax.random.uniform(jax.random.key(3), (6, 6, 3))
-    np.testing.assert_array_equal(randaugment.rotate(image, jnp.float32(90)), np.rot90(image))
+    np.testing.assert_array_equal(jax.jit(randaugment.rotate)(image, 90.0), np.rot90(image))
 
 
-def test_a_row_depends_on_its_key_alone() -> None:
-    images = jax.random.uniform(jax.random.key(0), (8, 24, 20, 3))
-    keys = jax.random.split(jax.random.key(1), 8)
-    apply = jax.jit(jax.vmap(lambda image, key: RandAugment()(image, jnp.array([24, 20]), key)[0]))
-    eight = np.asarray(apply(images, keys))
-    assert np.array_equal(eight[:4], apply(images[:4], keys[:4]))
-    assert np.array_equal(eight[5:6], apply(images[5:6], keys[5:6]))
-    alone = jax.jit(lambda image, key: RandAugment()(image, jnp.array([24, 20]), key)[0])
-    np.testing.assert_allclose(eight[2], alone(images[2], keys[2]), atol=1e-5)
-
-
-def test_nothing_crosses_devices() -> None:
+def test_a_row_depends_on_its_key_alone_and_nothing_crosses_devices() -> None:
+    images, keys = jax.random.uniform(jax.random.key(0), (8, 9, 6, 3)), jax.random.split(jax.random.key(1), 8)
+    augment = jax.vmap(lambda image, key: RandAugment()(image, jnp.array([9, 6]), key)[0])
+    eight = np.asarray(jax.jit(augment)(images, keys))
+    assert np.array_equal(eight[4:], jax.jit(augment)(images[4:], keys[4:]))
     split = NamedSharding(Mesh(np.array(jax.devices()[:4]), ("data",)), PartitionSpec("data"))
-    images, keys = jax.random.uniform(jax.random.key(0), (8, 6, 6, 3)), jax.random.split(jax.random.key(1), 8)
-    augment = jax.vmap(lambda image, key: RandAugment()(image, jnp.array([6, 6]), key)[0])
-    apply = jax.jit(augment, in_shardings=split, out_shardings=split)
-    compiled = apply.lower(images, keys).compile().as_text()
-    assert not any(crossing in compiled for crossing in ("all-reduce", "all-gather", "all-to-all", "permute"))
-    assert np.array_equal(apply(images, keys), jax.jit(augment)(images, keys))
+    compiled = jax.jit(augment, in_shardings=split, out_shardings=split).lower(images, keys).compile()
+    text, arguments = compiled.as_text(), jax.device_put((images, keys), split)
+    assert not any(crossing in text for crossing in ("all-reduce", "all-gather", "all-to-all", "permute"))
+    assert np.array_equal(eight, compiled(*arguments))
 
 
 def test_every_operation_is_drawn_and_with_both_signs() -> None:

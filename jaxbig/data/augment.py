@@ -184,7 +184,7 @@ def inside(image: jax.Array, top: jax.Array, left: jax.Array, bottom: jax.Array,
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Normalize(Augmentation):
-    """(image - mean) / std; one number for all channels, or one each."""
+    """(image - mean) / std, one number for all channels or one each. It comes last: the others take 0 to 1."""
 
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     """By default ImageNet's, as most published models have it."""
@@ -250,7 +250,7 @@ def symmetric_beta(key: jax.Array, alpha: float) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mixup(Mixing):
-    """Two images and their targets, weighted alike, lambda and 1 - lambda (Zhang et al., 2018, equation 1)."""
+    """Two images and their targets, weighted alike, lambda and 1 - lambda (Zhang et al., 2018)."""
 
     alpha: float = 0.2
     """Lambda is from Beta(alpha, alpha)."""

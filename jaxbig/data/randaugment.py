@@ -113,7 +113,7 @@ class Operation(NamedTuple):
     signed: bool = False
 
 
-# The ranges of AutoAugment (table 6 there), each from nothing at strength 0
+# The ranges of AutoAugment, each from no change at strength 0 to the most at 1
 OPERATIONS = (
     Operation(identity),
     Operation(autocontrast),
