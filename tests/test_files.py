@@ -86,11 +86,11 @@ def each_kind(folder: Path) -> dict[str, tuple[Files, list[Record]]]:
     table(folder / "t.parquet")
     xs, ys = np.arange(120, dtype=np.int16).reshape(60, 2), np.linspace(0, 1, 60)
     np.savez(folder / "plain.npz", x=xs, y=ys, f=np.asfortranarray(xs))
-    np.savez_compressed(folder / "small.npz", x=xs, y=ys)
+    np.savez_compressed(folder / "small.npz", x=xs, y=ys, f=np.asfortranarray(xs))
     share = {"eval_share": 0.3}
     texts = [{"name": "story.txt", "text": b"line %d" % n} for n in range(60)]
     rows = [{"text": f"row {n}", "list": [n] * (n % 3)} for n in range(60)]
-    arrays = [{"x": x, "y": y} for x, y in zip(xs, ys, strict=True)]
+    arrays = [{"x": x, "y": y, "f": x} for x, y in zip(xs, ys, strict=True)]
     return {
         "json": (JsonLines(files=f"{folder}/*.jsonl", **share), numbers),
         "images": (
@@ -99,7 +99,7 @@ def each_kind(folder: Path) -> dict[str, tuple[Files, list[Record]]]:
         ),
         "lines": (TextFiles(files=f"{folder}/story.txt", by="line", **share), texts),
         "parquet": (Parquet(files=f"{folder}/t.parquet", columns=("text", "list"), **share), rows),
-        "mapped": (Arrays(file=f"{folder}/plain.npz", **share), [a | {"f": a["x"]} for a in arrays]),
+        "mapped": (Arrays(file=f"{folder}/plain.npz", **share), arrays),
         "compressed": (Arrays(file=f"{folder}/small.npz", **share), arrays),
     }
 
@@ -201,6 +201,8 @@ def test_a_larger_share_takes_more_and_gives_none_back(tmp_path: Path) -> None:
         for share in (0.05, 0.2, 0.8)
     ]
     assert held_out[0] < held_out[1] < held_out[2]
+    limited = (dataclasses.replace(records, eval_share=share, limit=9) for share in (0.05, 0.2, 0.8))
+    assert len({str(everything(each, "train")) for each in limited}) == 1  # nor does it change those of a limit
     assert [len(numbers) / 2000 for numbers in held_out] == pytest.approx([0.05, 0.2, 0.8], abs=0.04)  # > 3 deviations
 
 
