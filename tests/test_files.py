@@ -10,6 +10,7 @@ import os
 import re
 import zipfile
 from collections.abc import Callable
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,23 @@ def test_another_process_reads_the_same(tmp_path: Path) -> None:
     here = [read(each) for each in opened]  # before: they hold open files now
     with multiprocessing.get_context("spawn").Pool(1) as process:
         assert process.map(read, opened) == here
+
+
+@pytest.mark.parametrize("kind", ["json", "parquet", "mapped"])
+def test_threads_read_the_same(kind: str, tmp_path: Path) -> None:
+    opened = dataclasses.replace(each_kind(tmp_path / "data")[kind][0], repeat=20).open("train")
+    with ThreadPool(8) as threads:
+        records = threads.map(opened.__getitem__, range(len(opened)))
+    assert [plain(record) for record in records] == read(opened)
+
+
+def test_more_files_are_read_than_are_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jaxbig.data.text_files.OPEN", 3)
+    for number in range(9):
+        json_lines(tmp_path / f"{number}.jsonl", {"n": number}, {"n": number})
+    opened: Any = JsonLines(files=f"{tmp_path}/*.jsonl", eval_share=0).open("train")
+    assert [record["n"] for record in opened] == [number // 2 for number in range(18)]
+    assert len(opened.handles) == 3 and opened[0] == {"n": 0} and opened[17] == {"n": 8}
 
 
 @pytest.mark.parametrize("kind", KINDS)
