@@ -10,6 +10,7 @@ import os
 import re
 import zipfile
 from collections.abc import Callable
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +87,11 @@ def each_kind(folder: Path) -> dict[str, tuple[Files, list[Record]]]:
     table(folder / "t.parquet")
     xs, ys = np.arange(120, dtype=np.int16).reshape(60, 2), np.linspace(0, 1, 60)
     np.savez(folder / "plain.npz", x=xs, y=ys, f=np.asfortranarray(xs))
-    np.savez_compressed(folder / "small.npz", x=xs, y=ys)
+    np.savez_compressed(folder / "small.npz", x=xs, y=ys, f=np.asfortranarray(xs))
     share = {"eval_share": 0.3}
     texts = [{"name": "story.txt", "text": b"line %d" % n} for n in range(60)]
     rows = [{"text": f"row {n}", "list": [n] * (n % 3)} for n in range(60)]
-    arrays = [{"x": x, "y": y} for x, y in zip(xs, ys, strict=True)]
+    arrays = [{"x": x, "y": y, "f": x} for x, y in zip(xs, ys, strict=True)]
     return {
         "json": (JsonLines(files=f"{folder}/*.jsonl", **share), numbers),
         "images": (
@@ -99,7 +100,7 @@ def each_kind(folder: Path) -> dict[str, tuple[Files, list[Record]]]:
         ),
         "lines": (TextFiles(files=f"{folder}/story.txt", by="line", **share), texts),
         "parquet": (Parquet(files=f"{folder}/t.parquet", columns=("text", "list"), **share), rows),
-        "mapped": (Arrays(file=f"{folder}/plain.npz", **share), [a | {"f": a["x"]} for a in arrays]),
+        "mapped": (Arrays(file=f"{folder}/plain.npz", **share), arrays),
         "compressed": (Arrays(file=f"{folder}/small.npz", **share), arrays),
     }
 
@@ -152,6 +153,23 @@ def test_another_process_reads_the_same(tmp_path: Path) -> None:
         assert process.map(read, opened) == here
 
 
+@pytest.mark.parametrize("kind", ["json", "parquet", "mapped"])
+def test_threads_read_the_same(kind: str, tmp_path: Path) -> None:
+    opened = dataclasses.replace(each_kind(tmp_path / "data")[kind][0], repeat=20).open("train")
+    with ThreadPool(8) as threads:
+        records = threads.map(opened.__getitem__, range(len(opened)))
+    assert [plain(record) for record in records] == read(opened)
+
+
+def test_more_files_are_read_than_are_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jaxbig.data.text_files.OPEN", 3)
+    for number in range(9):
+        json_lines(tmp_path / f"{number}.jsonl", {"n": number}, {"n": number})
+    opened: Any = JsonLines(files=f"{tmp_path}/*.jsonl", eval_share=0).open("train")
+    assert [record["n"] for record in opened] == [number // 2 for number in range(18)]
+    assert len(opened.handles) == 3 and opened[0] == {"n": 0} and opened[17] == {"n": 8}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_identity_is_of_the_data_alone(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not of where it lies, nor when it was written; the second is made with another cache."""
@@ -165,11 +183,22 @@ def test_the_identity_is_of_the_data_alone(kind: str, tmp_path: Path, monkeypatc
     assert dataclasses.replace(records, eval_share=0.6).prepare() != first
 
 
-def test_the_identity_knows_another_byte(tmp_path: Path) -> None:
-    file = json_lines(tmp_path / "a.jsonl", *({"n": n} for n in range(60)))
-    before = JsonLines(files=str(file)).prepare()
-    file.write_text(file.read_text().replace("59", "58"))
-    assert JsonLines(files=str(file)).prepare() != before
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "images"])
+def test_the_identity_knows_another_byte(kind: str, tmp_path: Path) -> None:
+    """Of a file of about the same size; of images it knows the names and sizes alone."""
+    records = each_kind(tmp_path / "data")[kind][0]
+    if kind == "lines":
+        records = dataclasses.replace(records, by="file", eval_files=f"{tmp_path}/data/a.jsonl")  # type: ignore[call-arg]
+    before = records.prepare()
+    for file, old, new in (("b.jsonl", b"59", b"58"), ("story.txt", b"line 59", b"line 58")):
+        changed = (tmp_path / "data" / file).read_bytes().replace(old, new)
+        (tmp_path / "data" / file).write_bytes(changed)
+    table(tmp_path / "data" / "t.parquet", 1)
+    for file, save in (("plain", np.savez), ("small", np.savez_compressed)):
+        arrays = dict(np.load(tmp_path / "data" / f"{file}.npz"))
+        arrays["x"][0, 0] += 1
+        save(tmp_path / "data" / f"{file}.npz", **arrays)
+    assert records.prepare() != before
 
 
 # -- the cut
@@ -201,6 +230,8 @@ def test_a_larger_share_takes_more_and_gives_none_back(tmp_path: Path) -> None:
         for share in (0.05, 0.2, 0.8)
     ]
     assert held_out[0] < held_out[1] < held_out[2]
+    limited = (dataclasses.replace(records, eval_share=share, limit=9) for share in (0.05, 0.2, 0.8))
+    assert len({str(everything(each, "train")) for each in limited}) == 1  # nor does it change those of a limit
     assert [len(numbers) / 2000 for numbers in held_out] == pytest.approx([0.05, 0.2, 0.8], abs=0.04)  # > 3 deviations
 
 

@@ -3,6 +3,7 @@
 import itertools
 import multiprocessing
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,17 +77,19 @@ def test_documents_are_read_as_their_rows_are_asked_for() -> None:
     """So a text of any size is packed: few rows are open, and of a long document no more is held than its rest."""
     read = 0
 
-    def endless() -> Iterator[np.ndarray]:
+    def many() -> Iterator[np.ndarray]:
         nonlocal read
-        for read in itertools.count(1):  # noqa: B007
+        for read in range(1, 1000):  # noqa: B007
             yield np.zeros(7)  # of rows of 10: none goes with another
 
-    rows = pack(endless(), 10, most=5)
+    rows = pack(many(), 10, most=5)
     for asked in range(1, 100):
         next(rows)
         assert read == asked + 5
     (rest,) = next(pack([np.zeros(7)], 10))
     assert rest.base is None
+    full = pack(map(np.zeros, iter([3, 7, 10, "not read"])), 10)  # type: ignore[call-overload]
+    assert [[len(piece) for piece in next(full)] for _ in range(2)] == [[3, 7], [10]]
 
 
 @pytest.mark.parametrize("length", [256, 512, 1024])
@@ -157,12 +160,16 @@ def test_documents_are_packed_once_for_each_key_and_length(cache: Path) -> None:
 
 
 def pack_there(marks: Path) -> str:
-    """Packs as one of many processes; leaves a mark if it is the one that reads the documents."""
+    """Packs as one of three processes; the one that reads the documents marks that, and goes on when all are here."""
+    name = str(multiprocessing.current_process().pid)
 
     def marked() -> Iterator[np.ndarray]:
-        (marks / str(multiprocessing.current_process().pid)).touch()
+        (marks / f"{name}.reads").touch()
+        while len(list(marks.glob("*.is_here"))) < 3:
+            time.sleep(0.01)
         yield from documents()
 
+    (marks / f"{name}.is_here").touch()
     return packed("these", marked, 16).identity
 
 
@@ -174,7 +181,7 @@ def test_one_process_packs_and_all_read(tmp_path: Path) -> None:
     (marks := tmp_path / "marks").mkdir()
     with multiprocessing.get_context("spawn").Pool(3) as processes:
         assert len(set(processes.map(pack_there, [marks] * 3, chunksize=1))) == 1
-        assert len(list(marks.iterdir())) == 1
+        assert len(list(marks.glob("*.reads"))) == 1
         reader = packed("these", documents, 16)
         assert processes.apply(read_there, (reader,)) == read_there(reader)  # which has its file open here
 

@@ -64,9 +64,10 @@ class TextFiles(Named):
     def scan(self, file: File) -> Found:
         if self.by != "file":
             return scan_lines(file.path, self.by == "paragraph")
-        size = os.path.getsize(file.path)
-        names = [os.fsencode(file.name)] * (size > 0)
-        return Found(np.zeros(len(names), np.int64), np.array([size] * len(names), np.int64), hashes(names))
+        with open(file.path, "rb") as text:
+            content = hashlib.file_digest(text, "sha256").digest()
+            sizes = np.array([text.tell()] if text.tell() else [], np.int64)
+        return Found(np.zeros_like(sizes), sizes, hashes([os.fsencode(file.name)] * len(sizes)), content)
 
 
 def scan_lines(path: str, paragraphs: bool = False) -> Found:
