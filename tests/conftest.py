@@ -30,6 +30,7 @@ if "JAXBIG_TEST_DATA" not in os.environ:  # one folder for the whole session: wo
     os.environ["JAXBIG_TEST_DATA"] = tempfile.mkdtemp(prefix="jaxbig-test-data-")
     atexit.register(shutil.rmtree, os.environ["JAXBIG_TEST_DATA"], ignore_errors=True)
 os.environ["TFDS_DATA_DIR"] = os.environ["JAXBIG_TEST_DATA"]
+os.environ["JAXBIG_CACHE"] = os.path.join(os.environ["JAXBIG_TEST_DATA"], "cache")
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = sorted(file.stem for file in (ROOT / "experiments").glob("[a-z]*.py"))

@@ -72,14 +72,20 @@ class Images(Examples):
         images = batch["inputs"].astype(jnp.float32) / 255  # [B, Y, X, C]
         whole = jnp.full((images.shape[0], 2), self.canvas or self.size, jnp.int32)
         sizes = batch.pop("sizes", whole)
-        for number, operation in enumerate(self.augment if train else self.center):
+        operations = self.augment if train else self.center
+        if self.canvas and not any(operation.crops for operation in operations):
+            raise Refused(
+                f"images of many sizes, on a canvas of {self.canvas}, are to be cut to one of {self.size}: put a crop in "
+                f"--data.augment and in --data.center, or leave --data.canvas 0."
+            )
+        for number, operation in enumerate(operations):
             if getattr(operation, "size", self.size) is None:
                 operation = dataclasses.replace(operation, **{"size": self.size})  # type: ignore[type-var]
             images, sizes = jax.vmap(operation)(images, sizes, drawn(keys, number))
         if images.shape[1:3] != (self.size, self.size):
             raise Refused(
-                f"images of {images.shape[1]} x {images.shape[2]} come out where --data.size is {self.size}: cut them "
-                f"in both --data.augment and --data.center, or leave --data.canvas 0."
+                f"images of {images.shape[1]} x {images.shape[2]} come out where --data.size is {self.size}: leave the "
+                f"size of a crop to the data set."
             )
         targets = batch["targets"]
         if train and self.mix:

@@ -156,7 +156,7 @@ class Tokens(Text):
                 reading.leave_out(bad)
                 yield from (each["tokens"] for each in found if each)
 
-        return packed(f"{identity} {split} {self.feature}", documents, self.length)
+        return packed(f"{identity} {split} {self.feature} {self.records}", documents, self.length)
 
     def document(self, record: Record) -> Example:
         """All tokens of a text and the end, to be packed; none where it is empty."""
