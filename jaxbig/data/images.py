@@ -75,8 +75,8 @@ class Images(Examples):
         operations = self.augment if train else self.center
         if self.canvas and not any(operation.crops for operation in operations):
             raise Refused(
-                f"images of many sizes, on a canvas of {self.canvas}, are to be cut to one of {self.size}: put a crop in "
-                f"--data.augment and in --data.center, or leave --data.canvas 0."
+                f"images of many sizes, on a canvas of {self.canvas}, are to be cut to one of {self.size}: put a crop "
+                f"in --data.augment and in --data.center, or leave --data.canvas 0."
             )
         for number, operation in enumerate(operations):
             if getattr(operation, "size", self.size) is None:
