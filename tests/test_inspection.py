@@ -1,0 +1,96 @@
+"""`data inspect` and `data prepare`: what a model will see, told and drawn."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import small
+from PIL import Image
+
+from jaxbig.data.images import Images
+from jaxbig.data.made_up import MadeUp
+from jaxbig.data.stream import eval_batch, train_batch
+from jaxbig.errors import Refused
+from jaxbig.inspection import digest_of, inspect
+
+
+def counted(targets: Any) -> dict[str, int]:
+    numbers, counts = np.unique(targets, return_counts=True)
+    return {str(number): int(count) for number, count in zip(numbers, counts, strict=True)}
+
+
+@pytest.mark.parametrize("step", [0, 17])
+def test_it_shows_exactly_the_batch_of_a_step(step: int, tmp_path: Path) -> None:
+    experiment = small("digits_convnet")
+    experiment.data.prepare()
+    picture = tmp_path / "new" / "seen.png"
+    found = inspect(experiment, step, "train", 1, picture)
+    batch = train_batch(experiment.data.source("train"), experiment.seed, step, experiment.data.batch)
+    assert found["batch_sha256"] == digest_of(batch) and found["examples"] == 1437 and found["rows"] == []
+    assert found["classes"] == counted(batch["targets"])
+    assert {field["field"] for field in found["fields"]} == {"inputs", "targets", "mask"}
+    drawn = np.asarray(Image.open(picture).convert("L"))
+    assert min(drawn.shape) > 300 and drawn.std() > 20  # not an empty page
+
+
+def test_classes_and_padding_are_counted_over_batches(tmp_path: Path) -> None:
+    experiment = small("digits_convnet")
+    source = experiment.data.source("eval")
+    found = inspect(experiment, 1, "eval", 3, tmp_path / "a.png")
+    targets = [eval_batch(source, number, 16)["targets"] for number in (1, 2, 3)]
+    assert sum(found["classes"].values()) == 48 and found["padding"] is None
+    assert found["classes"] == counted(targets)
+    text = inspect(small("dates_transformer"), 0, "train", 2, tmp_path / "b.png")
+    assert 0 <= text["padding"] < 1 and not (tmp_path / "b.png").exists()
+    assert len(text["rows"]) == 16 and text["rows"][0]["targets"].replace(" ", "")[:2] in ("19", "20")
+
+
+def test_text_is_told_as_text(tmp_path: Path) -> None:
+    experiment = small("pytext_transformer")
+    experiment.data.prepare()
+    found = inspect(experiment, 0, "train", 1, tmp_path / "a.png")
+    batch = train_batch(experiment.data.source("train"), experiment.seed, 0, experiment.data.batch)
+    assert found["rows"][0]["targets"].encode() == bytes(batch["targets"][0].tolist())
+
+
+def test_mixed_images_are_over_both_their_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jaxbig import inspection
+    from jaxbig.data.augment import Mixup
+
+    records = MadeUp(images=("image",), labels=(("label", 3),))
+    data = Images(records=records, batch=16, size=16, classes=3, mix=(Mixup(alpha=1.0),))
+    said = []
+    monkeypatch.setattr(inspection, "label", lambda target, data: said.append(target) or "x")
+    inspect(dataclasses.replace(small("digits_convnet"), data=data), 0, "train", 1, tmp_path / "a.png")
+    assert len(said) == 16 and all(target.shape == (3,) and abs(target.sum() - 1) < 1e-5 for target in said)
+    monkeypatch.undo()
+    assert inspection.label(np.array([0.25, 0.0, 0.75]), data) == "2 75%, 0 25%"
+    assert inspection.label(np.array([0.0, 1.0, 0.0]), data) == "1"
+
+
+@pytest.mark.parametrize(
+    ("step", "split", "words"), [(0, "test", "train or eval"), (3, "eval", "an evaluation has 3 batches")]
+)
+def test_what_cannot_be_shown_is_refused(step: int, split: str, words: str, tmp_path: Path) -> None:
+    experiment = small("digits_convnet")
+    experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, batch=128))
+    with pytest.raises(Refused, match=words):
+        inspect(experiment, step, split, 1, tmp_path / "a.png")
+
+
+def test_the_verbs(jaxbig: Callable[..., Any], tmp_path: Path) -> None:
+    done = jaxbig("data", "inspect", "imagenet_resnet50", "--made-up", "--data.batch", 4, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["fields"][0]["shape"] == "4 x 224 x 224 x 3"
+    assert (tmp_path / found["picture"]).exists()
+    done = jaxbig("data", "prepare", "digits_convnet", "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["train examples"] == 1437
+    done = jaxbig("data", "prepear", "digits_convnet")
+    assert done.returncode == 2 and "the nearest is data prepare" in done.stderr
+    done = jaxbig("data", "inspect", "digits_convnet", "--made-up")
+    assert done.returncode == 2 and "no made-up records" in done.stderr
