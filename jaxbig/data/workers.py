@@ -6,6 +6,7 @@ socket; it ends itself when the run's end of the socket does, however that ended
 left of it. Signals are for the run to answer: workers do not hear Ctrl-C and SIGTERM.
 """
 
+import importlib
 import importlib.util
 import itertools
 import math
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import types
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.machinery import ModuleSpec
@@ -29,6 +31,9 @@ from jaxbig.data.feeding import Read, Readers, attempt, in_order, settled
 from jaxbig.errors import Failed, Refused
 
 PROGRAM = "import sys; from jaxbig.data.workers import work; work(int(sys.argv[1]), int(sys.argv[2]))"
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**27)}
+"""glibc keeps what is freed for the next image, instead of having it zeroed and mapped page by page each time."""
+SCRIPT = "jaxbig_script"  # no other module's name
 Task = tuple[int, int]
 """A step, and a part of its batch."""
 Field = tuple[str, tuple[int, ...], str]
@@ -81,8 +86,7 @@ class Workers:
 
     def start(self, read: Read, readers: Readers) -> None:
         """Starts them, and tells them what to read; they can be told so once."""
-        path = os.pathsep.join(sys.path)
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
+        environment = {**os.environ, **ALLOCATOR, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
         for _ in range(readers.workers):
             here, there = Pipe()
             self.sockets.append(here)
@@ -131,6 +135,7 @@ class Workers:
         try:
             self.sockets[number].send(message)
         except OSError:
+            self.receive(0)  # what it told before it ended
             raise self.dead(number) from None
         except Exception as error:  # pickle has many
             raise Refused(
@@ -189,6 +194,7 @@ def work(channel: int, file: int) -> None:
     try:
         try:
             sys.meta_path.append(Modules(socket.recv()))
+            sys.modules["__main__"] = Script("__main__")
             read, source, threads = socket.recv()
         except Exception as error:
             if isinstance(error, EOFError):
@@ -257,12 +263,13 @@ class Modules:
     @staticmethod
     def loaded() -> dict[str, tuple[str | None, list[str]]]:
         """The file of each module of this process, and a package's folders."""
-        specs = {name: getattr(each, "__spec__", None) for name, each in sys.modules.items() if name != "__main__"}
-        return {
+        specs = {name: getattr(each, "__spec__", None) for name, each in sys.modules.items()}
+        files = {
             name: (spec.origin if spec.has_location else None, list(spec.submodule_search_locations or []))
             for name, spec in specs.items()
             if isinstance(spec, ModuleSpec)
         }
+        return {**files, SCRIPT: (getattr(sys.modules["__main__"], "__file__", None), [])}
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         file, folders = self.files.get(name, (None, []))
@@ -271,3 +278,12 @@ class Modules:
         spec = ModuleSpec(name, None, is_package=True)
         spec.submodule_search_locations = folders
         return spec if folders else None
+
+
+class Script(types.ModuleType):
+    """Stands for the script that the run is; it is read, without being run as one, if something of it is needed."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(importlib.import_module(SCRIPT), name)
