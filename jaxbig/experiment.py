@@ -79,8 +79,8 @@ class Experiment:
     readers: int = 1
     """Threads that read batches ahead, in this process or in each worker; 0 without workers: each when it is needed."""
     workers: int = 0
-    """Processes that read batches ahead in place of this one, where threads do not keep up; they read evaluation's no
-    batches, which as many threads read."""
+    """Processes that read batches ahead in place of this one, where threads do not keep up; evaluation is read by as
+    many threads."""
     read_ahead: int = 1024
     """MiB of batches that are read ahead at most, on each host; one batch at least."""
 

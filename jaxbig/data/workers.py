@@ -6,7 +6,6 @@ socket; it ends itself when the run's end of the socket does, however that ended
 left of it. Signals are for the run to answer: workers do not hear Ctrl-C and SIGTERM.
 """
 
-import importlib.util
 import itertools
 import math
 import mmap
@@ -18,7 +17,6 @@ import tempfile
 import threading
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from importlib.machinery import ModuleSpec
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any
 
@@ -26,12 +24,15 @@ import numpy as np
 
 from jaxbig.data.base import Rows, Source
 from jaxbig.data.feeding import Read, Readers, attempt, in_order, settled
+from jaxbig.data.modules import loaded, look_there
 from jaxbig.errors import Failed, Refused
 
 PROGRAM = "import sys; from jaxbig.data.workers import work; work(int(sys.argv[1]), int(sys.argv[2]))"
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**27)}
+"""glibc keeps what is freed for the next image, instead of having it zeroed and mapped page by page each time."""
 Task = tuple[int, int]
 """A step, and a part of its batch."""
-Field = tuple[str, tuple[int, ...], str]
+Field = tuple[str, tuple[int, ...], np.dtype]
 """Name, shape and dtype of an array of a batch."""
 
 
@@ -54,8 +55,8 @@ class Shared:
 
     def __init__(self, file: int, fields: list[Field], slots: int, parts: int):
         self.slots = slots
-        fields = [*fields, ("", (parts,), "int64")]
-        sizes = [-(-slots * math.prod(shape) * np.dtype(kind).itemsize // 64) * 64 for _, shape, kind in fields]
+        fields = [*fields, ("", (parts,), np.dtype(np.int64))]
+        sizes = [-(-slots * math.prod(shape) * kind.itemsize // 64) * 64 for _, shape, kind in fields]
         os.ftruncate(file, sum(sizes))
         memory, starts = mmap.mmap(file, 0), itertools.accumulate([0, *sizes])
         self.arrays = {
@@ -81,8 +82,7 @@ class Workers:
 
     def start(self, read: Read, readers: Readers) -> None:
         """Starts them, and tells them what to read; they can be told so once."""
-        path = os.pathsep.join(sys.path)
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
+        environment = {**os.environ, **ALLOCATOR, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
         for _ in range(readers.workers):
             here, there = Pipe()
             self.sockets.append(here)
@@ -98,12 +98,12 @@ class Workers:
                 signal.pthread_sigmask(signal.SIG_SETMASK, masked)
             there.close()
         for number in range(readers.workers):
-            self.send(number, Modules.loaded())
+            self.send(number, loaded())
             self.send(number, (read, self.source, max(1, readers.threads)))
 
     def share(self, like: Rows, slots: int, pieces: list[np.ndarray]) -> None:
         """Makes room for `slots` batches like that one, each read in parts: the rows of `pieces`."""
-        fields = [(name, rows.shape, rows.dtype.str) for name, rows in like.items()]
+        fields = [(name, rows.shape, rows.dtype) for name, rows in like.items()]
         self.memory, self.parts = Shared(self.file, fields, slots, len(pieces)), range(len(pieces))
         for number in range(len(self.sockets)):
             self.send(number, (fields, slots, pieces))
@@ -131,6 +131,7 @@ class Workers:
         try:
             self.sockets[number].send(message)
         except OSError:
+            self.receive(0)  # what it told before it ended
             raise self.dead(number) from None
         except Exception as error:  # pickle has many
             raise Refused(
@@ -188,7 +189,7 @@ def work(channel: int, file: int) -> None:
 
     try:
         try:
-            sys.meta_path.append(Modules(socket.recv()))
+            look_there(socket.recv())
             read, source, threads = socket.recv()
         except Exception as error:
             if isinstance(error, EOFError):
@@ -245,29 +246,3 @@ def unnamed() -> int:
         return os.memfd_create("jaxbig")
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
-
-
-class Modules:
-    """Finds the modules of another process where that found them, if they cannot be found otherwise: an experiment's
-    file is no module that Python could import by its name."""
-
-    def __init__(self, files: dict[str, tuple[str | None, list[str]]]):
-        self.files = files
-
-    @staticmethod
-    def loaded() -> dict[str, tuple[str | None, list[str]]]:
-        """The file of each module of this process, and a package's folders."""
-        specs = {name: getattr(each, "__spec__", None) for name, each in sys.modules.items() if name != "__main__"}
-        return {
-            name: (spec.origin if spec.has_location else None, list(spec.submodule_search_locations or []))
-            for name, spec in specs.items()
-            if isinstance(spec, ModuleSpec)
-        }
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        file, folders = self.files.get(name, (None, []))
-        if file:
-            return importlib.util.spec_from_file_location(name, file, submodule_search_locations=folders or None)
-        spec = ModuleSpec(name, None, is_package=True)
-        spec.submodule_search_locations = folders
-        return spec if folders else None
