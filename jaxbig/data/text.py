@@ -6,6 +6,8 @@ prepared, each a segment that sees itself alone.
 
 import abc
 import dataclasses
+import logging
+import time
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -18,8 +20,9 @@ from jaxbig.data.made_up import MadeUp
 from jaxbig.data.packing import packed
 from jaxbig.data.tokenizers import BytePairs, Bytes, Tokenizer
 
-AT_ONCE = 256
-"""Records that are read at once where all are read."""
+log = logging.getLogger("jaxbig")
+AT_ONCE, EVERY = 256, 10
+"""Records that are read at once where all are read; seconds between two lines on how far that is."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,20 +151,20 @@ class Tokens(Text):
         """The packed rows of a split; made now if they are not there."""
 
         def documents() -> Iterator[np.ndarray]:
-            reading = Reading(self.records.open(split), self.document, {}, self.skip_bad_records)
+            read = lambda record: {"text": as_bytes(record, self.feature)}  # noqa: E731
+            reading, said = Reading(self.records.open(split), read, {}, self.skip_bad_records), time.monotonic()
             for start in range(0, len(reading), AT_ONCE):
                 bad: list[Bad] = []
                 some = list(range(start, min(start + AT_ONCE, len(reading))))
                 found = reading.examples(some, lambda index: None, bad)
                 reading.leave_out(bad)
-                yield from (each["tokens"] for each in found if each)
+                texts = [each["text"] for each in found if each and each["text"]]
+                yield from (np.append(tokens, self.tokenizer.end) for tokens in self.tokenizer.encode_many(texts))
+                if time.monotonic() > said + EVERY:
+                    said = time.monotonic()
+                    log.info("%d of %d texts of %s are packed", some[-1] + 1, len(reading), split)
 
         return packed(f"{identity} {split} {self.feature} {self.records}", documents, self.length)
-
-    def document(self, record: Record) -> Example:
-        """All tokens of a text and the end, to be packed; none where it is empty."""
-        text = as_bytes(record, self.feature)
-        return {"tokens": np.append(self.tokenizer.encode(text), self.tokenizer.end) if text else np.zeros(0, int)}
 
     def source(self, split: str) -> Source:
         if not self.packed:
