@@ -13,6 +13,7 @@ from jaxbig.data.augment import CentralCrop, CutMix, Either, Erasing, Flip, Mixu
 from jaxbig.data.base import Batch
 from jaxbig.data.images import Images
 from jaxbig.data.made_up import MadeUp
+from jaxbig.data.randaugment import RandAugment
 from jaxbig.data.stream import train_batch
 from jaxbig.errors import Failed, Refused
 from jaxbig.experiment import Experiment
@@ -93,6 +94,14 @@ def test_training_draws_by_its_keys_and_evaluation_draws_nothing() -> None:
     np.testing.assert_allclose(np.sum(first["targets"], 1), 1, rtol=1e-6)
     calm, also = (transformed(DATA, seed, False) for seed in (0, 1))
     assert np.array_equal(calm["inputs"], also["inputs"]) and calm["targets"].shape == (16,)
+
+
+def test_numbers_are_float32_where_jax_computes_in_float64_too() -> None:
+    data = dataclasses.replace(DATA, batch=2, augment=(*DATA.augment, RandAugment(layers=1)))
+    with jax.enable_x64(True):
+        keys = jax.random.split(jax.random.key(0), 2)
+        seen = jax.eval_shape(lambda batch: data.transform(batch, keys, True), batch_of(data))
+    assert {name: each.dtype for name, each in seen.items()} == dict.fromkeys(("inputs", "targets", "mask"), "float32")
 
 
 def test_a_run_is_evaluated_on_targets_as_they_are() -> None:

@@ -82,6 +82,7 @@ class Images(Examples):
             if getattr(operation, "size", self.size) is None:
                 operation = dataclasses.replace(operation, **{"size": self.size})  # type: ignore[type-var]
             images, sizes = jax.vmap(operation)(images, sizes, drawn(keys, number))
+            images = images.astype(jnp.float32)  # where JAX draws in float64 too
         if images.shape[1:3] != (self.size, self.size):
             raise Refused(
                 f"images of {images.shape[1]} x {images.shape[2]} come out where --data.size is {self.size}: leave the "
@@ -92,6 +93,7 @@ class Images(Examples):
             targets = jax.nn.one_hot(targets, self.classes)
             for number, mixing in enumerate(self.mix):
                 images, targets = mixing(images, targets, batch["mask"], drawn(keys, len(self.augment) + number))
+            images, targets = images.astype(jnp.float32), targets.astype(jnp.float32)
         return {**batch, "inputs": images, "targets": targets}
 
 

@@ -156,8 +156,8 @@ class RandAugment(Augmentation):
         strength = self.magnitude / 10
 
         def applied(operation: Operation) -> Callable[[jax.Array], jax.Array]:
-            signed = sign if operation.signed else jnp.ones(())
-            return lambda image: operation.apply(image, operation.start + signed * operation.slope * strength)
+            amount = operation.start + (sign if operation.signed else jnp.ones(())) * operation.slope * strength
+            return lambda image: operation.apply(image, amount.astype(image.dtype)).astype(image.dtype)
 
         which = jax.random.randint(which_key, (), 0, len(OPERATIONS))
         return jax.lax.switch(which, [applied(operation) for operation in OPERATIONS], image)
