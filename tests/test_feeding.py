@@ -76,6 +76,8 @@ class Seen:
 class Broken:
     def __len__(self):
         return 8
+    def draw(self, seed, positions):
+        return positions % 8
     def rows(self, indices):
         if 5 in indices:
             raise OSError("no such sector")
@@ -241,12 +243,12 @@ def test_an_example_of_another_shape_is_named(file: Any) -> None:
 
 def test_what_a_source_raises_in_a_worker_is_told(file: Any) -> None:
     with pytest.raises(Failed, match=r"the batch of step 6 cannot be read: OSError: no such sector"):
-        list(train_batches(Ordered(file.Broken()), 0, 3, 8, 1, 1, workers=1))
+        list(train_batches(file.Broken(), 0, 3, 8, 1, 1, workers=1))
 
 
 def test_a_worker_that_cannot_begin_says_why(file: Any) -> None:
     with pytest.raises(Failed, match="cannot begin: ValueError: the folder is on another machine"):
-        list(train_batches(Ordered(file.Lost()), 0, 0, 3, 1, 1, workers=1))
+        list(train_batches(file.Lost(), 0, 0, 3, 1, 1, workers=1))
 
 
 def test_a_source_that_cannot_be_sent_is_refused(file: Any) -> None:
@@ -254,22 +256,6 @@ def test_a_source_that_cannot_be_sent_is_refused(file: Any) -> None:
     source.lock = threading.Lock()
     with pytest.raises(Refused, match=r"cannot be given to worker processes: .*lock.*--workers 0"):
         next(train_batches(source, 0, 0, 3, 1, 1, workers=2))
-
-
-class Ordered:
-    """A source read in its order; it lies in a module of the tests, which workers can import."""
-
-    def __init__(self, source: Any):
-        self.source = source
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def rows(self, indices: np.ndarray) -> Rows:
-        return self.source.rows(indices)
-
-    def draw(self, seed: int, positions: np.ndarray) -> np.ndarray:
-        return positions % len(self)
 
 
 # -- ends
@@ -336,6 +322,26 @@ def test_nothing_is_left_of_a_run_that_is_ended(file: Any, number: signal.Signal
     _, error = run.communicate(timeout=60)
     assert error.count("KeyboardInterrupt") == (number == signal.SIGINT)  # of the run alone
     assert psutil.wait_procs(workers, timeout=60)[1] == []
+
+
+SCRIPT = """
+import numpy as np
+from jaxbig.data.stream import train_batches
+class Mine:
+    def __len__(self):
+        return 5
+    def rows(self, indices):
+        return {"inputs": indices, "mask": np.ones(len(indices), np.float32)}
+if __name__ == "__main__":
+    batches = train_batches(Mine(), 0, 0, 4, 5, 1, workers=1)
+    print([sorted(rows["inputs"].tolist()) for rows in batches] == [[0, 1, 2, 3, 4]] * 4)
+"""
+
+
+def test_a_script_may_be_the_run_itself(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(SCRIPT)
+    done = subprocess.run([sys.executable, "mine.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("True\n", "")
 
 
 # -- in a run
