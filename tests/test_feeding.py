@@ -163,12 +163,12 @@ def test_what_is_ahead_is_bounded_in_bytes_and_its_parts_leave_no_thread_idle() 
     mib = 2**20
     batch = {"inputs": np.zeros(10 * mib - 64, np.uint8), "mask": np.zeros(16, np.float32)}  # 10 MiB
     for threads, workers, limit, expected in [
-        (1, 0, 1024, (2, 1)),  # two a thread are enough
-        (4, 0, 1024, (8, 1)),
+        (1, 0, 1024, (4, 1)),  # four a thread are enough
+        (4, 0, 1024, (16, 1)),
         (4, 0, 79, (7, 1)),
         (4, 0, 25, (2, 2)),  # two batches fit, for four threads
         (4, 0, 5, (1, 4)),  # none fits: one at least
-        (0, 3, 1024, (6, 1)),
+        (0, 3, 1024, (12, 1)),
         (4, 8, 100, (10, 4)),
         (4, 8, 15, (1, 16)),  # no more parts than rows
     ]:

@@ -32,9 +32,10 @@ class Readers:
     """Bytes of batches ahead at most; one batch at least."""
 
     def plan(self, rows: Rows) -> tuple[int, int]:
-        """How many batches like this one are ahead, and in how many parts each is read."""
+        """How many batches like this one are ahead, and in how many parts each is read. Four a thread, so that few wait
+        while one is slow."""
         threads = max(1, self.threads) * max(1, self.workers)
-        ahead = max(1, min(2 * threads, self.limit // max(1, sum(each.nbytes for each in rows.values()))))
+        ahead = max(1, min(4 * threads, self.limit // max(1, sum(each.nbytes for each in rows.values()))))
         return ahead, min(-(-threads // ahead), len(rows["mask"]))
 
 

@@ -6,6 +6,7 @@ socket; it ends itself when the run's end of the socket does, however that ended
 left of it. Signals are for the run to answer: workers do not hear Ctrl-C and SIGTERM.
 """
 
+import collections
 import itertools
 import math
 import mmap
@@ -109,9 +110,10 @@ class Workers:
             self.send(number, (fields, slots, pieces))
 
     def submit(self, step: int) -> None:
-        """Asks for a batch, its parts in turn from each worker."""
+        """Asks for a batch, each part of it from a worker that has least to do."""
         for part in self.parts:
-            number = self.asked[step, part] = (step * len(self.parts) + part) % len(self.sockets)
+            busy = collections.Counter(self.asked.values())
+            number = self.asked[step, part] = min(range(len(self.sockets)), key=busy.__getitem__)
             self.memory.at[step % self.memory.slots, part] = -1
             self.send(number, (step, part))
 

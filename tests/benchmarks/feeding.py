@@ -4,7 +4,8 @@
 
 tf.data does the same work in a process of its own, of a virtual environment that is made for it (or that PYTHON is of).
 It does so twice: whole images scaled and then cut, as jaxbig does, and decoding no more than the cut. All read the same
-files, in turn; a rate is of the batches after those that were ahead, so of reading alone.
+files, in turn, with as many threads as there are cores; a rate is of the batches after those that were ahead, so of
+reading alone. Processor time tells more where others use the machine.
 """
 
 import argparse
@@ -33,13 +34,15 @@ from jaxbig.data.examples import Example, Examples
 from jaxbig.data.jpeg import decode
 from jaxbig.data.stream import train_batches
 
-SIZE, BATCH, IMAGES, AHEAD, MEASURED = 224, 64, 600, 8, 30
+SIZE, BATCH, IMAGES, AHEAD, MEASURED = 224, 64, 600, 12, 40
 WHOLE, MIDDLE = "tf.data", "tf.data, middle"
 CORES = len(os.sched_getaffinity(0))
 TENSORFLOW = """
 import sys, time
 import tensorflow as tf
-folder, size, batch, ahead, measured = sys.argv[1], *map(int, sys.argv[2:])
+folder, size, batch, ahead, measured, cores = sys.argv[1], *map(int, sys.argv[2:])
+options = tf.data.Options()
+options.threading.private_threadpool_size, options.threading.max_intra_op_parallelism = cores, 1
 def whole(data):
     pixels = tf.io.decode_jpeg(data, channels=3)
     height, width = tf.unstack(tf.shape(pixels)[:2])
@@ -59,7 +62,7 @@ print("ready", flush=True)
 for line in sys.stdin:
     decode = {"whole": whole, "middle": middle}[line.strip()]
     batches = files.map(lambda name: load(name, decode), tf.data.AUTOTUNE).batch(batch).prefetch(tf.data.AUTOTUNE)
-    reading = batches.as_numpy_iterator()
+    reading = batches.with_options(options).as_numpy_iterator()
     for _ in range(2 * ahead):  # autotuning too takes its time
         next(reading)
     began, cpu = time.perf_counter(), time.process_time()
@@ -139,7 +142,7 @@ def processor() -> float:
 @contextlib.contextmanager
 def rival(python: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
     """A process that measures a round of tf.data for each line it is sent."""
-    numbers = map(str, (SIZE, BATCH, AHEAD, MEASURED))
+    numbers = map(str, (SIZE, BATCH, AHEAD, MEASURED, CORES))
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen([python, "-c", TENSORFLOW, str(folder), *numbers], text=True, **pipes)
     try:
@@ -184,15 +187,17 @@ def main() -> None:
                 results["workers"].append(ours(pictures, 1, CORES))
                 results[MIDDLE].append(theirs(process, "middle"))
                 print(f"round {number + 1}:", {n: f"{1 / r[-1][0]:.0f}/s" for n, r in results.items()}, file=sys.stderr)
-    print(f"medians of {options.rounds} rounds on {CORES} cores, and how many times as fast as each of tf.data's:")
-    print(f"{'':22} images/s   {WHOLE}   {MIDDLE}   processor ms/image")
+    print(f"medians of {options.rounds} rounds on {CORES} cores; load of the machine {os.getloadavg()[0]:.1f}")
+    print(f"{'':16}  images/s x {WHOLE}  x {MIDDLE}    processor ms/image x {WHOLE}  x {MIDDLE}")
     for name, found in results.items():
-        rate, cpu = (statistics.median(column) for column in zip(*found, strict=True))
-        ratios = [
-            statistics.median(b[0] / a[0] for a, b in zip(found, results[other], strict=True))
+        seconds, cpu = (statistics.median(column) for column in zip(*found, strict=True))
+        faster = [
+            statistics.median(b[which] / a[which] for a, b in zip(found, results[other], strict=True))
+            for which in (0, 1)
             for other in (WHOLE, MIDDLE)
         ]
-        print(f"{name:22} {1 / rate:8.0f} {ratios[0]:12.2f} {ratios[1]:18.2f} {cpu * 1e3:18.2f}")
+        print(f"{name:16}{1 / seconds:10.0f}{faster[0]:10.2f}{faster[1]:18.2f}", end="")
+        print(f"{cpu * 1e3:22.2f}{faster[2]:10.2f}{faster[3]:18.2f}")
 
 
 if __name__ == "__main__":
