@@ -295,7 +295,8 @@ def test_closing_ends_workers_and_threads(file: Any) -> None:
 
 
 RUN = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where it is ignored, children inherit that
 from pathlib import Path
 from jaxbig.data.stream import train_batches
 from jaxbig.experiment import import_file
@@ -312,16 +313,19 @@ def test_nothing_is_left_of_a_run_that_is_ended(file: Any, number: signal.Signal
     """Ctrl-C goes to every process of a terminal; SIGKILL to one alone."""
     command = [sys.executable, "-c", RUN, file.__file__]
     run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    assert run.stdout and run.stdout.readline() == "reading\n"
-    workers = psutil.Process(run.pid).children()
-    assert len(workers) == 2
-    if number == signal.SIGINT:
-        os.killpg(run.pid, number)
-    else:
+    try:
+        assert run.stdout and run.stdout.readline() == "reading\n"
+        workers = psutil.Process(run.pid).children()
+        assert len(workers) == 2
+        if number == signal.SIGINT:
+            os.killpg(run.pid, number)
+        else:
+            run.kill()
+        _, error = run.communicate(timeout=60)
+        assert error.count("KeyboardInterrupt") == (number == signal.SIGINT)  # of the run alone
+        assert psutil.wait_procs(workers, timeout=60)[1] == []
+    finally:
         run.kill()
-    _, error = run.communicate(timeout=60)
-    assert error.count("KeyboardInterrupt") == (number == signal.SIGINT)  # of the run alone
-    assert psutil.wait_procs(workers, timeout=60)[1] == []
 
 
 SCRIPT = """

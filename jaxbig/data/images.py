@@ -15,6 +15,7 @@ import numpy as np
 from jaxbig.data.augment import Augmentation, Mixing
 from jaxbig.data.base import Batch, Record, Spec
 from jaxbig.data.examples import Example, Examples, class_of
+from jaxbig.data.jpeg import decode, decoder
 from jaxbig.data.made_up import MadeUp
 from jaxbig.errors import Refused
 
@@ -37,6 +38,9 @@ class Images(Examples):
     """What is done to each image in evaluation."""
     mix: tuple[Mixing, ...] = ()
     """What mixes images of a batch, last, in training."""
+
+    def prepare(self) -> str:
+        return f"{super().prepare()}; images by {decoder()}"
 
     def spec(self) -> Spec:
         side = self.canvas or self.size
@@ -102,40 +106,48 @@ def drawn(keys: jax.Array, number: int) -> jax.Array:
     return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
 
-def opened(image: Any, channels: int, enough: int) -> Any:
-    """An encoded image, or uint8 [Y, X, C], as a Pillow image of 1 or 3 channels; a JPEG is decoded at a half, a
-    quarter or an eighth of its size where no side falls below `enough` so."""
-    from PIL import Image  # here: slow to import, and not every data set needs it
-
-    mode = "L" if channels == 1 else "RGB"
-    if isinstance(image, np.ndarray):
-        return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).convert(mode)
-    picture = Image.open(io.BytesIO(image))
-    picture.draft(mode, (enough, enough))
-    return picture.convert(mode)
-
-
 def square(image: Any, size: int, channels: int) -> np.ndarray:
-    """The middle square of an image, scaled: uint8 [size, size, channels]."""
+    """The middle square of an encoded image, or of uint8 [Y, X, C], scaled: uint8 [size, size, channels]."""
     if isinstance(image, np.ndarray) and image.shape == (size, size, channels):
         return image
-    picture = opened(image, channels, size)
+    if isinstance(image, bytes) and channels == 3:
+        pixels = decode(image, size)
+        top, left = ((side - size) // 2 for side in pixels.shape[:2])
+        if min(top, left) >= 0:
+            return pixels[top : top + size, left : left + size]
+        image = pixels  # smaller than it is wanted
+    picture = opened(image, channels)
     side = min(picture.size)
     left, top = ((length - side) / 2 for length in picture.size)
-    return scaled(picture, (size, size), (left, top, left + side, top + side))
+    return scaled(picture, (size, size), (left, top, left + side, top + side), channels)
 
 
 def bounded(image: Any, canvas: int, channels: int) -> np.ndarray:
     """A whole image, scaled down where its longer side is above `canvas`: uint8 [Y, X, channels]."""
-    picture = opened(image, channels, canvas)
+    picture = opened(image, channels)
     width, height = picture.size
     share = min(1.0, canvas / max(width, height))
     size = max(1, round(width * share)), max(1, round(height * share))
-    return scaled(picture, size, (0, 0, width, height))
+    if isinstance(image, bytes) and channels == 3 and share < 1:
+        return decode(image, min(size))[: size[1], : size[0]]  # one side may be a pixel longer by rounding
+    return scaled(picture, size, (0, 0, width, height), channels)
 
 
-def scaled(picture: Any, size: tuple[int, int], box: tuple[float, float, float, float]) -> np.ndarray:
+def opened(image: Any, channels: int) -> Any:
+    """An encoded image, or uint8 [Y, X, C], as a Pillow image, decoded when its pixels are wanted."""
+    from PIL import Image  # here: slow to import, and not every data set needs it
+
+    if isinstance(image, np.ndarray):
+        return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).convert(
+            "L" if channels == 1 else "RGB"
+        )
+    return Image.open(io.BytesIO(image))
+
+
+def scaled(picture: Any, size: tuple[int, int], box: tuple[float, float, float, float], channels: int) -> np.ndarray:
     """A box (left, top, right, bottom) of a Pillow image at a size (width, height): uint8 [height, width, channels]."""
+    mode = "L" if channels == 1 else "RGB"
+    picture = picture if picture.mode == mode else picture.convert(mode)
     if box != (0, 0, *picture.size) or size != picture.size:
         picture = picture.resize(size, 2, box=box)  # bilinear, over all that a pixel covers
     return np.asarray(picture).reshape(size[1], size[0], -1)
