@@ -295,7 +295,8 @@ def test_closing_ends_workers_and_threads(file: Any) -> None:
 
 
 RUN = """
-import sys, time
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
 from pathlib import Path
 from jaxbig.data.stream import train_batches
 from jaxbig.experiment import import_file
