@@ -295,8 +295,8 @@ def test_closing_ends_workers_and_threads(file: Any) -> None:
 
 
 RUN = """
-import signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # where it is ignored, children inherit that
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
 from pathlib import Path
 from jaxbig.data.stream import train_batches
 from jaxbig.experiment import import_file
