@@ -4,19 +4,22 @@ What they say to each other here goes through the coordination service of `jax.d
 it may wait for minutes, for a data set to be prepared or a compiler to end.
 """
 
+import contextlib
 import errno
 import itertools
 import json
 import os
 import re
+import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
 from jax._src import distributed  # the service's texts have no public name; Orbax takes them here too
+from jax.experimental import multihost_utils
 
 from jaxbig.errors import Failed, Refused
 
@@ -147,3 +150,29 @@ def agree(what: dict[str, Any]) -> None:
                     f"process {process} has {name} {other.get(name)!r} and process 0 has {said[0].get(name)!r}: start "
                     f"all processes with the same command, code and data."
                 )
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Callable[[int], bool]]:
+    """Gives a function, to be asked at each step, that says whether to stop after it: SIGTERM and Ctrl-C ask for that,
+    a second one stops at once. Of several processes one that is asked stops all, after the same step."""
+    asked, before, together = threading.Event(), {}, jax.process_count() > 1
+
+    def restore() -> None:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    def ask(number: int, frame: Any) -> None:
+        restore()
+        asked.set()
+        text = f"\n{signal.Signals(number).name}: finishing this step and saving (again: stop at once, unsaved)\n"
+        os.write(2, text.encode())  # a handler may not print: it may have interrupted printing
+        if together:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    # of several processes SIGTERM is JAX's own, which tells the others and finds the step
+    before |= {each: signal.signal(each, ask) for each in (signal.SIGINT, signal.SIGTERM)[: 1 if together else 2]}
+    try:
+        yield multihost_utils.reached_preemption_sync_point if together else lambda _: asked.is_set()
+    finally:
+        restore()

@@ -11,6 +11,7 @@ import numpy as np
 from jaxbig.checkpoint import Checkpoints, Restored
 from jaxbig.errors import Refused
 from jaxbig.experiment import Experiment, diff, fingerprint, identity, to_json
+from jaxbig.guard import LEFT_OUT, as_asked, as_saved
 from jaxbig.precision import begun_with
 from jaxbig.processes import agree, first
 from jaxbig.state import TrainState, path_name
@@ -44,14 +45,14 @@ def begin(program: Program, checkpoints: Checkpoints, workdir: Path, fork: bool)
     if run is None and first(checkpoints.steps):
         raise Refused(f"{workdir} has checkpoints and no run.json to tell whose they are: give another --workdir.")
     checkpoints.clean()
-    restored = checkpoints.restore(program.abstract)
+    restored = checkpoints.restore(program.abstract, as_saved)
     if restored is not None and restored.step > experiment.steps:
         raise Refused(f"{workdir} is at step {restored.step} and --steps is {experiment.steps}: ask for more.")
     if restored is not None:
         first(lambda: write_run(program, workdir, run, fixed))
         checkpoints.set_aside(restored.step)
         log.info("going on from step %s (%s)", restored.step, checkpoints.path(restored.step))
-        return restored.step, restored.state, restored.state_sha256
+        return restored.step, as_asked(restored.state, program.abstract), restored.state_sha256
     source, parent = experiment.initialize_from, forked_from(workdir)
     pattern = ".*"
     if parent and weights is None:
@@ -140,7 +141,7 @@ def move_aside(workdir: Path) -> None:
     if (workdir / "run.json").exists() or target is None:
         target = workdir / f"forked_from_{1 if target is None else int(target.name.split('_')[-1]) + 1}"
         target.mkdir()
-    for name in ("run.json", "checkpoints", "broken", "metrics.jsonl", "summary.json", "tensorboard"):
+    for name in ("run.json", "checkpoints", "broken", LEFT_OUT, "metrics.jsonl", "summary.json", "tensorboard"):
         if (workdir / name).exists():
             (workdir / name).rename(target / name)
 
