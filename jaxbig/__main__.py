@@ -11,7 +11,8 @@ from jaxbig.experiment import load
 from jaxbig.gradient import fix_threads
 from jaxbig.options import parse
 from jaxbig.tracking.screen import table
-from jaxbig.verbs import DONE, FAILED, REFUSED, STOPPED, VERBS, OfExperiment
+from jaxbig.verb import DONE, FAILED, REFUSED, STOPPED, OfExperiment
+from jaxbig.verbs import VERBS
 
 
 def main() -> None:

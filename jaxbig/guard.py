@@ -98,15 +98,15 @@ def make_watch(guard: Guard, scaled: bool) -> Callable[[Any, Any, jax.Array, Any
         squares = [optax.tree.norm(leaf, squared=True) for leaf in leaves(gradient).values()]  # the norm has them too
         bad = ~jnp.isfinite(jnp.stack(squares)) & (not scaled)
         fault = jnp.where(jnp.any(bad), GRADIENT + jnp.argmax(bad), 0)
-        if guard.spike:
-            losses: Any = losses_of(before.opt_state)
+        losses = losses_of(before.opt_state)
+        if losses is not None:
             jumped = loss - losses.mean() > guard.spike * losses.std()  # never while the mean is infinite
             fault = jnp.where(jumped & (fault == 0), SPIKE, fault)
         fault = jnp.where(jnp.isfinite(loss), fault, LOSS)
         if guard.policy == "skip":
             kept = jax.tree.map(lambda old, new: jnp.where(fault > 0, old, new), before, after)
             after = kept.replace(step=after.step)
-        if guard.spike:
+        if losses is not None:
             newer = jnp.concatenate([losses[1:], loss[None].astype(losses.dtype)])
             newer = jnp.where(fault > 0, losses, newer)
             after = after.replace(opt_state=with_losses(after.opt_state, newer))
@@ -157,7 +157,7 @@ def as_asked(state: Any, abstract: Any) -> Any:
 class Watch:
     """Told of each step's fault, a step late, it logs it, or ends the run as the guard says."""
 
-    def __init__(self, guard: Guard, params: Any, loud: bool):
+    def __init__(self, guard: Guard, params: Any, loud: bool = False):
         self.guard, self.names, self.loud, self.in_a_row = guard, list(leaves(params)), loud, 0
 
     def __call__(self, step: int, fault: int) -> None:

@@ -53,7 +53,16 @@ def begin(program: Program, checkpoints: Checkpoints, workdir: Path, fork: bool)
         checkpoints.set_aside(restored.step)
         log.info("going on from step %s (%s)", restored.step, checkpoints.path(restored.step))
         return restored.step, as_asked(restored.state, program.abstract), restored.state_sha256
-    source, parent = experiment.initialize_from, forked_from(workdir)
+    state, weights = fresh(program, workdir, run, weights)
+    first(lambda: write_run(program, workdir, run, fixed, weights))  # last: what was refused has left nothing behind
+    return 0, state, ""
+
+
+def fresh(
+    program: Program, workdir: Path, run: dict[str, Any] | None, weights: Restored | None = None
+) -> tuple[TrainState, Restored | None]:
+    """The state before the first step, and the weights that it was given, if any: by a fork, or by another run."""
+    source, parent = program.experiment.initialize_from, forked_from(workdir)
     pattern = ".*"
     if parent and weights is None:
         weights = Checkpoints(parent / "checkpoints").restore_parameters()
@@ -67,8 +76,7 @@ def begin(program: Program, checkpoints: Checkpoints, workdir: Path, fork: bool)
         variables = {**state.variables, "batch_stats": statistics} if statistics else state.variables
         opt_state = begun_with(state.opt_state, params)
         state = state.replace(params=params, variables=variables, opt_state=opt_state)
-    first(lambda: write_run(program, workdir, run, fixed, weights))  # last: what was refused has left nothing behind
-    return 0, state, ""
+    return state, weights
 
 
 def prepare(experiment: Experiment) -> str:

@@ -76,6 +76,10 @@ def tiny(*planted: tuple[int, float], policy: str = "stop", steps: int = 20, **g
     return dataclasses.replace(parent, data=data, guard=Guard(policy=policy, **guard))  # type: ignore[arg-type]
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
 def saved(folder: Path) -> list[int]:
     return Checkpoints(folder / "checkpoints").steps()
 

@@ -15,14 +15,15 @@ FLOORS = (
     {"errors", "keys", "dtypes"},
     {"state", "tracking", "processes"},
     {"mesh", "workdir", "checkpoint", "precision", "float32_sums"},
-    {"models", "objectives", "data", "optim"},
+    {"models", "objectives", "data", "optim", "guard", "blame"},
     {"experiment"},
     {"gradient"},
     {"step"},
-    {"resume", "show", "pictures", "interop", "sibling", "inspection"},
+    {"resume", "show", "pictures", "interop", "sibling", "inspection", "watchdog"},
     {"planning"},
     {"loop", "options", "smoke"},
-    {"evaluate", "bench", "compare", "check"},
+    {"evaluate", "bench", "compare", "check", "replay"},
+    {"verb"},
     {"verbs"},
     {"__main__"},
 )
@@ -34,7 +35,7 @@ ONLY = {
     "data": {"data", "errors"},
     "optim": {"optim", "state", "errors"},
     "checkpoint": {"state", "processes", "errors"},
-    "experiments": {"experiments", "experiment", "models", "objectives", "data", "optim", "mesh", "precision"},
+    "experiments": {"experiments", "experiment", "models", "objectives", "data", "optim", "mesh", "precision", "guard"},
 }
 NEVER = {
     "eval": "eval(text)",
