@@ -24,7 +24,7 @@ from jaxbig.objectives.base import Sum, Sums
 from jaxbig.pictures import draw_attention
 from jaxbig.planning.chips import peak_of
 from jaxbig.planning.flops import model_flops
-from jaxbig.processes import agree, first, gather, interruptible, leading
+from jaxbig.processes import agree, first, gather, interruptible, leading, leave_at_once
 from jaxbig.resume import begin
 from jaxbig.state import TrainState
 from jaxbig.step import Program, make_program
@@ -87,6 +87,7 @@ def go_on(
         step, report = start, Report(experiment, log, flops, watch, at)
         screen.start(start, experiment.steps)
         stack.callback(screen.stop)
+        stack.push(lambda kind, error, trace: None if kind is Bad else leave_at_once(kind, error, trace))
         without = first(lambda: left_out(workdir))
         for step, state in run_steps(program, train_step, state, batches, start, report, without):  # noqa: B020
             last, stopping = step == experiment.steps, asked_to_stop(step)

@@ -4,6 +4,7 @@ What they say to each other here goes through the coordination service of `jax.d
 it may wait for minutes, for a data set to be prepared or a compiler to end.
 """
 
+import atexit
 import contextlib
 import errno
 import itertools
@@ -22,6 +23,7 @@ from jax._src import distributed  # the service's texts have no public name; Orb
 from jax.experimental import multihost_utils
 
 from jaxbig.errors import Failed, Refused
+from jaxbig.lifeline import fail, is_mine, leave, tie
 
 T = TypeVar("T")
 NOTICE, CONNECT, LOST, LEAVE = 20, 300, 30, 20
@@ -50,6 +52,8 @@ def join(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
             raise Refused(f"--process {process} of --processes {processes}: they are numbered from 0, one each.")
         options = {"num_processes": processes, "process_id": process}
         options |= {"coordinator_address": coordinator} if coordinator else {}
+    if process == 0 and is_mine(coordinator.rsplit(":", 1)[0].strip("[]")):
+        options["coordinator_bind_address"] = coordinator  # and no other address of this machine
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     keep_standard_output()
     options |= {"heartbeat_timeout_seconds": LOST, "shutdown_timeout_seconds": LEAVE}
@@ -65,6 +69,16 @@ def join(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
         raise Failed(f"{who} cannot join others at {where}: {' '.join(str(error).split())[:300]}") from None
     finally:
         found.set()
+    if jax.process_count() > 1:
+        host = str(distributed.global_state.coordinator_address).rsplit(":", 1)[0].strip("[]")
+        client, place = _service(), "jaxbig/lifeline"
+        if tie(
+            jax.process_index(),
+            host,
+            publish=lambda where: client.key_value_set(place, where),
+            find=lambda: client.blocking_key_value_get(place, 1000 * NOTICE),
+        ):
+            atexit.register(leave)
 
 
 def taken(port: int) -> bool:
@@ -98,6 +112,12 @@ def started_together() -> bool:
     """Whether Slurm's srun or Open MPI's mpirun has started this process as one of several."""
     told = os.environ.get("SLURM_STEP_NUM_TASKS", "1"), os.environ.get("OMPI_COMM_WORLD_SIZE", "1")
     return any(int(count) > 1 for count in told if count.isdecimal())
+
+
+def leave_at_once(kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+    """For an `ExitStack`: of several processes one that fails waits for nothing that it would need the others for."""
+    if error is not None and not isinstance(error, Refused) and jax.process_count() > 1:
+        fail(type(error), error, trace)
 
 
 def leading() -> bool:

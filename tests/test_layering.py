@@ -13,6 +13,7 @@ RUNS = sorted((ROOT / "experiments").rglob("*.py"))
 # A room imports rooms of lower floors, and its own.
 FLOORS = (
     {"errors", "keys", "dtypes"},
+    {"lifeline"},
     {"state", "tracking", "processes"},
     {"mesh", "workdir", "checkpoint", "precision", "float32_sums"},
     {"models", "objectives", "data", "optim", "guard", "blame"},
