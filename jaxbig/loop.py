@@ -47,7 +47,12 @@ def fit(experiment: Experiment, workdir: Path, screen: Screen, fork: bool = Fals
     agree({"workdir": str(workdir), **versions(), **dict(flat(to_json(experiment)))})
     program = make_program(experiment)
     compiled = functools.cache(lambda: compile_step(program))
-    with hold(workdir), program.activate(), interruptible() as asked_to_stop, watchdog(experiment.guard) as at:
+    with (
+        hold(workdir),
+        program.activate(),
+        interruptible() as asked_to_stop,
+        watchdog(experiment.guard.stuck_after) as at,
+    ):
         while True:
             try:
                 return go_on(program, compiled, workdir, screen, fork, asked_to_stop, at)

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from jaxbig.guard import Guard
 from jaxbig.lifeline import Lifeline, mine
 
 At = Callable[[int, str], None]
@@ -19,9 +18,9 @@ TICK, SILENT = 0.5, 5.0
 
 
 @contextlib.contextmanager
-def watchdog(guard: Guard) -> Iterator[At]:
-    """Watches while inside; gives what is to be told whenever something is begun."""
-    dog = Watchdog(guard.stuck_after, mine())
+def watchdog(limit: float) -> Iterator[At]:
+    """Watches while inside; gives what is to be told whenever something is begun. limit: seconds, `Watchdog`'s."""
+    dog = Watchdog(limit, mine())
     yield dog.at
     dog.stop.set()
 
