@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from jaxbig.errors import Failed, Refused
 from jaxbig.experiment import load
 from jaxbig.gradient import fix_threads
+from jaxbig.lifeline import leave
 from jaxbig.options import parse
 from jaxbig.tracking.screen import table
-from jaxbig.verbs import DONE, FAILED, REFUSED, STOPPED, VERBS, OfExperiment
+from jaxbig.verb import DONE, FAILED, REFUSED, STOPPED, OfExperiment
+from jaxbig.verbs import VERBS
 
 
 def main() -> None:
@@ -25,6 +27,7 @@ def main() -> None:
     except KeyboardInterrupt:
         code, text = STOPPED, "stopped at once; what was saved before is untouched"
     print(f"jaxbig: {text}", file=sys.stderr, flush=True)
+    leave(f"ended: {text}", at_once=code == FAILED)
     if code == FAILED:
         os._exit(code)  # after a failed save Orbax's threads would hold the process for minutes
     sys.exit(code)

@@ -30,6 +30,7 @@ from jaxbig.state import digests, leaves
 log = logging.getLogger("jaxbig")
 
 MANIFEST = "jaxbig.json"
+Fit = Callable[[Any, dict[str, str]], Any]
 
 
 def _unraisable(said: Any) -> None:
@@ -158,12 +159,14 @@ class Checkpoints:
 
     # -- restoring
 
-    def restore(self, abstract: Any) -> Restored | None:
-        """The newest checkpoint that is whole, with the shardings of `abstract`; None if there is none at all.
+    def restore(self, abstract: Any, fit: Fit = lambda abstract, shapes: abstract, most: int = sys.maxsize) -> Any:
+        """The newest `Restored` up to step `most` that is whole, with the shardings of `abstract`; None if there is
+        none at all. `fit` makes `abstract` suit what a checkpoint holds, shapes by path, where that may differ.
 
         Says aloud which newer ones are broken and how. `Failed` if all are; `Refused` if shapes differ.
         """
-        return self._first_whole(lambda step: self._load(step, abstract), first(self.steps)[::-1])
+        steps = [step for step in first(self.steps)[::-1] if step <= most]
+        return self._first_whole(lambda step: self._load(step, abstract, fit), steps)
 
     def restore_parameters(self, best: bool = False) -> Restored | None:
         """The parameters and batch statistics by path in the newest whole checkpoint, or the best, of any model."""
@@ -262,8 +265,9 @@ class Checkpoints:
             raise Broken(problems[0])
         return state
 
-    def _load(self, step: int, abstract: Any) -> Restored:
-        manifest, want = self._verify_files(step), _shapes(abstract)
+    def _load(self, step: int, abstract: Any, fit: Fit) -> Restored:
+        manifest = self._verify_files(step)
+        want = _shapes(abstract := fit(abstract, manifest["shapes"]))
         for path in want | manifest["shapes"]:  # Orbax would cast a dtype without a word
             asked, saved = want.get(path, "nothing"), manifest["shapes"].get(path, "nothing")
             if asked != saved:

@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxbig.errors import Refused
 from jaxbig.experiment import Experiment, flat, to_json
+from jaxbig.guard import as_asked, as_saved
 from jaxbig.loop import evaluate, open_checkpoints
 from jaxbig.processes import agree, first
 from jaxbig.resume import differences, prepare
@@ -26,7 +27,7 @@ def evaluate_run(experiment: Experiment, workdir: Path) -> dict[str, Any]:
             f"with, or another --workdir."
         )
     with program.activate():
-        restored = checkpoints.restore(program.abstract)
+        restored = checkpoints.restore(program.abstract, as_saved)
         assert restored is not None
-        metrics = evaluate(program, restored.state, experiment.data.source("eval"))
+        metrics = evaluate(program, as_asked(restored.state, program.abstract), experiment.data.source("eval"))
     return {"step": restored.step, "metrics": metrics, "state_sha256": restored.state_sha256}

@@ -24,6 +24,7 @@ import flax.linen as nn
 
 from jaxbig.data.base import Data
 from jaxbig.errors import Refused
+from jaxbig.guard import Guard
 from jaxbig.mesh import Mesh
 from jaxbig.objectives.base import Objective
 from jaxbig.optim.optimizers import Optimizer
@@ -51,6 +52,7 @@ class Experiment:
     mesh: Mesh = Mesh()
     precision: Precision = Precision()
     initialize_from: InitializeFrom = InitializeFrom()
+    guard: Guard = Guard()
     steps: int
     """How many updates the run makes."""
     accumulate: int = 1
@@ -92,6 +94,7 @@ class Experiment:
                 limits = f"{least} or more" + (f" and below {below}" if below < math.inf else "")
                 limits = limits if math.isfinite(value) else "a finite number"
                 raise Refused(f"--{path.replace('_', '-')} {value}: it must be {limits}.")
+        self.guard.check()
         self.precision.check(getattr(self.model, "dtype", "float32"))
         try:
             re.compile(self.initialize_from.pattern)
@@ -109,14 +112,14 @@ COUNTS += "loss_scale_steps remat_group evaluate_batches learned_from samples sa
 RANGES = {name: (1, math.inf) for name in COUNTS.split()}
 RANGES |= {name: (0, 1) for name in ("dropout", "drop_path", "b1", "b2", "momentum", "smoothing", "rate")}
 FROM_0 = "keep_best reproducible readers workers warmup peak end clip l1 l2 weight_decay experts balance router_z_loss "
-FROM_0 += "loss_scale"
+FROM_0 += "loss_scale most_skips spike stuck_after"
 RANGES |= {name: (0, math.inf) for name in FROM_0.split()}
 RANGES |= {"seed": (0, 2**32)}
 
 # What may change when a run goes on: where it runs, how far (a schedule then follows the new length), what it keeps.
 PACE = ("log_every", "evaluate_every", "evaluate_batches", "checkpoint_every", "keep_last", "keep_best")
 PACE += ("readers", "workers", "read_ahead")
-FREE = ("mesh", "steps", "accumulate", "offload", *PACE)
+FREE = ("mesh", "steps", "accumulate", "offload", "guard", *PACE)
 
 
 def to_json(value: Any) -> Any:

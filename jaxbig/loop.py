@@ -1,36 +1,36 @@
 """The loop: batch, step, log, evaluate, checkpoint, next; the only place with effects."""
 
 import contextlib
+import functools
 import itertools
 import logging
 import math
 import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from jaxbig.checkpoint import Checkpoints
 from jaxbig.data.base import Rows, Source
 from jaxbig.data.stream import eval_batches, train_batches
 from jaxbig.experiment import Experiment, flat, to_json
+from jaxbig.guard import FAULT, Bad, Watch, leave_out, left_out
 from jaxbig.mesh import local_rows, put
 from jaxbig.objectives.base import Sum, Sums
 from jaxbig.pictures import draw_attention
 from jaxbig.planning.chips import peak_of
 from jaxbig.planning.flops import model_flops
-from jaxbig.processes import agree, first, gather, leading
+from jaxbig.processes import agree, first, gather, interruptible, leading, leave_at_once
 from jaxbig.resume import begin
 from jaxbig.state import TrainState
 from jaxbig.step import Program, make_program
 from jaxbig.tracking.metrics import Metrics, read_metrics, write_json
 from jaxbig.tracking.screen import Screen
+from jaxbig.watchdog import WAITS, At, watchdog
 from jaxbig.workdir import hold, versions
 
 logger = logging.getLogger("jaxbig")
@@ -46,7 +46,34 @@ def fit(experiment: Experiment, workdir: Path, screen: Screen, fork: bool = Fals
     """
     agree({"workdir": str(workdir), **versions(), **dict(flat(to_json(experiment)))})
     program = make_program(experiment)
-    with hold(workdir), program.activate(), interruptible() as asked_to_stop, contextlib.ExitStack() as stack:
+    compiled = functools.cache(lambda: compile_step(program))
+    with (
+        hold(workdir),
+        program.activate(),
+        interruptible() as asked_to_stop,
+        watchdog(experiment.guard.stuck_after) as at,
+    ):
+        while True:
+            try:
+                return go_on(program, compiled, workdir, screen, fork, asked_to_stop, at)
+            except Bad as bad:  # the guard's policy is to roll back
+                first(functools.partial(leave_out, workdir, bad, experiment.guard))
+                logger.warning("%s; going back to the last checkpoint, to leave that batch out", bad)
+                fork = False
+
+
+def go_on(
+    program: Program,
+    compiled: Callable[[], tuple[Any, int]],
+    workdir: Path,
+    screen: Screen,
+    fork: bool,
+    asked_to_stop: Callable[[int], bool],
+    at: At,
+) -> Summary:
+    """From the last good checkpoint to the end, or to where it is asked to stop; `Bad` at a step to be left out."""
+    experiment = program.experiment
+    with contextlib.ExitStack() as stack:
         checkpoints = open_checkpoints(experiment, workdir)
         stack.callback(checkpoints.close)
         start, state, digest = begin(program, checkpoints, workdir, fork)
@@ -58,13 +85,16 @@ def fit(experiment: Experiment, workdir: Path, screen: Screen, fork: bool = Fals
             screen.train(step, values)
 
         train, held_out = experiment.data.source("train"), experiment.data.source("eval")
-        train_step, flops = compile_step(program) if start < experiment.steps else (None, 0)
+        train_step, flops = compiled() if start < experiment.steps else (None, 0)
         gather("compiled")  # over the devices nobody waits for long
         batches = stack.enter_context(contextlib.closing(feed(program, train, start, experiment.steps)))
-        step, report = start, Report(experiment, log, flops)
+        watch = Watch(experiment.guard, program.abstract.params, leading())
+        step, report = start, Report(experiment, log, flops, watch, at)
         screen.start(start, experiment.steps)
         stack.callback(screen.stop)
-        for step, state in run_steps(program, train_step, state, batches, start, report):  # noqa: B020
+        stack.push(lambda kind, error, trace: None if kind is Bad else leave_at_once(kind, error, trace))
+        without = first(lambda: left_out(workdir))
+        for step, state in run_steps(program, train_step, state, batches, start, report, without):  # noqa: B020
             last, stopping = step == experiment.steps, asked_to_stop(step)
             evaluating = last or step % experiment.evaluate_every == 0
             saving = last or stopping or step % experiment.checkpoint_every == 0
@@ -72,10 +102,12 @@ def fit(experiment: Experiment, workdir: Path, screen: Screen, fork: bool = Fals
             if evaluating or saving:
                 report.flush()
             if evaluating:
-                means = evaluate(program, state, held_out)
+                means = evaluate(program, state, held_out, lambda: at(step, "evaluates"))  # noqa: B023
                 metrics.write(step, "eval", means)
                 screen.evaluation(step, means)
             if saving:
+                at(step, "saves")
+                watch.before_saving(step, state)
                 digest = checkpoints.save(step, state, means)
             checkpoints.wait(only_if_done=True)
             if stopping:
@@ -83,6 +115,7 @@ def fit(experiment: Experiment, workdir: Path, screen: Screen, fork: bool = Fals
             if evaluating or saving:
                 report.restart()
         checkpoints.wait()
+        at(step, "")
         summary = first(lambda: summarize(experiment, workdir, step, digest))
         if step == experiment.steps and draw_attention(program, state, held_out, workdir / "attention.png"):
             logger.info("drew where it looks: %s", workdir / "attention.png")
@@ -96,19 +129,30 @@ def feed(program: Program, source: Source, start: int, stop: int) -> Generator[R
 
 
 def run_steps(
-    program: Program, train_step: Any, state: TrainState, batches: Iterator[Rows], start: int, report: "Report"
+    program: Program,
+    train_step: Any,
+    state: TrainState,
+    batches: Iterator[Rows],
+    start: int,
+    report: "Report",
+    left_out: Collection[int] = (),
 ) -> Iterator[tuple[int, TrainState]]:
     """Makes steps start + 1 to the last; gives (step, state) after each, before the next is begun.
 
-    While the devices make a step, the next batch is read and moved to them; two steps are under way at most.
+    While the devices make a step, the next batch is read and moved to them; two steps are under way at most. A step
+    that is left out changes nothing but the number of steps.
     """
     e = report.experiment
     report.restart()
-    batch = report.waited(batches, None, program.mesh) if start < e.steps else None
+    batch = report.waited(start, batches, None, program.mesh) if start < e.steps else None
     for step in range(start + 1, e.steps + 1):
-        state, metrics = train_step(state, batch)
-        batch = report.waited(batches, metrics, program.mesh) if step < e.steps else None
+        if step in left_out:
+            state, metrics = state.replace(step=state.step + 1), None  # type: ignore[attr-defined]
+        else:
+            state, metrics = train_step(state, batch)
+        batch = report.waited(step, batches, metrics, program.mesh) if step < e.steps else None
         report.push(step, metrics)
+        report.at(step, "is in the loop")
         yield step, state
 
 
@@ -116,10 +160,18 @@ class Report:
     """Turns the metrics of steps, left on the devices, into logs, a step late so that the devices need not wait.
 
     flops: of a step, by which `model_flops_per_second` and `mfu`, their share of what the chips can do in bf16, go.
+    watch: told of each step's fault. at: told what is being done at which step.
     """
 
-    def __init__(self, experiment: Experiment, log: Callable[[int, dict[str, float]], None], flops: int):
-        self.experiment, self.log, self.flops = experiment, log, flops
+    def __init__(
+        self,
+        experiment: Experiment,
+        log: Callable[[int, dict[str, float]], None],
+        flops: int,
+        watch: Callable[[int, int], None] = lambda step, fault: None,
+        at: At = lambda step, doing: None,
+    ):
+        self.experiment, self.log, self.flops, self.watch, self.at = experiment, log, flops, watch, at
         self.under_way: tuple[int, dict[str, jax.Array]] | None = None
         self.logs, self.quiet_until = 0, 0
         self.waits: list[float] = []
@@ -129,26 +181,29 @@ class Report:
         """Begins to measure the pace anew, after something that is not training."""
         self.since, self.steps, self.idle = time.perf_counter(), 0, 0.0
 
-    def waited(self, batches: Iterator[Any], metrics: Any, mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
+    def waited(self, step: int, batches: Iterator[Any], metrics: Any, mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
         """The next batch, on the devices. Its reading counts as waited for, whole, if the step under way is done."""
+        self.at(step, "reads the next batch")
         began = time.perf_counter()
         rows = next(batches)
         if metrics is None or metrics["loss"].is_ready():
             self.idle += time.perf_counter() - began
         return put(rows, mesh)
 
-    def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Takes a step's metrics; waits for the step before it, and logs that if it is due."""
+    def push(self, step: int, metrics: dict[str, jax.Array] | None) -> None:
+        """Takes a step's metrics, if it was made; waits for the step before it, and logs that if it is due."""
         self.flush()
-        self.under_way = step, metrics
+        self.under_way = None if metrics is None else (step, metrics)
 
     def flush(self) -> None:
         """Waits for the step under way, and logs it if it is due."""
         if self.under_way is None:
             return
         (step, metrics), self.under_way = self.under_way, None
+        self.at(step, WAITS)
         jax.block_until_ready(metrics)
         self.steps += 1
+        self.watch(step, int(metrics.pop(FAULT)))
         if step % self.experiment.log_every and step != self.experiment.steps:
             return
         means = {name: Sum(value, 1.0) for name, value in jax.device_get(metrics).items()}
@@ -183,14 +238,19 @@ def rates(experiment: Experiment, flops: int, steps_per_second: float) -> dict[s
     return pace | ({"mfu": flops * steps_per_second / (peak * devices)} if peak else {})
 
 
-def evaluate(program: Program, state: TrainState, source: Source) -> dict[str, float]:
-    """The objective's metrics over every example of a source, each exactly once; sums are added in float64."""
+def evaluate(
+    program: Program, state: TrainState, source: Source, at: Callable[[], None] = lambda: None
+) -> dict[str, float]:
+    """The objective's metrics over every example of a source, each exactly once; sums are added in float64.
+
+    at: called before each batch.
+    """
     e, before = program.experiment, None
     sums: Sums = {}
     mine, threads = local_rows(program.mesh, e.data.batch), max(e.readers, e.workers)
     batches = eval_batches(source, e.data.batch, threads, mine, e.read_ahead, e.evaluate_batches)
     for rows in itertools.chain(batches, [None]):  # each batch is added while the devices have the next
-        now = None
+        now = at()
         if rows is not None:
             now, variables = program.eval_step(state, put(rows, program.mesh))
             state = state.replace(variables=variables)  # type: ignore[attr-defined]
@@ -236,29 +296,3 @@ def summarize(experiment: Experiment, workdir: Path, step: int, digest: str) -> 
     }
     write_json(workdir / "summary.json", summary)
     return summary
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[Callable[[int], bool]]:
-    """Gives a function, to be asked at each step, that says whether to stop after it: SIGTERM and Ctrl-C ask for that,
-    a second one stops at once. Of several processes one that is asked stops all, after the same step."""
-    asked, before, together = threading.Event(), {}, jax.process_count() > 1
-
-    def restore() -> None:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-    def ask(number: int, frame: Any) -> None:
-        restore()
-        asked.set()
-        text = f"\n{signal.Signals(number).name}: finishing this step and saving (again: stop at once, unsaved)\n"
-        os.write(2, text.encode())  # a handler may not print: it may have interrupted printing
-        if together:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    # of several processes SIGTERM is JAX's own, which tells the others and finds the step
-    before |= {each: signal.signal(each, ask) for each in (signal.SIGINT, signal.SIGTERM)[: 1 if together else 2]}
-    try:
-        yield multihost_utils.reached_preemption_sync_point if together else lambda _: asked.is_set()
-    finally:
-        restore()

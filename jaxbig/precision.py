@@ -16,7 +16,7 @@ from flax import struct
 from jaxbig import keys
 from jaxbig.dtypes import exact
 from jaxbig.errors import Refused
-from jaxbig.state import TrainState, path_name
+from jaxbig.state import TrainState, leaves, path_name
 
 Parameters = Literal["float32", "bfloat16", "bfloat16_master"]
 Sums = Literal["dtype", "float32"]
@@ -101,8 +101,9 @@ def loss_scale(state: TrainState) -> jax.Array | None:
 
 
 def updates_made(state: TrainState) -> jax.Array:
-    """How many updates the optimizer has made: one a step that was not skipped."""
-    return state.step - state.opt_state.scale.skipped if loss_scale(state) is not None else state.step
+    """How many updates the optimizer has made, as it counts them itself: one a step that was not skipped."""
+    counts = [leaf for path, leaf in leaves(state.opt_state).items() if path.split("/")[-1] == "count"]
+    return counts[0] if counts else state.step
 
 
 def told(state: TrainState) -> dict[str, jax.Array]:

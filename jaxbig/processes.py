@@ -4,21 +4,26 @@ What they say to each other here goes through the coordination service of `jax.d
 it may wait for minutes, for a data set to be prepared or a compiler to end.
 """
 
+import atexit
+import contextlib
 import errno
 import itertools
 import json
 import os
 import re
+import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
 from jax._src import distributed  # the service's texts have no public name; Orbax takes them here too
+from jax.experimental import multihost_utils
 
 from jaxbig.errors import Failed, Refused
+from jaxbig.lifeline import fail, is_mine, leave, tie
 
 T = TypeVar("T")
 NOTICE, CONNECT, LOST, LEAVE = 20, 300, 30, 20
@@ -47,6 +52,8 @@ def join(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
             raise Refused(f"--process {process} of --processes {processes}: they are numbered from 0, one each.")
         options = {"num_processes": processes, "process_id": process}
         options |= {"coordinator_address": coordinator} if coordinator else {}
+    if process == 0 and is_mine(coordinator.rsplit(":", 1)[0].strip("[]")):
+        options["coordinator_bind_address"] = coordinator  # and no other address of this machine
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     keep_standard_output()
     options |= {"heartbeat_timeout_seconds": LOST, "shutdown_timeout_seconds": LEAVE}
@@ -62,6 +69,16 @@ def join(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
         raise Failed(f"{who} cannot join others at {where}: {' '.join(str(error).split())[:300]}") from None
     finally:
         found.set()
+    if jax.process_count() > 1:
+        host = str(distributed.global_state.coordinator_address).rsplit(":", 1)[0].strip("[]")
+        client, place = _service(), "jaxbig/lifeline"
+        if tie(
+            jax.process_index(),
+            host,
+            publish=lambda where: client.key_value_set(place, where),
+            find=lambda: client.blocking_key_value_get(place, 1000 * NOTICE),
+        ):
+            atexit.register(leave)
 
 
 def taken(port: int) -> bool:
@@ -95,6 +112,12 @@ def started_together() -> bool:
     """Whether Slurm's srun or Open MPI's mpirun has started this process as one of several."""
     told = os.environ.get("SLURM_STEP_NUM_TASKS", "1"), os.environ.get("OMPI_COMM_WORLD_SIZE", "1")
     return any(int(count) > 1 for count in told if count.isdecimal())
+
+
+def leave_at_once(kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+    """For an `ExitStack`: of several processes one that fails waits for nothing that it would need the others for."""
+    if error is not None and not isinstance(error, Refused) and jax.process_count() > 1:
+        fail(type(error), error, trace)
 
 
 def leading() -> bool:
@@ -147,3 +170,29 @@ def agree(what: dict[str, Any]) -> None:
                     f"process {process} has {name} {other.get(name)!r} and process 0 has {said[0].get(name)!r}: start "
                     f"all processes with the same command, code and data."
                 )
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Callable[[int], bool]]:
+    """Gives a function, to be asked at each step, that says whether to stop after it: SIGTERM and Ctrl-C ask for that,
+    a second one stops at once. Of several processes one that is asked stops all, after the same step."""
+    asked, before, together = threading.Event(), {}, jax.process_count() > 1
+
+    def restore() -> None:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    def ask(number: int, frame: Any) -> None:
+        restore()
+        asked.set()
+        text = f"\n{signal.Signals(number).name}: finishing this step and saving (again: stop at once, unsaved)\n"
+        os.write(2, text.encode())  # a handler may not print: it may have interrupted printing
+        if together:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    # of several processes SIGTERM is JAX's own, which tells the others and finds the step
+    before |= {each: signal.signal(each, ask) for each in (signal.SIGINT, signal.SIGTERM)[: 1 if together else 2]}
+    try:
+        yield multihost_utils.reached_preemption_sync_point if together else lambda _: asked.is_set()
+    finally:
+        restore()

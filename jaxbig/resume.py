@@ -11,6 +11,7 @@ import numpy as np
 from jaxbig.checkpoint import Checkpoints, Restored
 from jaxbig.errors import Refused
 from jaxbig.experiment import Experiment, diff, fingerprint, identity, to_json
+from jaxbig.guard import LEFT_OUT, as_asked, as_saved
 from jaxbig.precision import begun_with
 from jaxbig.processes import agree, first
 from jaxbig.state import TrainState, path_name
@@ -44,15 +45,24 @@ def begin(program: Program, checkpoints: Checkpoints, workdir: Path, fork: bool)
     if run is None and first(checkpoints.steps):
         raise Refused(f"{workdir} has checkpoints and no run.json to tell whose they are: give another --workdir.")
     checkpoints.clean()
-    restored = checkpoints.restore(program.abstract)
+    restored = checkpoints.restore(program.abstract, as_saved)
     if restored is not None and restored.step > experiment.steps:
         raise Refused(f"{workdir} is at step {restored.step} and --steps is {experiment.steps}: ask for more.")
     if restored is not None:
         first(lambda: write_run(program, workdir, run, fixed))
         checkpoints.set_aside(restored.step)
         log.info("going on from step %s (%s)", restored.step, checkpoints.path(restored.step))
-        return restored.step, restored.state, restored.state_sha256
-    source, parent = experiment.initialize_from, forked_from(workdir)
+        return restored.step, as_asked(restored.state, program.abstract), restored.state_sha256
+    state, weights = fresh(program, workdir, run, weights)
+    first(lambda: write_run(program, workdir, run, fixed, weights))  # last: what was refused has left nothing behind
+    return 0, state, ""
+
+
+def fresh(
+    program: Program, workdir: Path, run: dict[str, Any] | None, weights: Restored | None = None
+) -> tuple[TrainState, Restored | None]:
+    """The state before the first step, and the weights that it was given, if any: by a fork, or by another run."""
+    source, parent = program.experiment.initialize_from, forked_from(workdir)
     pattern = ".*"
     if parent and weights is None:
         weights = Checkpoints(parent / "checkpoints").restore_parameters()
@@ -66,8 +76,7 @@ def begin(program: Program, checkpoints: Checkpoints, workdir: Path, fork: bool)
         variables = {**state.variables, "batch_stats": statistics} if statistics else state.variables
         opt_state = begun_with(state.opt_state, params)
         state = state.replace(params=params, variables=variables, opt_state=opt_state)
-    first(lambda: write_run(program, workdir, run, fixed, weights))  # last: what was refused has left nothing behind
-    return 0, state, ""
+    return state, weights
 
 
 def prepare(experiment: Experiment) -> str:
@@ -140,7 +149,7 @@ def move_aside(workdir: Path) -> None:
     if (workdir / "run.json").exists() or target is None:
         target = workdir / f"forked_from_{1 if target is None else int(target.name.split('_')[-1]) + 1}"
         target.mkdir()
-    for name in ("run.json", "checkpoints", "broken", "metrics.jsonl", "summary.json", "tensorboard"):
+    for name in ("run.json", "checkpoints", "broken", LEFT_OUT, "metrics.jsonl", "summary.json", "tensorboard"):
         if (workdir / name).exists():
             (workdir / name).rename(target / name)
 

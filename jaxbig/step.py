@@ -17,6 +17,7 @@ from jaxbig import keys
 from jaxbig.dtypes import exact
 from jaxbig.experiment import Experiment
 from jaxbig.gradient import check_parts, make_gradient, row_keys, transforms
+from jaxbig.guard import FAULT, make_watch, watching
 from jaxbig.mesh import (
     Rules,
     activate,
@@ -64,7 +65,8 @@ def make_program(experiment: Experiment, devices: Sequence[Any] | None = None) -
     check_batch(experiment.data.batch, mesh)
     check_length(getattr(experiment.data, "length", 0), mesh)
     check_parts(experiment, mesh)
-    optimizer = keeping(experiment.precision, experiment.optimizer.build(experiment.steps))
+    optimizer = watching(experiment.guard, experiment.optimizer.build(experiment.steps))
+    optimizer = keeping(experiment.precision, optimizer)
     rows, whole = batch_sharding(mesh), replicated(mesh)
     batch = {n: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows) for n, s in experiment.data.spec().items()}
     init_variables = make_init(experiment)
@@ -136,8 +138,9 @@ def transformed(experiment: Experiment, batch: Batch) -> Batch:
 def make_train_step(
     experiment: Experiment, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
 ) -> Callable[..., Any]:
-    """`(state, batch) -> (state, metrics)`: gradient, update; metrics are float32 scalars."""
+    """`(state, batch) -> (state, metrics)`: gradient, update; metrics are float32 scalars, and `FAULT`, an int32."""
     find, update = make_gradient(experiment, mesh), make_update(experiment.precision, optimizer, experiment.seed)
+    watch = make_watch(experiment.guard, scaled=experiment.precision.loss_scale > 0)
     rate = experiment.optimizer.rate.build(experiment.steps)
 
     def train_step(state: Any, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -148,7 +151,8 @@ def make_train_step(
         after = update(state, gradient, variables)
         metrics = {name: each.mean() for name, each in sums.items()}  # scalars: no counts a class in training
         metrics |= {"learning_rate": rate(updates_made(state)), "gradient_norm": optax.tree.norm(gradient)}
-        return after, metrics | told(after)
+        after, fault = watch(state, after, metrics["loss"], gradient)
+        return after, metrics | told(after) | {FAULT: fault}
 
     return train_step
 

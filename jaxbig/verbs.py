@@ -3,7 +3,7 @@
 import dataclasses
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 
@@ -11,7 +11,7 @@ from jaxbig.bench import bench
 from jaxbig.check import check, use_cpu
 from jaxbig.compare import compare
 from jaxbig.evaluate import evaluate_run
-from jaxbig.experiment import Experiment, available, flat, summary
+from jaxbig.experiment import available, flat, summary
 from jaxbig.inspection import inspect
 from jaxbig.loop import fit
 from jaxbig.mesh import in_words
@@ -21,57 +21,12 @@ from jaxbig.planning.chips import parse_topology
 from jaxbig.planning.compile import measure
 from jaxbig.planning.flags import flags
 from jaxbig.planning.search import ranking, search
-from jaxbig.processes import join, leading
+from jaxbig.processes import leading
+from jaxbig.replay import replay
 from jaxbig.show import show
 from jaxbig.smoke import emptied, made_up, smoke
-from jaxbig.tracking.metrics import to_json_text
-from jaxbig.tracking.screen import Screen, table
-
-DONE, FAILED, REFUSED, INTERRUPTED, STOPPED = 0, 1, 2, 75, 130
-Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Verb:
-    json: Flag = False
-    """Print one JSON object on standard output, and nothing else there."""
-
-    def emit(self, value: Any, *tables: tuple[str, list[dict[str, Any]]]) -> int:
-        """Prints the value as JSON if that was asked for, else the tables, each a title and rows."""
-        if self.json:
-            print(to_json_text(value, indent=1))
-        for title, rows in () if self.json else tables:
-            table(rows, title)
-        return DONE
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OfExperiment(Verb):
-    name: tyro.conf.Suppress[str]
-    options: tyro.conf.Suppress[tuple[str, ...]]
-    """As they were written, for the commands that a last screen proposes."""
-    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OfRun(OfExperiment):
-    workdir: Path | None = None
-    """The folder of the run; runs/NAME if it is not given."""
-    coordinator: str = ""
-    """HOST:PORT of process 0 where several processes make one run, or auto: as the cluster tells."""
-    processes: int = 0
-    """How many they are."""
-    process: int = -1
-    """Which of them this is, from 0."""
-
-    def join(self) -> Screen:
-        """Finds the other processes; gives the screen, which is quiet but for the first."""
-        join(self.coordinator, self.processes, self.process)
-        return Screen(self.json, quiet=not leading())
-
-    @property
-    def folder(self) -> Path:
-        return self.workdir or Path("runs") / Path(self.name.removesuffix(".py")).name.split(".")[-1]
+from jaxbig.tracking.screen import Screen
+from jaxbig.verb import DONE, FAILED, INTERRUPTED, Flag, OfExperiment, OfRun, Verb, rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -190,6 +145,28 @@ class Evaluate(OfRun):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Replay(OfRun):
+    """A step of a run again, exactly, from the checkpoint before it; where it is bad, an operation at a time, to name
+    the first that made a NaN or an infinity. Changes nothing in the run's folder."""
+
+    step: int = 0
+    """Which one, from 1."""
+
+    def __call__(self) -> int:
+        self.join()
+        result = replay(self.experiment, self.folder, self.step)
+        if not leading():
+            return DONE
+        told = {name: value for name, value in result.items() if name not in ("metrics", "operations")}
+        return self.emit(
+            result,
+            (f"{self.name} again at step {self.step}", rows("replay", {**told, "bad": ", ".join(told["bad"])})),
+            *[("", rows("metric", result["metrics"]))] * bool(result["metrics"]),
+            *[("\nfirst made by", result["operations"])] * bool(result["operations"]),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Check(OfExperiment):
     """Loss and every gradient of a step on the mesh, as so many devices of this CPU, against one; exit 1 where they are
     apart. No data is touched; what is large is shrunk."""
@@ -288,12 +265,10 @@ class Flags(Verb):
 
 
 VERBS: dict[str, Any] = {
-    **{verb.__name__.lower(): verb for verb in (List, Show, Plan, Check, Train, Evaluate, Compare, Bench, Flags)},
+    **{
+        verb.__name__.lower(): verb
+        for verb in (List, Show, Plan, Check, Train, Evaluate, Replay, Compare, Bench, Flags)
+    },
     "data prepare": DataPrepare,
     "data inspect": DataInspect,
 }
-
-
-def rows(name: str, values: dict[str, Any]) -> list[dict[str, Any]]:
-    """A dictionary as the rows of a table of two columns."""
-    return [{name: key, "value": value} for key, value in values.items()]

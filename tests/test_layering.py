@@ -13,16 +13,18 @@ RUNS = sorted((ROOT / "experiments").rglob("*.py"))
 # A room imports rooms of lower floors, and its own.
 FLOORS = (
     {"errors", "keys", "dtypes"},
-    {"state", "tracking", "processes"},
+    {"lifeline"},
+    {"state", "tracking", "processes", "watchdog"},
     {"mesh", "workdir", "checkpoint", "precision", "float32_sums"},
-    {"models", "objectives", "data", "optim"},
+    {"models", "objectives", "data", "optim", "guard", "blame"},
     {"experiment"},
     {"gradient"},
     {"step"},
     {"resume", "show", "pictures", "interop", "sibling", "inspection"},
     {"planning"},
     {"loop", "options", "smoke"},
-    {"evaluate", "bench", "compare", "check"},
+    {"evaluate", "bench", "compare", "check", "replay"},
+    {"verb"},
     {"verbs"},
     {"__main__"},
 )
@@ -34,7 +36,7 @@ ONLY = {
     "data": {"data", "errors"},
     "optim": {"optim", "state", "errors"},
     "checkpoint": {"state", "processes", "errors"},
-    "experiments": {"experiments", "experiment", "models", "objectives", "data", "optim", "mesh", "precision"},
+    "experiments": {"experiments", "experiment", "models", "objectives", "data", "optim", "mesh", "precision", "guard"},
 }
 NEVER = {
     "eval": "eval(text)",

@@ -167,6 +167,45 @@ def test_a_signal_to_one_process_saves_one_step_of_all(
     train(tmp_path, 1, 2, small_file, "--steps", last + 1, "--workdir", "run").end()
 
 
+def ready(run: Run, folder: Path) -> None:
+    """Waits until a run has saved its sixth step."""
+    while not (folder / "checkpoints" / "6").exists():
+        assert all(process.poll() is None for process in run.processes)
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dead", [0, 1])
+def test_when_a_process_is_killed_the_other_leaves_at_once_and_names_it(
+    small_file: str, tmp_path: Path, dead: int
+) -> None:
+    run = train(tmp_path, 2, 1, small_file, "--steps", 100_000, "--keep-last", 100_000, "--workdir", "run")
+    ready(run, tmp_path / "run")
+    run.processes[dead].kill()
+    began = time.monotonic()
+    _, err = run.processes[1 - dead].communicate(timeout=60)
+    assert time.monotonic() - began < 5 and run.processes[1 - dead].returncode == 1
+    assert f"jaxbig: process {dead} died; process {1 - dead} leaves too" in err
+    run.processes[dead].communicate()
+
+
+@pytest.mark.slow
+def test_a_process_that_is_stopped_is_named_and_the_other_ends_within_the_limit(
+    small_file: str, tmp_path: Path
+) -> None:
+    how = ["--steps", 100_000, "--keep-last", 100_000, "--workdir", "run", "--guard.stuck-after", 8]
+    run = train(tmp_path, 2, 1, small_file, *how)
+    ready(run, tmp_path / "run")
+    run.processes[1].send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    _, err = run.processes[0].communicate(timeout=60)
+    assert time.monotonic() - began < 8 + 3 and run.processes[0].returncode == 1
+    assert "nothing has moved for 8 s (--guard.stuck-after): process 1 " in err and "silent" in err and "Thread" in err
+    run.processes[1].send_signal(signal.SIGCONT)
+    assert run.processes[1].wait(timeout=30) == 1  # it hears of it when it wakes
+    run.processes[1].communicate()
+
+
 @pytest.mark.slow
 def test_processes_that_were_started_otherwise_refuse_together(small_file: str, tmp_path: Path) -> None:
     for _, error in train(tmp_path, 2, 1, small_file, "--workdir", "run", differing=("--seed", "3")).end(2, 2):

@@ -1,0 +1,129 @@
+"""A run of several processes that is killed, preempted and moved again and again ends as one left alone."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+MODEL = [f"--model.layers.{layer}=8" for layer in ("0.channels", "1.channels", "4.channels", "7.width")]
+RUN = ["train", "digits_convnet", "--workdir=run", "--log-every=1", "--data.batch=32", *MODEL]
+KILLS = int(os.environ.get("JAXBIG_TEST_KILLS", "5"))
+STEPS = 600 if KILLS > 20 else 100
+
+
+class Life:
+    """`jaxbig ...` as several processes, from their start to their end."""
+
+    def __init__(self, folder: Path, count: int, devices: int, *arguments: str):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        together = ["--coordinator", f"127.0.0.1:{port}", "--processes", str(count)]
+        settings = {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+        settings |= {"JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled")}  # as a user would, to start sooner
+        settings |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
+        self.run = folder / "run"
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "jaxbig", *arguments]
+                + ([*together, "--process", str(number)] if count > 1 else []),
+                cwd=folder,
+                env={**os.environ, **settings},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for number in range(count)
+        ]
+
+    def alive(self) -> bool:
+        return all(process.poll() is None for process in self.processes)
+
+    def until(self, condition: Callable[[], bool]) -> bool:
+        """Waits for it while all live; whether it came."""
+        while self.alive():
+            if condition():
+                return True
+            time.sleep(0.01)
+        return False
+
+    def end(self, seconds: float = 120) -> list[tuple[int, str]]:
+        """The code and the words of each; nobody helps them to end."""
+        try:
+            said = [process.communicate(timeout=seconds)[0] for process in self.processes]
+        finally:
+            for process in self.processes:
+                process.kill()
+        return [(process.returncode, text) for process, text in zip(self.processes, said, strict=True)]
+
+    def step(self) -> int:
+        """The last step that was logged."""
+        file = self.run / "metrics.jsonl"
+        whole = file.read_text().split("\n")[:-1] if file.exists() else []
+        return json.loads(whole[-1])["step"] if whole else 0
+
+
+def done(folder: Path, count: int, devices: int, *arguments: str) -> dict[str, Any]:
+    """The summary of a run that is left alone to its end."""
+    folder.mkdir(exist_ok=True)
+    said = Life(folder, count, devices, *arguments).end(600)
+    assert [code for code, _ in said] == [0] * count, said
+    return json.loads((folder / "run" / "summary.json").read_text())
+
+
+def test_random_kills_over_one_run_need_no_repair(tmp_path: Path) -> None:
+    """SIGKILL or SIGTERM to any process at any moment, of starting, of stepping, of saving."""
+    arguments = [*RUN, f"--steps={STEPS}", "--evaluate-every=100", "--checkpoint-every=5"]
+    alone, chance, told = done(tmp_path / "alone", 2, 1, *arguments), random.Random(0), []
+    (folder := tmp_path / "killed").mkdir()
+    killed, longest = 0, 0.0
+    while killed < KILLS:
+        life = Life(folder, 2, 1, *arguments)
+        number, which = chance.choice([signal.SIGKILL, signal.SIGTERM]), chance.randrange(2)
+        starting = chance.random() < 0.3
+        if starting:
+            moment = time.monotonic() + chance.uniform(0, 12)
+            life.until(lambda moment=moment: time.monotonic() > moment)
+        else:
+            goal = life.step() + chance.randrange(2 * STEPS // KILLS)
+            life.until(lambda life=life, goal=goal: life.step() > goal)
+            time.sleep(chance.uniform(0, 0.05))
+        if not life.alive():
+            assert [code for code, _ in life.end()] == [0, 0], "it ended by itself, so it is done"
+            break
+        life.processes[which].send_signal(number)
+        if starting:  # they may not have met yet: what has started them ends the others then
+            life.processes[1 - which].kill()
+        began = time.monotonic()
+        said = life.end()
+        longest, killed = max(longest, time.monotonic() - began), killed + 1
+        told.append((number.name, which, life.step(), [code for code, _ in said]))
+        assert all(code != 0 or life.step() == STEPS for code, _ in said), said
+    assert done(folder, 2, 1, *arguments)["state_sha256"] == alone["state_sha256"], told
+    print(f"{killed} kills, the slowest end {longest:.1f} s after: {told}")
+
+
+def test_a_run_preempted_five_times_and_moved_has_the_digest_of_one_left_alone(tmp_path: Path) -> None:
+    """Two processes, then one, two, four, two and one: the cluster gives what it has."""
+    arguments = [*RUN, "--steps=60", "--evaluate-every=30", "--checkpoint-every=20", "--reproducible=8"]
+    alone = done(tmp_path / "alone", 2, 1, *arguments)
+    (folder := tmp_path / "moved").mkdir()
+    for turn, count in enumerate((2, 1, 2, 4, 2)):
+        life = Life(folder, count, 1, *arguments)
+        assert life.until(lambda life=life, turn=turn: life.step() > 5 + 10 * turn), life.end()
+        life.processes[turn % count].send_signal(signal.SIGTERM)
+        said = life.end()
+        assert [code for code, _ in said] == [75] * count, said
+    assert done(folder, 1, 1, *arguments)["state_sha256"] == alone["state_sha256"]
+    assert len(json.loads((folder / "run" / "run.json").read_text())["starts"]) == 6

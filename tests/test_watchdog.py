@@ -1,0 +1,189 @@
+"""The watchdog and the lifeline: a process that is stuck, dead or at fault is named, and the others leave."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jaxbig.lifeline import Lifeline, is_mine
+from jaxbig.watchdog import WAITS, Watchdog
+
+# -- alone
+
+
+def script(code: str, *arguments: object) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+STUCK = """
+import sys, time
+from jaxbig.watchdog import watchdog
+def a_blocked_read(): time.sleep(60)
+with watchdog(float(sys.argv[1])) as at:
+    for step in range(int(sys.argv[2])):
+        at(step, "reads the next batch"); time.sleep(0.2)
+    at(57, sys.argv[3])
+    print("now", flush=True)
+    a_blocked_read() if sys.argv[4] == "block" else time.sleep(float(sys.argv[4]))
+print("done")
+"""
+
+
+def test_a_run_that_is_stuck_says_where_shows_its_stacks_and_ends_within_its_limit() -> None:
+    process = script(STUCK, 1, 15, "reads the next batch", "block")  # and three seconds of steps do not count
+    assert process.stdout and process.stdout.readline() == "now\n"
+    began = time.monotonic()
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 1 and 0.5 < time.monotonic() - began < 3
+    sentence = err.split("\n")[0]
+    assert sentence.startswith("jaxbig: nothing has moved for 1 s (--guard.stuck-after): the run reads the next batch")
+    assert "at step 57" in sentence and "a_blocked_read" in err
+
+
+@pytest.mark.parametrize(("limit", "doing", "seconds"), [(0, "evaluates", 1.5), (0.6, "", 1.5)], ids=["never", "idle"])
+def test_what_may_take_its_time_does(limit: float, doing: str, seconds: float) -> None:
+    out, err = script(STUCK, limit, 1, doing, seconds).communicate(timeout=30)
+    assert out == "now\ndone\n" and err == ""
+
+
+def test_time_in_which_it_was_stopped_itself_does_not_count() -> None:
+    process = script(STUCK, 6, 1, "evaluates", 3)
+    assert process.stdout and process.stdout.readline() == "now\n"
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(7)
+    process.send_signal(signal.SIGCONT)
+    assert process.communicate(timeout=30) == ("done\n", "")
+
+
+@pytest.mark.parametrize(
+    ("mine", "heard", "late"),
+    [
+        ((300, WAITS), {1: (0.2, 299, "reads the next batch")}, "process 1 reads the next batch at step 299"),
+        ((300, WAITS), {1: (9.0, 299, WAITS), 2: (0.1, 300, WAITS)}, f"process 1 {WAITS} at step 299, silent for 9 s"),
+        ((12, "saves"), {1: (8.0, 12, "saves")}, "process 1 saves at step 12, silent for 8 s"),
+        ((12, "evaluates"), {1: (0.3, 12, WAITS)}, "process 0 evaluates at step 12"),
+        ((12, WAITS), {1: (0.3, 11, WAITS), 2: (0.3, 12, WAITS)}, f"process 1 {WAITS} at step 11"),
+    ],
+)
+def test_the_late_process_is_the_one_that_is_silent_or_does_not_wait_or_is_behind(
+    mine: tuple[int, str], heard: dict[int, tuple[float, int, str]], late: str
+) -> None:
+    lifeline = Lifeline(0, {})
+    now = time.monotonic()
+    lifeline.heard = {process: (now - ago, step, doing) for process, (ago, step, doing) in heard.items()}
+    dog = Watchdog(0, lifeline)
+    dog.at(*mine)
+    assert dog.place().startswith(f"{late} (late); process ")
+
+
+# -- several
+
+PEER = """
+import os, signal, sys, time
+from pathlib import Path
+from jaxbig import lifeline
+process, place, how = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+def find():
+    while not place.exists(): time.sleep(0.01)
+    return place.read_text()
+def publish(text):
+    place.with_suffix(".new").write_text(text); place.with_suffix(".new").rename(place)
+assert lifeline.tie(process, "127.0.0.1", publish, find)
+print("tied", flush=True)
+while len(lifeline.mine().heard) < (3 if process == 0 else 1): time.sleep(0.01)
+lifeline.mine().at(7, "steps")
+print("met", flush=True)
+if process == int(sys.argv[4]):
+    sys.stdin.readline()
+    if how == "raise": raise KeyError("planted")
+    if how == "refuse": lifeline.leave("ended: no such thing"); sys.exit(2)
+    if how == "finish": lifeline.leave(); sys.exit(0)
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(4 if how == "finish" else 60)
+lifeline.leave()
+"""
+
+
+def peers(folder: Path, how: str, which: int) -> list["subprocess.Popen[str]"]:
+    """Four processes that have met, of which one waits for a line to do something."""
+    command = [sys.executable, "-c", PEER]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    started = [
+        subprocess.Popen([*command, str(n), str(folder / "place"), how, str(which)], text=True, **pipes)  # type: ignore[call-overload]
+        for n in range(4)
+    ]
+    for process in started:
+        assert [process.stdout.readline() for _ in range(2)] == ["tied\n", "met\n"], process.stderr.read()
+    return started
+
+
+@pytest.mark.parametrize("which", [0, 2])
+@pytest.mark.parametrize(
+    ("how", "code", "words"),
+    [
+        ("kill", -signal.SIGKILL, "died"),
+        ("raise", 1, "raised KeyError at step 7: 'planted'"),
+        ("refuse", 2, "ended: no such thing"),
+    ],
+)
+def test_when_one_ends_all_leave_within_seconds_and_say_which_and_why(
+    how: str, code: int, words: str, which: int, tmp_path: Path
+) -> None:
+    started = peers(tmp_path, how, which)
+    began = time.monotonic()
+    started[which].stdin.write("\n")  # type: ignore[union-attr]
+    started[which].stdin.flush()  # type: ignore[union-attr]
+    for number, process in enumerate(started):
+        _, err = process.communicate(timeout=30)
+        if number == which:
+            assert process.returncode == code and ("KeyError" in err) == (how == "raise")
+        else:
+            assert process.returncode == 1
+            assert err == f"jaxbig: process {which} {words}; process {number} leaves too\n"
+    assert time.monotonic() - began < 5
+
+
+def test_one_that_has_done_its_part_may_go_and_a_stranger_is_not_listened_to(tmp_path: Path) -> None:
+    started = peers(tmp_path, "finish", 2)
+    port, _ = json.loads((tmp_path / "place").read_text())
+    for line in (
+        b"GET / HTTP/1.1\r\n\r\n",
+        b'{"token": "x", "process": 1}\n',
+        b'{"left": "ended"}\n',
+        b"[]\n",
+        b"\xff\n",
+    ):
+        with socket.create_connection(("127.0.0.1", port)) as stranger:
+            stranger.sendall(line)
+            with contextlib.suppress(OSError):
+                assert stranger.recv(1) == b""  # shown the door
+    started[2].communicate("\n", timeout=30)
+    assert [process.communicate(timeout=30)[1] for process in started if process is not started[2]] == [""] * 3
+    assert [process.returncode for process in started] == [0] * 4
+
+
+def test_an_address_is_this_machine_s_or_it_is_not() -> None:
+    assert is_mine("127.0.0.1") and is_mine("localhost")
+    assert not is_mine("192.0.2.1") and not is_mine("no.such.host.invalid")
+
+
+def test_the_lifeline_listens_where_it_was_told_alone(tmp_path: Path) -> None:
+    started = peers(tmp_path, "finish", 2)
+    port, _ = json.loads((tmp_path / "place").read_text())
+    listening = Path("/proc/net/tcp")
+    if not listening.exists():
+        pytest.skip("this system does not tell who listens where")
+    rows = [line.split() for line in listening.read_text().splitlines()[1:]]
+    at = [row[1] for row in rows if row[3] == "0A" and int(row[1].split(":")[1], 16) == port]
+    for process in started:
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+    assert at == [f"0100007F:{port:04X}"]
