@@ -10,8 +10,12 @@ from jaxbig.errors import Failed, Refused
 from jaxbig.experiment import load
 from jaxbig.gradient import fix_threads
 from jaxbig.options import parse
+from jaxbig.sweep_verb import Sweep
 from jaxbig.tracking.screen import table
-from jaxbig.verbs import DONE, FAILED, REFUSED, STOPPED, VERBS, OfExperiment
+from jaxbig.verbs import DONE, FAILED, REFUSED, STOPPED, OfExperiment
+from jaxbig.verbs import VERBS as OTHERS
+
+VERBS = OTHERS | {"sweep": Sweep}
 
 
 def main() -> None:

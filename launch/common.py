@@ -4,13 +4,15 @@ What a user writes reaches a job as data: as an argument in a list, or quoted fo
 """
 
 import dataclasses
+import math
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
+import yaml
 
 from jaxbig.errors import Failed, Refused
 from jaxbig.options import parse, resolve
@@ -85,6 +87,21 @@ def safe(option: str, value: str, pattern: str = WORD) -> str:
     if not re.fullmatch(pattern, value):
         raise Refused(f"{option} {value!r}: it must match {pattern}")
     return value
+
+
+class Dumper(yaml.SafeDumper):
+    """Writes text of several lines as such."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:str", data, "|" if "\n" in data else None)
+
+
+Dumper.add_representer(str, Dumper.represent_str)
+
+
+def to_yaml(value: Any) -> str:
+    """Plain data as YAML, in its own order; what a user wrote is quoted where it would mean something."""
+    return yaml.dump(value, Dumper=Dumper, sort_keys=False, width=math.inf).rstrip()
 
 
 def at_least(option: str, value: int, least: int = 1) -> None:

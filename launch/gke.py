@@ -13,10 +13,8 @@ import subprocess
 import sys
 from typing import Any
 
-import yaml
-
 from jaxbig.errors import Failed, Refused
-from launch.common import NAME, CloudLauncher, Flag, at_least, main, safe
+from launch.common import NAME, CloudLauncher, Flag, at_least, main, safe, to_yaml
 
 TPUS = {"v4": "tpu-v4-podslice", "v5e": "tpu-v5-lite-podslice", "v5p": "tpu-v5p-slice", "v6e": "tpu-v6e-slice"}
 """How GKE names the kinds (cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus)."""
@@ -100,7 +98,9 @@ class Gke(CloudLauncher):
 
     def container(self) -> dict[str, Any]:
         device, count = ("google.com/tpu", min(self.chips, CHIPS)) if self.tpu else ("nvidia.com/gpu", self.gpus)
-        found = [{"name": each, "valueFrom": {"secretKeyRef": {"name": self.secret, "key": each}}} for each in self.secrets]
+        found = [
+            {"name": each, "valueFrom": {"secretKeyRef": {"name": self.secret, "key": each}}} for each in self.secrets
+        ]
         return {
             "name": "jaxbig",
             "image": self.image,
@@ -159,11 +159,13 @@ class Gke(CloudLauncher):
         }
 
     def render(self) -> str:
-        return yaml.safe_dump(self.manifest(), sort_keys=False, width=120).rstrip()
+        return to_yaml(self.manifest())
 
     def start(self) -> int:
         try:
-            return subprocess.run(["kubectl", "create", "-f", "-"], input=self.render(), text=True, check=False).returncode
+            return subprocess.run(
+                ["kubectl", "create", "-f", "-"], input=self.render(), text=True, check=False
+            ).returncode
         except FileNotFoundError:
             raise Failed("there is no kubectl here: install it, and give it your cluster's credentials.") from None
 

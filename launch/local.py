@@ -66,7 +66,11 @@ class Local(Launcher):
         return made
 
     def render(self) -> str:
-        lines = [f"{name}={value} {shlex.join(c)}" for environment, c in self.commands() for name, value in environment.items()]
+        lines = [
+            f"{name}={value} {shlex.join(c)}"
+            for environment, c in self.commands()
+            for name, value in environment.items()
+        ]
         return "\n".join(lines)
 
     def start(self) -> int:

@@ -91,7 +91,9 @@ class Slurm(Launcher):
         lines = ["#!/bin/bash", *(f"#SBATCH --{name}={value}" for name, value in self.directives().items())]
         lines.append("#SBATCH --no-requeue" if self.no_requeue else "#SBATCH --requeue")
         lines.append("")
-        if re.search(r"[$`]", shlex.join([*self.command(), *(each for _, options in self.elements for each in options)])):
+        if re.search(
+            r"[$`]", shlex.join([*self.command(), *(each for _, options in self.elements for each in options)])
+        ):
             lines.append("# shellcheck disable=SC2016  # options are as they were written: nothing in them is expanded")
         if self.elements:
             lines.append("case $SLURM_ARRAY_TASK_ID in")
@@ -100,7 +102,8 @@ class Slurm(Launcher):
             lines += ["  *) exit 2 ;;", "esac"]
         inside = ["apptainer", "exec", *(["--nv"] if self.gpus else []), self.container] if self.container else []
         more = ' "${options[@]}"' if self.elements else ""
-        lines.append(f"run=({shlex.join([*inside, *self.command()])}{more})")
+        command = dataclasses.replace(self, name="") if self.elements else self  # each has its own --workdir
+        lines.append(f"run=({shlex.join([*inside, *command.command()])}{more})")
         lines += ["", f'srun --kill-on-bad-exit=0 --wait={LEAVE} "${{run[@]}}"', "code=$?"]
         if not self.no_requeue:
             lines.append("# 75: stopped and saved, goes on where it was")

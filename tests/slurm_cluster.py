@@ -59,7 +59,9 @@ def two_nodes(folder: Path) -> Iterator[dict[str, str]]:
     (folder / "slurm.conf").write_text(CONF.format(folder=folder, host=socket.gethostname().split(".")[0], ports=ports))
     (folder / "munge.key").write_bytes(os.urandom(128))
     (folder / "munge.key").chmod(0o600)
-    files = [f"--{kind}={folder}/munge.{kind.split('-')[0]}" for kind in ("key-file", "log-file", "pid-file", "seed-file")]
+    files = [
+        f"--{kind}={folder}/munge.{kind.split('-')[0]}" for kind in ("key-file", "log-file", "pid-file", "seed-file")
+    ]
     environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
     commands = [
         ["munged", "--foreground", "--force", f"--socket={folder}/munge.socket", *files],
@@ -72,10 +74,14 @@ def two_nodes(folder: Path) -> Iterator[dict[str, str]]:
         Path("/etc/hosts").write_text(f"{hosts.rstrip()}\n127.0.0.1 n1 n2\n")
         for command in commands:
             with (folder / f"{command[0]}.log").open("ab") as log:
-                daemons.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True))
+                daemons.append(
+                    subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+                )
             time.sleep(1)
         for _ in range(60):
-            asked = subprocess.run(["sinfo", "-h", "-o", "%T"], env=environment, capture_output=True, text=True, check=False)
+            asked = subprocess.run(
+                ["sinfo", "-h", "-o", "%T"], env=environment, capture_output=True, text=True, check=False
+            )
             if set(asked.stdout.split()) == {"idle"}:
                 break
             time.sleep(1)
