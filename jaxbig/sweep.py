@@ -3,12 +3,6 @@
 `sweep.json` in the sweep's folder holds all of it; a setting keeps its number, and so its folder, for ever.
 """
 
-import dataclasses
-import itertools
-import json
-import math
-import random
-import re
 import subprocess
 import sys
 import time
@@ -17,124 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxbig.errors import Refused
-from jaxbig.experiment import Experiment, diff, find
+from jaxbig.experiment import Experiment, diff
 from jaxbig.options import resolve
+from jaxbig.settings import Setting, options
 from jaxbig.tracking.metrics import read_json, write_json
 from launch.children import Process, asked_to_stop, gpus, kill, spawn, tell
-
-Setting = dict[str, Any]
-"""Path of an option -> its value: a number, text, True, None, or a list of such."""
-OWN = ("workdir", "fork", "smoke", "json")
-"""What belongs to a run and not to its experiment."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Range:
-    """Numbers from `low` to `high`: uniform, uniform in the logarithm, or whole ones, both ends included."""
-
-    kind: str
-    low: float
-    high: float
-
-    def draw(self, draw: random.Random) -> int | float:
-        if self.kind == "int":
-            return draw.randint(int(self.low), int(self.high))
-        low, high = (math.log(self.low), math.log(self.high)) if self.kind == "log" else (self.low, self.high)
-        value = draw.uniform(low, high)
-        return float(f"{math.exp(value) if self.kind == 'log' else value:.4g}")  # so that it can be read and written
-
-
-def axis(text: str) -> tuple[str, list[Any] | Range]:
-    """`optimizer.rate.peak=1e-3,3e-4` or `optimizer.rate.peak=log:1e-4:1e-2` as (path, values); `Refused` if neither."""
-    path, equals, values = text.partition("=")
-    if not equals or not path or not values:
-        raise Refused(f"--set {text!r}: write OPTION=VALUE,VALUE or, with --random, OPTION=log:LOW:HIGH.")
-    kind, *ends = values.split(":")
-    if kind not in ("log", "uniform", "int"):
-        return path, [literal(value) for value in values.split(",")]
-    numbers = [literal(end) for end in ends]
-    fits = len(numbers) == 2 and all(isinstance(n, int if kind == "int" else int | float) for n in numbers)
-    if not fits or not numbers[0] < numbers[1] or (kind == "log" and numbers[0] <= 0):
-        raise Refused(
-            f"--set {text!r}: a range is {kind}:LOW:HIGH, two numbers, the lower one first (above 0 for log)."
-        )
-    return path, Range(kind, *numbers)
-
-
-def literal(text: str) -> Any:
-    """A number, True, False or None where the text is how one is written, or the text."""
-    if text in ("True", "False", "None"):
-        return {"True": True, "False": False, "None": None}[text]
-    if re.fullmatch(r"-?(0|[1-9]\d*)", text):
-        return int(text)
-    return float(text) if re.fullmatch(r"-?\d+(\.\d*)?(e[+-]?\d+)?", text) else text
-
-
-def settings(axes: Sequence[str], count: int | None, seed: int, file: Path | None, name: str) -> list[Setting]:
-    """What a sweep is asked for: a file's lines, `count` draws from the axes, their grid, or the experiment's `sweep()`.
-
-    The draws are fixed by the seed, and the first of them do not change with their number.
-    """
-    if file and (axes or count is not None):
-        raise Refused("--list FILE names every setting: leave --set and --random out.")
-    if file:
-        return listed(file)
-    read = [axis(text) for text in axes]
-    if len(dict(read)) < len(read):
-        raise Refused("--set names one option twice: write its values behind one =.")
-    if count is not None:
-        if not read or count < 1:
-            raise Refused(
-                f"--random {count}: it takes 1 or more draws from what --set names, which is {len(read)} options."
-            )
-        draws = [random.Random(f"{seed} {number}") for number in range(count)]
-        return [{path: v.draw(d) if isinstance(v, Range) else d.choice(v) for path, v in read} for d in draws]
-    if ranges := [path for path, values in read if isinstance(values, Range)]:
-        raise Refused(f"--set {ranges[0]}=...: a range needs --random N, how many are drawn.")
-    if read:
-        values: list[Any] = [values for _, values in read]
-        return [dict(zip(dict(read), each, strict=True)) for each in itertools.product(*values)]
-    found = getattr(find(name), "sweep", None)
-    if not callable(found):
-        raise Refused(f"what shall be swept? Give --set or --list, or {name} a function sweep() that returns settings.")
-    return checked(found(), f"sweep() of {name}")
-
-
-def listed(file: Path) -> list[Setting]:
-    """The lines of a JSON lines file, an object of options each."""
-    try:
-        return checked([json.loads(line) for line in file.read_text().splitlines() if line.strip()], str(file))
-    except (OSError, ValueError) as error:
-        raise Refused(f"--list {file}: {error}; it must hold a JSON object of options on each line.") from None
-
-
-def checked(found: Any, where: str) -> list[Setting]:
-    """The settings; `Refused` unless they are a list of dictionaries of plain values."""
-    plain = (int, float, str, bool, type(None))
-    for setting in found if isinstance(found, list) and found else [None]:
-        if not isinstance(setting, dict) or not all(
-            isinstance(path, str) and all(isinstance(each, plain) for each in (v if isinstance(v, list) else [v]))
-            for path, v in setting.items()
-        ):
-            raise Refused(f"{where} must give a list of objects, OPTION: VALUE; it has {setting!r}.")
-    return found
-
-
-def options(setting: Setting) -> list[str]:
-    """A setting as it is written on a command line."""
-    words: list[str] = []
-    for path, value in setting.items():
-        name = path.replace("_", "-")
-        if not re.fullmatch(r"[a-z][a-z0-9.-]*", name) or name in OWN:
-            raise Refused(f"a sweep cannot set {path!r}: name an option of the experiment, as its --help shows them.")
-        if isinstance(value, bool):
-            *above, last = name.split(".")
-            words.append("--" + ".".join([*above, last if value else f"no-{last}"]))
-        elif isinstance(value, list):
-            words += [f"--{name}", *map(str, value)]
-        else:
-            words.append(f"--{name}={value}")
-    return words
 
 
 class Sweep:
@@ -180,7 +61,7 @@ class Sweep:
         write_json(self.folder / "sweep.json", self.result())
 
     def result(self) -> dict[str, Any]:
-        """What `sweep.json` holds: the runs by number, and `ranked`, the numbers of those with a result, the best first."""
+        """What `sweep.json` holds: the runs by number, and `ranked`, the numbers of those with a result, best first."""
         objective, runs = self.experiments[0].objective, []
         for number, setting in enumerate(self.settings):
             summary, steps = self.summary(number), self.experiments[number].steps
@@ -207,11 +88,13 @@ class Sweep:
         """`jaxbig train ...` of a run; what it prints goes to NUMBER.log beside its folder."""
         command = [sys.executable, "-m", "jaxbig", "train", self.name, *self.common, *self.arguments(number)]
         with (self.folder / f"{number:03d}.log").open("ab") as log:
-            return spawn(command, environment, stdout=log, stderr=subprocess.STDOUT)
+            return spawn(command, environment, log, subprocess.STDOUT)
 
     def run(self, at_once: int, say: Callable[[str], None]) -> bool:
-        """Runs what is not done, so many at once, each on a GPU of its own where there are such; False if it was asked to
-        stop, by a signal that every run was told of: they save, a second one ends them."""
+        """Runs what is not done, so many at once, each on a GPU of its own where there are such.
+
+        False if it was asked to stop: on the first signal all save and leave, on a second they are ended.
+        """
         visible, waiting, running = gpus(), self.waiting(), {}
         if visible and at_once > len(visible):
             raise Refused(f"--at-once {at_once}: there are {len(visible)} GPUs, and each run takes one.")

@@ -7,7 +7,7 @@ from typing import Annotated
 import filelock
 import tyro
 
-from jaxbig import sweep
+from jaxbig import settings, sweep
 from jaxbig.errors import Refused
 from jaxbig.options import parse
 from jaxbig.tracking.screen import Screen
@@ -22,19 +22,19 @@ class Sweep(OfExperiment):
     ranked table, `sweep.json` and `sweep.png`."""
 
     axes: Annotated[tuple[str, ...], tyro.conf.arg(name="set")] = ()
-    """What is swept: OPTION=VALUE,VALUE for each, all with all; with --random also OPTION=log:LOW:HIGH (or uniform, int)."""
+    """What is swept: OPTION=VALUE,VALUE, all with all; with --random also OPTION=log:LOW:HIGH, or uniform, or int."""
     random: int | None = None
     """So many draws from --set, in place of all."""
     draw_seed: int = 0
     """Of the draws."""
-    settings: Annotated[Path | None, tyro.conf.arg(name="list")] = None
+    file: Annotated[Path | None, tyro.conf.arg(name="list")] = None
     """A file with a JSON object of options on each line: what is run, in place of --set."""
     workdir: Path | None = None
     """The folder of the sweep; runs/NAME-sweep if it is not given."""
     at_once: int = 1
     """How many run at once; 0: none, only what is there is ranked."""
     slurm: tuple[str, ...] | None = None
-    """Print a Slurm array of what is not done, in place of running it; its options as time=4:00:00 gpus=1 partition=main."""
+    """Print a Slurm array of what is not done, and run nothing; options of launch.slurm as time=4:00:00 gpus=1."""
     submit: Flag = False
     """Submit that array."""
 
@@ -42,7 +42,7 @@ class Sweep(OfExperiment):
         at_least("--at-once", self.at_once, 0)
         stem = Path(self.name.removesuffix(".py")).name.split(".")[-1]
         folder, screen = self.workdir or Path("runs") / f"{stem}-sweep", Screen(self.json)
-        asked = sweep.settings(self.axes, self.random, self.draw_seed, self.settings, self.name)
+        asked = settings.settings(self.axes, self.random, self.draw_seed, self.file, self.name)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with filelock.FileLock(folder / "lock", timeout=0):

@@ -1,1 +1,1 @@
-"""Starts `jaxbig train` somewhere: `python -m launch.NAME EXPERIMENT [its options] -- [overrides]`, one file a place."""
+"""Starts `jaxbig train` somewhere: `python -m launch.NAME EXPERIMENT [its options] -- [overrides]`, a file a place."""

@@ -16,7 +16,7 @@ PR_SET_PDEATHSIG = 1
 Process = subprocess.Popen[bytes]
 
 
-def spawn(command: Sequence[str], environment: dict[str, str], **streams: Any) -> Process:
+def spawn(command: Sequence[str], environment: dict[str, str], stdout: Any, stderr: Any) -> Process:
     """Starts a command in a group of its own, which the terminal's Ctrl-C does not reach; it dies with this process.
 
     Must be called before this process has threads: they and what runs between fork and exec do not go together.
@@ -27,7 +27,8 @@ def spawn(command: Sequence[str], environment: dict[str, str], **streams: Any) -
         stdin=subprocess.DEVNULL,
         start_new_session=True,
         preexec_fn=_die_with_parent,
-        **streams,
+        stdout=stdout,
+        stderr=stderr,
     )
 
 

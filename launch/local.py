@@ -2,9 +2,9 @@
 
     python -m launch.local pytext_transformer --processes 4 --submit -- --steps 100
 
-Each line is shown behind the number of the process that wrote it. One Ctrl-C (or SIGTERM) lets them save and leave (exit
-75), a second ends them at once. If one fails, the others have `GRACE` seconds to leave, and its last words are the last
-that you see.
+Each line is shown behind the number of the process that wrote it. One Ctrl-C (or SIGTERM) lets them save and leave
+(exit 75), a second ends them at once. If one fails, the others have `GRACE` seconds to leave, and its last words are
+the last that you see.
 """
 
 import collections
@@ -16,7 +16,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import IO
 
 from jaxbig.errors import Refused
@@ -46,8 +45,8 @@ class Local(Launcher):
         wanted, found = self.count * self.devices_per_process, len(gpus())
         if found and wanted > found:
             raise Refused(
-                f"--processes {self.count} of {self.devices_per_process} GPUs each are {wanted} and {found} are here: ask "
-                f"for fewer, or set JAX_PLATFORMS=cpu."
+                f"--processes {self.count} of {self.devices_per_process} GPUs each are {wanted} and {found} are here: "
+                f"ask for fewer, or set JAX_PLATFORMS=cpu."
             )
 
     @property
@@ -75,8 +74,8 @@ class Local(Launcher):
 
     def start(self) -> int:
         with asked_to_stop() as asked:
-            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-            processes = [spawn(command, environment, **pipes) for environment, command in self.commands()]
+            pipes = subprocess.PIPE, subprocess.PIPE
+            processes = [spawn(command, environment, *pipes) for environment, command in self.commands()]
             watched = [Watched(number, process) for number, process in enumerate(processes)]
             try:
                 wait(watched, asked)

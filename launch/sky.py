@@ -3,7 +3,7 @@
     python -m launch.sky pytext_transformer --accelerators H100:8 --nodes 2 --spot --bucket my-runs > task.yaml
     python -m launch.sky pytext_transformer --accelerators H100:8 --nodes 2 --spot --bucket my-runs --submit
 
-This folder is copied to every machine and installed there. Runs are kept in the bucket, which all machines see as /runs.
+This folder is copied to every machine and installed there. Runs are kept in the bucket, which all see as /runs.
 """
 
 import dataclasses

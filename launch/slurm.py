@@ -3,8 +3,8 @@
     python -m launch.slurm pytext_transformer --nodes 2 --time 4:00:00 --partition main -- --steps 100 > run.sbatch
     python -m launch.slurm pytext_transformer --nodes 2 --time 4:00:00 --partition main --submit -- --steps 100
 
-Slurm's warning before the time limit, its preemption and `scontrol requeue` all send SIGTERM: jaxbig saves and exits 75,
-the job is queued again, and goes on where it was. The job has the environment of this shell, as is Slurm's way.
+Slurm's warning before the time limit, its preemption and `scontrol requeue` all send SIGTERM: jaxbig saves and exits
+75, the job is queued again, and goes on where it was. The job has the environment of this shell, as is Slurm's way.
 """
 
 import dataclasses

@@ -4,9 +4,9 @@
     python -m launch.tpu_vm c4_llama_1b ... --queued --spot --do create wait --submit
     python -m launch.tpu_vm c4_llama_1b ... --do follow --submit
 
-Prints the commands of --do, and with --submit carries them out one after another, to the first that fails. This folder is
-copied to every machine and installed there. A spot machine that was taken away is created anew by the same commands, and
-the run goes on from its --workdir, a folder that all machines see (a bucket that is mounted, or NFS).
+Prints the commands of --do, and with --submit carries them out one after another, to the first that fails. This folder
+is copied to every machine and installed there. A spot machine that was taken away is created anew by the same commands,
+and the run goes on from its --workdir, a folder that all machines see (a bucket that is mounted, or NFS).
 """
 
 import dataclasses
