@@ -92,9 +92,11 @@ class Slurm(Launcher):
         lines.append("#SBATCH --no-requeue" if self.no_requeue else "#SBATCH --requeue")
         lines.append("")
         if re.search(
-            r"[$`]", shlex.join([*self.command(), *(each for _, options in self.elements for each in options)])
+            r"[$`\\]", shlex.join([*self.command(), *(each for _, options in self.elements for each in options)])
         ):
-            lines.append("# shellcheck disable=SC2016  # options are as they were written: nothing in them is expanded")
+            lines.append(
+                "# shellcheck disable=SC1003,SC2016  # options are as they were written: nothing in them is expanded"
+            )
         if self.elements:
             lines.append("case $SLURM_ARRAY_TASK_ID in")
             for number, overrides in self.elements:
