@@ -189,17 +189,21 @@ def summary(file: Path) -> str:
         return f"cannot be read: line {getattr(error, 'lineno', None) or '?'}: {error}"
 
 
-def load(name: str) -> Experiment:
-    """The experiment of that name, `.py` path, or dotted module; `Refused` says what is nearest."""
+def find(name: str) -> types.ModuleType:
+    """The module of an experiment by its name, `.py` path, or dotted name; `Refused` says what is nearest."""
     known = available()
     if name in known or name.endswith(".py"):
-        module = import_file(known.get(name, Path(name)))
-    elif "." in name and all(part.isidentifier() for part in name.split(".")):
-        module = import_dotted(name)
-    else:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-        hint = f"the nearest are {', '.join(near)}" if near else "`jaxbig list` names them"
-        raise Refused(f"no experiment named {name!r}: {hint}.")
+        return import_file(known.get(name, Path(name)))
+    if "." in name and all(part.isidentifier() for part in name.split(".")):
+        return import_dotted(name)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    hint = f"the nearest are {', '.join(near)}" if near else "`jaxbig list` names them"
+    raise Refused(f"no experiment named {name!r}: {hint}.")
+
+
+def load(name: str) -> Experiment:
+    """What `config()` in the module that `find` finds returns; `Refused` if that is no experiment."""
+    module = find(name)
     if not callable(getattr(module, "config", None)):
         raise Refused(f"{module.__file__} has no function config(): it must return a jaxbig Experiment.")
     experiment = module.config()

@@ -25,6 +25,7 @@ from jaxbig.processes import leading
 from jaxbig.replay import replay
 from jaxbig.show import show
 from jaxbig.smoke import emptied, made_up, smoke
+from jaxbig.sweep_verb import Sweep
 from jaxbig.tracking.screen import Screen
 from jaxbig.verb import DONE, FAILED, INTERRUPTED, Flag, OfExperiment, OfRun, Verb, rows
 
@@ -269,6 +270,7 @@ VERBS: dict[str, Any] = {
         verb.__name__.lower(): verb
         for verb in (List, Show, Plan, Check, Train, Evaluate, Replay, Compare, Bench, Flags)
     },
+    "sweep": Sweep,
     "data prepare": DataPrepare,
     "data inspect": DataInspect,
 }

@@ -1,0 +1,97 @@
+"""A SkyPilot job: any cloud that it knows, on demand or spot, recovered where it was taken away.
+
+    python -m launch.sky pytext_transformer --accelerators H100:8 --nodes 2 --spot --bucket my-runs > task.yaml
+    python -m launch.sky pytext_transformer --accelerators H100:8 --nodes 2 --spot --bucket my-runs --submit
+
+This folder is copied to every machine and installed there. Runs are kept in the bucket, which all see as /runs.
+"""
+
+import dataclasses
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from jaxbig.errors import Failed
+from launch.common import NAME, CloudLauncher, Flag, at_least, main, safe, to_yaml
+
+PORT = 1234
+SETUP = """\
+python3 -m pip install --quiet uv
+python3 -m uv venv --quiet --allow-existing --python 3.11 .venv
+python3 -m uv pip install --quiet --python .venv -e '.[{extra}]'
+"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sky(CloudLauncher):
+    """A SkyPilot job."""
+
+    bucket: str
+    """Where runs are kept: a bucket that is made if it is not there."""
+    accelerators: str
+    """Of each machine, as SkyPilot names them: H100:8, tpu-v5p-8."""
+    nodes: int = 1
+    """How many machines."""
+    infra: str = ""
+    """Which cloud and region, as in gcp/us-central1; SkyPilot takes the cheapest if it is not given."""
+    spot: Flag = False
+    """Machines that cost less and can be taken away; then they are sought anew, and the run goes on."""
+    restarts: int = 3
+    """After failures; preemptions do not count."""
+
+    def check(self) -> None:
+        super().check()
+        safe("--bucket", self.bucket, r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+        safe("--accelerators", self.accelerators)
+        if self.infra:
+            safe("--infra", self.infra)
+        at_least("--nodes", self.nodes)
+        at_least("--restarts", self.restarts, 0)
+        safe("the run's name", self.title, NAME)
+
+    def run(self) -> str:
+        """For the shell of each machine; what SkyPilot tells of the others are its own variables."""
+        _, *words = dataclasses.replace(self, name=self.title).command(runs="/runs")
+        lines = [f"run=(.venv/bin/jaxbig {shlex.join(words)})"]
+        if self.accelerators.startswith("tpu"):
+            lines.append("run+=(--coordinator auto)")
+        elif self.nodes > 1:
+            lines.append(f'run+=(--coordinator "$(head -n 1 <<<"$SKYPILOT_NODE_IPS"):{PORT}")')
+            lines.append('run+=(--processes "$SKYPILOT_NUM_NODES" --process "$SKYPILOT_NODE_RANK")')
+        return "\n".join([*lines, 'exec "${run[@]}"', ""])
+
+    def task(self) -> dict[str, Any]:
+        """The task, as SkyPilot reads it."""
+        again = {"max_restarts_on_errors": self.restarts, "recover_on_exit_codes": [75]}
+        resources = {"accelerators": self.accelerators, "use_spot": self.spot, "job_recovery": again}
+        return {
+            "name": self.title,
+            "num_nodes": self.nodes,
+            "workdir": ".",
+            "resources": resources | ({"infra": self.infra} if self.infra else {}),
+            "file_mounts": {"/runs": {"name": self.bucket, "mode": "MOUNT"}},
+            **({"secrets": {name: None for name in self.secrets}} if self.secrets else {}),
+            "setup": SETUP.format(extra="tpu" if self.accelerators.startswith("tpu") else "cuda"),
+            "run": self.run(),
+        }
+
+    def render(self) -> str:
+        return to_yaml(self.task())
+
+    def start(self) -> int:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / f"{self.title}.yaml"
+            file.write_text(self.render())
+            secrets = [word for name in self.secrets for word in ("--secret", name)]
+            try:
+                command = ["sky", "jobs", "launch", "--yes", "--name", self.title, *secrets, str(file)]
+                return subprocess.run(command, check=False).returncode
+            except FileNotFoundError:
+                raise Failed("there is no sky here: pip install skypilot, and log in to a cloud.") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main(Sky, "launch.sky"))
