@@ -116,7 +116,7 @@ def test_random_kills_over_one_run_need_no_repair(tmp_path: Path) -> None:
 
 def test_a_run_preempted_five_times_and_moved_has_the_digest_of_one_left_alone(tmp_path: Path) -> None:
     """Two processes, then one, two, four, two and one: the cluster gives what it has."""
-    arguments = [*RUN, "--steps=60", "--evaluate-every=30", "--checkpoint-every=20", "--reproducible=8"]
+    arguments = [*RUN, "--steps=200", "--evaluate-every=100", "--checkpoint-every=50", "--reproducible=8"]
     alone = done(tmp_path / "alone", 2, 1, *arguments)
     (folder := tmp_path / "moved").mkdir()
     for turn, count in enumerate((2, 1, 2, 4, 2)):
