@@ -18,7 +18,7 @@ from launch.slurm import Slurm
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing() or "it is here")]
 SMALL = ["--reproducible=8", "--model.depth=1", "--model.width=32", "--data.length=32", "--optimizer.rate.warmup=2"]
-TRAIN = [*SMALL, "--steps=40", "--log-every=1", "--checkpoint-every=5", "--evaluate-every=40", "--evaluate-batches=2"]
+TRAIN = [*SMALL, "--steps=80", "--log-every=1", "--checkpoint-every=5", "--evaluate-every=80", "--evaluate-batches=2"]
 
 
 @pytest.fixture(scope="module")
@@ -68,18 +68,16 @@ def test_a_job_of_two_nodes_that_is_preempted_ends_as_one_left_alone(cluster: di
     def step() -> int:
         return max((line["step"] for line in read_metrics(run)), default=0)
 
-    for reached, preempt in (
-        (7, ["scontrol", "requeue", job]),
-        (17, ["scontrol", "requeue", job]),
-        (27, ["scancel", "--signal=TERM", job]),  # as Slurm warns of the end of a job's time
-    ):
-        until(lambda reached=reached: step() >= reached)
+    requeue, warn = ["scontrol", "requeue", job], ["scancel", "--signal=TERM", job]  # the last as before a time limit
+    for preempt in (requeue, requeue, warn):
+        before = step()
+        until(lambda before=before: step() >= before + 4)  # it runs, and has gone on
         ask(cluster, *preempt)
         again(cluster, job)
     until(lambda: not ask(cluster, "squeue", "-h", "-o", "%i"))
     said = (tmp_path / f"preempted-{job}.out").read_text()
     ends = [json.loads((tmp_path / "runs" / name / "summary.json").read_text()) for name in ("alone", "preempted")]
-    assert [end["step"] for end in ends] == [40, 40], said
+    assert [end["step"] for end in ends] == [80, 80], said
     assert ends[0]["state_sha256"] == ends[1]["state_sha256"]
     told = json.loads((run / "run.json").read_text())
     assert len(told["starts"]) == 4 and told["devices"]["processes"] == 2
