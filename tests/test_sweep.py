@@ -117,6 +117,7 @@ def test_a_sweep_keeps_numbers_is_extended_and_ranks_the_best_first(tmp_path: Pa
         runs.result()
 
 
+@pytest.mark.slow
 def test_a_setting_that_cannot_be_is_refused_before_any_run(tmp_path: Path, jaxbig: Any) -> None:
     for bad in ("optimizer.rate.paek=1", "seed=-1", "steps=x"):
         done = jaxbig("sweep", "digits_convnet", "--set", "seed=0", bad)
@@ -124,6 +125,7 @@ def test_a_setting_that_cannot_be_is_refused_before_any_run(tmp_path: Path, jaxb
     assert not list(tmp_path.glob("runs/*/0*"))
 
 
+@pytest.mark.slow
 def test_a_slurm_array_is_printed_for_what_is_not_done(tmp_path: Path, jaxbig: Any) -> None:
     done = jaxbig("sweep", "digits_convnet", *SHORT, "--set", "seed=0,1", "--slurm", "time=1:00:00", "gpus=1")
     assert done.returncode == 0, done.stderr
