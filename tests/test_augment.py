@@ -282,6 +282,7 @@ def test_a_row_depends_on_its_key_and_pair_alone() -> None:
         assert np.array_equal(whole[4:], part)
 
 
+@pytest.mark.slow
 def test_nothing_crosses_devices() -> None:
     mesh = Mesh(np.array(jax.devices()[:4]), ("data",))
     split = NamedSharding(mesh, PartitionSpec("data"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import EMBEDDED, EXPERIMENTS, small
+from conftest import EMBEDDED, EXPERIMENTS, SPINE, small
 
 from jaxbig.errors import Refused
 from jaxbig.experiment import available, load, summary
@@ -47,7 +47,7 @@ def test_its_header_says_what_it_is_and_how_to_run_it(name: str) -> None:
     assert f"jaxbig train {name}" in text and "MEASURE" not in text
 
 
-@pytest.mark.parametrize("name", [*EMBEDDED, *(pytest.param(name, marks=pytest.mark.slow) for name in FULL_SIZE)])
+@pytest.mark.parametrize("name", [n if n in SPINE else pytest.param(n, marks=pytest.mark.slow) for n in EXPERIMENTS])
 def test_shrunk_it_takes_steps_over_a_mesh_with_one_compilation(name: str) -> None:
     experiment = small(name, mesh=Mesh(data=2, fsdp=2, tensor=2))
     program = make_program(experiment)

@@ -38,6 +38,7 @@ def even(counts: np.ndarray) -> bool:
     return scipy.stats.chisquare(counts).pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_ten_thousand_sizes_and_seeds_are_bijections() -> None:
     draw = np.random.default_rng(0)
     sizes = np.concatenate([np.arange(1, 300), np.exp(draw.uniform(0, np.log(1_000), 9_690)).astype(int) + 1])
@@ -48,6 +49,12 @@ def test_ten_thousand_sizes_and_seeds_are_bijections() -> None:
     for size, seed, epoch in zip(sizes, draw.integers(0, 2**32, 10_000), draw.integers(0, 2**40, 10_000), strict=True):
         found = whole(int(size), int(seed), int(epoch))
         assert found.min() == 0 and np.array_equal(np.bincount(found), np.ones(size, int)), (size, seed, epoch)
+
+
+@given(st.integers(1, 3_000), st.integers(0, 2**32 - 1), st.integers(0, 2**40))
+@few
+def test_any_size_and_seed_is_a_bijection(size: int, seed: int, epoch: int) -> None:
+    assert np.array_equal(np.bincount(whole(size, seed, epoch)), np.ones(size, int))
 
 
 def test_a_permutation_is_what_it_always_was() -> None:
