@@ -290,6 +290,7 @@ SAME = {
     "offload": changed(offload=True),
     "log_every": changed(log_every=99),
     "evaluate_every": changed(evaluate_every=99),
+    "evaluate_batches": changed(evaluate_batches=3),
     "checkpoint_every": changed(checkpoint_every=99),
     "keep_last": changed(keep_last=99),
     "keep_best": changed(keep_best=99),
