@@ -28,6 +28,7 @@ from jaxbig.experiment import (
     summary,
     to_json,
 )
+from jaxbig.guard import Guard
 from jaxbig.mesh import Mesh
 from jaxbig.models.convolutional import Conv, ConvNet, Dense
 from jaxbig.models.language import Decoder
@@ -291,6 +292,7 @@ SAME = {
     "log_every": changed(log_every=99),
     "evaluate_every": changed(evaluate_every=99),
     "evaluate_batches": changed(evaluate_batches=3),
+    "guard": changed(guard=Guard(policy="skip")),
     "checkpoint_every": changed(checkpoint_every=99),
     "keep_last": changed(keep_last=99),
     "keep_best": changed(keep_best=99),
