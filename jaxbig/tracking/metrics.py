@@ -7,10 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog  # type: ignore[attr-defined]
-from tensorboardX.summary import scalar
-
 from jaxbig.errors import Failed
 
 
@@ -25,13 +21,18 @@ class Metrics:
         self.file, self.writes = workdir / "metrics.jsonl", writes
         if not writes:
             return
+        from tensorboardX import summary  # here: it looks for the libraries of clouds, which a launcher has no need of
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2
+
+        self._scalar, self._event, log = summary.scalar, event_pb2.Event, event_pb2.SessionLog  # type: ignore[attr-defined]
         kept = [line for line in read_metrics(workdir) if line["step"] <= start]
         write_atomically(self.file, "".join(json.dumps(line) + "\n" for line in kept))
         with _writing(self.file, start):
             (workdir / "tensorboard").mkdir(exist_ok=True)
             self._stream = self.file.open("a")
             self._board = EventsWriter(str(workdir / "tensorboard" / "events"))  # no thread that could die unseen
-            self._board.write_event(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
+            self._board.write_event(self._event(step=start + 1, session_log=log(status=log.START)))
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
         """One line: the step, the split, the values; a value that is no finite number is written as null."""
@@ -41,8 +42,8 @@ class Metrics:
             self._stream.write(to_json_text({"step": step, "split": split, **values}) + "\n")
             self._stream.flush()
             for name, value in values.items():
-                summary = scalar(f"{split}/{name}", value)
-                self._board.write_event(Event(step=step, wall_time=time.time(), summary=summary))
+                told = self._scalar(f"{split}/{name}", value)
+                self._board.write_event(self._event(step=step, wall_time=time.time(), summary=told))
             self._board.flush()
 
     def close(self) -> None:
