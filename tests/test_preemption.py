@@ -116,12 +116,13 @@ def test_random_kills_over_one_run_need_no_repair(tmp_path: Path) -> None:
 
 def test_a_run_preempted_five_times_and_moved_has_the_digest_of_one_left_alone(tmp_path: Path) -> None:
     """Two processes, then one, two, four, two and one: the cluster gives what it has."""
-    arguments = [*RUN, "--steps=200", "--evaluate-every=100", "--checkpoint-every=50", "--reproducible=8"]
+    arguments = [*RUN, "--steps=400", "--evaluate-every=200", "--checkpoint-every=100", "--reproducible=8"]
     alone = done(tmp_path / "alone", 2, 1, *arguments)
     (folder := tmp_path / "moved").mkdir()
     for turn, count in enumerate((2, 1, 2, 4, 2)):
         life = Life(folder, count, 1, *arguments)
-        assert life.until(lambda life=life, turn=turn: life.step() > 5 + 10 * turn), life.end()
+        begun = life.step()  # by the one before: until there is more, this one has not begun
+        assert life.until(lambda life=life, begun=begun: life.step() > begun + 5), life.end()
         life.processes[turn % count].send_signal(signal.SIGTERM)
         said = life.end()
         assert [code for code, _ in said] == [75] * count, said
