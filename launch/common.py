@@ -3,6 +3,7 @@
 What a user writes reaches a job as data: as an argument in a list, or quoted for the shell that reads it.
 """
 
+import abc
 import dataclasses
 import math
 import re
@@ -26,7 +27,7 @@ VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Launcher:
+class Launcher(abc.ABC):
     """Prints what it would submit; submits it with --submit."""
 
     experiment: tyro.conf.Positional[str]
@@ -47,13 +48,13 @@ class Launcher:
         if self.name:
             safe("--name", self.name, NAME)
 
+    @abc.abstractmethod
     def render(self) -> str:
         """Exactly what is submitted, as text."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def start(self) -> int:
         """Submits it; an exit code."""
-        raise NotImplementedError
 
     @property
     def title(self) -> str:
