@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxbig.children import Process, asked_to_stop, gpus, kill, spawn, tell
 from jaxbig.errors import Refused
 from jaxbig.experiment import Experiment, diff
 from jaxbig.options import resolve
 from jaxbig.settings import Setting, options
 from jaxbig.tracking.metrics import read_json, write_json
-from launch.children import Process, asked_to_stop, gpus, kill, spawn, tell
 
 
 class Sweep:

@@ -12,7 +12,7 @@ RUNS = sorted((ROOT / "experiments").rglob("*.py"))
 
 # A room imports rooms of lower floors, and its own.
 FLOORS = (
-    {"errors", "keys", "dtypes"},
+    {"errors", "keys", "dtypes", "children"},
     {"lifeline"},
     {"state", "tracking", "processes", "watchdog"},
     {"mesh", "workdir", "checkpoint", "precision", "float32_sums"},
@@ -37,7 +37,7 @@ ONLY = {
     "data": {"data", "errors"},
     "optim": {"optim", "state", "errors"},
     "checkpoint": {"state", "processes", "errors"},
-    "launch": {"launch", "options", "errors"},
+    "launch": {"launch", "options", "children", "errors"},
     "experiments": {"experiments", "experiment", "models", "objectives", "data", "optim", "mesh", "precision", "guard"},
 }
 NEVER = {
