@@ -112,9 +112,9 @@ COUNTS += "loss_scale_steps remat_group evaluate_batches learned_from samples sa
 RANGES = {name: (1, math.inf) for name in COUNTS.split()}
 RANGES |= {name: (0, 1) for name in ("dropout", "drop_path", "b1", "b2", "momentum", "smoothing", "rate")}
 FROM_0 = "keep_best reproducible readers workers warmup peak end clip l1 l2 weight_decay experts balance router_z_loss "
-FROM_0 += "loss_scale most_skips spike stuck_after"
+FROM_0 += "loss_scale most_skips spike stuck_after brightness contrast saturation magnitude padding skip_bad_records"
 RANGES |= {name: (0, math.inf) for name in FROM_0.split()}
-RANGES |= {"seed": (0, 2**32)}
+RANGES |= {"seed": (0, 2**32), "eval_share": (0, 1), "alpha": (1e-3, math.inf), "hue": (0, 0.5)}
 
 # What may change when a run goes on: where it runs, how far (a schedule then follows the new length), what it keeps.
 PACE = ("log_every", "evaluate_every", "evaluate_batches", "checkpoint_every", "keep_last", "keep_best")
