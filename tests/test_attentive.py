@@ -186,6 +186,7 @@ def gradient(mesh: jax.sharding.Mesh) -> Any:
 
 
 @pytest.mark.usefixtures("hastily")
+@pytest.mark.slow
 def test_gradients_over_meshes_are_those_of_one_device() -> None:
     one = Mesh(data=1).build(jax.devices()[:1])
     expected = gradient(one)

@@ -64,6 +64,7 @@ def apart(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> float:
     return max(float(np.linalg.norm(first[p] - second[p]) / np.linalg.norm(first[p])) for p in first)
 
 
+@pytest.mark.slow
 def test_parts_chunks_and_devices_change_nothing_of_what_is_drawn() -> None:
     alone = gradient(experiment(mesh=Mesh(data=1)), 1)
     for changes, devices in [

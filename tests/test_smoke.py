@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from conftest import EMBEDDED, EXPERIMENTS
 
-QUICK = ("imdb_lstm", "mnist_convnet", "lm1b_transformer")
+QUICK = ("mnist_convnet",)
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,7 @@ def test_every_full_size_experiment_takes_real_steps_without_its_data(
     assert (run / "tokenizer.json").exists() == ("BytePairs" in str(kept))
 
 
+@pytest.mark.slow
 def test_embedded_data_is_its_own_and_a_smoke_test_replaces_nothing_but_its_like(
     jaxbig: Callable[..., Any], tmp_path: Path
 ) -> None:

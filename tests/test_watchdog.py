@@ -54,6 +54,7 @@ def test_what_may_take_its_time_does(limit: float, doing: str, seconds: float) -
     assert out == "now\ndone\n" and err == ""
 
 
+@pytest.mark.slow
 def test_time_in_which_it_was_stopped_itself_does_not_count() -> None:
     process = script(STUCK, 6, 1, "evaluates", 3)
     assert process.stdout and process.stdout.readline() == "now\n"
