@@ -44,7 +44,7 @@ class Blame:
         """What a call, a branch or a loop gives, by its operations; None if it is none of these."""
         name, has = equation.primitive.name, equation.params
         if name == "scan":
-            return self.scan(has, given)
+            return self.scan(equation, given)
         if name == "while":
             return self.loop(has, given)
         if name == "cond":
@@ -59,12 +59,18 @@ class Blame:
         jaxpr, constants = _open(inside)
         return self.run(jaxpr, constants, *given)
 
-    def scan(self, has: dict[str, Any], given: list[Any]) -> list[Any]:
+    def scan(self, equation: Any, given: list[Any]) -> list[Any]:
         """A scan, one turn after another."""
-        fixed, carried, count = has["num_consts"], has["num_carry"], has["length"]
-        constants, carry, rows = given[:fixed], given[fixed : fixed + carried], given[fixed + carried :]
+        has, body = equation.params, _open(equation.params["jaxpr"])[0]
+        # what has an axis more outside is of a turn each; versions of JAX count the rest in ways of their own
+        carried = sum(
+            of.aval.ndim == all_of.aval.ndim for of, all_of in zip(body.outvars, equation.outvars, strict=True)
+        )
+        kept = sum(of.aval.ndim == all_of.aval.ndim for of, all_of in zip(body.invars, equation.invars, strict=True))
+        fixed = kept - carried
+        constants, carry, rows = given[:fixed], given[fixed:kept], given[kept:]
         turns = []
-        for turn in range(count)[:: -1 if has["reverse"] else 1]:
+        for turn in range(has["length"])[:: -1 if has["reverse"] else 1]:
             made = self.closed(has["jaxpr"], [*constants, *carry, *(each[turn] for each in rows)])
             carry, out = made[:carried], made[carried:]
             turns.append(out)
