@@ -54,8 +54,12 @@ def until(condition: Callable[[], Any], seconds: float = 150) -> None:
 
 
 def again(cluster: dict[str, str], job: int) -> None:
-    """Waits until a job is back in the queue, and lets it begin now: Slurm would let it wait for two minutes."""
+    """Waits until a job is back in the queue, and lets it begin soon: Slurm would let it wait for two minutes.
+
+    Its credentials count seconds: one made in the second in which the last was revoked is refused as revoked too.
+    """
     until(lambda: ask(cluster, "squeue", "-h", "-j", job, "-o", "%T") == "PENDING")
+    time.sleep(3)
     ask(cluster, "scontrol", "update", f"JobId={job}", "StartTime=now")
 
 

@@ -23,7 +23,7 @@ from jaxbig.data.base import Rows, Source
 from jaxbig.data.pytext import PlainWindows, PyText, PyTextRows, Windows
 from jaxbig.data.stream import train_batch
 from jaxbig.experiment import Experiment, load
-from jaxbig.gradient import make_loss
+from jaxbig.gradient import make_gradient
 from jaxbig.mesh import Mesh, activate, put
 from jaxbig.optim.optimizers import SGD
 from jaxbig.optim.schedules import Constant
@@ -126,8 +126,8 @@ def on_one_device(name: str) -> tuple[Gradients, Gradients]:
     with activate(mesh):
         variables = nn.meta.unbox(jax.jit(make_init(experiment))())
         params = variables.pop("params")
-        gradient = jax.jit(jax.grad(make_loss(experiment), has_aux=True))
-        found, _ = gradient(perturbed(params), variables, put(batch(name, experiment, 0), mesh), jnp.int32(0))
+        gradient = jax.jit(make_gradient(experiment, mesh))
+        found, _, _ = gradient(perturbed(params), variables, put(batch(name, experiment, 0), mesh), jnp.int32(0))
         assert all(len(leaf.devices()) == 1 for leaf in jax.tree.leaves(found))
     return arrays(params), arrays(found)
 
