@@ -13,8 +13,10 @@ import jax
 from jaxbig.data.stream import train_batch
 from jaxbig.errors import Refused
 from jaxbig.experiment import Experiment
-from jaxbig.loop import Report, compile_step, feed, rates, run_steps
+from jaxbig.loop import compile_step, feed, run_steps
 from jaxbig.mesh import put
+from jaxbig.pace import Report, rates
+from jaxbig.planning.memory import peak_bytes
 from jaxbig.step import make_program
 from jaxbig.tracking.metrics import Metrics
 from jaxbig.tracking.screen import Screen
@@ -64,8 +66,7 @@ def bench(experiment: Experiment, steps: int, screen: Screen) -> dict[str, Any]:
             screen.say(f"round {number + 1} of {ROUNDS}: loop {ours[-1]:.4f} s a step, bare step {bare[-1]:.4f} s")
         screen.stop()
         metrics.close()
-    used, seconds = train_step.memory_analysis(), statistics.median(ours)
-    outputs = used.output_size_in_bytes - used.alias_size_in_bytes  # the donated state is counted once
+    seconds = statistics.median(ours)
     return {
         "step_seconds": seconds,
         **rates(experiment, flops, 1 / seconds),
@@ -74,7 +75,7 @@ def bench(experiment: Experiment, steps: int, screen: Screen) -> dict[str, Any]:
         "against": "the same compiled step in a bare loop, on one batch that is on the device already",
         "data_wait": statistics.fmean(waits) if waits else None,
         "compile_seconds": compile_seconds,
-        "peak_bytes": used.argument_size_in_bytes + used.temp_size_in_bytes + outputs,
+        "peak_bytes": peak_bytes(train_step),
         "rounds": ROUNDS,
         "steps_a_round": steps,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",

@@ -173,9 +173,9 @@ def agree(what: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[Callable[[int], bool]]:
-    """Gives a function, to be asked at each step, that says whether to stop after it: SIGTERM and Ctrl-C ask for that,
-    a second one stops at once. Of several processes one that is asked stops all, after the same step."""
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Gives a function that says whether to save and stop now: SIGTERM and Ctrl-C ask for that, a second one stops at
+    once. Of several processes one that is asked stops all, at the same asking: so all must ask as often."""
     asked, before, together = threading.Event(), {}, jax.process_count() > 1
 
     def restore() -> None:
@@ -185,14 +185,16 @@ def interruptible() -> Iterator[Callable[[int], bool]]:
     def ask(number: int, frame: Any) -> None:
         restore()
         asked.set()
-        text = f"\n{signal.Signals(number).name}: finishing this step and saving (again: stop at once, unsaved)\n"
+        text = f"\n{signal.Signals(number).name}: finishing what is begun and saving (again: stop at once, unsaved)\n"
         os.write(2, text.encode())  # a handler may not print: it may have interrupted printing
         if together:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    # of several processes SIGTERM is JAX's own, which tells the others and finds the step
+    askings = itertools.count(1)  # not steps, which a resume or a rollback sets back: JAX stops at the highest plus one
+    reached = lambda: multihost_utils.reached_preemption_sync_point(next(askings))  # noqa: E731
+    # of several processes SIGTERM is JAX's own, which tells the others and finds the asking
     before |= {each: signal.signal(each, ask) for each in (signal.SIGINT, signal.SIGTERM)[: 1 if together else 2]}
     try:
-        yield multihost_utils.reached_preemption_sync_point if together else lambda _: asked.is_set()
+        yield reached if together else asked.is_set
     finally:
         restore()

@@ -29,7 +29,11 @@ def begin(program: Program, checkpoints: Checkpoints, workdir: Path, fork: bool)
     """
     experiment, run, weights = program.experiment, first(lambda: read_run(workdir)), None
     fixed = identity(to_json(experiment), prepare(experiment))
-    if run is not None and (lines := differences(run, fixed)):
+    lines = differences(run, fixed) if run is not None else []
+    if lines and not fork and not first(checkpoints.steps):
+        log.info("the run in %s had saved nothing: it begins anew, with %s", workdir, "; ".join(lines))
+        run = None
+    elif lines:
         if not fork:
             raise Refused(
                 f"{workdir} holds another run ({'; '.join(lines)}): give another --workdir, or --fork to begin anew "

@@ -76,7 +76,8 @@ class Train(OfRun):
             return INTERRUPTED if result["interrupted"] else DONE
         self.emit(result)
         if result["interrupted"]:
-            screen.say(f"interrupted; saved at step {result['step']}: the same command goes on from there")
+            saved = f"saved at step {result['step']}" if result["step"] else "nothing was to be saved yet"
+            screen.say(f"interrupted; {saved}: the same command goes on from there")
             return INTERRUPTED
         same, other = shlex.join([self.name, *lasting(self.options)]), f"{self.folder}-seed1"
         hints = [

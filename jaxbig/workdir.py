@@ -1,50 +1,19 @@
-"""The folder of a run: who holds it, and what `run.json` says of the run."""
+"""What `run.json` says of a run."""
 
-import contextlib
 import importlib.metadata
 import json
-import os
 import platform
-import socket
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import filelock
 import jax
 
 from jaxbig.errors import Refused
-from jaxbig.processes import first, leading
 from jaxbig.tracking.metrics import read_json
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-
-
-@contextlib.contextmanager
-def hold(workdir: Path) -> Iterator[None]:
-    """Holds the folder for this run alone; `Refused` if another live run has it or it cannot be written."""
-    holder, lock = workdir / "holder", filelock.FileLock(workdir / "lock")
-
-    def take() -> None:
-        try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
-            holder.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
-        except filelock.Timeout:
-            who = holder.read_text().strip() if holder.exists() else "another process"
-            raise Refused(f"{workdir} is in use by {who}: stop that run, or give another --workdir.") from None
-        except OSError as error:
-            raise Refused(f"cannot write in {workdir}: {error.strerror or error}; give another --workdir.") from None
-
-    first(take)
-    try:
-        yield
-    finally:
-        if leading():
-            holder.unlink(missing_ok=True)
-            lock.release()
 
 
 def versions() -> dict[str, str]:

@@ -41,7 +41,7 @@ class Slurm(Launcher):
     constraint: str = ""
     """Of which kind the nodes are, as the cluster names it."""
     warn: int = 300
-    """Seconds before the end of its time in which a run saves; a step and a save must fit in."""
+    """Seconds before the end of its time in which a run saves; a step, an evaluation and a save must fit in."""
     no_requeue: Flag = False
     """Leave a job that was stopped as it is."""
     container: str = ""

@@ -21,7 +21,7 @@ from jaxbig.data.feeding import Readers, in_order
 from jaxbig.data.stream import eval_batch, eval_batches, eval_steps, train_batch, train_batches, train_indices
 from jaxbig.errors import Failed, Refused
 from jaxbig.experiment import import_file
-from jaxbig.loop import SLOW, WARN_EVERY, Report
+from jaxbig.pace import SLOW, WARN_EVERY, Report
 
 # A user's own file, which no other Python can import by the name that it is loaded under.
 FILE = '''

@@ -20,14 +20,15 @@ from jaxbig.checkpoint import Checkpoints
 from jaxbig.data.pytext import PyText
 from jaxbig.errors import Refused
 from jaxbig.experiment import Experiment
-from jaxbig.loop import fit, rates
+from jaxbig.hold import hold
+from jaxbig.loop import fit
 from jaxbig.mesh import Mesh
 from jaxbig.models.convolutional import ConvNet, Dense, Dropout
 from jaxbig.models.recurrent import RNN
 from jaxbig.optim.optimizers import AdamW
 from jaxbig.optim.schedules import Constant
+from jaxbig.pace import rates
 from jaxbig.tracking.screen import Screen
-from jaxbig.workdir import hold
 
 PACE = {"data_wait", "mfu"}  # and what is a second: of the machine's speed, not of the run
 EVERY = {"steps": 20, "log_every": 3, "evaluate_every": 8, "checkpoint_every": 5, "keep_last": 9}
@@ -200,7 +201,7 @@ def test_rates_are_those_of_examples_or_tokens_and_of_the_chips_peak(monkeypatch
         "examples_per_second_per_device": 4.0,  # on eight
         "model_flops_per_second": 2000.0,
     }
-    monkeypatch.setattr("jaxbig.loop.peak_of", lambda kind: {"cpu": 500.0}[kind])
+    monkeypatch.setattr("jaxbig.pace.peak_of", lambda kind: {"cpu": 500.0}[kind])
     assert rates(text, 1000, 2.0) == {
         "steps_per_second": 2.0,
         "examples_per_second": 32.0,

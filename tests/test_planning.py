@@ -1,5 +1,6 @@
 """Plans: what is counted, against XLA's counts and by hand; what is read off a compiled program; refusals."""
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -259,16 +260,20 @@ def test_remedies_cost_little_first() -> None:
     model: Any = experiment.model
     plain = small("c4_llama_7b", model=model.clone(remat="none"), mesh=Mesh(data=-1))
     fsdp = ["--mesh.data=1", "--mesh.fsdp=4", "--mesh.tensor=1", "--mesh.sequence=1", "--mesh.expert=1"]
-    assert list(plan.remedies(plain, parse_topology("v5e:2x2"))) == [
+    assert list(plan.remedies(plain, 4)) == [
         ["--model.remat=attention"],
         ["--model.remat=dots"],
         ["--model.remat=projections"],
         ["--model.remat=full"],
+        ["--model.remat=full", "--accumulate=2"],
+        ["--model.remat=full", "--accumulate=4"],
         fsdp,
         [*fsdp, "--model.remat=full"],
-        [*fsdp, "--model.remat=full", "--data.batch=8"],
-        [*fsdp, "--model.remat=full", "--data.batch=4"],
+        [*fsdp, "--model.remat=full", "--accumulate=2"],
+        [*fsdp, "--model.remat=full", "--accumulate=4"],
     ]
+    *_, fewest = plan.remedies(dataclasses.replace(plain, reproducible=4), 4)
+    assert fewest == [*fsdp, "--model.remat=full", "--data.batch=4"]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ The child is `jaxbig plan` itself, told to compile: the compiler may crash or ha
 
 import importlib.util
 import json
+import math
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from typing import Any, get_args
 
 from jaxbig.errors import Failed, Refused
 from jaxbig.experiment import Experiment
-from jaxbig.mesh import AXES, in_words
+from jaxbig.mesh import AXES, ROWS, in_words
 from jaxbig.models.transformers import Remat
 from jaxbig.planning.chips import GiB, Topology
 
@@ -34,7 +35,7 @@ def plan(
     if result["fits"]:
         return result
     say(lacking(result))
-    for options in remedies(experiment, topology):
+    for options in remedies(experiment, topology.devices):
         say(f"trying {' '.join(options)}")
         try:
             other = compile_in_child([*command, *options], topology, timeout)
@@ -65,23 +66,34 @@ def lacking(result: Plan) -> str:
     return f"it does not fit: {memory['peak_bytes'] / GiB:.2f} GiB a chip are {over:.2f} GiB too many"
 
 
-def remedies(experiment: Experiment, topology: Topology) -> Iterator[list[str]]:
-    """Settings that save memory, the cheapest first: compute anew, store in pieces, then take fewer rows."""
+def remedies(experiment: Experiment, devices: int) -> Iterator[list[str]]:
+    """Settings that save memory, the cheapest first: compute anew, take a batch in parts, store in pieces, and both;
+    where a batch cannot be taken in parts, fewer rows."""
     model: Any = experiment.model
     remat: list[list[str]] = [[]]
     if hasattr(model, "remat"):
         policies = get_args(Remat)
         remat += [[f"--model.remat={name}"] for name in policies[policies.index(model.remat) + 1 :]]
     yield from remat[1:]
-    mesh, devices = experiment.mesh, topology.devices
-    sharded = [f"--mesh.{axis}={devices if axis == 'fsdp' else 1}" for axis in AXES]
-    if mesh.sizes(devices) == tuple(devices if axis == "fsdp" else 1 for axis in AXES):
-        sharded = []
-    else:
-        yield from (sharded + policy for policy in (remat[0], remat[-1]))
-    batch = experiment.data.batch
-    while batch % 2 == 0 and (batch := batch // 2) >= devices:
-        yield [*sharded, *remat[-1], f"--data.batch={batch}"]
+    sizes, fsdp = experiment.mesh.sizes(devices), tuple(devices if axis == "fsdp" else 1 for axis in AXES)
+    rows = math.prod(size for axis, size in zip(AXES, sizes, strict=True) if axis in ROWS)
+    yield from ([*remat[-1], *each] for each in fewer_rows(experiment, rows))
+    if sizes != fsdp and experiment.data.batch % devices == 0:
+        sharded = [f"--mesh.{axis}={size}" for axis, size in zip(AXES, fsdp, strict=True)]
+        yield from (sharded + policy for policy in {tuple(each): each for each in (remat[0], remat[-1])}.values())
+        yield from ([*sharded, *remat[-1], *each] for each in fewer_rows(experiment, devices))
+
+
+def fewer_rows(experiment: Experiment, devices: int) -> Iterator[list[str]]:
+    """Settings by which fewer rows are on a device at once, where so many share them, down to one."""
+    batch, parts = experiment.data.batch, experiment.accumulate
+    while batch % (2 * devices * parts) == 0:
+        if experiment.reproducible:  # which does not go with parts
+            batch //= 2
+            yield [f"--data.batch={batch}"]
+        else:
+            parts *= 2
+            yield [f"--accumulate={parts}"]
 
 
 def compile_in_child(command: Sequence[str], topology: Topology, timeout: float) -> Plan:

@@ -1,0 +1,170 @@
+"""Who holds the folder of a run: one live run, on whatever machine.
+
+Within a machine a lock tells, which goes with its process. Another machine may not see that lock, so the holder also
+beats: it counts up in the file `holder`. One that does not beat for `SILENT` seconds, by the watch of whoever waits
+for it, is dead. A holder that was only asleep finds another's name in the file when it wakes, and ends unsaved.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from jaxbig.errors import Failed, Refused
+from jaxbig.processes import first
+
+log = logging.getLogger("jaxbig")
+BEAT, SILENT = 2.0, 15.0
+"""Seconds: between two beats; without any after which a holder is dead. A file server may show a beat late."""
+
+
+@contextlib.contextmanager
+def hold(workdir: Path) -> Iterator[Callable[[], None]]:
+    """Holds the folder for this run alone; `Refused` if another live run has it or it cannot be written.
+
+    Gives what is to be called at each step: `Failed` where the folder is held no longer.
+    """
+    mine: list[Hold] = []
+    first(lambda: mine.append(Hold(workdir)))
+    try:
+        yield mine[0].check if mine else lambda: None
+    finally:
+        for each in mine:
+            each.release()
+
+
+class Hold:
+    """A folder that is held, until it is released or lost; lost: how, once it is."""
+
+    def __init__(self, workdir: Path):
+        self.file, self.lost, self._done, self._beats = workdir / "holder", "", threading.Event(), 0
+        self.who = {"process": os.getpid(), "host": socket.gethostname(), "machine": machine()}
+        self.who["token"] = secrets.token_hex(8)
+        self._lock = filelock.FileLock(workdir / "lock")
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            refuse_links(workdir)
+            self._take()
+        except filelock.Timeout:
+            raise Refused(in_use(workdir, who(text(self.file)))) from None
+        except OSError as error:
+            raise Refused(f"cannot write in {workdir}: {error.strerror or error}; give another --workdir.") from None
+        self._thread = threading.Thread(target=self._live, daemon=True, name="hold")
+        self._thread.start()
+
+    def check(self) -> None:
+        """`Failed` if another has taken the folder, or it is gone, as far as the last beat has seen."""
+        if self.lost:
+            raise Failed(self.lost)
+
+    def look(self) -> None:
+        """Sees whether the folder still is this run's."""
+        folder, found = self.file.parent, text(self.file)
+        if not folder.is_dir():
+            self.lost = f"{folder} is gone: it was removed, or its disk is, and nothing more can be saved there."
+        elif self.who["token"] not in found:
+            self.lost = (
+                f"{folder} was taken over by {name(who(found))} while this one, {name(self.who)}, was silent for "
+                f"{SILENT:.0f} s or more: it ends, and the other makes again what it had not saved."
+            )
+
+    def release(self) -> None:
+        """Gives the folder back, if it still is this run's."""
+        self._done.set()
+        self._thread.join()  # so that it does not write to what is closed
+        with contextlib.suppress(OSError):
+            self.look()
+            if not self.lost:
+                self.file.unlink(missing_ok=True)
+        os.close(self._open)
+        self._lock.release()
+
+    def _take(self) -> None:
+        locks = True
+        try:
+            self._lock.acquire(timeout=0)
+        except NotImplementedError:  # this file system has no locks
+            locks = False
+        while True:
+            try:
+                self._open = os.open(self.file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+                break
+            except FileExistsError:
+                self._wait_for_death(locks)
+                self.file.unlink(missing_ok=True)
+        self._write()
+
+    def _wait_for_death(self, locks: bool) -> None:
+        """Returns once whoever left the file is known to be dead; `Refused` if it beats."""
+        found, folder, until = text(self.file), self.file.parent, time.monotonic() + SILENT
+        if locks and who(found).get("machine") == self.who["machine"]:
+            return  # it would have the lock
+        log.info("%s was held by %s: waiting %.0f s to see whether it lives", folder, name(who(found)), SILENT)
+        while time.monotonic() < until:
+            time.sleep(0.2)
+            if (now := text(self.file)) != found:
+                self._lock.release()
+                raise Refused(in_use(folder, who(now)))
+
+    def _write(self) -> None:
+        # to the file that was opened: where another has replaced it, nothing of the other's is written over
+        os.pwrite(self._open, json.dumps({**self.who, "beats": self._beats}).encode() + b"\n", 0)
+        os.fsync(self._open)
+
+    def _live(self) -> None:
+        while not self._done.wait(BEAT) and not self.lost:
+            self._beats += 1
+            with contextlib.suppress(OSError):  # a disk that is full or ill: a save will tell of it
+                self._write()
+                self.look()
+
+
+def machine() -> str:
+    """What tells this machine, since it was started, from any other."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return socket.gethostname()
+
+
+def text(file: Path) -> str:
+    """What the file holds; "" if there is none."""
+    try:
+        return file.read_text()
+    except FileNotFoundError:
+        return ""
+
+
+def who(text: str) -> dict[str, Any]:
+    """Who wrote that in `holder`; empty where that cannot be read, as in the midst of a beat."""
+    with contextlib.suppress(ValueError):
+        found = json.loads(text)
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def name(told: dict[str, Any]) -> str:
+    return f"process {told['process']} on {told['host']}" if {"process", "host"} <= set(told) else "another process"
+
+
+def in_use(workdir: Path, told: dict[str, Any]) -> str:
+    return f"{workdir} is in use by {name(told)}: stop that run, or give another --workdir."
+
+
+def refuse_links(workdir: Path) -> None:
+    """`Refused` if something in the folder of a run is a link: what is written there would land elsewhere."""
+    for entry in workdir.iterdir():
+        if entry.is_symlink():
+            raise Refused(
+                f"{entry} is a link to {os.readlink(entry)}, and in the folder of a run none is followed: put the "
+                f"whole folder there and give it as --workdir."
+            )

@@ -1,0 +1,64 @@
+"""Whether a run fits the devices that are here: said before its first step, or in words when a device runs out."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from jaxbig.errors import Failed, Refused
+from jaxbig.planning.chips import GiB
+from jaxbig.planning.plan import remedies
+from jaxbig.show import bytes_per_device
+from jaxbig.step import Program
+
+
+def peak_bytes(compiled: Any) -> int:
+    """Bytes that a compiled step needs on each device, its arguments with it; the donated state is counted once."""
+    used = compiled.memory_analysis()
+    given_back = used.output_size_in_bytes - used.alias_size_in_bytes
+    return used.argument_size_in_bytes + used.temp_size_in_bytes + given_back
+
+
+def available_bytes() -> int | None:
+    """Of each device here: what its allocator may take, or its part of a CPU's memory; None if that is not known."""
+    device = jax.local_devices()[0]
+    if limit := (device.memory_stats() or {}).get("bytes_limit"):
+        return limit
+    if device.platform != "cpu" or not hasattr(os, "sysconf"):
+        return None
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
+
+
+def check_memory(program: Program, compiled: Any = None) -> None:
+    """`Refused` if the state, or the compiled step, is more than a device here has."""
+    have, need = available_bytes(), peak_bytes(compiled) if compiled else bytes_per_device(program)["total"]
+    if have is not None and need > have:
+        raise Refused(lacking(program, compiled))
+
+
+@contextlib.contextmanager
+def enough_memory(program: Program, compiled: Any = None) -> Iterator[None]:
+    """`Failed`, in words, where a device runs out of memory inside."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise Failed(lacking(program, compiled)) from error
+
+
+def lacking(program: Program, compiled: Any = None) -> str:
+    """What is needed, what there is, and what may mend it: the first of each kind that `jaxbig plan` would try."""
+    state, have, devices = bytes_per_device(program)["total"], available_bytes(), program.mesh.size
+    need = "" if compiled is None else f"a step needs {peak_bytes(compiled) / GiB:.2f} GiB, and of that "
+    here = f"{devices} {jax.devices()[0].device_kind} devices" + (f" with {have / GiB:.2f} GiB" if have else "")
+    tried = [" ".join(each) for each in remedies(program.experiment, devices)]
+    spread = [each for each in tried if each.startswith("--mesh")]
+    smaller = [next((each for each in tried if kind in each), "") for kind in ("remat=full", "accumulate", "batch")]
+    ways = spread[:1] if have and state > have else [*filter(None, smaller), *spread[:1]]
+    return (
+        f"out of memory: on each of {here} {need}the state and a batch need {state / GiB:.2f} GiB: try "
+        f"{''.join(f'{way}, or ' for way in ways)}a smaller model, or more devices; `jaxbig plan` says what each needs."
+    )
