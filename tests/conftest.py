@@ -107,3 +107,18 @@ def jaxbig(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+@pytest.fixture
+def noticed(record_property: Callable[[str, object], None]) -> Callable[[float], None]:
+    """Notes how many seconds it took until what happened was noticed; told when all tests have run."""
+    return lambda seconds: record_property("noticed", round(seconds, 1))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The seconds that were noted."""
+    told = [(dict(each.user_properties).get("noticed"), each.nodeid) for each in terminalreporter.getreports("passed")]
+    if found := sorted({(name.split("::")[-1], seconds) for seconds, name in told if seconds is not None}):
+        terminalreporter.section("seconds until it was noticed")
+        for name, seconds in found:
+            terminalreporter.line(f"{seconds:6.1f}  {name}")

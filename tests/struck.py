@@ -1,0 +1,40 @@
+"""`jaxbig ...` to which something happens at a chosen moment, once, when it calls a function for the Nth time.
+
+    python struck.py MODULE[:CLASS] FUNCTION N WHAT jaxbig's arguments
+
+WHAT is a signal, which it sends itself; `raise`; or `sleep`, for a minute. It prints "struck" and when.
+"""
+
+import importlib
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+from jaxbig.__main__ import main
+
+place, name, number, what, *arguments = sys.argv[1:]
+module, _, owner = place.partition(":")
+holder = getattr(importlib.import_module(module), owner) if owner else importlib.import_module(module)
+plain, calls = getattr(holder, name), 0
+
+
+def struck(*given: Any, **named: Any) -> Any:
+    global calls
+    calls += 1
+    if calls == int(number):
+        print("struck", time.monotonic(), file=sys.stderr, flush=True)
+        if what == "raise":
+            raise KeyError("planted")
+        if what == "sleep":
+            time.sleep(60)
+        else:
+            os.kill(os.getpid(), getattr(signal, what))
+    return plain(*given, **named)
+
+
+if __name__ == "__main__":
+    setattr(holder, name, struck)
+    sys.argv[1:] = arguments
+    main()

@@ -1,0 +1,170 @@
+"""A run's folder is held by one live run, on whatever machine; the dead, and those who sleep, lose it."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import filelock
+import pytest
+from life import RUN, Life, done, settings
+
+from jaxbig import hold as room
+from jaxbig.errors import Failed, Refused
+from jaxbig.hold import Hold, hold
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "BEAT", 0.05)
+    monkeypatch.setattr(room, "SILENT", 0.6)
+
+
+def left(folder: Path, **who: Any) -> Path:
+    """What a holder has left there."""
+    (folder / "holder").write_text(json.dumps({"process": 7, "host": "n1", "machine": "other", "token": "x", **who}))
+    return folder / "holder"
+
+
+def eventually(condition: Callable[[], Any]) -> None:
+    ends = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < ends
+        time.sleep(0.01)
+
+
+def test_a_folder_is_held_once_and_given_back(tmp_path: Path) -> None:
+    with hold(tmp_path / "run") as held:
+        held()
+        with pytest.raises(Refused, match=r"run is in use by process \d+ on .*: stop that run, or give another"):
+            Hold(tmp_path / "run")
+    assert not (tmp_path / "run" / "holder").exists()
+    Hold(tmp_path / "run").release()
+
+
+def test_a_holder_of_another_machine_that_beats_keeps_it(tmp_path: Path) -> None:
+    file, done = left(tmp_path), threading.Event()
+
+    def beat() -> None:
+        beats = 0
+        while not done.wait(0.05):
+            left(tmp_path, beats=(beats := beats + 1))
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        with pytest.raises(Refused, match="in use by process 7 on n1"):
+            Hold(tmp_path)
+    finally:
+        done.set()
+        thread.join()
+    assert json.loads(file.read_text())["host"] == "n1"
+    filelock.FileLock(tmp_path / "lock").acquire(timeout=0)  # and nothing of the refused one stays
+
+
+@pytest.mark.parametrize("text", ["", "process 7 on n1", "[1]", '{"process": 7', None])
+def test_a_holder_of_another_machine_that_does_not_beat_is_dead(text: str | None, tmp_path: Path) -> None:
+    file = left(tmp_path)
+    if text is not None:
+        file.write_text(text)
+    began = time.monotonic()
+    mine = Hold(tmp_path)
+    assert time.monotonic() - began >= 0.6
+    mine.check()
+    mine.release()
+
+
+def test_one_of_this_machine_would_have_the_lock_and_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "SILENT", 60)
+    left(tmp_path, machine=room.machine())
+    Hold(tmp_path).release()
+
+    def no_locks(*_: Any, **__: Any) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(room, "SILENT", 0.6)
+    monkeypatch.setattr(filelock.FileLock, "acquire", no_locks)
+    first = Hold(tmp_path)
+    with pytest.raises(Refused, match="in use"):  # by its beat alone
+        Hold(tmp_path)
+    first.check()
+    first.release()
+    Hold(tmp_path).release()
+
+
+def test_who_loses_the_folder_hears_of_it_and_leaves_the_other_s_alone(tmp_path: Path) -> None:
+    mine = Hold(tmp_path)
+    (tmp_path / "holder").unlink()
+    left(tmp_path)
+    eventually(lambda: mine.lost)
+    with pytest.raises(Failed, match=r"was taken over by process 7 on n1 while this one, process \d+ on"):
+        mine.check()
+    mine.release()
+    assert json.loads((tmp_path / "holder").read_text()) == {
+        "process": 7, "host": "n1", "machine": "other", "token": "x"
+    }  # fmt: skip
+
+
+def test_a_folder_that_is_gone_is_told(tmp_path: Path) -> None:
+    mine = Hold(tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    eventually(lambda: mine.lost)
+    with pytest.raises(Failed, match="run is gone"):
+        mine.check()
+    mine.release()
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl", "run.json.partial", "lock", "holder"])
+def test_links_in_a_folder_are_refused_and_what_they_lead_to_stays(name: str, tmp_path: Path) -> None:
+    run, target = tmp_path / "run", tmp_path / "target"
+    run.mkdir()
+    target.write_text("as it was")
+    (run / name).symlink_to(target)
+    with pytest.raises(Refused, match=rf"run/{name} is a link to .*target, and in the folder of a run none is followed"):
+        Hold(run)
+    assert target.read_text() == "as it was" and (run / name).is_symlink()
+
+
+SLEEPER = """
+import filelock, time
+from jaxbig import hold
+from jaxbig.__main__ import main
+from jaxbig.pace import Report
+hold.machine = lambda: "another"  # whose locks are not seen here
+filelock.FileLock.acquire = lambda *given, **named: None
+push = Report.push
+Report.push = lambda *given: (time.sleep(0.5), push(*given))
+main()
+"""
+
+
+@pytest.mark.slow
+def test_a_run_is_taken_over_from_a_machine_that_sleeps_and_ends_as_one_left_alone(
+    tmp_path: Path, noticed: Callable[[float], None]
+) -> None:
+    train = [*RUN, "--steps=60", "--evaluate-every=30", "--checkpoint-every=10"]
+    alone = done(tmp_path / "alone", 1, 1, *train)
+    (folder := tmp_path / "run").mkdir()
+    pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+    other = subprocess.Popen([sys.executable, "-c", SLEEPER, *train], cwd=folder, env=settings(1), text=True, **pipes)  # type: ignore[call-overload]
+    while not (folder / "run" / "checkpoints" / "10").exists():
+        assert other.poll() is None, other.communicate()
+        time.sleep(0.05)
+    ((code, said),) = Life(folder, 1, 1, *train).end()
+    assert code == 2 and f"in use by process {other.pid} on" in said, said  # it beats
+    other.send_signal(signal.SIGSTOP)
+    ((code, said),) = Life(folder, 1, 1, *train).end()
+    assert code == 0 and "waiting 15 s to see whether it lives" in " ".join(said.split()), said
+    other.send_signal(signal.SIGCONT)
+    woke = time.monotonic()
+    _, err = other.communicate(timeout=60)
+    noticed(time.monotonic() - woke)
+    assert other.returncode == 1 and "was taken over" in err, err
+    assert json.loads((folder / "run" / "summary.json").read_text())["state_sha256"] == alone["state_sha256"]

@@ -1,0 +1,94 @@
+"""A run that is stopped, killed or stuck at a chosen moment: what each process says, how soon, and how the run ends."""
+
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from life import RUN, Life, done
+
+pytestmark = pytest.mark.slow
+
+TRAIN = [*RUN, "--steps=60", "--evaluate-every=10", "--checkpoint-every=10"]
+COMPILES = "jaxbig.loop", "compile_step"
+EVALUATES = "jaxbig.loop", "evaluate"
+PREPARES = "jaxbig.resume", "prepare"
+RESTORES = "jaxbig.checkpoint:Checkpoints", "restore"
+SAVES = "jaxbig.checkpoint:Checkpoints", "_commit"
+STEPS = "jaxbig.pace:Report", "push"
+READS = "jaxbig.data.prepared:Arrays", "rows"
+
+
+def ended(life: Life) -> tuple[list[int], list[str], float]:
+    """The codes and words of all processes, and the seconds from the blow to the last one's end."""
+    said = life.end()
+    now = time.monotonic()
+    blows = [float(found[1]) for _, text in said if (found := re.search(r"^struck ([\d.]+)$", text, re.M))]
+    assert blows, said
+    return [code for code, _ in said], [text for _, text in said], now - min(blows)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_stop_at_any_moment_is_heard_and_costs_nothing(
+    count: int, tmp_path: Path, noticed: Callable[[float], None]
+) -> None:
+    """One run, stopped while it prepares, compiles, steps, restores, evaluates and saves; of two processes the second."""
+    alone = done(tmp_path / "alone", count, 1, *TRAIN)
+    (folder := tmp_path / "stopped").mkdir()
+    steps, longest = [], 0.0
+    for place, number in ((PREPARES, 1), (COMPILES, 1), (STEPS, 7), (RESTORES, 1), (EVALUATES, 1), (SAVES, 1)):
+        life = Life(folder, count, 1, *TRAIN, struck={count - 1: (*place, str(number), "SIGTERM")})
+        codes, said, seconds = ended(life)
+        assert codes == [75] * count, said
+        assert seconds < 10, said  # a compiler is not interrupted, and an evaluation ends: here that is little
+        steps, longest = [*steps, life.step()], max(longest, seconds)
+        assert ("nothing was to be saved yet" if not life.step() else f"saved at step {life.step()}") in said[0]
+    noticed(longest)
+    assert steps[:2] == [0, 0] and steps[2] >= 7 and steps[3] == steps[2] and steps[4] >= 10, steps
+    assert sorted(steps) == steps and steps[-1] < 60
+    assert done(folder, count, 1, *TRAIN)["state_sha256"] == alone["state_sha256"]
+
+
+def test_a_kill_in_the_midst_of_a_save_costs_that_save_alone(tmp_path: Path, noticed: Callable[[float], None]) -> None:
+    """Of the first process, the second, and both."""
+    alone = done(tmp_path / "alone", 2, 1, *TRAIN)
+    (folder := tmp_path / "killed").mkdir()
+    for turn, killed in enumerate(([0], [1], [0, 1])):
+        # the second save of a life: the first one, of a step that the life before had not saved, is kept
+        life = Life(folder, 2, 1, *TRAIN, struck={each: (*SAVES, str(min(turn + 1, 2)), "SIGKILL") for each in killed})
+        codes, said, seconds = ended(life)
+        assert all(codes[each] == -signal.SIGKILL for each in killed), said
+        for each in {0, 1} - set(killed):
+            assert codes[each] == 1 and f"process {killed[0]} died; process {each} leaves too" in said[each], said
+            noticed(seconds)
+            assert seconds < 5
+    assert done(folder, 2, 1, *TRAIN)["state_sha256"] == alone["state_sha256"]
+
+
+def test_when_a_process_raises_its_words_are_the_first_and_all_leave(
+    tmp_path: Path, noticed: Callable[[float], None]
+) -> None:
+    codes, said, seconds = ended(Life(tmp_path, 2, 1, *TRAIN, struck={1: (*STEPS, "7", "raise")}))
+    noticed(seconds)
+    assert codes == [1, 1] and seconds < 5, said
+    assert "Traceback" in said[1] and "KeyError: 'planted'" in said[1]
+    assert re.search(r"process 1 raised KeyError at step \d+: 'planted'; process 0 leaves too", said[0])
+    assert "Traceback" not in said[0]
+
+
+@pytest.mark.parametrize("place", [STEPS, READS], ids=["sleeps in the loop", "cannot read"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_that_is_stuck_is_named_within_the_limit(
+    count: int, place: tuple[str, str], tmp_path: Path, noticed: Callable[[float], None]
+) -> None:
+    limit = 4
+    how = [*TRAIN, "--steps=100000", f"--guard.stuck-after={limit}", "--read-ahead=1"]
+    codes, said, seconds = ended(Life(tmp_path, count, 1, *how, struck={count - 1: (*place, "8", "sleep")}))
+    assert codes == [1] * count and limit < seconds < limit + 2, said
+    noticed(seconds)
+    for text in said:
+        assert f"nothing has moved for {limit} s (--guard.stuck-after)" in text and 'File "' in text, text
+    doing = "reads the next batch" if place == READS else "is in the loop|reads the next batch"
+    assert any(re.search(rf"process {count - 1} ({doing}) at step \d+ \(late\)" if count > 1 else doing, s) for s in said)
