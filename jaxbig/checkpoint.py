@@ -30,6 +30,8 @@ from jaxbig.state import digests, leaves
 log = logging.getLogger("jaxbig")
 
 MANIFEST = "jaxbig.json"
+PATIENT = ocp.options.AsyncOptions(timeout_secs=7 * 24 * 3600)
+"""A large save takes as long as it takes; one that hangs is the watchdog's to notice."""
 Fit = Callable[[Any, dict[str, str]], Any]
 
 
@@ -96,7 +98,8 @@ class Checkpoints:
         manifest |= {"higher_is_better": self.higher, "shapes": _shapes(state), "leaves": each}
         temporary = self.folder / f"saving-{step}"
         try:
-            response = ocp.save_async(str(temporary), state)
+            with ocp.Context(async_options=PATIENT):
+                response = ocp.save_async(str(temporary), state)
         except Exception as error:
             raise self._failed(step, error) from error
         self._pending = step, self._thread.submit(self._commit, response, temporary, manifest)

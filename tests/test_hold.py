@@ -127,7 +127,9 @@ def test_links_in_a_folder_are_refused_and_what_they_lead_to_stays(name: str, tm
     run.mkdir()
     target.write_text("as it was")
     (run / name).symlink_to(target)
-    with pytest.raises(Refused, match=rf"run/{name} is a link to .*target, and in the folder of a run none is followed"):
+    with pytest.raises(
+        Refused, match=rf"run/{name} is a link to .*target, and in the folder of a run none is followed"
+    ):
         Hold(run)
     assert target.read_text() == "as it was" and (run / name).is_symlink()
 

@@ -34,7 +34,7 @@ def ended(life: Life) -> tuple[list[int], list[str], float]:
 def test_a_stop_at_any_moment_is_heard_and_costs_nothing(
     count: int, tmp_path: Path, noticed: Callable[[float], None]
 ) -> None:
-    """One run, stopped while it prepares, compiles, steps, restores, evaluates and saves; of two processes the second."""
+    """One run, stopped while it prepares, compiles, steps, restores, evaluates, saves; of two processes the second."""
     alone = done(tmp_path / "alone", count, 1, *TRAIN)
     (folder := tmp_path / "stopped").mkdir()
     steps, longest = [], 0.0
@@ -91,4 +91,6 @@ def test_one_that_is_stuck_is_named_within_the_limit(
     for text in said:
         assert f"nothing has moved for {limit} s (--guard.stuck-after)" in text and 'File "' in text, text
     doing = "reads the next batch" if place == READS else "is in the loop|reads the next batch"
-    assert any(re.search(rf"process {count - 1} ({doing}) at step \d+ \(late\)" if count > 1 else doing, s) for s in said)
+    assert any(
+        re.search(rf"process {count - 1} ({doing}) at step \d+ \(late\)" if count > 1 else doing, s) for s in said
+    )

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -25,7 +26,12 @@ PACE = {"data_wait", "mfu"}  # and what is a second: of the machine's speed, not
 
 
 def start(
-    folder: Path, *arguments: str, devices: int = 1, core: int | None = None, hasty: bool = True
+    folder: Path,
+    *arguments: str,
+    devices: int = 1,
+    core: int | None = None,
+    hasty: bool = True,
+    before: Callable[[], None] | None = None,
 ) -> "subprocess.Popen[str]":
     """`jaxbig ...` in that folder, on so many CPU devices, on one core if told so; hasty: compiled with less zeal."""
     settings = {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(hasty))}
@@ -36,7 +42,7 @@ def start(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=None if core is None else lambda: os.sched_setaffinity(0, {core}),
+        preexec_fn=before if core is None else lambda: os.sched_setaffinity(0, {core}),
     )
 
 
@@ -227,3 +233,69 @@ def test_a_full_disk_is_told_in_one_sentence_and_what_was_saved_before_still_ser
     assert code == 0, err
     assert re.search(r"going on from step \d+", out)
     same(disk / "run", alone[0])
+
+
+def test_a_permission_that_is_lost_ends_the_run_and_it_goes_on_when_that_is_mended(
+    alone: tuple[Path, float], tmp_path: Path, noticed: Callable[[float], None]
+) -> None:
+    folders = [str(tmp_path / "run" / "checkpoints"), str(tmp_path / "run")]
+    process = start(tmp_path, *TRAIN)
+    until(process, lambda: paused_between_saves(process, tmp_path / "run" / "checkpoints"))
+    lost = shutil.which("chattr") and subprocess.run(["chattr", "+i", *folders], capture_output=True, check=False)
+    try:
+        if not lost or lost.returncode:
+            process.kill()
+            process.communicate()
+            pytest.skip("a folder cannot be made immutable here (that takes root)")
+        began = time.monotonic()
+        process.send_signal(signal.SIGCONT)
+        code, _, err = finish(process, seconds=100)
+        noticed(time.monotonic() - began)
+        assert code == 1
+        assert re.fullmatch(r"jaxbig: [^\n]*step \d+[^\n]*\n", err) and "Operation not permitted" in err, err
+        code, _, err = finish(start(tmp_path, *TRAIN))
+        assert code == 2 and re.fullmatch(r"jaxbig: cannot write in run: Operation not permitted; .*\n", err), err
+    finally:
+        if shutil.which("chattr"):
+            subprocess.run(["chattr", "-i", *folders], capture_output=True, check=False)
+    code, out, err = finish(start(tmp_path, *TRAIN))
+    assert code == 0 and "going on from step" in out, err
+    same(tmp_path / "run", alone[0])
+
+
+def test_a_folder_that_is_removed_ends_the_run(tmp_path: Path, noticed: Callable[[float], None]) -> None:
+    process = start(tmp_path, *TRAIN, "--steps=100000", "--checkpoint-every=100000")
+    until(process, lambda: len(lines(tmp_path / "run")) > 5)
+    shutil.rmtree(tmp_path / "run", ignore_errors=True)
+    began = time.monotonic()
+    code, _, err = finish(process, seconds=60)
+    noticed(time.monotonic() - began)
+    assert code == 1 and time.monotonic() - began < 5
+    assert re.fullmatch(r"jaxbig: run is gone: [^\n]*\n", err), err
+    assert not (tmp_path / "run").exists()
+
+
+def limited() -> None:
+    """As a machine with less memory than it says."""
+    resource.setrlimit(resource.RLIMIT_AS, (7 << 30, 7 << 30))
+
+
+def test_memory_that_does_not_suffice_is_told_in_the_words_of_plan(
+    tmp_path: Path, noticed: Callable[[float], None]
+) -> None:
+    """Before anything is compiled, after it, and where the device runs out all the same."""
+    wide = ["--model.width=32768", "--model.heads=64"]
+    many = ["--data.batch=65536", "--model.depth=2"]
+    short = ["--data.batch=16384", "--model.depth=1", "--steps=2", "--data.length=32"]
+    for options, limit, words in (
+        (wide, None, ["the state and a batch need", "a smaller model, or more devices"]),
+        (many, None, ["a step needs", "--model.remat=full", "--accumulate=2", "`jaxbig plan`"]),
+        (short, limited, ["a step needs", "--model.remat=full", "--accumulate=2", "`jaxbig plan`"]),
+    ):
+        began = time.monotonic()
+        process = start(tmp_path, "train", "pytext_transformer", "--workdir=run", *options, before=limit)
+        code, _, err = finish(process)
+        noticed(time.monotonic() - began)
+        assert code == (2 if limit is None else 1), err
+        assert re.fullmatch(r"jaxbig: out of memory: on each of 1 cpu devices [^\n]*\n", err), err[-3000:]
+        assert all(each in err for each in words), err
