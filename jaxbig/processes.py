@@ -79,6 +79,7 @@ def join(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
             find=lambda: client.blocking_key_value_get(place, 1000 * NOTICE),
         ):
             atexit.register(leave)
+        agree({"--processes": processes or jax.process_count()})  # JAX takes process 0's word
 
 
 def taken(port: int) -> bool:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,10 @@ def small_file(tmp_path: Path) -> str:
 
 
 class Run:
-    """`jaxbig VERB ...` as several processes in one folder, each with some CPU devices, on any core or on one."""
+    """`jaxbig VERB ...` as several processes in one folder, each with some CPU devices, on any core or on one.
+
+    told: how many each is told that they are. before: what each does before it begins.
+    """
 
     def __init__(
         self,
@@ -51,16 +55,24 @@ class Run:
         *arguments: object,
         differing: tuple[str, ...] = (),
         one_core: bool = False,
+        told: tuple[int, ...] = (),
+        before: tuple[str, ...] = (),
     ):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        command = [sys.executable, "-m", "jaxbig", *map(str, arguments)]
-        if count > 1:
-            command += ["--coordinator", f"127.0.0.1:{port}", "--processes", str(count)]
+        told, before = told or (count,) * count, before or ("",) * count
+        together = ["--coordinator", f"127.0.0.1:{port}", "--processes"]
         self.processes = [
             subprocess.Popen(
-                command + (["--process", str(number), *(differing if number else ())] if count > 1 else []),
+                [
+                    sys.executable,
+                    "-c",
+                    f"{before[number]}\nfrom jaxbig.__main__ import main; main()",
+                    *map(str, arguments),
+                ]
+                + ([*together, str(told[number]), "--process", str(number)] if count > 1 else [])
+                + list(differing if number else ()),
                 cwd=folder,
                 env={**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)},
                 stdout=subprocess.PIPE,
@@ -223,6 +235,44 @@ def test_processes_that_were_started_otherwise_refuse_together(small_file: str, 
     flipped.write_bytes(b"x" + flipped.read_bytes()[1:])
     end = train(tmp_path, 2, 1, small_file, "--workdir", "next", "--initialize-from.run", "run").end()
     assert "trying the one before it" in " ".join(end[0][0].split()) and digest(tmp_path / "next")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("", "process 1 has --processes 3 and process 0 has 2"),
+        (
+            "from jaxbig import loop; now = loop.versions(); loop.versions = lambda: {**now, 'jax': '0.1'}",
+            "has jax '0.1'",
+        ),
+    ],
+    ids=["count", "versions"],
+)
+def test_processes_that_were_told_otherwise_or_are_others_are_named(
+    change: str, words: str, small_file: str, tmp_path: Path, noticed: Callable[[float], None]
+) -> None:
+    began = time.monotonic()
+    run = train(tmp_path, 2, 1, small_file, "--workdir", "run", told=(2, 2 if change else 3), before=("", change))
+    for _, error in run.end(2, 2):
+        assert words in error
+    noticed(time.monotonic() - began)
+    assert time.monotonic() - began < 30 and not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_coordinator_that_cannot_be_reached_is_named(tmp_path: Path, noticed: Callable[[float], None]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = f"127.0.0.1:{free.getsockname()[1]}"
+    began, words = time.monotonic(), ["--coordinator", where, "--processes", "2", "--process", "1"]
+    command = [sys.executable, "-m", "jaxbig", "train", "digits_convnet", *words]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    line = next(line for line in process.stderr or () if line.startswith("jaxbig"))
+    noticed(time.monotonic() - began)
+    process.kill()
+    process.communicate()
+    assert f"process 1 of 2 waits for the others at {where}" in line and time.monotonic() - began < 30
 
 
 @pytest.mark.parametrize(
