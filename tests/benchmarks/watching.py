@@ -1,0 +1,95 @@
+"""What being watched costs: the watchdog, and the guard that looks at every gradient in the compiled step.
+
+    python tests/benchmarks/watching.py
+
+The watchdog: how long one telling takes, and how many there are a step of the real loop. The guard: a step's time with
+it and with its looking left out, in turn; the median ratio of pairs.
+"""
+
+import dataclasses
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxbig import step as room
+from jaxbig.bench import bench
+from jaxbig.data.stream import train_batch
+from jaxbig.experiment import load
+from jaxbig.mesh import put
+from jaxbig.pace import Report
+from jaxbig.step import make_program
+from jaxbig.tracking.screen import Screen
+from jaxbig.watchdog import Watchdog
+
+TELLINGS, PAIRS, STEPS = 1_000_000, 40, 10
+NAMES = "digits_convnet", "digits_rnn", "pytext_transformer"
+
+
+def a_telling() -> float:
+    """Seconds that one takes."""
+    dog = Watchdog(1800)
+    began = time.perf_counter()
+    for step in range(TELLINGS):
+        dog.at(step, "is in the loop")
+    dog.stop.set()
+    return (time.perf_counter() - began) / TELLINGS
+
+
+def tellings(name: str) -> tuple[float, float]:
+    """How many there are a step of the loop, and seconds a step."""
+    told, plain = [0], Report.__init__
+
+    def counting(self: Report, *given: Any, **named: Any) -> None:
+        plain(self, *given, **named)
+        self.at = lambda step, doing: told.__setitem__(0, told[0] + 1)
+
+    Report.__init__ = counting  # type: ignore[method-assign]
+    result = bench(load(name), STEPS, Screen(json=True))
+    Report.__init__ = plain  # type: ignore[method-assign]
+    return told[0] / (result["rounds"] * STEPS), result["step_seconds"]
+
+
+def stepper(name: str, watched: bool) -> Callable[[], float]:
+    """Makes `STEPS` steps; gives the seconds that each took."""
+    experiment, watch = load(name), room.make_watch
+    if not watched:
+        room.make_watch = lambda *_, **__: lambda before, after, loss, gradient: (after, jnp.int32(0))
+    experiment.data.prepare()
+    program = make_program(dataclasses.replace(experiment))
+    with program.activate():
+        batch = put(train_batch(experiment.data.source("train"), 0, 0, experiment.data.batch), program.mesh)
+        train_step = program.train_step.trace(program.abstract, program.batch).lower().compile()
+        state = [train_step(program.init(), batch)[0]]
+    room.make_watch = watch
+
+    def run() -> float:
+        began = time.perf_counter()
+        for _ in range(STEPS):
+            state[0], metrics = train_step(state[0], batch)
+        metrics["loss"].block_until_ready()
+        return (time.perf_counter() - began) / STEPS
+
+    return run
+
+
+def main() -> int:
+    one, worst = a_telling(), 0.0
+    print(f"a telling of the watchdog takes {one * 1e9:.0f} ns")
+    print(f"{'experiment':20} {'tellings a step':>15} {'of a step':>10} {'guard':>8}")
+    for name in NAMES:
+        count, seconds = tellings(name)
+        with_it, without = stepper(name, True), stepper(name, False)
+        with_it(), without()
+        ratio = statistics.median(with_it() / without() for _ in range(PAIRS))
+        worst = max(worst, count * one / seconds)
+        print(f"{name:20} {count:15.1f} {count * one / seconds:10.4%} {ratio - 1:+8.2%}", flush=True)
+    print(f"{'under' if worst < 0.001 else 'NOT under'} 0.1% of a step")
+    return worst >= 0.001
+
+
+if __name__ == "__main__":
+    sys.exit(main())
