@@ -88,12 +88,21 @@ class Experiment:
 
     def check(self) -> None:
         """`Refused` where a number cannot be right, before anything is built."""
-        for path, value in flat(to_json(self)):
-            least, below = RANGES.get(path.split(".")[-1], (-math.inf, math.inf))
-            if isinstance(value, int | float) and not least <= value < below:
-                limits = f"{least} or more" + (f" and below {below}" if below < math.inf else "")
-                limits = limits if math.isfinite(value) else "a finite number"
-                raise Refused(f"--{path.replace('_', '-')} {value}: it must be {limits}.")
+        values = dict(flat(to_json(self)))
+        for path, value in values.items():
+            if not isinstance(value, int | float):
+                continue
+            name = next((part for part in reversed(path.split(".")) if not part.isdigit()), "")
+            least, below = RANGES.get(name, (-math.inf, math.inf))
+            most, wrong = UP_TO.get(name, math.inf), f"--{path.replace('_', '-')} {value}: it must be"
+            if not math.isfinite(value):
+                raise Refused(f"{wrong} a finite number.")
+            if not least <= value < below or value > most:
+                above = f" or more and below {below}" if below < math.inf else " or more"
+                raise Refused(f"{wrong} {least}{f' to {most}' if most < math.inf else above}.")
+            top = values.get(f"{path.removesuffix(name)}{RISING.get(name)}")
+            if isinstance(top, int | float) and value > top:
+                raise Refused(f"{wrong} at most its {RISING[name]}, {top}.")
         self.guard.check()
         self.precision.check(getattr(self.model, "dtype", "float32"))
         try:
@@ -104,17 +113,24 @@ class Experiment:
             ) from None
 
 
-# What a field of such a name may hold, wherever it stands: least, and what it must stay below. One name, one thing.
+# What a field of such a name may hold, or each of its numbers, wherever it stands: least, and what it must stay below,
+# or what it may reach. One name, one thing.
 COUNTS = "steps log_every evaluate_every checkpoint_every keep_last batch length depth width heads layers channels "
 COUNTS += "experts_per_token accumulate expansion rotary_base patch size "
 COUNTS += "classes types embedding kernel stride vocab kv_heads mlp_width max_length window target_vocab "
-COUNTS += "loss_scale_steps remat_group evaluate_batches learned_from samples sample_rate hop mels read_ahead"
+COUNTS += "loss_scale_steps remat_group evaluate_batches learned_from samples sample_rate hop mels read_ahead "
+COUNTS += "ratio limit repeat count shape target_shape"
 RANGES = {name: (1, math.inf) for name in COUNTS.split()}
 RANGES |= {name: (0, 1) for name in ("dropout", "drop_path", "b1", "b2", "momentum", "smoothing", "rate")}
 FROM_0 = "keep_best reproducible readers workers warmup peak end clip l1 l2 weight_decay experts balance router_z_loss "
-FROM_0 += "loss_scale most_skips spike stuck_after brightness contrast saturation magnitude padding skip_bad_records"
+FROM_0 += "loss_scale most_skips spike stuck_after brightness contrast saturation magnitude padding skip_bad_records "
+FROM_0 += "canvas lowest highest"
 RANGES |= {name: (0, math.inf) for name in FROM_0.split()}
-RANGES |= {"seed": (0, 2**32), "eval_share": (0, 1), "alpha": (1e-3, math.inf), "hue": (0, 0.5)}
+RANGES |= {"seed": (0, 2**32), "eval_share": (0, 1), "alpha": (1e-3, math.inf), "floor": (1e-30, math.inf)}
+RANGES |= {"share": (1e-3, math.inf), "std": (1e-6, math.inf)}
+UP_TO = {"probability": 1, "least": 1, "most": 1, "share": 1, "hue": 0.5}
+RANGES |= {name: (0, math.inf) for name in UP_TO if name not in RANGES}
+RISING = {"least": "most", "lowest": "highest", "smallest": "largest"}
 
 # What may change when a run goes on: where it runs, how far (a schedule then follows the new length), what it keeps.
 PACE = ("log_every", "evaluate_every", "evaluate_batches", "checkpoint_every", "keep_last", "keep_best")
