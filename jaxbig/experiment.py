@@ -136,6 +136,7 @@ RISING = {"least": "most", "lowest": "highest", "smallest": "largest"}
 PACE = ("log_every", "evaluate_every", "evaluate_batches", "checkpoint_every", "keep_last", "keep_best")
 PACE += ("readers", "workers", "read_ahead")
 FREE = ("mesh", "steps", "accumulate", "offload", "guard", *PACE)
+FREE_OF_DATA = ("skip_bad_records",)  # a batch is the same, however many more may be left out
 
 
 def to_json(value: Any) -> Any:
@@ -166,6 +167,7 @@ def flat(value: Any, path: str = "") -> list[tuple[str, Any]]:
 def identity(experiment: Any, data_identity: str) -> dict[str, Any]:
     """What must not change when a run goes on, from an experiment's JSON: seed, data, batch, model, ..."""
     fixed = {name: value for name, value in experiment.items() if name not in FREE}
+    fixed["data"] = {name: value for name, value in fixed["data"].items() if name not in FREE_OF_DATA}
     return {**fixed, "data_identity": data_identity}
 
 
@@ -182,12 +184,16 @@ def diff(old: Any, new: Any, path: str = "") -> list[str]:
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         pairs = enumerate(zip(old, new, strict=True))
         return [line for i, (a, b) in pairs for line in diff(a, b, f"{path}.{i}")]
-    return [] if old == new else [f"{path}: {_short(old)} -> {_short(new)}"]
+    texts = [each if isinstance(each, str) else json.dumps(each) for each in (old, new)]
+    same = next((place for place, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), 0)
+    return [] if old == new else [f"{path}: {' -> '.join(_short(text, same) for text in texts)}"]
 
 
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) < 100 else text[:60] + "..." + text[-20:]
+def _short(text: str, same: int) -> str:
+    """A text, or its beginning and, where it has stayed the same for longer, what stands where it has not."""
+    if len(text) < 100:
+        return text
+    return text[:60] + "..." + (text[-20:] if same < 60 else text[same - 10 : same + 20] + "...")
 
 
 def available() -> dict[str, Path]:

@@ -56,6 +56,7 @@ from jaxbig.objectives.classification import Classification
 from jaxbig.objectives.next_token import NextToken
 from jaxbig.optim.optimizers import SGD, AdamW
 from jaxbig.optim.schedules import Constant, WarmupCosine, WarmupLinear
+from jaxbig.resume import differences
 
 BASE = Experiment(
     model=ConvNet((Conv(4), Dense(8)), classes=10),
@@ -337,6 +338,12 @@ def test_a_fingerprint_does_not_change_with_where_and_how_long(what: str) -> Non
     assert diff(to_json(BASE), to_json(SAME[what]))
 
 
+def test_how_many_records_may_be_left_out_is_no_part_of_a_fingerprint() -> None:
+    before, now = (changed(data=dataclasses.replace(IMAGES, skip_bad_records=most)) for most in (0, 5))
+    assert print_of(before) == print_of(now)
+    assert differences({"experiment": to_json(before), "data_identity": "x"}, identity(to_json(now), "x")) == []
+
+
 def test_every_field_is_known_to_count_or_not() -> None:
     fields = {field.name for field in dataclasses.fields(Experiment)}
     fixed = {"model", "objective", "data", "optimizer", "precision", "initialize_from", "seed", "reproducible"}
@@ -381,6 +388,10 @@ def test_a_long_difference_is_cut() -> None:
     deeper = ConvNet((*[Conv(4)] * 9, Dense(8)), classes=10)
     (line,) = diff(to_json(BASE), to_json(changed(model=deeper)))
     assert line.startswith("model.layers: [") and len(line) < 250
+    before, now = f"{'x' * 90}sha256:0123{'y' * 90}", f"{'x' * 90}sha256:4567{'y' * 90}"
+    assert diff(before, now, "a") == [
+        f"a: {'x' * 60}...{'x' * 3}sha256:0123{'y' * 16}... -> {'x' * 60}...{'x' * 3}sha256:4567{'y' * 16}..."
+    ]
     assert diff({"a": "x" * 99}, {"a": "y"}) == [f"a: {'x' * 99} -> y"]
 
 

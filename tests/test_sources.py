@@ -190,5 +190,7 @@ def test_columns_of_a_table_make_a_vector(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "t.parquet")
     records = Parquet(files=str(tmp_path / "t.parquet"), eval_share=0.0)
     data = Columns(records=records, batch=3, inputs=("b", "a"), targets="c", shape=(2,))
+    with pytest.raises(ValueError, match=r"its b a have the shapes .*\(2,\).*, and not one"):
+        data.read({"b": 1.0, "a": [1.0, 2.0], "c": 1.0})
     rows = data.source("train").rows(np.array([2, 0]))
     assert rows["inputs"].tolist() == [[0.125, 3], [0.5, 1]] and rows["targets"].tolist() == [9, 7]
