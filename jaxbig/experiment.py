@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import itertools
 import json
 import math
 import re
@@ -103,6 +104,11 @@ class Experiment:
             top = values.get(f"{path.removesuffix(name)}{RISING.get(name)}")
             if isinstance(top, int | float) and value > top:
                 raise Refused(f"{wrong} at most its {RISING[name]}, {top}.")
+        for name, where in itertools.product(("classes", "vocab"), ("model", "objective")):
+            there, room = (getattr(each, name, None) for each in (self.data, getattr(self, where)))
+            if isinstance(there, int) and isinstance(room, int) and there > room:  # what is beyond counts as nothing
+                kind = {"vocab": "tokens"}.get(name, name)
+                raise Refused(f"the data has {there} {kind}, and --{where}.{name} {room}: it must be {there} or more.")
         self.guard.check()
         self.precision.check(getattr(self.model, "dtype", "float32"))
         try:

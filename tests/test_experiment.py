@@ -486,6 +486,16 @@ def test_a_number_that_cannot_be_right_is_refused_as_its_option(option: str) -> 
     assert said.startswith(f"--{option}: it must be ") and "\n" not in said
 
 
+def test_numbers_of_classes_and_tokens_that_are_beyond_the_model_are_refused() -> None:
+    images, text = dataclasses.replace(IMAGES, classes=11), PyText(batch=8, length=8)
+    for bad, said in (
+        (changed(data=images), "the data has 11 classes, and --model.classes 10: it must be 11 or more."),
+        (changed(data=text, model=Decoder(vocab=99)), "256 tokens, and --model.vocab 99: it must be 256 or more."),
+        (changed(data=text, objective=NextToken(vocab=99)), "256 tokens, and --objective.vocab 99"),
+    ):
+        assert said in refusal(bad.check)
+
+
 @pytest.mark.parametrize("fields", [{}, {"seed": 2**32 - 1}, {"keep_best": 0, "readers": 0}, {"steps": 1}], ids=str)
 def test_numbers_at_the_border_are_right(fields: dict[str, Any]) -> None:
     changed(**fields).check()
