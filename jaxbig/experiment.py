@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import itertools
 import json
 import math
 import re
@@ -88,12 +89,26 @@ class Experiment:
 
     def check(self) -> None:
         """`Refused` where a number cannot be right, before anything is built."""
-        for path, value in flat(to_json(self)):
-            least, below = RANGES.get(path.split(".")[-1], (-math.inf, math.inf))
-            if isinstance(value, int | float) and not least <= value < below:
-                limits = f"{least} or more" + (f" and below {below}" if below < math.inf else "")
-                limits = limits if math.isfinite(value) else "a finite number"
-                raise Refused(f"--{path.replace('_', '-')} {value}: it must be {limits}.")
+        values = dict(flat(to_json(self)))
+        for path, value in values.items():
+            if not isinstance(value, int | float):
+                continue
+            name = next((part for part in reversed(path.split(".")) if not part.isdigit()), "")
+            least, below = RANGES.get(name, (-math.inf, math.inf))
+            most, wrong = UP_TO.get(name, math.inf), f"--{path.replace('_', '-')} {value}: it must be"
+            if not math.isfinite(value):
+                raise Refused(f"{wrong} a finite number.")
+            if not least <= value < below or value > most:
+                above = f" or more and below {below}" if below < math.inf else " or more"
+                raise Refused(f"{wrong} {least}{f' to {most}' if most < math.inf else above}.")
+            top = values.get(f"{path.removesuffix(name)}{RISING.get(name)}")
+            if isinstance(top, int | float) and value > top:
+                raise Refused(f"{wrong} at most its {RISING[name]}, {top}.")
+        for name, where in itertools.product(("classes", "vocab"), ("model", "objective")):
+            there, room = (getattr(each, name, None) for each in (self.data, getattr(self, where)))
+            if isinstance(there, int) and isinstance(room, int) and there > room:  # what is beyond counts as nothing
+                kind = {"vocab": "tokens"}.get(name, name)
+                raise Refused(f"the data has {there} {kind}, and --{where}.{name} {room}: it must be {there} or more.")
         self.guard.check()
         self.precision.check(getattr(self.model, "dtype", "float32"))
         try:
@@ -104,22 +119,30 @@ class Experiment:
             ) from None
 
 
-# What a field of such a name may hold, wherever it stands: least, and what it must stay below. One name, one thing.
+# What a field of such a name may hold, or each of its numbers, wherever it stands: least, and what it must stay below,
+# or what it may reach. One name, one thing.
 COUNTS = "steps log_every evaluate_every checkpoint_every keep_last batch length depth width heads layers channels "
 COUNTS += "experts_per_token accumulate expansion rotary_base patch size "
 COUNTS += "classes types embedding kernel stride vocab kv_heads mlp_width max_length window target_vocab "
-COUNTS += "loss_scale_steps remat_group evaluate_batches learned_from samples sample_rate hop mels read_ahead"
+COUNTS += "loss_scale_steps remat_group evaluate_batches learned_from samples sample_rate hop mels read_ahead "
+COUNTS += "ratio limit repeat count shape target_shape"
 RANGES = {name: (1, math.inf) for name in COUNTS.split()}
 RANGES |= {name: (0, 1) for name in ("dropout", "drop_path", "b1", "b2", "momentum", "smoothing", "rate")}
 FROM_0 = "keep_best reproducible readers workers warmup peak end clip l1 l2 weight_decay experts balance router_z_loss "
-FROM_0 += "loss_scale most_skips spike stuck_after brightness contrast saturation magnitude padding skip_bad_records"
+FROM_0 += "loss_scale most_skips spike stuck_after brightness contrast saturation magnitude padding skip_bad_records "
+FROM_0 += "canvas lowest highest"
 RANGES |= {name: (0, math.inf) for name in FROM_0.split()}
-RANGES |= {"seed": (0, 2**32), "eval_share": (0, 1), "alpha": (1e-3, math.inf), "hue": (0, 0.5)}
+RANGES |= {"seed": (0, 2**32), "eval_share": (0, 1), "alpha": (1e-3, math.inf), "floor": (1e-30, math.inf)}
+RANGES |= {"share": (1e-3, math.inf), "std": (1e-6, math.inf)}
+UP_TO = {"probability": 1, "least": 1, "most": 1, "share": 1, "hue": 0.5}
+RANGES |= {name: (0, math.inf) for name in UP_TO if name not in RANGES}
+RISING = {"least": "most", "lowest": "highest", "smallest": "largest"}
 
 # What may change when a run goes on: where it runs, how far (a schedule then follows the new length), what it keeps.
 PACE = ("log_every", "evaluate_every", "evaluate_batches", "checkpoint_every", "keep_last", "keep_best")
 PACE += ("readers", "workers", "read_ahead")
 FREE = ("mesh", "steps", "accumulate", "offload", "guard", *PACE)
+FREE_OF_DATA = ("skip_bad_records",)  # a batch is the same, however many more may be left out
 
 
 def to_json(value: Any) -> Any:
@@ -150,6 +173,7 @@ def flat(value: Any, path: str = "") -> list[tuple[str, Any]]:
 def identity(experiment: Any, data_identity: str) -> dict[str, Any]:
     """What must not change when a run goes on, from an experiment's JSON: seed, data, batch, model, ..."""
     fixed = {name: value for name, value in experiment.items() if name not in FREE}
+    fixed["data"] = {name: value for name, value in fixed["data"].items() if name not in FREE_OF_DATA}
     return {**fixed, "data_identity": data_identity}
 
 
@@ -166,12 +190,16 @@ def diff(old: Any, new: Any, path: str = "") -> list[str]:
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         pairs = enumerate(zip(old, new, strict=True))
         return [line for i, (a, b) in pairs for line in diff(a, b, f"{path}.{i}")]
-    return [] if old == new else [f"{path}: {_short(old)} -> {_short(new)}"]
+    texts = [each if isinstance(each, str) else json.dumps(each) for each in (old, new)]
+    same = next((place for place, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), 0)
+    return [] if old == new else [f"{path}: {' -> '.join(_short(text, same) for text in texts)}"]
 
 
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) < 100 else text[:60] + "..." + text[-20:]
+def _short(text: str, same: int) -> str:
+    """A text, or its beginning and, where it has stayed the same for longer, what stands where it has not."""
+    if len(text) < 100:
+        return text
+    return text[:60] + "..." + (text[-20:] if same < 60 else text[same - 10 : same + 20] + "...")
 
 
 def available() -> dict[str, Path]:

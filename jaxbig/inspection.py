@@ -27,6 +27,8 @@ def inspect(experiment: Experiment, step: int, split: str, batches: int, picture
     """
     if split not in ("train", "eval"):
         raise Refused(f"--split {split!r}: it is train or eval.")
+    if step < 0 or batches < 1:
+        raise Refused(f"--step {step} --batches {batches}: they must be 0 or more, and 1 or more.")
     data, source = experiment.data, experiment.data.source(split)
     if split == "eval" and step + batches > (most := eval_steps(source, data.batch)):
         raise Refused(f"--step {step} --batches {batches}: an evaluation has {most} batches of {data.batch}.")

@@ -134,7 +134,7 @@ def write_run(
 
 def differences(run: dict[str, Any], fixed: dict[str, Any]) -> list[str]:
     """What differs between the run that `run.json` tells of and this one's identity, a line each."""
-    before = {**run["experiment"], "data_identity": run["data_identity"]}
+    before = {**run["experiment"], **identity(run["experiment"], run["data_identity"])}
     return diff({name: before.get(name) for name in fixed}, fixed)
 
 

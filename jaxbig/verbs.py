@@ -95,6 +95,7 @@ class DataPrepare(OfExperiment):
     """Fetches the experiment's data, where it comes over the network, and makes it ready to read."""
 
     def __call__(self) -> int:
+        self.experiment.check()
         self.experiment.data.fetch()
         identity = self.experiment.data.prepare()
         sizes = {f"{split} examples": len(self.experiment.data.source(split)) for split in ("train", "eval")}

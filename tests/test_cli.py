@@ -107,7 +107,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("train digits_convnet --mesh.tensor 3", ["tensor=3", "multiple of 3", "there are 8"]),
         ("train digits_convnet --mesh.fsdp -1", ["data=-1", "fsdp=-1"]),
         ("train digits_rnn --mesh.tensor 8 --model.width 12", ["lstm_0", "12", "tensor=8"]),
-        ("train digits_rnn --model.classes 7", ["7 logits", "10 classes"]),
+        ("train digits_rnn --model.classes 7", ["10 classes", "--model.classes 7"]),
         ("train pytext_transformer --model.heads 3", ["width 128", "heads 3"]),
         ("train digits_convnet --optimizer.decayed (", ["--optimizer.decayed", "'('"]),
         ("train digits_convnet --optimizer.rate.warmup -4", ["--optimizer.rate.warmup -4", "0 or more"]),

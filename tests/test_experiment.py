@@ -13,8 +13,27 @@ import flax.linen as nn
 import pytest
 from conftest import EXPERIMENTS, ROOT
 
+from jaxbig.data.audio import Sounds
+from jaxbig.data.augment import (
+    CentralCrop,
+    ColorJitter,
+    CutMix,
+    Either,
+    Erasing,
+    Flip,
+    Mixup,
+    Normalize,
+    RandomCrop,
+    ResizedCrop,
+)
+from jaxbig.data.columns import Columns
 from jaxbig.data.digits import Digits
+from jaxbig.data.image_folder import ImageFolder
+from jaxbig.data.images import Images
+from jaxbig.data.logmel import LogMel
+from jaxbig.data.made_up import MadeUp
 from jaxbig.data.pytext import PyText
+from jaxbig.data.randaugment import RandAugment
 from jaxbig.errors import Refused
 from jaxbig.experiment import (
     FREE,
@@ -37,6 +56,7 @@ from jaxbig.objectives.classification import Classification
 from jaxbig.objectives.next_token import NextToken
 from jaxbig.optim.optimizers import SGD, AdamW
 from jaxbig.optim.schedules import Constant, WarmupCosine, WarmupLinear
+from jaxbig.resume import differences
 
 BASE = Experiment(
     model=ConvNet((Conv(4), Dense(8)), classes=10),
@@ -318,6 +338,12 @@ def test_a_fingerprint_does_not_change_with_where_and_how_long(what: str) -> Non
     assert diff(to_json(BASE), to_json(SAME[what]))
 
 
+def test_how_many_records_may_be_left_out_is_no_part_of_a_fingerprint() -> None:
+    before, now = (changed(data=dataclasses.replace(IMAGES, skip_bad_records=most)) for most in (0, 5))
+    assert print_of(before) == print_of(now)
+    assert differences({"experiment": to_json(before), "data_identity": "x"}, identity(to_json(now), "x")) == []
+
+
 def test_every_field_is_known_to_count_or_not() -> None:
     fields = {field.name for field in dataclasses.fields(Experiment)}
     fixed = {"model", "objective", "data", "optimizer", "precision", "initialize_from", "seed", "reproducible"}
@@ -362,6 +388,10 @@ def test_a_long_difference_is_cut() -> None:
     deeper = ConvNet((*[Conv(4)] * 9, Dense(8)), classes=10)
     (line,) = diff(to_json(BASE), to_json(changed(model=deeper)))
     assert line.startswith("model.layers: [") and len(line) < 250
+    before, now = f"{'x' * 90}sha256:0123{'y' * 90}", f"{'x' * 90}sha256:4567{'y' * 90}"
+    assert diff(before, now, "a") == [
+        f"a: {'x' * 60}...{'x' * 3}sha256:0123{'y' * 16}... -> {'x' * 60}...{'x' * 3}sha256:4567{'y' * 16}..."
+    ]
     assert diff({"a": "x" * 99}, {"a": "y"}) == [f"a: {'x' * 99} -> y"]
 
 
@@ -405,6 +435,49 @@ BAD = {
     "optimizer.b2 1.0": changed(optimizer=AdamW(rate=RATE, b2=1.0)),
     "optimizer.weight-decay -0.1": changed(optimizer=AdamW(rate=RATE, weight_decay=-0.1)),
 }
+IMAGES = Images(records=MadeUp(images=("image",)), batch=2, size=8, classes=2)
+AUGMENT = {
+    "size 0": RandomCrop(size=0),
+    "least -0.1": ResizedCrop(least=-0.1),
+    "least nan": ResizedCrop(least=math.nan),
+    "least 0.9": ResizedCrop(least=0.9, most=0.5),
+    "most 1.1": ResizedCrop(most=1.1),
+    "ratio 0.5": Erasing(ratio=0.5),
+    "size -3": CentralCrop(size=-3),
+    "share 1.5": CentralCrop(share=1.5),
+    "share 0.0": CentralCrop(share=0.0),
+    "padding -1": RandomCrop(padding=-1),
+    "probability 1.01": Flip(probability=1.01),
+    "probability -0.5": Erasing(probability=-0.5),
+    "probability nan": Flip(probability=math.nan),
+    "hue 0.6": ColorJitter(hue=0.6),
+    "brightness -1.0": ColorJitter(brightness=-1.0),
+    "contrast inf": ColorJitter(contrast=math.inf),
+    "std.1 0.0": Normalize(std=(1.0, 0.0, 1.0)),
+    "mean.0 nan": Normalize(mean=(math.nan,)),
+    "layers 0": RandAugment(layers=0),
+    "magnitude -1.0": RandAugment(magnitude=-1.0),
+}
+BAD |= {f"data.augment.0.{o}": changed(data=dataclasses.replace(IMAGES, augment=(a,))) for o, a in AUGMENT.items()}
+MIX = {"alpha 0.0": Mixup(alpha=0.0), "alpha nan": CutMix(alpha=math.nan), "probability 2": Either(probability=2)}
+MIX |= {"first.alpha -1": Either(first=Mixup(alpha=-1)), "probability inf": Either(probability=math.inf)}
+BAD |= {f"data.mix.0.{option}": changed(data=dataclasses.replace(IMAGES, mix=(mix,))) for option, mix in MIX.items()}
+MEL = {"lowest -1.0": LogMel(lowest=-1.0), "lowest 90.0": LogMel(lowest=90.0, highest=80.0), "hop 0": LogMel(hop=0)}
+MEL |= {"floor 0.0": LogMel(floor=0.0), "mels 0": LogMel(mels=0)}
+BAD |= {
+    f"data.spectrogram.{option}": changed(data=Sounds(records=MadeUp(), batch=2, classes=2, spectrogram=mel))
+    for option, mel in MEL.items()
+}
+FOLDER = ImageFolder(folder="")
+WRONG: dict[str, dict[str, Any]] = {
+    "data.size 0": {"size": 0},
+    "data.canvas -1": {"canvas": -1},
+    "data.records.count 0": {"records": MadeUp(count=0)},
+    "data.records.eval-share 1.0": {"records": dataclasses.replace(FOLDER, eval_share=1.0)},
+    "data.records.limit 0": {"records": dataclasses.replace(FOLDER, limit=0)},
+}
+BAD |= {option: changed(data=dataclasses.replace(IMAGES, **fields)) for option, fields in WRONG.items()}
+BAD |= {"data.shape.1 0": changed(data=Columns(records=MadeUp(), batch=2, shape=(3, 0)))}
 
 
 @pytest.mark.parametrize("option", BAD)
@@ -413,9 +486,24 @@ def test_a_number_that_cannot_be_right_is_refused_as_its_option(option: str) -> 
     assert said.startswith(f"--{option}: it must be ") and "\n" not in said
 
 
+def test_numbers_of_classes_and_tokens_that_are_beyond_the_model_are_refused() -> None:
+    images, text = dataclasses.replace(IMAGES, classes=11), PyText(batch=8, length=8)
+    for bad, said in (
+        (changed(data=images), "the data has 11 classes, and --model.classes 10: it must be 11 or more."),
+        (changed(data=text, model=Decoder(vocab=99)), "256 tokens, and --model.vocab 99: it must be 256 or more."),
+        (changed(data=text, objective=NextToken(vocab=99)), "256 tokens, and --objective.vocab 99"),
+    ):
+        assert said in refusal(bad.check)
+
+
 @pytest.mark.parametrize("fields", [{}, {"seed": 2**32 - 1}, {"keep_best": 0, "readers": 0}, {"steps": 1}], ids=str)
 def test_numbers_at_the_border_are_right(fields: dict[str, Any]) -> None:
     changed(**fields).check()
+
+
+def test_augmentation_at_the_border_is_right() -> None:
+    augment = (ResizedCrop(least=1, most=1, ratio=1), Flip(probability=1), ColorJitter(hue=0.5), Erasing(probability=0))
+    changed(data=dataclasses.replace(IMAGES, augment=augment, center=(CentralCrop(share=1),))).check()
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -1,5 +1,7 @@
 """Reading ahead by threads and worker processes: the same bytes by all, bounded, and an end that says why."""
 
+import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -7,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,12 @@ import numpy as np
 import psutil
 import pytest
 from conftest import small
+from PIL import Image
 
 from jaxbig.data.base import Rows
 from jaxbig.data.feeding import Readers, in_order
+from jaxbig.data.image_folder import ImageFolder
+from jaxbig.data.images import Images
 from jaxbig.data.stream import eval_batch, eval_batches, eval_steps, train_batch, train_batches, train_indices
 from jaxbig.errors import Failed, Refused
 from jaxbig.experiment import import_file
@@ -120,6 +125,14 @@ def as_bytes(batches: Any) -> list[dict[str, tuple[Any, ...]]]:
     return [{name: (a.dtype, a.shape, a.tobytes()) for name, a in batch.items()} for batch in batches]
 
 
+@contextlib.contextmanager
+def soon(seconds: float = 5.0) -> Iterator[None]:
+    """What is inside takes no longer."""
+    began = time.perf_counter()
+    yield
+    assert time.perf_counter() - began < seconds
+
+
 def step_of(source: Any, record: int, start: int = 1) -> int:
     """The first step from `start` on in whose batch of 8 the record is."""
     return next(step for step in range(start, 100) if record in train_indices(source, 5, step, 8))
@@ -200,9 +213,36 @@ def test_a_record_that_cannot_be_read_ends_the_run_at_its_own_step(file: Any, wo
     step = step_of(source, 13, 3)
     batches = train_batches(source, 5, step - 2, 100, 8, readers, workers=workers)
     next(batches), next(batches)
-    with pytest.raises(Failed) as failed:
+    with soon(), pytest.raises(Failed) as failed:
         next(batches)
     assert str(failed.value).startswith("part-1.bin record 3 cannot be read: OSError: flipped bits; mend or remove it")
+
+
+@pytest.mark.parametrize(("workers", "readers"), SOME)
+@pytest.mark.parametrize("bad", ["cut off", "no image"])
+def test_a_file_that_is_cut_off_or_cannot_be_decoded_is_named_soon_or_left_out(
+    bad: str, workers: int, readers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JAXBIG_CACHE", str(tmp_path / "cache"))
+    for number in range(37):
+        name = tmp_path / "pictures" / "ab"[number % 2] / f"{number:02}.jpg"
+        name.parent.mkdir(parents=True, exist_ok=True)
+        Image.linear_gradient("L").convert("RGB").save(name)
+    images = Images(records=ImageFolder(folder=f"{tmp_path}/pictures", eval_share=0), batch=8, size=8, classes=2)
+    source: Any = images.source("train")
+    broken, step = Path(source.where(13)), step_of(source, 13, 3)
+    broken.write_bytes({"cut off": broken.read_bytes()[:-300], "no image": b"decode this"}[bad])
+    batches = train_batches(source, 5, step - 2, 100, 8, readers, workers=workers)
+    next(batches), next(batches)
+    with (
+        soon(),
+        pytest.raises(Failed, match=rf"{broken} cannot be read: ValueError: it is no whole image: .*; mend or"),
+    ):
+        next(batches)
+    source = dataclasses.replace(images, skip_bad_records=1).source("train")
+    with contextlib.closing(train_batches(source, 5, step - 2, 100, 8, readers, workers=workers)) as batches:
+        masks = [next(batches)["mask"] for _ in range(3)]
+    assert np.array_equal(masks[2] == 0, train_indices(source, 5, step, 8) == 13)
 
 
 @pytest.mark.parametrize(("workers", "readers"), SOME)
@@ -262,19 +302,27 @@ def test_a_source_that_cannot_be_sent_is_refused(file: Any) -> None:
 
 
 def test_a_worker_that_is_killed_ends_the_run_and_the_record_is_named(file: Any) -> None:
-    source = data(file, deadly=23)
-    with pytest.raises(Failed, match=r"was killed by SIGKILL while .* step \d+, at or after part-2.bin record 3: t"):
-        list(train_batches(source, 5, 0, 100, 8, 1, workers=2))
+    source = data(file, deadly=23, size=400)
+    step = step_of(source, 23, 15)
+    batches = train_batches(source, 5, step - 15, 100, 8, 1, workers=2)
+    next(batches), next(batches)  # 8 are ahead
+    said = r"was killed by SIGKILL while .* step \d+, at or after part-2.bin record 3: t"
+    with soon(), pytest.raises(Failed, match=said):
+        for _ in batches:
+            pass
 
 
-def test_a_worker_that_is_killed_while_it_waits_is_noticed_at_the_next_batch(file: Any) -> None:
+def test_a_worker_that_is_killed_is_noticed_at_the_next_batch_though_many_are_ahead(file: Any) -> None:
     batches = train_batches(data(file), 5, 0, 10**6, 8, 1, workers=2)
     for _ in range(3):
         next(batches)
-    psutil.Process().children()[1].kill()
-    with pytest.raises(Failed, match="was killed by SIGKILL"):
-        for _ in batches:
-            pass
+    time.sleep(0.5)  # a long step, in which all that is ahead is read
+    worker = psutil.Process().children()[1].pid
+    with soon():
+        os.kill(worker, signal.SIGKILL)
+        os.waitid(os.P_PID, worker, os.WEXITED | os.WNOWAIT)  # it is dead, and not yet asked for
+        with pytest.raises(Failed, match="was killed by SIGKILL: the machine may lack memory"):
+            next(batches)
 
 
 def test_workers_are_started_once_and_have_no_devices(file: Any) -> None:

@@ -183,9 +183,9 @@ def test_the_identity_is_of_the_data_alone(kind: str, tmp_path: Path, monkeypatc
     assert dataclasses.replace(records, eval_share=0.6).prepare() != first
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "images"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_identity_knows_another_byte(kind: str, tmp_path: Path) -> None:
-    """Of a file of about the same size; of images it knows the names and sizes alone."""
+    """Of a file of about the same size."""
     records = each_kind(tmp_path / "data")[kind][0]
     if kind == "lines":
         records = dataclasses.replace(records, by="file", eval_files=f"{tmp_path}/data/a.jsonl")  # type: ignore[call-arg]
@@ -194,6 +194,8 @@ def test_the_identity_knows_another_byte(kind: str, tmp_path: Path) -> None:
         changed = (tmp_path / "data" / file).read_bytes().replace(old, new)
         (tmp_path / "data" / file).write_bytes(changed)
     table(tmp_path / "data" / "t.parquet", 1)
+    picture = tmp_path / "data" / "images" / "cat" / "7.png"
+    picture.write_bytes(picture.read_bytes()[:-1] + b"!")
     for file, save in (("plain", np.savez), ("small", np.savez_compressed)):
         arrays = dict(np.load(tmp_path / "data" / f"{file}.npz"))
         arrays["x"][0, 0] += 1
@@ -289,6 +291,17 @@ def test_the_index_is_made_again_when_a_file_changes_and_only_then(
     assert [scans(records), scans(records)] == [1, 0]
 
 
+def test_no_home_and_no_name_for_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = json_lines(tmp_path / "a.jsonl", {"n": 1})
+    monkeypatch.setenv("JAXBIG_CACHE", "")  # is as if it were not set
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    JsonLines(files=str(file), eval_share=0).prepare()
+    assert (tmp_path / "home" / ".cache" / "jaxbig" / "index").is_dir()
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as for a user who is in no list
+    with pytest.raises(Refused, match=r"no home to find ~/\.cache/jaxbig in: set JAXBIG_CACHE to a folder that can"):
+        JsonLines(files=str(file), eval_share=0).prepare()
+
+
 def test_a_cache_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = json_lines(tmp_path / "a.jsonl", {"n": 1})
     monkeypatch.setenv("JAXBIG_CACHE", str(file))
@@ -308,13 +321,17 @@ def test_numbers_that_mean_nothing_are_refused(change: dict[str, Any], tmp_path:
 
 def test_a_split_with_no_record_is_refused(tmp_path: Path) -> None:
     file = str(json_lines(tmp_path / "a.jsonl", {"n": 1}))
-    with pytest.raises(Refused, match=r"JsonLines with eval_share 0\.05 has no record for eval: set another share"):
+    with pytest.raises(Refused, match=r"with eval_share 0\.05 has no record for eval, of 1 in .*a\.jsonl: set another"):
         JsonLines(files=file).prepare()
     assert "train 1, eval 0" in JsonLines(files=file, eval_share=0).prepare()  # as it was asked
     with pytest.raises(Refused, match="has no record for eval"):
         JsonLines(files=file, eval_share=0).open("eval")
     with pytest.raises(Refused, match="has no record for train"):
         JsonLines(files=file, eval_files=file).prepare()
+    for name in "bc":
+        (tmp_path / f"{name}.txt").write_text("\n \n")
+    with pytest.raises(Refused, match=r"for train, of 0 in \S*b\.txt and 1 other files: write some, or name other"):
+        TextFiles(files=f"{tmp_path}/*.txt", by="line").prepare()
 
 
 @pytest.mark.parametrize("kind", [JsonLines, TextFiles, Parquet])
@@ -324,6 +341,29 @@ def test_patterns_that_match_nothing_and_folders_are_refused(kind: Callable[...,
         kind(files=(f"{tmp_path}/*.jsonl", f"{tmp_path}/*.json")).prepare()
     with pytest.raises(Refused, match=r"is a folder: name files, as in .*/\*\.$"):
         kind(files=str(tmp_path)).prepare()
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link to nothing is not passed over."""
+    images(tmp_path / "data", cat=3, dog=3)
+    pictures = ImageFolder(folder=f"{tmp_path}/data")
+    json_lines(tmp_path / "a.jsonl", {"n": 1})
+    for name in ("data/cat/7.png", "b.jsonl"):
+        (tmp_path / name).symlink_to(tmp_path / "nowhere")
+    for records, name in ((pictures, "7.png"), (TextFiles(files=f"{tmp_path}/*.jsonl"), "b.jsonl")):
+        with pytest.raises(Refused, match=rf"{name} cannot be read: No such file or directory; mend or remove it\.$"):
+            records.prepare()
+    (tmp_path / "data" / "cat" / "7.png").unlink()
+    (tmp_path / "data" / "cat" / "7.png").mkdir()
+    with pytest.raises(Refused, match=r"7\.png cannot be read: Is a directory"):
+        pictures.prepare()
+
+    def denied(path: Any) -> Any:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(Refused, match=rf"{tmp_path}/data cannot be read: Permission denied"):
+        _ = pictures.classes
 
 
 def test_a_path_may_look_like_a_pattern_and_is_then_a_path(tmp_path: Path) -> None:
@@ -366,7 +406,7 @@ def test_folders_that_are_no_images_by_class_are_refused(tmp_path: Path) -> None
         ImageFolder(folder=str(tmp_path / "none")).prepare()
     (tmp_path / "data").mkdir()
     with pytest.raises(Refused, match="has no folder in it: make one for each class"):
-        ImageFolder(folder=str(tmp_path / "data")).prepare()
+        _ = ImageFolder(folder=str(tmp_path / "data")).classes
     images(tmp_path / "data", cat=3, dog=0)
     with pytest.raises(Refused, match=r"class dog in \S*/data has no image \(\.jpg .*: put some in, or remove"):
         ImageFolder(folder=str(tmp_path / "data")).prepare()
@@ -469,6 +509,18 @@ def test_decoded_row_groups_are_few(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert opened[59]["label"] == 59 and opened[0]["label"] == 0
     opened.groups.popitem()
     assert opened[0]["label"] == 0 and 1 <= len(opened.groups) <= 3
+
+
+def test_few_parquet_files_are_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jaxbig.data.parquet.OPEN", 3)
+    monkeypatch.setattr("jaxbig.data.parquet.KEPT", 1)
+    for number in range(9):
+        table(tmp_path / f"{number}.parquet", number, 2)
+    opened: Any = Parquet(files=f"{tmp_path}/*.parquet", columns=("label",), eval_share=0).open("train")
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(2):
+        assert [record["label"] for record in opened] == [number // 2 + number % 2 for number in range(18)]
+        assert len(opened.opened) == 3 and len(os.listdir("/proc/self/fd")) == before + 3
 
 
 def test_a_missing_column_and_a_file_that_is_no_parquet_are_refused(tmp_path: Path) -> None:

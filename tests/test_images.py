@@ -139,6 +139,10 @@ def test_a_broken_image_is_named_or_left_out() -> None:
     broken = Broken(images=("image",), labels=(("label", CLASSES),))
     with pytest.raises(Failed, match=r"record [123] cannot be read.*--data.skip-bad-records"):
         dataclasses.replace(DATA, records=broken).source("train").rows(np.arange(6))
+    for canvas in (0, 24):
+        data = dataclasses.replace(DATA, records=broken, canvas=canvas)
+        with pytest.raises(Failed, match=r"record 2 .*: it is no whole image: cannot identify image file; m"):
+            data.source("train").rows(np.array([2]))
     rows = dataclasses.replace(DATA, records=broken, skip_bad_records=3).source("train").rows(np.arange(6))
     assert rows["mask"].tolist() == [1, 0, 0, 0, 1, 1]
     assert np.isfinite(transformed(dataclasses.replace(DATA, batch=6), 0, True, rows)["inputs"]).all()

@@ -73,13 +73,19 @@ def test_mixed_images_are_over_both_their_classes(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    ("step", "split", "words"), [(0, "test", "train or eval"), (3, "eval", "an evaluation has 3 batches")]
+    ("step", "split", "batches", "words"),
+    [
+        (0, "test", 1, "train or eval"),
+        (3, "eval", 1, "an evaluation has 3 batches"),
+        (-1, "train", 1, "--step -1 --batches 1: they must be 0 or more, and 1 or more"),
+        (0, "eval", 0, "--step 0 --batches 0: they must be"),
+    ],
 )
-def test_what_cannot_be_shown_is_refused(step: int, split: str, words: str, tmp_path: Path) -> None:
+def test_what_cannot_be_shown_is_refused(step: int, split: str, batches: int, words: str, tmp_path: Path) -> None:
     experiment = small("digits_convnet")
     experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, batch=128))
     with pytest.raises(Refused, match=words):
-        inspect(experiment, step, split, 1, tmp_path / "a.png")
+        inspect(experiment, step, split, batches, tmp_path / "a.png")
 
 
 def test_the_verbs(jaxbig: Callable[..., Any], tmp_path: Path) -> None:

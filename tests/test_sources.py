@@ -1,6 +1,7 @@
 """Every kind of records gives the same bytes whoever reads them, from any step, and names what is broken."""
 
 import dataclasses
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
 
 from jaxbig.data.arrays import Arrays
@@ -22,9 +24,11 @@ from jaxbig.data.json_lines import JsonLines
 from jaxbig.data.made_up import MadeUp
 from jaxbig.data.mixture import Mixture
 from jaxbig.data.parquet import Parquet
+from jaxbig.data.prepared import Builder, prepared
 from jaxbig.data.stream import eval_batch, train_batch, train_batches
-from jaxbig.data.text import Sentences, Tokens
+from jaxbig.data.text import Sentences, TokenRows, Tokens
 from jaxbig.data.text_files import TextFiles
+from jaxbig.data.tfds import Tfds
 from jaxbig.data.tokenizers import BytePairs
 from jaxbig.errors import Failed
 
@@ -81,12 +85,43 @@ def mixed(root: Path) -> Tokens:
     return Tokens(records=Mixture(parts=parts, weights=(0.7, 0.3)), batch=BATCH, length=12)
 
 
-KINDS: dict[str, Make] = {make.__name__: make for make in (folder, lines, files, table, arrays, sounds, mixed)}
+def masked(root: Path) -> TokenRows:
+    (root / "masked.txt").write_text("".join(f"line {n} of a text\n" for n in range(50)))
+    records = TextFiles(files=str(root / "masked.txt"), by="line", eval_share=0.2)
+    return TokenRows(records=records, batch=BATCH, length=12)
+
+
+class Shades(Builder):
+    """As TFDS has them: images that are encoded, and a class."""
+
+    def features(self) -> dict[str, Any]:
+        return {"image": tfds.features.Image(shape=(6, 6, 1)), "label": tfds.features.ClassLabel(num_classes=5)}
+
+    def records(self) -> dict[str, Any]:
+        shades = [{"image": np.full((6, 6), n, np.uint8), "label": n % 5} for n in range(50)]
+        return {"train": shades, "test": shades[:9]}
+
+    def _generate_examples(self, records: Any) -> Any:
+        for number, record in enumerate(records):  # TFDS makes a PNG of pixels with TensorFlow alone
+            file = io.BytesIO()
+            Image.fromarray(record["image"]).save(file, "png")
+            file.seek(0)
+            yield number, record | {"image": file}
+
+
+def catalogue(root: Path) -> Images:
+    prepared(Shades)
+    return Images(records=Tfds("shades"), batch=BATCH, size=6, channels=1, classes=5)
+
+
+MAKES = (folder, lines, files, table, arrays, sounds, mixed, masked, catalogue)
+KINDS: dict[str, Make] = {make.__name__: make for make in MAKES}
 
 
 @pytest.fixture(params=KINDS)
 def data(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Data:
-    monkeypatch.setenv("JAXBIG_CACHE", str(tmp_path / "cache"))
+    for name in ("JAXBIG_CACHE", "TFDS_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
     made = KINDS[request.param](tmp_path)
     made.prepare()
     return made
@@ -155,5 +190,7 @@ def test_columns_of_a_table_make_a_vector(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "t.parquet")
     records = Parquet(files=str(tmp_path / "t.parquet"), eval_share=0.0)
     data = Columns(records=records, batch=3, inputs=("b", "a"), targets="c", shape=(2,))
+    with pytest.raises(ValueError, match=r"its b a have the shapes .*\(2,\).*, and not one"):
+        data.read({"b": 1.0, "a": [1.0, 2.0], "c": 1.0})
     rows = data.source("train").rows(np.array([2, 0]))
     assert rows["inputs"].tolist() == [[0.125, 3], [0.5, 1]] and rows["targets"].tolist() == [9, 7]

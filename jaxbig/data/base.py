@@ -6,16 +6,31 @@ A data set of one's own is easiest in two halves: `Records` are what lies somewh
 
 import abc
 import dataclasses
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
+from jaxbig.errors import Refused
+
 Record = dict[str, Any]
 Rows = dict[str, np.ndarray]
 Batch = dict[str, jax.Array]
 Spec = dict[str, jax.ShapeDtypeStruct]
+
+
+def folder_of(variable: str, default: str) -> Path:
+    """The folder that a variable of the environment names, or else the default; `Refused` if no one's home is meant."""
+    folder = os.environ.get(variable) or default
+    try:
+        return Path(folder).expanduser().absolute()
+    except RuntimeError:
+        raise Refused(
+            f"this user has no home to find {folder} in: set {variable} to a folder that can be written."
+        ) from None
 
 
 class Source(Protocol):

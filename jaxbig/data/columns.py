@@ -35,6 +35,8 @@ class Columns(Examples):
 
     def read(self, record: Record) -> Example:
         parts = [numbers(record, name) for name in self.inputs]
+        if len(shapes := {part.shape for part in parts}) > 1:
+            raise ValueError(f"its {' '.join(self.inputs)} have the shapes {' '.join(map(str, shapes))}, and not one")
         inputs = parts[0] if len(parts) == 1 else np.stack(parts)
         if inputs.shape != self.shape:
             raise ValueError(

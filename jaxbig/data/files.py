@@ -22,11 +22,11 @@ from typing import Any, ClassVar, NamedTuple
 import filelock
 import numpy as np
 
-from jaxbig.data.base import Record, Records
+from jaxbig.data.base import Record, Records, folder_of
 from jaxbig.errors import Refused
 
 log = logging.getLogger("jaxbig")
-VERSION = 1  # of an index; raise it when what one holds changes
+VERSION = 2  # of an index; raise it when what one holds changes
 
 
 class File(NamedTuple):
@@ -122,7 +122,7 @@ class Files(Records):
 
     def open(self, split: str) -> Opened:
         index = self.index()
-        places = self.some(chosen(self, index, split), split)
+        places = self.some(index, chosen(self, index, split), split)
         repeat = self.repeat if split == "train" else 1
         return self.opened(self, index.files, Places(*(column[places] for column in index.places)), repeat)
 
@@ -130,15 +130,18 @@ class Files(Records):
         index = self.index()
         splits = {split: chosen(self, index, split) for split in ("train", "eval")}
         for split in splits if self.eval_share else ("train",):
-            self.some(splits[split], split)
+            self.some(index, splits[split], split)
         said = ", ".join(f"{split} {len(places)}" for split, places in splits.items())
         return f"{self.kind} of {len(index.files)} files, {index.bytes} bytes, records: {said}, sha256:{index.sha256}"
 
-    def some(self, places: np.ndarray, split: str) -> np.ndarray:
+    def some(self, index: Index, places: np.ndarray, split: str) -> np.ndarray:
         if not len(places):
+            count, more = len(index.places.which), len(index.files) - 1
+            where = index.files[0].path + (f" and {more} other files" if more else "")
+            mend = "set another share, or name more files" if count else "write some, or name other files"
             raise Refused(
-                f"{self.kind} with eval_share {self.eval_share} has no record for {split}: set another share, "
-                "or name more files."
+                f"{self.kind} with eval_share {self.eval_share} has no record for {split}, of {count} in {where}: "
+                f"{mend}."
             )
         return places
 
@@ -153,8 +156,9 @@ class Files(Records):
                 f"{self.kind} with eval_share {self.eval_share}, limit {self.limit}, repeat {self.repeat}: the share "
                 "is at least 0 and below 1, the others are at least 1."
             )
-        files = self.found()
-        stats = [os.stat(file.path) for file in files]
+        with readable():
+            files = self.found()
+            stats = [os.stat(file.path) for file in files]
         now = {
             "paths": np.frombuffer(os.fsencode("\0".join(map("\n".join, files))), np.uint8),
             "stats": np.array([(stat.st_size, stat.st_mtime_ns) for stat in stats], np.int64),
@@ -167,7 +171,8 @@ class Files(Records):
             if all(np.array_equal(old[name], array) for name, array in now.items()):
                 return Index(files, Places(*(old[name] for name in Places._fields)), *map(str, old["identity"]))  # type: ignore[arg-type]
         log.info("indexing %d files of %s (once)", len(files), common)
-        index = joined(files, [self.scan(file) for file in files], [stat.st_size for stat in stats])
+        with readable():
+            index = joined(files, [self.scan(file) for file in files], [stat.st_size for stat in stats])
         identity = np.array([str(index.bytes), index.sha256])
         write(kept, lambda path: np.savez(path, **now, **index.places._asdict(), identity=identity))
         return index
@@ -201,7 +206,7 @@ def matched(patterns: str | tuple[str, ...], split: str = "") -> list[File]:
         if os.path.isdir(pattern):
             raise Refused(f"{given} is a folder: name files, as in {os.path.join(given, '*')}.")
         whole = os.path.isfile(pattern)  # a name may have brackets in it
-        paths = [pattern] if whole else sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
+        paths = [pattern] if whole else sorted(filter(file_or_broken, glob.glob(pattern, recursive=True)))
         if not paths:
             raise Refused(f"no file matches {given} (sought as {pattern}).")
         root = os.path.dirname(pattern)
@@ -209,6 +214,20 @@ def matched(patterns: str | tuple[str, ...], split: str = "") -> list[File]:
             root = os.path.dirname(root)
         found |= {path: File(path, os.path.relpath(path, root), split) for path in paths if path not in found}
     return list(found.values())
+
+
+def file_or_broken(path: str) -> bool:
+    """Whether it is a file, or a link to nothing, which is to be told and not passed over."""
+    return os.path.isfile(path) or not os.path.exists(path)
+
+
+@contextlib.contextmanager
+def readable() -> Iterator[None]:
+    """`Refused` names a file or folder that cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        raise Refused(f"{error.filename} cannot be read: {error.strerror or error}; mend or remove it.") from error
 
 
 def joined(files: list[File], found: list[Found], sizes: list[int]) -> Index:
@@ -259,7 +278,7 @@ def sha256(text: str) -> str:
 
 def cache(kind: str) -> Path:
     """The folder in which what was made of that kind is kept; `Refused` if it cannot be written."""
-    folder = Path(os.environ.get("JAXBIG_CACHE", "~/.cache/jaxbig")).expanduser().absolute() / kind
+    folder = folder_of("JAXBIG_CACHE", "~/.cache/jaxbig") / kind
     with no_room(folder):
         folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -1,13 +1,14 @@
 """Records in a folder of images, a folder a class."""
 
 import dataclasses
+import hashlib
 import os
 from typing import Any
 
 import numpy as np
 
 from jaxbig.data.base import Record
-from jaxbig.data.files import File, Files, Found, Opened, hashes
+from jaxbig.data.files import File, Files, Found, Opened, hashes, readable
 from jaxbig.errors import Refused
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
@@ -43,7 +44,7 @@ class ImageFolder(Files):
     @property
     def classes(self) -> tuple[str, ...]:
         """The classes' names, sorted; a label is a place among them."""
-        return tuple(folders(next(iter(self.splits().values()))))
+        return tuple(some_folders(next(iter(self.splits().values()))))
 
     def splits(self) -> dict[str, str]:
         """The folder of classes of each split, the training one first; of "" if the records' hashes decide."""
@@ -59,9 +60,7 @@ class ImageFolder(Files):
     def found(self) -> list[File]:
         files, classes = [], self.classes
         for split, root in self.splits().items():
-            there = folders(root)
-            if not there:
-                raise Refused(f"{root} has no folder in it: make one for each class, with its images.")
+            there = some_folders(root)
             if unknown := sorted(set(there) - set(classes)):
                 raise Refused(f"{root} has class {unknown[0]}, which the training images have not.")
             for name in there:
@@ -75,11 +74,20 @@ class ImageFolder(Files):
         return files
 
     def scan(self, file: File) -> Found:
-        size = np.array([os.path.getsize(file.path)], np.int64)
-        return Found(np.zeros(1, np.int64), size, hashes([os.fsencode(file.name)]))
+        with open(file.path, "rb") as image:
+            content = hashlib.file_digest(image, "sha256").digest()
+            size = np.array([image.tell()], np.int64)
+        return Found(np.zeros(1, np.int64), size, hashes([os.fsencode(file.name)]), content)
 
 
 def folders(root: str) -> list[str]:
     """The names of the folders in a folder, sorted."""
-    with os.scandir(root) as entries:
+    with readable(), os.scandir(root) as entries:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+
+def some_folders(root: str) -> list[str]:
+    """The same; `Refused` if there is none."""
+    if not (there := folders(root)):
+        raise Refused(f"{root} has no folder in it: make one for each class, with its images.")
+    return there

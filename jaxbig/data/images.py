@@ -15,7 +15,7 @@ import numpy as np
 from jaxbig.data.augment import Augmentation, Mixing
 from jaxbig.data.base import Batch, Record, Spec
 from jaxbig.data.examples import Example, Examples, class_of
-from jaxbig.data.jpeg import decode, decoder
+from jaxbig.data.jpeg import decode, decoder, decoding
 from jaxbig.data.made_up import MadeUp
 from jaxbig.errors import Refused
 
@@ -54,9 +54,10 @@ class Images(Examples):
 
     def read(self, record: Record) -> Example:
         example: Example = {"targets": class_of(record, "label", self.classes), "mask": np.float32(1)}
-        if not self.canvas:
-            return example | {"inputs": square(record["image"], self.size, self.channels)}
-        image = bounded(record["image"], self.canvas, self.channels)
+        with decoding():
+            if not self.canvas:
+                return example | {"inputs": square(record["image"], self.size, self.channels)}
+            image = bounded(record["image"], self.canvas, self.channels)
         canvas = np.zeros((self.canvas, self.canvas, self.channels), np.uint8)
         canvas[: image.shape[0], : image.shape[1]] = image
         return example | {"inputs": canvas, "sizes": np.array(image.shape[:2], np.int32)}

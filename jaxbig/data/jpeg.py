@@ -4,9 +4,11 @@ With the extra `images` libjpeg-turbo decodes and OpenCV scales, in less than ha
 does both otherwise. Their pixels differ by a grey level or two, so `decoder` is part of a data set's identity.
 """
 
+import contextlib
 import functools
 import io
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -40,14 +42,21 @@ def by_pillow(data: bytes, shorter: int) -> np.ndarray:
     """The same of any format that Pillow reads."""
     from PIL import Image  # here: slow to import
 
-    try:
-        with Image.open(io.BytesIO(data)) as picture:
-            width, height = picture.size
-            picture.draft("RGB", (shorter, shorter))  # a half, a fourth or an eighth, of a JPEG file
-            pixels = np.asarray(picture.convert("RGB"))
-    except (OSError, SyntaxError) as error:  # the latter of a broken PNG file
-        raise ValueError(f"it is no whole image: {error}") from error
+    with decoding(), Image.open(io.BytesIO(data)) as picture:
+        width, height = picture.size
+        picture.draft("RGB", (shorter, shorter))  # a half, a fourth or an eighth, of a JPEG file
+        pixels = np.asarray(picture.convert("RGB"))
     return shrunk(pixels, (height, width), shorter)
+
+
+@contextlib.contextmanager
+def decoding() -> Iterator[None]:
+    """ValueError, with what is wrong, where Pillow finds no image, or not all of one."""
+    try:
+        yield
+    except (OSError, SyntaxError) as error:  # the latter of a broken PNG file
+        said = str(error).split(" <_io.")[0]  # the address of what it was read from
+        raise ValueError(f"it is no whole image: {said}") from error
 
 
 def shrunk(pixels: np.ndarray, size: tuple[int, int], shorter: int) -> np.ndarray:

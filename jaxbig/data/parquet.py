@@ -16,6 +16,7 @@ from jaxbig.data.files import File, Found, Named, Opened, row_hashes
 from jaxbig.errors import Refused
 
 KEPT = 1 << 28  # bytes of decoded row groups
+OPEN = 64  # files at once
 
 
 class Rows(Opened):
@@ -45,6 +46,8 @@ class Rows(Opened):
             file = parquet_file(path)
             sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
             self.opened[path] = file, np.cumsum([0, *sizes])
+            if len(self.opened) > OPEN:
+                self.opened.pop(next(iter(self.opened)))[0].close()
         file, firsts = self.opened[path]
         number = int(np.searchsorted(firsts, row, side="right")) - 1
         if (path, number) not in self.groups:

@@ -17,11 +17,16 @@ import filelock
 import numpy as np
 import tensorflow_datasets as tfds
 
-from jaxbig.data.base import Rows
+from jaxbig.data.base import Rows, folder_of
 from jaxbig.errors import Refused
 
 log = logging.getLogger("jaxbig")
 Record = dict[str, Any]
+
+
+def data_folder() -> Path:
+    """Where prepared data sets stand."""
+    return folder_of("TFDS_DATA_DIR", "~/tensorflow_datasets")
 
 
 class Builder(tfds.core.GeneratorBasedBuilder, abc.ABC):
@@ -61,7 +66,7 @@ def prepared(builder_class: type[Builder]) -> tfds.core.DatasetBuilder:
 
     TFDS writes into a folder of another name and renames it when it is whole, so what is found is whole.
     """
-    root = Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+    root = data_folder()
     try:
         root.mkdir(parents=True, exist_ok=True)
         builder = builder_class(data_dir=root, file_format="array_record")

@@ -7,7 +7,6 @@ fetches and prepares them; nothing else asks the network.
 import contextlib
 import dataclasses
 import importlib
-import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,18 +17,13 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder, registered
 
 from jaxbig.data.base import Record, Records
-from jaxbig.data.prepared import prepare_whole
+from jaxbig.data.prepared import data_folder, prepare_whole
 from jaxbig.errors import Refused
 
 HOST, SECONDS = "storage.googleapis.com", 10
 """Where TFDS asks first, and how long it may take to find it."""
 ELSEWHERE = ("tensorflow_datasets.text", "tensorflow_datasets.translate")
 """Modules whose data sets TFDS does not find before they are imported."""
-
-
-def data_folder() -> Path:
-    """Where prepared data sets stand."""
-    return Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,9 @@
 
 A worker is a fresh Python (a fork would copy the locks of JAX's threads) whose JAX sees the CPU alone. It gets the
 source over a socket of its own, so that one that is killed blocks no other, and its end is noticed as the end of its
-socket; it ends itself when the run's end of the socket does, however that ended. The memory has no name, so nothing is
-left of it. Signals are for the run to answer: workers do not hear Ctrl-C and SIGTERM.
+socket when the run next asks for a batch, however many are ahead: what it is in then, a step, an evaluation or a save,
+is finished first. A worker ends itself when the run's end of the socket does, however that ended. The memory has no
+name, so nothing is left of it. Signals are for the run to answer: workers do not hear Ctrl-C and SIGTERM.
 """
 
 import collections
@@ -120,7 +121,7 @@ class Workers:
     def collect(self, step: int) -> Rows:
         """Waits for a batch that was asked for; its slot is free then."""
         tasks = [(step, part) for part in self.parts]
-        self.receive(0)
+        self.drain()
         while not self.answers.keys() >= set(tasks):
             self.receive(None)
         answers = [self.answers.pop(task) for task in tasks]
@@ -133,7 +134,7 @@ class Workers:
         try:
             self.sockets[number].send(message)
         except OSError:
-            self.receive(0)  # what it told before it ended
+            self.drain()  # what it told before it ended
             raise self.dead(number) from None
         except Exception as error:  # pickle has many
             raise Refused(
@@ -141,9 +142,9 @@ class Workers:
                 f"threads of this process read it."
             ) from error
 
-    def receive(self, seconds: float | None) -> None:
-        """Takes an answer from each worker that has one; waits so long for a first."""
-        for socket in wait(self.sockets, seconds):
+    def receive(self, seconds: float | None) -> bool:
+        """Takes an answer from each worker that has one; waits so long for a first. Whether there was one."""
+        for socket in (ready := wait(self.sockets, seconds)):
             number = self.sockets.index(socket)  # type: ignore[arg-type]
             try:
                 task, bad, error = self.sockets[number].recv()
@@ -153,6 +154,12 @@ class Workers:
                 raise raised(error, "a worker process cannot begin: ")
             del self.asked[task]
             self.answers[task] = bad, error
+        return bool(ready)
+
+    def drain(self) -> None:
+        """Takes all answers that are there: a worker's end stands behind them."""
+        while self.receive(0):
+            pass
 
     def dead(self, number: int) -> Failed:
         """What to say of a worker that is no more."""
