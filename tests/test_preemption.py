@@ -30,7 +30,7 @@ def test_random_kills_over_one_run_need_no_repair(tmp_path: Path) -> None:
             moment = time.monotonic() + chance.uniform(0, 12)
             life.until(lambda moment=moment: time.monotonic() > moment)
         else:
-            goal = life.step() + chance.randrange(2 * STEPS // KILLS)
+            goal = life.step() + chance.randrange(1 + STEPS // (2 * KILLS))
             life.until(lambda life=life, goal=goal: life.step() > goal)
             time.sleep(chance.uniform(0, 0.05))
         if not life.alive():
