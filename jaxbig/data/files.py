@@ -12,17 +12,14 @@ import glob
 import hashlib
 import logging
 import os
-import shutil
-import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple
 
-import filelock
 import numpy as np
 
-from jaxbig.data.base import Record, Records, folder_of
+from jaxbig.data.base import Record, Records
+from jaxbig.data.kept import cache, sha256, write
 from jaxbig.errors import Refused
 
 log = logging.getLogger("jaxbig")
@@ -270,47 +267,3 @@ def row_hashes(name: str, count: int) -> np.ndarray:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
-
-
-def sha256(text: str) -> str:
-    return hashlib.sha256(os.fsencode(text)).hexdigest()
-
-
-def cache(kind: str) -> Path:
-    """The folder in which what was made of that kind is kept; `Refused` if it cannot be written."""
-    folder = folder_of("JAXBIG_CACHE", "~/.cache/jaxbig") / kind
-    with no_room(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-@contextlib.contextmanager
-def no_room(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise Refused(
-            f"nothing can be kept in {folder}: {error.strerror or error}; set JAXBIG_CACHE to a folder with room that "
-            f"can be written."
-        ) from error
-
-
-def write(target: Path, make: Callable[[Path], Any]) -> None:
-    """Writes a file under another name, and renames it when it is whole."""
-    with no_room(target.parent), tempfile.TemporaryDirectory(dir=target.parent, prefix=".part-") as folder:
-        make(part := Path(folder) / target.name)
-        os.replace(part, target)
-
-
-def made(target: Path, make: Callable[[Path], Any]) -> Path:
-    """The folder `target` with what `make` writes into it, once: by one process, while others wait. It gets its name
-    when it is whole; what one that was killed has left is removed."""
-    if not target.exists():
-        with filelock.FileLock(f"{target}.lock"):
-            if not target.exists():
-                part = target.with_name(f"{target.name}.part")
-                shutil.rmtree(part, ignore_errors=True)
-                part.mkdir()
-                make(part)
-                os.rename(part, target)
-    return target

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxbig.data.files import cache, made, sha256
+from jaxbig.data.kept import cache, made, sha256
 from jaxbig.errors import Refused
 
 log = logging.getLogger("jaxbig")

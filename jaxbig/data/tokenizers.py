@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxbig.data.files import cache, made, sha256
+from jaxbig.data.kept import cache, made, sha256
 from jaxbig.errors import Refused
 
 log = logging.getLogger("jaxbig")
