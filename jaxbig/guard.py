@@ -6,7 +6,6 @@ Whether a step is bad is found inside the compiled step, from numbers it has any
 
 import dataclasses
 import logging
-import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -52,17 +51,9 @@ class Guard:
     """Seconds without any progress until the run says where it is stuck and ends; 0: never."""
 
     def check(self) -> None:
-        """`Refused` where the policy is none, or a number cannot be one of its kind."""
+        """`Refused` where the policy is none."""
         if self.policy not in get_args(Policy):
             raise Refused(f"--guard.policy {self.policy!r}: it must be one of {', '.join(get_args(Policy))}.")
-        for name, value, least in (
-            ("most-skips", self.most_skips, 1),
-            ("window", self.window, 2),
-            ("spike", self.spike, 0),
-            ("stuck-after", self.stuck_after, 0),
-        ):
-            if not least <= value < math.inf:
-                raise Refused(f"--guard.{name} {value}: it must be {least} or more.")
 
 
 class Bad(Failed):

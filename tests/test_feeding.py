@@ -268,7 +268,7 @@ def test_bad_records_are_left_out_counted_and_named_once_whoever_reads(
 def test_one_more_than_may_be_left_out_ends_the_run_at_the_same_step(file: Any, workers: int, readers: int) -> None:
     source, made = data(file, bad=(13, 20, 36), skip=2), 0
     last = max(step_of(source, record, 0) for record in (13, 20, 36))
-    with pytest.raises(Failed, match=r"record \d cannot be read: .* \(it is the 3th\); mend"):
+    with pytest.raises(Failed, match=r"record \d cannot be read: .* \(3 are bad, and 2 may be\); mend"):
         for _ in train_batches(source, 5, 0, 100, 8, readers, workers=workers):
             made += 1
     assert made == last

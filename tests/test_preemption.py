@@ -26,13 +26,10 @@ def test_random_kills_over_one_run_need_no_repair(tmp_path: Path) -> None:
         life = Life(folder, 2, 1, *arguments)
         number, which = chance.choice([signal.SIGKILL, signal.SIGTERM]), chance.randrange(2)
         starting = chance.random() < 0.3
-        if starting:
-            moment = time.monotonic() + chance.uniform(0, 12)
-            life.until(lambda moment=moment: time.monotonic() > moment)
-        else:
-            goal = life.step() + chance.randrange(1 + STEPS // (2 * KILLS))
-            life.until(lambda life=life, goal=goal: life.step() > goal)
-            time.sleep(chance.uniform(0, 0.05))
+        moment = time.monotonic() + (chance.uniform(0, 12) if starting else 600)
+        goal = life.step() + chance.randrange(1 + STEPS // (2 * KILLS))
+        life.until(lambda life=life, goal=goal, moment=moment: life.step() > goal or time.monotonic() > moment)
+        time.sleep(chance.uniform(0, 0.05))
         if not life.alive():
             assert [code for code, _ in life.end()] == [0, 0], "it ended by itself, so it is done"
             break

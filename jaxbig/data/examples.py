@@ -111,7 +111,7 @@ class Reading:
                 continue
             self.bad.add(index)
             if len(self.bad) > self.skip:
-                more = f" (it is the {len(self.bad)}th)" if self.skip else ""
+                more = f" ({len(self.bad)} are bad, and {self.skip} may be)" if self.skip else ""
                 raise Failed(f"{said}{more}; mend or remove it, or let it be left out with --data.skip-bad-records N.")
             log.warning("left out (%d of at most %d): %s", len(self.bad), self.skip, said)
 
