@@ -166,14 +166,16 @@ def test_a_reproducible_run_has_one_digest_on_any_processes_and_when_it_moves(na
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 @pytest.mark.parametrize("asked", [0, 1])
 def test_a_signal_to_one_process_saves_one_step_of_all(
-    small_file: str, tmp_path: Path, number: signal.Signals, asked: int
+    small_file: str, tmp_path: Path, number: signal.Signals, asked: int, noticed: Callable[[float], None]
 ) -> None:
     run = train(tmp_path, 2, 1, small_file, "--steps", 100_000, "--workdir", "run")
     while not (tmp_path / "run" / "checkpoints" / "6").exists():
         assert run.processes[0].poll() is None
         time.sleep(0.1)
     run.processes[asked].send_signal(number)
+    began = time.monotonic()
     (out, _), _ = run.end(75, 75)
+    noticed(time.monotonic() - began)
     last = max(int(entry.name) for entry in (tmp_path / "run" / "checkpoints").iterdir())
     assert f"saved at step {last}" in out and curve(tmp_path / "run", "step")[-1] == last
     train(tmp_path, 1, 2, small_file, "--steps", last + 1, "--workdir", "run").end()
@@ -189,13 +191,14 @@ def ready(run: Run, folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("dead", [0, 1])
 def test_when_a_process_is_killed_the_other_leaves_at_once_and_names_it(
-    small_file: str, tmp_path: Path, dead: int
+    small_file: str, tmp_path: Path, dead: int, noticed: Callable[[float], None]
 ) -> None:
     run = train(tmp_path, 2, 1, small_file, "--steps", 100_000, "--keep-last", 100_000, "--workdir", "run")
     ready(run, tmp_path / "run")
     run.processes[dead].kill()
     began = time.monotonic()
     _, err = run.processes[1 - dead].communicate(timeout=60)
+    noticed(time.monotonic() - began)
     assert time.monotonic() - began < 5 and run.processes[1 - dead].returncode == 1, err
     assert f"jaxbig: process {dead} died; process {1 - dead} leaves too" in err
     run.processes[dead].communicate()
@@ -203,7 +206,7 @@ def test_when_a_process_is_killed_the_other_leaves_at_once_and_names_it(
 
 @pytest.mark.slow
 def test_a_process_that_is_stopped_is_named_and_the_other_ends_within_the_limit(
-    small_file: str, tmp_path: Path
+    small_file: str, tmp_path: Path, noticed: Callable[[float], None]
 ) -> None:
     how = ["--steps", 100_000, "--keep-last", 100_000, "--workdir", "run", "--guard.stuck-after", 8]
     run = train(tmp_path, 2, 1, small_file, *how)
@@ -211,7 +214,8 @@ def test_a_process_that_is_stopped_is_named_and_the_other_ends_within_the_limit(
     run.processes[1].send_signal(signal.SIGSTOP)
     began = time.monotonic()
     _, err = run.processes[0].communicate(timeout=60)
-    assert time.monotonic() - began < 8 + 3 and run.processes[0].returncode == 1
+    noticed(time.monotonic() - began)
+    assert time.monotonic() - began < 8 + 2 and run.processes[0].returncode == 1
     assert "nothing has moved for 8 s (--guard.stuck-after): process 1 " in err and "silent" in err and "Thread" in err
     run.processes[1].send_signal(signal.SIGCONT)
     assert run.processes[1].wait(timeout=30) == 1  # it hears of it when it wakes

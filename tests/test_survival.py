@@ -219,13 +219,15 @@ def paused_between_saves(process: "subprocess.Popen[str]", checkpoints: Path) ->
     ],
 )
 def test_a_full_disk_is_told_in_one_sentence_and_what_was_saved_before_still_serves(
-    fill_up: Callable[[Path], None], disk: Path, alone: tuple[Path, float]
+    fill_up: Callable[[Path], None], disk: Path, alone: tuple[Path, float], noticed: Callable[[float], None]
 ) -> None:
     process = start(disk, *TRAIN)
     until(process, lambda: paused_between_saves(process, disk / "run" / "checkpoints"))
     fill_up(disk)
     process.send_signal(signal.SIGCONT)
+    began = time.monotonic()
     code, _, err = finish(process, seconds=100)
+    noticed(time.monotonic() - began)
     assert code == 1
     assert re.fullmatch(r"jaxbig: [^\n]*step \d+[^\n]*\n", err) and "run" in err and "No space left" in err, err[:2000]
     subprocess.run(["mount", "-o", "remount,size=64m,nr_inodes=20000", str(disk)], check=True)
