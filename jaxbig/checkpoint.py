@@ -84,7 +84,7 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             for entry in self.folder.iterdir():
                 if re.match(r"(saving|removing)-\d+", entry.name):
-                    shutil.rmtree(entry)
+                    entry.unlink() if entry.is_symlink() else shutil.rmtree(entry)
 
         first(remove)
 

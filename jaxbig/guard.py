@@ -224,6 +224,8 @@ def leave_out(workdir: Path, bad: Bad, guard: Guard) -> None:
     steps, row = set(left_out(workdir)), 0
     while bad.step - row - 1 in steps:
         row += 1
-    if row >= guard.most_skips or bad.step in steps:
+    if bad.step in steps:
+        raise Failed(f"step {bad.step}: {bad.why}, although its batch was left out: it is not the batches.")
+    if row >= guard.most_skips:
         raise Failed(too_many(bad.step, bad.why, guard))
     write_json(workdir / LEFT_OUT, [*(read_json(workdir / LEFT_OUT) or []), {"step": bad.step, "why": bad.why}])

@@ -6,6 +6,8 @@ for it, is dead. A holder that was only asleep finds another's name in the file 
 """
 
 import contextlib
+import errno
+import fcntl
 import json
 import logging
 import os
@@ -17,14 +19,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import filelock
-
 from jaxbig.errors import Failed, Refused
 from jaxbig.processes import first
 
 log = logging.getLogger("jaxbig")
 BEAT, SILENT = 2.0, 15.0
-"""Seconds: between two beats; without any after which a holder is dead. A file server may show a beat late."""
+"""Seconds: between two beats; without any after which a holder is dead. A file server may show a beat late; where it
+shows one later than that, as some mounted buckets do, nothing guards a folder between machines."""
+NO_LOCKS = errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP
 
 
 @contextlib.contextmanager
@@ -49,20 +51,26 @@ class Hold:
         self.file, self.lost, self._done, self._beats = workdir / "holder", "", threading.Event(), 0
         self.who = {"process": os.getpid(), "host": socket.gethostname(), "machine": machine()}
         self.who["token"] = secrets.token_hex(8)
-        self._lock = filelock.FileLock(workdir / "lock")
+        self._open = self._lock = -1
         try:
             workdir.mkdir(parents=True, exist_ok=True)
             refuse_links(workdir)
             self._take()
-        except filelock.Timeout:
-            raise Refused(in_use(workdir, who(text(self.file)))) from None
-        except OSError as error:
-            raise Refused(f"cannot write in {workdir}: {error.strerror or error}; give another --workdir.") from None
+        except BaseException as error:
+            self._close()
+            if isinstance(error, OSError):
+                why = error.strerror or error
+                raise Refused(f"cannot write in {workdir}: {why}; give another --workdir.") from None
+            raise
+        self._looked = time.monotonic()
         self._thread = threading.Thread(target=self._live, daemon=True, name="hold")
         self._thread.start()
 
     def check(self) -> None:
-        """`Failed` if another has taken the folder, or it is gone, as far as the last beat has seen."""
+        """`Failed` if another has taken the folder, or it is gone."""
+        if time.monotonic() - self._looked > 2 * BEAT:  # its thread has slept too
+            with contextlib.suppress(OSError):
+                self.look()
         if self.lost:
             raise Failed(self.lost)
 
@@ -73,9 +81,10 @@ class Hold:
             self.lost = f"{folder} is gone: it was removed, or its disk is, and nothing more can be saved there."
         elif self.who["token"] not in found:
             self.lost = (
-                f"{folder} was taken over by {name(who(found))} while this one, {name(self.who)}, was silent for "
-                f"{SILENT:.0f} s or more: it ends, and the other makes again what it had not saved."
+                f"{folder} was taken from this run ({name(self.who)}) by {name(who(found))}, because it was removed or "
+                f"has not been heard of for {SILENT:.0f} s: it ends, and what it had not saved is made again."
             )
+        self._looked = time.monotonic()
 
     def release(self) -> None:
         """Gives the folder back, if it still is this run's."""
@@ -85,34 +94,54 @@ class Hold:
             self.look()
             if not self.lost:
                 self.file.unlink(missing_ok=True)
-        os.close(self._open)
-        self._lock.release()
+        self._close()
+
+    def _close(self) -> None:
+        for each in (self._open, self._lock):
+            if each >= 0:
+                os.close(each)  # and the lock goes with it
+        self._open = self._lock = -1
 
     def _take(self) -> None:
-        locks = True
-        try:
-            self._lock.acquire(timeout=0)
-        except NotImplementedError:  # this file system has no locks
-            locks = False
+        locked = self._take_lock()
         while True:
             try:
                 self._open = os.open(self.file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
                 break
             except FileExistsError:
-                self._wait_for_death(locks)
+                self._wait_for_death(locked)
                 self.file.unlink(missing_ok=True)
-        self._write()
+        try:
+            self._write()
+        except OSError:
+            self.file.unlink(missing_ok=True)
+            raise
 
-    def _wait_for_death(self, locks: bool) -> None:
+    def _take_lock(self) -> bool:
+        """Whether this process has the lock; `Refused` if a live one of this machine does."""
+        self._lock = os.open(self.file.with_name("lock"), os.O_CREAT | os.O_RDWR, 0o644)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                return False
+            if not isinstance(error, BlockingIOError):
+                raise
+            found = who(text(self.file))
+            if found.get("machine", self.who["machine"]) == self.who["machine"]:
+                raise Refused(in_use(self.file.parent, found)) from None
+            return False  # a file server keeps for a while the lock of a machine that is dead: its beat tells
+        return True
+
+    def _wait_for_death(self, locked: bool) -> None:
         """Returns once whoever left the file is known to be dead; `Refused` if it beats."""
         found, folder, until = text(self.file), self.file.parent, time.monotonic() + SILENT
-        if locks and who(found).get("machine") == self.who["machine"]:
+        if locked and who(found).get("machine") == self.who["machine"]:
             return  # it would have the lock
         log.info("%s was held by %s: waiting %.0f s to see whether it lives", folder, name(who(found)), SILENT)
         while time.monotonic() < until:
             time.sleep(0.2)
             if (now := text(self.file)) != found:
-                self._lock.release()
                 raise Refused(in_use(folder, who(now)))
 
     def _write(self) -> None:
@@ -123,15 +152,16 @@ class Hold:
     def _live(self) -> None:
         while not self._done.wait(BEAT) and not self.lost:
             self._beats += 1
-            with contextlib.suppress(OSError):  # a disk that is full or ill: a save will tell of it
-                self._write()
+            with contextlib.suppress(OSError):  # a disk that is full or ill, of which a save will tell; or a file that
+                self._write()  # another has replaced, which the look tells
+            with contextlib.suppress(OSError):
                 self.look()
 
 
 def machine() -> str:
     """What tells this machine, since it was started, from any other."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    try:  # with what it sees of disks: two containers may mount a folder each for itself, without common locks
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/mnt')}"
     except OSError:
         return socket.gethostname()
 
@@ -139,7 +169,7 @@ def machine() -> str:
 def text(file: Path) -> str:
     """What the file holds; "" if there is none."""
     try:
-        return file.read_text()
+        return file.read_text(errors="replace")
     except FileNotFoundError:
         return ""
 

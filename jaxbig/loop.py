@@ -41,7 +41,7 @@ def fit(experiment: Experiment, workdir: Path, screen: Screen, fork: bool = Fals
     """Trains to `experiment.steps`, from the last good checkpoint in `workdir` or from the beginning.
 
     Gives what `summary.json` holds: `step`, `metrics`, `state_sha256`, `interrupted`, ... On SIGTERM or Ctrl-C
-    it finishes the step, saves, and gives the summary with `interrupted` true.
+    it finishes the step and its evaluation, saves, and gives the summary with `interrupted` true.
     """
     agree({"workdir": str(workdir), **versions(), **dict(flat(to_json(experiment)))})
     program = make_program(experiment)
@@ -114,6 +114,7 @@ def go_on(
                 screen.evaluation(step, means)
                 stopping = asked_to_stop() or stopping
             if saving or stopping:
+                held()
                 at(step, "saves")
                 watch.before_saving(step, state)
                 digest = checkpoints.save(step, state, means)

@@ -175,9 +175,10 @@ def agree(what: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Gives a function that says whether to save and stop now: SIGTERM and Ctrl-C ask for that, a second one stops at
-    once. Of several processes one that is asked stops all, at the same asking: so all must ask as often."""
-    asked, before, together = threading.Event(), {}, jax.process_count() > 1
+    """Gives a function that says whether to save and stop now: SIGTERM and Ctrl-C ask for that, a second one (of
+    several processes a second Ctrl-C) stops at once. Of several processes one that is asked stops all, at the same
+    asking: so all must ask as often."""
+    asked, heard, before, together = threading.Event(), threading.Event(), {}, jax.process_count() > 1
 
     def restore() -> None:
         for each, handler in before.items():
@@ -192,7 +193,12 @@ def interruptible() -> Iterator[Callable[[], bool]]:
             os.kill(os.getpid(), signal.SIGTERM)
 
     askings = itertools.count(1)  # not steps, which a resume or a rollback sets back: JAX stops at the highest plus one
-    reached = lambda: multihost_utils.reached_preemption_sync_point(next(askings))  # noqa: E731
+
+    def reached() -> bool:
+        if multihost_utils.reached_preemption_sync_point(next(askings)):  # which it says once
+            heard.set()
+        return heard.is_set()
+
     # of several processes SIGTERM is JAX's own, which tells the others and finds the asking
     before |= {each: signal.signal(each, ask) for each in (signal.SIGINT, signal.SIGTERM)[: 1 if together else 2]}
     try:

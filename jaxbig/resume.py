@@ -32,6 +32,7 @@ def begin(program: Program, checkpoints: Checkpoints, workdir: Path, fork: bool)
     lines = differences(run, fixed) if run is not None else []
     if lines and not fork and not first(checkpoints.steps):
         log.info("the run in %s had saved nothing: it begins anew, with %s", workdir, "; ".join(lines))
+        first(lambda: [(workdir / name).unlink(missing_ok=True) for name in (LEFT_OUT, "summary.json")])
         run = None
     elif lines:
         if not fork:

@@ -21,8 +21,10 @@ TICK, SILENT = 0.5, 5.0
 def watchdog(limit: float) -> Iterator[At]:
     """Watches while inside; gives what is to be told whenever something is begun. limit: seconds, `Watchdog`'s."""
     dog = Watchdog(limit, mine())
-    yield dog.at
-    dog.stop.set()
+    try:
+        yield dog.at
+    finally:
+        dog.stop.set()
 
 
 class Watchdog:

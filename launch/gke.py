@@ -47,7 +47,7 @@ class Gke(CloudLauncher):
     restarts: int = 3
     """After failures; preemptions do not count."""
     leave: int = 120
-    """Seconds between the request to stop and the end: a step and a save must fit in."""
+    """Seconds between the request to stop and the end: a step, an evaluation and a save must fit in."""
     secret: str = ""
     """The Kubernetes Secret with the variables that --secrets names, each under its own name."""
     namespace: str = "default"

@@ -1,6 +1,9 @@
 """A run's folder is held by one live run, on whatever machine; the dead, and those who sleep, lose it."""
 
+import errno
+import fcntl
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import filelock
 import pytest
 from life import RUN, Life, done, settings
 
@@ -64,14 +66,15 @@ def test_a_holder_of_another_machine_that_beats_keeps_it(tmp_path: Path) -> None
         done.set()
         thread.join()
     assert json.loads(file.read_text())["host"] == "n1"
-    filelock.FileLock(tmp_path / "lock").acquire(timeout=0)  # and nothing of the refused one stays
+    with (tmp_path / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # and nothing of the refused one stays
 
 
-@pytest.mark.parametrize("text", ["", "process 7 on n1", "[1]", '{"process": 7', None])
+@pytest.mark.parametrize("text", ["", "process 7 on n1", "[1]", "\udcff", None])
 def test_a_holder_of_another_machine_that_does_not_beat_is_dead(text: str | None, tmp_path: Path) -> None:
     file = left(tmp_path)
     if text is not None:
-        file.write_text(text)
+        file.write_bytes(os.fsencode(text))
     began = time.monotonic()
     mine = Hold(tmp_path)
     assert time.monotonic() - began >= 0.6
@@ -86,11 +89,11 @@ def test_one_of_this_machine_would_have_the_lock_and_is_not_waited_for(
     left(tmp_path, machine=room.machine())
     Hold(tmp_path).release()
 
-    def no_locks(*_: Any, **__: Any) -> None:
-        raise NotImplementedError
+    def no_locks(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(room, "SILENT", 0.6)
-    monkeypatch.setattr(filelock.FileLock, "acquire", no_locks)
+    monkeypatch.setattr(fcntl, "flock", no_locks)
     first = Hold(tmp_path)
     with pytest.raises(Refused, match="in use"):  # by its beat alone
         Hold(tmp_path)
@@ -104,12 +107,47 @@ def test_who_loses_the_folder_hears_of_it_and_leaves_the_other_s_alone(tmp_path:
     (tmp_path / "holder").unlink()
     left(tmp_path)
     eventually(lambda: mine.lost)
-    with pytest.raises(Failed, match=r"was taken over by process 7 on n1 while this one, process \d+ on"):
+    with pytest.raises(Failed, match=r"was taken from this run \(process \d+ on .*\) by process 7 on n1"):
         mine.check()
     mine.release()
     assert json.loads((tmp_path / "holder").read_text()) == {
         "process": 7, "host": "n1", "machine": "other", "token": "x"
     }  # fmt: skip
+
+
+def test_who_cannot_write_any_more_hears_of_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As over a network, where what another has replaced can be written no more."""
+    mine = Hold(tmp_path)
+
+    def stale(self: Hold) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(Hold, "_write", stale)
+    (tmp_path / "holder").unlink()
+    left(tmp_path)
+    eventually(lambda: mine.lost)
+    mine.release()
+
+
+def test_a_lock_that_a_dead_machine_has_left_on_a_server_is_passed_over(tmp_path: Path) -> None:
+    left(tmp_path)
+    with (tmp_path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        began = time.monotonic()
+        mine = Hold(tmp_path)
+        assert time.monotonic() - began >= 0.6
+        mine.check()
+        mine.release()
+
+
+def test_a_full_disk_leaves_no_holder_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Hold) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Hold, "_write", full)
+    with pytest.raises(Refused, match=r"cannot write in .*No space left on device"):
+        Hold(tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["lock"]
 
 
 def test_a_folder_that_is_gone_is_told(tmp_path: Path) -> None:
@@ -135,12 +173,12 @@ def test_links_in_a_folder_are_refused_and_what_they_lead_to_stays(name: str, tm
 
 
 SLEEPER = """
-import filelock, time
+import fcntl, time
 from jaxbig import hold
 from jaxbig.__main__ import main
 from jaxbig.pace import Report
 hold.machine = lambda: "another"  # whose locks are not seen here
-filelock.FileLock.acquire = lambda *given, **named: None
+fcntl.flock = lambda *given: None
 push = Report.push
 Report.push = lambda *given: (time.sleep(0.5), push(*given))
 main()
@@ -168,5 +206,5 @@ def test_a_run_is_taken_over_from_a_machine_that_sleeps_and_ends_as_one_left_alo
     woke = time.monotonic()
     _, err = other.communicate(timeout=60)
     noticed(time.monotonic() - woke)
-    assert other.returncode == 1 and "was taken over" in err, err
+    assert other.returncode == 1 and "was taken from this run" in err, err
     assert json.loads((folder / "run" / "summary.json").read_text())["state_sha256"] == alone["state_sha256"]

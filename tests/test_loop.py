@@ -20,6 +20,7 @@ from jaxbig.checkpoint import Checkpoints
 from jaxbig.data.pytext import PyText
 from jaxbig.errors import Refused
 from jaxbig.experiment import Experiment
+from jaxbig.guard import LEFT_OUT
 from jaxbig.hold import hold
 from jaxbig.loop import fit
 from jaxbig.mesh import Mesh
@@ -316,6 +317,17 @@ def test_another_run_in_the_same_folder_is_refused_with_each_difference(
         fit(tiny(**changes), folder, Screen())
     assert all(difference in str(error.value) for difference in [*named, str(folder), "--workdir", "--fork"])
     assert contents(folder) == before
+
+
+def test_a_run_that_had_saved_nothing_leaves_its_folder_to_another(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    _, before = finished
+    fit(tiny(seed=3), tmp_path, Screen())
+    shutil.rmtree(tmp_path / "checkpoints")
+    (tmp_path / LEFT_OUT).write_text('[{"step": 2, "why": "bad"}]')
+    assert fit(tiny(), tmp_path, Screen())["state_sha256"] == before["state_sha256"]
+    assert not (tmp_path / LEFT_OUT).exists()
 
 
 def test_other_data_under_the_same_name_are_refused(finished: tuple[Path, dict[str, Any]]) -> None:

@@ -168,8 +168,11 @@ class Files(Records):
             if all(np.array_equal(old[name], array) for name, array in now.items()):
                 return Index(files, Places(*(old[name] for name in Places._fields)), *map(str, old["identity"]))  # type: ignore[arg-type]
         log.info("indexing %d files of %s (once)", len(files), common)
-        with readable():
-            index = joined(files, [self.scan(file) for file in files], [stat.st_size for stat in stats])
+        found: list[Found] = []
+        for file in files:
+            with readable(file.path):
+                found.append(self.scan(file))
+        index = joined(files, found, [stat.st_size for stat in stats])
         identity = np.array([str(index.bytes), index.sha256])
         write(kept, lambda path: np.savez(path, **now, **index.places._asdict(), identity=identity))
         return index
@@ -219,12 +222,14 @@ def file_or_broken(path: str) -> bool:
 
 
 @contextlib.contextmanager
-def readable() -> Iterator[None]:
-    """`Refused` names a file or folder that cannot be read."""
+def readable(path: str = "a file") -> Iterator[None]:
+    """`Refused` names a file or folder that cannot be read: that one, where the error does not say which."""
     try:
         yield
     except OSError as error:
-        raise Refused(f"{error.filename} cannot be read: {error.strerror or error}; mend or remove it.") from error
+        raise Refused(
+            f"{error.filename or path} cannot be read: {error.strerror or error}; mend or remove it."
+        ) from error
 
 
 def joined(files: list[File], found: list[Found], sizes: list[int]) -> Index:

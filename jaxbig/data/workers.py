@@ -164,8 +164,11 @@ class Workers:
     def dead(self, number: int) -> Failed:
         """What to say of a worker that is no more."""
         process = self.processes[number]
-        code = process.wait(10)
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        try:
+            code = process.wait(10)
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        except subprocess.TimeoutExpired:
+            how = "closed its connection and has not ended yet"
         mine = sorted(task for task, worker in self.asked.items() if worker == number)
         records = [int(self.memory.at[step % self.memory.slots, part]) for step, part in mine]
         names = [self.source.where(record) for record in records if record >= 0 and hasattr(self.source, "where")]  # type: ignore[attr-defined]

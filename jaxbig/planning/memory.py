@@ -17,6 +17,8 @@ from jaxbig.step import Program
 def peak_bytes(compiled: Any) -> int:
     """Bytes that a compiled step needs on each device, its arguments with it; the donated state is counted once."""
     used = compiled.memory_analysis()
+    if used is None:  # a backend that does not say
+        return 0
     given_back = used.output_size_in_bytes - used.alias_size_in_bytes
     return used.argument_size_in_bytes + used.temp_size_in_bytes + given_back
 
