@@ -1,64 +1,14 @@
-"""The command line, `jaxbig VERB EXPERIMENT [--option value ...]`; verbs.py says what each does."""
+"""The console script. It answers signals first: what the command line imports takes seconds to load."""
 
-import difflib
-import logging
-import os
-import sys
-from collections.abc import Sequence
-
-from jaxbig.errors import Failed, Refused
-from jaxbig.experiment import load
-from jaxbig.gradient import fix_threads
-from jaxbig.lifeline import leave
-from jaxbig.options import parse
-from jaxbig.tracking.screen import table
-from jaxbig.verb import DONE, FAILED, REFUSED, STOPPED, OfExperiment
-from jaxbig.verbs import VERBS
+from jaxbig.signals import exit_when_asked
 
 
 def main() -> None:
-    """The console script: carries out the command line and exits with its code."""
-    try:
-        sys.exit(run(sys.argv[1:]))
-    except Refused as error:
-        code, text = REFUSED, str(error)
-    except Failed as error:
-        code, text = FAILED, str(error)
-    except KeyboardInterrupt:
-        code, text = STOPPED, "stopped at once; what was saved before is untouched"
-    print(f"jaxbig: {text}", file=sys.stderr, flush=True)
-    leave(f"ended: {text}", at_once=code == FAILED)
-    if code == FAILED:
-        os._exit(code)  # after a failed save Orbax's threads would hold the process for minutes
-    sys.exit(code)
+    """Carries out the command line and exits with its code."""
+    exit_when_asked()
+    from jaxbig import command_line
 
-
-def run(arguments: Sequence[str]) -> int:
-    """Carries out a command line; its exit code."""
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # TFDS and Orbax tell their inner life
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print("jaxbig VERB [EXPERIMENT] [--option value ...]; jaxbig VERB EXPERIMENT --help names the options\n")
-        table([{"verb": name, "does": verb.__doc__} for name, verb in VERBS.items()])
-        return DONE
-    word, *rest = arguments
-    if word == "data" and rest:
-        word, *rest = f"data {rest[0]}", *rest[1:]
-    if word not in VERBS:
-        near = difflib.get_close_matches(word, VERBS, n=1, cutoff=0.0)[0]
-        raise Refused(f"no verb {word!r}: the nearest is {near}; all are {', '.join(VERBS)}.")
-    verb = VERBS[word]
-    if not issubclass(verb, OfExperiment):
-        return parse(verb, rest, word)()
-    if rest[:1] in (["-h"], ["--help"]):
-        print(f"jaxbig {word} EXPERIMENT [--option value ...]: {verb.__doc__}")
-        print(f"The options are the experiment's: jaxbig {word} NAME --help; `jaxbig list` names the experiments.")
-        return DONE
-    if not rest or rest[0].startswith("-"):
-        raise Refused(f"{word} needs an experiment first, as in jaxbig {word} NAME; `jaxbig list` names them.")
-    name, *options = rest
-    verb = parse(verb, options, f"{word} {name}", verb(name=name, options=tuple(options), experiment=load(name)))
-    fix_threads(verb.experiment.reproducible)
-    return verb()
+    command_line.main()
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxbig.signals import stop_signals
+
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 PR_SET_PDEATHSIG = 1
 Process = subprocess.Popen[bytes]
@@ -54,9 +56,9 @@ def kill(processes: Iterable[Process]) -> None:
 
 @contextlib.contextmanager
 def asked_to_stop() -> Iterator[list[int]]:
-    """Gives a list, to which Ctrl-C, SIGTERM and a terminal that goes away add in place of what they do."""
+    """Gives a list, to which Ctrl-C and the signals of `signals.STOP` add in place of what they do."""
     asked: list[int] = []
-    numbers = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+    numbers = signal.SIGINT, *stop_signals()
     before = {each: signal.signal(each, lambda number, _: asked.append(number)) for each in numbers}
     try:
         yield asked

@@ -24,6 +24,7 @@ from jax.experimental import multihost_utils
 
 from jaxbig.errors import Failed, Refused
 from jaxbig.lifeline import fail, is_mine, leave, tie
+from jaxbig.signals import say, stop_signals
 
 T = TypeVar("T")
 NOTICE, CONNECT, LOST, LEAVE = 20, 300, 30, 20
@@ -175,9 +176,9 @@ def agree(what: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Gives a function that says whether to save and stop now: SIGTERM and Ctrl-C ask for that, a second one (of
-    several processes a second Ctrl-C) stops at once. Of several processes one that is asked stops all, at the same
-    asking: so all must ask as often."""
+    """Gives a function that says whether to save and stop now: Ctrl-C and the signals of `signals.STOP` ask for that, a
+    second one (of several processes a second one other than SIGTERM) stops at once. Of several processes one that is
+    asked stops all, at the same asking: so all must ask as often."""
     asked, heard, before, together = threading.Event(), threading.Event(), {}, jax.process_count() > 1
 
     def restore() -> None:
@@ -185,10 +186,10 @@ def interruptible() -> Iterator[Callable[[], bool]]:
             signal.signal(each, handler)
 
     def ask(number: int, frame: Any) -> None:
-        restore()
+        for each in before:
+            signal.signal(each, signal.default_int_handler if each == signal.SIGINT else signal.SIG_DFL)
         asked.set()
-        text = f"\n{signal.Signals(number).name}: finishing what is begun and saving (again: stop at once, unsaved)\n"
-        os.write(2, text.encode())  # a handler may not print: it may have interrupted printing
+        say(f"\n{signal.Signals(number).name}: finishing what is begun and saving (again: stop at once, unsaved)\n")
         if together:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -199,8 +200,10 @@ def interruptible() -> Iterator[Callable[[], bool]]:
             heard.set()
         return heard.is_set()
 
-    # of several processes SIGTERM is JAX's own, which tells the others and finds the asking
-    before |= {each: signal.signal(each, ask) for each in (signal.SIGINT, signal.SIGTERM)[: 1 if together else 2]}
+    for each in (signal.SIGINT, *stop_signals()):
+        # of several processes SIGTERM is JAX's own, which tells the others and finds the asking
+        if not (together and each == signal.SIGTERM):
+            before[each] = signal.signal(each, ask)
     try:
         yield reached if together else asked.is_set
     finally:

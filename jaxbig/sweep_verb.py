@@ -10,8 +10,9 @@ import tyro
 from jaxbig import settings, sweep
 from jaxbig.errors import Refused
 from jaxbig.options import parse
+from jaxbig.signals import INTERRUPTED
 from jaxbig.tracking.screen import Screen
-from jaxbig.verb import DONE, FAILED, INTERRUPTED, Flag, OfExperiment
+from jaxbig.verb import DONE, FAILED, Flag, OfExperiment
 from launch.common import at_least
 from launch.slurm import Slurm
 

@@ -8,10 +8,11 @@ import tyro
 
 from jaxbig.experiment import Experiment
 from jaxbig.processes import join, leading
+from jaxbig.signals import INTERRUPTED
 from jaxbig.tracking.metrics import to_json_text
 from jaxbig.tracking.screen import Screen, table
 
-DONE, FAILED, REFUSED, INTERRUPTED, STOPPED = 0, 1, 2, 75, 130
+DONE, FAILED, REFUSED, STOPPED = 0, 1, 2, 130
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 

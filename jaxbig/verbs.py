@@ -24,10 +24,11 @@ from jaxbig.planning.search import ranking, search
 from jaxbig.processes import leading
 from jaxbig.replay import replay
 from jaxbig.show import show
+from jaxbig.signals import INTERRUPTED
 from jaxbig.smoke import emptied, made_up, smoke
 from jaxbig.sweep_verb import Sweep
 from jaxbig.tracking.screen import Screen
-from jaxbig.verb import DONE, FAILED, INTERRUPTED, Flag, OfExperiment, OfRun, Verb, rows
+from jaxbig.verb import DONE, FAILED, Flag, OfExperiment, OfRun, Verb, rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import jax
 import pytest
 from conftest import EXPERIMENTS
 
-from jaxbig.__main__ import main
+from jaxbig.command_line import main
 
 PERCEPTRON = '''"""A single hidden layer on the digits."""
 

@@ -12,8 +12,8 @@ RUNS = sorted((ROOT / "experiments").rglob("*.py"))
 
 # A room imports rooms of lower floors, and its own.
 FLOORS = (
-    {"errors", "keys", "dtypes", "children"},
-    {"lifeline"},
+    {"errors", "keys", "dtypes", "signals"},
+    {"lifeline", "children"},
     {"state", "tracking", "processes", "watchdog"},
     {"mesh", "workdir", "hold", "checkpoint", "precision", "float32_sums"},
     {"models", "objectives", "data", "optim", "guard", "blame"},
@@ -28,6 +28,7 @@ FLOORS = (
     {"verb", "sweep"},
     {"sweep_verb"},
     {"verbs"},
+    {"command_line"},
     {"__main__"},
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
@@ -35,7 +36,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 ONLY = {
     "models": {"models", "mesh", "dtypes", "errors"},
     "objectives": {"objectives", "mesh", "dtypes", "errors"},
-    "data": {"data", "errors"},
+    "data": {"data", "errors", "signals"},
     "optim": {"optim", "state", "errors"},
     "checkpoint": {"state", "processes", "errors"},
     "launch": {"launch", "options", "children", "errors"},

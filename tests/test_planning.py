@@ -292,7 +292,7 @@ def test_remedies_cost_little_first() -> None:
 def test_what_cannot_be_planned_is_refused_in_one_sentence(
     line: str, named: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from jaxbig.__main__ import main
+    from jaxbig.command_line import main
 
     monkeypatch.setattr("sys.argv", ["jaxbig", *line.split()])
     with pytest.raises(SystemExit) as stop:
@@ -378,7 +378,7 @@ def test_the_flags_of_a_chip_are_ones_that_its_compiler_knows(chip: str) -> None
 
 
 def test_flags_are_printed_to_be_exported(capsys: pytest.CaptureFixture[str]) -> None:
-    from jaxbig.__main__ import run
+    from jaxbig.command_line import run
 
     assert run(["flags", "v5p", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -4,7 +4,7 @@ A worker is a fresh Python (a fork would copy the locks of JAX's threads) whose 
 source over a socket of its own, so that one that is killed blocks no other, and its end is noticed as the end of its
 socket when the run next asks for a batch, however many are ahead: what it is in then, a step, an evaluation or a save,
 is finished first. A worker ends itself when the run's end of the socket does, however that ended. The memory has no
-name, so nothing is left of it. Signals are for the run to answer: workers do not hear Ctrl-C and SIGTERM.
+name, so nothing is left of it. Signals are for the run to answer: workers ignore Ctrl-C and `signals.STOP`.
 """
 
 import collections
@@ -28,6 +28,7 @@ from jaxbig.data.base import Rows, Source
 from jaxbig.data.feeding import Read, Readers, attempt, in_order, settled
 from jaxbig.data.modules import loaded, look_there
 from jaxbig.errors import Failed, Refused
+from jaxbig.signals import STOP
 
 PROGRAM = "import sys; from jaxbig.data.workers import work; work(int(sys.argv[1]), int(sys.argv[2]))"
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**27)}
@@ -91,7 +92,7 @@ class Workers:
             files = (there.fileno(), self.file)
             # -P: a file beside the run is no module. What is printed is no result.
             command = [sys.executable, "-P", "-X", "faulthandler", "-c", PROGRAM, *map(str, files)]
-            masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})  # inherited
+            masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *STOP})  # inherited
             try:
                 self.processes.append(
                     subprocess.Popen(command, pass_fds=files, stdin=subprocess.DEVNULL, stdout=2, env=environment)
