@@ -13,7 +13,7 @@ from jaxbig.errors import Refused
 from jaxbig.experiment import Experiment, diff, fingerprint, identity, to_json
 from jaxbig.guard import LEFT_OUT, as_asked, as_saved
 from jaxbig.precision import begun_with
-from jaxbig.processes import agree, first
+from jaxbig.processes import agree, first, leading
 from jaxbig.state import TrainState, path_name
 from jaxbig.step import Program
 from jaxbig.tracking.metrics import write_atomically, write_json
@@ -86,8 +86,9 @@ def fresh(
 
 def prepare(experiment: Experiment) -> str:
     """Makes the data ready, by one process and then, where they have other disks, by the others; its identity."""
-    first(experiment.data.prepare)
-    found = experiment.data.prepare()
+    found = first(experiment.data.prepare)
+    if not leading():
+        found = experiment.data.prepare()
     agree({"data": found})
     return found
 

@@ -11,6 +11,7 @@ import re
 import zipfile
 from collections.abc import Callable
 from multiprocessing.pool import ThreadPool
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -286,9 +287,101 @@ def test_the_index_is_made_again_when_a_file_changes_and_only_then(
     json_lines(tmp_path / "b.jsonl", {"n": 61})
     assert [scans(records), scans(records)] == [1, 0]
     assert {record["n"] for record in both(records)} == set(range(62))
-    for kept in (cache / "index").glob("*.npz"):  # cut off by whatever cuts files off
+    for kept in (cache / "index").glob("*/*.npy"):  # cut off by whatever cuts files off
         kept.write_bytes(kept.read_bytes()[:100])
     assert [scans(records), scans(records)] == [1, 0]
+
+
+def test_a_file_changed_within_one_size_and_time_is_indexed_again(tmp_path: Path) -> None:
+    """As `rsync --times --inplace` of a table of the same extremes: the time of change is set back, its content not."""
+    file = tmp_path / "t.parquet"
+
+    def write(word: str) -> str:
+        texts = ["aaaa", *(f"the {word} text {n:03d}" for n in range(60)), "zzzz"]
+        pa.parquet.write_table(pa.table({"text": texts}), file, compression="none")
+        os.utime(file, (1, 1))
+        return Parquet(files=str(file)).prepare()
+
+    before, size = write("WRONG"), file.stat().st_size
+    after = write("right")
+    assert file.stat().st_size == size and after != before == write("WRONG")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_looks_for_files_once(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = each_kind(tmp_path / "data")[kind][0]
+    looks: list[Any] = []
+    found = type(records).found
+    monkeypatch.setattr(type(records), "found", lambda self: looks.append(self) or found(self))
+    records.prepare()
+    records.open("train")
+    records.open("eval")
+    assert len(looks) == 1
+    records.prepare()  # a run that goes back to a checkpoint prepares again, and looks again
+    assert len(looks) == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_sent_to_a_worker_does_not_grow_with_the_records(kind: str, tmp_path: Path) -> None:
+    records = each_kind(tmp_path / "data")[kind][0]
+    records.prepare()
+    opened = records.open("train")
+    sent = ForkingPickler.dumps(opened)
+    assert len(sent) < 1000 < 28 * 60
+    there = ForkingPickler.loads(sent)
+    assert isinstance(there.indexed.places.start, np.memmap) and isinstance(there.chosen, np.memmap)
+    assert read(there) == read(opened)
+
+
+# -- what is passed over is said
+
+
+def test_records_that_are_none_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.txt").write_text("one\n\n  \ntwo\nthree\n")
+    (tmp_path / "b.txt").write_text("")
+    for _ in range(2):  # the second time from the index that is kept
+        caplog.clear()
+        TextFiles(files=f"{tmp_path}/*.txt", by="line", eval_share=0).prepare()
+        (said,) = caplog.messages
+        assert f"1 of 2 files have no record, {tmp_path}/b.txt the first; 2 blank lines are no records" in said
+    caplog.clear()
+    TextFiles(files=f"{tmp_path}/a.txt", eval_share=0).prepare()
+    assert not caplog.messages
+
+
+def test_files_that_are_no_images_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = images(tmp_path / "data", cat=30, dog=30)
+    for name in ("cat/a.tiff", "cat/b.txt", "dog/c.avif", "dog/d.txt", "dog/.DS_Store"):
+        (folder / name).write_text("x")
+    (folder / "dog" / "more").mkdir()
+    ImageFolder(folder=str(folder)).prepare()
+    (said,) = caplog.messages
+    assert "5 files and folders in" in said and ": cat/a.tiff, cat/b.txt, dog/c.avif, ..." in said
+
+
+def test_folders_that_a_pattern_passes_over_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    json_lines(tmp_path / "data" / "a.jsonl", {"n": 1})
+    json_lines(tmp_path / "data" / "inner" / "b.jsonl", {"n": 2})
+    json_lines(tmp_path / "data" / "denied" / "c.jsonl", {"n": 3})
+    JsonLines(files=f"{tmp_path}/data/*.jsonl", eval_share=0).prepare()
+    assert not caplog.messages
+    with pytest.raises(Refused, match="has no record for train"):
+        TextFiles(files=f"{tmp_path}/data/*", eval_files=f"{tmp_path}/data/a.jsonl").prepare()
+    assert "/* matches 2 folders, which are passed over" in caplog.text
+    caplog.clear()
+    scan = os.scandir
+
+    def scandir(path: Any) -> Any:  # as for a user who may not
+        if str(path).endswith("denied"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    records = JsonLines(files=f"{tmp_path}/data/**/*.jsonl", eval_share=0)
+    assert records.prepare().startswith("JsonLines of 2 files")
+    assert f"folder {tmp_path}/data/denied cannot be read (Permission denied) and is passed over" in caplog.text
 
 
 def test_no_home_and_no_name_for_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

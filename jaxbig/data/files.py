@@ -1,8 +1,10 @@
 """What records in files of one's own have in common: an index of where each stands, and the cut into train and eval.
 
-The index is made once and kept in `~/.cache/jaxbig`, or in the folder that JAXBIG_CACHE names. It holds for files of
-the same paths, sizes and times of change, else it is made anew. A record is for evaluation by its own hash alone (of
-its name or its bytes: each kind says which), so that a file more moves no other record between train and eval.
+The index is made once and kept in `~/.cache/jaxbig`, or in the folder that JAXBIG_CACHE names: arrays in
+a folder, which all processes of a machine map into memory. Its name is a hash of the settings and of all files' paths,
+sizes and times of change, so that changed files have another. A process looks for files and their sizes once, when it
+prepares its data. A record is for evaluation by its own hash alone (of its name or its bytes: each kind says which), so
+that a file more moves no other record between train and eval.
 """
 
 import abc
@@ -10,20 +12,27 @@ import contextlib
 import dataclasses
 import glob
 import hashlib
+import json
 import logging
 import os
-import zipfile
+import shutil
+import time
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from jaxbig.data.base import Record, Records
-from jaxbig.data.kept import cache, sha256, write
+from jaxbig.data.kept import cache, made, sha256, write
 from jaxbig.errors import Refused
 
 log = logging.getLogger("jaxbig")
-VERSION = 2  # of an index; raise it when what one holds changes
+VERSION = 3  # of an index; raise it when what one holds changes
+THREADS, AT_ONCE, EVERY = 8, 1024, 10
+"""Files that are scanned at a time; files that are handed to those threads at once; seconds between two lines on how
+far that is."""
 
 
 class File(NamedTuple):
@@ -52,27 +61,65 @@ class Found(NamedTuple):
     start: np.ndarray
     size: np.ndarray
     hash: np.ndarray
-    content: bytes = b""  # the sha256 of what was read
+    content: bytes = b""  # the sha256 of all its bytes
+    blank: int = 0  # lines that are no records
+
+
+class FileList(Sequence[File]):
+    """Files in one text, NUL between their fields, so that processes share what they map: text uint8 [bytes], and where
+    each file's part ends, int64 [files]."""
+
+    def __init__(self, text: np.ndarray, ends: np.ndarray):
+        self.text, self.ends = text, ends
+
+    @classmethod
+    def of(cls, files: Sequence[File]) -> "FileList":
+        texts = [os.fsencode("\0".join(file)) for file in files]
+        return cls(np.frombuffer(b"".join(texts), np.uint8), np.cumsum([len(text) for text in texts], dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, number: Any) -> Any:
+        number = range(len(self))[number]
+        start = int(self.ends[number - 1]) if number else 0
+        return File(*os.fsdecode(self.text[start : int(self.ends[number])].tobytes()).split("\0"))
 
 
 class Index(NamedTuple):
-    files: list[File]
+    """Where every record stands, mapped from a folder of the cache."""
+
+    folder: Path
+    files: FileList
     places: Places
     bytes: int
-    sha256: str  # over the files' names, sizes and what was read of them
+    sha256: str  # over the files' names, sizes and contents
+    passed: str  # what is no record, in words, or ""
+
+    @classmethod
+    def load(cls, folder: Path) -> "Index":
+        text, ends, *columns = (mapped(folder / f"{name}.npy") for name in ("text", "ends", *Places._fields))
+        places, header = Places(*columns), json.loads((folder / "header.json").read_text())
+        return cls(folder, FileList(text, ends), places, **header)
+
+
+def mapped(file: Path) -> np.ndarray:
+    """An array of a file, which processes share in memory."""
+    return np.load(file, mmap_mode="r")
 
 
 class Opened(abc.ABC, Sequence[Record]):
-    """The records of one split, read in any order. It holds no open file when it is pickled."""
+    """The records of one split, read in any order. What is pickled is the index's folder, and no open file."""
 
-    def __init__(self, records: Any, files: list[File], places: Places, repeat: int):
-        self.records, self.files, self.places, self.repeat = records, files, places, repeat
+    def __init__(self, records: Any, index: Index, split: str):
+        self.records, self.indexed, self.split = records, index, split
+        self.chosen, self.repeat = kept_choice(records, index, split), records.repeat if split == "train" else 1
 
-    def __reduce__(self) -> Any:  # made anew where it is unpickled, with no file open
-        return type(self), (self.records, self.files, self.places, self.repeat)
+    def __reduce__(self) -> Any:
+        return reopened, (type(self), self.records, self.indexed.folder, self.split)
 
     def __len__(self) -> int:
-        return len(self.places.which) * self.repeat
+        return len(self.chosen) * self.repeat
 
     def __getitem__(self, index: Any) -> Any:
         return self.read(*self.place(index))
@@ -82,8 +129,9 @@ class Opened(abc.ABC, Sequence[Record]):
 
     def place(self, index: int) -> tuple[File, int, int]:
         """Its file, and in it the first byte and the bytes, or the row and 0."""
-        place = range(len(self))[index] % len(self.places.which)
-        return self.files[self.places.which[place]], int(self.places.start[place]), int(self.places.size[place])
+        place = self.chosen[range(len(self))[index] % len(self.chosen)]
+        which, start, size, _ = (int(column[place]) for column in self.indexed.places)
+        return self.indexed.files[which], start, size
 
     def where(self, index: int) -> str:
         """The file and the row of a record, for who has to mend it."""
@@ -93,6 +141,11 @@ class Opened(abc.ABC, Sequence[Record]):
     @abc.abstractmethod
     def read(self, file: File, start: int, size: int) -> Record:
         """The record that stands there; raises ValueError, saying what is wrong, if there is none."""
+
+
+def reopened(kind: type[Opened], records: Any, folder: Path, split: str) -> Opened:
+    """What was pickled, in another process."""
+    return kind(records, Index.load(folder), split)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,18 +171,23 @@ class Files(Records):
         """The records in a file; raises Refused if it is not what it should be."""
 
     def open(self, split: str) -> Opened:
-        index = self.index()
-        places = self.some(index, chosen(self, index, split), split)
-        repeat = self.repeat if split == "train" else 1
-        return self.opened(self, index.files, Places(*(column[places] for column in index.places)), repeat)
+        index = vars(self).get("prepared") or self.index()
+        self.some(index, kept_choice(self, index, split), split)
+        return self.opened(self, index, split)
 
     def prepare(self) -> str:
         index = self.index()
-        splits = {split: chosen(self, index, split) for split in ("train", "eval")}
+        vars(self)["prepared"] = index  # for `open`: files are not looked for again before they are prepared again
+        splits = {split: kept_choice(self, index, split) for split in ("train", "eval")}
         for split in splits if self.eval_share else ("train",):
             self.some(index, splits[split], split)
+        if index.passed:
+            log.warning("%s in %s: %s", self.kind, common_folder(index.files), index.passed)
         said = ", ".join(f"{split} {len(places)}" for split, places in splits.items())
         return f"{self.kind} of {len(index.files)} files, {index.bytes} bytes, records: {said}, sha256:{index.sha256}"
+
+    def __getstate__(self) -> dict[str, Any]:  # pickled without the index, which each process maps
+        return {name: value for name, value in vars(self).items() if name != "prepared"}
 
     def some(self, index: Index, places: np.ndarray, split: str) -> np.ndarray:
         if not len(places):
@@ -156,26 +214,50 @@ class Files(Records):
         with readable():
             files = self.found()
             stats = [os.stat(file.path) for file in files]
-        now = {
-            "paths": np.frombuffer(os.fsencode("\0".join(map("\n".join, files))), np.uint8),
-            "stats": np.array([(stat.st_size, stat.st_mtime_ns) for stat in stats], np.int64),
-        }
         own = {field.name for field in dataclasses.fields(self)} - {field.name for field in dataclasses.fields(Files)}
-        what = repr([VERSION, self.kind, [(name, getattr(self, name)) for name in sorted(own)]])
-        common = os.path.commonpath([file.path for file in files])
-        kept = cache("index") / f"{self.kind}-{sha256(what + common)[:24]}.npz"
-        with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), np.load(kept) as old:
-            if all(np.array_equal(old[name], array) for name, array in now.items()):
-                return Index(files, Places(*(old[name] for name in Places._fields)), *map(str, old["identity"]))  # type: ignore[arg-type]
-        log.info("indexing %d files of %s (once)", len(files), common)
-        found: list[Found] = []
-        for file in files:
+        settings = [VERSION, type(self).__module__, self.kind, [(name, getattr(self, name)) for name in sorted(own)]]
+        key = hashlib.sha256(os.fsencode(repr(settings)))
+        listed = FileList.of(files)
+        key.update(listed.text.tobytes() + listed.ends.tobytes())
+        times = [(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats]
+        key.update(np.array(times, np.int64).tobytes())
+        target = cache("index") / f"{self.kind}-{key.hexdigest()[:24]}"
+
+        def make(folder: Path) -> None:
+            log.info("indexing %d files in %s (once)", len(files), common_folder(files))
+            save(folder, listed, joined(files, self.scanned(files), [stat.st_size for stat in stats]))
+
+        folder = made(target, make)
+        try:
+            return Index.load(folder)
+        except (OSError, ValueError, TypeError, KeyError, EOFError):  # it was cut off, by a full disk for example
+            shutil.rmtree(target, ignore_errors=True)
+            return Index.load(made(target, make))
+
+    def scanned(self, files: list[File]) -> list[Found]:
+        """What is found in each file, by several threads."""
+
+        def scan(file: File) -> Found:
             with readable(file.path):
-                found.append(self.scan(file))
-        index = joined(files, found, [stat.st_size for stat in stats])
-        identity = np.array([str(index.bytes), index.sha256])
-        write(kept, lambda path: np.savez(path, **now, **index.places._asdict(), identity=identity))
-        return index
+                return self.scan(file)
+
+        found: list[Found] = []
+        said, pool = time.monotonic(), ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1))
+        try:
+            for start in range(0, len(files), AT_ONCE):
+                for each in pool.map(scan, files[start : start + AT_ONCE]):
+                    found.append(each)
+                    if time.monotonic() > said + EVERY:
+                        said = time.monotonic()
+                        log.info("%d of %d files are indexed", len(found), len(files))
+        finally:
+            pool.shutdown(cancel_futures=True)
+        return found
+
+
+def common_folder(files: Sequence[File]) -> str:
+    """The folder that the first and the last file share."""
+    return os.path.commonpath([os.path.dirname(files[0].path), os.path.dirname(files[-1].path)])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -183,7 +265,7 @@ class Named(Files):
     """Files by path."""
 
     files: str | tuple[str, ...]
-    """Paths or patterns: `*` is any name, `**` any folders within folders."""
+    """Paths or patterns: `*` is any name that begins with no dot, `**` any folders within folders."""
     eval_files: str | tuple[str, ...] = ()
     """The same for evaluation: the rest of `files` is then all for training, and `eval_share` says nothing."""
 
@@ -206,14 +288,31 @@ def matched(patterns: str | tuple[str, ...], split: str = "") -> list[File]:
         if os.path.isdir(pattern):
             raise Refused(f"{given} is a folder: name files, as in {os.path.join(given, '*')}.")
         whole = os.path.isfile(pattern)  # a name may have brackets in it
-        paths = [pattern] if whole else sorted(filter(file_or_broken, glob.glob(pattern, recursive=True)))
+        there = [pattern] if whole else sorted(glob.glob(pattern, recursive=True))
+        paths = list(filter(file_or_broken, there))
         if not paths:
             raise Refused(f"no file matches {given} (sought as {pattern}).")
         root = os.path.dirname(pattern)
         while not whole and any(mark in root for mark in "*?["):
             root = os.path.dirname(root)
+        if "**" not in pattern and len(there) > len(paths):
+            inner = len(there) - len(paths)
+            log.warning("%s matches %d folders, which are passed over: ** is any folders within folders", given, inner)
+        if root != os.path.dirname(pattern):
+            warn_of_denied_folders(given, root)
         found |= {path: File(path, os.path.relpath(path, root), split) for path in paths if path not in found}
     return list(found.values())
+
+
+def warn_of_denied_folders(pattern: str, root: str) -> None:
+    """Logs each folder below `root` that cannot be read, which `glob` passes over without a word."""
+
+    def warn(error: OSError) -> None:
+        why = error.strerror or error
+        log.warning("%s: folder %s cannot be read (%s) and is passed over", pattern, error.filename, why)
+
+    for _ in os.walk(root, onerror=warn):
+        pass
 
 
 def file_or_broken(path: str) -> bool:
@@ -232,7 +331,14 @@ def readable(path: str = "a file") -> Iterator[None]:
         ) from error
 
 
-def joined(files: list[File], found: list[Found], sizes: list[int]) -> Index:
+class Joined(NamedTuple):
+    """An index before it is written."""
+
+    places: Places
+    header: dict[str, Any]
+
+
+def joined(files: Sequence[File], found: list[Found], sizes: list[int]) -> Joined:
     """The index of files of those sizes, of what was found in each."""
     numbers = np.repeat(np.arange(len(files), dtype=np.int32), [len(each.start) for each in found])
     start, size, hashes = (
@@ -242,7 +348,20 @@ def joined(files: list[File], found: list[Found], sizes: list[int]) -> Index:
     digest = hashlib.sha256()
     for file, each, length in zip(files, found, sizes, strict=True):
         digest.update(b"%b\0%b\0%d\0%b" % (os.fsencode(file.name), file.split.encode(), length, each.content))
-    return Index(files, Places(numbers, start, size, hashes), sum(sizes), digest.hexdigest())
+    passed = []
+    if without := [file.path for file, each in zip(files, found, strict=True) if not len(each.start)]:
+        passed.append(f"{len(without)} of {len(files)} files have no record, {without[0]} the first")
+    if blank := sum(each.blank for each in found):
+        passed.append(f"{blank} blank lines are no records")
+    header = {"bytes": sum(sizes), "sha256": digest.hexdigest(), "passed": "; ".join(passed)}
+    return Joined(Places(numbers, start, size, hashes), header)
+
+
+def save(folder: Path, files: FileList, index: Joined) -> None:
+    """Writes what `Index.load` reads."""
+    for name, array in {"text": files.text, "ends": files.ends, **index.places._asdict()}.items():
+        np.save(folder / f"{name}.npy", array)
+    (folder / "header.json").write_text(json.dumps(index.header))
 
 
 def chosen(records: Files, index: Index, split: str) -> np.ndarray:
@@ -253,6 +372,16 @@ def chosen(records: Files, index: Index, split: str) -> np.ndarray:
     if split == "train" and records.limit is not None:
         places = np.sort(places[np.argsort(index.places.hash[places], kind="stable")[-records.limit :]])
     return places
+
+
+def kept_choice(records: Files, index: Index, split: str) -> np.ndarray:
+    """The same, kept beside the index and mapped from there."""
+    settings = records.eval_share, records.limit if split == "train" else None
+    target = index.folder / f"{split}-{sha256(repr(settings))[:16]}.npy"
+    with contextlib.suppress(OSError, ValueError, EOFError):  # not there, or cut off
+        return mapped(target)
+    write(target, lambda path: np.save(path, chosen(records, index, split)))
+    return mapped(target)
 
 
 def hash64(text: bytes) -> bytes:

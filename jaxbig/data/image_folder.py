@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import logging
 import os
 from typing import Any
 
@@ -11,6 +12,7 @@ from jaxbig.data.base import Record
 from jaxbig.data.files import File, Files, Found, Opened, hashes, readable
 from jaxbig.errors import Refused
 
+log = logging.getLogger("jaxbig")
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 EVALS = ("eval", "val", "validation", "test")  # the first that is there is the evaluation split
 
@@ -58,19 +60,27 @@ class ImageFolder(Files):
         return {"train": os.path.join(root, "train"), "eval": os.path.join(root, held_out[0])}
 
     def found(self) -> list[File]:
-        files, classes = [], self.classes
+        files, classes, passed = [], self.classes, []
         for split, root in self.splits().items():
             there = some_folders(root)
             if unknown := sorted(set(there) - set(classes)):
                 raise Refused(f"{root} has class {unknown[0]}, which the training images have not.")
             for name in there:
                 with os.scandir(os.path.join(root, name)) as entries:
-                    names = sorted(e.name for e in entries if e.name.lower().endswith(ENDINGS) and e.name[0] != ".")
+                    there_are = [entry.name for entry in entries if entry.name[0] != "."]
+                names = sorted(each for each in there_are if each.lower().endswith(ENDINGS))
+                passed += [f"{name}/{each}" for each in there_are if not each.lower().endswith(ENDINGS)]
                 if not names:
                     raise Refused(
                         f"class {name} in {root} has no image ({' '.join(ENDINGS)}): put some in, or remove its folder."
                     )
                 files += [File(os.path.join(root, name, image), f"{name}/{image}", split) for image in names]
+        if passed:
+            log.warning(
+                "%d files and folders in %s are no images by their endings (%s) and are passed over: %s%s",
+                *(len(passed), self.folder, " ".join(ENDINGS), ", ".join(sorted(passed)[:3])),
+                ", ..." if len(passed) > 3 else "",
+            )
         return files
 
     def scan(self, file: File) -> Found:

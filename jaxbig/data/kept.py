@@ -49,7 +49,7 @@ def made(target: Path, make: Callable[[Path], Any]) -> Path:
     """The folder `target` with what `make` writes into it, once: by one process, while others wait. It gets its name
     when it is whole; what one that was killed has left is removed."""
     if not target.exists():
-        with filelock.FileLock(f"{target}.lock"):
+        with no_room(target.parent), filelock.FileLock(f"{target}.lock"):
             if not target.exists():
                 part = target.with_name(f"{target.name}.part")
                 shutil.rmtree(part, ignore_errors=True)

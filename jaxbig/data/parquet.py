@@ -4,7 +4,6 @@ import collections
 import dataclasses
 import difflib
 import hashlib
-import os
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -31,7 +30,7 @@ class Rows(Opened):
     def __getitems__(self, indices: Sequence[int]) -> list[Record]:
         """Those rows; read in the order of their places, so that a row group is decoded once."""
         found: dict[int, Record] = {}
-        for index in sorted(set(indices), key=lambda index: index % len(self.places.which)):
+        for index in sorted(set(indices), key=lambda index: index % len(self.chosen)):
             found[index] = self[index]
         return [dict(found[index]) for index in indices]
 
@@ -81,9 +80,8 @@ class Parquet(Named):
                 raise Refused(
                     f"{file.path} has no column {column}; the nearest is {near[0]} of {len(there)}: {', '.join(there)}."
                 )
-        with open(file.path, "rb") as end:  # the footer, which has the extremes and places of all columns, and its size
-            end.seek(-8 - opened.metadata.serialized_size, os.SEEK_END)
-            content = hashlib.sha256(end.read()).digest()
+        with open(file.path, "rb") as read:
+            content = hashlib.file_digest(read, "sha256").digest()
         return Found(np.arange(rows), np.zeros(rows, np.int64), row_hashes(file.name, rows), content)
 
 

@@ -72,11 +72,13 @@ class TextFiles(Named):
 
 def scan_lines(path: str, paragraphs: bool = False) -> Found:
     """Where the lines or paragraphs of a file stand, and the hash of each one's bytes."""
-    starts, sizes, marks, digest = array.array("q"), array.array("q"), [], hashlib.sha256()
+    starts, sizes, marks, digest, lines = array.array("q"), array.array("q"), [], hashlib.sha256(), 0
 
     def read(file: BinaryIO) -> Iterator[bytes]:
+        nonlocal lines
         for line in file:
             digest.update(line)
+            lines += 1
             yield line
 
     with open(path, "rb") as file:
@@ -84,7 +86,8 @@ def scan_lines(path: str, paragraphs: bool = False) -> Found:
             starts.append(start)
             sizes.append(len(text))
             marks.append(hash64(text))
-    return Found(np.array(starts), np.array(sizes), np.frombuffer(b"".join(marks), "<u8"), digest.digest())
+    blank = 0 if paragraphs else lines - len(starts)
+    return Found(np.array(starts), np.array(sizes), np.frombuffer(b"".join(marks), "<u8"), digest.digest(), blank)
 
 
 def spans(lines: Iterable[bytes], paragraphs: bool) -> Iterator[tuple[int, bytes]]:
