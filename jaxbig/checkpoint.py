@@ -263,9 +263,7 @@ class Checkpoints:
             state = ocp.load(str(self.path(step)), abstract)
         except Exception as error:
             problem = f"cannot be read: {_one_line(error.__cause__ or error)}"
-        problems = [said for said in gather(problem) if said]
-        if problems:
-            raise Broken(problems[0])
+        _raise_together(problem)
         return state
 
     def _load(self, step: int, abstract: Any, fit: Fit) -> Restored:
@@ -280,10 +278,16 @@ class Checkpoints:
                 )
         state = self._read(step, abstract)
         each, whole = digests(state)
-        for path, digest in manifest["leaves"].items():
-            if each[path] != digest:
-                raise Broken(f"has changed in its leaf {path} since it was saved")
+        changed = [path for path, digest in manifest["leaves"].items() if each[path] != digest]
+        _raise_together(f"has changed in its leaf {changed[0]} since it was saved" if changed else "")
         return Restored(step, state, whole)
+
+
+def _raise_together(problem: str) -> None:
+    """Raises `Broken` on every process if one of them, maybe one alone, has a problem: all restore the same step."""
+    for process, said in enumerate(gather(problem)):
+        if said:
+            raise Broken(f"{said} (seen by process {process})" if jax.process_count() > 1 else said)
 
 
 def _shapes(state: Any) -> dict[str, str]:

@@ -45,7 +45,7 @@ def begin(program: Program, checkpoints: Checkpoints, workdir: Path, fork: bool)
             raise Refused(f"--fork: {workdir} has no checkpoint to take weights from: give another --workdir.")
         first(lambda: move_aside(workdir))
         run = None
-    elif run is None and first(lambda: forked_from(workdir) is not None):
+    elif run is None and parent_folder(workdir):
         first(lambda: move_aside(workdir))  # what a kill in the midst of a fork has left
     if run is None and first(checkpoints.steps):
         raise Refused(f"{workdir} has checkpoints and no run.json to tell whose they are: give another --workdir.")
@@ -67,7 +67,7 @@ def fresh(
     program: Program, workdir: Path, run: dict[str, Any] | None, weights: Restored | None = None
 ) -> tuple[TrainState, Restored | None]:
     """The state before the first step, and the weights that it was given, if any: by a fork, or by another run."""
-    source, parent = program.experiment.initialize_from, forked_from(workdir)
+    source, parent = program.experiment.initialize_from, parent_folder(workdir)
     pattern = ".*"
     if parent and weights is None:
         weights = Checkpoints(parent / "checkpoints").restore_parameters()
@@ -144,6 +144,12 @@ def forked_from(workdir: Path) -> Path | None:
     """The folder of the run that this one was forked from last, if it was."""
     folders = [folder for folder in workdir.iterdir() if re.fullmatch(r"forked_from_\d+", folder.name)]
     return max(folders, key=lambda folder: int(folder.name.split("_")[-1]), default=None)
+
+
+def parent_folder(workdir: Path) -> Path | None:
+    """`forked_from` as process 0 sees it: a file server may show another host an older listing."""
+    name = first(lambda: folder.name if (folder := forked_from(workdir)) else "")
+    return workdir / name if name else None
 
 
 def move_aside(workdir: Path) -> None:

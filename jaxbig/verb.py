@@ -8,7 +8,6 @@ import tyro
 
 from jaxbig.experiment import Experiment
 from jaxbig.processes import join, leading
-from jaxbig.signals import INTERRUPTED
 from jaxbig.tracking.metrics import to_json_text
 from jaxbig.tracking.screen import Screen, table
 

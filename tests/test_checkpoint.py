@@ -1,6 +1,7 @@
 """Checkpoints: what is saved comes back bit for bit, or what is wrong with it is said and the one before is used."""
 
 import hashlib
+import itertools
 import logging
 import resource
 import shutil
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxbig import checkpoint
 from jaxbig.checkpoint import Checkpoints
 from jaxbig.errors import Failed, Refused
 from jaxbig.state import TrainState, leaves
@@ -164,6 +166,36 @@ def test_a_damaged_file_is_named_and_the_checkpoint_before_is_used(
     caplog.clear()
     mended = Checkpoints(folder).restore(abstract(make_state(0)))
     assert mended is not None and mended.step == 20 and not caplog.messages
+
+
+@pytest.mark.parametrize("at", ["reading", "digests"])
+@pytest.mark.parametrize("here", [True, False], ids=["this process", "another process"])
+def test_a_checkpoint_that_one_process_alone_finds_broken_is_passed_over_by_all(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, at: str, here: bool
+) -> None:
+    """Two processes, of which this is process 0: whatever it finds itself, it asks the other as often."""
+    round_of_fault, asked = ("reading", "digests").index(at), []
+
+    def gather(problem: str) -> list[str]:
+        asked.append(problem)
+        return [problem, "" if here or len(asked) != round_of_fault + 1 else "is broken there"]
+
+    monkeypatch.setattr(checkpoint, "gather", gather)
+    load, digests, calls = checkpoint.ocp.load, checkpoint.digests, itertools.count()
+
+    def unread(path: str, *rest: Any) -> Any:
+        return load(path if next(calls) else "nowhere", *rest)
+
+    def others(state: Any) -> Any:
+        each, whole = digests(state)
+        return (each if next(calls) else dict.fromkeys(each, "0")), whole
+
+    if here:
+        monkeypatch.setattr(*(checkpoint.ocp, "load", unread) if at == "reading" else (checkpoint, "digests", others))
+    restored = Checkpoints(folder).restore(abstract(make_state(0)))
+    words = {"reading": "cannot be read", "digests": "has changed in its leaf"}[at] if here else "is broken there"
+    assert restored.step == 10 and len(caplog.messages) == 1 and words in caplog.text
+    assert len(asked) == round_of_fault + 1 + 2  # and both of the older one, which is whole
 
 
 def empty_folder(folder: Path) -> None:

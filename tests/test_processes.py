@@ -15,10 +15,11 @@ import jax
 import numpy as np
 import pytest
 
-from jaxbig import processes
+from jaxbig import processes, resume
 from jaxbig.errors import Failed, Refused
 from jaxbig.mesh import Mesh, local_rows, put
 from jaxbig.processes import agree, first, gather, join, started_together
+from jaxbig.resume import parent_folder
 from jaxbig.tracking.metrics import read_metrics
 
 SMALL = """
@@ -359,6 +360,21 @@ def test_what_the_first_gives_or_raises_all_get(three: Any) -> None:
 
     said = three(lambda _: first(refuse), (0, 1, 2))
     assert [type(each) for each in said] == [Refused] * 3 and {str(each) for each in said} == {"no room"}
+
+
+def test_a_host_whose_listing_is_older_forks_from_what_process_0_sees(
+    three: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listings = {0: "forked_from_2", 1: "forked_from_1", 2: None}  # as a file server's caches may have it
+
+    def listed(workdir: Path) -> Path | None:
+        found = listings[jax.process_index()]
+        return workdir / found if found else None
+
+    monkeypatch.setattr(resume, "forked_from", listed)
+    assert three(lambda _: parent_folder(tmp_path), (0, 1, 2)) == [tmp_path / "forked_from_2"] * 3
+    listings[0] = None
+    assert three(lambda _: parent_folder(tmp_path), (0, 1, 2)) == [None] * 3
 
 
 def test_all_must_agree_and_the_first_that_does_not_is_named(three: Any, monkeypatch: pytest.MonkeyPatch) -> None:
