@@ -6,9 +6,9 @@ import os
 import sys
 from collections.abc import Sequence
 
+from jaxbig.determinism import set_deterministic
 from jaxbig.errors import Failed, Refused
 from jaxbig.experiment import load
-from jaxbig.gradient import fix_threads
 from jaxbig.lifeline import leave
 from jaxbig.options import parse
 from jaxbig.tracking.screen import table
@@ -57,5 +57,5 @@ def run(arguments: Sequence[str]) -> int:
         raise Refused(f"{word} needs an experiment first, as in jaxbig {word} NAME; `jaxbig list` names them.")
     name, *options = rest
     verb = parse(verb, options, f"{word} {name}", verb(name=name, options=tuple(options), experiment=load(name)))
-    fix_threads(verb.experiment.reproducible)
+    set_deterministic(verb.experiment.deterministic, verb.experiment.reproducible)
     return verb()

@@ -61,7 +61,10 @@ class Experiment:
     reproducible: int = 0
     """In how many chunks each batch's gradient is taken and added up in a fixed order, so that the bits of a run do not
     depend on how many devices share them; 0: as the compiler likes, which is faster. Its mesh is of `data` alone;
-    on a CPU the command line fixes the number of threads too (`gradient.fix_threads`)."""
+    on a CPU the command line fixes the number of threads too, and a GPU is deterministic as below."""
+    deterministic: bool = False
+    """On a GPU, take only kernels that give the same bits each time (XLA's flag xla_gpu_deterministic_ops): slower. A
+    TPU, and a CPU with the same number of cores, give the same bits without it."""
     offload: bool = False
     """Keeps the optimizer's state in the host's memory, from where each step fetches it: less is held between steps;
     whether a step's peak falls, `plan` says."""
@@ -141,7 +144,7 @@ RISING = {"least": "most", "lowest": "highest", "smallest": "largest"}
 # What may change when a run goes on: where it runs, how far (a schedule then follows the new length), what it keeps.
 PACE = ("log_every", "evaluate_every", "evaluate_batches", "checkpoint_every", "keep_last", "keep_best")
 PACE += ("readers", "workers", "read_ahead")
-FREE = ("mesh", "steps", "accumulate", "offload", "guard", *PACE)
+FREE = ("mesh", "steps", "accumulate", "deterministic", "offload", "guard", *PACE)
 FREE_OF_DATA = ("skip_bad_records",)  # a batch is the same, however many more may be left out
 
 

@@ -6,7 +6,6 @@ of unequal weight (padding) change nothing. Each part draws dropout of its own; 
 
 import functools
 import math
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -184,16 +183,6 @@ def in_fixed_order(experiment: Experiment, mesh: jax.sharding.Mesh) -> Gradient:
         return unscaled(found, scale), sums, {**others, **carry}
 
     return gradient
-
-
-def fix_threads(chunks: int) -> None:
-    """Gives a CPU as many threads as there are chunks; must be called before a device is touched. 0: as it likes.
-
-    XLA adds up a matrix product in an order that follows its number of threads, which is that of the cores this process
-    may use or of its devices, whichever is greater: so cores and devices alone would change the bits.
-    """
-    if chunks:
-        os.environ["NPROC"] = str(chunks)
 
 
 def by_row(variables: Any) -> tuple[dict[str, Any], dict[str, Any]]:

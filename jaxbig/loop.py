@@ -15,6 +15,7 @@ import numpy as np
 from jaxbig.checkpoint import Checkpoints
 from jaxbig.data.base import Rows, Source
 from jaxbig.data.stream import eval_batches, train_batches
+from jaxbig.determinism import set_deterministic
 from jaxbig.experiment import Experiment, flat, to_json
 from jaxbig.guard import Bad, Watch, leave_out, left_out
 from jaxbig.hold import hold
@@ -43,6 +44,7 @@ def fit(experiment: Experiment, workdir: Path, screen: Screen, fork: bool = Fals
     Gives what `summary.json` holds: `step`, `metrics`, `state_sha256`, `interrupted`, ... On SIGTERM or Ctrl-C
     it finishes the step and its evaluation, saves, and gives the summary with `interrupted` true.
     """
+    set_deterministic(experiment.deterministic, experiment.reproducible)
     agree({"workdir": str(workdir), **versions(), **dict(flat(to_json(experiment)))})
     program = make_program(experiment)
     check_memory(program)

@@ -308,6 +308,7 @@ SAME = {
     "mesh": changed(mesh=Mesh(fsdp=2)),
     "steps": changed(steps=99),
     "accumulate": changed(accumulate=2),
+    "deterministic": changed(deterministic=True),
     "offload": changed(offload=True),
     "log_every": changed(log_every=99),
     "evaluate_every": changed(evaluate_every=99),

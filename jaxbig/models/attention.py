@@ -4,6 +4,7 @@ Letters in shape comments: B batch, T queries, S keys, D width, H heads, G heads
 """
 
 import math
+import re
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -13,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxbig.dtypes import exact, wide
 from jaxbig.errors import Refused
-from jaxbig.mesh import platform
+from jaxbig.mesh import platform, spread
 from jaxbig.models.layers import Embedding, Linear, choose, constrain
 from jaxbig.models.masks import Segments, places, visible
 from jaxbig.models.ring import pieces, ring
@@ -95,10 +96,11 @@ def attend(
     """
     choose("kernel", kernel, Kernel)
     lengths = query.shape[1], key.shape[1]
+    split = math.prod(pieces().values())
     fusible = offset is None and query.dtype == jnp.bfloat16 and not query.shape[3] % 8 and query.shape[3] <= 128
     # cuDNN sees no window to both sides, and takes a mask or bias for even lengths alone
     fusible &= (window is None or causal) and ((bias is None and segments is None) or not any(n % 2 for n in lengths))
-    split = math.prod(pieces().values())
+    fusible &= split == 1 and has_cudnn()  # its partition rule takes no split length
     if kernel == "auto":
         whole = offset is None and bias is None and not any(n % 128 for n in (lengths[0] / split, lengths[1]))
         on = {"tpu": "splash" if whole else "plain", "gpu": "fused" if fusible else "plain"}
@@ -117,12 +119,14 @@ def attend(
         return splash(query, key, value, causal, window, segments)
     if kernel == "fused" and (not fusible or platform() != "gpu"):
         raise Refused(
-            f"attention kernel 'fused' needs a GPU, bfloat16, a head width in 8s up to 128 (here {query.shape[3]}), no "
-            f"cache, and without causal no window: use --model.attention-kernel plain."
+            f"attention kernel 'fused' needs an NVIDIA GPU of compute capability 8.0 or more, bfloat16, a head width "
+            f"in 8s up to 128 (here {query.shape[3]}), no cache, no mesh axis sequence, and without causal no window: "
+            f"use --model.attention-kernel plain."
         )
     if kernel == "fused":
         mask = None if segments is None else visible(*places(query, key, None), False, None, segments)
         reach = None if window is None else (window - 1, 0 if causal else window - 1)
+        key, value = (one_for_each_device(each, query.shape[2]) for each in (key, value))
         return jax.nn.dot_product_attention(
             query, key, value, bias, mask, is_causal=causal, local_window_size=reach, implementation="cudnn"
         )
@@ -130,6 +134,25 @@ def attend(
     if causal or window is not None or segments is not None:
         mask = visible(*places(query, key, offset), causal, window, segments)
     return (jax.checkpoint(plain) if anew else plain)(query, key, value, bias, mask)
+
+
+def has_cudnn() -> bool:
+    """Whether the GPUs here have cuDNN's fused attention: NVIDIA's from Ampere on; True where none is here to ask."""
+    if jax.default_backend() != "gpu":
+        return True
+    capability = str(getattr(jax.devices()[0], "compute_capability", ""))  # "9.0"; of AMD's GPUs "gfx90a"
+    found = re.fullmatch(r"(\d+)\.\d+", capability)
+    return found is not None and int(found[1]) >= 8
+
+
+def one_for_each_device(x: jax.Array, heads: int) -> jax.Array:
+    """A single head of keys or values [B, S, 1, K] as one for each device that has some of the query's heads, since
+    cuDNN's partition rule wants keys split as queries are: [B, S, N, K]. Other numbers of heads stay as they are."""
+    [names] = nn.logical_to_mesh_axes(("heads",)) or (None,)
+    devices = math.prod(spread(names).values())
+    if x.shape[2] > 1 or heads == 1 or devices == 1:
+        return x
+    return constrain(jnp.repeat(x, devices, axis=2), "batch", None, "heads", None)
 
 
 @jax.custom_vjp
