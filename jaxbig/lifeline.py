@@ -19,7 +19,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from jaxbig.errors import Failed
+from jaxbig.errors import PEER_LOST, Failed
 
 GRACE, TICK, SLOW = 1.0, 1.0, 5.0
 """Seconds: in which a process that hears of another's end may end by itself; between two tellings of what one does;
@@ -125,7 +125,7 @@ class Lifeline:
         time.sleep(grace)
         if not self.leaving:
             print(f"jaxbig: process {process} {why}; process {self.process} leaves too", file=sys.stderr, flush=True)
-            os._exit(1)
+            os._exit(PEER_LOST)
 
     def _send(self, what: dict[str, Any]) -> None:
         line = json.dumps(what).encode() + b"\n"

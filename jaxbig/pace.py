@@ -86,9 +86,14 @@ class Report:
             e, share = self.experiment, sum(self.waits) / SLOW
             logger.warning(
                 f"the devices waited for data {share:.0%} of the last {SLOW} logs' time: raise --workers (now "
-                f"{e.workers}) up to the CPU's cores ({os.cpu_count()}), --readers ({e.readers}), or --read-ahead "
-                f"({e.read_ahead} MiB)"
+                f"{e.workers}) up to the cores this process may use ({usable_cores()}), --readers ({e.readers}), or "
+                f"--read-ahead ({e.read_ahead} MiB)"
             )
+
+
+def usable_cores() -> int:
+    """How many cores this process may use: Slurm and containers leave it fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def rates(experiment: Experiment, flops: int, steps_per_second: float) -> dict[str, float]:

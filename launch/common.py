@@ -7,6 +7,7 @@ import abc
 import dataclasses
 import math
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,10 @@ NAME = r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?"
 WORD = r"[A-Za-z0-9]([A-Za-z0-9_.,:@/+-]*[A-Za-z0-9])?"
 """Of what a cluster has named: a partition, an image, a zone."""
 VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
+BUCKET = r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"
+CACHE = ".jaxbig-cache"
+"""Folder beside the runs for what is built from the data (indexes, tokenizers, packed rows): every process of a run
+shares it, and it outlives them. No run has this name: `NAME` begins with a letter."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,10 +67,15 @@ class Launcher(abc.ABC):
         stem = Path(self.experiment.removesuffix(".py")).name.split(".")[-1].lower()
         return self.name or re.sub(r"[^a-z0-9]+", "-", stem).strip("-")[:40].strip("-") or "run"
 
+    @property
+    def workdir(self) -> str:
+        """The folder of the run as the overrides give it; "" if they do not."""
+        words = [part for each in self.overrides for part in each.split("=", 1)]
+        return words[words.index("--workdir") + 1] if "--workdir" in words[:-1] else ""
+
     def command(self, *more: str, runs: str = "runs") -> list[str]:
         """`jaxbig train ...` as a list of arguments; a run that has a name has its folder in `runs`."""
-        told = any(each.split("=")[0] == "--workdir" for each in self.overrides)
-        folder = ["--workdir", f"{runs}/{self.name}"] if self.name and not told else []
+        folder = ["--workdir", f"{runs}/{self.name}"] if self.name and not self.workdir else []
         return ["jaxbig", "train", self.experiment, *self.overrides, *folder, *more]
 
 
@@ -81,6 +91,17 @@ class CloudLauncher(Launcher):
         super().check()
         for name in self.secrets:
             safe("--secrets", name, VARIABLE)
+
+
+def data_variables(data: str, runs: str) -> dict[str, str]:
+    """Environment variables that tell a run where its data and its caches are; `data` and `runs` are folders, either
+    may be ""."""
+    return ({"TFDS_DATA_DIR": data} if data else {}) | ({"JAXBIG_CACHE": f"{runs}/{CACHE}"} if runs else {})
+
+
+def exports(variables: dict[str, str]) -> list[str]:
+    """Lines of a shell that set environment variables."""
+    return [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
 
 
 def safe(option: str, value: str, pattern: str = WORD) -> str:

@@ -1,10 +1,15 @@
 """A JobSet on Google Kubernetes Engine: TPU slices, or nodes with GPUs.
 
-    python -m launch.gke c4_llama_7b --image IMAGE --claim runs --tpu v5p:4x4x8 --slices 2 > run.yaml
-    python -m launch.gke c4_llama_1b --image IMAGE --claim runs --gpu nvidia-h100-80gb --gpus 8 --nodes 4 --submit
+    python -m launch.gke c4_llama_7b --image IMAGE --claim runs --data tfds --tpu v5p:4x4x8 --slices 2 > run.yaml
+    python -m launch.gke c4_llama_1b --image IMAGE --claim runs --data tfds --gpu nvidia-h100-80gb --nodes 4 --submit
 
-The cluster needs JobSet's controller, the image jaxbig, and the claim a volume that all pods may write. A run that was
-preempted (exit 75, or its node taken away) begins again as often as it takes; one that fails, `--restarts` times.
+The cluster needs JobSet's controller, the image jaxbig, and both claims (--claim for runs, --data for prepared data
+sets) volumes that all pods may mount for writing, such as Filestore. Prepare the data set once, with TFDS_DATA_DIR on
+that volume: `jaxbig data prepare c4_llama_7b`. A claim on a Cloud Storage bucket needs hierarchical namespace, or the
+mount option rename-dir-limit=100000: checkpoints are committed by renaming a folder.
+
+A run that was preempted (exit 75, or its node taken away) is restarted as often as it takes; one that fails,
+`--restarts` times. A pod that stops because a pod of its run was lost exits 69, which counts as no failure.
 """
 
 import dataclasses
@@ -13,8 +18,8 @@ import subprocess
 import sys
 from typing import Any
 
-from jaxbig.errors import Failed, Refused
-from launch.common import NAME, CloudLauncher, Flag, at_least, main, safe, to_yaml
+from jaxbig.errors import PEER_LOST, Failed, Refused
+from launch.common import NAME, CloudLauncher, Flag, at_least, data_variables, main, safe, to_yaml
 
 TPUS = {"v4": "tpu-v4-podslice", "v5e": "tpu-v5-lite-podslice", "v5p": "tpu-v5p-slice", "v6e": "tpu-v6e-slice"}
 """How GKE names the kinds (cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus)."""
@@ -22,6 +27,11 @@ CHIPS = 4
 """Of a machine, where a slice has so many."""
 PORT = 1234
 SPOT = "cloud.google.com/gke-spot"
+LEAVE, SPOT_LEAVE = 120, 15
+"""Seconds of grace: the default; and all that GKE gives a pod, at best, whose spot machine is taken away
+(cloud.google.com/kubernetes-engine/docs/concepts/spot-vms)."""
+RUNS, DATA = "/runs", "/data"
+"""Where a pod sees the two claims."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +41,9 @@ class Gke(CloudLauncher):
     image: str
     """Of a container with jaxbig in it."""
     claim: str
-    """A PersistentVolumeClaim, where runs are kept."""
+    """A PersistentVolumeClaim, where runs are kept, and caches beside them; mounted at /runs."""
+    data: str = ""
+    """A PersistentVolumeClaim with prepared data sets, mounted at /data; TFDS_DATA_DIR names it."""
     tpu: str = ""
     """Kind and topology of a slice, as in v5p:4x4x8: v4, v5e, v5p or v6e."""
     slices: int = 1
@@ -46,8 +58,9 @@ class Gke(CloudLauncher):
     """Machines that cost less and can be taken away."""
     restarts: int = 3
     """After failures; preemptions do not count."""
-    leave: int = 120
-    """Seconds between the request to stop and the end: a step, an evaluation and a save must fit in."""
+    leave: int = 0
+    """Seconds between the request to stop and the end: a step, an evaluation and a save must fit in. 120 if it is not
+    given; with --spot 15, more than which GKE does not give."""
     secret: str = ""
     """The Kubernetes Secret with the variables that --secrets names, each under its own name."""
     namespace: str = "default"
@@ -55,11 +68,17 @@ class Gke(CloudLauncher):
     def check(self) -> None:
         super().check()
         safe("--image", self.image)
-        for option in ("claim", "namespace", *(["secret"] if self.secret else [])):
+        for option in ("claim", "namespace", *(each for each in ("secret", "data") if getattr(self, each))):
             safe(f"--{option}", getattr(self, option), r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
-        for option in ("slices", "gpus", "nodes", "leave"):
+        for option in ("slices", "gpus", "nodes"):
             at_least(f"--{option}", getattr(self, option))
-        at_least("--restarts", self.restarts, 0)
+        for option in ("restarts", "leave"):
+            at_least(f"--{option}", getattr(self, option), 0)
+        if self.spot and self.leave > SPOT_LEAVE:
+            raise Refused(
+                f"--leave {self.leave} with --spot: GKE gives a pod {SPOT_LEAVE} s at best when it takes a spot "
+                f"machine away; leave --leave out, and save often (--checkpoint-every)."
+            )
         if bool(self.tpu) == bool(self.gpu):
             raise Refused("give --tpu KIND:TOPOLOGY or --gpu KIND: which machines it shall run on.")
         if self.tpu:
@@ -85,9 +104,14 @@ class Gke(CloudLauncher):
         """Of a slice, or of the nodes with GPUs."""
         return max(self.chips // CHIPS, 1) if self.tpu else self.nodes
 
+    @property
+    def grace(self) -> int:
+        """Seconds that a pod has to save and leave."""
+        return self.leave or (SPOT_LEAVE if self.spot else LEAVE)
+
     def arguments(self) -> list[str]:
         """What the container runs. Kubernetes puts variables for $(NAME) there, and $ for $$: so ours alone are one."""
-        kept = dataclasses.replace(self, name=self.title).command(runs="/runs")
+        kept = dataclasses.replace(self, name=self.title).command(runs=RUNS)
         words = [word.replace("$", "$$") for word in kept]
         if self.tpu:
             return [*words, "--coordinator", "auto"]
@@ -105,10 +129,23 @@ class Gke(CloudLauncher):
             "name": "jaxbig",
             "image": self.image,
             "command": self.arguments(),
-            "env": found,
+            "env": [{"name": each, "value": value} for each, value in self.variables.items()] + found,
             "resources": {"limits": {device: count}},
-            "volumeMounts": [{"name": "runs", "mountPath": "/runs"}],
+            "volumeMounts": [{"name": name, "mountPath": place} for name, (place, _) in self.volumes().items()],
         }
+
+    @property
+    def variables(self) -> dict[str, str]:
+        return data_variables(DATA if self.data else "", RUNS)
+
+    def volumes(self) -> dict[str, tuple[str, dict[str, Any]]]:
+        """Name -> where a pod sees the volume, and what it is."""
+        claims = {"runs": (RUNS, self.claim)} | ({"data": (DATA, self.data)} if self.data else {})
+        found = {
+            name: (place, {"persistentVolumeClaim": {"claimName": claim}}) for name, (place, claim) in claims.items()
+        }
+        # NCCL moves data between the GPUs of a node through shared memory, of which a container has 64 MiB otherwise
+        return found | ({"shm": ("/dev/shm", {"emptyDir": {"medium": "Memory"}})} if self.gpu else {})
 
     def pod(self) -> dict[str, Any]:
         kind, _, topology = self.tpu.partition(":")
@@ -118,18 +155,25 @@ class Gke(CloudLauncher):
         spot = {"key": SPOT, "operator": "Equal", "value": "true", "effect": "NoSchedule"}
         return {
             "restartPolicy": "Never",
-            "terminationGracePeriodSeconds": self.leave,
+            "terminationGracePeriodSeconds": self.grace,
             "nodeSelector": where | ({SPOT: "true"} if self.spot else {}),
             "tolerations": [spot] if self.spot else [],
             "containers": [self.container()],
-            "volumes": [{"name": "runs", "persistentVolumeClaim": {"claimName": self.claim}}],
+            "volumes": [{"name": name, **source} for name, (_, source) in self.volumes().items()],
         }
 
     def manifest(self) -> dict[str, Any]:
         """The JobSet: a job a slice, a pod a machine."""
-        preempted = [
-            {"action": "FailJob", "onExitCodes": {"containerName": "jaxbig", "operator": "In", "values": [75]}},
+
+        def exits(code: int) -> dict[str, Any]:
+            return {"onExitCodes": {"containerName": "jaxbig", "operator": "In", "values": [code]}}
+
+        # The first rule that fits a pod counts. A pod that only followed another (PEER_LOST) is replaced and decides
+        # nothing: whether the job was preempted or has failed is told by the pod that was lost.
+        policy = [
             {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+            {"action": "FailJob", **exits(75)},
+            {"action": "Ignore", **exits(PEER_LOST)},
         ]
         again = {"action": "RestartJobSetAndIgnoreMaxRestarts", "onJobFailureReasons": ["PodFailurePolicy"]}
         job = {
@@ -137,7 +181,7 @@ class Gke(CloudLauncher):
             "completions": self.pods,
             "completionMode": "Indexed",
             "backoffLimit": 0,
-            "podFailurePolicy": {"rules": preempted},
+            "podFailurePolicy": {"rules": policy},
             "template": {"spec": self.pod()},
         }
         one_slice_one_pool = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}

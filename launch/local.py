@@ -19,7 +19,7 @@ import time
 from typing import IO
 
 from jaxbig.children import Process, asked_to_stop, gpus, kill, spawn, tell
-from jaxbig.errors import Refused
+from jaxbig.errors import PEER_LOST, Refused
 from launch.common import Launcher, at_least, main
 
 GRACE = 10.0
@@ -84,7 +84,7 @@ class Local(Launcher):
         for each in watched:
             each.close()
         failed = [each for each in watched if each.process.returncode]
-        first = min(failed, key=lambda each: each.failed_at or each.ended_at or math.inf, default=None)
+        first = min(failed, key=Watched.order, default=None)
         if first is None:
             return DONE
         code = first.process.returncode
@@ -128,6 +128,10 @@ class Watched:
             with _writing:
                 shown.write(f"[{self.number}] {text.rstrip()}\n")
                 shown.flush()
+
+    def order(self) -> tuple[bool, float]:
+        """By which the first failure is found: those that only followed another come last."""
+        return self.process.returncode == PEER_LOST, self.failed_at or self.ended_at or math.inf
 
     def close(self) -> None:
         for reader in self.readers:

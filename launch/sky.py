@@ -3,7 +3,10 @@
     python -m launch.sky pytext_transformer --accelerators H100:8 --nodes 2 --spot --bucket my-runs > task.yaml
     python -m launch.sky pytext_transformer --accelerators H100:8 --nodes 2 --spot --bucket my-runs --submit
 
-This folder is copied to every machine and installed there. Runs are kept in the bucket, which all see as /runs.
+This folder is copied to every machine and installed there. Runs are kept in the bucket, which all see as /runs, and
+caches beside them. Prepared data sets come from another: --data my-data, seen as /data. The bucket of the runs must
+be one whose mount can rename folders and rewrite files, as Google Cloud Storage's (gcsfuse) can; SkyPilot mounts S3
+by goofys, which cannot, and a run refuses such a folder.
 """
 
 import dataclasses
@@ -15,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxbig.errors import Failed
-from launch.common import NAME, CloudLauncher, Flag, at_least, main, safe, to_yaml
+from launch.common import BUCKET, NAME, CloudLauncher, Flag, at_least, data_variables, main, safe, to_yaml
 
 PORT = 1234
+RUNS, DATA = "/runs", "/data"
+"""Where a machine sees the two buckets."""
 SETUP = """\
 python3 -m pip install --quiet uv
 python3 -m uv venv --quiet --allow-existing --python 3.11 .venv
@@ -31,6 +36,8 @@ class Sky(CloudLauncher):
 
     bucket: str
     """Where runs are kept: a bucket that is made if it is not there."""
+    data: str = ""
+    """A bucket with prepared data sets, as NAME or gs://NAME, mounted at /data; TFDS_DATA_DIR names it."""
     accelerators: str
     """Of each machine, as SkyPilot names them: H100:8, tpu-v5p-8."""
     nodes: int = 1
@@ -44,7 +51,9 @@ class Sky(CloudLauncher):
 
     def check(self) -> None:
         super().check()
-        safe("--bucket", self.bucket, r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+        safe("--bucket", self.bucket, BUCKET)
+        if self.data:
+            safe("--data", self.data, rf"([a-z0-9]+://)?{BUCKET}")
         safe("--accelerators", self.accelerators)
         if self.infra:
             safe("--infra", self.infra)
@@ -54,7 +63,7 @@ class Sky(CloudLauncher):
 
     def run(self) -> str:
         """For the shell of each machine; what SkyPilot tells of the others are its own variables."""
-        _, *words = dataclasses.replace(self, name=self.title).command(runs="/runs")
+        _, *words = dataclasses.replace(self, name=self.title).command(runs=RUNS)
         lines = [f"run=(.venv/bin/jaxbig {shlex.join(words)})"]
         if self.accelerators.startswith("tpu"):
             lines.append("run+=(--coordinator auto)")
@@ -62,6 +71,13 @@ class Sky(CloudLauncher):
             lines.append(f'run+=(--coordinator "$(head -n 1 <<<"$SKYPILOT_NODE_IPS"):{PORT}")')
             lines.append('run+=(--processes "$SKYPILOT_NUM_NODES" --process "$SKYPILOT_NODE_RANK")')
         return "\n".join([*lines, 'exec "${run[@]}"', ""])
+
+    @property
+    def buckets(self) -> dict[str, str]:
+        return {RUNS: self.bucket} | ({DATA: self.data} if self.data else {})
+
+    def mount(self, bucket: str) -> dict[str, str]:
+        return {"source" if "://" in bucket else "name": bucket, "mode": "MOUNT"}
 
     def task(self) -> dict[str, Any]:
         """The task, as SkyPilot reads it."""
@@ -72,7 +88,8 @@ class Sky(CloudLauncher):
             "num_nodes": self.nodes,
             "workdir": ".",
             "resources": resources | ({"infra": self.infra} if self.infra else {}),
-            "file_mounts": {"/runs": {"name": self.bucket, "mode": "MOUNT"}},
+            "file_mounts": {place: self.mount(bucket) for place, bucket in self.buckets.items()},
+            "envs": data_variables(DATA if self.data else "", RUNS),
             **({"secrets": {name: None for name in self.secrets}} if self.secrets else {}),
             "setup": SETUP.format(extra="tpu" if self.accelerators.startswith("tpu") else "cuda"),
             "run": self.run(),

@@ -4,7 +4,8 @@
     python -m launch.slurm pytext_transformer --nodes 2 --time 4:00:00 --partition main --submit -- --steps 100
 
 Slurm's warning before the time limit, its preemption and `scontrol requeue` all send SIGTERM: jaxbig saves and exits
-75, the job is queued again, and goes on where it was. The job has the environment of this shell, as is Slurm's way.
+75, the job is queued again, and goes on where it was. The job has the environment of this shell, as is Slurm's way;
+--data names the folder of prepared data sets, and then caches lie beside the run, for all nodes.
 """
 
 import dataclasses
@@ -12,11 +13,12 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import tyro
 
 from jaxbig.errors import Failed, Refused
-from launch.common import WORD, Flag, Launcher, at_least, main, safe
+from launch.common import WORD, Flag, Launcher, at_least, data_variables, exports, main, safe
 
 TIME = r"(\d+-)?\d+(:\d\d){0,2}"
 LEAVE = 120
@@ -31,7 +33,7 @@ class Slurm(Launcher):
     gpus: int = 0
     """Of each node."""
     cpus: int = 0
-    """Of each process; as the cluster has it if it is not given."""
+    """Cores of each process; if it is not given, the node's cores that the job got, divided by its processes."""
     memory: str = ""
     """Of each node, as in 64G."""
     time: str = "1:00:00"
@@ -44,6 +46,8 @@ class Slurm(Launcher):
     """Seconds before the end of its time in which a run saves; a step, an evaluation and a save must fit in."""
     no_requeue: Flag = False
     """Leave a job that was stopped as it is."""
+    data: str = ""
+    """A folder with prepared data sets, which all nodes see; TFDS_DATA_DIR names it."""
     container: str = ""
     """An image for Apptainer, which has jaxbig in it."""
     at_once: int = 0
@@ -60,8 +64,9 @@ class Slurm(Launcher):
         for option in ("partition", "account", "constraint", "memory"):
             if value := getattr(self, option):
                 safe(f"--{option}", value)
-        if self.container:
-            safe("--container", self.container, rf"/?{WORD}")
+        for option in ("container", "data"):
+            if value := getattr(self, option):
+                safe(f"--{option}", value, rf"/?{WORD}")
         if not 0 < self.warn <= 65535:
             raise Refused(f"--warn {self.warn}: Slurm takes 1 to 65535 seconds.")
 
@@ -73,7 +78,7 @@ class Slurm(Launcher):
             "job-name": self.title,
             "array": array if numbers else "",
             "nodes": self.nodes,
-            "ntasks-per-node": max(self.gpus, 1),
+            "ntasks-per-node": self.each_node,
             "gpus-per-node": self.gpus,
             "cpus-per-task": self.cpus,
             "mem": self.memory,
@@ -102,15 +107,38 @@ class Slurm(Launcher):
             for number, overrides in self.elements:
                 lines.append(f"  {number}) options=({shlex.join(overrides)}) ;;")
             lines += ["  *) exit 2 ;;", "esac"]
-        inside = ["apptainer", "exec", *(["--nv"] if self.gpus else []), self.container] if self.container else []
+        lines += exports(self.variables)
+        bind = ["--bind", self.data] if self.data else []
+        nv = ["--nv"] if self.gpus else []
+        inside = ["apptainer", "exec", *nv, *bind, self.container] if self.container else []
         more = ' "${options[@]}"' if self.elements else ""
         command = dataclasses.replace(self, name="") if self.elements else self  # each has its own --workdir
         lines.append(f"run=({shlex.join([*inside, *command.command()])}{more})")
-        lines += ["", f'srun --kill-on-bad-exit=0 --wait={LEAVE} "${{run[@]}}"', "code=$?"]
+        lines += ["", *self.cores()]
+        srun = f'srun --cpus-per-task="$cpus" --kill-on-bad-exit=0 --wait={LEAVE}'
+        lines += [f'{srun} "${{run[@]}}"', "code=$?"]
         if not self.no_requeue:
             lines.append("# 75: stopped and saved, goes on where it was")
             lines.append('if [ "$code" -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi')
         return "\n".join([*lines, 'exit "$code"'])
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """Caches lie beside the runs only where --data says that nodes share folders."""
+        runs = Path(self.workdir).parent.as_posix() if self.workdir else "runs"
+        return data_variables(self.data, runs) if self.data else {}
+
+    def cores(self) -> list[str]:
+        """Lines that set `cpus`, the cores of each process. srun must be given them: since Slurm 22.05 it does not
+        take sbatch's --cpus-per-task, and binds a process to one core then."""
+        if self.cpus:
+            return [f"cpus={self.cpus}"]
+        return [f"cpus=$((${{SLURM_CPUS_ON_NODE:-1}} / {self.each_node}))", '[ "$cpus" -gt 0 ] || cpus=1']
+
+    @property
+    def each_node(self) -> int:
+        """Processes of each node."""
+        return max(self.gpus, 1)
 
     def start(self) -> int:
         try:

@@ -1,26 +1,53 @@
 """TPU VMs by gcloud: create, install, run on all workers, follow, delete.
 
-    python -m launch.tpu_vm c4_llama_1b --zone us-east5-a --type v5p-128 --image v2-alpha-tpuv5 -- --workdir /mnt/runs/a
-    python -m launch.tpu_vm c4_llama_1b ... --queued --spot --do create wait --submit
+    python -m launch.tpu_vm c4_llama_1b --zone us-east5-a --type v5p-128 --image v2-alpha-tpuv5 \
+        --bucket my-runs --data my-data
+    python -m launch.tpu_vm c4_llama_1b ... --queued --spot --submit
     python -m launch.tpu_vm c4_llama_1b ... --do follow --submit
 
-Prints the commands of --do, and with --submit carries them out one after another, to the first that fails. This folder
-is copied to every machine and installed there. A spot machine that was taken away is created anew by the same commands,
-and the run goes on from its --workdir, a folder that all machines see (a bucket that is mounted, or NFS).
+Prints the commands of --do, and with --submit carries them out one after another, to the first that fails: machines are
+created and waited for, for hours where they are queued for, before anything is installed. This folder is copied to
+every machine and installed there.
+
+All machines must see the run's folder. --bucket is a Cloud Storage bucket that gcsfuse mounts at /mnt/runs on each;
+with another disk that all mount, such as Filestore, name the folder by --workdir after `--`. A bucket with hierarchical
+namespace renames a checkpoint's folder at once; in a flat one gcsfuse renames file by file. A spot machine that was
+taken away is created again by the same commands (after `--do delete`), and the run resumes from its folder.
 """
 
 import dataclasses
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 from typing import Literal
 
 from jaxbig.errors import Failed, Refused
-from launch.common import NAME, CloudLauncher, Flag, at_least, main, safe
+from launch.common import BUCKET, NAME, WORD, CloudLauncher, Flag, at_least, data_variables, exports, main, safe
 
 Action = Literal["create", "wait", "install", "run", "follow", "stop", "delete"]
 HOME = "jaxbig"
 """The folder on each machine that gets what is in this one."""
+RUNS, DATA = "/mnt/runs", "/mnt/data"
+"""Where each machine mounts the two buckets."""
+GCSFUSE = (
+    "{ command -v gcsfuse >/dev/null || { "
+    'repository="https://packages.cloud.google.com/apt gcsfuse-$(lsb_release -c -s) main" && '
+    'echo "deb [signed-by=/usr/share/keyrings/cloud.google.asc] $repository" | '
+    "sudo tee /etc/apt/sources.list.d/gcsfuse.list && "
+    "curl -fsS https://packages.cloud.google.com/apt/doc/apt-key.gpg | "
+    "sudo tee /usr/share/keyrings/cloud.google.asc >/dev/null && "
+    "sudo apt-get update -qq && sudo apt-get install -qq -y gcsfuse; }; }"
+)
+"""Installs Google's mount of a bucket (cloud.google.com/storage/docs/cloud-storage-fuse/install)."""
+MOUNT = (
+    '{{ mountpoint -q {place} || {{ sudo mkdir -p {place} && sudo chown "$USER" {place} && '
+    "gcsfuse --implicit-dirs --rename-dir-limit=100000 {bucket} {place}; }}; }}"
+)
+WAIT = (
+    'while state=$({describe}); do echo "{name}: $state"; '
+    'case "$state" in {ready}) exit 0 ;; {ended}) exit 1 ;; esac; sleep 30; done; exit 1'
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,17 +67,42 @@ class TpuVm(CloudLauncher):
     """Wait in the queue for them, rather than be refused."""
     spot: Flag = False
     """Machines that cost less and can be taken away."""
-    do: tuple[Action, ...] = ("create", "install", "run")
+    bucket: str = ""
+    """A Cloud Storage bucket where runs are kept, and caches beside them; mounted at /mnt/runs on every machine."""
+    data: str = ""
+    """A Cloud Storage bucket with prepared data sets, mounted at /mnt/data on every machine, or the path of a folder
+    that all machines have mounted; TFDS_DATA_DIR names it."""
+    do: tuple[Action, ...] = ("create", "wait", "install", "run")
     """What, in this order."""
 
     def check(self) -> None:
         super().check()
         for option in ("zone", "type", "image", *(["project"] if self.project else [])):
             safe(f"--{option}", getattr(self, option))
+        if self.bucket:
+            safe("--bucket", self.bucket, BUCKET)
+        if self.data:
+            safe("--data", self.data, rf"{BUCKET}|/{WORD}")
         at_least("--slices", self.slices)
         if not self.do:
             raise Refused("--do needs one or more of create, wait, install, run, follow, stop and delete.")
         safe("the run's name", self.title, NAME)
+        if "run" in self.do and not self.bucket and not self.workdir:
+            raise Refused(
+                "all machines must see one folder of the run, and it must outlive them: give --bucket BUCKET, or "
+                "after -- a --workdir on a disk that all have mounted."
+            )
+
+    @property
+    def buckets(self) -> dict[str, str]:
+        """Where each machine mounts which bucket."""
+        data = {DATA: self.data} if self.data and not self.data.startswith("/") else {}
+        return ({RUNS: self.bucket} if self.bucket else {}) | data
+
+    @property
+    def variables(self) -> dict[str, str]:
+        runs = str(Path(self.workdir).parent) if self.workdir else RUNS
+        return data_variables(self.data if self.data.startswith("/") else self.data and DATA, runs)
 
     @property
     def queues(self) -> bool:
@@ -78,9 +130,12 @@ class TpuVm(CloudLauncher):
         return [self.gcloud("queued-resources", "create", self.title, *nodes, *asked, "--runtime-version", self.image)]
 
     def wait(self) -> list[list[str]]:
-        """Tells whether they are there: ACTIVE in the queue, READY without one."""
-        kind = "queued-resources" if self.queues else "tpu-vm"
-        return [self.gcloud(kind, "describe", self.title, "--format", "value(state)")]
+        """Until the machines are there, or will not come."""
+        kind, path = ("queued-resources", "state.state") if self.queues else ("tpu-vm", "state")
+        describe = shlex.join(self.gcloud(kind, "describe", self.title, "--format", f"value({path})"))
+        ended = "FAILED|SUSPENDING|SUSPENDED|DELETING|PREEMPTED|TERMINATED"
+        ready = "ACTIVE" if self.queues else "READY"
+        return [["bash", "-c", WAIT.format(describe=describe, name=self.title, ready=ready, ended=ended)]]
 
     def install(self) -> list[list[str]]:
         """Python 3.11 by uv, since the machines' own may be older."""
@@ -89,6 +144,8 @@ class TpuVm(CloudLauncher):
             "python3 -m uv venv --quiet --allow-existing --python 3.11 .venv",
             f"python3 -m uv pip install --quiet --python .venv -e '{HOME}[tpu]'",
         ]
+        if self.buckets:
+            steps.append(GCSFUSE)
         copy = [
             self.gcloud("tpu-vm", "scp", "--recurse", ".", f"{each}:{HOME}", "--worker", "all")
             for each in self.machines
@@ -102,11 +159,16 @@ class TpuVm(CloudLauncher):
             f'{name}="$(gcloud secrets versions access latest --secret={name})" && export {name}'
             for name in self.secrets
         ]
-        train = shlex.join([f"../.venv/bin/{self.command()[0]}", *self.command()[1:], "--coordinator", "auto"])
+        named = dataclasses.replace(self, name=self.title if self.bucket else self.name)
+        program, *words = named.command("--coordinator", "auto", runs=RUNS)
+        train = shlex.join([f"../.venv/bin/{program}", *words])
+        mounts = [MOUNT.format(place=place, bucket=bucket) for place, bucket in self.buckets.items()]
         text = " && ".join(
             [
                 f"cd {HOME}",
+                *mounts,
                 *fetched,
+                *exports(self.variables),
                 f"(nohup {train} >../{self.title}.log 2>&1 </dev/null & echo $! >../{self.title}.pid)",
             ]
         )

@@ -17,6 +17,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
+from jaxbig.errors import PEER_LOST, Refused
 from launch.common import Launcher, main
 from launch.gke import Gke
 from launch.local import Local
@@ -45,7 +46,10 @@ LAUNCHERS: dict[str, tuple[type[Launcher], list[str]]] = {
     "gke gpu": (Gke, [*GKE, "--gpu", "nvidia-h100-80gb", "--nodes", "4"]),
     "tpu_vm": (
         TpuVm,
-        ["--zone", "us-east5-a", "--type", "v5p-128", "--image", "v2-alpha-tpuv5", "--secrets", "API_KEY"],
+        [
+            *("--zone", "us-east5-a", "--type", "v5p-128", "--image", "v2-alpha-tpuv5", "--secrets", "API_KEY"),
+            *("--bucket", "my-runs", "--data", "my-data"),
+        ],
     ),
     "sky": (Sky, ["--accelerators", "H100:8", "--nodes", "2", "--spot", "--bucket", "my-runs", "--secrets", "API_KEY"]),
 }
@@ -125,14 +129,14 @@ def test_what_a_tpu_vm_runs_are_the_words_that_were_written(rendered: Any, tmp_p
     remote = call[call.index("--command") + 1]
     shutil.rmtree(tmp_path / "bin")
     (tmp_path / "said").unlink()
-    remote = (
-        remote.replace("../.venv/bin/", "").replace("cd jaxbig && ", "").replace("../pytext-transformer", "/dev/null #")
-    )
-    calls = carried_out(
-        re.sub(r" >/dev/null #.*", ")", remote).replace("nohup ", ""), tmp_path, "jaxbig", "gcloud", "touch"
-    )
-    assert calls[0][:3] == ["gcloud", "secrets", "versions"]
-    assert calls[1:] == [["jaxbig", "train", "pytext_transformer", *OVERRIDES, "--coordinator", "auto"]]
+    remote = remote.replace("../.venv/bin/", "").replace("cd jaxbig && ", "")
+    remote = remote.replace(" >../pytext-transformer", " >/dev/null #")
+    remote = re.sub(r" >/dev/null #.*", ")", remote).replace("nohup ", "")
+    calls = carried_out(remote, tmp_path, "jaxbig", "gcloud", "touch", "mountpoint")
+    assert calls[:2] == [["mountpoint", "-q", "/mnt/runs"], ["mountpoint", "-q", "/mnt/data"]]
+    assert calls[2][:3] == ["gcloud", "secrets", "versions"]
+    run = ["--workdir", "/mnt/runs/pytext-transformer", "--coordinator", "auto"]
+    assert calls[3:] == [["jaxbig", "train", "pytext_transformer", *OVERRIDES, *run]]
 
 
 def expanded(text: str, variables: dict[str, str]) -> str:
@@ -184,6 +188,11 @@ def test_a_name_that_is_not_safe_everywhere_is_refused(
         ("gke tpu", "--claim", "../x"),
         ("tpu_vm", "--zone", "--project=other"),
         ("tpu_vm", "--secrets", "A=$(id)"),
+        ("tpu_vm", "--bucket", "gs://x"),
+        ("tpu_vm", "--data", "$(id)"),
+        ("gke gpu", "--data", "../x"),
+        ("sky", "--data", "s3://$(id)"),
+        ("slurm", "--data", "/a b"),
         ("sky", "--bucket", "s3://x"),
         ("sky", "--accelerators", "H100:8 # "),
     ],
@@ -353,9 +362,9 @@ def test_a_slice_has_as_many_pods_as_machines(tpu: str, pods: int, chips: int) -
 
 def test_a_tpu_vm_is_created_used_and_deleted_by_gcloud() -> None:
     options: dict[str, Any] = {"experiment": "a", "zone": "z-a", "type": "v6e-16", "image": "v2-alpha-tpuv6e"}
-    one = TpuVm(**options, spot=True, do=("create", "wait", "install", "run", "follow", "stop", "delete"))
+    one = TpuVm(**options, spot=True, do=("create", "install", "run", "follow", "stop", "delete"))
     verbs = [command[3:5] for command in one.commands()]
-    ssh, by_itself = ["tpu-vm", "ssh"], [["tpu-vm", "create"], ["tpu-vm", "describe"], ["tpu-vm", "scp"]]
+    ssh, by_itself = ["tpu-vm", "ssh"], [["tpu-vm", "create"], ["tpu-vm", "scp"]]
     assert verbs == [*by_itself, *[ssh] * 4, ["tpu-vm", "delete"]]
     assert "--spot" in one.create()[0] and all(command[-2:] == ["--zone", "z-a"] for command in one.commands())
     many = TpuVm(**options, slices=2, project="p")
@@ -369,6 +378,171 @@ def test_a_tpu_vm_is_created_used_and_deleted_by_gcloud() -> None:
     assert [command[5] for command in many.run()] == ["a-0", "a-1"]
     assert many.delete() == [["gcloud", "compute", "tpus", "queued-resources", "delete", "a", "--force", "--quiet",
                               "--zone", "z-a", "--project", "p"]]  # fmt: skip
+
+
+STATES = {"queued": ["ACCEPTED", "PROVISIONING", "ACTIVE"], "not queued": ["CREATING", "READY"]}
+
+
+@pytest.mark.parametrize(("last", "code"), [("", 0), ("FAILED", 1), ("SUSPENDED", 1)])
+@pytest.mark.parametrize("kind", STATES)
+def test_tpu_vm_waits_for_its_machines_before_it_installs(kind: str, last: str, code: int, tmp_path: Path) -> None:
+    options = {"experiment": "a", "zone": "z-a", "type": "v6e-16", "image": "i", "queued": kind == "queued"}
+    job = TpuVm(**options)  # type: ignore[arg-type]
+    assert job.do[:3] == ("create", "wait", "install")
+    states = [*STATES[kind][:-1], last or STATES[kind][-1], "ACTIVE", "READY"]
+    (tmp_path / "states").write_text("\n".join(states))
+    (tmp_path / "gcloud").write_text("#!/bin/bash\nhead -n 1 states\nsed -i 1d states\n")
+    (tmp_path / "sleep").write_text("#!/bin/bash\n")
+    for name in ("gcloud", "sleep"):
+        (tmp_path / name).chmod(0o755)
+    path = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    [command] = job.wait()
+    done = subprocess.run(command, cwd=tmp_path, env=path, capture_output=True, text=True, timeout=20, check=False)
+    told = states[: len(STATES[kind])]
+    assert (done.returncode, done.stdout.split()) == (code, [word for each in told for word in ("a:", each)])
+
+
+@pytest.mark.parametrize("overrides", [(), ("--steps=3",)])
+def test_tpu_vm_without_a_folder_that_all_machines_see_is_refused(overrides: tuple[str, ...]) -> None:
+    options: dict[str, Any] = {"experiment": "a", "zone": "z-a", "type": "v6e-16", "image": "i", "queued": True}
+    with pytest.raises(Refused, match="all machines must see one folder of the run"):
+        TpuVm(**options, spot=True, overrides=overrides).check()
+    TpuVm(**options, overrides=(*overrides, "--workdir=/mnt/nfs/a")).check()
+    TpuVm(**options, bucket="my-runs").check()
+    TpuVm(**options, do=("create", "wait", "delete")).check()
+
+
+SEEN = {  # what a process finds in its environment, by launcher: where --data is, where caches are
+    "gke tpu": ("tfds", "/data", "/runs/.jaxbig-cache"),
+    "gke gpu": ("tfds", "/data", "/runs/.jaxbig-cache"),
+    "sky": ("gs://my-data", "/data", "/runs/.jaxbig-cache"),
+    "tpu_vm": ("my-data", "/mnt/data", "/mnt/runs/.jaxbig-cache"),
+    "tpu_vm with a disk": ("/mnt/nfs/tfds", "/mnt/nfs/tfds", "/mnt/nfs/runs/.jaxbig-cache"),
+    "slurm": ("/shared/tfds", "/shared/tfds", "runs/.jaxbig-cache"),
+    "slurm with a folder": ("/shared/tfds", "/shared/tfds", "/scratch/.jaxbig-cache"),
+}
+WHERE = {"tpu_vm with a disk": ["--workdir=/mnt/nfs/runs/a"], "slurm with a folder": ["--workdir", "/scratch/a"]}
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_data_are_mounted_and_named_and_caches_lie_beside_the_run(name: str, rendered: Any) -> None:
+    data, tfds, cache = SEEN[name]
+    kind, options = LAUNCHERS[name.split(" with")[0]]
+    options = options[: options.index("--bucket")] if name == "tpu_vm with a disk" else options
+    text = rendered(kind, [*options, f"--data={data}"], WHERE.get(name, []))
+    wanted = {"TFDS_DATA_DIR": tfds, "JAXBIG_CACHE": cache}
+    if name.startswith("gke"):
+        spec = yaml.safe_load(text)["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+        [container] = spec["containers"]
+        assert {each["name"]: each.get("value") for each in container["env"]}.items() >= wanted.items()
+        claims = {each["name"]: each.get("persistentVolumeClaim", {}).get("claimName") for each in spec["volumes"]}
+        mounted = {each["mountPath"]: claims[each["name"]] for each in container["volumeMounts"]}
+        assert mounted.items() >= {"/runs": "runs", "/data": data}.items()
+        assert ("/dev/shm" in mounted) == (name == "gke gpu")
+    elif name == "sky":
+        task = yaml.safe_load(text)
+        assert task["envs"] == wanted
+        assert task["file_mounts"]["/data"] == {"source": data, "mode": "MOUNT"}
+    else:
+        exported = dict(re.findall(r"export (TFDS_DATA_DIR|JAXBIG_CACHE)=(\S+)", text))
+        assert exported == wanted
+
+
+def test_without_data_nothing_but_the_caches_is_named(rendered: Any) -> None:
+    for name in ("gke gpu", "sky"):
+        assert "TFDS_DATA_DIR" not in (text := rendered(*LAUNCHERS[name], [])) and "/runs/.jaxbig-cache" in text
+    assert "export" not in rendered(*LAUNCHERS["slurm"], [])
+
+
+def examples(module: str) -> list[list[str]]:
+    """The commands of a launcher's docstring that are whole, as words."""
+    text = (sys.modules[module].__doc__ or "").replace("\\\n", " ")
+    lines = [re.sub(r" > \S+$", "", line.strip()) for line in text.split("\n") if "python -m" in line]
+    return [shlex.split(line)[2:] for line in lines if "..." not in line]
+
+
+@pytest.mark.parametrize("kind", [Local, Slurm, Gke, TpuVm, Sky], ids=lambda kind: kind.__name__)
+def test_examples_in_docstrings_are_accepted_as_they_stand(
+    kind: type[Launcher], capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = examples(kind.__module__)
+    assert found
+    for module, *words in found:
+        assert module == kind.__module__
+        assert main(kind, module, [word for word in words if word != "--submit"]) == 0, capsys.readouterr().err
+        text = capsys.readouterr().out
+        if words[0].startswith("c4_"):  # its data set must be there already
+            assert "TFDS_DATA_DIR" in text
+
+
+def test_launchers_in_the_readme_are_accepted_as_they_stand() -> None:
+    text = (ROOT / "README.md").read_text()
+    found = [shlex.split(line)[2:] for line in re.findall(r"`(python -m launch\.\w+ [^`]*)`", text)]
+    assert {module for module, *_ in found} == {f"launch.{each}" for each in ("local", "slurm", "gke", "tpu_vm", "sky")}
+    for module, *words in found:
+        kind = {"Local": Local, "Slurm": Slurm, "Gke": Gke, "TpuVm": TpuVm, "Sky": Sky}[
+            module.removeprefix("launch.").title().replace("_", "")
+        ]
+        words = [{"NAME": "digits_convnet", "IMAGE": "image", "ZONE": "zone"}.get(word, word) for word in words]
+        assert main(kind, module, words) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "variables", "cpus"),
+    [
+        (["--gpus=8"], {"SLURM_CPUS_ON_NODE": "96"}, "12"),
+        (["--gpus=8"], {"SLURM_CPUS_ON_NODE": "4"}, "1"),
+        (["--gpus=2", "--cpus=5"], {"SLURM_CPUS_ON_NODE": "96"}, "5"),
+        ([], {"SLURM_CPUS_ON_NODE": "32"}, "32"),
+        ([], {}, "1"),
+    ],
+)
+def test_cores_reach_the_processes_of_slurm(
+    options: list[str], variables: dict[str, str], cpus: str, rendered: Any, tmp_path: Path
+) -> None:
+    script = rendered(Slurm, options, [])
+    (tmp_path / "srun").write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "srun").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", **variables}
+    done = subprocess.run(["bash"], input=script, text=True, env=environment, capture_output=True, check=False)
+    assert f"--cpus-per-task={cpus}" in done.stdout.split("\n"), done.stderr
+
+
+def rule_of(policy: list[dict[str, Any]], code: int, disrupted: bool) -> str:
+    """What Kubernetes does about a failed pod: the action of the first rule that fits (Job API reference)."""
+    for rule in policy:
+        if disrupted and {"type": "DisruptionTarget", "status": "True"} in rule.get("onPodConditions", []):
+            return rule["action"]
+        if code in rule.get("onExitCodes", {}).get("values", []):
+            return rule["action"]
+    return "Count"
+
+
+@pytest.mark.parametrize(
+    ("code", "disrupted", "action"),
+    [
+        *((75, False, "FailJob"), (137, True, "FailJob"), (69, True, "FailJob"), (69, False, "Ignore")),
+        *((1, False, "Count"), (2, False, "Count"), (130, False, "Count"), (137, False, "Count")),
+    ],
+)
+def test_a_pod_that_follows_a_lost_one_is_no_failure(code: int, disrupted: bool, action: str) -> None:
+    """FailJob ends the job as preempted, which JobSet restarts without counting; Count is a failure of its own."""
+    manifest = Gke(experiment="a", image="a", claim="a", gpu="h", nodes=4).manifest()
+    job = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
+    assert rule_of(job["podFailurePolicy"]["rules"], code, disrupted) == action and PEER_LOST == 69
+
+
+@pytest.mark.parametrize(
+    ("spot", "leave", "grace"), [(False, 0, 120), (False, 600, 600), (True, 0, 15), (True, 15, 15), (True, 16, None)]
+)
+def test_a_pod_on_a_spot_machine_is_promised_no_more_than_gke_gives(spot: bool, leave: int, grace: int | None) -> None:
+    job = Gke(experiment="a", image="a", claim="a", gpu="h", spot=spot, leave=leave)
+    if grace is None:
+        with pytest.raises(Refused, match="--leave 16 with --spot: GKE gives a pod 15 s"):
+            job.check()
+    else:
+        job.check()
+        assert job.pod()["terminationGracePeriodSeconds"] == grace
 
 
 def test_sky_reads_its_task(rendered: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -393,6 +567,7 @@ def test_what_is_submitted_is_what_was_printed(
     takes = {"sbatch": "cat", "kubectl": "cat", "gcloud": "true", "sky": 'cat "${@: -1}"'}[program]
     (tmp_path / program).write_text(f'#!/bin/bash\n{{ echo "{program} $*"; {takes}; }} >>{tmp_path}/got\n')
     (tmp_path / program).chmod(0o755)
+    options = [*options, *(["--do", "create", "install", "run"] if name == "tpu_vm" else [])]  # wait has its own test
     words = ["pytext_transformer", *options, "--unchecked", "--submit", "--", *OVERRIDES]
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setenv("API_KEY", "canary")

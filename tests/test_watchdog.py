@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxbig.errors import PEER_LOST
 from jaxbig.lifeline import Lifeline, is_mine
 from jaxbig.watchdog import WAITS, Watchdog
 
@@ -147,7 +148,7 @@ def test_when_one_ends_all_leave_within_seconds_and_say_which_and_why(
         if number == which:
             assert process.returncode == code and ("KeyError" in err) == (how == "raise")
         else:
-            assert process.returncode == 1
+            assert process.returncode == PEER_LOST
             assert err == f"jaxbig: process {which} {words}; process {number} leaves too\n"
     assert time.monotonic() - began < 5
 
