@@ -29,6 +29,7 @@ def inspect(experiment: Experiment, step: int, split: str, batches: int, picture
         raise Refused(f"--split {split!r}: it is train or eval.")
     if step < 0 or batches < 1:
         raise Refused(f"--step {step} --batches {batches}: they must be 0 or more, and 1 or more.")
+    experiment.data.check()
     data, source = experiment.data, experiment.data.source(split)
     if split == "eval" and step + batches > (most := eval_steps(source, data.batch)):
         raise Refused(f"--step {step} --batches {batches}: an evaluation has {most} batches of {data.batch}.")
@@ -40,8 +41,8 @@ def inspect(experiment: Experiment, step: int, split: str, batches: int, picture
             digest, first = digest_of(rows), seen(experiment, rows, step, split)
         if rows["mask"].ndim > 1:
             padding.append(1 - float(rows["mask"].mean()))
-        elif "classes" in dir(data):
-            classes.update(rows["targets"][rows["mask"] > 0].ravel().tolist())
+        if of_classes(data, rows):
+            classes.update(rows["targets"][rows["mask"] > 0].tolist())
     draws = first["inputs"].ndim == 4
     if draws:
         draw(first, data, picture)
@@ -56,6 +57,13 @@ def inspect(experiment: Experiment, step: int, split: str, batches: int, picture
         "rows": [] if draws else texts(first, data),
         "picture": str(picture) if draws else None,
     }
+
+
+def of_classes(data: Data, rows: Rows) -> bool:
+    """Whether the targets of a batch are a class for each place that counts: of a row, or of a pixel."""
+    targets = rows.get("targets", np.empty(0))
+    there = getattr(data, "classes", None) is not None and np.issubdtype(targets.dtype, np.integer)
+    return there and targets.shape == rows["mask"].shape
 
 
 def digest_of(rows: Rows) -> str:
@@ -100,7 +108,7 @@ def texts(batch: Rows, data: Data) -> list[dict[str, str]]:
 
 
 def told(name: str, field: np.ndarray, data: Data) -> str:
-    if name == "targets" and field.ndim == 0 and hasattr(data, "classes"):
+    if name == "targets" and field.ndim == 0 and getattr(data, "classes", None) is not None:
         return named(data, int(field))
     if field.ndim == 1 and np.issubdtype(field.dtype, np.integer):
         return data.text(field)
@@ -108,29 +116,46 @@ def told(name: str, field: np.ndarray, data: Data) -> str:
 
 
 def draw(batch: Rows, data: Data, file: Path) -> None:
-    """The first images of a batch in a grid, each over its class; those that are normalized are drawn from least to
-    greatest."""
+    """The first images of a batch in a grid, each over its class, or over its mask where each pixel has a class; those
+    that are not of 0 to 1 are drawn from least to greatest."""
     from matplotlib.figure import Figure  # here: slow to import
 
-    images, targets = batch["inputs"][:SHOWN], batch["targets"][:SHOWN]
-    least, greatest = float(images.min()), float(images.max())
-    if least < 0 or greatest > 1:
-        images = (images - least) / (greatest - least)
-    across = math.ceil(len(images) ** 0.5)
-    figure = Figure(figsize=(1.8 * across, 2 * math.ceil(len(images) / across)), layout="constrained")
-    for row, image in enumerate(images):
-        axes = figure.add_subplot(math.ceil(len(images) / across), across, row + 1)
-        axes.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)
-        axes.set_title(label(targets[row], data), fontsize=8)
+    images, targets = drawable(batch["inputs"][:SHOWN]), batch.get("targets", np.empty((SHOWN, 0)))[:SHOWN]
+    masks = targets.shape[1:] == images.shape[1:3]
+    across = math.ceil(len(images) ** 0.5) * (2 if masks else 1)
+    panels = [panel for image, target in zip(images, targets, strict=False) for panel in [image, target][: 1 + masks]]
+    figure = Figure(figsize=(1.8 * across, 2 * math.ceil(len(panels) / across)), layout="constrained")
+    for place, panel in enumerate(panels):
+        axes = figure.add_subplot(math.ceil(len(panels) / across), across, place + 1)
+        if panel.ndim == 2:
+            axes.imshow(panel, vmin=targets.min(), vmax=max(targets.max(), targets.min() + 1), interpolation="nearest")
+        else:
+            axes.imshow(panel[..., 0] if panel.shape[-1] == 1 else panel, cmap="gray", vmin=0, vmax=1)
+        if not masks:
+            axes.set_title(label(targets[place], data), fontsize=8, parse_math=False)
         axes.axis("off")
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=110)
 
 
+def drawable(images: np.ndarray) -> np.ndarray:
+    """Images [B, Y, X, C] as they are drawn: from 0 to 1; of channels that are no colours the mean."""
+    if images.shape[-1] not in (1, 3):
+        images = images.mean(-1, keepdims=True)
+    least, greatest = float(images.min()), float(images.max())
+    if least < 0 or greatest > 1:
+        images = (images - least) / ((greatest - least) or 1)
+    return images
+
+
 def label(target: np.ndarray, data: Data) -> str:
-    """A class, or the two greatest shares of a mixed one."""
-    if target.ndim == 0:
+    """A class, the two greatest shares of a mixed one, or numbers that are to be learned."""
+    if target.ndim == 0 and np.issubdtype(target.dtype, np.integer):
         return named(data, int(target))
+    if target.ndim > 1:
+        return " x ".join(map(str, target.shape))
+    if not target.ndim or len(target) != getattr(data, "classes", None):
+        return np.array2string(target, precision=3, threshold=4) if target.size else ""
     first, second = np.argsort(-target)[:2].tolist()
     shares = [f"{named(data, k)} {target[k]:.0%}" for k in (first, second) if target[k] > 0]
     return named(data, first) if len(shares) == 1 else ", ".join(shares)

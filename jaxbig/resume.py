@@ -85,11 +85,13 @@ def fresh(
 
 
 def prepare(experiment: Experiment) -> str:
-    """Makes the data ready, by one process and then, where they have other disks, by the others; its identity."""
+    """Makes the data ready, by one process and then, where they have other disks, by the others; its identity.
+    `Refused` where the experiment does not fit it."""
     found = first(experiment.data.prepare)
     if not leading():
         found = experiment.data.prepare()
     agree({"data": found})
+    first(experiment.data.check)
     return found
 
 

@@ -167,7 +167,7 @@ def test_workers_read_the_same_bytes(data: Data) -> None:
 @pytest.mark.parametrize(
     ("record", "words"),
     [
-        ({"y": 1}, "no 'x', but y"),
+        ({"y": 1}, "no 'x', which --data.inputs names, but y"),
         ({"x": ["a", "b", "c"], "y": 1}, "'x' is <U1, and not of numbers"),
         ({"x": [1.0, 2.0], "y": 1}, r"shape \(2,\), and --data.shape \(3,\)"),
         ({"x": [1.0, 2.0, float("nan")], "y": 1}, "not finite"),

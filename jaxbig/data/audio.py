@@ -6,18 +6,21 @@ import jax
 import numpy as np
 
 from jaxbig.data.base import Batch, Record, Spec
-from jaxbig.data.examples import Example, Examples, class_of
+from jaxbig.data.examples import Example, Examples
+from jaxbig.data.fields import Mismatch, array, class_of, finite, kind, present
 from jaxbig.data.logmel import LogMel
 from jaxbig.data.made_up import MadeUp
 
-LOUDEST = 2**15
-"""What int16 samples are divided by."""
+FULL = {"int8": 2**7, "int16": 2**15, "int32": 2**31, "int64": 2**15}
+"""The loudest that samples of a dtype can be; those of int64 are lists of Python, or TFDS's, and mean int16."""
+MOST = 16.0
+"""Floats beyond it are no samples of -1 to 1: a mix of several sounds, or a filter, makes some that are beyond 1."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sounds(Examples):
-    """Spectrograms `inputs` [B, frames, mels, 1] and their class `targets` [B]. A record has `audio`, int16 samples or
-    floats of -1 to 1, and `label`."""
+    """Spectrograms `inputs` [B, frames, mels, 1] and their class `targets` [B]. A record has `audio`, samples of
+    int8, uint8 (128 is silence), int16 or int32, or floats of -1 to 1, and `label`."""
 
     samples: int = 16_000
     """How many samples a row has: what is longer is cut, what is shorter is followed by silence."""
@@ -33,11 +36,7 @@ class Sounds(Examples):
         }
 
     def read(self, record: Record) -> Example:
-        wave = np.asarray(record[self.feature])
-        if wave.ndim != 1 or not len(wave):
-            raise ValueError(f"its {self.feature!r} has the shape {wave.shape}, not [samples]")
-        if np.issubdtype(wave.dtype, np.integer):
-            wave = wave / LOUDEST
+        wave = waveform(record, self.feature, "--data.feature")
         row = np.zeros(self.samples, np.float32)
         row[: len(wave)] = wave[: self.samples]
         return {"inputs": row, "targets": class_of(record, "label", self.classes), "mask": np.float32(1)}
@@ -48,3 +47,22 @@ class Sounds(Examples):
     def made_up(self) -> "Sounds":
         """The same on made-up records."""
         return dataclasses.replace(self, records=MadeUp(waves=(self.feature,), labels=(("label", self.classes),)))
+
+
+def waveform(record: Record, name: str, option: str = "") -> np.ndarray:
+    """A sound of a record as float32 [samples] of -1 to 1; ValueError if it is none."""
+    wave = array(present(record, name, option), name)
+    if wave.dtype.kind not in "iuf" or (wave.dtype.kind == "u" and wave.dtype.itemsize > 1):
+        dtypes = "int8, uint8, int16, int32 or floats"
+        raise Mismatch(f"its {name!r} is {kind(wave)}: samples are {dtypes} (a sound's file is to be decoded before)")
+    if wave.ndim != 1 or not len(wave):
+        mono = "; of several channels take the mean" if wave.ndim == 2 else ""
+        raise Mismatch(f"its {name!r} has the shape {wave.shape}, not [samples]{mono}")
+    if wave.dtype.kind == "u":
+        return ((wave.astype(np.float64) - 128) / 128).astype(np.float32)
+    full = FULL.get(wave.dtype.name, MOST)
+    loudest = float(np.abs(finite(wave, name)).max())
+    if loudest > full:
+        fix = "save it as int16 or int32" if wave.dtype.kind == "i" else "floats are of -1 to 1: divide them"
+        raise Mismatch(f"its {name!r} is {wave.dtype} up to {loudest:g}: {fix}")
+    return (wave / full).astype(np.float32) if wave.dtype.kind == "i" else wave.astype(np.float32)

@@ -31,10 +31,38 @@ class Augmentation(abc.ABC):
 
     crops: ClassVar[bool] = False
     """Whether it makes an image whole, that is real everywhere; the others take a whole image, so come after."""
+    bounded: ClassVar[bool] = False
+    """Whether it takes numbers of 0 to 1 alone, so comes before `Normalize`."""
+    colours: ClassVar[bool] = False
+    """Whether it takes grey or red, green and blue alone."""
 
     @abc.abstractmethod
     def __call__(self, image: jax.Array, size: jax.Array, key: jax.Array) -> Sized:
         """The new image and its size; the new shape depends on the old shape alone."""
+
+
+def check_order(operations: Sequence[Augmentation], channels: int, field: str, full: bool) -> None:
+    """`Refused` where an operation would get an image that it is not made for.
+
+    full: whether the images are real everywhere before the first operation.
+    """
+    names = [type(operation).__name__ for operation in operations]
+    normalized = ""
+    for place, (operation, name) in enumerate(zip(operations, names, strict=True)):
+        later = [other for other, each in zip(names[place:], operations[place:], strict=True) if each.crops]
+        if not full and not operation.crops and later:
+            raise Refused(
+                f"--data.{field} has {name} before {later[0]}, where an image does not fill its canvas: {name} takes a "
+                f"whole image, so put {later[0]} first."
+            )
+        full = full or operation.crops
+        if normalized and operation.bounded:
+            raise Refused(
+                f"--data.{field} has {name} after {normalized}, and takes numbers of 0 to 1: put {normalized} last."
+            )
+        if operation.colours and channels not in (1, 3):
+            raise Refused(f"--data.{field} has {name}, which takes images of 1 or 3 channels: they have {channels}.")
+        normalized = name if isinstance(operation, Normalize) else normalized
 
 
 def whole(image: jax.Array) -> Sized:
@@ -99,6 +127,7 @@ class RandomCrop(Augmentation):
     """A square cut anywhere out of the image with zeros around it (He et al., 2016, on CIFAR-10)."""
 
     crops: ClassVar[bool] = True
+    bounded: ClassVar[bool] = True  # its zeros are black
     size: int | None = None
     """Pixels of a side of what comes out; None: as the data set says."""
     padding: int = 4
@@ -134,6 +163,8 @@ class ColorJitter(Augmentation):
     """Brightness, contrast, saturation and hue change in random order, as torchvision's ColorJitter has it: factors
     are uniform from max(0, 1 - x) to 1 + x, the hue turns by -x to x."""
 
+    bounded: ClassVar[bool] = True
+    colours: ClassVar[bool] = True
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
@@ -161,6 +192,7 @@ class Erasing(Augmentation):
     """A random box becomes noise, uniform of 0 to 1 (Zhong et al., 2020); not in the rare case that none of 10 boxes
     fits. The box's ratio is log-uniform, where theirs is uniform and so mostly tall."""
 
+    bounded: ClassVar[bool] = True
     probability: float = 0.25
     least: float = 0.02
     """The smallest share of the image's area."""
@@ -186,6 +218,7 @@ def inside(image: jax.Array, top: jax.Array, left: jax.Array, bottom: jax.Array,
 class Normalize(Augmentation):
     """(image - mean) / std, one number for all channels or one each. It comes last: the others take 0 to 1."""
 
+    bounded: ClassVar[bool] = True
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     """By default ImageNet's, as most published models have it."""
     std: tuple[float, ...] = (0.229, 0.224, 0.225)

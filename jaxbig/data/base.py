@@ -6,6 +6,7 @@ A data set of one's own is easiest in two halves: `Records` are what lies somewh
 
 import abc
 import dataclasses
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,6 +68,14 @@ class Data(abc.ABC):
     @abc.abstractmethod
     def source(self, split: str) -> Source:
         """The examples of "train" or "eval"; the data is prepared."""
+
+    def check(self) -> None:
+        """`Refused` where the experiment does not fit the data, in what can be seen before anything is compiled; the
+        data is prepared."""
+        if type(self).transform is not Data.transform:
+            keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), self.batch))
+            for train in (True, False):
+                jax.eval_shape(functools.partial(self.transform, train=train), self.spec(), keys)
 
     def fetch(self) -> None:  # noqa: B027
         """Brings what is prepared from elsewhere, over the network: `jaxbig data prepare` alone asks for that."""

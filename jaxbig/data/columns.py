@@ -7,7 +7,8 @@ import jax
 import numpy as np
 
 from jaxbig.data.base import Record, Spec
-from jaxbig.data.examples import Example, Examples, class_of
+from jaxbig.data.examples import Example, Examples
+from jaxbig.data.fields import Mismatch, class_of, numbers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,28 +35,18 @@ class Columns(Examples):
         }
 
     def read(self, record: Record) -> Example:
-        parts = [numbers(record, name) for name in self.inputs]
+        parts = [numbers(record, name, "--data.inputs") for name in self.inputs]
         if len(shapes := {part.shape for part in parts}) > 1:
-            raise ValueError(f"its {' '.join(self.inputs)} have the shapes {' '.join(map(str, shapes))}, and not one")
+            raise Mismatch(f"its {' '.join(self.inputs)} have the shapes {' '.join(map(str, shapes))}, and not one")
         inputs = parts[0] if len(parts) == 1 else np.stack(parts)
         if inputs.shape != self.shape:
-            raise ValueError(
-                f"its {' '.join(self.inputs)} have the shape {inputs.shape}, and --data.shape {self.shape}"
-            )
+            raise Mismatch(f"its {' '.join(self.inputs)} have the shape {inputs.shape}, and --data.shape {self.shape}")
         if self.classes is not None:
-            targets: Any = class_of(record, self.targets, self.classes)
+            targets: Any = class_of(record, self.targets, self.classes, "--data.targets")
         else:
-            targets = numbers(record, self.targets)
+            targets = numbers(record, self.targets, "--data.targets")
+            if targets.shape != self.target_shape:
+                raise Mismatch(
+                    f"its {self.targets} has the shape {targets.shape}, and --data.target-shape {self.target_shape}"
+                )
         return {"inputs": inputs, "targets": targets, "mask": np.float32(1)}
-
-
-def numbers(record: Record, name: str) -> np.ndarray:
-    """A field of a record as float32 [...]; ValueError if it is not there, or not of finite numbers."""
-    if name not in record:
-        raise ValueError(f"it has no {name!r}, but {', '.join(record)}")
-    value = np.asarray(record[name])
-    if value.dtype.kind not in "biuf":
-        raise ValueError(f"its {name!r} is {value.dtype}, and not of numbers")
-    if not np.isfinite(value).all():
-        raise ValueError(f"its {name!r} has a number that is not finite")
-    return value.astype(np.float32)

@@ -3,19 +3,25 @@
 import abc
 import dataclasses
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxbig.data.base import Data, Record, Records, Rows, Source
-from jaxbig.errors import Failed
+from jaxbig.data.fields import Mismatch, cast, class_of, missing
+from jaxbig.errors import Failed, Refused
 
+__all__ = ["Example", "Examples", "class_of"]  # what a data set of one's own needs
 log = logging.getLogger("jaxbig")
 Example = dict[str, Any]
 """One row of a batch: arrays [...] by field, with its `mask`."""
 Bad = tuple[int, str]
 """The index of a record that cannot be read, and what is wrong with it."""
+
+TRIED, FEWEST, SECONDS = 512, 16, 1.0
+"""Records of a split that are tried before a run, spread evenly: at most, and at least if that takes so long."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +43,13 @@ class Examples(Data):
 
     def prepare(self) -> str:
         return self.records.prepare()
+
+    def check(self) -> None:
+        super().check()
+        for split in ("train", "eval"):
+            source = self.source(split)
+            if isinstance(source, Reading):
+                source.check(split)
 
     def source(self, split: str) -> Source:
         return Reading(self.records.open(split), self.read, self.empty(), self.skip_bad_records)
@@ -70,8 +83,7 @@ class Reading:
         """
         bad: list[Bad] = []
         examples = self.examples(indices.tolist(), begin, bad)
-        stacked = {name: np.stack([example[name] for example in examples]) for name in self.empty}
-        return {name: rows.astype(self.empty[name].dtype, copy=False) for name, rows in stacked.items()}, bad
+        return {name: np.stack([example[name] for example in examples]) for name in self.empty}, bad
 
     def examples(self, indices: list[int], begin: Callable[[int], None], bad: list[Bad]) -> list[Example]:
         try:
@@ -93,16 +105,53 @@ class Reading:
         try:
             return self.example(index, fetch(self.records, [index])[0], begin)
         except Exception as error:
-            bad.append((index, f"{self.where(index)} cannot be read: {type(error).__name__}: {error}"))
+            bad.append((index, self.said(index, error)))
             return self.empty
+
+    def said(self, index: int, error: Exception) -> str:
+        """What is wrong with a record, by name."""
+        if isinstance(error, Mismatch):
+            return f"{self.where(index)} does not fit the experiment: {error}"
+        return f"{self.where(index)} cannot be read: {type(error).__name__}: {error}"
 
     def example(self, index: int, record: Record, begin: Callable[[int], None]) -> Example:
         begin(index)
-        example = self.read(record)
+        try:
+            example = self.read(record)
+        except KeyError as error:
+            if error.args and error.args[0] not in record:
+                raise missing(record, str(error.args[0])) from error
+            raise
+        if lost := [name for name in self.empty if name not in example]:
+            raise Mismatch(f"no {lost[0]!r} is made of it, which the data set's `spec` has")
         for name, empty in self.empty.items():
             if np.shape(example[name]) != empty.shape:
-                raise ValueError(f"its {name} has the shape {np.shape(example[name])}, and not {empty.shape}")
-        return example
+                raise Mismatch(f"its {name} has the shape {np.shape(example[name])}, and not {empty.shape}")
+        return example | {name: cast(example[name], empty.dtype, name) for name, empty in self.empty.items()}
+
+    def check(self, split: str) -> None:
+        """`Refused` where some records do not fit the experiment, as far as that can be seen by reading a few."""
+        tried, bad = self.tried()
+        unfit = [each for each in bad if isinstance(each[1], Mismatch)]
+        count = f"{len(bad)} of {tried} records of {split} that were tried"
+        if unfit and (len(bad) == tried or not self.skip):
+            index, error = unfit[0]
+            raise Refused(f"the experiment does not fit {count}, such as {self.where(index)}: {error}.")
+        if bad and len(bad) == tried:
+            raise Refused(f"{count} cannot be read, such as {self.said(*bad[0])}.")
+
+    def tried(self) -> tuple[int, list[tuple[int, Exception]]]:
+        """How many records were read to see whether they can be, and which could not."""
+        bad: list[tuple[int, Exception]] = []
+        indices, ends = spread(self.records), time.monotonic() + SECONDS
+        for number, index in enumerate(indices):
+            if number >= FEWEST and time.monotonic() > ends:
+                return number, bad
+            try:
+                self.example(index, fetch(self.records, [index])[0], lambda index: None)
+            except Exception as error:
+                bad.append((index, error))
+        return len(indices), bad
 
     def leave_out(self, bad: list[Bad]) -> None:
         """Counts and logs those, each once; `Failed` if they are more than may be left out."""
@@ -132,11 +181,10 @@ def where(records: Sequence[Record], index: int) -> str:
     return named(index) if named else f"record {index}"
 
 
-def class_of(record: Record, feature: str, classes: int) -> np.int32:
-    """The class of a record; ValueError if it is not one of so many."""
-    if feature not in record:
-        raise ValueError(f"it has no {feature!r}, but {', '.join(record)}")
-    number = int(record[feature])
-    if not 0 <= number < classes:
-        raise ValueError(f"its {feature!r} is {number}, and --data.classes {classes}")
-    return np.int32(number)
+def spread(records: Sequence[Record]) -> list[int]:
+    """Up to `TRIED` records, spread evenly over all and over each beginning of the list; of a mixture the first of
+    each part comes first."""
+    count = min(len(records), TRIED)
+    places = np.argsort(np.arange(count) * 0.6180339887498949 % 1)  # the golden ratio's: evenly at every length
+    firsts = [int(first) for first in getattr(records, "begins", [0])[:-1]]
+    return list(dict.fromkeys([*firsts, *(int(place) * len(records) // count for place in places)]))

@@ -13,7 +13,7 @@ from jaxbig.data.files import File, Files, Found, Opened, hashes, readable
 from jaxbig.errors import Refused
 
 log = logging.getLogger("jaxbig")
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 EVALS = ("eval", "val", "validation", "test")  # the first that is there is the evaluation split
 
 

@@ -12,18 +12,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbig.data.augment import Augmentation, Mixing
+from jaxbig.data.augment import Augmentation, Mixing, check_order
 from jaxbig.data.base import Batch, Record, Spec
-from jaxbig.data.examples import Example, Examples, class_of
-from jaxbig.data.jpeg import decode, decoder, decoding
+from jaxbig.data.examples import Example, Examples
+from jaxbig.data.fields import Mismatch, array, class_of, kind, present
+from jaxbig.data.jpeg import decode, decoder, wanted
 from jaxbig.data.made_up import MadeUp
+from jaxbig.data.pixels import Levels, decoding, eight_bits, picture_of, plain
 from jaxbig.errors import Refused
+
+Image = bytes | np.ndarray
+"""An encoded image, or uint8 [Y, X, C]."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Images(Examples):
     """Images `inputs` [B, size, size, channels], 0 to 1 unless normalized, and `targets` [B]: a class each, or
-    [B, classes] where images are mixed. A record has `image`, encoded or uint8 [Y, X, C], and `label`."""
+    [B, classes] where images are mixed. A record has `image`, encoded or numbers [Y, X, C], and `label`.
+
+    Images are seen upright, with 8 bits a channel, and what is transparent is white; of several in a file it is the
+    first."""
 
     size: int
     """Height and width that the model sees."""
@@ -38,6 +46,9 @@ class Images(Examples):
     """What is done to each image in evaluation."""
     mix: tuple[Mixing, ...] = ()
     """What mixes images of a batch, last, in training."""
+    levels: tuple[float, float] | None = None
+    """Which numbers are black and white, in arrays and in files of more than 8 bits: 0 1 for floats, 0 4095 for 12
+    bits; None: uint8, bool and files of 16 bits say it by themselves, and nothing else does."""
 
     def prepare(self) -> str:
         return f"{super().prepare()}; images by {decoder()}"
@@ -52,12 +63,22 @@ class Images(Examples):
             "mask": jax.ShapeDtypeStruct((self.batch,), np.float32),
         }
 
+    def check(self) -> None:
+        if self.levels is not None and self.levels[0] == self.levels[1]:
+            raise Refused(f"--data.levels {self.levels[0]:g} {self.levels[1]:g}: black and white must differ.")
+        if len(self.names) > self.classes:
+            raise Refused(
+                f"--data.classes {self.classes}: the records have {len(self.names)} classes: {', '.join(self.names)}."
+            )
+        super().check()
+
     def read(self, record: Record) -> Example:
         example: Example = {"targets": class_of(record, "label", self.classes), "mask": np.float32(1)}
         with decoding():
+            found = image_of(record, self.levels)
             if not self.canvas:
-                return example | {"inputs": square(record["image"], self.size, self.channels)}
-            image = bounded(record["image"], self.canvas, self.channels)
+                return example | {"inputs": square(found, self.size, self.channels, self.levels)}
+            image = bounded(found, self.canvas, self.channels, self.levels)
         canvas = np.zeros((self.canvas, self.canvas, self.channels), np.uint8)
         canvas[: image.shape[0], : image.shape[1]] = image
         return example | {"inputs": canvas, "sizes": np.array(image.shape[:2], np.int32)}
@@ -78,6 +99,7 @@ class Images(Examples):
         whole = jnp.full((images.shape[0], 2), self.canvas or self.size, jnp.int32)
         sizes = batch.pop("sizes", whole)
         operations = self.augment if train else self.center
+        check_order(operations, self.channels, "augment" if train else "center", full=not self.canvas)
         if self.canvas and not any(operation.crops for operation in operations):
             raise Refused(
                 f"images of many sizes, on a canvas of {self.canvas}, are to be cut to one of {self.size}: put a crop "
@@ -107,46 +129,60 @@ def drawn(keys: jax.Array, number: int) -> jax.Array:
     return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
 
-def square(image: Any, size: int, channels: int) -> np.ndarray:
-    """The middle square of an encoded image, or of uint8 [Y, X, C], scaled: uint8 [size, size, channels]."""
+def image_of(record: Record, levels: Levels = None) -> Image:
+    """The image of a record: the bytes of a file, or uint8 [Y, X, C]."""
+    value = present(record, "image")
+    if isinstance(value, bytes):
+        return value
+    numbers = array(value, "image")
+    if numbers.dtype.kind == "S" and not numbers.ndim:
+        return numbers.item()
+    if numbers.dtype.kind not in "biuf":
+        raise Mismatch(f"its 'image' is {kind(numbers)}: an image is the bytes of a file, or an array of numbers")
+    return eight_bits(numbers, levels)
+
+
+def square(image: Image, size: int, channels: int, levels: Levels = None) -> np.ndarray:
+    """The middle square of an image, scaled: uint8 [size, size, channels]."""
     if isinstance(image, np.ndarray) and image.shape == (size, size, channels):
         return image
     if isinstance(image, bytes) and channels == 3:
-        pixels = decode(image, size)
+        pixels = decode(image, size, levels=levels)
         top, left = ((side - size) // 2 for side in pixels.shape[:2])
         if min(top, left) >= 0:
             return pixels[top : top + size, left : left + size]
         image = pixels  # smaller than it is wanted
-    picture = opened(image, channels)
+    picture = opened(image, levels)
     side = min(picture.size)
     left, top = ((length - side) / 2 for length in picture.size)
     return scaled(picture, (size, size), (left, top, left + side, top + side), channels)
 
 
-def bounded(image: Any, canvas: int, channels: int) -> np.ndarray:
+def bounded(image: Image, canvas: int, channels: int, levels: Levels = None) -> np.ndarray:
     """A whole image, scaled down where its longer side is above `canvas`: uint8 [Y, X, channels]."""
-    picture = opened(image, channels)
-    width, height = picture.size
-    share = min(1.0, canvas / max(width, height))
-    size = max(1, round(width * share)), max(1, round(height * share))
-    if isinstance(image, bytes) and channels == 3 and share < 1:
-        return decode(image, min(size))[: size[1], : size[0]]  # one side may be a pixel longer by rounding
-    return scaled(picture, size, (0, 0, width, height), channels)
+    if isinstance(image, bytes) and channels == 3:
+        return decode(image, canvas, longer=True, levels=levels)
+    picture = opened(image, levels)
+    height, width = wanted((picture.height, picture.width), canvas, longer=True)
+    return scaled(picture, (width, height), (0, 0, *picture.size), channels)
 
 
-def opened(image: Any, channels: int) -> Any:
-    """An encoded image, or uint8 [Y, X, C], as a Pillow image, decoded when its pixels are wanted."""
-    from PIL import Image  # here: slow to import, and not every data set needs it
-
+def opened(image: Image, levels: Levels = None) -> Any:
+    """An image as a Pillow image of 8 bits, grey or in colours."""
     if isinstance(image, np.ndarray):
-        return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).convert(
-            "L" if channels == 1 else "RGB"
-        )
-    return Image.open(io.BytesIO(image))
+        return picture_of(image)
+    from PIL import Image as Pillow  # here: slow to import, and not every data set needs it
+
+    with Pillow.open(io.BytesIO(image)) as picture:
+        return plain(picture, levels)
 
 
 def scaled(picture: Any, size: tuple[int, int], box: tuple[float, float, float, float], channels: int) -> np.ndarray:
     """A box (left, top, right, bottom) of a Pillow image at a size (width, height): uint8 [height, width, channels]."""
+    if channels not in (1, 3):
+        raise Mismatch(
+            f"an image of {channels} channels cannot be scaled: give --data.channels 1 or 3, or arrays of size"
+        )
     mode = "L" if channels == 1 else "RGB"
     picture = picture if picture.mode == mode else picture.convert(mode)
     if box != (0, 0, *picture.size) or size != picture.size:

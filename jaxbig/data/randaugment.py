@@ -7,7 +7,7 @@ Each operation is a function of an image [Y, X, C] of 0 to 1 and an amount. What
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -139,6 +139,8 @@ class RandAugment(Augmentation):
     Rows of a batch differ in their operation, so all fourteen are computed for each row, and one is taken.
     """
 
+    bounded: ClassVar[bool] = True
+    colours: ClassVar[bool] = True
     layers: int = 2
     """How many operations an image gets (N in the paper)."""
     magnitude: float = 9.0

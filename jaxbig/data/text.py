@@ -15,7 +15,8 @@ import jax
 import numpy as np
 
 from jaxbig.data.base import Record, Source, Spec
-from jaxbig.data.examples import Bad, Example, Examples, Reading, class_of, fetch
+from jaxbig.data.examples import Bad, Example, Examples, Reading, fetch
+from jaxbig.data.fields import as_bytes, class_of
 from jaxbig.data.made_up import MadeUp
 from jaxbig.data.packing import packed
 from jaxbig.data.tokenizers import BytePairs, Bytes, Tokenizer
@@ -100,18 +101,6 @@ class Text(Examples):
         if isinstance(tokenizer, BytePairs):  # not from a file, which may be elsewhere too
             tokenizer = dataclasses.replace(tokenizer, file="")
         return dataclasses.replace(self, records=MadeUp(texts=self.features), tokenizer=tokenizer)
-
-
-def as_bytes(record: Record, feature: str) -> bytes:
-    """A feature of a record, which is text; ValueError if it is not there or no text."""
-    if feature not in record:
-        raise ValueError(f"it has no {feature!r}, but {', '.join(record)}")
-    value = record[feature]
-    if isinstance(value, str):
-        return value.encode()
-    if not isinstance(value, bytes):
-        raise ValueError(f"its {feature!r} is {type(value).__name__} and no text")
-    return value
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -224,7 +213,7 @@ class Sentences(Text):
         return {
             "inputs": self.filled(tokens),
             "lengths": np.int32(len(tokens)),
-            "targets": class_of(record, self.label, self.classes),
+            "targets": class_of(record, self.label, self.classes, "--data.label"),
             "mask": np.float32(1),
         }
 
@@ -258,7 +247,8 @@ class Pairs(Text):
         return self.shaped(inputs=(self.length,), lengths=(), targets=(self.length,), mask=(self.length,))
 
     def read(self, record: Record) -> Example:
-        inputs, targets = (self.tokens(as_bytes(record, feature)) for feature in self.features)
+        inputs = self.tokens(as_bytes(record, self.source_feature, "--data.source-feature"))
+        targets = self.tokens(as_bytes(record, self.target_feature, "--data.target-feature"))
         targets[-1] = self.end  # in place of what was cut
         return {
             "inputs": self.filled(inputs),
