@@ -351,12 +351,12 @@ def test_records_that_are_none_are_counted(tmp_path: Path, caplog: pytest.LogCap
 
 def test_files_that_are_no_images_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = images(tmp_path / "data", cat=30, dog=30)
-    for name in ("cat/a.tiff", "cat/b.txt", "dog/c.avif", "dog/d.txt", "dog/.DS_Store"):
+    for name in ("cat/a.heic", "cat/b.txt", "dog/c.avif", "dog/d.txt", "dog/.DS_Store"):
         (folder / name).write_text("x")
     (folder / "dog" / "more").mkdir()
     ImageFolder(folder=str(folder)).prepare()
     (said,) = caplog.messages
-    assert "5 files and folders in" in said and ": cat/a.tiff, cat/b.txt, dog/c.avif, ..." in said
+    assert "5 files and folders in" in said and ": cat/a.heic, cat/b.txt, dog/c.avif, ..." in said
 
 
 def test_folders_that_a_pattern_passes_over_are_counted(
