@@ -37,6 +37,11 @@ def set_deterministic(deterministic: bool, chunks: int) -> None:
         os.environ["XLA_FLAGS"] = " ".join([*flags, f"{FLAG}=true"])
 
 
+def is_deterministic() -> bool:
+    """Whether XLA's flag is set in the environment."""
+    return any(flag in (FLAG, f"{FLAG}=true", f"{FLAG}=1") for flag in os.environ.get("XLA_FLAGS", "").split())
+
+
 def started() -> bool:
     """Whether JAX has started a backend, so that flags come too late."""
     return xla_bridge.backends_are_initialized()

@@ -63,8 +63,9 @@ class Experiment:
     depend on how many devices share them; 0: as the compiler likes, which is faster. Its mesh is of `data` alone;
     on a CPU the command line fixes the number of threads too, and a GPU is deterministic as below."""
     deterministic: bool = False
-    """On a GPU, take only kernels that give the same bits each time (XLA's flag xla_gpu_deterministic_ops): slower. A
-    TPU, and a CPU with the same number of cores, give the same bits without it."""
+    """On a GPU, take only kernels that give the same bits each time (XLA's flag xla_gpu_deterministic_ops): slower, and
+    attention is plain, with the scores of all pairs in memory. A TPU, and a CPU with the same number of cores, give the
+    same bits without it."""
     offload: bool = False
     """Keeps the optimizer's state in the host's memory, from where each step fetches it: less is held between steps;
     whether a step's peak falls, `plan` says."""

@@ -34,7 +34,7 @@ FLOORS = (
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # The rooms that are filled most are kept narrower still.
 ONLY = {
-    "models": {"models", "mesh", "dtypes", "errors"},
+    "models": {"models", "mesh", "dtypes", "determinism", "errors"},
     "objectives": {"objectives", "mesh", "dtypes", "errors"},
     "data": {"data", "errors", "signals"},
     "optim": {"optim", "state", "errors"},

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxbig.determinism import is_deterministic
 from jaxbig.dtypes import exact, wide
 from jaxbig.errors import Refused
 from jaxbig.mesh import platform, spread
@@ -120,8 +121,8 @@ def attend(
     if kernel == "fused" and (not fusible or platform() != "gpu"):
         raise Refused(
             f"attention kernel 'fused' needs an NVIDIA GPU of compute capability 8.0 or more, bfloat16, a head width "
-            f"in 8s up to 128 (here {query.shape[3]}), no cache, no mesh axis sequence, and without causal no window: "
-            f"use --model.attention-kernel plain."
+            f"in 8s up to 128 (here {query.shape[3]}), no cache, no mesh axis sequence, no --deterministic, and "
+            f"without causal no window: use --model.attention-kernel plain."
         )
     if kernel == "fused":
         mask = None if segments is None else visible(*places(query, key, None), False, None, segments)
@@ -137,9 +138,15 @@ def attend(
 
 
 def has_cudnn() -> bool:
-    """Whether the GPUs here have cuDNN's fused attention: NVIDIA's from Ampere on; True where none is here to ask."""
+    """Whether the GPUs here run cuDNN's fused attention: NVIDIA's from Ampere on; True where none is here to ask.
+
+    A deterministic run has none: with XLA's flag the compiled step fails when it is called ("raw_hash_map::at", jax
+    0.11.2 on an H200).
+    """
     if jax.default_backend() != "gpu":
         return True
+    if is_deterministic():
+        return False
     capability = str(getattr(jax.devices()[0], "compute_capability", ""))  # "9.0"; of AMD's GPUs "gfx90a"
     found = re.fullmatch(r"(\d+)\.\d+", capability)
     return found is not None and int(found[1]) >= 8
