@@ -14,13 +14,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import mesh_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxbig.errors import Refused
+from jaxbig.placement import AXES, place
 from jaxbig.state import HOST, leaves
 
-AXES = ("data", "fsdp", "tensor", "sequence", "expert")
 ROWS = ("data", "fsdp", "expert")
 """The axes that split the rows of a batch."""
 MeshAxes = str | tuple[str, ...] | None
@@ -147,17 +146,10 @@ class Mesh:
         return rules
 
     def build(self, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
-        """The mesh over those devices; all of this run's if not given."""
+        """The mesh over those devices; all of this run's if not given. `Refused` if they cannot be laid out so."""
         devices = jax.devices() if devices is None else devices
-        types = (jax.sharding.AxisType.Auto,) * len(AXES)
-        sizes, slices = self.sizes(len(devices)), len({getattr(device, "slice_index", None) for device in devices})
-        if slices == 1:
-            return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
-        if sizes[0] % slices:  # between slices the network is slow, and copies of the model say least to each other
-            raise Refused(f"mesh data={sizes[0]} does not divide over {slices} slices: make it a multiple of {slices}.")
-        inside, between = (sizes[0] // slices, *sizes[1:]), (slices,) + (1,) * (len(AXES) - 1)
-        placed = mesh_utils.create_hybrid_device_mesh(inside, between, devices)
-        return jax.sharding.Mesh(placed, AXES, axis_types=types)
+        placed = place(self.sizes(len(devices)), devices)
+        return jax.sharding.Mesh(placed, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ RUNS = sorted((ROOT / "experiments").rglob("*.py"))
 FLOORS = (
     {"errors", "keys", "dtypes", "signals"},
     {"lifeline", "children", "determinism"},
-    {"state", "tracking", "processes", "watchdog"},
+    {"state", "tracking", "processes", "watchdog", "placement"},
     {"mesh", "workdir", "hold", "checkpoint", "precision", "float32_sums"},
     {"models", "objectives", "data", "optim", "guard", "blame"},
     {"experiment"},

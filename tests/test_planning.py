@@ -26,7 +26,7 @@ from jaxbig.mesh import Mesh, activate, platform
 from jaxbig.models.language import Decoder
 from jaxbig.objectives.next_token import NextToken
 from jaxbig.planning import collectives, hlo, plan, roofline
-from jaxbig.planning.chips import CHIPS, parse_topology, peak_of
+from jaxbig.planning.chips import CHIPS, FRACTIONS, gpu_fraction, parse_topology, peak_of
 from jaxbig.planning.flags import flags
 from jaxbig.planning.flops import count_flops, model_flops
 from jaxbig.step import make_program
@@ -199,6 +199,8 @@ def test_what_a_loop_sends_counts_as_often_as_it_runs() -> None:
         ("replica_groups=mesh['a'=2,'b'=4] {'b'}, more", [[0, 1, 2, 3], [4, 5, 6, 7]]),
         ("replica_groups=mesh['a'=2,'b'=4] {'a'}, more", [[0, 4], [1, 5], [2, 6], [3, 7]]),
         ("replica_groups=mesh['a'=2,'b'=2,'c'=2] {'a','c'}", [[0, 1, 4, 5], [2, 3, 6, 7]]),
+        ("replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}, more", [[0, 2], [1, 3]]),
+        ("replica_groups=mesh['a'=2,'b'=2], device_ids=(0,3,1,2) {'b'}, more", [[0, 3], [1, 2]]),
         ("replica_groups=mesh['a'=8] {'a':(2)2}", [[0, 2], [1, 3], [4, 6], [5, 7]]),
         ("source_target_pairs={{0,1},{1,0}}", [[0, 1], [1, 0]]),
     ],
@@ -243,6 +245,48 @@ def test_topologies_and_chips() -> None:
 )
 def test_chips_are_known_by_the_names_jax_has_for_them(kind: str, chip: str) -> None:
     assert peak_of(kind) == CHIPS[chip].peak_flops
+
+
+# what jax 0.11.2 gave as the `bytes_limit` of these devices, by default and with XLA_CLIENT_MEM_FRACTION=0.9
+@pytest.mark.parametrize(
+    ("chip", "variable", "value", "limit"),
+    [
+        ("h100", "", "", 63_763_906_560),
+        ("h200", "", "", 112_583_507_968),
+        ("h100", "XLA_CLIENT_MEM_FRACTION", "0.9", 76_516_687_872),
+        ("h100", "XLA_PYTHON_CLIENT_MEM_FRACTION", ".5", 42_509_271_040),
+        ("v5e", "XLA_CLIENT_MEM_FRACTION", "0.5", int(15.75 * 2**30)),
+    ],
+)
+def test_a_plan_counts_the_memory_that_a_run_gets(
+    chip: str, variable: str, value: str, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in FRACTIONS:
+        monkeypatch.delenv(name, raising=False)
+    if variable:
+        monkeypatch.setenv(variable, value)
+    assert CHIPS[chip].available_bytes == pytest.approx(limit, rel=1e-3)
+
+
+@pytest.mark.parametrize("value", ["0", "75%", "-1", "nan"])
+def test_a_part_of_memory_that_is_none_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", value)
+    with pytest.raises(Refused, match=f"XLA_CLIENT_MEM_FRACTION='{value}'"):
+        gpu_fraction()
+
+
+def test_where_a_gpu_lacks_memory_its_part_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.8")
+    memory = {"peak_bytes": 3 * 2**30, "available_bytes": 2**30}
+    words = plan.lacking({"memory": memory, "estimate": True})
+    assert "2.00 GiB too many (JAX takes 0.8 of a GPU's memory: XLA_CLIENT_MEM_FRACTION=0.9" in words
+    assert "JAX takes" not in plan.lacking({"memory": memory, "estimate": False})
+
+
+def test_over_slices_the_remedy_that_stores_in_pieces_keeps_data_between_them() -> None:
+    found = list(plan.remedies(small("c4_llama_7b", mesh=Mesh(data=-1)), 8, 2))
+    spread = [each for each in found if each[0].startswith("--mesh")]
+    assert spread and {tuple(each[:2]) for each in spread} == {("--mesh.data=2", "--mesh.fsdp=4")}
 
 
 def test_of_other_devices_no_share_of_a_peak_is_told() -> None:
@@ -330,7 +374,9 @@ def test_a_plan_for_gpus_is_an_estimate_from_that_many_cpu_devices(jaxbig: Calla
     with program.activate():
         assert found["flops_per_step"] == count_flops(program.train_step.trace(program.abstract, program.batch).jaxpr)
     memory = found["memory"]
-    assert 0 < memory["argument_bytes"] < memory["peak_bytes"] < memory["available_bytes"] == 80 * 10**9
+    assert (
+        0 < memory["argument_bytes"] < memory["peak_bytes"] < memory["available_bytes"] == CHIPS["h100"].available_bytes
+    )
     sent = {(row["kind"], row["axes"]): row["bytes"] for row in found["collectives"]}  # gradients, and a few scalars
     assert 4 * found["parameters"] <= sent["all-reduce", "data"] < 4.1 * found["parameters"]
     assert {axes for _, axes in sent} == {"data"}
@@ -357,6 +403,9 @@ def test_plans_for_tpus_are_compiled_for_real(jaxbig: Callable[..., Any]) -> Non
     hybrid = ["pytext_llama", "--data.batch", 64, "--mesh.data", 2, "--mesh.fsdp", 4]
     sent = answer(jaxbig("plan", *hybrid, "--topology", "v5e:2x2", "--slices", 2, "--json"))["collectives"]
     assert {row["axes"] for row in sent} == {"data", "fsdp"}  # data alone between the slices
+    split = ["pytext_llama", "--data.batch", 64, "--mesh.data", 1, "--mesh.fsdp", 8, "--mesh.tensor", 2]
+    sent = answer(jaxbig("plan", *split, "--topology", "v6e:4x4", "--json"))["collectives"]  # a side of 4 is split
+    assert {row["axes"] for row in sent} >= {"fsdp", "tensor"}
 
 
 @pytest.mark.parametrize("chip", ["v6e", "h100"])

@@ -277,6 +277,12 @@ def test_the_splash_kernel_is_the_plain_one(causal: bool, window: int | None, pa
             close(by("splash"), plain)
 
 
+def test_heads_of_keys_that_do_not_divide_over_tensor_are_refused_by_the_splash_kernel() -> None:
+    q, k = normal(8, 128, 8, 16), normal(8, 128, 2, 16)
+    with activate(Mesh(data=1, tensor=8).build()), pytest.raises(Refused, match="split 2 heads of keys over 8 devices"):
+        jax.eval_shape(lambda: attend(q, k, k, causal=True, kernel="splash"))
+
+
 # -- what is published
 
 

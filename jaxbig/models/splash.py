@@ -31,6 +31,8 @@ def splash(
     if lengths[0] % (128 * over[1]) or lengths[1] % 128:
         each = f", of queries on each of {over[1]} devices," if over[1] > 1 else ""
         raise Refused(f"kernel 'splash' takes lengths in 128s{each} not {lengths[0]} and {lengths[1]}.")
+    if key.shape[2] > 1 and key.shape[2] % over[2]:
+        raise Refused(f"kernel 'splash' cannot split {key.shape[2]} heads of keys over {over[2]} devices (tensor).")
     if not causal and (window is None or window >= max(lengths)):
         # the same for all queries: of such a mask jax 0.10.2 cannot make parts
         mask: masks.Mask = masks.FullMask((lengths[0] // over[1], lengths[1]))

@@ -5,6 +5,7 @@ FLOP/s are dense bf16; interconnect is what one chip sends and receives together
 
 import dataclasses
 import math
+import os
 import re
 
 from jaxbig.errors import Refused
@@ -20,7 +21,8 @@ class Chip:
     peak_flops: float
     """bf16 FLOP/s."""
     memory_bytes: int
-    """What a program may use of HBM: on a TPU as libtpu 0.0.42 says when a program is too large."""
+    """HBM: of a TPU what a program may use, as libtpu 0.0.42 says when one is too large; of a GPU all that CUDA
+    reports, of which JAX takes a part (`available_bytes`)."""
     memory_bandwidth: float
     """HBM bytes/s."""
     interconnect_bandwidth: float
@@ -31,15 +33,20 @@ class Chip:
     dimensions: int = 0
     """Of a TPU's topology; 0: a GPU, of which there are a number."""
 
+    @property
+    def available_bytes(self) -> int:
+        """What a program may use, as the `bytes_limit` of a run's devices says it."""
+        return self.memory_bytes if self.dimensions else int(self.memory_bytes * gpu_fraction())
+
 
 CHIPS = {
     "v4": Chip(275e12, int(30.75 * GiB), 1200e9, 600e9, 3.1e9, GOOGLE.format("v4"), 3),
     "v5e": Chip(197e12, int(15.75 * GiB), 819e9, 400e9, 3.1e9, GOOGLE.format("v5e"), 2),
     "v5p": Chip(459e12, int(95.74 * GiB), 2765e9, 1200e9, 6.2e9, GOOGLE.format("v5p"), 3),
     "v6e": Chip(918e12, int(31.25 * GiB), 1638e9, 800e9, 12.5e9, GOOGLE.format("v6e"), 2),
-    "a100": Chip(312e12, 80 * 10**9, 2039e9, 600e9, 25e9, NVIDIA.format("A100 80GB")),
-    "h100": Chip(989e12, 80 * 10**9, 3350e9, 900e9, 50e9, NVIDIA.format("H100")),
-    "h200": Chip(989e12, 141 * 10**9, 4800e9, 900e9, 50e9, NVIDIA.format("H200")),
+    "a100": Chip(312e12, int(79.18 * GiB), 2039e9, 600e9, 25e9, NVIDIA.format("A100 80GB")),
+    "h100": Chip(989e12, int(79.18 * GiB), 3350e9, 900e9, 50e9, NVIDIA.format("H100")),
+    "h200": Chip(989e12, int(139.80 * GiB), 4800e9, 900e9, 50e9, NVIDIA.format("H200")),
 }
 # What JAX calls them, as a pattern
 KINDS = {"v4": "TPU v4", "v5e": "TPU v5 ?(lite|e)", "v5p": "TPU v5p?$", "v6e": "TPU v6 ?(lite|e)"}
@@ -48,7 +55,25 @@ KINDS |= {"a100": "A100", "h100": "H100", "h200": "H200"}
 # a GPU its own 200 (A100) or 400 Gbit/s adapter, as in NVIDIA's DGX A100, H100 and H200 datasheets.
 # Compared again with Google's pages: FLOP/s and HBM of all TPUs, what v5e and v5p send between hosts. Not found there:
 # the v4's interconnect and the v6e's 25.6 Tbit/s. NVIDIA's sheets were not at hand.
+# Memory of GPUs: as CUDA reports it on an H100 and an H200 (driver 580; jax 0.11.2 gave 0.75 of it as `bytes_limit`),
+# the A100 taken as the H100.
 SERVER = 8  # GPUs that NVLink joins
+FRACTIONS = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+
+
+def gpu_fraction() -> float:
+    """The part of a GPU's memory that JAX takes: XLA_CLIENT_MEM_FRACTION, its older name, or XLA's own 0.75."""
+    for name in FRACTIONS:
+        if text := os.environ.get(name):
+            if not re.fullmatch(r"\d*\.?\d+", text) or float(text) == 0:
+                raise Refused(f"{name}={text!r}: it must be the part of a GPU's memory to use, as in 0.9.")
+            return float(text)
+    return 0.75
+
+
+def fraction_note() -> str:
+    """For messages about a GPU's memory."""
+    return f"JAX takes {gpu_fraction():g} of a GPU's memory: {FRACTIONS[0]}=0.9 makes it more"
 
 
 def peak_of(device_kind: str) -> float | None:

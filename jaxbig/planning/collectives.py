@@ -30,6 +30,10 @@ class Collective:
         at = np.array(np.unravel_index(np.array(self.groups[0]), tuple(mesh.values())))  # [axes, members]
         return tuple(axis for axis, places in zip(mesh, at, strict=True) if len(set(places)) > 1)
 
+    def renumbered(self, chips: Sequence[int]) -> "Collective":
+        """The same between chips by their number in the topology, from places in the mesh."""
+        return dataclasses.replace(self, groups=[[chips[place] for place in group] for group in self.groups])
+
     def seconds(self, topology: Topology) -> float:
         """The least a ring takes, all runs together.
 
@@ -90,9 +94,7 @@ def parse_groups(attributes: str, devices: int) -> Groups:
         return [list(map(int, group.split(","))) for group in re.findall(r"\{([\d,]+)\}", listed[1])]
     if ranged := re.search(r"replica_groups=\[([\d,]+)\](<=\[[\d,]+\](?:T\([\d,]+\))?)", attributes):
         return _range(ranged[2]).reshape(_numbers(ranged[1])).tolist()
-    if meshed := re.search(
-        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(?([^)]*\)?)\)?)? ?\{([^}]*)\}", attributes
-    ):
+    if meshed := re.search(MESHED, attributes):
         return _along(meshed[1], meshed[2] or "", re.findall(r"'[^']*'(?::\(\d+\)\d+)?", meshed[3]))
     return [list(range(devices))]
 
@@ -102,8 +104,10 @@ def _numbers(text: str) -> list[int]:
 
 
 def _range(text: str) -> np.ndarray:
-    """`<=[2,4]T(1,0)`: 0 ... 7 as [2, 4], its axes transposed, flat."""
-    shape, _, order = text.removeprefix("<=[").partition("]")
+    """`<=[2,4]T(1,0)`, or without `<=`: 0 ... 7 as [2, 4], its axes transposed, flat; or all numbers, listed."""
+    if "[" not in text:
+        return np.array([int(number) for number in re.findall(r"\d+", text)])
+    shape, _, order = text.removeprefix("<=").removeprefix("[").partition("]")
     ids = np.arange(np.prod(_numbers(shape))).reshape(_numbers(shape))
     return (ids.transpose(_numbers(order[2:-1])) if order else ids).reshape(-1)
 

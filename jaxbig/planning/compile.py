@@ -9,9 +9,10 @@ import jax
 
 from jaxbig.errors import Failed, Refused
 from jaxbig.experiment import Experiment
+from jaxbig.placement import over_hosts
 from jaxbig.planning import collectives, hlo, roofline
 from jaxbig.planning.buffers import arguments, largest, largest_traced
-from jaxbig.planning.chips import GiB, Topology
+from jaxbig.planning.chips import SERVER, GiB, Topology, gpu_fraction
 from jaxbig.planning.flops import count_flops, model_flops
 from jaxbig.show import bytes_per_device
 from jaxbig.step import make_program
@@ -62,10 +63,11 @@ def measure(experiment: Experiment, topology: Topology) -> dict[str, Any]:
         "compile_seconds": time.perf_counter() - began,
         "memory": {
             "argument_bytes": sum(each["bytes"] for each in arguments(program)),
-            "available_bytes": chip.memory_bytes,
+            "available_bytes": chip.available_bytes,
             **({"host_bytes": host} if host else {}),
         },
         "estimate": not topology.is_tpu,
+        **({} if topology.is_tpu else {"memory_fraction": gpu_fraction()}),
         "flops_per_step": (flops := count_flops(traced.jaxpr)),
         "model_flops_per_step": of_model,
     }
@@ -80,16 +82,26 @@ def measure(experiment: Experiment, topology: Topology) -> dict[str, Any]:
     peak = max(whole, memory.peak_memory_in_bytes) if topology.is_tpu else whole
     plan["memory"] |= {"argument_bytes": given, "temporary_bytes": memory.temp_size_in_bytes, "peak_bytes": peak}
     sent = collectives.find_collectives(module, topology.devices, topology.island)
-    bounds = roofline.seconds(flops, roofline.memory_traffic(module), sent, topology)
+    placed = [each.renumbered(layout(topology, mesh)) for each in sent]
+    bounds = roofline.seconds(flops, roofline.memory_traffic(module), placed, topology)
     seconds = max(bounds.values())
     return plan | {
-        "fits": peak <= chip.memory_bytes,
+        "fits": peak <= chip.available_bytes,
         "buffers": largest(module, program),
         "collectives": collectives.table(sent, mesh),
         "bounds": bounds,
         "step_seconds": seconds,
         "mfu": of_model / (seconds * topology.devices * chip.peak_flops),
     }
+
+
+def layout(topology: Topology, mesh: dict[str, int]) -> list[int]:
+    """Which chip of the topology a run puts at each place of the mesh, in its order; islands are chips that follow each
+    other. What is compiled here for GPUs runs on CPU devices, which are one host."""
+    if topology.is_tpu:  # slices are in the order of `data` already
+        return list(range(topology.devices))
+    hosts = [range(first, min(first + SERVER, topology.devices)) for first in range(0, topology.devices, SERVER)]
+    return over_hosts(tuple(mesh.values()), hosts).reshape(-1).tolist()
 
 
 def _used(message: str) -> int:

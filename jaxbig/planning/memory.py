@@ -8,7 +8,8 @@ from typing import Any
 import jax
 
 from jaxbig.errors import Failed, Refused
-from jaxbig.planning.chips import GiB
+from jaxbig.placement import count_slices
+from jaxbig.planning.chips import GiB, fraction_note
 from jaxbig.planning.plan import remedies
 from jaxbig.show import bytes_per_device
 from jaxbig.step import Program
@@ -55,8 +56,11 @@ def lacking(program: Program, compiled: Any = None) -> str:
     """What is needed, what there is, and what may mend it: the first of each kind that `jaxbig plan` would try."""
     state, have, devices = bytes_per_device(program)["total"], available_bytes(), program.mesh.size
     need = "" if compiled is None else f"a step needs {peak_bytes(compiled) / GiB:.2f} GiB, and of that "
-    here = f"{devices} {jax.devices()[0].device_kind} devices" + (f" with {have / GiB:.2f} GiB" if have else "")
-    tried = [" ".join(each) for each in remedies(program.experiment, devices)]
+    first = jax.devices()[0]
+    part = f" ({fraction_note()})" if first.platform == "gpu" else ""
+    here = f"{devices} {first.device_kind} devices" + (f" with {have / GiB:.2f} GiB{part}" if have else "")
+    slices = count_slices(list(program.mesh.devices.flat))
+    tried = [" ".join(each) for each in remedies(program.experiment, devices, slices)]
     spread = [each for each in tried if each.startswith("--mesh")]
     smaller = [next((each for each in tried if kind in each), "") for kind in ("remat=full", "accumulate", "batch")]
     ways = spread[:1] if have and state > have else [*filter(None, smaller), *spread[:1]]

@@ -17,7 +17,8 @@ from jaxbig.errors import Failed, Refused
 from jaxbig.experiment import Experiment
 from jaxbig.mesh import AXES, ROWS, in_words
 from jaxbig.models.transformers import Remat
-from jaxbig.planning.chips import GiB, Topology
+from jaxbig.placement import check_slices
+from jaxbig.planning.chips import FRACTIONS, GiB, Topology, fraction_note
 
 Plan = dict[str, Any]
 
@@ -35,7 +36,7 @@ def plan(
     if result["fits"]:
         return result
     say(lacking(result))
-    for options in remedies(experiment, topology.devices):
+    for options in remedies(experiment, topology.devices, topology.slices):
         say(f"trying {' '.join(options)}")
         try:
             other = compile_in_child([*command, *options], topology, timeout)
@@ -50,7 +51,7 @@ def plan(
 def check_possible(experiment: Experiment, topology: Topology, timeout: float) -> None:
     """`Refused` where nothing can be compiled."""
     experiment.check()
-    experiment.mesh.sizes(topology.devices)
+    check_slices(experiment.mesh.sizes(topology.devices), topology.slices)
     if timeout <= 0:
         raise Refused(f"--timeout {timeout}: it must be more than 0 seconds.")
     if topology.is_tpu and importlib.util.find_spec("libtpu") is None:
@@ -63,10 +64,11 @@ def lacking(result: Plan) -> str:
     """By how much a plan does not fit."""
     memory = result["memory"]
     over = (memory["peak_bytes"] - memory["available_bytes"]) / GiB
-    return f"it does not fit: {memory['peak_bytes'] / GiB:.2f} GiB a chip are {over:.2f} GiB too many"
+    note = f" ({fraction_note()})" if result["estimate"] else ""
+    return f"it does not fit: {memory['peak_bytes'] / GiB:.2f} GiB a chip are {over:.2f} GiB too many{note}"
 
 
-def remedies(experiment: Experiment, devices: int) -> Iterator[list[str]]:
+def remedies(experiment: Experiment, devices: int, slices: int = 1) -> Iterator[list[str]]:
     """Settings that save memory, the cheapest first: compute anew, take a batch in parts, store in pieces, and both;
     where a batch cannot be taken in parts, fewer rows."""
     model: Any = experiment.model
@@ -75,7 +77,8 @@ def remedies(experiment: Experiment, devices: int) -> Iterator[list[str]]:
         policies = get_args(Remat)
         remat += [[f"--model.remat={name}"] for name in policies[policies.index(model.remat) + 1 :]]
     yield from remat[1:]
-    sizes, fsdp = experiment.mesh.sizes(devices), tuple(devices if axis == "fsdp" else 1 for axis in AXES)
+    most = {"data": slices, "fsdp": devices // slices}
+    sizes, fsdp = experiment.mesh.sizes(devices), tuple(most.get(axis, 1) for axis in AXES)
     rows = math.prod(size for axis, size in zip(AXES, sizes, strict=True) if axis in ROWS)
     yield from ([*remat[-1], *each] for each in fewer_rows(experiment, rows))
     if sizes != fsdp and experiment.data.batch % devices == 0:
@@ -151,6 +154,8 @@ def rows(result: Plan) -> list[tuple[str, list[dict[str, Any]]]]:
         each = ", ".join(f"{name} {seconds:.4g}" for name, seconds in result["bounds"].items())
         facts["seconds a step, at least"] = f"{result['step_seconds']:.4g}, bound by {bound} ({each})"
         facts["MFU, at most"] = f"{result['mfu']:.1%}"
+    if result["estimate"]:
+        facts["of a GPU's memory JAX takes"] = f"{result['memory_fraction']:g} ({FRACTIONS[0]})"
     facts["compiled in"] = f"{result['compile_seconds']:.0f} s"
     tables = [
         (f"memory ({chip})", sized),

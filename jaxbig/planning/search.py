@@ -51,7 +51,7 @@ def search(
     check_possible(experiment, topology, timeout)
     tried: list[tuple[Setting, Plan]] = []
     names = policies(experiment)
-    for setting in settings(experiment, topology.devices):
+    for setting in settings(experiment, topology.devices, topology.slices):
         if len(tried) == limit:
             break
         if any(setting.needs(other) and not plan["fits"] for other, plan in tried):
@@ -80,7 +80,7 @@ def policies(experiment: Experiment) -> tuple[str, ...]:
     return get_args(Remat) if hasattr(experiment.model, "remat") else ()
 
 
-def settings(experiment: Experiment, devices: int) -> list[Setting]:
+def settings(experiment: Experiment, devices: int, slices: int = 1) -> list[Setting]:
     """All there are, in the order they are tried: the experiment's own first, then those that differ in one thing."""
     own, batch, names = experiment.mesh.sizes(devices), experiment.data.batch, policies(experiment)
     remat = names.index(choose("remat", experiment.model.remat, names)) if names else 0  # type: ignore[attr-defined]
@@ -90,21 +90,22 @@ def settings(experiment: Experiment, devices: int) -> list[Setting]:
 
     found = [
         Setting(mesh, policy, batch * times)
-        for mesh, policy, times in itertools.product(meshes(own, devices), range(max(len(names), 1)), TIMES)
+        for mesh, policy, times in itertools.product(meshes(own, devices, slices), range(max(len(names), 1)), TIMES)
         if not batch * times % rows(mesh)
     ]
     return sorted(found, key=changes)
 
 
-def meshes(own: tuple[int, ...], devices: int) -> Iterator[tuple[int, ...]]:
-    """The experiment's own; then the devices over fsdp and data, alone or half and half, and tensor."""
+def meshes(own: tuple[int, ...], devices: int, slices: int = 1) -> Iterator[tuple[int, ...]]:
+    """The experiment's own; then the devices over fsdp and data, alone or half and half, and tensor; the same of each
+    on every TPU slice."""
     yield own
     fixed = dict(zip(AXES, own, strict=True))
-    left = devices // (fixed["sequence"] * fixed["expert"])
+    left = devices // (fixed["sequence"] * fixed["expert"] * slices)
     for tensor in (size for size in TENSOR if not left % size):
         each = left // tensor
         for data in sorted({1, each, *(size for size in (2, 4, 8) if not each % size)}):
-            mesh = tuple((fixed | {"data": data, "fsdp": each // data, "tensor": tensor}).values())
+            mesh = tuple((fixed | {"data": data * slices, "fsdp": each // data, "tensor": tensor}).values())
             if mesh != own:
                 yield mesh
 
