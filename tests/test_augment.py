@@ -28,8 +28,10 @@ from jaxbig.data.augment import (
     Normalize,
     RandomCrop,
     ResizedCrop,
+    check_order,
     symmetric_beta,
 )
+from jaxbig.data.randaugment import RandAugment
 from jaxbig.data.resample import resample, weights
 from jaxbig.errors import Refused
 
@@ -251,6 +253,61 @@ def test_normalize_by_hand() -> None:
     np.testing.assert_allclose(normalize(image, jnp.ones(2, int), jax.random.key(0))[0], [[[0, 0.2, 0.8]]], atol=1e-6)
     with pytest.raises(Refused, match="1 channels"):
         normalize(image[..., :1], jnp.ones(2, int), jax.random.key(0))
+
+
+CROPS = (ResizedCrop(size=8), CentralCrop(size=8), RandomCrop(size=8, padding=2))
+LINEAR = (ResizedCrop(size=8), CentralCrop(size=8), Flip(probability=1.0))
+"""What is the same before and after colours are normalized."""
+OF_0_TO_1 = (RandomCrop(), ColorJitter(contrast=0.4), Erasing(), Normalize(), RandAugment())
+KINDS = (*CROPS, Flip(), *OF_0_TO_1[1:])
+
+
+def name_of(augmentation: Augmentation) -> str:
+    return type(augmentation).__name__
+
+
+@pytest.mark.parametrize("canvas", [False, True])
+@pytest.mark.parametrize("second", KINDS, ids=name_of)
+@pytest.mark.parametrize("first", KINDS, ids=name_of)
+def test_order_of_each_pair_is_right_or_refused(first: Augmentation, second: Augmentation, canvas: bool) -> None:
+    names = name_of(first), name_of(second)
+    crops, bounded = ({name_of(each) for each in group} for group in (CROPS, OF_0_TO_1))
+    words = ""
+    if canvas and names[0] not in crops and names[1] in crops:
+        words = f"--data.augment has {names[0]} before {names[1]}, where an image does not fill its canvas"
+    elif names[0] == "Normalize" and names[1] in bounded:
+        words = f"--data.augment has {names[1]} after Normalize, and takes numbers of 0 to 1: put Normalize last"
+    if not words:
+        check_order((first, second), 3, "augment", full=not canvas)
+        return
+    with pytest.raises(Refused) as refused:
+        check_order((first, second), 3, "augment", full=not canvas)
+    assert words in str(refused.value)
+
+
+@pytest.mark.parametrize("first", CROPS, ids=name_of)
+def test_crop_is_the_same_on_a_canvas_of_any_size(first: Augmentation) -> None:
+    image = pixels(FLOWER[:12, :16]) / 2 + 0.5
+    on = [jnp.zeros((side, side, 3)).at[:12, :16].set(image) for side in (16, 24)]
+    small, large = (jax.jit(first)(each, jnp.array([12, 16]), jax.random.key(1))[0] for each in on)
+    np.testing.assert_allclose(small, large, atol=1e-6)
+    assert not isinstance(first, ResizedCrop | CentralCrop) or small.min() >= 0.5  # nothing of the empty part
+
+
+@pytest.mark.parametrize("operation", LINEAR, ids=name_of)
+def test_normalize_may_come_before_what_only_moves_pixels(operation: Augmentation) -> None:
+    image, size, key = pixels(FLOWER[:12, :16]), jnp.array([12, 16]), jax.random.key(1)
+    after = Normalize()(*operation(image, size, key), key)[0]
+    before = operation(*Normalize()(image, size, key), key)[0]
+    np.testing.assert_allclose(before, after, atol=1e-5)
+
+
+@pytest.mark.parametrize("operation", [ColorJitter(hue=0.1), RandAugment()], ids=name_of)
+def test_colours_of_other_than_1_or_3_channels_are_refused(operation: Augmentation) -> None:
+    for channels in (1, 3):
+        check_order((operation,), channels, "augment", full=True)
+    with pytest.raises(Refused, match="which takes images of 1 or 3 channels: they have 4"):
+        check_order((operation,), 4, "augment", full=True)
 
 
 EVERY = (ResizedCrop(size=16), Flip(), ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1), Erasing())

@@ -6,11 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from conftest import small
 from PIL import Image
 
+from jaxbig.data.arrays import Arrays
+from jaxbig.data.base import Record
+from jaxbig.data.columns import Columns
+from jaxbig.data.examples import Examples
 from jaxbig.data.images import Images
 from jaxbig.data.made_up import MadeUp
 from jaxbig.data.stream import eval_batch, train_batch
@@ -70,6 +75,70 @@ def test_mixed_images_are_over_both_their_classes(tmp_path: Path, monkeypatch: p
     monkeypatch.undo()
     assert inspection.label(np.array([0.25, 0.0, 0.75]), data) == "2 75%, 0 25%"
     assert inspection.label(np.array([0.0, 1.0, 0.0]), data) == "1"
+
+
+class Masks(Examples):
+    """Images [B, Y, X, C] and a class for each of their pixels."""
+
+    classes = 3
+
+    def spec(self) -> Any:
+        shape, (height, width, channels) = jax.ShapeDtypeStruct, (12, 10, 3)
+        pixels = (self.batch, height, width)
+        floats = {"inputs": shape((*pixels, channels), np.float32), "mask": shape(pixels, np.float32)}
+        return {**floats, "targets": shape(pixels, np.int32)}
+
+    def read(self, record: Record) -> Any:
+        return {"inputs": record["image"], "targets": record["mask"], "mask": np.ones(record["mask"].shape)}
+
+
+def test_image_is_drawn_beside_the_mask_of_its_pixels(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    masks = draw.integers(0, 3, (40, 12, 10), dtype=np.uint8)
+    np.savez(tmp_path / "seg.npz", image=draw.random((40, 12, 10, 3), np.float32), mask=masks)
+    data = Masks(records=Arrays(file=str(tmp_path / "seg.npz"), eval_share=0.3), batch=4)
+    experiment = dataclasses.replace(small("digits_convnet"), data=data)
+    found = inspect(experiment, 0, "train", 2, tmp_path / "a.png")
+    targets = [train_batch(data.source("train"), experiment.seed, step, 4)["targets"] for step in (0, 1)]
+    assert found["classes"] == counted(targets) and sum(found["classes"].values()) == 8 * 120
+    drawn = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).astype(int)
+    assert drawn.shape[1] > 1.5 * drawn.shape[0] and drawn.std() > 20  # two columns of pairs
+
+
+@pytest.mark.parametrize("target", [("y",), ("y", "z")], ids=["number", "several"])
+def test_numbers_to_be_learned_stay_numbers(target: tuple[str, ...], tmp_path: Path) -> None:
+    rows = np.arange(40, dtype=np.float32)
+    np.savez(tmp_path / "reg.npz", x=np.ones((40, 2)), y=rows if len(target) == 1 else np.stack([rows, rows], 1))
+    shape = () if len(target) == 1 else (2,)
+    records = Arrays(file=str(tmp_path / "reg.npz"), eval_share=0.3)
+    data = Columns(records=records, batch=4, inputs=("x",), shape=(2,), targets="y", target_shape=shape)
+    found = inspect(dataclasses.replace(small("diabetes_mlp"), data=data), 0, "train", 2, tmp_path / "a.png")
+    targets = train_batch(data.source("train"), 0, 0, 4)["targets"]
+    expected = [np.array2string(each, precision=3) for each in targets]
+    assert found["classes"] == {} and [row["targets"] for row in found["rows"]] == expected
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8, 1), (2, 8, 8, 2), (2, 8, 8, 5)])
+@pytest.mark.parametrize("value", [-3.0, 0.0, 7.0])
+def test_inputs_of_any_channels_and_one_value_are_drawn(shape: tuple[int, ...], value: float, tmp_path: Path) -> None:
+    from jaxbig.inspection import draw
+
+    data = MadeUp(labels=(("label", 3),))
+    batch = {"inputs": np.full(shape, value, np.float32), "targets": np.full(shape[0], 0.5, np.float32)}
+    draw(batch, Images(records=data, batch=1, size=8, classes=3), tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 1_000
+
+
+def test_class_named_as_a_formula_is_drawn_as_it_is_written(tmp_path: Path) -> None:
+    from jaxbig.inspection import draw
+
+    class Named:
+        names = ("$10_$20",)
+        classes = 1
+
+    batch = {"inputs": np.ones((2, 8, 8, 1), np.float32), "targets": np.zeros(2, np.int32)}
+    draw(batch, Named(), tmp_path / "a.png")  # type: ignore[arg-type]
+    assert (tmp_path / "a.png").stat().st_size > 1_000
 
 
 @pytest.mark.parametrize(
