@@ -26,8 +26,9 @@ PARAMETERS, ROWS, LENGTH, DEPTH = 2**21, 8, 64, 2
 def smoke(experiment: Experiment) -> Experiment:
     """The sibling; what it is fed is what the experiment is fed, if that is here."""
     changes: dict[str, Any] = {"batch": min(experiment.data.batch, ROWS * jax.device_count())}
-    changes |= {"length": min(getattr(experiment.data, "length", 1), LENGTH)}
     data: Any = experiment.data
+    if data.cuts_to_length:
+        changes["length"] = min(data.length, LENGTH)
     try:
         data.prepare()
     except Refused as error:

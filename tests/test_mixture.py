@@ -231,3 +231,43 @@ def test_what_cannot_be_mixed_is_refused(weights: Any, sizes: Any, said: str) ->
 def test_a_mixture_of_mixtures_is_refused() -> None:
     with pytest.raises(Refused, match="part 1 of a mixture is a mixture itself"):
         Mixture(parts=(mixture(), Numbers()), weights=(1, 1)).open("train")
+
+
+# -- classes by name
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Animals(Records):
+    """A record an animal, whose label is its place among them; as folders of images have them."""
+
+    classes: tuple[str, ...] = ()
+
+    def open(self, split: str) -> Sequence[Record]:
+        return [{"name": name, "label": label} for label, name in enumerate(self.classes or ("?", "?"))]
+
+
+def animals(*parts: str) -> Mixture:
+    return Mixture(parts=tuple(Animals(classes=tuple(part.split())) for part in parts), weights=(1,) * len(parts))
+
+
+def test_a_class_is_one_number_in_all_parts() -> None:
+    mixed = animals("cat dog", "ant cat dog", "bee cat")
+    assert mixed.classes == ("ant", "bee", "cat", "dog")
+    opened = mixed.open("train")
+    found = opened.__getitems__(list(range(len(opened))))
+    assert [(each["name"], each["label"]) for each in found] == [
+        *[("cat", 2), ("dog", 3)],
+        *[("ant", 0), ("cat", 2), ("dog", 3)],
+        *[("bee", 1), ("cat", 2)],
+    ]
+
+
+def test_parts_of_the_same_classes_and_numbers_keep_them() -> None:
+    mixed = animals("cat dog", "cat dog", "")
+    assert mixed.classes == ("cat", "dog") and "mixture of" in mixed.prepare()
+    assert [record["label"] for record in mixed.open("train")] == [0, 1, 0, 1, 0, 1]
+
+
+def test_numbers_alone_beside_other_names_are_refused() -> None:
+    with pytest.raises(Refused, match=r"other classes \(cat dog; ant cat\), and part 3 has no names of its own"):
+        animals("cat dog", "ant cat", "").prepare()

@@ -1,6 +1,7 @@
 """Texts as rows of tokens: packed documents see themselves alone, tokenizers are learned once and kept with a run."""
 
 import dataclasses
+import importlib.metadata
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,10 +15,11 @@ import pytest
 from jaxbig.data.base import Record, Records
 from jaxbig.data.json_lines import JsonLines
 from jaxbig.data.made_up import MadeUp
+from jaxbig.data.mixture import Mixture
 from jaxbig.data.stream import eval_batch, train_batch
 from jaxbig.data.text import Pairs, Sentences, Tokens
 from jaxbig.data.tokenizers import BytePairs, Bytes
-from jaxbig.errors import Failed
+from jaxbig.errors import Failed, Refused
 from jaxbig.models.language import Decoder
 from jaxbig.objectives.next_token import NextToken
 
@@ -124,9 +126,128 @@ def test_bad_texts_are_named_or_left_out_of_what_is_packed(tmp_path: Path) -> No
     file.write_text('{"text": "one"}\nno json\n{"text": 3}\n{"other": "x"}\n{"text": "two"}\n')
     data = Tokens(records=JsonLines(files=str(file), eval_share=0.0), batch=1, length=8, packed=True)
     with pytest.raises(Failed, match=r"texts.jsonl.* line [234].*skip-bad-records"):
-        data.rows("train", "a")
-    rows = dataclasses.replace(data, skip_bad_records=3).rows("train", "b")
+        data.packed_rows(data.records, "train", "a")
+    rows = dataclasses.replace(data, skip_bad_records=3).packed_rows(data.records, "train", "b")
     assert rows.header.documents == 2
+
+
+# -- what cannot be read, in what is kept
+
+
+TEXTS = [f"the cat number {n} sat on the mat" for n in range(12)]
+DATA = {
+    "packed": lambda records, **more: Tokens(records=records, batch=2, length=16, packed=True, **more),
+    "learned": lambda records, **more: Tokens(
+        records=records, batch=2, length=16, tokenizer=BytePairs(vocab=270), **more
+    ),
+    "learned and packed": lambda records, **more: Tokens(
+        records=records, batch=2, length=16, packed=True, tokenizer=BytePairs(vocab=270), **more
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DATA)
+@pytest.mark.parametrize("bad", ['{"text": null}', '{"text": "cut off', '{"texts": "a"}', "[1]"])
+def test_what_is_kept_is_refused_or_taken_as_what_is_made(kind: str, bad: str, tmp_path: Path) -> None:
+    """Whether a record may be left out is asked each time, not only when rows or a tokenizer are made."""
+    lines = [json.dumps({"text": text}) for text in TEXTS]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines[:7], bad, *lines[7:]]))
+    (tmp_path / "b.jsonl").write_text("\n".join(lines))
+    records = JsonLines(files=str(tmp_path / "a.jsonl"), eval_files=str(tmp_path / "b.jsonl"))
+    for skip in (0, 3, 0, 1):  # 3 makes what 0 and 1 find
+        data = DATA[kind](records, skip_bad_records=skip)
+        if skip:
+            data.prepare()
+            continue
+        with pytest.raises(Failed, match=r"a\.jsonl line 8 cannot be read: .*--data.skip-bad-records N"):
+            data.prepare()
+
+
+def test_rows_are_not_packed_again_where_more_may_be_left_out(cache: Path) -> None:
+    data = DATA["packed"](Given(texts=(*TEXTS, None)), skip_bad_records=1)
+    data.prepare()
+    made = sorted(cache.rglob("*.array_record"))
+    dataclasses.replace(data, skip_bad_records=9).prepare()
+    assert sorted(cache.rglob("*.array_record")) == made and len(made) == 2
+
+
+def test_rows_and_tokenizers_are_of_the_library_s_version(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = DATA["learned and packed"](Given(texts=tuple(TEXTS)))
+    data.prepare()
+
+    def count() -> tuple[int, int]:
+        return len(list(cache.rglob("*.array_record"))), len(list(cache.rglob("tokenizer.json")))
+
+    assert count() == (2, 1)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "99.0")
+    data.prepare()
+    assert count() == (4, 2)
+
+
+def test_the_identity_of_packed_texts_is_of_their_rows_too() -> None:
+    data = DATA["packed"](Given(texts=tuple(TEXTS)))
+    rows = data.packed_rows(data.records, "train", "x")
+    assert f"packed: train {rows.identity}, eval 12 documents" in data.prepare()
+
+
+def test_an_end_that_is_kept_and_packed_rows_are_refused() -> None:
+    with pytest.raises(Refused, match=r"packed texts are not cut, so --data.keep end says nothing"):
+        DATA["packed"](Given(texts=tuple(TEXTS)), keep="end").prepare()
+
+
+def test_texts_that_are_cut_or_empty_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    given = Given(texts=(b"1234567", b"12345678", b"", b"123456789", b"x"))
+    data = Tokens(records=given, batch=2, length=8)
+    data.prepare()
+    assert "2 of 5 texts that were tried are longer than --data.length 8 and are cut; their beginning" in caplog.text
+    caplog.clear()
+    dataclasses.replace(data, length=10).prepare()
+    assert not caplog.messages
+    for _ in range(2):
+        caplog.clear()
+        dataclasses.replace(data, packed=True).prepare()
+        assert caplog.messages == ["1 empty documents are left out"] * 2  # of train, and of eval
+
+
+# -- a mixture
+
+
+def lettered(root: Path, letter: str, count: int) -> JsonLines:
+    lines = [json.dumps({"text": letter * 30 + f"{n:03d}"}) + "\n" for n in range(count)]
+    (root / f"{letter}.jsonl").write_text("".join(lines))
+    return JsonLines(files=str(root / f"{letter}.jsonl"), eval_share=0.05)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("weights", [(9, 1), (1, 1), (1, 3)])
+def test_the_weights_of_a_mixture_hold_however_its_texts_are_laid(
+    packed: bool, weights: tuple[float, ...], tmp_path: Path
+) -> None:
+    parts = lettered(tmp_path, "a", 100), lettered(tmp_path, "b", 900)
+    data = Tokens(records=Mixture(parts=parts, weights=weights), batch=32, length=64, packed=packed)
+    data.prepare()
+    source = data.source("train")
+    targets = np.concatenate([train_batch(source, 0, step, 32)["targets"] for step in range(20)])
+    counts = [int((targets == ord(letter)).sum()) for letter in "ab"]
+    assert counts[0] / sum(counts) == pytest.approx(weights[0] / sum(weights), abs=0.01)
+    assert not packed or not np.any((targets == ord("a")).any(1) & (targets == ord("b")).any(1))
+
+
+def test_other_weights_pack_nothing_again(tmp_path: Path, cache: Path) -> None:
+    parts = lettered(tmp_path, "a", 100), lettered(tmp_path, "b", 200)
+    data = Tokens(records=Mixture(parts=parts, weights=(1, 2)), batch=4, length=64, packed=True)
+    identity = data.prepare()
+    made = sorted(cache.rglob("*.array_record"))
+    assert dataclasses.replace(data, records=Mixture(parts=parts, weights=(2, 1))).prepare() != identity
+    assert sorted(cache.rglob("*.array_record")) == made and len(made) == 4
+
+
+def test_a_tokenizer_learns_from_a_mixture_as_it_is_drawn(tmp_path: Path) -> None:
+    parts = lettered(tmp_path, "a", 100), lettered(tmp_path, "b", 900)
+    for weights, share in (((9, 1), 0.9), ((1, 9), 0.1)):
+        data = Tokens(records=Mixture(parts=parts, weights=weights), batch=4, length=64, learned_from=500)
+        texts = list(data.texts())
+        assert len(texts) == 500 and sum(text[:1] == b"a" for text in texts) / 500 == pytest.approx(share, abs=0.01)
 
 
 @pytest.mark.slow

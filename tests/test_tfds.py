@@ -1,7 +1,10 @@
 """Data sets of TFDS where they stand, with the catalogue's own features and few records: images, texts and sounds."""
 
 import io
+import json
+import shutil
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +88,7 @@ def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def here(catalogue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TFDS_DATA_DIR", str(catalogue))
+    monkeypatch.setenv("JAXBIG_CACHE", str(catalogue / "cache"))
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("the network was asked"))
 
 
@@ -184,7 +188,7 @@ def images(name: str, **fields: Any) -> Images:
         (images("imagenet2012"), ("imagenet2012 is not prepared in", "jaxbig data prepare")),
         (Sentences(records=Tfds("glue/sst2"), batch=2, length=8, classes=2), ("glue/sst2 is not", "TFDS_DATA_DIR")),
         (images("mnist:9.0.0"), ("mnist:9.0.0 is not prepared",)),
-        (images("mnist", eval_split="dev"), ("no split 'dev'", "train, test")),
+        (images("mnist", eval_split="dev"), ("no split 'dev'", "train (4), test (3)")),
     ],
     ids=str,
 )
@@ -239,3 +243,75 @@ def test_a_label_that_is_no_class_is_named_or_left_out(classes: int, here: None)
         return
     with pytest.raises(Exception, match=r"mnist.* train record 0 .*label.* is 3.*--data.classes 3.*skip-bad-records"):
         everything(data, "train")
+
+
+# -- splits are TFDS's own
+
+
+@pytest.mark.parametrize(
+    ("split", "numbers"),
+    [
+        ("train", [0, 1, 2, 3]),
+        ("train[1:]", [1, 2, 3]),
+        ("train[50%:]", [2, 3]),
+        ("train[-1:]", [3]),
+        ("train+test", [0, 1, 2, 3, 0, 1, 2]),
+        ("train[:1]+test[1:]", [0, 1, 2]),
+        ("all", [0, 1, 2, 3, 0, 1, 2]),
+    ],
+)
+def test_a_split_is_what_tfds_makes_of_it(split: str, numbers: list[int], here: None) -> None:
+    opened = Tfds("lm1b", train_split=split).open("train")
+    assert [record["text"].decode() for record in opened.__getitems__(list(range(len(opened))))] == [
+        TEXTS[number] for number in numbers
+    ]
+
+
+@pytest.mark.parametrize("split", ["train[:1%]", "train[9:]", " train", "Train", "dev", "train[5%", "train+dev", ""])
+@pytest.mark.parametrize("field", ["train_split", "eval_split"])
+def test_a_split_that_is_none_or_empty_is_refused_with_those_that_are_there(split: str, field: str, here: None) -> None:
+    with pytest.raises(Refused, match=r"^data set lm1b has no (split|record in) .*train \(4\), test \(3\)") as refused:
+        Tfds("lm1b", **{field: split}).prepare()
+    assert repr(split) in str(refused.value) and "\n" not in str(refused.value)
+
+
+# -- what a prepared folder says is not run
+
+
+@pytest.mark.parametrize("key", ["pythonClassName", "type"])
+def test_a_feature_of_a_foreign_module_is_refused_and_not_imported(
+    key: str, catalogue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(catalogue / "lm1b", tmp_path / "lm1b")
+    (file,) = (tmp_path / "lm1b").rglob("features.json")
+    content = json.loads(file.read_text())
+    content["featuresDict"]["features"]["text"] = {key: "runs_when_imported.Text", "content": {}}
+    file.write_text(json.dumps(content))
+    (tmp_path / "runs_when_imported.py").write_text("raise SystemExit('it was run')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    with pytest.raises(Refused, match=r"features\.json names a feature runs_when_imported\.Text, which is no part of"):
+        Tfds("lm1b").prepare()
+    assert "runs_when_imported" not in sys.modules
+
+
+# -- its identity is of its bytes
+
+
+def test_the_identity_knows_another_byte_of_the_files_that_are_read(
+    catalogue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(catalogue / "lm1b", tmp_path / "lm1b")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("JAXBIG_CACHE", str(tmp_path / "cache"))
+    whole, part = Tfds("lm1b"), Tfds("lm1b", eval_split="train[3:]")
+    before = whole.prepare(), part.prepare()
+    assert (whole.prepare(), part.prepare()) == before
+    (file,) = (tmp_path / "lm1b").rglob("*test*array_record*")
+    changed = bytearray(file.read_bytes())
+    changed[-1] ^= 1
+    file.write_bytes(changed)  # of the same size, as another label is
+    assert whole.prepare() != before[0] and part.prepare() == before[1]
+    monkeypatch.setattr("jaxbig.data.contents.FILE_BYTES", 0)  # as of files that are too large to be read whole
+    (tmp_path / "cache" / "digests").rename(tmp_path / "old")
+    assert whole.prepare().endswith("of 64 blocks a file")

@@ -10,11 +10,12 @@ import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import numpy as np
 
+from jaxbig.data.contents import digest_records
 from jaxbig.errors import Refused
 
 Record = dict[str, Any]
@@ -56,6 +57,10 @@ class Data(abc.ABC):
 
     batch: int
     """Rows of the global batch, over all devices."""
+
+    cuts_to_length: ClassVar[bool] = False
+    """Whether a field `length` says where longer examples are cut, so that `--smoke` may cut them shorter; else it says
+    how long they are."""
 
     @abc.abstractmethod
     def spec(self) -> Spec:
@@ -115,6 +120,11 @@ class Records(abc.ABC):
         """Brings what lies elsewhere, over the network: `jaxbig data prepare` alone asks for that."""
 
     def prepare(self) -> str:
-        """Makes them ready to read, once on a machine; gives their identity, a text that says which bytes."""
-        sizes = ", ".join(f"{split} {len(self.open(split))}" for split in ("train", "eval"))
-        return f"{self} with records: {sizes}"
+        """Makes them ready to read, once on a machine; gives their identity, a text that says which bytes.
+
+        A run resumes with the same identity alone. As it is here each split's records are read and hashed at each
+        start, and of more than 20,000 records or 1 GiB an even choice of so many (contents.py). Where that is too slow
+        or too little, override it: a version, or a sha256 over all files, is an identity too.
+        """
+        said = ", ".join(f"{split} {digest_records(self.open(split))}" for split in ("train", "eval"))
+        return f"{self} with records: {said}"

@@ -25,30 +25,46 @@ RANGE = 2**64
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mixture(Records):
-    """Record sets drawn together; evaluation reads each record of all of them once, part by part."""
+    """Record sets drawn together; evaluation reads each record of all of them once, part by part.
+
+    Parts that name their classes (`classes`, as folders of images do) may have other ones: a name is one number in the
+    whole mixture, its place among all names, sorted. Labels of parts without names are taken as they are.
+    """
 
     parts: tuple[Records, ...]
     """What is drawn from; each is passed over again and again, in an order of its own."""
     weights: tuple[float, ...]
-    """How often each part is drawn, relative to the others: 7 2 1 and 0.7 0.2 0.1 are the same."""
+    """How often each part is drawn, relative to the others: 7 2 1 and 0.7 0.2 0.1 are the same. A draw is a record, or,
+    where texts are packed, a row: then the weights are shares of the tokens."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes of all parts, sorted; () if no part has names."""
+        return tuple(sorted({name for part in self.parts for name in named_classes(part)}))
 
     def fetch(self) -> None:
         for part in self.parts:
             part.fetch()
 
     def prepare(self) -> str:
+        return self.named(self.identities())
+
+    def identities(self) -> list[str]:
+        """Makes the parts ready; the identity of each."""
         self.check()
-        pairs = zip(self.weights, self.parts, strict=True)
-        return "mixture of " + "; ".join(f"{weight:g} x ({part.prepare()})" for weight, part in pairs)
+        return [part.prepare() for part in self.parts]
+
+    def named(self, identities: list[str]) -> str:
+        """The identity of a mixture of such parts."""
+        pairs = zip(self.weights, identities, strict=True)
+        return "mixture of " + "; ".join(f"{weight:g} x ({part})" for weight, part in pairs)
 
     def open(self, split: str) -> "Mixed":
         self.check()
-        mixed = Mixed([part.open(split) for part in self.parts], self.weights)
-        for place, (part, size) in enumerate(zip(mixed.parts, mixed.sizes, strict=True)):
+        mixed = Mixed([relabelled(part.open(split), part, self.classes) for part in self.parts], self.weights)
+        for place, size in enumerate(mixed.sizes):
             if not size:
                 raise Refused(f"part {place + 1} of a mixture, {self.parts[place]}, has no record in {split}.")
-            if hasattr(part, "draw"):
-                raise Refused(f"part {place + 1} of a mixture is a mixture itself: list its parts in the outer one.")
         return mixed
 
     def check(self) -> None:
@@ -57,6 +73,49 @@ class Mixture(Records):
             raise Refused(f"a mixture of {len(self.parts)} parts has {len(self.weights)} weights: give each part one.")
         if not all(0 < weight < math.inf for weight in self.weights):
             raise Refused(f"a mixture has the weights {self.weights}: each must be above 0; leave a part of 0 out.")
+        if (place := next((i for i, part in enumerate(self.parts) if isinstance(part, Mixture)), None)) is not None:
+            raise Refused(f"part {place + 1} of a mixture is a mixture itself: list its parts in the outer one.")
+        self.check_classes()
+
+    def check_classes(self) -> None:
+        """`Refused` where some parts have other names of classes, and others have numbers alone."""
+        names = [named_classes(part) for part in self.parts]
+        if not all(names) and len(set(filter(None, names))) > 1:
+            raise Refused(
+                f"parts of a mixture have other classes ({'; '.join(' '.join(each) for each in names if each)}), and "
+                f"part {names.index(()) + 1} has no names of its own, so its numbers could mean any of them: give the "
+                f"parts with names the same classes, or leave that part out."
+            )
+
+
+def named_classes(records: Records) -> tuple[str, ...]:
+    """The names of the classes of a record set, where it has some."""
+    return tuple(getattr(records, "classes", ()))
+
+
+def relabelled(opened: Sequence[Record], part: Records, classes: tuple[str, ...]) -> Sequence[Record]:
+    """A part's records with the labels of the whole mixture's classes."""
+    own = named_classes(part)
+    return opened if own in ((), classes) else Relabelled(opened, [classes.index(name) for name in own])
+
+
+class Relabelled(Sequence[Record]):
+    """Records whose `label` is another number: `numbers[label]`."""
+
+    def __init__(self, records: Sequence[Record], numbers: list[int]):
+        self.records, self.numbers = records, numbers
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Record:  # type: ignore[override]
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Record]:
+        return [{**each, "label": self.numbers[each["label"]]} for each in fetch(self.records, list(indices))]
+
+    def where(self, index: int) -> str:
+        return where(self.records, index)
 
 
 class Mixed(Sequence[Record]):

@@ -21,7 +21,7 @@ from jaxbig.data.kept import cache, made, sha256
 from jaxbig.errors import Refused
 
 log = logging.getLogger("jaxbig")
-VERSION = 1  # of a packed folder; raise it when its rows would be others
+VERSION = 2  # of a packed folder; raise it when its rows would be others
 OPEN = 512  # rows
 KINDS = {kind.itemsize: kind for kind in map(np.dtype, ("<u1", "<u2", "<u4"))}
 
@@ -34,6 +34,8 @@ class Header(NamedTuple):
     documents: int
     tokens: int
     sha256: str  # over the rows
+    empty: int  # documents without a token, which are left out
+    bad: list[tuple[int, str]]  # records that were left out because they cannot be read: which one, and why
 
     @property
     def padding(self) -> float:
@@ -92,8 +94,9 @@ class Packed(Sequence[dict[str, np.ndarray]]):
     def __init__(self, folder: Path):
         self.folder = folder
         try:
-            self.header = Header(**json.loads((folder / "header.json").read_text()))
-        except (OSError, ValueError, TypeError) as error:
+            found = json.loads((folder / "header.json").read_text())
+            self.header = Header(**{**found, "bad": [(int(index), str(said)) for index, said in found["bad"]]})
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise corrupt(folder) from error
         self.lock, self.opened = threading.Lock(), None
 
@@ -136,11 +139,14 @@ class Packed(Sequence[dict[str, np.ndarray]]):
         )
 
 
-def packed(key: str, documents: Callable[[], Iterable[np.ndarray]], length: int) -> Packed:
+def packed(
+    key: str, documents: Callable[[], Iterable[np.ndarray]], length: int, bad: Sequence[tuple[int, str]] = ()
+) -> Packed:
     """Documents of tokens [any] in rows of `length`; packed once, by one process while others wait, and kept in the
     folder that JAXBIG_CACHE names.
 
     key: a text that says which documents these are, so that they are read only if their rows are not there yet.
+    bad: which records `documents` leaves out, once it has been gone through; kept with the rows.
     Empty documents are left out. Raises Refused for what are no tokens, and if there are none.
     """
     if length < 1:
@@ -148,11 +154,13 @@ def packed(key: str, documents: Callable[[], Iterable[np.ndarray]], length: int)
 
     def make(folder: Path) -> None:
         log.info("packing documents into rows of %d (once)", length)
-        header = save(folder, checked(documents()), length)
+        header = save(folder, checked(documents()), length)._replace(bad=list(bad))
         (folder / "header.json").write_text(json.dumps(header._asdict()))
 
     reader = Packed(made(cache("packed") / sha256(repr([VERSION, key, length]))[:24], make))
     log.info("%s, of which %.2f%% padding", reader.identity, 100 * reader.header.padding)
+    if reader.header.empty:
+        log.warning("%d empty documents are left out", reader.header.empty)
     return reader
 
 
@@ -161,12 +169,12 @@ def save(folder: Path, documents: Iterable[np.ndarray], length: int) -> Header:
     from array_record.python.array_record_module import ArrayRecordWriter  # here: not needed to read what is there
 
     writer = ArrayRecordWriter(str(folder / "rows.array_record"), "group_size:1")
-    digest, rows, tokens, count = hashlib.sha256(), 0, 0, 0
+    digest, rows, tokens, count, empty = hashlib.sha256(), 0, 0, 0, 0
 
     def counted() -> Iterator[np.ndarray]:
-        nonlocal tokens, count
+        nonlocal tokens, count, empty
         for document in documents:
-            tokens, count = tokens + len(document), count + (len(document) > 0)
+            tokens, count, empty = tokens + len(document), count + (len(document) > 0), empty + (not len(document))
             yield document
 
     for pieces in pack(counted(), length):
@@ -177,7 +185,7 @@ def save(folder: Path, documents: Iterable[np.ndarray], length: int) -> Header:
     writer.close()
     if not rows:
         raise Refused(f"there is no token to pack into rows of {length}: every document is empty, or there is none.")
-    return Header(rows, length, count, tokens, digest.hexdigest())
+    return Header(rows, length, count, tokens, digest.hexdigest(), empty, [])
 
 
 def checked(documents: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

@@ -88,6 +88,8 @@ class Library(Data):
     length: int = 256
     """Tokens (bytes) a row."""
 
+    cuts_to_length = True
+
     def prepare(self) -> str:
         return identity(prepared(JaxbigPytext))
 

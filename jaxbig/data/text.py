@@ -8,22 +8,25 @@ import abc
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from jaxbig.data.base import Record, Source, Spec
-from jaxbig.data.examples import Bad, Example, Examples, Reading, fetch
+from jaxbig.data.base import Record, Records, Source, Spec
+from jaxbig.data.examples import Bad, Example, Examples, Reading
 from jaxbig.data.fields import as_bytes, class_of
 from jaxbig.data.made_up import MadeUp
-from jaxbig.data.packing import packed
+from jaxbig.data.mixture import Mixed, Mixture
+from jaxbig.data.packing import Packed, packed
 from jaxbig.data.tokenizers import BytePairs, Bytes, Tokenizer
+from jaxbig.errors import Refused
 
 log = logging.getLogger("jaxbig")
-AT_ONCE, EVERY = 256, 10
-"""Records that are read at once where all are read; seconds between two lines on how far that is."""
+AT_ONCE, EVERY, SAMPLE = 256, 10, 256
+"""Records that are read at once where all are read; seconds between two lines on how far that is; training records
+that are tried for their length."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,13 +34,15 @@ class Text(Examples):
     """What the data sets of text have in common."""
 
     length: int
-    """Tokens a row."""
+    """Tokens a row. Of a longer text the rest is left out, unless texts are packed."""
     tokenizer: Tokenizer = Bytes()
     """What makes numbers of a text."""
     learned_from: int = 100_000
-    """From how many training records, evenly spread, a tokenizer that is learned learns."""
+    """From how many training records a tokenizer that is learned learns: evenly spread, or as a mixture draws them."""
     keep: Literal["beginning", "end"] = "beginning"
     """Which part of a text is kept that is longer than a row."""
+
+    cuts_to_length = True
 
     @property
     def vocab(self) -> int:
@@ -51,23 +56,61 @@ class Text(Examples):
 
     def prepare(self) -> str:
         records = self.records.prepare()
-        return f"{records}; {self.tokenizer.prepare(self.texts, self.of_tokenizer(records))}"
+        identity = f"{records}; {self.prepare_tokenizer(records)}"
+        self.report_cut_texts()
+        return identity
 
-    def of_tokenizer(self, records: str) -> str:
-        """What a tokenizer that is learned from these records depends on."""
-        return f"{records} {self.features} {self.learned_from}"
+    def prepare_tokenizer(self, records: str) -> str:
+        """Makes the tokenizer ready; its identity. records: the identity of what it learns from if it has to."""
+        key = f"{records} {self.features} {self.learned_from} skip {self.skip_bad_records}"
+        return self.tokenizer.prepare(self.texts, key)
 
     def kept(self) -> dict[str, bytes]:
         return self.tokenizer.kept()
 
     def texts(self) -> Iterator[bytes]:
-        """The training texts that a tokenizer learns from."""
-        records = self.records.open("train")
+        """The training texts that a tokenizer learns from; records that cannot be read are left out, or `Failed`."""
+        records: Any = self.records.open("train")
         count = min(len(records), self.learned_from)
-        places = [place * len(records) // count for place in range(count)]
-        for start in range(0, count, AT_ONCE):
-            for record in fetch(records, places[start : start + AT_ONCE]):
-                yield from (as_bytes(record, feature) for feature in self.features)
+        if hasattr(records, "draw"):
+            places = records.draw(0, np.arange(count)).tolist()
+        else:
+            places = [place * len(records) // count for place in range(count)]
+        for _, texts in self.readable(self.reading(records), places):
+            yield from texts
+
+    def reading(self, records: Sequence[Record]) -> Reading:
+        """Opened records, each read as its texts alone."""
+        read = lambda record: {"texts": [as_bytes(record, feature) for feature in self.features]}  # noqa: E731
+        return Reading(records, read, {}, self.skip_bad_records)
+
+    def readable(
+        self, reading: Reading, places: Sequence[int], all_bad: list[Bad] | None = None
+    ) -> Iterator[tuple[int, list[bytes]]]:
+        """The texts of those records with how many records were read until then, many at once. Those that cannot be
+        read are counted and added to `all_bad`."""
+        for start in range(0, len(places), AT_ONCE):
+            bad: list[Bad] = []
+            some = list(places[start : start + AT_ONCE])
+            found = reading.examples(some, lambda index: None, bad)
+            reading.leave_out(bad)
+            if all_bad is not None:
+                all_bad += bad
+            yield start + len(some), [text for each in found if each for text in each["texts"]]
+
+    def report_cut_texts(self) -> None:
+        """Logs how many of some training texts are longer than a row, and so are cut."""
+        records = self.records.open("train")
+        count = min(len(records), SAMPLE)
+        places, bad = [place * len(records) // count for place in range(count)], []
+        found = self.reading(records).examples(places, lambda index: None, bad)  # what is bad is told when it is needed
+        texts = [text for each in found if each for text in each["texts"]]
+        longer = sum(len(tokens) + 1 > self.length for tokens in self.tokenizer.encode_many(texts))
+        if longer:
+            log.warning(
+                "%d of %d texts that were tried are longer than --data.length %d and are cut; their %s is kept",
+                *(longer, len(texts), self.length, self.keep),
+            )
 
     def tokens(self, text: bytes) -> np.ndarray:
         """The text's token numbers and the end [n], cut at `length`."""
@@ -112,7 +155,8 @@ class Tokens(Text):
 
     feature: str = "text"
     packed: bool = False
-    """Lay texts end to end in full rows, when the data is prepared; one longer than a row goes on in the next."""
+    """Lay texts end to end in full rows, when the data is prepared; one longer than a row goes on in the next. Parts of
+    a mixture are packed apart, and their rows drawn by its weights."""
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -130,35 +174,55 @@ class Tokens(Text):
         return {"inputs": inputs, "targets": targets, "mask": self.mask(len(tokens))}
 
     def prepare(self) -> str:
-        identity = super().prepare()
-        if self.packed:
-            for split in ("train", "eval"):
-                self.rows(split, identity)
-        return identity
+        if not self.packed:
+            return super().prepare()
+        if self.keep != "beginning":
+            raise Refused(f"packed texts are not cut, so --data.keep {self.keep} says nothing: leave out one of them.")
+        if isinstance(self.records, Mixture):
+            parts, identities = self.records.parts, self.records.identities()
+            records = self.records.named(identities)
+        else:
+            records = self.records.prepare()
+            parts, identities = (self.records,), [records]
+        tokenizer = self.prepare_tokenizer(records)
+        keys = [f"{identity}; {tokenizer}" for identity in identities]
+        rows = {
+            split: [self.packed_rows(part, split, key) for part, key in zip(parts, keys, strict=True)]
+            for split in ("train", "eval")
+        }
+        vars(self)["rows"] = rows  # for `source`, which need not look for files again
+        said = (f"{split} {' and '.join(each.identity for each in of_parts)}" for split, of_parts in rows.items())
+        return f"{records}; {tokenizer}; packed: {', '.join(said)}"
 
-    def rows(self, split: str, identity: str) -> Any:
-        """The packed rows of a split; made now if they are not there."""
+    def packed_rows(self, records: Records, split: str, key: str) -> Packed:
+        """The packed rows of records of a split; made now if they are not there. What cannot be read is counted then,
+        and again each time that the rows are used."""
+        bad: list[Bad] = []
 
         def documents() -> Iterator[np.ndarray]:
-            read = lambda record: {"text": as_bytes(record, self.feature)}  # noqa: E731
-            reading, said = Reading(self.records.open(split), read, {}, self.skip_bad_records), time.monotonic()
-            for start in range(0, len(reading), AT_ONCE):
-                bad: list[Bad] = []
-                some = list(range(start, min(start + AT_ONCE, len(reading))))
-                found = reading.examples(some, lambda index: None, bad)
-                reading.leave_out(bad)
-                texts = [each["text"] for each in found if each and each["text"]]
-                yield from (np.append(tokens, self.tokenizer.end) for tokens in self.tokenizer.encode_many(texts))
+            reading, said = self.reading(records.open(split)), time.monotonic()
+            for count, texts in self.readable(reading, range(len(reading)), bad):
+                for text, tokens in zip(texts, self.tokenizer.encode_many(texts), strict=True):
+                    yield np.append(tokens, self.tokenizer.end) if text else tokens  # an empty one is counted
                 if time.monotonic() > said + EVERY:
                     said = time.monotonic()
-                    log.info("%d of %d texts of %s are packed", some[-1] + 1, len(reading), split)
+                    log.info("%d of %d texts of %s are packed", count, len(reading), split)
 
-        return packed(f"{identity} {split} {self.feature} {self.records}", documents, self.length)
+        key = f"{key}; {self.tokenizer.version} {split} {self.feature} {records}"
+        rows = packed(key, documents, self.length, bad)
+        if not bad:  # they were packed before: what was left out then must be allowed now too
+            Reading(rows, self.of_row, {}, self.skip_bad_records).leave_out(rows.header.bad)
+        return rows
 
     def source(self, split: str) -> Source:
         if not self.packed:
             return super().source(split)
-        return Reading(self.rows(split, super().prepare()), self.of_row, self.empty(), self.skip_bad_records)
+        if "rows" not in vars(self):
+            self.prepare()
+        parts = vars(self)["rows"][split]
+        mixed = isinstance(self.records, Mixture)
+        records: Any = Mixed(parts, self.records.weights) if mixed else parts[0]  # type: ignore[attr-defined]
+        return Reading(records, self.of_row, self.empty(), self.skip_bad_records)
 
     def of_row(self, row: Record) -> Example:
         """The example of a packed row."""

@@ -7,8 +7,10 @@ fetches and prepares them; nothing else asks the network.
 import contextlib
 import dataclasses
 import importlib
+import json
+import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,12 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder, registered
 
 from jaxbig.data.base import Record, Records
+from jaxbig.data.contents import digest_files
+from jaxbig.data.kept import cache, sha256, write
 from jaxbig.data.prepared import data_folder, prepare_whole
 from jaxbig.errors import Refused
 
+VERSION = 1  # of a digest that is kept
 HOST, SECONDS = "storage.googleapis.com", 10
 """Where TFDS asks first, and how long it may take to find it."""
 ELSEWHERE = ("tensorflow_datasets.text", "tensorflow_datasets.translate")
@@ -33,12 +38,14 @@ class Tfds(Records):
     name: str = dataclasses.field(kw_only=False)
     """As TFDS has it: `imagenet2012`, `glue/sst2`, `wmt14_translate/de-en`, with `:1.0.0` for a version."""
     train_split: str = "train"
-    """Any split of TFDS, such as `train[5%:]`."""
+    """Any split of TFDS: `train`, `train[5%:]`, `train+validation`, `all`."""
     eval_split: str = "test"
 
     def builder(self) -> tfds.core.DatasetBuilder:
         """The data set where it stands; `Refused` if it does not, or cannot be read in any order."""
         root = data_folder()
+        for features in sorted((root / self.name.split(":")[0]).rglob("features.json")):
+            refuse_foreign_features(features)
         try:
             builder = read_only_builder.builder_from_files(self.name, data_dir=root)
         except registered.DatasetNotFoundError as error:
@@ -47,8 +54,7 @@ class Tfds(Records):
                 f"TFDS_DATA_DIR to where it is; --smoke tries the experiment without it."
             ) from error
         for split in (self.train_split, self.eval_split):
-            if split.split("[")[0] not in builder.info.splits:
-                raise Refused(f"data set {self.name} has no split {split!r}, but {', '.join(builder.info.splits)}.")
+            self.instructions(builder, split)
         if not builder.info.available_file_formats() & tfds.core.FileFormat.with_random_access():
             raise Refused(
                 f"data set {self.name} in {builder.data_path} cannot be read in any order: move that folder away, and "
@@ -56,10 +62,34 @@ class Tfds(Records):
             )
         return builder
 
+    def instructions(self, builder: tfds.core.DatasetBuilder, split: str) -> list[Any]:
+        """What TFDS reads of which files for a split; `Refused` if that is none or nothing."""
+        there = ", ".join(f"{name} ({each.num_examples})" for name, each in builder.info.splits.items())
+        try:
+            found = builder.info.splits[split].file_instructions
+        except (ValueError, KeyError, AssertionError) as error:
+            why = str(error).strip(chr(39) + chr(34)).split("See format at")[0].strip().rstrip(".")
+            raise Refused(
+                f"data set {self.name} has no split {split!r}, but {there} and what TFDS makes of them, such as "
+                f"train[:90%] and train+test: {' '.join(why.split())}."
+            ) from None
+        if not sum(each.examples_in_shard if each.take == -1 else each.take for each in found):
+            raise Refused(f"data set {self.name} has no record in {split!r}, of {there}: name a larger part.")
+        return found
+
     def prepare(self) -> str:
-        info = self.builder().info
+        builder = self.builder()
+        info, used = builder.info, (self.train_split, self.eval_split)
         sizes = [f"{name} {split.num_examples} examples {split.num_bytes} bytes" for name, split in info.splits.items()]
-        return f"{info.full_name} {', '.join(sizes)}"
+        files = {Path(each.filename) for split in used for each in self.instructions(builder, split)}
+        return f"{info.full_name} {', '.join(sizes)} {kept_digest(sorted(files))}"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, where `label` has some."""
+        features: Any = self.builder().info.features
+        label = dict(features.items()).get("label")
+        return tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else ()
 
     def open(self, split: str) -> Sequence[Record]:
         builder, chosen = self.builder(), {"train": self.train_split, "eval": self.eval_split}[split]
@@ -121,6 +151,43 @@ class Opened:
 
     def where(self, index: int) -> str:
         return f"{self.name} record {index}"
+
+
+def refuse_foreign_features(file: Path) -> None:
+    """`Refused` where a prepared folder's `features.json` names features of other modules than TFDS's: TFDS imports
+    what is named there, which runs it."""
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise Refused(f"{file} cannot be read: {error}; move that folder away, or prepare it again.") from error
+    for name in feature_names(content):
+        if not name.startswith("tensorflow_datasets."):
+            raise Refused(
+                f"{file} names a feature {name}, which is no part of TFDS, and whose module would be imported and run: "
+                f"prepare the data set with TFDS's own features."
+            )
+
+
+def feature_names(value: Any) -> Iterator[str]:
+    """The classes that a `features.json` names, anywhere in it."""
+    for key, each in value.items() if isinstance(value, dict) else enumerate(value):
+        if isinstance(each, dict | list):
+            yield from feature_names(each)
+        elif key in ("pythonClassName", "type") and isinstance(each, str) and "." in each:  # since TFDS 4.4, and before
+            yield each
+
+
+def kept_digest(files: Sequence[Path]) -> str:
+    """`digest_files`, kept as long as no file has another size or time of change."""
+    stats = [os.stat(file) for file in files]
+    times = [(str(f), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for f, stat in zip(files, stats, strict=True)]
+    target = cache("digests") / sha256(repr([VERSION, times]))[:24]
+    with contextlib.suppress(OSError):
+        if (found := target.read_text()).endswith("\n"):
+            return found.strip()
+    said = digest_files(files)
+    write(target, lambda path: path.write_text(f"{said}\n"))
+    return said
 
 
 def reachable(host: str) -> bool:

@@ -8,10 +8,11 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import importlib.metadata
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from jaxbig.data.kept import cache, made, sha256
 from jaxbig.errors import Refused
 
 log = logging.getLogger("jaxbig")
+VERSION = 2  # of a learned tokenizer; raise it when the same texts would give another
 BYTES = 256
 Text = bytes | str
 # What each special token is called, here first, then by others.
@@ -35,7 +37,7 @@ def extra(library: str) -> Iterator[None]:
     """Around what imports a library that not everyone has."""
     try:
         yield
-    except ImportError as error:
+    except ImportError as error:  # of it, or of its version
         raise Refused(f"this tokenizer needs {library}, which is not there: pip install 'jaxbig[text]'.") from error
 
 
@@ -70,6 +72,17 @@ class Tokenizer(abc.ABC):
     @abc.abstractmethod
     def numbers(self) -> dict[str, int]:
         """The special tokens' numbers by name."""
+
+    library: ClassVar[str] = ""
+    """What makes tokens of texts, where it is not this module."""
+
+    @property
+    def version(self) -> str:
+        """Of the library, on which tokens may depend: part of the key of what is kept of them."""
+        if not self.library:
+            return ""
+        with extra(self.library):
+            return f"{self.library} {importlib.metadata.version(self.library)}"
 
     def prepare(self, texts: Callable[[], Iterable[bytes]], key: str = "") -> str:
         """Makes it ready, learning it from the texts if it has to, once on a machine; gives its identity.
@@ -186,6 +199,7 @@ class BytePairs(FromFile):
     """Names of special tokens: <end>, <start>, <pad>, <mask>, those of a file. Learned ones are first."""
 
     name = "tokenizer.json"
+    library = "tokenizers"
 
     @property
     def numbers(self) -> dict[str, int]:
@@ -208,7 +222,7 @@ class BytePairs(FromFile):
         if self.vocab < BYTES + len(self.specials):
             raise Refused(f"vocab {self.vocab} is too small: it has {BYTES} bytes and {len(self.specials)} specials.")
         key = key or hashlib.sha256(b"".join(hashlib.sha256(text).digest() for text in texts())).hexdigest()
-        what = sha256(repr([self.vocab, self.specials, key]))[:24]
+        what = sha256(repr([VERSION, self.version, self.vocab, self.specials, key]))[:24]
         folder = made(
             cache("tokenizers") / what,
             lambda part: (part / self.name).write_text(learn(texts(), self.vocab, self.specials), encoding="utf-8"),
@@ -270,6 +284,7 @@ class SentencePiece(FromFile):
     it into a normal form), so that decoding gives that one back."""
 
     name = "tokenizer.model"
+    library = "sentencepiece"
 
     def load(self) -> Any:
         return load_sentence_piece(self.data)[0]
