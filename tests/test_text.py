@@ -125,7 +125,7 @@ def test_bad_texts_are_named_or_left_out_of_what_is_packed(tmp_path: Path) -> No
     file = tmp_path / "texts.jsonl"
     file.write_text('{"text": "one"}\nno json\n{"text": 3}\n{"other": "x"}\n{"text": "two"}\n')
     data = Tokens(records=JsonLines(files=str(file), eval_share=0.0), batch=1, length=8, packed=True)
-    with pytest.raises(Failed, match=r"texts.jsonl.* line [234].*skip-bad-records"):
+    with pytest.raises((Failed, Refused), match=r"texts.jsonl.* line [234]"):
         data.packed_rows(data.records, "train", "a")
     rows = dataclasses.replace(data, skip_bad_records=3).packed_rows(data.records, "train", "b")
     assert rows.header.documents == 2
@@ -159,8 +159,14 @@ def test_what_is_kept_is_refused_or_taken_as_what_is_made(kind: str, bad: str, t
         if skip:
             data.prepare()
             continue
-        with pytest.raises(Failed, match=r"a\.jsonl line 8 cannot be read: .*--data.skip-bad-records N"):
+        with pytest.raises((Failed, Refused), match=r"a\.jsonl line 8( |: )"):
             data.prepare()
+
+
+@pytest.mark.parametrize("kind", DATA)
+def test_texts_that_no_record_has_are_the_experiment_s_fault(kind: str) -> None:
+    with pytest.raises(Refused, match=r"does not fit 12 of 12 records .* it has no 'body', .* the nearest is text\."):
+        DATA[kind](Given(texts=tuple(TEXTS)), feature="body").prepare()
 
 
 def test_rows_are_not_packed_again_where_more_may_be_left_out(cache: Path) -> None:

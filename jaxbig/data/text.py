@@ -76,7 +76,9 @@ class Text(Examples):
             places = records.draw(0, np.arange(count)).tolist()
         else:
             places = [place * len(records) // count for place in range(count)]
-        for _, texts in self.readable(self.reading(records), places):
+        reading = self.reading(records)
+        reading.check("train")  # if all lack their text it is not the first one's fault
+        for _, texts in self.readable(reading, places):
             yield from texts
 
     def reading(self, records: Sequence[Record]) -> Reading:
@@ -201,6 +203,7 @@ class Tokens(Text):
 
         def documents() -> Iterator[np.ndarray]:
             reading, said = self.reading(records.open(split)), time.monotonic()
+            reading.check(split)
             for count, texts in self.readable(reading, range(len(reading)), bad):
                 for text, tokens in zip(texts, self.tokenizer.encode_many(texts), strict=True):
                     yield np.append(tokens, self.tokenizer.end) if text else tokens  # an empty one is counted
