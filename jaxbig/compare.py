@@ -8,7 +8,7 @@ from jaxbig.experiment import diff
 from jaxbig.tracking.metrics import read_json, read_metrics
 from jaxbig.workdir import read_run
 
-SECTIONS = ("experiment", "data_identity", "versions", "devices", "mesh", "git_commit")
+SECTIONS = ("experiment", "data_identity", "versions", "flags", "config", "devices", "mesh", "git_commit")
 NOT_CURVES = ("step", "split", "steps_per_second", "examples_per_second", "data_wait")
 Curves = dict[str, dict[int, float]]
 

@@ -10,12 +10,12 @@ from jaxbig.loop import evaluate, open_checkpoints
 from jaxbig.processes import agree, first
 from jaxbig.resume import differences, prepare
 from jaxbig.step import make_program
-from jaxbig.workdir import read_run, versions
+from jaxbig.workdir import read_run
 
 
 def evaluate_run(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     """{`step`, `metrics`, `state_sha256`}; `Refused` if there is no run, or one of another model or data."""
-    agree({"workdir": str(workdir), **versions(), **dict(flat(to_json(experiment)))})
+    agree({"workdir": str(workdir), **dict(flat(to_json(experiment)))})
     run, checkpoints = first(lambda: read_run(workdir)), open_checkpoints(experiment, workdir)
     if run is None or not first(checkpoints.steps):
         raise Refused(f"{workdir} holds no checkpoint: train first, or name the run's folder with --workdir.")

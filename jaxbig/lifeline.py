@@ -6,8 +6,11 @@ each is doing goes over it once a second, for the watchdog. All that is sent is 
 """
 
 import contextlib
+import errno
+import ipaddress
 import json
 import os
+import resource
 import secrets
 import selectors
 import socket
@@ -23,23 +26,32 @@ from jaxbig.errors import PEER_LOST, Failed
 
 GRACE, TICK, SLOW = 1.0, 1.0, 5.0
 """Seconds: in which a process that hears of another's end may end by itself; between two tellings of what one does;
-that sending may take, to one that does not read."""
+that sending may take, to one that does not read, or a stranger to say who it is."""
+SILENT = 60.0
+"""Seconds in which a machine must answer, or it has vanished; one that pauses, as while it is moved, takes less."""
+STRANGERS, LINE = 64, 65536
+"""Connections at most that have not said who they are; bytes of a line."""
+VANISHED = errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH
 
 
 class Lifeline:
     """One process's end of it. `heard`: for each other process known here, when it last spoke, its step, and what it
     was doing there."""
 
-    def __init__(self, process: int, connections: dict[socket.socket, int | None], token: str = ""):
+    def __init__(
+        self, process: int, connections: dict[socket.socket, int], token: str = "", server: socket.socket | None = None
+    ):
         self.process, self.token = process, token
         self.heard: dict[int, tuple[float, int, str]] = {}
         self.doing: tuple[int, str] = (0, "")
         self.lost, self.leaving = threading.Event(), False
         self.stuck: Callable[[str], None] = lambda text: None
-        self._who, self._text = connections, dict.fromkeys(connections, "")
+        self._who, self._text = connections, dict.fromkeys(connections, b"")
+        self._strangers: dict[socket.socket, float] = {}  # who have not said who they are, and until when they may
+        self._server, self._listening, self._again = server, False, 0.0
         self._left: set[int] = set()
         self._lock = threading.Lock()
-        self._selector = selectors.DefaultSelector()
+        self._selector, self._told, self._said = selectors.DefaultSelector(), 0.0, set()
         for each in connections:
             self._selector.register(each, selectors.EVENT_READ)
         threading.Thread(target=self._live, daemon=True, name="lifeline").start()
@@ -61,51 +73,97 @@ class Lifeline:
 
     def say_stuck(self, text: str) -> None:
         """Tells the others that the run is stuck, and where."""
-        self._send({"stuck": text})
+        self._send({"stuck": text[: LINE // 8]})
 
     # -- its thread
 
     def _live(self) -> None:
-        told = 0.0
         while True:
-            for key, _ in self._selector.select(TICK):
-                self._read(key.fileobj)  # type: ignore[arg-type]
-            if time.monotonic() - told >= TICK:
-                told = time.monotonic()
-                self._send({"at": self.doing})
+            try:
+                self._turn()
+            except Exception as error:  # it must not end, or deaths would be noticed late and without a word
+                self._report(f"the lifeline goes on after {type(error).__name__}: {error}")
+                time.sleep(TICK)
+
+    def _turn(self) -> None:
+        self._listen()
+        for key, _ in self._selector.select(TICK):
+            self._accept() if key.fileobj is self._server else self._read(key.fileobj)  # type: ignore[arg-type]
+        if time.monotonic() - self._told >= TICK:
+            self._told = time.monotonic()
+            self._send({"at": self.doing})
+
+    def _report(self, text: str) -> None:
+        """Once, on standard error."""
+        if text not in self._said:
+            self._said.add(text)
+            print(f"jaxbig: process {self.process}: {text}", file=sys.stderr, flush=True)
+
+    def _listen(self) -> None:
+        """Listens while strangers are few, and gives up those that do not say who they are."""
+        now = time.monotonic()
+        for each in [each for each, until in self._strangers.items() if until < now]:
+            self._close(each)
+        if self._server is not None and not self._listening and len(self._strangers) < STRANGERS and now >= self._again:
+            self._selector.register(self._server, selectors.EVENT_READ)
+            self._listening = True
+
+    def _pause(self, seconds: float = 0.0) -> None:
+        """Whoever connects meanwhile waits in the system's queue."""
+        assert self._server is not None
+        self._selector.unregister(self._server)
+        self._listening, self._again = False, time.monotonic() + seconds
+
+    def _accept(self) -> None:
+        assert self._server is not None
+        try:
+            new, _ = self._server.accept()
+        except OSError as error:
+            self._report(f"cannot accept the connections of other processes now: {error.strerror} (see `ulimit -n`)")
+            return self._pause(TICK)
+        set_timeouts(new)
+        self._strangers[new], self._text[new] = time.monotonic() + SLOW, b""
+        self._selector.register(new, selectors.EVENT_READ)
+        if len(self._strangers) >= STRANGERS:
+            self._pause()
 
     def _read(self, connection: socket.socket) -> None:
-        if connection not in self._who:  # the one that listens
-            new, _ = connection.accept()
-            new.settimeout(SLOW)
-            self._who[new], self._text[new] = None, ""
-            self._selector.register(new, selectors.EVENT_READ)
-            return
-        data = b""
-        with contextlib.suppress(OSError):
-            data = connection.recv(65536)
+        if connection not in self._text:
+            return  # closed in this turn
+        data, why = b"", "died"
+        try:
+            data = connection.recv(LINE)
+        except OSError as error:
+            if error.errno in VANISHED:
+                why = f"cannot be reached ({error.strerror})"
         if not data:
-            return self._close(connection)
-        *lines, self._text[connection] = (self._text[connection] + data.decode(errors="replace")).split("\n")
+            return self._close(connection, why)
+        *lines, rest = (self._text[connection] + data).split(b"\n")
+        self._text[connection] = rest
         for line in lines:
             try:
                 self._hear(connection, json.loads(line))
-            except (ValueError, TypeError, KeyError):
-                return self._close(connection)  # a stranger
+            except Exception as error:
+                return self._close(connection, f"sent what is no message ({type(error).__name__}: {error})")
+        if len(rest) > LINE:
+            self._close(connection, f"sent a line of more than {LINE} bytes")
 
-    def _close(self, connection: socket.socket) -> None:
-        process = self._who.pop(connection)
+    def _close(self, connection: socket.socket, why: str = "") -> None:
+        process = self._who.pop(connection, None)
+        self._strangers.pop(connection, None)
+        self._text.pop(connection)
         self._selector.unregister(connection)
         connection.close()
         if process is not None and process not in self._left:
-            self._end(process, "died", 0)
+            self._end(process, why, 0)
 
     def _hear(self, connection: socket.socket, said: dict[str, Any]) -> None:
-        process = self._who[connection]
+        process = self._who.get(connection)
         if process is None:  # it says first who it is
             if not secrets.compare_digest(said["token"], self.token):
                 raise ValueError("no token of this run")
             self._who[connection] = int(said["process"])
+            del self._strangers[connection]
         elif "at" in said:
             self.heard[process] = (time.monotonic(), *said["at"])
         elif "stuck" in said:
@@ -130,10 +188,9 @@ class Lifeline:
     def _send(self, what: dict[str, Any]) -> None:
         line = json.dumps(what).encode() + b"\n"
         with self._lock:
-            for connection, process in list(self._who.items()):
-                if process is not None:
-                    with contextlib.suppress(OSError):
-                        connection.sendall(line)
+            for connection in list(self._who):
+                with contextlib.suppress(OSError):
+                    connection.sendall(line)
 
 
 _mine: Lifeline | None = None
@@ -145,16 +202,15 @@ def tie(process: int, host: str, publish: Callable[[str], None], find: Callable[
     global _mine
     try:
         if process == 0:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            server = socket.create_server((host if is_mine(host) else "", 0), family=family, backlog=4096)
-            token = secrets.token_hex(16)
-            publish(json.dumps([server.getsockname()[1], token]))
-            _mine = Lifeline(0, {}, token)
-            _mine._selector.register(server, selectors.EVENT_READ)
+            raise_file_limit()
+            address, token = own_address(host) or address_towards(host), secrets.token_hex(16)
+            server = listen(address)
+            publish(json.dumps([address or host, server.getsockname()[1], token]))
+            _mine = Lifeline(0, {}, token, server)
         else:
-            port, token = json.loads(find())
-            connection = socket.create_connection((host, port), timeout=20)
-            connection.settimeout(SLOW)
+            address, port, token = json.loads(find())
+            connection = socket.create_connection((address, port), timeout=20)
+            set_timeouts(connection)
             connection.sendall(json.dumps({"token": token, "process": process}).encode() + b"\n")
             _mine = Lifeline(process, {connection: 0})
     except OSError as error:
@@ -169,15 +225,65 @@ def mine() -> Lifeline | None:
     return _mine
 
 
-def is_mine(host: str) -> bool:
-    """Whether an address is one of this machine."""
-    try:
-        family, *_, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, socket.SOCK_STREAM) as asked:
-            asked.bind(address)
-    except OSError:
-        return False
-    return True
+def own_address(host: str) -> str:
+    """The address of this machine that a name stands for; "" if it stands for none, or for the loopback without being
+    called so, as Debian's 127.0.1.1, which other machines could not reach."""
+    for family, *_, place in _addresses(host):
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_STREAM) as asked:
+            asked.bind(place)
+            return _reachable(place[0], host)
+    return ""
+
+
+def address_towards(host: str) -> str:
+    """This machine's address on the way to that of a name, such as a proxy's; "" if there is none or it is hidden."""
+    for family, *_, place in _addresses(host):
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as asked:
+            asked.connect((place[0], 9))  # sends nothing
+            return _reachable(asked.getsockname()[0], host)
+    return ""
+
+
+def _addresses(host: str) -> list[Any]:
+    with contextlib.suppress(OSError, UnicodeError):
+        return socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
+    return []
+
+
+def _reachable(address: str, host: str) -> str:
+    loopback = ipaddress.ip_address(address).is_loopback
+    return "" if loopback and host not in ("localhost", "::1") and not host.startswith("127.") else address
+
+
+def listen(address: str) -> socket.socket:
+    """Listens on a free port of an address; "": of all, where IPv6 is missing those of IPv4."""
+    if not address and socket.has_dualstack_ipv6():
+        return socket.create_server(("", 0), family=socket.AF_INET6, backlog=4096, dualstack_ipv6=True)
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return socket.create_server((address, 0), family=family, backlog=4096)
+
+
+def set_timeouts(connection: socket.socket) -> None:
+    """Lets the system close a connection whose other machine has vanished without a word, as one that lost its power.
+
+    The system answers for a process that is only stopped or slow. Something is sent each `TICK`, so what counts is how
+    long that may stay unanswered; the keepalive is for systems without that limit.
+    """
+    connection.settimeout(SLOW)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    limits = {"TCP_USER_TIMEOUT": 1000 * SILENT, "TCP_KEEPIDLE": SILENT / 2, "TCP_KEEPINTVL": SILENT / 8}
+    for name, limit in {**limits, "TCP_KEEPCNT": 4}.items():
+        if hasattr(socket, name):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), max(1, int(limit)))
+
+
+def raise_file_limit(most: int = 65536) -> None:
+    """As many open files as this process may have: process 0 has two connections to each of the others."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    want = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    if soft != resource.RLIM_INFINITY and soft < want:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (want, hard))
 
 
 def leave(why: str = "", at_once: bool = False) -> None:

@@ -32,7 +32,6 @@ from jaxbig.step import Program, make_program
 from jaxbig.tracking.metrics import Metrics, read_metrics, write_json
 from jaxbig.tracking.screen import Screen
 from jaxbig.watchdog import At, watchdog
-from jaxbig.workdir import versions
 
 logger = logging.getLogger("jaxbig")
 Summary = dict[str, Any]
@@ -45,7 +44,7 @@ def fit(experiment: Experiment, workdir: Path, screen: Screen, fork: bool = Fals
     it finishes the step and its evaluation, saves, and gives the summary with `interrupted` true.
     """
     set_deterministic(experiment.deterministic, experiment.reproducible)
-    agree({"workdir": str(workdir), **versions(), **dict(flat(to_json(experiment)))})
+    agree({"workdir": str(workdir), **dict(flat(to_json(experiment)))})
     program = make_program(experiment)
     check_memory(program)
     compiled = functools.cache(lambda: compile_step(program))

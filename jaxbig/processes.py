@@ -22,17 +22,22 @@ import jax
 from jax._src import distributed  # the service's texts have no public name; Orbax takes them here too
 from jax.experimental import multihost_utils
 
+from jaxbig.environment import config, devices, flags, git_commit, versions
 from jaxbig.errors import Failed, Refused
-from jaxbig.lifeline import fail, is_mine, leave, tie
+from jaxbig.lifeline import fail, leave, own_address, tie
 from jaxbig.signals import say, stop_signals
 
 T = TypeVar("T")
-NOTICE, CONNECT, LOST, LEAVE = 20, 300, 30, 20
-"""Seconds: until it is said that others are missing; until they are given up; until a silent process counts as dead;
-that one who leaves waits for the others."""
+NOTICE, CONNECT, LOST, LEAVE = 20, 300, 100, 20
+"""Seconds: until it is said that others are missing; until they are given up; until a process without a heartbeat
+counts as dead, JAX's default, for a machine that pauses (the lifeline notices a death sooner); that one who leaves
+waits for the others."""
 FOREVER = 7 * 24 * 3600 * 1000
 """Milliseconds to wait for what another process says: while it lives, it may take its time."""
 _rounds = itertools.count()
+_on_host = 1
+MOST = 1000
+"""Characters of what one process has otherwise than process 0."""
 
 
 def join(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
@@ -44,6 +49,8 @@ def join(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
     if not coordinator and (processes or process >= 0) and not os.environ.get("JAX_COORDINATOR_ADDRESS"):
         raise Refused("--processes and --process need --coordinator HOST:PORT, the address of process 0.")
     if not coordinator and not processes and not started_together():
+        if jax.process_count() > 1:
+            _service()  # `Refused`: a TPU's own runtime has found the others, and nothing else connects them
         return
     options: dict[str, Any] = {}
     if coordinator != "auto" and (coordinator or processes):
@@ -53,7 +60,7 @@ def join(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
             raise Refused(f"--process {process} of --processes {processes}: they are numbered from 0, one each.")
         options = {"num_processes": processes, "process_id": process}
         options |= {"coordinator_address": coordinator} if coordinator else {}
-    if process == 0 and is_mine(coordinator.rsplit(":", 1)[0].strip("[]")):
+    if process == 0 and own_address(coordinator.rsplit(":", 1)[0].strip("[]")):
         options["coordinator_bind_address"] = coordinator  # and no other address of this machine
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     keep_standard_output()
@@ -80,17 +87,19 @@ def join(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
             find=lambda: client.blocking_key_value_get(place, 1000 * NOTICE),
         ):
             atexit.register(leave)
-        agree({"--processes": processes or jax.process_count()})  # JAX takes process 0's word
+        refuse_differences(processes or jax.process_count())
 
 
 def taken(port: int) -> bool:
     """Whether something on this machine listens there already."""
-    with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as asked:
-        asked.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    for family, every in ((socket.AF_INET6, "::"), (socket.AF_INET, "0.0.0.0")):
         try:
-            asked.bind(("::", port))
-        except OSError as error:
-            return error.errno == errno.EADDRINUSE
+            with socket.socket(family, socket.SOCK_STREAM) as asked:
+                asked.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                asked.bind((every, port))
+        except OSError as error:  # also of a kernel without IPv6
+            if error.errno == errno.EADDRINUSE:
+                return True
     return False
 
 
@@ -127,7 +136,18 @@ def leading() -> bool:
     return jax.process_index() == 0
 
 
+def on_this_host() -> int:
+    """How many processes of the run share this host, and so its memory."""
+    return _on_host
+
+
 def _service() -> Any:
+    """The client of JAX's coordination service; `Refused` if this process has not joined the others."""
+    if distributed.global_state.client is None:
+        raise Refused(
+            f"this is one of {jax.process_count()} processes, as on a TPU pod, that are not connected: start each with "
+            f"--coordinator auto."
+        )
     return distributed.global_state.client
 
 
@@ -162,16 +182,53 @@ def first(act: Callable[[], T]) -> T:
     return value
 
 
-def agree(what: dict[str, Any]) -> None:
-    """`Refused`, on all processes, unless all say the same; names the first that differs, and in what."""
-    said = gather(what)
-    for process, other in enumerate(said):
-        for name in said[0] | other:
-            if other.get(name) != said[0].get(name):
-                raise Refused(
-                    f"process {process} has {name} {other.get(name)!r} and process 0 has {said[0].get(name)!r}: start "
-                    f"all processes with the same command, code and data."
-                )
+SAME = "start all processes with the same command, code and data."
+
+
+def agree(what: dict[str, Any], fix: str = SAME) -> None:
+    """`Refused`, on all processes, unless all give the same; names each that differs from process 0, and in what.
+
+    Process 0 sends what it has, and each of the others answers where it differs: little is sent, whatever their number.
+    """
+    mine = json.loads(json.dumps(what))
+    host, asked = first(lambda: (socket.gethostname(), mine))
+    differing = [name for name in asked | mine if mine.get(name) != asked.get(name)]
+    pairs = [(name, _short(mine.get(name)), _short(asked.get(name))) for name in differing]
+    text = ", ".join(f"{name} {here} and process 0 has {there}" for name, here, there in pairs)
+    answers = gather([socket.gethostname(), text[:MOST]] if text else [])
+    groups: dict[str, list[str]] = {}
+    for process, answer in enumerate(answers):
+        if answer:
+            groups.setdefault(answer[1], []).append(f"process {process}{f' on {answer[0]}' * (answer[0] != host)}")
+    said = [f"{_several(who)} {text}" for text, who in groups.items()]
+    if said:
+        more = f"; and {len(said) - 3} other differences" if len(said) > 3 else ""
+        raise Refused(f"{'; '.join(said[:3])}{more}: {fix}")
+
+
+def _several(who: list[str]) -> str:
+    if len(who) == 1:
+        return f"{who[0]} has"
+    return f"{', '.join(who[:3])}{f' and {len(who) - 3} others' if len(who) > 3 else ''} have"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:120]} ... {text[-60:]}"
+
+
+def refuse_differences(processes: int) -> None:
+    """`Refused` unless all processes have the same number of them in mind, the same software, flags and configuration,
+    and the same devices. They are compared before the devices are touched, as far as that can be."""
+    theirs = first(git_commit)
+    commit = theirs if leading() else git_commit()
+    told = {f"{name} {flag}": value for name, each in flags().items() for flag, value in each.items()}
+    # JAX takes process 0's word for their number; a commit that one cannot know says nothing
+    known = {"--processes": processes, **versions(), **told, **config(), "git commit": (theirs and commit) or theirs}
+    agree(known, "start all processes with the same command, software, environment variables and code.")
+    agree(devices(), "each process of a run needs the same number of devices of one kind, with the same driver.")
+    global _on_host
+    _on_host = gather(socket.gethostname()).count(socket.gethostname())
 
 
 @contextlib.contextmanager

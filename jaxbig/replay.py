@@ -17,10 +17,10 @@ from jaxbig.guard import FAULT, Watch, as_asked, as_saved, left_out
 from jaxbig.loop import compile_step, feed, open_checkpoints
 from jaxbig.mesh import put
 from jaxbig.processes import agree, first
-from jaxbig.resume import differences, fresh, prepare
+from jaxbig.resume import differences, fresh, other_draws, prepare
 from jaxbig.state import digests
 from jaxbig.step import make_program
-from jaxbig.workdir import read_run, versions
+from jaxbig.workdir import read_run
 
 
 def replay(experiment: Experiment, workdir: Path, step: int) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def replay(experiment: Experiment, workdir: Path, step: int) -> dict[str, Any]:
     `Refused` if there is no such run or step. The steps up to it are the run's; then, where it is bad, it is made once
     more, an operation at a time.
     """
-    agree({"workdir": str(workdir), "step": step, **versions(), **dict(flat(to_json(experiment)))})
+    agree({"workdir": str(workdir), "step": step, **dict(flat(to_json(experiment)))})
     run = first(lambda: read_run(workdir))
     if run is None:
         raise Refused(f"{workdir} holds no run: name its folder with --workdir.")
@@ -40,7 +40,7 @@ def replay(experiment: Experiment, workdir: Path, step: int) -> dict[str, Any]:
         raise Refused(f"--step {step}: the run has steps 1 to {experiment.steps}.")
     described = to_json(experiment)
     fixed = {**identity(described, prepare(experiment)), "steps": experiment.steps}  # which the schedule follows
-    if lines := differences(run, fixed):
+    if lines := differences(run, fixed) + other_draws(run):
         raise Refused(f"{workdir} holds another run ({'; '.join(lines)}): give the options it was trained with.")
     program, checkpoints = make_program(experiment), open_checkpoints(experiment, workdir)
     operations: list[dict[str, str]] = []

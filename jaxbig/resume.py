@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from jaxbig.checkpoint import Checkpoints, Restored
+from jaxbig.environment import RANDOM, config
 from jaxbig.errors import Refused
 from jaxbig.experiment import Experiment, diff, fingerprint, identity, to_json
 from jaxbig.guard import LEFT_OUT, as_asked, as_saved
@@ -29,7 +30,7 @@ def begin(program: Program, checkpoints: Checkpoints, workdir: Path, fork: bool)
     """
     experiment, run, weights = program.experiment, first(lambda: read_run(workdir)), None
     fixed = identity(to_json(experiment), prepare(experiment))
-    lines = differences(run, fixed) if run is not None else []
+    lines = differences(run, fixed) + other_draws(run) if run is not None else []
     if lines and not fork and not first(checkpoints.steps):
         log.info("the run in %s had saved nothing: it begins anew, with %s", workdir, "; ".join(lines))
         first(lambda: [(workdir / name).unlink(missing_ok=True) for name in (LEFT_OUT, "summary.json")])
@@ -125,8 +126,8 @@ def write_run(
     """
     now = describe(to_json(program.experiment), fingerprint(fixed), fixed["data_identity"], program.mesh)
     if run is not None:
-        sections = ("experiment", "versions", "devices", "mesh")
-        changes = [line for name in sections for line in diff(run.get(name), now[name], name)]
+        sections = [name for name in ("experiment", "versions", "flags", "config", "devices", "mesh") if name in run]
+        changes = [line for name in sections for line in diff(run[name], now[name], name)]
         if changes:
             log.info("going on with changes (a schedule follows the new steps): %s", "; ".join(changes))
     began = {"step": weights.step, "state_sha256": weights.state_sha256} if weights else (run or {}).get("weights")
@@ -140,6 +141,12 @@ def differences(run: dict[str, Any], fixed: dict[str, Any]) -> list[str]:
     """What differs between the run that `run.json` tells of and this one's identity, a line each."""
     before = {**run["experiment"], **identity(run["experiment"], run["data_identity"])}
     return diff({name: before.get(name) for name in fixed}, fixed)
+
+
+def other_draws(run: dict[str, Any]) -> list[str]:
+    """What JAX is configured to draw otherwise from a seed than when the run was last started, a line each."""
+    before, now = run.get("config", {}), config()
+    return [line for name in RANDOM if name in before and name in now for line in diff(before[name], now[name], name)]
 
 
 def forked_from(workdir: Path) -> Path | None:

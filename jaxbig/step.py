@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxbig import keys
+from jaxbig import environment, keys
 from jaxbig.dtypes import exact
 from jaxbig.experiment import Experiment
 from jaxbig.gradient import check_parts, make_gradient, row_keys, transforms
@@ -60,6 +60,7 @@ def make_program(experiment: Experiment, devices: Sequence[Any] | None = None) -
 
     Nothing is compiled here: shapes come from tracing alone.
     """
+    environment.check()
     experiment.check()
     mesh, rules = experiment.mesh.build(devices), experiment.mesh.table()
     check_batch(experiment.data.batch, mesh)

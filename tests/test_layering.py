@@ -13,7 +13,7 @@ RUNS = sorted((ROOT / "experiments").rglob("*.py"))
 # A room imports rooms of lower floors, and its own.
 FLOORS = (
     {"errors", "keys", "dtypes", "signals"},
-    {"lifeline", "children", "determinism"},
+    {"lifeline", "children", "determinism", "environment"},
     {"state", "tracking", "processes", "watchdog", "placement"},
     {"mesh", "workdir", "hold", "checkpoint", "precision", "float32_sums"},
     {"models", "objectives", "data", "optim", "guard", "blame"},

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -336,6 +337,30 @@ def test_other_data_under_the_same_name_are_refused(finished: tuple[Path, dict[s
     (folder / "run.json").write_text(json.dumps({**run, "data_identity": "digits of another day"}))
     with pytest.raises(Refused, match="data_identity: digits of another day -> jaxbig_digits"):
         fit(tiny(), folder, Screen())
+
+
+def test_a_configuration_that_draws_other_numbers_is_refused_as_another_seed_is(
+    finished: tuple[Path, dict[str, Any]],
+) -> None:
+    folder, _ = finished
+    run = json.loads((folder / "run.json").read_text())
+    changed = {**run["config"], "jax_default_prng_impl": "rbg"}
+    (folder / "run.json").write_text(json.dumps({**run, "config": changed}))
+    with pytest.raises(Refused, match=r"another run \(jax_default_prng_impl: rbg -> threefry2x32\)"):
+        fit(tiny(), folder, Screen())
+
+
+def test_a_run_that_goes_on_under_other_flags_names_them(
+    finished: tuple[Path, dict[str, Any]], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = finished
+    monkeypatch.setattr(logging.getLogger("jaxbig"), "propagate", True)
+    run = json.loads((folder / "run.json").read_text())
+    config = {**run["config"], "jax_default_matmul_precision": "highest"}
+    (folder / "run.json").write_text(json.dumps({**run, "flags": {"XLA_FLAGS": {"--xla_a": "1"}}, "config": config}))
+    with caplog.at_level(logging.INFO, "jaxbig"):
+        fit(tiny(), folder, Screen())
+    assert "flags.XLA_FLAGS" in caplog.text and "config.jax_default_matmul_precision: highest -> null" in caplog.text
 
 
 def test_a_folder_that_another_live_run_holds_is_refused(tmp_path: Path) -> None:

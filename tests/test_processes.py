@@ -1,13 +1,17 @@
 """Several processes are one run: the same losses, one folder, one digest, and they start, stop and refuse together."""
 
+import errno
+import itertools
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,7 @@ import pytest
 from jaxbig import processes, resume
 from jaxbig.errors import PEER_LOST, Failed, Refused
 from jaxbig.mesh import Mesh, local_rows, put
-from jaxbig.processes import agree, first, gather, join, started_together
+from jaxbig.processes import agree, first, gather, join, on_this_host, refuse_differences, started_together, taken
 from jaxbig.resume import parent_folder
 from jaxbig.tracking.metrics import read_metrics
 
@@ -248,7 +252,7 @@ def test_processes_that_were_started_otherwise_refuse_together(small_file: str, 
     [
         ("", "process 1 has --processes 3 and process 0 has 2"),
         (
-            "from jaxbig import loop; now = loop.versions(); loop.versions = lambda: {**now, 'jax': '0.1'}",
+            "from jaxbig import processes as p; now = p.versions(); p.versions = lambda: {**now, 'jax': '0.1'}",
             "has jax '0.1'",
         ),
     ],
@@ -319,51 +323,80 @@ def test_a_process_knows_when_a_launcher_has_started_several(monkeypatch: pytest
 
 
 class Service:
-    """The coordination service's texts, in memory; a process that would wait for ever fails."""
+    """The coordination service's texts, in memory, with the bytes that were sent to and from it."""
 
     def __init__(self) -> None:
         self.texts: dict[str, str] = {}
+        self.set, self.sent = threading.Condition(), 0
 
     def key_value_set(self, key: str, value: str) -> None:
-        assert key not in self.texts
-        self.texts[key] = value
+        with self.set:
+            assert key not in self.texts
+            self.texts[key] = value
+            self.sent += len(value)
+            self.set.notify_all()
 
     def blocking_key_value_get(self, key: str, _: int) -> str:
-        return self.texts[key]
+        with self.set:
+            assert self.set.wait_for(lambda: key in self.texts, 10), f"nobody sets {key}"
+            self.sent += len(self.texts[key])
+            return self.texts[key]
+
+
+class Rounds(threading.local):
+    """Each process counts its own."""
+
+    count: Iterator[int]
+
+    def __next__(self) -> int:
+        return next(self.count)
+
+
+Together = Callable[..., list[Any]]
 
 
 @pytest.fixture
-def three(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Does the same as each of three processes, the first last or first; gives what each got or raised."""
+def together(monkeypatch: pytest.MonkeyPatch) -> Together:
+    """Does the same as each of several processes, a thread each; gives what each got or raised, and the service."""
+    here = threading.local()
 
-    def run(act: Any, order: tuple[int, ...]) -> list[Any]:
-        service, got = Service(), {}
+    def run(act: Callable[[int], Any], count: int = 3, service: Service | None = None) -> list[Any]:
+        service = service or Service()
         monkeypatch.setattr(processes, "_service", lambda: service)
-        monkeypatch.setattr(jax, "process_count", lambda: 3)
-        for number in order:
-            monkeypatch.setattr(jax, "process_index", lambda number=number: number)
-            monkeypatch.setattr(processes, "_rounds", iter([0]))
+        monkeypatch.setattr(processes, "_rounds", rounds := Rounds())
+        monkeypatch.setattr(jax, "process_count", lambda: count)
+        monkeypatch.setattr(jax, "process_index", lambda: here.number)
+        monkeypatch.setattr(socket, "gethostname", lambda: f"host{here.number // 2}")
+
+        def process(number: int) -> Any:
+            here.number, rounds.count = number, itertools.count()  # also where a thread is used again
             try:
-                got[number] = act(number)
+                return act(number)
             except (Refused, Failed) as error:
-                got[number] = error
-        return [got[number] for number in sorted(got)]
+                return error
+
+        with ThreadPoolExecutor(count) as pool:
+            return list(pool.map(process, range(count)))
 
     return run
 
 
-def test_what_the_first_gives_or_raises_all_get(three: Any) -> None:
-    assert three(lambda number: first(lambda: {"from": number}), (0, 1, 2)) == [{"from": 0}] * 3
+def test_what_the_first_gives_or_raises_all_get(together: Together) -> None:
+    assert together(lambda number: first(lambda: {"from": number})) == [{"from": 0}] * 3
 
     def refuse() -> None:
         raise Refused("no room")
 
-    said = three(lambda _: first(refuse), (0, 1, 2))
+    said = together(lambda _: first(refuse))
     assert [type(each) for each in said] == [Refused] * 3 and {str(each) for each in said} == {"no room"}
 
 
+def test_what_each_gives_all_get_in_their_order(together: Together) -> None:
+    assert together(lambda number: gather({"from": number})) == [[{"from": 0}, {"from": 1}, {"from": 2}]] * 3
+
+
 def test_a_host_whose_listing_is_older_forks_from_what_process_0_sees(
-    three: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    together: Together, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listings = {0: "forked_from_2", 1: "forked_from_1", 2: None}  # as a file server's caches may have it
 
@@ -372,17 +405,127 @@ def test_a_host_whose_listing_is_older_forks_from_what_process_0_sees(
         return workdir / found if found else None
 
     monkeypatch.setattr(resume, "forked_from", listed)
-    assert three(lambda _: parent_folder(tmp_path), (0, 1, 2)) == [tmp_path / "forked_from_2"] * 3
+    assert together(lambda _: parent_folder(tmp_path)) == [tmp_path / "forked_from_2"] * 3
     listings[0] = None
-    assert three(lambda _: parent_folder(tmp_path), (0, 1, 2)) == [None] * 3
+    assert together(lambda _: parent_folder(tmp_path)) == [None] * 3
 
 
-def test_all_must_agree_and_the_first_that_does_not_is_named(three: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "gather", lambda value: [value, value, value])
-    assert three(lambda _: agree({"seed": 0}), (0, 1, 2)) == [None] * 3
-    monkeypatch.setattr(processes, "gather", lambda value: [{"seed": 0}, {"seed": 0}, {"seed": 1, "more": 2}])
-    said = three(lambda _: agree({"seed": 0}), (0, 1, 2))
-    assert all("process 2 has seed 1 and process 0 has 0" in str(each) for each in said)
+@pytest.mark.parametrize(
+    ("others", "words"),
+    [
+        ({2: {"seed": 1}}, "process 2 on host1 has seed 1 and process 0 has 0: start all"),
+        ({1: {"seed": 1}}, "process 1 has seed 1 and process 0 has 0: start all"),
+        ({2: {"seed": 0, "more": "x"}}, "process 2 on host1 has more 'x' and process 0 has None: start all"),
+        ({2: {}}, "process 2 on host1 has seed None and process 0 has 0: start all"),
+        (
+            {1: {"seed": 3, "more": 2}, 3: {"seed": 4}},
+            "process 1 has seed 3 and process 0 has 0, more 2 and process 0 has None; process 3 on host1 has seed 4",
+        ),
+        ({2: {"seed": 9}, 3: {"seed": 9}}, "process 2 on host1, process 3 on host1 have seed 9 and process 0 has 0"),
+        ({n: {"seed": 9} for n in range(1, 6)}, "process 3 on host1 and 2 others have seed 9 and process 0 has 0"),
+        ({n: {"seed": n} for n in range(1, 6)}, "process 3 on host1 has seed 3 and process 0 has 0; and 2 other"),
+        ({1: {"seed": "x" * 5000}}, "process 1 has seed 'xxx"),
+    ],
+)
+def test_all_must_agree_and_each_that_does_not_is_named_with_what_it_has(
+    together: Together, others: dict[int, dict[str, Any]], words: str
+) -> None:
+    assert together(lambda _: agree({"seed": 0}), 6) == [None] * 6
+    said = together(lambda number: agree(others.get(number, {"seed": 0})), 6)
+    assert [type(each) for each in said] == [Refused] * 6 and len({str(each) for each in said}) == 1
+    assert words in str(said[0]) and len(str(said[0])) < 1000
+
+
+def test_agreeing_sends_what_one_has_to_each_and_not_all_to_all(together: Together) -> None:
+    """Of 32 processes that have 3 KB each, 32 times that: 32 * 32 times would be 3 MB."""
+    service, what = Service(), {f"field{n}": "x" * 80 for n in range(32)}
+    assert together(lambda _: agree(what), 32, service) == [None] * 32
+    size = len(json.dumps(what))
+    assert size > 3000 and 32 * size < service.sent < 32 * size * 1.2
+
+
+DEVICES = {"number of devices": 2, "device kind": "H100", "platform_version": "cuda 12.9", "driver": "580.1"}
+
+
+@pytest.mark.parametrize(
+    ("name", "there", "words"),
+    [
+        ("versions", {"jax": "0.1"}, "has jax '0.1' and process 0 has"),
+        ("flags", {"XLA_FLAGS": {"--xla_b": "2"}}, "XLA_FLAGS --xla_b '2' and process 0 has '1'"),
+        ("flags", {}, "has XLA_FLAGS --xla_b None and process 0 has '1'"),
+        ("config", {"jax_default_matmul_precision": "highest"}, "has jax_default_matmul_precision 'highest' and"),
+        ("git_commit", "beef", "has git commit 'beef' and process 0 has 'cafe'"),
+        ("devices", {**DEVICES, "number of devices": 1}, "has number of devices 1 and process 0 has 2: each process"),
+        ("devices", {**DEVICES, "device kind": "A100"}, "has device kind 'A100' and process 0 has 'H100'"),
+        ("devices", {**DEVICES, "platform_version": "cuda 12.8"}, "has platform_version 'cuda 12.8' and process 0"),
+        ("devices", {**DEVICES, "driver": "575.0"}, "has driver '575.0' and process 0 has '580.1'"),
+    ],
+)
+def test_hosts_of_other_software_flags_configuration_code_or_devices_are_refused_at_joining(
+    together: Together, monkeypatch: pytest.MonkeyPatch, name: str, there: Any, words: str
+) -> None:
+    """F17 among them: unequal numbers of devices."""
+    here: dict[str, Any] = {
+        "versions": {"jax": "0.2"},
+        "flags": {"XLA_FLAGS": {"--xla_b": "1"}},
+        "config": {"jax_default_matmul_precision": None},
+        "git_commit": "cafe",
+        "devices": DEVICES,
+    }
+    for each, value in here.items():
+        monkeypatch.setattr(processes, each, lambda value=value: value)
+    assert together(lambda _: refuse_differences(3)) == [None] * 3
+    monkeypatch.setattr(processes, name, lambda: there if jax.process_index() == 2 else here[name])
+    said = together(lambda _: refuse_differences(3))
+    assert [type(each) for each in said] == [Refused] * 3
+    assert str(said[0]).startswith("process 2 on host1 has ") and words in str(said[0])
+
+
+@pytest.mark.parametrize("unknown", [0, 2])
+def test_a_commit_that_one_host_cannot_know_is_no_difference(
+    together: Together, monkeypatch: pytest.MonkeyPatch, unknown: int
+) -> None:
+    monkeypatch.setattr(processes, "git_commit", lambda: None if jax.process_index() == unknown else "cafe")
+    monkeypatch.setattr(processes, "devices", lambda: DEVICES)
+    assert together(lambda _: refuse_differences(3)) == [None] * 3
+
+
+def test_processes_know_how_many_of_them_share_a_host(together: Together, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "devices", lambda: DEVICES)
+    monkeypatch.setattr(processes, "git_commit", lambda: None)
+    monkeypatch.setattr(processes, "_on_host", 1)
+    counts = together(lambda _: [refuse_differences(4), on_this_host()][1], 4)
+    assert counts == [2] * 4
+
+
+def test_a_tpu_pod_without_a_coordinator_is_refused_with_what_to_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There JAX has found the others when it has found the devices, but has no service for texts."""
+    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    for act in (join, lambda: gather(1), lambda: first(lambda: 1), lambda: agree({})):
+        with pytest.raises(Refused, match=r"one of 4 processes.*--coordinator auto"):
+            act()
+
+
+@pytest.mark.parametrize("missing", [socket.AF_INET6, None])
+def test_a_port_that_is_taken_is_found_so_with_or_without_ipv6(
+    monkeypatch: pytest.MonkeyPatch, missing: int | None
+) -> None:
+    real = socket.socket
+
+    def refusing(family: int = -1, *rest: Any, **more: Any) -> socket.socket:
+        if family == missing:
+            raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+        return real(family, *rest, **more)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(socket, "socket", refusing)
+        assert taken(server.getsockname()[1])
+        port = server.getsockname()[1]
+        monkeypatch.undo()
+    monkeypatch.setattr(socket, "socket", refusing)
+    assert not taken(port)
 
 
 def test_alone_a_process_agrees_with_itself() -> None:
