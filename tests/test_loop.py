@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import logging
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -351,16 +350,15 @@ def test_a_configuration_that_draws_other_numbers_is_refused_as_another_seed_is(
 
 
 def test_a_run_that_goes_on_under_other_flags_names_them(
-    finished: tuple[Path, dict[str, Any]], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    finished: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, _ = finished
-    monkeypatch.setattr(logging.getLogger("jaxbig"), "propagate", True)
     run = json.loads((folder / "run.json").read_text())
     config = {**run["config"], "jax_default_matmul_precision": "highest"}
     (folder / "run.json").write_text(json.dumps({**run, "flags": {"XLA_FLAGS": {"--xla_a": "1"}}, "config": config}))
-    with caplog.at_level(logging.INFO, "jaxbig"):
-        fit(tiny(), folder, Screen())
-    assert "flags.XLA_FLAGS" in caplog.text and "config.jax_default_matmul_precision: highest -> null" in caplog.text
+    fit(tiny(), folder, Screen())
+    said = "".join(capsys.readouterr().out.split())
+    assert "flags.XLA_FLAGS" in said and "config.jax_default_matmul_precision:highest->null" in said
 
 
 def test_a_folder_that_another_live_run_holds_is_refused(tmp_path: Path) -> None:
