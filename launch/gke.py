@@ -1,6 +1,7 @@
 """A JobSet on Google Kubernetes Engine: TPU slices, or nodes with GPUs.
 
-    python -m launch.gke c4_llama_7b --image IMAGE --claim runs --data tfds --tpu v5p:4x4x8 --slices 2 > run.yaml
+    python -m launch.gke c4_llama_7b --image IMAGE --claim runs --data tfds --tpu v5p:4x4x8 --slices 2 \\
+        -- --mesh.data 2 > run.yaml
     python -m launch.gke c4_llama_1b --image IMAGE --claim runs --data tfds --gpu nvidia-h100-80gb --nodes 4 --submit
 
 The cluster needs JobSet's controller, the image jaxbig, and both claims (--claim for runs, --data for prepared data
