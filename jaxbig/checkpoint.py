@@ -25,7 +25,7 @@ from orbax.checkpoint import v1 as ocp
 
 from jaxbig.errors import Failed, Refused
 from jaxbig.processes import first, gather, leading
-from jaxbig.state import digests, leaves
+from jaxbig.state import apart_on_host, digests, leaves
 
 log = logging.getLogger("jaxbig")
 
@@ -99,7 +99,7 @@ class Checkpoints:
         temporary = self.folder / f"saving-{step}"
         try:
             with ocp.Context(async_options=PATIENT):
-                response = ocp.save_async(str(temporary), state)
+                response = ocp.save_async(str(temporary), apart_on_host(state))
         except Exception as error:
             raise self._failed(step, error) from error
         self._pending = step, self._thread.submit(self._commit, response, temporary, manifest)

@@ -45,6 +45,25 @@ def whole(leaf: Any) -> np.ndarray:
     return np.asarray(leaf if here else multihost_utils.process_allgather(leaf, tiled=True))
 
 
+def apart_on_host(state: Any) -> Any:
+    """The state with its leaves in host memory copied, for whoever reads them while training goes on.
+
+    Reading such a leaf makes no copy: it holds the buffer itself, and a GPU then refuses to let the next step reuse it
+    ("Donation requested for buffer with external reference", jax 0.11.2).
+    """
+
+    def copy(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array) or leaf.sharding.memory_kind != HOST:
+            return leaf
+        shards = []
+        for shard in leaf.addressable_shards:
+            here = jax.sharding.SingleDeviceSharding(shard.device, memory_kind=HOST)
+            shards.append(jax.device_put(np.array(shard.data, copy=True), here))
+        return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, shards, dtype=leaf.dtype)
+
+    return jax.tree.map(copy, state)
+
+
 def digests(state: Any) -> tuple[dict[str, str], str]:
     """The sha256 of each leaf's bytes by path, and `state_sha256`, over all leaves' bytes in path order."""
     all_leaves, each = hashlib.sha256(), {}

@@ -33,7 +33,7 @@ from jaxbig.mesh import (
     put,
     replicated,
 )
-from jaxbig.state import TrainState, digests, leaves
+from jaxbig.state import HOST, TrainState, apart_on_host, digests, leaves
 from jaxbig.step import make_init
 
 few = settings(max_examples=50, deadline=None)
@@ -340,3 +340,16 @@ def test_mesh_and_rules_are_entered_and_left_together() -> None:
     with activate(mesh):
         assert spec_of(jnp.ones((8, 8))).sharding.spec == P(("data", "fsdp"), "tensor")
     assert tuple(nn.get_logical_axis_rules()) == () and jax.sharding.get_mesh().empty
+
+
+@pytest.mark.parametrize("spec", [P(), P("data")])
+def test_what_is_saved_of_host_memory_is_a_copy(spec: P) -> None:
+    mesh = Mesh().build()
+    on_host = jax.sharding.NamedSharding(mesh, spec, memory_kind=HOST)
+    state = {"moment": jax.device_put(jnp.arange(16.0), on_host), "parameter": jnp.ones(4)}
+    copied = apart_on_host(state)
+    assert copied["parameter"] is state["parameter"]
+    assert copied["moment"].sharding == on_host
+    np.testing.assert_array_equal(copied["moment"], state["moment"])
+    for old, new in zip(state["moment"].addressable_shards, copied["moment"].addressable_shards, strict=True):
+        assert old.data.unsafe_buffer_pointer() != new.data.unsafe_buffer_pointer()
