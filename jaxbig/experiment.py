@@ -89,7 +89,7 @@ class Experiment:
     """Processes that read batches ahead in place of this one, where threads do not keep up; evaluation is read by as
     many threads."""
     read_ahead: int = 1024
-    """MiB of batches that are read ahead at most, on each host; one batch at least."""
+    """MiB of batches that are read ahead at most on each host, shared by its processes; one batch each at least."""
 
     def check(self) -> None:
         """`Refused` where a number cannot be right, before anything is built."""

@@ -25,8 +25,9 @@ from jaxbig.pace import Report
 from jaxbig.pictures import draw_attention
 from jaxbig.planning.flops import model_flops
 from jaxbig.planning.memory import check_memory, enough_memory
-from jaxbig.processes import agree, first, gather, interruptible, leading, leave_at_once
+from jaxbig.processes import agree, first, gather, interruptible, leading, leave_at_once, on_this_host
 from jaxbig.resume import begin
+from jaxbig.skipped import agree_on_skipped
 from jaxbig.state import TrainState
 from jaxbig.step import Program, make_program
 from jaxbig.tracking.metrics import Metrics, read_metrics, write_json
@@ -117,6 +118,7 @@ def go_on(
             if saving or stopping:
                 held()
                 at(step, "saves")
+                agree_on_skipped((train, held_out), local_rows(program.mesh, experiment.data.batch))
                 watch.before_saving(step, state)
                 digest = checkpoints.save(step, state, means)
             checkpoints.wait(only_if_done=True)
@@ -135,7 +137,12 @@ def go_on(
 def feed(program: Program, source: Source, start: int, stop: int) -> Generator[Rows]:
     """This process's rows of the batches of steps start + 1 to `stop`, read ahead."""
     e, mine = program.experiment, local_rows(program.mesh, program.experiment.data.batch)
-    return train_batches(source, e.seed, start, stop, e.data.batch, e.readers, mine, e.workers, e.read_ahead)
+    return train_batches(source, e.seed, start, stop, e.data.batch, e.readers, mine, e.workers, ahead(e))
+
+
+def ahead(experiment: Experiment) -> int:
+    """MiB of batches that this process may read ahead: its share of what its host may."""
+    return max(1, experiment.read_ahead // on_this_host())
 
 
 def run_steps(
@@ -176,7 +183,7 @@ def evaluate(
     e, before = program.experiment, None
     sums: Sums = {}
     mine, threads = local_rows(program.mesh, e.data.batch), max(e.readers, e.workers)
-    batches = eval_batches(source, e.data.batch, threads, mine, e.read_ahead, e.evaluate_batches)
+    batches = eval_batches(source, e.data.batch, threads, mine, ahead(e), e.evaluate_batches)
     for rows in itertools.chain(batches, [None]):  # each batch is added while the devices have the next
         now = at()
         if rows is not None:

@@ -20,7 +20,7 @@ FLOORS = (
     {"experiment"},
     {"gradient"},
     {"step"},
-    {"resume", "show", "pictures", "interop", "sibling", "inspection"},
+    {"resume", "show", "pictures", "interop", "sibling", "inspection", "skipped"},
     {"planning"},
     {"pace"},
     {"loop", "options", "smoke"},

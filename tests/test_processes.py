@@ -255,8 +255,13 @@ def test_processes_that_were_started_otherwise_refuse_together(small_file: str, 
             "from jaxbig import processes as p; now = p.versions(); p.versions = lambda: {**now, 'jax': '0.1'}",
             "has jax '0.1'",
         ),
+        ("import os; os.environ['JAX_NUM_CPU_DEVICES'] = '2'", "process 1 has number of devices 2 and process 0 has 1"),
+        (
+            "import os; os.environ['XLA_FLAGS'] = '--xla_cpu_enable_fast_math=true'",
+            "process 1 has XLA_FLAGS --xla_cpu_enable_fast_math 'true' and process 0 has None",
+        ),
     ],
-    ids=["count", "versions"],
+    ids=["count", "versions", "devices", "flags"],
 )
 def test_processes_that_were_told_otherwise_or_are_others_are_named(
     change: str, words: str, small_file: str, tmp_path: Path, noticed: Callable[[float], None]

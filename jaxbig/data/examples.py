@@ -31,8 +31,8 @@ class Examples(Data):
     records: Records
     """Where they come from: a name of TFDS, a folder, files."""
     skip_bad_records: int = 0
-    """How many records that cannot be read or made an example may be left out, each a row with `mask` 0; 0: the
-    first ends the run, naming it."""
+    """How many records that cannot be read or made an example may be left out, by all processes of a run together, each
+    a row with `mask` 0; 0: the first ends the run, naming it."""
 
     @abc.abstractmethod
     def read(self, record: Record) -> Example:
