@@ -38,8 +38,8 @@ def agree_on_skipped(sources: Iterable[Any], rows: np.ndarray) -> None:
                     failing, reading = (first, other) if apart[0] in bad[first] else (other, first)
                     raise Failed(
                         f"process {failing} could not read {source.where(apart[0])}, and process {reading} could, "
-                        f"which reads the same rows: see to the disk or memory of the first's host; nothing since the last "
-                        f"checkpoint is saved, and the same command goes on from there."
+                        f"which reads the same rows: check the disk and memory of the first's host; nothing since the "
+                        f"last checkpoint is saved, and the same command goes on from there."
                     )
         everywhere = sorted(set().union(*bad))
         if len(everywhere) > source.skip:
