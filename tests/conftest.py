@@ -23,7 +23,7 @@ from jaxbig.models.convolutional import Conv, Dense, Dropout, Pool
 from jaxbig.tracking.screen import Screen
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# A hasty compiler gives the same numbers in a third of the time; the slow gradient tests use the full one.
+# A hasty compiler splits arrays as the full one does, in a third of the time; the slow gradient tests use the full one.
 jax.config.update("jax_disable_most_optimizations", True)
 
 if "JAXBIG_TEST_DATA" not in os.environ:  # one folder for the whole session: workers of pytest-xdist inherit it
@@ -31,6 +31,17 @@ if "JAXBIG_TEST_DATA" not in os.environ:  # one folder for the whole session: wo
     atexit.register(shutil.rmtree, os.environ["JAXBIG_TEST_DATA"], ignore_errors=True)
 os.environ["TFDS_DATA_DIR"] = os.environ["JAXBIG_TEST_DATA"]
 os.environ["JAXBIG_CACHE"] = os.path.join(os.environ["JAXBIG_TEST_DATA"], "cache")
+
+# A compilation cache for the processes that tests start: the first run of a program compiles it, later ones load it.
+# Only for runs on one device: XLA:CPU forgets the order of collectives in what it stores, so that what several devices
+# load waits for itself until it is aborted (digits_rnn over 2x2x2, three times of three, jax 0.10.2). The tests' own
+# process has eight devices. One folder for each worker: two processes at once could read what is half written.
+COMPILED = {
+    "JAX_COMPILATION_CACHE_DIR": os.path.join(
+        os.environ["JAXBIG_TEST_DATA"], "compiled", os.environ.get("PYTEST_XDIST_WORKER", "alone")
+    ),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+}
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = sorted(file.stem for file in (ROOT / "experiments").glob("[a-z]*.py"))
@@ -86,6 +97,12 @@ def small(name: str, **changes: Any) -> Experiment:
     return dataclasses.replace(experiment, **(few | changes))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def each_file_is_compiled_hastily() -> None:
+    """Whatever the file before it has left behind."""
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 @pytest.fixture
 def screen() -> Screen:
     return Screen()
@@ -93,13 +110,17 @@ def screen() -> Screen:
 
 @pytest.fixture
 def jaxbig(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs `jaxbig ...` in a process of its own, in an empty folder, on one CPU device unless told otherwise."""
+    """Runs `jaxbig ...` in a process of its own, in an empty folder, on one CPU device unless told otherwise.
+
+    Only runs load what others have compiled: `plan` reads the compiler's text, and `check` sets its own devices.
+    """
 
     def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        alone = arguments[0] in ("train", "evaluate") and environment.get("JAX_NUM_CPU_DEVICES", "1") == "1"
         return subprocess.run(
             [sys.executable, "-m", "jaxbig", *map(str, arguments)],
             cwd=tmp_path,
-            env={**os.environ, "JAX_NUM_CPU_DEVICES": "1", **environment},
+            env={**os.environ, "JAX_NUM_CPU_DEVICES": "1", **(COMPILED if alone else {}), **environment},
             capture_output=True,
             text=True,
             timeout=500,

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -161,14 +160,6 @@ def test_bfloat16_gives_float32_logits_near_those_of_float32() -> None:
     assert 0 < np.max(np.abs(rough - exact)) < 0.1 * np.max(np.abs(exact))
 
 
-@pytest.fixture
-def hastily() -> Iterator[None]:
-    """A hasty compiler splits arrays as the full one does, in a third of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def gradient(mesh: jax.sharding.Mesh) -> Any:
     module, source, target = RNNEncoderDecoder(16, 16, 16, attention="additive"), tokens(16, 5), tokens(16, 4)
     with activate(mesh):
@@ -185,7 +176,6 @@ def gradient(mesh: jax.sharding.Mesh) -> Any:
         return jax.tree.map(np.array, step(init(), *jax.device_put((source, target), rows)))
 
 
-@pytest.mark.usefixtures("hastily")
 @pytest.mark.slow
 def test_gradients_over_meshes_are_those_of_one_device() -> None:
     one = Mesh(data=1).build(jax.devices()[:1])

@@ -3,11 +3,10 @@
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import pytest
 from conftest import EXPERIMENTS
 
@@ -30,14 +29,6 @@ def config() -> Experiment:
 SMALL = [f"--model.layers.{layer}=8" for layer in ("0.channels", "1.channels", "4.channels", "7.width")]
 HASTY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 Answer = tuple[Any, str, str]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def hasty() -> Iterator[None]:
-    """Compiles with less zeal: these tests are not about speed."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

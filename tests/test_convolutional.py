@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -36,14 +36,6 @@ BOTTLENECK = ResNet(classes=3, stages=(1, 2), width=4)
 GROUPED = ResNet(classes=3, stages=(2, 1), bottleneck=True, norm="group", groups=2, stem="small", width=4)
 NEXT = ConvNeXt(classes=3, stages=(1, 2), widths=(8, 16), drop_path=0.0, layer_scale=0.5)
 SMALL_ONES = {"basic": SMALL, "bottleneck": BOTTLENECK, "grouped": GROUPED, "convnext": NEXT}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_hastily() -> Iterator[None]:
-    """In a third of the time, and arrays are split as ever."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def normal(*shape: int, seed: int = 0) -> Array:

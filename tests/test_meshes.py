@@ -3,6 +3,7 @@
 `python tests/test_meshes.py` writes the losses of this platform down anew.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -72,6 +73,15 @@ def compiled(request: pytest.FixtureRequest) -> Iterator[None]:
     over.cache_clear()
 
 
+@contextlib.contextmanager
+def hastily() -> Iterator[None]:
+    """Compiles what is inside hastily: of drawing parameters the full compiler takes five times as long."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 def in_full_precision(name: str) -> Experiment:
     """An experiment that ships, small, in float32, with dropout where the model has it; its sizes divide by 8."""
     name, _, setting = name.partition(", ")
@@ -124,7 +134,8 @@ def on_one_device(name: str) -> tuple[Gradients, Gradients]:
     """The initial parameters and the gradient of the first step, on one device."""
     experiment, mesh = in_full_precision(name), one_device()
     with activate(mesh):
-        variables = nn.meta.unbox(jax.jit(make_init(experiment))())
+        with hastily():
+            variables = nn.meta.unbox(jax.jit(make_init(experiment))())
         params = variables.pop("params")
         gradient = jax.jit(make_gradient(experiment, mesh))
         found, _, _ = gradient(perturbed(params), variables, put(batch(name, experiment, 0), mesh), jnp.int32(0))
@@ -139,7 +150,8 @@ def over(name: str, mesh: Mesh) -> tuple[Gradients, Gradients]:
     experiment = dataclasses.replace(in_full_precision(name), mesh=mesh, optimizer=optimizer)
     program = make_program(experiment)
     with program.activate():
-        state = program.init()
+        with hastily():
+            state = program.init()
         params = arrays(state.params)
         state = state.replace(params=perturbed(state.params))  # type: ignore[attr-defined]
         state, _ = program.train_step(state, put(batch(name, experiment, 0), program.mesh))
@@ -212,6 +224,24 @@ def same_as_on_one_device(name: str, mesh: Mesh) -> None:
     assert error < 1e-5, f"{path} is off by {error:.2e}"
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize(
+    ("compiled", "name"), [("fully", "digits_convnet"), ("fully", "pytext_lstm")], indirect=["compiled"]
+)
+def test_parameters_drawn_by_the_full_compiler_are_the_same_over_a_mesh(name: str) -> None:
+    experiment = dataclasses.replace(in_full_precision(name), mesh=SPLIT)
+    alone, program = dataclasses.replace(experiment, mesh=Mesh(data=1)), make_program(experiment)
+    with program.activate():
+        found = arrays(program.init().params)
+    program = make_program(alone, jax.devices()[:1])
+    with program.activate():
+        expected = arrays(program.init().params)
+    assert found.keys() == expected.keys()
+    for path, leaf in found.items():
+        np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
+
+
 @pytest.mark.parametrize("name", ["digits_convnet", "pytext_transformer"])
 def test_over_fsdp_a_device_holds_an_eighth_of_parameters_and_moments(name: str) -> None:
     experiment = dataclasses.replace(load(name), mesh=Mesh(data=1, fsdp=8))
@@ -254,7 +284,8 @@ def first_losses(name: str, steps: int = 5) -> list[float]:
     optimizer = experiment.optimizer.build(experiment.steps)
     losses = []
     with activate(mesh):
-        variables = nn.meta.unbox(jax.jit(make_init(experiment))())
+        with hastily():
+            variables = nn.meta.unbox(jax.jit(make_init(experiment))())
         params = variables.pop("params")
         state = TrainState(jnp.int32(0), params, variables, optimizer.init(params))
         train_step = jax.jit(make_train_step(experiment, optimizer, mesh))

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -425,14 +424,6 @@ MODELS = {
 }
 
 
-@pytest.fixture
-def hastily() -> Iterator[None]:
-    """A hasty compiler splits arrays as the full one does, in a third of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @functools.cache
 def gradient(name: str, mesh: Mesh | None) -> Any:
     """Of the mean square of the logits, over a mesh, or on one device."""
@@ -450,7 +441,6 @@ def gradient(name: str, mesh: Mesh | None) -> Any:
         return jax.tree.map(np.array, jax.jit(jax.grad(loss), out_shardings=shardings)(p, rows))
 
 
-@pytest.mark.usefixtures("hastily")
 @pytest.mark.parametrize("mesh", [Mesh(data=8), Mesh(fsdp=8, data=1), Mesh(data=2, fsdp=2, tensor=2)], ids=str)
 @pytest.mark.parametrize("name", MODELS)
 def test_gradients_over_a_mesh_are_those_of_one_device(name: str, mesh: Mesh) -> None:

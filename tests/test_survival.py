@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import COMPILED
 
 pytestmark = pytest.mark.slow
 
@@ -31,10 +32,15 @@ def start(
     devices: int = 1,
     core: int | None = None,
     hasty: bool = True,
+    cached: bool = False,
     before: Callable[[], None] | None = None,
 ) -> "subprocess.Popen[str]":
-    """`jaxbig ...` in that folder, on so many CPU devices, on one core if told so; hasty: compiled with less zeal."""
+    """`jaxbig ...` in that folder, on so many CPU devices, on one core if told so; hasty: compiled with less zeal.
+
+    cached: one compiles, the others load. `alone`, and what is killed at random, pinned or starved, compile themselves.
+    """
     settings = {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(hasty))}
+    settings |= COMPILED if cached else {}
     return subprocess.Popen(
         [sys.executable, "-m", "jaxbig", *arguments],
         cwd=folder,
@@ -94,7 +100,7 @@ def same(run: Path, other: Path) -> None:
 def test_a_run_that_is_asked_to_stop_saves_and_the_same_command_goes_on(
     number: signal.Signals, alone: tuple[Path, float], tmp_path: Path
 ) -> None:
-    process = start(tmp_path, *TRAIN)
+    process = start(tmp_path, *TRAIN, cached=True)
     until(process, lambda: len(lines(tmp_path / "run")) > 10)
     process.send_signal(number)
     code, out, err = finish(process)
@@ -103,7 +109,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_the_same_command_goes_on(
     assert stopped["interrupted"] and 50 < stopped["step"] < 600
     assert (tmp_path / "run" / "checkpoints" / str(stopped["step"])).is_dir()
     assert number.name in err and f"saved at step {stopped['step']}" in out
-    code, out, err = finish(start(tmp_path, *TRAIN))
+    code, out, err = finish(start(tmp_path, *TRAIN, cached=True))
     assert code == 0, err
     assert f"going on from step {stopped['step']}" in out
     same(tmp_path / "run", alone[0])
@@ -128,10 +134,10 @@ def test_a_run_killed_at_five_random_moments_ends_as_one_left_alone(
 
 
 def test_a_folder_in_use_is_refused_and_named_by_its_holder(tmp_path: Path) -> None:
-    process = start(tmp_path, *TRAIN)
+    process = start(tmp_path, *TRAIN, cached=True)
     until(process, lambda: len(lines(tmp_path / "run")) > 0)
     process.send_signal(signal.SIGSTOP)
-    code, out, err = finish(start(tmp_path, *TRAIN))
+    code, out, err = finish(start(tmp_path, *TRAIN, cached=True))
     process.kill()
     process.communicate()
     assert (code, out) == (2, "")
@@ -221,7 +227,7 @@ def paused_between_saves(process: "subprocess.Popen[str]", checkpoints: Path) ->
 def test_a_full_disk_is_told_in_one_sentence_and_what_was_saved_before_still_serves(
     fill_up: Callable[[Path], None], disk: Path, alone: tuple[Path, float], noticed: Callable[[float], None]
 ) -> None:
-    process = start(disk, *TRAIN)
+    process = start(disk, *TRAIN, cached=True)
     until(process, lambda: paused_between_saves(process, disk / "run" / "checkpoints"))
     fill_up(disk)
     process.send_signal(signal.SIGCONT)
@@ -231,7 +237,7 @@ def test_a_full_disk_is_told_in_one_sentence_and_what_was_saved_before_still_ser
     assert code == 1
     assert re.fullmatch(r"jaxbig: [^\n]*step \d+[^\n]*\n", err) and "run" in err and "No space left" in err, err[:2000]
     subprocess.run(["mount", "-o", "remount,size=64m,nr_inodes=20000", str(disk)], check=True)
-    code, out, err = finish(start(disk, *TRAIN))
+    code, out, err = finish(start(disk, *TRAIN, cached=True))
     assert code == 0, err
     assert re.search(r"going on from step \d+", out)
     same(disk / "run", alone[0])
@@ -241,7 +247,7 @@ def test_a_permission_that_is_lost_ends_the_run_and_it_goes_on_when_that_is_mend
     alone: tuple[Path, float], tmp_path: Path, noticed: Callable[[float], None]
 ) -> None:
     folders = [str(tmp_path / "run" / "checkpoints"), str(tmp_path / "run")]
-    process = start(tmp_path, *TRAIN)
+    process = start(tmp_path, *TRAIN, cached=True)
     until(process, lambda: paused_between_saves(process, tmp_path / "run" / "checkpoints"))
     lost = shutil.which("chattr") and subprocess.run(["chattr", "+i", *folders], capture_output=True, check=False)
     try:
@@ -255,12 +261,12 @@ def test_a_permission_that_is_lost_ends_the_run_and_it_goes_on_when_that_is_mend
         noticed(time.monotonic() - began)
         assert code == 1
         assert re.fullmatch(r"jaxbig: [^\n]*step \d+[^\n]*\n", err) and "Operation not permitted" in err, err
-        code, _, err = finish(start(tmp_path, *TRAIN))
+        code, _, err = finish(start(tmp_path, *TRAIN, cached=True))
         assert code == 2 and re.fullmatch(r"jaxbig: cannot write in run: Operation not permitted; .*\n", err), err
     finally:
         if shutil.which("chattr"):
             subprocess.run(["chattr", "-i", *folders], capture_output=True, check=False)
-    code, out, err = finish(start(tmp_path, *TRAIN))
+    code, out, err = finish(start(tmp_path, *TRAIN, cached=True))
     assert code == 0 and "going on from step" in out, err
     same(tmp_path / "run", alone[0])
 
