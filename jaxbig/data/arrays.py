@@ -1,10 +1,14 @@
 """Records in a file of NumPy arrays, as `numpy.savez` writes it."""
 
+import contextlib
 import dataclasses
 import hashlib
+import math
 import os
 import struct
 import zipfile
+import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,6 +16,9 @@ import numpy as np
 from jaxbig.data.base import Record
 from jaxbig.data.files import File, Files, Found, Opened, matched, row_hashes
 from jaxbig.errors import Refused
+
+BROKEN = (OSError, ValueError, EOFError, LookupError, OverflowError, MemoryError, NotImplementedError, RuntimeError)
+"""What `zipfile` and `numpy` raise of files that are damaged, besides their own."""
 
 
 class Rows(Opened):
@@ -46,6 +53,7 @@ class Arrays(Files):
         return matched(self.file, "train") + matched(self.eval_file, "eval")
 
     def scan(self, file: File) -> Found:
+        verify(file.path)
         found = arrays(file.path)
         if not found:
             raise Refused(f"{file.path} has no array in it.")
@@ -63,13 +71,26 @@ class Arrays(Files):
 
 def arrays(path: str) -> dict[str, np.ndarray]:
     """The arrays of a file by name, mapped where they are not compressed; `Refused` if it holds anything else."""
+    with whole(path), zipfile.ZipFile(path) as members:
+        return {info.filename.removesuffix(".npy"): member(path, members, info) for info in members.infolist()}
+
+
+def verify(path: str) -> None:
+    """`Refused` if an array's bytes are not those that were written: what is mapped into memory checks nothing."""
+    with whole(path), zipfile.ZipFile(path) as members:
+        if broken := members.testzip():
+            raise ValueError(f"the checksum of {broken} is another than when it was written")
+
+
+@contextlib.contextmanager
+def whole(path: str) -> Iterator[None]:
+    """`Refused` if a file is no zip of arrays, or not all of one."""
     try:
-        with zipfile.ZipFile(path) as members:
-            return {info.filename.removesuffix(".npy"): member(path, members, info) for info in members.infolist()}
-    except (OSError, ValueError, EOFError, struct.error, zipfile.BadZipFile) as error:
-        if isinstance(error, Refused):
-            raise
-        raise Refused(f"{path} cannot be read as arrays of numpy.savez: {error}") from error
+        yield
+    except Refused:
+        raise
+    except (*BROKEN, zipfile.BadZipFile, struct.error, zlib.error) as error:
+        raise Refused(f"{path} cannot be read as arrays of numpy.savez: {' '.join(str(error).split())}") from error
 
 
 def member(path: str, members: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
@@ -84,14 +105,14 @@ def member(path: str, members: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.nda
             raise Refused(f"array {info.filename} in {path} holds Python objects: save it as numbers.")
         begin = data.tell()
         if info.compress_type != zipfile.ZIP_STORED:
-            values = np.frombuffer(data.read(), dtype, int(np.prod(shape)))
+            values = np.frombuffer(data.read(), dtype, math.prod(shape))
             return values.reshape(shape, order="F" if fortran else "C")
     with open(path, "rb") as file:  # the array begins after the member's own header: 30 bytes, its name and extra field
         file.seek(info.header_offset)
         name, extra = struct.unpack("<26xHH", file.read(30))
     begin += info.header_offset + 30 + name + extra
-    if begin + dtype.itemsize * int(np.prod(shape)) > os.path.getsize(path):
+    if begin + dtype.itemsize * math.prod(shape) > os.path.getsize(path):
         raise ValueError(f"{info.filename} is cut off")
-    if not np.prod(shape):  # nothing cannot be mapped
+    if not math.prod(shape):  # nothing cannot be mapped
         return np.zeros(shape, dtype)
     return np.memmap(path, dtype, "r", begin, shape, order="F" if fortran else "C")

@@ -112,7 +112,7 @@ class Reading:
         """What is wrong with a record, by name."""
         if isinstance(error, Mismatch):
             return f"{self.where(index)} does not fit the experiment: {error}"
-        return f"{self.where(index)} cannot be read: {type(error).__name__}: {error}"
+        return f"{self.where(index)} cannot be read: {type(error).__name__}: {' '.join(str(error).split())}"
 
     def example(self, index: int, record: Record, begin: Callable[[int], None]) -> Example:
         begin(index)

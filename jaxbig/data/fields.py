@@ -12,6 +12,9 @@ import numpy as np
 
 from jaxbig.data.base import Record
 
+MOST = 20
+"""Names of fields that are listed in a sentence."""
+
 
 class Mismatch(ValueError):
     """A record and the experiment do not fit each other: the message names the experiment's field, and the fix."""
@@ -29,9 +32,11 @@ def field(record: Record, name: str, option: str = "") -> Any:
 
 def missing(record: Record, name: str, option: str = "") -> Mismatch:
     """The error about a field that a record does not have."""
-    names = [str(each) for each in record]
+    names = {str(each): str(each) if str(each).isprintable() else repr(each) for each in record}
     near = difflib.get_close_matches(name, names, 1, 0.0)
-    there = f"but {', '.join(names)}; the nearest is {near[0]}" if near else "and no other field"
+    listed = ", ".join(each if len(each) < 60 else f"{each[:57]}..." for each in [*names.values()][:MOST])
+    more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
+    there = f"but {listed}{more}; the nearest is {names[near[0]]}" if near else "and no other field"
     return Mismatch(f"it has no {name!r}, {f'which {option} names, ' if option else ''}{there}")
 
 
