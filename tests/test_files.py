@@ -322,7 +322,10 @@ def test_a_run_looks_for_files_once(kind: str, tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_sent_to_a_worker_does_not_grow_with_the_records(kind: str, tmp_path: Path) -> None:
+def test_what_is_sent_to_a_worker_does_not_grow_with_the_records(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jaxbig.data.files.MAPPED", 0)
     records = each_kind(tmp_path / "data")[kind][0]
     records.prepare()
     opened = records.open("train")

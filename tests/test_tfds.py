@@ -275,6 +275,18 @@ def test_a_split_that_is_none_or_empty_is_refused_with_those_that_are_there(spli
     assert repr(split) in str(refused.value) and "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("train", "evaluation", "shared"),
+    [("train", "test", 0), ("all", "test", 3), ("train[:3]", "train[2:]", 1), ("train[:2]", "train[2:]", 0)],
+)
+def test_records_that_are_trained_and_evaluated_on_are_counted(
+    train: str, evaluation: str, shared: int, here: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    Tfds("lm1b", train_split=train, eval_split=evaluation).prepare()
+    said = f"{shared} records of lm1b are in both {train} (to train) and {evaluation} (to evaluate)"
+    assert [message for message in caplog.messages if "in both" in message] == [said] * (shared > 0)
+
+
 # -- what a prepared folder says is not run
 
 

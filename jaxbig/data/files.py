@@ -30,6 +30,8 @@ from jaxbig.errors import Refused
 
 log = logging.getLogger("jaxbig")
 VERSION = 3  # of an index; raise it when what one holds changes
+MAPPED = 2**20
+"""Bytes of an array of an index, from which on it is mapped into memory."""
 THREADS, AT_ONCE, EVERY = 8, 1024, 10
 """Files that are scanned at a time; files that are handed to those threads at once; seconds between two lines on how
 far that is."""
@@ -104,8 +106,8 @@ class Index(NamedTuple):
 
 
 def mapped(file: Path) -> np.ndarray:
-    """An array of a file, which processes share in memory."""
-    return np.load(file, mmap_mode="r")
+    """An array of a file: a large one is mapped, so that processes share it; a small one holds no file open."""
+    return np.load(file, mmap_mode="r" if os.path.getsize(file) >= MAPPED else None)
 
 
 class Opened(abc.ABC, Sequence[Record]):

@@ -6,8 +6,11 @@ fetches and prepares them; nothing else asks the network.
 
 import contextlib
 import dataclasses
+import functools
 import importlib
+import itertools
 import json
+import logging
 import os
 import socket
 from collections.abc import Iterator, Sequence
@@ -20,10 +23,11 @@ from tensorflow_datasets.core import read_only_builder, registered
 
 from jaxbig.data.base import Record, Records
 from jaxbig.data.contents import digest_files
-from jaxbig.data.kept import cache, sha256, write
+from jaxbig.data.kept import cache, made, sha256
 from jaxbig.data.prepared import data_folder, prepare_whole
 from jaxbig.errors import Refused
 
+log = logging.getLogger("jaxbig")
 VERSION = 1  # of a digest that is kept
 HOST, SECONDS = "storage.googleapis.com", 10
 """Where TFDS asks first, and how long it may take to find it."""
@@ -81,10 +85,13 @@ class Tfds(Records):
         builder = self.builder()
         info, used = builder.info, (self.train_split, self.eval_split)
         sizes = [f"{name} {split.num_examples} examples {split.num_bytes} bytes" for name, split in info.splits.items()]
-        files = {Path(each.filename) for split in used for each in self.instructions(builder, split)}
+        instructions = [self.instructions(builder, split) for split in used]
+        if shared := overlap(*instructions):
+            log.warning("%d records of %s are in both %s (to train) and %s (to evaluate)", shared, self.name, *used)
+        files = {Path(each.filename) for each in itertools.chain(*instructions)}
         return f"{info.full_name} {', '.join(sizes)} {kept_digest(sorted(files))}"
 
-    @property
+    @functools.cached_property
     def classes(self) -> tuple[str, ...]:
         """The names of the classes, where `label` has some."""
         features: Any = self.builder().info.features
@@ -177,17 +184,30 @@ def feature_names(value: Any) -> Iterator[str]:
             yield each
 
 
+def overlap(one: list[Any], other: list[Any]) -> int:
+    """How many records two lists of file instructions share."""
+
+    def spans(instructions: list[Any]) -> Iterator[tuple[str, int, int]]:
+        for each in instructions:
+            end = each.examples_in_shard if each.take == -1 else each.skip + each.take
+            yield str(each.filename), each.skip, end
+
+    there: dict[str, list[tuple[int, int]]] = {}
+    for name, start, end in spans(other):
+        there.setdefault(name, []).append((start, end))
+    return sum(
+        max(0, min(end, other_end) - max(start, other_start))
+        for name, start, end in spans(one)
+        for other_start, other_end in there.get(name, [])
+    )
+
+
 def kept_digest(files: Sequence[Path]) -> str:
     """`digest_files`, kept as long as no file has another size or time of change."""
     stats = [os.stat(file) for file in files]
     times = [(str(f), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for f, stat in zip(files, stats, strict=True)]
     target = cache("digests") / sha256(repr([VERSION, times]))[:24]
-    with contextlib.suppress(OSError):
-        if (found := target.read_text()).endswith("\n"):
-            return found.strip()
-    said = digest_files(files)
-    write(target, lambda path: path.write_text(f"{said}\n"))
-    return said
+    return (made(target, lambda folder: (folder / "sha256").write_text(digest_files(files))) / "sha256").read_text()
 
 
 def reachable(host: str) -> bool:
