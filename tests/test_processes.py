@@ -168,8 +168,18 @@ def test_a_reproducible_run_has_one_digest_on_any_processes_and_when_it_moves(na
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-@pytest.mark.parametrize("asked", [0, 1])
+@pytest.mark.parametrize(
+    ("number", "asked"),
+    [
+        (signal.SIGTERM, 0),
+        (signal.SIGTERM, 1),
+        (signal.SIGINT, 0),
+        (signal.SIGINT, 1),
+        (signal.SIGHUP, 0),
+        (signal.SIGUSR1, 1),
+    ],
+    ids=str,
+)
 def test_a_signal_to_one_process_saves_one_step_of_all(
     small_file: str, tmp_path: Path, number: signal.Signals, asked: int, noticed: Callable[[float], None]
 ) -> None:

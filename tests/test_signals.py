@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -131,3 +132,41 @@ def test_a_terminal_that_is_gone_does_not_stop_a_handler(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(os, "write", gone)
     say("nobody reads this")
+
+
+def joining(folder: Path) -> tuple[list[str], str]:
+    """A process whose process 0 never comes: JAX waits for it in C++; and the function of Python that it is in."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = f"127.0.0.1:{free.getsockname()[1]}"
+    return ["--coordinator", where, "--processes", "2", "--process", "1"], "wait_aloud"
+
+
+def waiting_for_the_folder(folder: Path) -> tuple[list[str], str]:
+    """A run whose folder another machine's run may still hold."""
+    folder.mkdir()
+    (folder / "holder").write_text('{"process": 1, "host": "elsewhere", "machine": "other", "beats": 1}\n')
+    return [], "_wait_for_death"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("state", [joining, waiting_for_the_folder])
+@pytest.mark.parametrize("number", STOP, ids=NAMES)
+def test_a_run_that_has_not_begun_exits_75(
+    tmp_path: Path, state: Callable[[Path], tuple[list[str], str]], number: signal.Signals
+) -> None:
+    options, function = state(tmp_path / "run")
+    module = {"wait_aloud": "processes", "_wait_for_death": "hold:Hold"}[function]
+    struck = str(Path(__file__).with_name("struck.py"))  # sends the signal where that function is called
+    command = [sys.executable, struck, f"jaxbig.{module}", function, "1", number.name]
+    done = subprocess.run(
+        [*command, "train", "digits_convnet", "--workdir", "run", *options],
+        cwd=tmp_path,
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 75, done.stderr
+    assert f"jaxbig: {number.name}: stopped" in done.stderr and "Traceback" not in done.stderr
