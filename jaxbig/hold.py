@@ -12,7 +12,9 @@ import json
 import logging
 import os
 import secrets
+import shutil
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +29,8 @@ BEAT, SILENT = 2.0, 15.0
 """Seconds: between two beats; without any after which a holder is dead. A file server may show a beat late; where it
 shows one later than that, as some mounted buckets do, nothing guards a folder between machines."""
 NO_LOCKS = errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP
+NO_ROOM = errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS
+"""Errors of any file system, which say nothing of what kind it is."""
 
 
 @contextlib.contextmanager
@@ -113,7 +117,8 @@ class Hold:
                 self.file.unlink(missing_ok=True)
         try:
             self._write()
-        except OSError:
+            try_file_system(self.file.parent)
+        except (OSError, Refused):
             self.file.unlink(missing_ok=True)
             raise
 
@@ -188,6 +193,57 @@ def name(told: dict[str, Any]) -> str:
 
 def in_use(workdir: Path, told: dict[str, Any]) -> str:
     return f"{workdir} is in use by {name(told)}: stop that run, or give another --workdir."
+
+
+def try_file_system(workdir: Path) -> None:
+    """`Refused` if the folder's file system cannot do what a run needs there: append to a file, write into it, replace
+    it by another, and rename a folder that is not empty. Some mounted buckets cannot; leaves nothing behind."""
+    trial = Path(tempfile.mkdtemp(dir=workdir, prefix=".trial-"))
+    file, other = trial / "folder" / "file", trial / "folder" / "other"
+
+    def append() -> bool:
+        with file.open("ab") as stream:
+            stream.write(b"def")
+        return file.read_bytes() == b"abcdef"
+
+    def overwrite() -> bool:
+        with file.open("r+b") as stream:
+            stream.write(b"A")
+        return file.read_bytes() == b"Abcdef"
+
+    def replace() -> bool:
+        other.write_bytes(b"other")
+        other.replace(file)
+        return file.read_bytes() == b"other"
+
+    def rename() -> bool:
+        file.parent.rename(trial / "renamed")
+        return (trial / "renamed" / "file").read_bytes() == b"other"
+
+    attempts = {
+        "append to a file": append,
+        "overwrite a part of a file": overwrite,
+        "replace a file by another": replace,
+        "rename a folder": rename,
+    }
+    try:
+        file.parent.mkdir()
+        file.write_bytes(b"abc")
+        for what, attempt in attempts.items():
+            try:
+                why = "" if attempt() else "it was done wrongly"
+            except OSError as error:
+                if error.errno in NO_ROOM:
+                    raise
+                why = error.strerror or str(error)
+            if why:
+                raise Refused(
+                    f"{workdir} is on a file system that cannot {what} ({why}), as checkpoints and metrics need: mount "
+                    f"a Cloud Storage bucket by gcsfuse --rename-dir-limit 100000 or give it hierarchical namespace "
+                    f"(goofys cannot serve a run), or give a --workdir on another disk."
+                )
+    finally:
+        shutil.rmtree(trial, ignore_errors=True)
 
 
 def refuse_links(workdir: Path) -> None:

@@ -208,3 +208,64 @@ def test_a_run_is_taken_over_from_a_machine_that_sleeps_and_ends_as_one_left_alo
     noticed(time.monotonic() - woke)
     assert other.returncode == 1 and "was taken from this run" in err, err
     assert json.loads((folder / "run" / "summary.json").read_text())["state_sha256"] == alone["state_sha256"]
+
+
+def fails_with(number: int) -> Callable[..., Any]:
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+def opened(kind: str) -> Callable[..., Any]:
+    """`Path.open` on a mount that knows sequential writes alone."""
+    real = Path.open
+
+    def open_file(self: Path, mode: str = "r", *more: Any, **options: Any) -> Any:
+        if mode == kind:
+            raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+        return real(self, mode, *more, **options)
+
+    return open_file
+
+
+CANNOT = {  # what a mount cannot do, and how it answers
+    "rename a folder": ("rename", fails_with(errno.EMFILE), "Too many open files"),  # gcsfuse, flat bucket, limit 0
+    "replace a file by another": ("replace", fails_with(errno.EXDEV), "Invalid cross-device link"),
+    "append to a file": ("open", opened("ab"), "Operation not supported"),  # goofys
+    "overwrite a part of a file": ("open", opened("r+b"), "Operation not supported"),
+}
+
+
+@pytest.mark.parametrize("what", CANNOT)
+def test_a_file_system_that_cannot_serve_a_run_is_refused_and_nothing_stays(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, behavior, why = CANNOT[what]
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, name, behavior)
+        with pytest.raises(Refused, match=rf"cannot {what} \({why}\).*gcsfuse --rename-dir-limit.*another disk"):
+            Hold(tmp_path / "run")
+    assert {each.name for each in (tmp_path / "run").iterdir()} <= {"lock"}
+    Hold(tmp_path / "run").release()
+
+
+def test_a_file_system_that_appends_wrongly_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """goofys' answer to a second write at an offset that it does not expect may come late, or never."""
+    real = Path.open
+    monkeypatch.setattr(Path, "open", lambda self, mode="r", *a, **k: real(self, "wb" if mode == "ab" else mode, *a))
+    with pytest.raises(Refused, match=r"cannot append to a file \(it was done wrongly\)"):
+        Hold(tmp_path)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_is_full_is_said_to_be_full(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "rename", fails_with(number))
+    with pytest.raises(Refused, match=rf"cannot write in {tmp_path}: {os.strerror(number)}"):
+        Hold(tmp_path)
+
+
+def test_a_folder_that_is_taken_holds_nothing_of_the_trial(tmp_path: Path) -> None:
+    mine = Hold(tmp_path)
+    assert {each.name for each in tmp_path.iterdir()} == {"lock", "holder"}
+    mine.release()
