@@ -1,6 +1,7 @@
 """The command line, `jaxbig VERB EXPERIMENT [--option value ...]`; verbs.py says what each does."""
 
 import difflib
+import importlib.metadata
 import logging
 import os
 import sys
@@ -11,6 +12,7 @@ from jaxbig.errors import Failed, Refused
 from jaxbig.experiment import load
 from jaxbig.lifeline import leave
 from jaxbig.options import parse
+from jaxbig.streams import make_lasting
 from jaxbig.tracking.screen import table
 from jaxbig.verb import DONE, FAILED, REFUSED, STOPPED, OfExperiment
 from jaxbig.verbs import VERBS
@@ -18,6 +20,7 @@ from jaxbig.verbs import VERBS
 
 def main() -> None:
     """Carries out the command line and exits with its code."""
+    make_lasting()
     try:
         sys.exit(run(sys.argv[1:]))
     except Refused as error:
@@ -36,7 +39,10 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Carries out a command line; its exit code."""
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # TFDS and Orbax tell their inner life
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if arguments and arguments[0] in ("-V", "--version", "version"):
+        print(f"jaxbig {importlib.metadata.version('jaxbig')}")
+        return DONE
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
         print("jaxbig VERB [EXPERIMENT] [--option value ...]; jaxbig VERB EXPERIMENT --help names the options\n")
         table([{"verb": name, "does": verb.__doc__} for name, verb in VERBS.items()])
         return DONE
@@ -44,8 +50,10 @@ def run(arguments: Sequence[str]) -> int:
     if word == "data" and rest:
         word, *rest = f"data {rest[0]}", *rest[1:]
     if word not in VERBS:
-        near = difflib.get_close_matches(word, VERBS, n=1, cutoff=0.0)[0]
-        raise Refused(f"no verb {word!r}: the nearest is {near}; all are {', '.join(VERBS)}.")
+        near = difflib.get_close_matches(word, VERBS, n=1, cutoff=0.6)
+        nearest = f"the nearest is {near[0]}; " if near else ""
+        kind = "option" if word.startswith("-") else "verb"
+        raise Refused(f"no {kind} {word!r} here: {nearest}all verbs are {', '.join(VERBS)}.")
     verb = VERBS[word]
     if not issubclass(verb, OfExperiment):
         return parse(verb, rest, word)()

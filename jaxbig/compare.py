@@ -1,5 +1,6 @@
 """What differs between runs: experiment, versions, data, devices, and how far their curves are apart."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from jaxbig.tracking.metrics import read_json, read_metrics
 from jaxbig.workdir import read_run
 
 SECTIONS = ("experiment", "data_identity", "versions", "flags", "config", "devices", "mesh", "git_commit")
-NOT_CURVES = ("step", "split", "steps_per_second", "examples_per_second", "data_wait")
+NOT_CURVES = re.compile(r"step|split|data_wait|mfu|.*_per_second(_.*)?")
+"""Of a line of metrics: what is no metric of the model, but says how fast a machine was."""
 Curves = dict[str, dict[int, float]]
 
 
@@ -24,7 +26,7 @@ def compare(workdirs: list[Path]) -> dict[str, Any]:
             raise Refused(f"{workdir} holds no run (no run.json): name folders that `jaxbig train` has written.")
         run = {name: run.get(name) for name in SECTIONS}
         end = read_json(workdir / "summary.json") or {"step": None, "state_sha256": None, "metrics": {}}
-        ends.append({"workdir": str(workdir), **{key: end[key] for key in ("step", "state_sha256", "metrics")}})
+        ends.append({"workdir": str(workdir), **{key: end.get(key, {}) for key in ("step", "state_sha256", "metrics")}})
         if workdir is workdirs[0]:
             first_run, first_curves = run, curves
             continue
@@ -37,8 +39,8 @@ def read_curves(workdir: Path) -> Curves:
     """metric -> step -> value, of the metrics that do not tell of the machine's speed."""
     curves: Curves = {}
     for line in read_metrics(workdir):
-        for name in line.keys() - NOT_CURVES:
-            if line[name] is not None:
+        for name in line:
+            if line[name] is not None and not NOT_CURVES.fullmatch(name):
                 curves.setdefault(f"{line['split']}/{name}", {})[line["step"]] = line[name]
     return curves
 

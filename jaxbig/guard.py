@@ -213,9 +213,11 @@ def too_many(step: int, why: str, guard: Guard) -> str:
 def left_out(workdir: Path) -> list[int]:
     """The steps whose batches the rollbacks of a run have left out, in order; `Refused` if the file is none of ours."""
     try:
-        noted = read_json(workdir / LEFT_OUT) or []
+        noted = read_json(workdir / LEFT_OUT, list) or []
         return sorted({int(each["step"]) for each in noted})
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except Refused:
+        raise
+    except (ValueError, TypeError, KeyError) as error:
         raise Refused(f"{workdir / LEFT_OUT} cannot be read ({error}): bring it back, or begin elsewhere.") from None
 
 
@@ -228,4 +230,4 @@ def leave_out(workdir: Path, bad: Bad, guard: Guard) -> None:
         raise Failed(f"step {bad.step}: {bad.why}, although its batch was left out: it is not the batches.")
     if row >= guard.most_skips:
         raise Failed(too_many(bad.step, bad.why, guard))
-    write_json(workdir / LEFT_OUT, [*(read_json(workdir / LEFT_OUT) or []), {"step": bad.step, "why": bad.why}])
+    write_json(workdir / LEFT_OUT, [*(read_json(workdir / LEFT_OUT, list) or []), {"step": bad.step, "why": bad.why}])

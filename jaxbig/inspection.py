@@ -15,6 +15,7 @@ from jaxbig.data.stream import eval_batch, eval_steps, train_batch
 from jaxbig.errors import Refused
 from jaxbig.experiment import Experiment
 from jaxbig.gradient import row_keys
+from jaxbig.tracking.figures import PLAIN, optional, printable
 
 SHOWN = 25
 """Rows of a batch that are drawn or written at most."""
@@ -43,9 +44,11 @@ def inspect(experiment: Experiment, step: int, split: str, batches: int, picture
             padding.append(1 - float(rows["mask"].mean()))
         if of_classes(data, rows):
             classes.update(rows["targets"][rows["mask"] > 0].tolist())
-    draws = first["inputs"].ndim == 4
-    if draws:
-        draw(first, data, picture)
+    draws, drawn = first["inputs"].ndim == 4, False
+    with optional(f"no picture {picture}"):
+        if draws:
+            draw(first, data, picture)
+            drawn = True
     return {
         "step": step,
         "split": split,
@@ -55,7 +58,7 @@ def inspect(experiment: Experiment, step: int, split: str, batches: int, picture
         "classes": {named(data, number): count for number, count in sorted(classes.items())},
         "padding": float(np.mean(padding)) if padding else None,
         "rows": [] if draws else texts(first, data),
-        "picture": str(picture) if draws else None,
+        "picture": str(picture) if drawn else None,
     }
 
 
@@ -132,7 +135,7 @@ def draw(batch: Rows, data: Data, file: Path) -> None:
         else:
             axes.imshow(panel[..., 0] if panel.shape[-1] == 1 else panel, cmap="gray", vmin=0, vmax=1)
         if not masks:
-            axes.set_title(label(targets[place], data), fontsize=8, parse_math=False)
+            axes.set_title(printable(label(targets[place], data)), fontsize=8, **PLAIN)
         axes.axis("off")
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=110)

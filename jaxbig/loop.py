@@ -30,6 +30,7 @@ from jaxbig.resume import begin
 from jaxbig.skipped import agree_on_skipped
 from jaxbig.state import TrainState
 from jaxbig.step import Program, make_program
+from jaxbig.tracking.figures import optional
 from jaxbig.tracking.metrics import Metrics, read_metrics, write_json
 from jaxbig.tracking.screen import Screen
 from jaxbig.watchdog import At, watchdog
@@ -38,7 +39,7 @@ logger = logging.getLogger("jaxbig")
 Summary = dict[str, Any]
 
 
-def fit(experiment: Experiment, workdir: Path, screen: Screen, fork: bool = False) -> Summary:
+def fit(experiment: Experiment, workdir: Path, screen: Screen, fork: bool = False, adopt: bool = False) -> Summary:
     """Trains to `experiment.steps`, from the last good checkpoint in `workdir` or from the beginning.
 
     Gives what `summary.json` holds: `step`, `metrics`, `state_sha256`, `interrupted`, ... On SIGTERM or Ctrl-C
@@ -57,11 +58,11 @@ def fit(experiment: Experiment, workdir: Path, screen: Screen, fork: bool = Fals
     ):
         while True:
             try:
-                return go_on(program, compiled, workdir, screen, fork, held, asked_to_stop, at)
+                return go_on(program, compiled, workdir, screen, fork, adopt, held, asked_to_stop, at)
             except Bad as bad:  # the guard's policy is to roll back
                 first(functools.partial(leave_out, workdir, bad, experiment.guard))
                 logger.warning("%s; going back to the last checkpoint, to leave that batch out", bad)
-                fork = False
+                fork = adopt = False
 
 
 def go_on(
@@ -70,6 +71,7 @@ def go_on(
     workdir: Path,
     screen: Screen,
     fork: bool,
+    adopt: bool,
     held: Callable[[], None],
     asked_to_stop: Callable[[], bool],
     at: At,
@@ -80,7 +82,7 @@ def go_on(
         checkpoints = open_checkpoints(experiment, workdir)
         stack.callback(checkpoints.close)
         with enough_memory(program):
-            start, state, digest = begin(program, checkpoints, workdir, fork)
+            start, state, digest = begin(program, checkpoints, workdir, fork, adopt)
         metrics = Metrics(workdir, start, leading())
         stack.callback(metrics.close)
 
@@ -93,7 +95,7 @@ def go_on(
         train_step, flops = compiled() if begun else (None, 0)
         gather("compiled")  # over the devices nobody waits for long
         if start < experiment.steps and (not begun or asked_to_stop()):  # before its first step: all that is, is saved
-            return first(lambda: summarize(experiment, workdir, start, digest))
+            return first(lambda: summarize(experiment, workdir, start, digest, checkpoints.steps()))
         batches = stack.enter_context(contextlib.closing(feed(program, train, start, experiment.steps)))
         watch = Watch(experiment.guard, program.abstract.params, leading())
         step, report = start, Report(experiment, log, flops, watch, at)
@@ -128,9 +130,10 @@ def go_on(
                 report.restart()
         checkpoints.wait()
         at(step, "")
-        summary = first(lambda: summarize(experiment, workdir, step, digest))
-        if step == experiment.steps and draw_attention(program, state, held_out, workdir / "attention.png"):
-            logger.info("drew where it looks: %s", workdir / "attention.png")
+        summary = first(lambda: summarize(experiment, workdir, step, digest, checkpoints.steps()))
+        with optional(f"no picture {workdir / 'attention.png'}"):
+            if step == experiment.steps and draw_attention(program, state, held_out, workdir / "attention.png"):
+                logger.info("drew where it looks: %s", workdir / "attention.png")
     return summary
 
 
@@ -217,14 +220,16 @@ def compile_step(program: Program) -> tuple[Any, int]:
     return compiled, flops
 
 
-def summarize(experiment: Experiment, workdir: Path, step: int, digest: str) -> Summary:
-    """Writes `summary.json`: the last metrics of each split, the best evaluation, and the digest of the state."""
+def summarize(experiment: Experiment, workdir: Path, step: int, digest: str, saved: Collection[int]) -> Summary:
+    """Writes `summary.json`: the last metrics of each split, the best evaluation of a step that is `saved`, of equals
+    the newest as `Checkpoints` has it, and the digest of the state."""
     lines, metrics = read_metrics(workdir), {}
     for line in lines:
         metrics |= {f"{line['split']}/{name}": line[name] for name in line if name not in ("step", "split")}
-    criterion, better = experiment.objective.criterion, max if experiment.objective.higher_is_better else min
-    evaluated = [line for line in lines if line["split"] == "eval" and line[criterion] is not None]
-    best = better(evaluated, key=lambda line: line[criterion], default=None)
+    criterion, sign = experiment.objective.criterion, 1 if experiment.objective.higher_is_better else -1
+    evaluated = [line for line in lines if line["split"] == "eval" and line.get(criterion) is not None]
+    kept = [line for line in evaluated if line["step"] in saved]
+    best = max(kept, key=lambda line: (sign * line[criterion], line["step"]), default=None)
     summary = {
         "step": step,
         "metrics": metrics,

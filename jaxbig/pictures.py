@@ -14,6 +14,7 @@ from jaxbig.data.stream import eval_batch
 from jaxbig.mesh import put
 from jaxbig.state import TrainState, leaves
 from jaxbig.step import Program, transformed
+from jaxbig.tracking.figures import PLAIN, printable
 
 
 def draw_attention(program: Program, state: TrainState, source: Source, file: Path) -> bool:
@@ -53,8 +54,11 @@ def maps(weights: np.ndarray, rows: Rows, data: Data, file: Path, count: int = 4
         outputs = int(rows["mask"][row].sum())
         axes = figure.add_subplot(math.ceil(count / across), across, row + 1)
         axes.imshow(weights[row, :outputs, :length], cmap="Greys", vmin=0, vmax=1, aspect="auto")
-        axes.set_xticks(range(length), data.words(rows["inputs"][row, :length]))
-        axes.set_yticks(range(outputs), data.words(rows["targets"][row, :outputs]))
+        for set_ticks, tokens in (
+            (axes.set_xticks, rows["inputs"][row, :length]),
+            (axes.set_yticks, rows["targets"][row, :outputs]),
+        ):
+            set_ticks(range(len(tokens)), [printable(word) for word in data.words(tokens)], **PLAIN)
         axes.set_xlabel("read")
         axes.set_ylabel("to be written")
     figure.savefig(file, dpi=100)

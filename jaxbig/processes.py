@@ -26,6 +26,7 @@ from jaxbig.environment import config, devices, flags, git_commit, versions
 from jaxbig.errors import Failed, Refused
 from jaxbig.lifeline import fail, leave, own_address, tie
 from jaxbig.signals import say, stop_signals
+from jaxbig.streams import lasting
 
 T = TypeVar("T")
 NOTICE, CONNECT, LOST, LEAVE = 20, 300, 100, 20
@@ -115,7 +116,7 @@ def wait_aloud(found: threading.Event, text: str) -> None:
 def keep_standard_output() -> None:
     """Gloo prints its greetings there; now they go to standard error, and what Python prints alone stays."""
     sys.stdout.flush()
-    sys.stdout = open(os.dup(1), "w", buffering=1, encoding=sys.stdout.encoding)  # noqa: SIM115
+    sys.stdout = lasting(sys.stdout, os.dup(1))
     os.dup2(2, 1)
 
 

@@ -18,17 +18,20 @@ from jaxbig.processes import agree, first, leading
 from jaxbig.state import TrainState, path_name
 from jaxbig.step import Program
 from jaxbig.tracking.metrics import write_atomically, write_json
-from jaxbig.workdir import describe, read_run
+from jaxbig.workdir import ADOPT, describe, read_run
 
 log = logging.getLogger("jaxbig")
 
 
-def begin(program: Program, checkpoints: Checkpoints, workdir: Path, fork: bool) -> tuple[int, TrainState, str]:
+def begin(
+    program: Program, checkpoints: Checkpoints, workdir: Path, fork: bool, adopt: bool = False
+) -> tuple[int, TrainState, str]:
     """(step, state, its digest or "") of the run in a folder; prepares the data, and last writes `run.json`.
 
     `Refused` if the folder holds another run, unless forking: then that run is moved aside, and its weights taken.
+    adopt: checkpoints whose `run.json` is lost are taken for this run's; their shapes are compared all the same.
     """
-    experiment, run, weights = program.experiment, first(lambda: read_run(workdir)), None
+    experiment, run, weights = program.experiment, first(lambda: read_run(workdir, adopt)), None
     fixed = identity(to_json(experiment), prepare(experiment))
     lines = differences(run, fixed) + other_draws(run) if run is not None else []
     if lines and not fork and not first(checkpoints.steps):
@@ -48,8 +51,10 @@ def begin(program: Program, checkpoints: Checkpoints, workdir: Path, fork: bool)
         run = None
     elif run is None and parent_folder(workdir):
         first(lambda: move_aside(workdir))  # what a kill in the midst of a fork has left
-    if run is None and first(checkpoints.steps):
-        raise Refused(f"{workdir} has checkpoints and no run.json to tell whose they are: give another --workdir.")
+    if run is None and not adopt and first(checkpoints.steps):
+        raise Refused(
+            f"{workdir} has checkpoints and no run.json to tell whose they are: give another --workdir; {ADOPT}."
+        )
     checkpoints.clean()
     restored = checkpoints.restore(program.abstract, as_saved)
     if restored is not None and restored.step > experiment.steps:

@@ -15,7 +15,7 @@ from jaxbig.experiment import find
 
 Setting = dict[str, Any]
 """Path of an option -> its value: a number, text, True, None, or a list of such."""
-OWN = ("workdir", "fork", "smoke", "json")
+OWN = ("workdir", "fork", "adopt", "smoke", "json")
 """What belongs to a run and not to its experiment."""
 
 
@@ -53,12 +53,16 @@ def axis(text: str) -> tuple[str, list[Any] | Range]:
 
 
 def literal(text: str) -> Any:
-    """A number, True, False or None where the text is how one is written, or the text."""
+    """A number, True, False or None where the text is how one is written, or the text: 007 is a name."""
     if text in ("True", "False", "None"):
         return {"True": True, "False": False, "None": None}[text]
-    if re.fullmatch(r"-?(0|[1-9]\d*)", text):
+    if re.fullmatch(r"0|-?[1-9][0-9]*", text):
         return int(text)
-    return float(text) if re.fullmatch(r"-?\d+(\.\d*)?(e[+-]?\d+)?", text) else text
+    if re.fullmatch(r"-?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?", text) and math.isfinite(
+        number := float(text)
+    ):
+        return number
+    return text
 
 
 def settings(axes: Sequence[str], count: int | None, seed: int, file: Path | None, name: str) -> list[Setting]:

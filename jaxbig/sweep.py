@@ -3,6 +3,8 @@
 `sweep.json` in the sweep's folder holds all of it; a setting keeps its number, and so its folder, for ever.
 """
 
+import contextlib
+import json
 import subprocess
 import sys
 import time
@@ -14,7 +16,8 @@ from jaxbig.children import Process, asked_to_stop, gpus, kill, spawn, tell
 from jaxbig.errors import Refused
 from jaxbig.experiment import Experiment, diff
 from jaxbig.options import resolve
-from jaxbig.settings import Setting, options
+from jaxbig.settings import Setting, literal, options
+from jaxbig.tracking.figures import PLAIN, optional, printable
 from jaxbig.tracking.metrics import read_json, write_json
 
 
@@ -28,10 +31,18 @@ class Sweep:
         self.folder, self.name, self.common = folder, name, list(common)
         now = {"experiment": name, "options": self.common}
         before = read_json(folder / "sweep.json") or {**now, "runs": []}
+        if (folder / "run.json").exists():
+            raise Refused(f"{folder} is the folder of a run: give the sweep another --workdir.")
+        if not is_sweep(before):
+            raise Refused(f"{folder}/sweep.json was not written by jaxbig: give another --workdir.")
         if changes := diff({key: before.get(key) for key in now}, now):
             raise Refused(f"{folder} holds another sweep ({'; '.join(changes)}): give another --workdir.")
         self.settings: list[Setting] = [run["setting"] for run in before["runs"]]
-        self.settings += [each for place, each in enumerate(asked) if each not in self.settings + asked[:place]]
+        known = {json.dumps(each, sort_keys=True) for each in self.settings}  # in Python True is 1, and 1.0
+        for each in asked:
+            if (text := json.dumps(each, sort_keys=True)) not in known:
+                known.add(text)
+                self.settings.append(each)
         self.experiments: list[Experiment] = [resolve(name, [*common, *options(each)]) for each in self.settings]
         for experiment in self.experiments:
             experiment.check()
@@ -50,7 +61,10 @@ class Sweep:
         return [*options(self.settings[number]), "--workdir", str(self.place(number))]
 
     def summary(self, number: int) -> dict[str, Any]:
-        return read_json(self.place(number) / "summary.json") or {}
+        """What a run has written at its end; empty if it has not, or cannot be read: the run writes it again."""
+        with contextlib.suppress(Refused):
+            return read_json(self.place(number) / "summary.json") or {}
+        return {}
 
     def waiting(self) -> list[int]:
         """The runs that are not done."""
@@ -130,6 +144,14 @@ class Sweep:
         say(f"run {number} {run['state']}" + (f": {run['error']}" if "error" in run else f" at step {run['step']}"))
 
 
+def is_sweep(value: dict[str, Any]) -> bool:
+    """Whether it is what `sweep.json` holds, as far as it is taken up."""
+    runs = value.get("runs")
+    return isinstance(runs, list) and all(
+        isinstance(run, dict) and isinstance(run.get("setting"), dict) for run in runs
+    )
+
+
 def in_words(setting: Setting) -> str:
     return " ".join(f"{path}={value}" for path, value in setting.items())
 
@@ -152,7 +174,13 @@ def table(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def draw(result: dict[str, Any], file: Path) -> bool:
-    """The best criterion of each run over each option that was swept, as a PNG; False if no run has a result."""
+    """The best criterion of each run over each option that was swept, as a PNG; False if there is none."""
+    with optional(f"no picture {file}"):
+        return _draw(result, file)
+    return False
+
+
+def _draw(result: dict[str, Any], file: Path) -> bool:
     from matplotlib.figure import Figure  # here: slow to import
 
     runs = [result["runs"][number] for number in result["ranked"]]
@@ -164,11 +192,11 @@ def draw(result: dict[str, Any], file: Path) -> bool:
         zip(paths, figure.subplots(1, len(paths), sharey=True, squeeze=False)[0], strict=True)
     ):
         points = [(run["setting"][path], run["best"]) for run in runs if path in run["setting"]]
-        values = [value for value, _ in points]
+        values = [literal(value) if isinstance(value, str) else value for value, _ in points]
         numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
         if not numeric:
             names = sorted({str(value) for value in values})
-            axes.set_xticks(range(len(names)), names)
+            axes.set_xticks(range(len(names)), [printable(name) for name in names], **PLAIN)
             values = [names.index(str(value)) for value in values]
         elif min(values) > 0 and max(values) >= 10 * min(values):
             axes.set_xscale("log")

@@ -1,5 +1,6 @@
 """`jaxbig sweep`, the verb."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +13,7 @@ from jaxbig.errors import Refused
 from jaxbig.options import parse
 from jaxbig.signals import INTERRUPTED
 from jaxbig.tracking.screen import Screen
-from jaxbig.verb import DONE, FAILED, Flag, OfExperiment
+from jaxbig.verb import DONE, FAILED, Flag, OfExperiment, run_name
 from launch.common import at_least
 from launch.slurm import Slurm
 
@@ -41,13 +42,18 @@ class Sweep(OfExperiment):
 
     def __call__(self) -> int:
         at_least("--at-once", self.at_once, 0)
-        stem = Path(self.name.removesuffix(".py")).name.split(".")[-1]
-        folder, screen = self.workdir or Path("runs") / f"{stem}-sweep", Screen(self.json)
+        folder, screen = self.workdir or Path("runs") / f"{run_name(self.name)}-sweep", Screen(self.json)
         asked = settings.settings(self.axes, self.random, self.draw_seed, self.file, self.name)
+        new = [each for each in (folder / "lock", folder, *folder.parents) if not each.exists()]
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with filelock.FileLock(folder / "lock", timeout=0):
-                return self.carry_out(sweep.Sweep(folder, self.name, self.common(), asked), screen)
+                try:
+                    runs = sweep.Sweep(folder, self.name, self.common(), asked)
+                except Refused:
+                    remove_empty(new)
+                    raise
+                return self.carry_out(runs, screen)
         except filelock.Timeout:
             raise Refused(f"{folder} is in use by another sweep: stop that, or give another --workdir.") from None
         except OSError as error:
@@ -86,3 +92,10 @@ class Sweep(OfExperiment):
             screen.say("interrupted: the same command goes on from there")
             return INTERRUPTED
         return FAILED if runs.failures else DONE
+
+
+def remove_empty(paths: list[Path]) -> None:
+    """Removes files, and folders that are empty, innermost first."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            path.rmdir() if path.is_dir() else path.unlink()

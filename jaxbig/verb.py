@@ -55,7 +55,13 @@ class OfRun(OfExperiment):
 
     @property
     def folder(self) -> Path:
-        return self.workdir or Path("runs") / Path(self.name.removesuffix(".py")).name.split(".")[-1]
+        return self.workdir or Path("runs") / run_name(self.name)
+
+
+def run_name(experiment: str) -> str:
+    """Name of the folder of an experiment's run: the file's without `.py`, or the last part of a dotted module."""
+    file = Path(experiment)
+    return file.stem if file.suffix == ".py" else file.name.split(".")[-1]
 
 
 def rows(name: str, values: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """What the command line can do: a verb is a class, its fields are its options."""
 
 import dataclasses
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from jaxbig.experiment import available, flat, summary
 from jaxbig.inspection import inspect
 from jaxbig.loop import fit
 from jaxbig.mesh import in_words
-from jaxbig.options import lasting
+from jaxbig.options import lasting, without
 from jaxbig.planning import plan
 from jaxbig.planning.chips import parse_topology
 from jaxbig.planning.compile import measure
@@ -28,7 +29,7 @@ from jaxbig.signals import INTERRUPTED
 from jaxbig.smoke import emptied, made_up, smoke
 from jaxbig.sweep_verb import Sweep
 from jaxbig.tracking.screen import Screen
-from jaxbig.verb import DONE, FAILED, Flag, OfExperiment, OfRun, Verb, rows
+from jaxbig.verb import DONE, FAILED, Flag, OfExperiment, OfRun, Verb, rows, run_name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,10 @@ class Train(OfRun):
     fork: Flag = False
     """Where the folder holds another run: begin anew there from that run's weights, and keep it aside."""
 
+    adopt: Flag = False
+    """Where the folder's run.json is lost or empty: resume from its checkpoints, which this very command must have
+    made."""
+
     smoke: Flag = False
     """Two steps and an evaluation of a small sibling, on made-up records where the data is not here; in a folder of its
     own, which is emptied first."""
@@ -72,7 +77,7 @@ class Train(OfRun):
             folder = self.workdir or self.folder.with_name(f"{self.folder.name}-smoke")
             result = fit(smoke(self.experiment), emptied(folder), screen)
             return self.emit(result, ("", rows("smoke test", dict(flat(result["metrics"])))))
-        result = fit(self.experiment, self.folder, screen, self.fork)
+        result = fit(self.experiment, self.folder, screen, self.fork, self.adopt)
         if not leading():
             return INTERRUPTED if result["interrupted"] else DONE
         self.emit(result)
@@ -80,15 +85,21 @@ class Train(OfRun):
             saved = f"saved at step {result['step']}" if result["step"] else "nothing was to be saved yet"
             screen.say(f"interrupted; {saved}: the same command goes on from there")
             return INTERRUPTED
-        same, other = shlex.join([self.name, *lasting(self.options)]), f"{self.folder}-seed1"
-        hints = [
-            f"jaxbig evaluate {same}",
-            f"jaxbig train {same} --seed 1 --workdir {other}",
-            f"jaxbig compare {self.folder} {other}",
-            f"jaxbig train {self.name} --help",
-        ]
-        screen.result(f"{self.name} is done", result, self.folder, hints)
+        screen.result(f"{self.name} is done", result, self.folder, self.hints())
         return DONE
+
+    def hints(self) -> list[str]:
+        """Commands to try next: evaluate this run, repeat it with the next seed in a folder of its own, compare."""
+        same, seed = lasting(self.options), str(self.experiment.seed + 1)
+        other = f"{re.sub(r'-seed[0-9]+$', '', str(self.folder))}-seed{seed}"
+        repeated = [*without(same, ("--seed", "--workdir")), "--seed", seed, "--workdir", other]
+        commands = [
+            ["evaluate", self.name, *same],
+            ["train", self.name, *repeated],
+            ["compare", str(self.folder), other],
+            ["train", self.name, "--help"],
+        ]
+        return [shlex.join(["jaxbig", *words]) for words in commands]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,7 +135,7 @@ class DataInspect(OfExperiment):
             experiment = dataclasses.replace(experiment, data=made_up(experiment.data))
         experiment.check()
         experiment.data.prepare()
-        picture = self.picture or Path(f"{Path(self.name).stem}-{self.split}-{self.step}.png")
+        picture = self.picture or Path(f"{run_name(self.name)}-{self.split}-{self.step}.png")
         found = inspect(experiment, self.step, self.split, self.batches, picture)
         told = {name: value for name, value in found.items() if name not in ("fields", "rows", "classes")}
         return self.emit(

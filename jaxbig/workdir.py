@@ -1,6 +1,5 @@
 """What `run.json` says of a run."""
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -30,12 +29,19 @@ def describe(experiment: Any, fingerprint: str, data_identity: str, mesh: jax.sh
     }
 
 
-def read_run(workdir: Path) -> dict[str, Any] | None:
-    """The `run.json` of a folder, or None; `Refused` if it is not one of jaxbig's."""
+ADOPT = "or, if the same command, code and data made its checkpoints, go on from them with `jaxbig train ... --adopt`"
+
+
+def read_run(workdir: Path, adopt: bool = False) -> dict[str, Any] | None:
+    """The `run.json` of a folder, or None; `Refused` if it is not one of jaxbig's. adopt: None then, too."""
     try:
         run = read_json(workdir / "run.json")
-    except (OSError, json.JSONDecodeError) as error:
-        raise Refused(f"{workdir}/run.json cannot be read: {error}; give another --workdir.") from None
-    if run is not None and not {"experiment", "data_identity"} <= set(run):
-        raise Refused(f"{workdir}/run.json was not written by jaxbig: give another --workdir.")
+        if run is not None and not {"experiment", "data_identity"} <= set(run):
+            raise Refused(
+                f"{workdir}/run.json was not written by jaxbig: bring back a copy, or give another --workdir."
+            )
+    except Refused as error:
+        if adopt:
+            return None
+        raise Refused(f"{str(error).rstrip('.')}; {ADOPT}.") from None
     return run

@@ -12,7 +12,7 @@ RUNS = sorted((ROOT / "experiments").rglob("*.py"))
 
 # A room imports rooms of lower floors, and its own.
 FLOORS = (
-    {"errors", "keys", "dtypes", "signals"},
+    {"errors", "keys", "dtypes", "signals", "streams"},
     {"lifeline", "children", "determinism", "environment"},
     {"state", "tracking", "processes", "watchdog", "placement"},
     {"mesh", "workdir", "hold", "checkpoint", "precision", "float32_sums"},
@@ -39,7 +39,7 @@ ONLY = {
     "data": {"data", "errors", "signals"},
     "optim": {"optim", "state", "errors"},
     "checkpoint": {"state", "processes", "errors"},
-    "launch": {"launch", "options", "children", "errors"},
+    "launch": {"launch", "options", "children", "errors", "streams"},
     "experiments": {"experiments", "experiment", "models", "objectives", "data", "optim", "mesh", "precision", "guard"},
 }
 NEVER = {

@@ -16,13 +16,14 @@ from conftest import SPINE, small
 from flax.traverse_util import unflatten_dict
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
+from jaxbig import loop
 from jaxbig.checkpoint import Checkpoints
 from jaxbig.data.pytext import PyText
 from jaxbig.errors import Refused
 from jaxbig.experiment import Experiment
 from jaxbig.guard import LEFT_OUT
 from jaxbig.hold import hold
-from jaxbig.loop import fit
+from jaxbig.loop import fit, summarize
 from jaxbig.mesh import Mesh
 from jaxbig.models.convolutional import ConvNet, Dense, Dropout
 from jaxbig.models.recurrent import RNN
@@ -425,3 +426,61 @@ def test_a_fork_to_a_changed_model_takes_what_fits(
     for path in fresh:
         np.testing.assert_equal(forked[path], (weights if path in taken else fresh)[path], err_msg=path)
     assert "3 of 6 leaves are the other run's" in said and "head/kernel" in said and "reshaped" in said
+
+
+@pytest.mark.parametrize(
+    ("scores", "saved", "best"),
+    [
+        ({100: 0.5, 200: 0.9, 280: 0.9, 320: 0.9}, [280, 320], 320),  # of equals the newest, as checkpoints are kept
+        ({100: 0.5, 200: 0.9, 300: 0.7}, [100, 300], 300),  # the best was evaluated and not saved
+        ({100: 0.9, 200: 0.5}, [100, 200], 100),
+        ({100: None, 200: 0.5}, [100, 200], 200),
+        ({100: 0.9}, [], None),
+        ({}, [100], None),
+    ],
+)
+@pytest.mark.parametrize("higher", [True, False])
+def test_the_best_of_a_summary_is_a_checkpoint_that_is_kept(
+    scores: dict[int, float | None], saved: list[int], best: int | None, higher: bool, tmp_path: Path
+) -> None:
+    name, criterion = ("digits_convnet", "accuracy") if higher else ("diabetes_mlp", "loss")
+    experiment = small(name)
+    assert (experiment.objective.criterion, experiment.objective.higher_is_better) == (criterion, higher)
+    sign = 1 if higher else -1
+    lines: list[dict[str, Any]] = [
+        {"step": step, "split": "eval", criterion: None if score is None else sign * score}
+        for step, score in scores.items()
+    ]
+    lines.append({"step": 10, "split": "eval", "another": 5.0})  # of an objective that it had before
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = summarize(experiment, tmp_path, 400, "x", saved)["best"]
+    assert (found and found["step"]) == best
+
+
+def test_a_run_whose_run_json_is_lost_is_resumed_when_asked(tmp_path: Path, screen: Screen) -> None:
+    """A power loss leaves an empty run.json beside whole checkpoints, which are not lost with it."""
+    run, every = tmp_path / "run", {"evaluate_every": 4, "checkpoint_every": 4, "keep_last": 1}
+    experiment = tiny(steps=12, optimizer=AdamW(rate=Constant(1e-3)), **every)
+    half = fit(dataclasses.replace(experiment, steps=8), run, screen)
+    assert half["best"]["step"] in Checkpoints(run / "checkpoints").steps()
+    for content in ("", None):
+        (run / "run.json").unlink()
+        if content is not None:
+            (run / "run.json").write_text(content)
+        before = sorted(each.name for each in run.rglob("*"))
+        with pytest.raises(Refused, match=r"run\.json.*--adopt"):
+            fit(experiment, run, screen)
+        assert sorted(each.name for each in run.rglob("*")) == before
+        resumed = fit(experiment, run, screen, adopt=True)
+        assert resumed["step"] == 12
+    assert resumed["state_sha256"] == fit(experiment, tmp_path / "whole", screen)["state_sha256"]
+    with pytest.raises(Refused, match="holds another run"):  # a run.json that is whole is believed
+        fit(dataclasses.replace(experiment, seed=5), run, screen, adopt=True)
+
+
+def test_a_picture_that_fails_ends_no_run(tmp_path: Path, screen: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> bool:
+        raise ValueError("ParseFatalException: Expected end of text")
+
+    monkeypatch.setattr(loop, "draw_attention", fail)
+    assert fit(tiny(steps=2, evaluate_every=2, checkpoint_every=2), tmp_path, screen)["step"] == 2

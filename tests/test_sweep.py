@@ -13,8 +13,10 @@ import pytest
 from PIL import Image
 
 from jaxbig.errors import Refused
-from jaxbig.settings import Range, axis, options, settings
+from jaxbig.experiment import load
+from jaxbig.settings import Range, axis, literal, options, settings
 from jaxbig.sweep import Sweep, draw, table
+from jaxbig.sweep_verb import Sweep as SweepVerb
 from jaxbig.tracking.metrics import write_json
 
 SMALL = [f"--model.layers.{layer}=8" for layer in ("0.channels", "1.channels", "4.channels", "7.width")]
@@ -115,6 +117,70 @@ def test_a_sweep_keeps_numbers_is_extended_and_ranks_the_best_first(tmp_path: Pa
     (tmp_path / "sweep" / "000").symlink_to(tmp_path)
     with pytest.raises(Refused, match="link"):
         runs.result()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *(("1", 1), ("-3", -3), ("0", 0), ("1e-3", 1e-3), ("0.5", 0.5), (".5", 0.5), ("2.", 2.0), ("True", True)),
+        *((each, each) for each in ("007", "01.5", "1e999", "1_000", "true", "v1", "nan", "inf", "1e", "0x1", "")),
+        *((each, each) for each in ("1\u0661", "\u0661", "1\u0661.5", " 1")),
+    ],
+)
+def test_text_that_is_no_number_stays_as_it_was_written(text: str, value: Any) -> None:
+    found = literal(text)
+    assert found == value and type(found) is type(value)
+    if isinstance(value, str):
+        assert options({"a": found}) == [f"--a={text}"]
+
+
+def test_settings_that_python_calls_equal_are_runs_of_their_own(tmp_path: Path) -> None:
+    """True is 1 and 1.0 in Python: one of them would be left out without a word."""
+    asked = [{"log_every": 1}, {"reproducible": 0}, {"offload": False}, {"log_every": 1}]
+    runs = Sweep(tmp_path, "digits_convnet", SHORT, asked)
+    assert runs.settings == asked[:3] and len({runs.place(number) for number in range(3)}) == 3
+    (tmp_path / "sweep.json").unlink()
+    with pytest.raises(Refused, match=r"--seed"):  # not taken for the setting before it
+        Sweep(tmp_path, "digits_convnet", SHORT, [{"seed": 1}, {"seed": 1.0}])
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"runs": 3}', '{"experiment": "digits_convnet", "runs": [1]}'])
+def test_a_sweep_s_file_that_is_damaged_is_a_sentence(content: str, tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text(content)
+    with pytest.raises(Refused, match=r"sweep"):
+        Sweep(tmp_path, "digits_convnet", SHORT, [{"seed": 0}])
+    assert (tmp_path / "sweep.json").read_text() == content
+
+
+def test_a_sweep_in_the_folder_of_a_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(Refused, match=r"is the folder of a run"):
+        Sweep(tmp_path, "digits_convnet", SHORT, [{"seed": 0}])
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]"])
+def test_a_run_whose_summary_is_damaged_is_not_done(content: str, tmp_path: Path) -> None:
+    runs = Sweep(tmp_path, "digits_convnet", SHORT, [{"seed": 0}])
+    finished(runs, 0, 0.5)
+    assert runs.waiting() == []
+    (runs.place(0) / "summary.json").write_text(content)
+    assert runs.waiting() == [0] and runs.result()["ranked"] == []
+
+
+@pytest.mark.parametrize("there", [(), ("runs",), ("runs", "runs/digits_convnet-sweep")])
+@pytest.mark.parametrize("bad", ["optimizer.rate.paek=1", "seed=-1", "steps=x"])
+def test_a_sweep_that_is_refused_leaves_nothing_behind(
+    bad: str, there: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in there:
+        (tmp_path / folder).mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    words = ("--set", "seed=0", bad)
+    verb = SweepVerb(name="digits_convnet", options=words, experiment=load("digits_convnet"), axes=words[1:])
+    with pytest.raises(Refused):
+        verb()
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.slow

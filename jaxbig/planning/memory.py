@@ -1,8 +1,9 @@
 """Whether a run fits the devices that are here: said before its first step, or in words when a device runs out."""
 
 import contextlib
-import os
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,13 +26,58 @@ def peak_bytes(compiled: Any) -> int:
 
 
 def available_bytes() -> int | None:
-    """Of each device here: what its allocator may take, or its part of a CPU's memory; None if that is not known."""
+    """Of each device here: what its allocator may take, or its part of a CPU's free memory; None if that is not known.
+
+    Free is what others have left, and what this process's own arrays take already, which a step's need counts too.
+    """
     device = jax.local_devices()[0]
     if limit := (device.memory_stats() or {}).get("bytes_limit"):
         return limit
-    if device.platform != "cpu" or not hasattr(os, "sysconf"):
+    if device.platform != "cpu" or (free := free_bytes()) is None:
         return None
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
+    own = sum(shard.data.nbytes for array in jax.live_arrays() for shard in array.addressable_shards)
+    return (free + own) // jax.local_device_count()
+
+
+def free_bytes(root: Path = Path("/")) -> int | None:
+    """Bytes that this machine can still give to this process: what Linux estimates without swapping, and no more than
+    any of its control groups may still take (Slurm's, a container's, a pod's); None if that is not known."""
+    found = [_kilobytes(root / "proc/meminfo").get("MemAvailable"), *(_left(group) for group in _groups(root))]
+    return min((each for each in found if each is not None), default=None)
+
+
+def _kilobytes(file: Path) -> dict[str, int]:
+    """Lines `name: number kB` as bytes."""
+    with contextlib.suppress(OSError):
+        lines = re.findall(r"^(\w+): +(\d+) kB$", file.read_text(), re.MULTILINE)
+        return {name: 1024 * int(number) for name, number in lines}
+    return {}
+
+
+def _groups(root: Path) -> Iterator[tuple[Path, str, str]]:
+    """The memory control groups of this process, innermost first: folder, and its files of limit and usage."""
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, kinds, path = line.split(":", 2)
+            if kinds and "memory" not in kinds.split(","):
+                continue
+            top = root / "sys/fs/cgroup" / ("memory" if kinds else "")
+            limit, usage = ("limit_in_bytes", "usage_in_bytes") if kinds else ("max", "current")
+            folder = top / path.lstrip("/")
+            for each in (folder, *folder.parents):
+                if each.is_relative_to(top):
+                    yield each, f"memory.{limit}", f"memory.{usage}"
+
+
+def _left(group: tuple[Path, str, str]) -> int | None:
+    """Bytes that a control group may still take; files that it has only read are given back first."""
+    folder, limit, usage = group
+    try:
+        most, used = int((folder / limit).read_text()), int((folder / usage).read_text())  # "max" is no number
+        given_back = re.search(r"^(?:total_)?inactive_file (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
+    except (OSError, ValueError):
+        return None
+    return max(most - used + (int(given_back[1]) if given_back else 0), 0)
 
 
 def check_memory(program: Program, compiled: Any = None) -> None:
@@ -57,7 +103,7 @@ def lacking(program: Program, compiled: Any = None) -> str:
     state, have, devices = bytes_per_device(program)["total"], available_bytes(), program.mesh.size
     need = "" if compiled is None else f"a step needs {peak_bytes(compiled) / GiB:.2f} GiB, and of that "
     first = jax.devices()[0]
-    part = f" ({fraction_note()})" if first.platform == "gpu" else ""
+    part = {"gpu": f" ({fraction_note()})", "cpu": " free"}.get(first.platform, "")
     here = f"{devices} {first.device_kind} devices" + (f" with {have / GiB:.2f} GiB{part}" if have else "")
     slices = count_slices(list(program.mesh.devices.flat))
     tried = [" ".join(each) for each in remedies(program.experiment, devices, slices)]

@@ -1,13 +1,18 @@
 """What a run leaves to be read: metrics.jsonl, TensorBoard's event files, run.json and summary.json."""
 
 import contextlib
+import itertools
 import json
+import logging
 import math
 import time
 from pathlib import Path
 from typing import Any
 
-from jaxbig.errors import Failed
+from jaxbig.errors import Failed, Refused
+from jaxbig.tracking.figures import optional
+
+log = logging.getLogger("jaxbig")
 
 
 class Metrics:
@@ -19,20 +24,15 @@ class Metrics:
 
     def __init__(self, workdir: Path, start: int, writes: bool = True):
         self.file, self.writes = workdir / "metrics.jsonl", writes
+        self._board: Board | None = None
         if not writes:
             return
-        from tensorboardX import summary  # here: it looks for the libraries of clouds, which a launcher has no need of
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto import event_pb2
-
-        self._scalar, self._event, log = summary.scalar, event_pb2.Event, event_pb2.SessionLog  # type: ignore[attr-defined]
-        kept = [line for line in read_metrics(workdir) if line["step"] <= start]
+        kept = [line for line in read_metrics(workdir, keep_damaged=True) if line["step"] <= start]
         write_atomically(self.file, "".join(json.dumps(line) + "\n" for line in kept))
         with _writing(self.file, start):
-            (workdir / "tensorboard").mkdir(exist_ok=True)
             self._stream = self.file.open("a")
-            self._board = EventsWriter(str(workdir / "tensorboard" / "events"))  # no thread that could die unseen
-            self._board.write_event(self._event(step=start + 1, session_log=log(status=log.START)))
+        with optional("TensorBoard"):
+            self._board = Board(workdir / "tensorboard", start)
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
         """One line: the step, the split, the values; a value that is no finite number is written as null."""
@@ -41,16 +41,44 @@ class Metrics:
         with _writing(self.file, step):
             self._stream.write(to_json_text({"step": step, "split": split, **values}) + "\n")
             self._stream.flush()
-            for name, value in values.items():
-                told = self._scalar(f"{split}/{name}", value)
-                self._board.write_event(self._event(step=step, wall_time=time.time(), summary=told))
-            self._board.flush()
+        board, self._board = self._board, None  # one that fails once is not asked again
+        with optional("TensorBoard has no more of this run"):
+            if board is not None:
+                board.write(step, split, values)
+                self._board = board
 
     def close(self) -> None:
         """Gives the files back; every line was flushed when it was written."""
-        for file in (self._stream, self._board) if self.writes else ():
+        if self.writes:
             with contextlib.suppress(OSError):
-                file.close()
+                self._stream.close()
+        with optional("TensorBoard"):
+            if self._board is not None:
+                self._board.close()
+
+
+class Board:
+    """TensorBoard's event file of a run, from a step on; written without a thread, which could die unseen."""
+
+    def __init__(self, folder: Path, start: int):
+        from tensorboardX import summary  # here: it looks for the libraries of clouds, which a launcher has no need of
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2
+
+        session = event_pb2.SessionLog  # type: ignore[attr-defined]
+        self._scalar, self._event = summary.scalar, event_pb2.Event  # type: ignore[attr-defined]
+        folder.mkdir(exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"))
+        self._writer.write_event(self._event(step=start + 1, session_log=session(status=session.START)))
+
+    def write(self, step: int, split: str, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            told = self._scalar(f"{split}/{name}", value)
+            self._writer.write_event(self._event(step=step, wall_time=time.time(), summary=told))
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 @contextlib.contextmanager
@@ -61,11 +89,45 @@ def _writing(file: Path, step: int) -> Any:
         raise Failed(f"step {step}: cannot write {file}: {error.strerror or error}.") from error
 
 
-def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`; a last line that was cut off by a kill is left out."""
+def read_metrics(workdir: Path, keep_damaged: bool = False) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`; a last line that was cut off by a kill is left out.
+
+    So is a line that is none of jaxbig's, as a power loss or an editor leaves it, with a warning that numbers it;
+    keep_damaged: then the whole file is copied to `broken/` first, since it is about to be written again.
+    """
     file = workdir / "metrics.jsonl"
-    lines = file.read_text().split("\n") if file.exists() else []
-    return [json.loads(line) for line in lines[:-1] if line]  # what follows the last newline is cut off or nothing
+    if not file.exists():
+        return []
+    content = file.read_bytes()
+    texts = content.decode(errors="replace").split("\n")[:-1]  # what follows the last newline is cut off or nothing
+    lines = {number: _metrics(text) for number, text in enumerate(texts, 1) if text}
+    if damaged := [number for number, line in lines.items() if line is None]:
+        which = f"line{'s' * (len(damaged) > 1)} {', '.join(map(str, damaged[:5]))}{', ...' * (len(damaged) > 5)}"
+        copy = f"; the file is copied to {_copy_to_broken(file, content)}" if keep_damaged else ""
+        log.warning("%s: %s cannot be read and %s left out%s", file, which, "are" if damaged[1:] else "is", copy)
+    return [line for line in lines.values() if line is not None]
+
+
+def _metrics(text: str) -> dict[str, Any] | None:
+    """A line of `metrics.jsonl`: a step, a split and numbers by name; None if it is not one."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict) or type(line.get("step")) is not int or not isinstance(line.get("split"), str):
+        return None
+    values = (value for name, value in line.items() if name != "split")
+    return line if all(value is None or type(value) in (int, float) for value in values) else None
+
+
+def _copy_to_broken(file: Path, content: bytes) -> Path:
+    """Where broken checkpoints go, too."""
+    folder = file.parent / "broken"
+    folder.mkdir(exist_ok=True)
+    names = (folder / f"{file.stem}-{number}{file.suffix}" for number in itertools.count())
+    copy = next(name for name in names if not name.exists())
+    write_atomically(copy, content)
+    return copy
 
 
 def write_atomically(file: Path, content: str | bytes) -> None:
@@ -96,6 +158,15 @@ def write_json(file: Path, value: Any) -> None:
     write_atomically(file, to_json_text(value, indent=1) + "\n")
 
 
-def read_json(file: Path) -> Any:
-    """The JSON in a file, or None if there is no such file."""
-    return json.loads(file.read_text()) if file.exists() else None
+def read_json(file: Path, kind: type = dict) -> Any:
+    """The JSON object, or list, in a file, or None if there is no such file; `Refused` if it is not one."""
+    if not file.exists():
+        return None
+    try:
+        value = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        why = "it is empty, as a power loss leaves it" if file.is_file() and not file.stat().st_size else error
+        raise Refused(f"{file} cannot be read: {why}; bring back a copy of it, or give another folder.") from None
+    if not isinstance(value, kind):
+        raise Refused(f"{file} was not written by jaxbig: it holds no JSON {kind.__name__}; give another folder.")
+    return value

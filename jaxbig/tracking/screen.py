@@ -13,6 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from jaxbig.tracking.figures import optional
+
+shown = optional("the screen")
+"""For a method that only shows a run."""
+
 
 class Screen:
     """Prints to standard output, or to standard error where that is kept for JSON.
@@ -33,9 +38,11 @@ class Screen:
         logging.getLogger("jaxbig").setLevel(logging.WARNING if quiet else logging.INFO)
         logging.getLogger("jaxbig").propagate = False
 
+    @shown
     def say(self, text: str) -> None:
         self.console.print(text, markup=False, soft_wrap=not self.console.is_terminal)
 
+    @shown
     def start(self, step: int, steps: int) -> None:
         """The bar, at a step of so many."""
         self._steps = steps
@@ -46,6 +53,7 @@ class Screen:
             self._task = self._progress.add_task("", total=steps, completed=step)
             self._progress.start()
 
+    @shown
     def train(self, step: int, values: dict[str, float]) -> None:
         """Training metrics of a step."""
         text = (
@@ -58,6 +66,7 @@ class Screen:
             self._last_line = time.monotonic()
             self.say(f"step {step}/{self._steps}  {text}  {left:.0f} s left")
 
+    @shown
     def evaluation(self, step: int, means: dict[str, float]) -> None:
         """A row of the table of evaluations, under a heading the first time."""
         if not self._columns:
@@ -65,11 +74,13 @@ class Screen:
             self.say("".join(f"{name:>16}" for name in ["evaluated at", *self._columns]))
         self.say(f"{step:>16}" + "".join(f"{means[name]:>16.4f}" for name in self._columns))
 
+    @shown
     def stop(self) -> None:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
 
+    @shown
     def result(self, title: str, summary: dict[str, Any], workdir: Path, hints: list[str]) -> None:
         """The last screen: what was reached, where everything is, the digest, and what to try next."""
         rows = [(name, _cell(value)) for name, value in summary["metrics"].items() if name.startswith("eval/")]
@@ -85,16 +96,16 @@ class Screen:
 
 def table(rows: list[dict[str, Any]], title: str = "") -> None:
     """Prints rows as a table on standard output, a column a key."""
-    shown = Table(box=None, pad_edge=False, header_style="bold")
+    grid = Table(box=None, pad_edge=False, header_style="bold")
     for name in rows[0]:
         number = all(isinstance(row[name], int | float) for row in rows)
-        shown.add_column(name, justify="right" if number else "left", overflow="fold")
+        grid.add_column(name, justify="right" if number else "left", overflow="fold")
     for row in rows:
-        shown.add_row(*map(_cell, row.values()))
+        grid.add_row(*map(_cell, row.values()))
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     if title:
         console.print(title, markup=False)
-    console.print(shown, markup=False)
+    console.print(grid, markup=False)
 
 
 def _cell(value: Any) -> str:

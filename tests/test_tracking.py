@@ -1,0 +1,202 @@
+"""What a run leaves to be read: lines that others have damaged, and decoration that fails without ending a run."""
+
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxbig import sweep
+from jaxbig.errors import Failed, Refused
+from jaxbig.guard import LEFT_OUT, left_out
+from jaxbig.inspection import draw
+from jaxbig.pictures import maps
+from jaxbig.tracking import metrics as room
+from jaxbig.tracking.figures import optional, printable
+from jaxbig.tracking.metrics import Metrics, read_json, read_metrics
+from jaxbig.tracking.screen import Screen
+from jaxbig.workdir import read_run
+
+GOOD = {"step": 2, "split": "train", "loss": 0.5}
+DAMAGED = {
+    "cut off in the midst": b'{"step": 1, "split": "tr',
+    "of zeros, as after a power loss": b"\0" * 40,
+    "not UTF-8": b'{"step": 1, "split": "\xff\xfe',
+    "another program's": b'{"epoch": 1, "loss": 0.5}',
+    "an older one's, without a split": b'{"step": 1, "loss": 0.5}',
+    "no object": b"[1, 2]",
+    "no JSON": b"step 1 loss 0.5",
+    "a step that is text": b'{"step": "1", "split": "train", "loss": 0.5}',
+    "a value that is text": b'{"step": 1, "split": "train", "loss": "0.5"}',
+    "nested by thousands": b"[" * 100_000,
+}
+
+
+@pytest.fixture
+def warned(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+    monkeypatch.setattr(logging.getLogger("jaxbig"), "propagate", True)
+    return caplog
+
+
+def lines(*each: bytes) -> bytes:
+    return b"".join(line + b"\n" for line in each)
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_damaged_line_is_named_and_the_run_is_not_lost(
+    kind: str, tmp_path: Path, warned: pytest.LogCaptureFixture
+) -> None:
+    whole = lines(json.dumps(GOOD).encode(), DAMAGED[kind], json.dumps({**GOOD, "step": 4}).encode())
+    (tmp_path / "metrics.jsonl").write_bytes(whole)
+    assert [line["step"] for line in read_metrics(tmp_path)] == [2, 4]
+    assert "metrics.jsonl: line 2 cannot be read and is left out" in warned.text
+    Metrics(tmp_path, 4).close()
+    assert [line["step"] for line in read_metrics(tmp_path)] == [2, 4]
+    assert (tmp_path / "broken" / "metrics-0.jsonl").read_bytes() == whole  # and nothing is lost
+    warned.clear()
+    Metrics(tmp_path, 4).close()
+    assert not warned.text and len(list((tmp_path / "broken").iterdir())) == 1
+
+
+def test_a_last_line_that_a_kill_cut_off_is_no_damage(tmp_path: Path, warned: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(lines(json.dumps(GOOD).encode()) + b'{"step": 3, "sp')
+    assert read_metrics(tmp_path) == [GOOD] and not warned.text
+
+
+@pytest.mark.parametrize("content", [b"", b"\0\0", b"{", b"[]", b"3", b"\xff", b"null"])
+@pytest.mark.parametrize("file", ["run.json", "sweep.json", "left_out.json"])
+def test_a_file_of_json_that_is_damaged_is_a_sentence(file: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / file).write_bytes(content)
+    if file == LEFT_OUT and content == b"[]":
+        assert left_out(tmp_path) == []
+        return
+    with pytest.raises(Refused, match=rf"{tmp_path}/{file}.*"):
+        if file == "run.json":
+            read_run(tmp_path)
+        elif file == "sweep.json":
+            sweep.Sweep(tmp_path, "digits_convnet", [], [{"seed": 1}])
+        else:
+            left_out(tmp_path)
+
+
+def test_an_empty_run_json_is_told_from_others_and_how_to_go_on(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("")
+    with pytest.raises(Refused, match=r"it is empty, as a power loss leaves it; bring back a copy .*--adopt"):
+        read_run(tmp_path)
+    assert read_run(tmp_path, adopt=True) is None
+    (tmp_path / "run.json").write_text('{"experiment": {}, "data_identity": "x"}')
+    assert read_run(tmp_path, adopt=True) == {"experiment": {}, "data_identity": "x"}  # what is there still counts
+
+
+@pytest.mark.parametrize("at", ["import", "begin", "write", "close"])
+def test_a_tensorboard_that_fails_ends_no_run(
+    at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warned: pytest.LogCaptureFixture
+) -> None:
+    class Board:
+        def __init__(self, folder: Path, start: int):
+            if at == "import":
+                raise ImportError("protobuf")
+            self.fails("begin")
+
+        def fails(self, here: str) -> None:
+            if at == here:
+                raise OSError(28, "No space left on device")
+
+        def write(self, step: int, split: str, values: dict[str, float]) -> None:
+            self.fails("write")
+
+        def close(self) -> None:
+            self.fails("close")
+
+    monkeypatch.setattr(room, "Board", Board)
+    metrics = Metrics(tmp_path, 0)
+    for step in (1, 2):
+        metrics.write(step, "train", {"loss": 0.5})
+    metrics.close()
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
+    assert warned.text.count("TensorBoard") == 1 and "the run goes on" in warned.text
+
+
+def test_metrics_that_cannot_be_written_are_the_run_s_own_failure(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises((Failed, OSError)):
+        Metrics(tmp_path, 0)
+
+
+SHOWN: dict[str, tuple[Any, ...]] = {
+    "say": ("text",),
+    "start": (0, 10),
+    "train": (1, {"loss": 1.0, "learning_rate": 0.1, "steps_per_second": 1.0}),
+    "evaluation": (1, {"loss": 1.0}),
+    "result": ("title", {"metrics": {}, "best": None, "step": 1, "state_sha256": "x"}, Path("run"), ["next"]),
+    "stop": (),
+}
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_a_screen_that_fails_ends_no_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Screen()
+
+    class Gone:
+        def __getattr__(self, name: str) -> Any:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(screen, "console", Gone())
+    monkeypatch.setattr(screen, "_progress", Gone() if name == "stop" else None)
+    getattr(screen, name)(*SHOWN[name])
+
+
+def test_what_only_shows_a_run_logs_its_error_and_ctrl_c_passes(warned: pytest.LogCaptureFixture) -> None:
+    with optional("no picture a.png"):
+        raise ValueError("ParseException: \udcff")
+    assert "no picture a.png: ValueError: ParseException: \ufffd; the run goes on" in warned.text
+    with pytest.raises(KeyboardInterrupt), optional("x"):
+        raise KeyboardInterrupt
+
+
+NAMES = ["$10_$20", "$x", r"a\b{", "caf\udce9", "line\nbreak", "\0", "日本", "%", "", "x" * 200]
+
+
+class Named:
+    names, classes = NAMES, len(NAMES)
+
+    def words(self, tokens: np.ndarray) -> list[str]:
+        return [NAMES[token % len(NAMES)] for token in tokens.tolist()]
+
+
+def test_pictures_take_any_name(tmp_path: Path) -> None:
+    """Class names and tokens are what users have: mathtext, bytes that are not UTF-8, control characters."""
+    rows: Any = {"inputs": np.arange(20).reshape(2, 10), "targets": np.arange(20).reshape(2, 10)}
+    data, everywhere = Named(), np.ones((2, 10))
+    images: Any = {"inputs": np.zeros((10, 4, 4, 3)), "targets": np.arange(10), "mask": np.ones(10)}
+    runs = [
+        {"number": i, "setting": {"a.b": name}, "best": 0.1 * i, "best_step": 1, "folder": str(i), "state": "done"}
+        for i, name in enumerate(NAMES)
+    ]
+    result = {"ranked": list(range(len(NAMES))), "runs": runs, "criterion": "loss"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a font may lack a glyph
+        maps(np.ones((2, 10, 10), np.float32), {**rows, "mask": everywhere}, data, tmp_path / "maps.png")  # type: ignore[arg-type]
+        draw(images, data, tmp_path / "images.png")  # type: ignore[arg-type]
+        assert sweep.draw(result, tmp_path / "sweep.png")
+    for name in ("maps", "images", "sweep"):
+        assert Image.open(tmp_path / f"{name}.png").size[0] > 100
+
+
+def test_a_sweep_s_picture_that_cannot_be_written_ends_no_sweep(tmp_path: Path, warned: Any) -> None:
+    run = {"number": 0, "setting": {"a": 1}, "best": 0.1}
+    assert not sweep.draw({"ranked": [0], "runs": [run], "criterion": "loss"}, tmp_path / "nowhere" / "sweep.png")
+    assert "no picture" in warned.text
+
+
+def test_text_of_files_is_printable() -> None:
+    assert printable("caf\udce9\n\0é 日$") == "caf\ufffd\ufffd\ufffdé 日$"
+
+
+def test_numbers_that_are_not_finite_are_null_in_json(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"a": NaN}')
+    assert list(read_json(tmp_path / "a.json")) == ["a"]
