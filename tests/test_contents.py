@@ -19,6 +19,8 @@ from jaxbig.data.base import Record, Records
 from jaxbig.data.contents import RECORDS, digest_files, digest_records, flatten
 from jaxbig.data.made_up import MadeUp
 from jaxbig.errors import Refused
+from jaxbig.experiment import identity
+from jaxbig.resume import differences
 
 
 def parts(value: Any) -> list[bytes]:
@@ -163,3 +165,15 @@ def test_files_are_known_by_name_size_and_content(tmp_path: Path, monkeypatch: p
     others += [digests(a=content[:-1], b=b""), digests(a=content, b=b"0"), digests(a=b"", b=content)]
     assert len(set(itertools.chain(*others))) == 2 * len(others)
     assert digests(a=content, b=b"") == others[0]
+
+
+def test_a_run_does_not_resume_on_changed_records_of_ones_own() -> None:
+    before, after = (
+        ({"x": b"a", "label": 0}, {"x": b"b", "label": 1}),
+        ({"x": b"a", "label": 1}, {"x": b"b", "label": 0}),
+    )
+    experiment = {"seed": 0, "data": {}}
+    run = {"experiment": experiment, "data_identity": Listed(*before).prepare()}
+    assert not differences(run, identity(experiment, Listed(*before).prepare()))
+    (line,) = differences(run, identity(experiment, Listed(*after).prepare()))
+    assert line.startswith("data_identity: Listed with records: train 2 sha256:")
