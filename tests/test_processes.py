@@ -327,6 +327,20 @@ def test_others_that_never_come_are_told_of_and_given_up() -> None:
     assert done.stderr.splitlines()[-1].endswith("nobody came in 2 s.")
 
 
+@pytest.mark.parametrize("saves", [True, False], ids=["train", "evaluate"])
+def test_of_several_processes_sigterm_is_for_jax_where_there_is_something_to_save(saves: bool) -> None:
+    """JAX's handler only takes note, for all to stop at one step: a process that never asks would not end by it."""
+    code = (
+        "import jax, sys; from jaxbig import processes\n"
+        "jax.distributed.initialize = lambda **_: print(jax.config.values['jax_enable_preemption_service'])\n"
+        "processes.keep_standard_output = lambda: None\n"
+        f"processes.join('127.0.0.1:9', 2, 1, saves={saves})"
+    )
+    environment = {**os.environ, "JAX_ENABLE_PREEMPTION_SERVICE": str(not saves)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout == f"{saves}\n"
+
+
 def test_a_process_knows_when_a_launcher_has_started_several(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
