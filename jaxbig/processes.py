@@ -46,7 +46,7 @@ def join(coordinator: str = "", processes: int = 0, process: int = -1, saves: bo
 
     coordinator: `host:port` of process 0, with the number of `processes` and of this `process`; "auto": as Slurm, Open
     MPI, Kubernetes or the TPU's host tells, which is asked by itself where Slurm or Open MPI has started several.
-    saves: SIGTERM is for `interruptible`, by which all save the same step; else it stays as it is, and ends the process.
+    saves: SIGTERM is for `interruptible`, by which all save the same step; else it keeps its handler.
     """
     if not coordinator and (processes or process >= 0) and not os.environ.get("JAX_COORDINATOR_ADDRESS"):
         raise Refused("--processes and --process need --coordinator HOST:PORT, the address of process 0.")

@@ -178,7 +178,7 @@ def test_a_reproducible_run_has_one_digest_on_any_processes_and_when_it_moves(na
         (signal.SIGHUP, 0),
         (signal.SIGUSR1, 1),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "name", str(value)),
 )
 def test_a_signal_to_one_process_saves_one_step_of_all(
     small_file: str, tmp_path: Path, number: signal.Signals, asked: int, noticed: Callable[[float], None]
