@@ -1,24 +1,36 @@
 """A run's last good checkpoint on the evaluation split; reads the run's folder and writes nothing."""
 
+import functools
+import itertools
 from pathlib import Path
 from typing import Any
 
 from jaxbig.errors import Refused
 from jaxbig.experiment import Experiment, flat, to_json
-from jaxbig.guard import as_asked, as_saved
 from jaxbig.loop import evaluate, open_checkpoints
 from jaxbig.processes import agree, first
 from jaxbig.resume import differences, prepare
+from jaxbig.state import TrainState
 from jaxbig.step import make_program
+from jaxbig.watchdog import COMPILES, OPENS, PREPARES, At, watchdog
 from jaxbig.workdir import read_run
 
 
 def evaluate_run(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     """{`step`, `metrics`, `state_sha256`}; `Refused` if there is no run, or one of another model or data."""
     agree({"workdir": str(workdir), **dict(flat(to_json(experiment)))})
-    run, checkpoints = first(lambda: read_run(workdir)), open_checkpoints(experiment, workdir)
+    with watchdog(experiment.guard.stuck_after) as at:
+        return evaluate_saved(experiment, workdir, at)
+
+
+def evaluate_saved(experiment: Experiment, workdir: Path, at: At) -> dict[str, Any]:
+    """The same; tells what it does."""
+    at(0, "reads run.json")
+    run, tell = first(lambda: read_run(workdir)), functools.partial(at, 0)
+    checkpoints = open_checkpoints(experiment, workdir, tell)
     if run is None or not first(checkpoints.steps):
         raise Refused(f"{workdir} holds no checkpoint: train first, or name the run's folder with --workdir.")
+    at(0, PREPARES)
     program, described = make_program(experiment), to_json(experiment)
     fixed = {name: described[name] for name in ("model", "objective", "optimizer")}  # all that a state's shape tells
     if lines := differences(run, fixed) or differences(run, {"data_identity": prepare(experiment)}):
@@ -27,7 +39,12 @@ def evaluate_run(experiment: Experiment, workdir: Path) -> dict[str, Any]:
             f"with, or another --workdir."
         )
     with program.activate():
-        restored = checkpoints.restore(program.abstract, as_saved)
+        fields = ("params", "variables")
+        wanted = {name: getattr(program.abstract, name) for name in fields}
+        restored = checkpoints.restore(wanted, only=fields)
         assert restored is not None
-        metrics = evaluate(program, as_asked(restored.state, program.abstract), experiment.data.source("eval"))
+        state = TrainState(step=None, opt_state=None, **restored.state)
+        at(0, OPENS)
+        source, doing = experiment.data.source("eval"), itertools.chain([COMPILES], itertools.repeat("evaluates"))
+        metrics = evaluate(program, state, source, lambda: at(restored.step, next(doing)))
     return {"step": restored.step, "metrics": metrics, "state_sha256": restored.state_sha256}

@@ -32,6 +32,9 @@ SILENT = 60.0
 STRANGERS, LINE = 64, 65536
 """Connections at most that have not said who they are; bytes of a line."""
 VANISHED = errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH
+WAITS_FOR_OTHERS = "waits for another process"
+waiting = threading.Event()
+"""Set while this process does nothing but wait for what another one says, which that one's watchdog watches over."""
 
 
 class Lifeline:
@@ -91,7 +94,8 @@ class Lifeline:
             self._accept() if key.fileobj is self._server else self._read(key.fileobj)  # type: ignore[arg-type]
         if time.monotonic() - self._told >= TICK:
             self._told = time.monotonic()
-            self._send({"at": self.doing})
+            step, doing = self.doing
+            self._send({"at": (step, WAITS_FOR_OTHERS if waiting.is_set() else doing)})
 
     def _report(self, text: str) -> None:
         """Once, on standard error."""

@@ -28,12 +28,12 @@ from jaxbig.planning.memory import check_memory, enough_memory
 from jaxbig.processes import agree, first, gather, interruptible, leading, leave_at_once, on_this_host
 from jaxbig.resume import begin
 from jaxbig.skipped import agree_on_skipped
-from jaxbig.state import TrainState
+from jaxbig.state import TrainState, without_optimizer
 from jaxbig.step import Program, make_program
 from jaxbig.tracking.figures import optional
 from jaxbig.tracking.metrics import Metrics, read_metrics, write_json
 from jaxbig.tracking.screen import Screen
-from jaxbig.watchdog import At, watchdog
+from jaxbig.watchdog import COMPILES, OPENS, At, watchdog
 
 logger = logging.getLogger("jaxbig")
 Summary = dict[str, Any]
@@ -43,7 +43,8 @@ def fit(experiment: Experiment, workdir: Path, screen: Screen, fork: bool = Fals
     """Trains to `experiment.steps`, from the last good checkpoint in `workdir` or from the beginning.
 
     Gives what `summary.json` holds: `step`, `metrics`, `state_sha256`, `interrupted`, ... On SIGTERM or Ctrl-C
-    it finishes the step and its evaluation, saves, and gives the summary with `interrupted` true.
+    it finishes the step, saves, and gives the summary with `interrupted` true; an evaluation that was due, or under
+    way, is made by the run that goes on.
     """
     set_deterministic(experiment.deterministic, experiment.reproducible)
     agree({"workdir": str(workdir), **dict(flat(to_json(experiment)))})
@@ -77,12 +78,13 @@ def go_on(
     at: At,
 ) -> Summary:
     """From the last good checkpoint to the end, or to where it is asked to stop; `Bad` at a step to be left out."""
-    experiment = program.experiment
+    experiment, step = program.experiment, 0
     with contextlib.ExitStack() as stack:
-        checkpoints = open_checkpoints(experiment, workdir)
+        checkpoints = open_checkpoints(experiment, workdir, lambda doing: at(step, doing))
         stack.callback(checkpoints.close)
         with enough_memory(program):
-            start, state, digest = begin(program, checkpoints, workdir, fork, adopt)
+            start, state, digest = begin(program, checkpoints, workdir, fork, adopt, at)
+        step = start
         metrics = Metrics(workdir, start, leading())
         stack.callback(metrics.close)
 
@@ -90,33 +92,50 @@ def go_on(
             metrics.write(step, "train", values)
             screen.train(step, values)
 
+        to_evaluate = itertools.chain([COMPILES], itertools.repeat("evaluates"))
+
+        def evaluation(step: int, state: TrainState) -> dict[str, float]:
+            at(step, "evaluates")
+            return evaluate(program, state, held_out, lambda: at(step, next(to_evaluate)), asked_to_stop) or {}
+
+        def report_evaluation(step: int, means: dict[str, float]) -> None:
+            metrics.write(step, "eval", means)
+            screen.evaluation(step, means)
+
+        at(start, OPENS)
         train, held_out = experiment.data.source("train"), experiment.data.source("eval")
         begun = start < experiment.steps and not asked_to_stop()
+        at(start, COMPILES)
         train_step, flops = compiled() if begun else (None, 0)
         gather("compiled")  # over the devices nobody waits for long
         if start < experiment.steps and (not begun or asked_to_stop()):  # before its first step: all that is, is saved
             return first(lambda: summarize(experiment, workdir, start, digest, checkpoints.steps()))
         batches = stack.enter_context(contextlib.closing(feed(program, train, start, experiment.steps)))
         watch = Watch(experiment.guard, program.abstract.params, leading())
-        step, report = start, Report(experiment, log, flops, watch, at)
+        report = Report(experiment, log, flops, watch, at)
         screen.start(start, experiment.steps)
         stack.callback(screen.stop)
         stack.push(lambda kind, error, trace: None if kind is Bad else leave_at_once(kind, error, trace))
         stack.enter_context(enough_memory(program, train_step))
         without = first(lambda: left_out(workdir))
+        due = start and evaluation_due(experiment, start) and not first(lambda: was_evaluated(workdir, start))
+        if due:  # the run was stopped before it
+            if not (means := evaluation(start, state)):
+                return first(lambda: summarize(experiment, workdir, start, digest, checkpoints.steps()))
+            held()
+            checkpoints.note(start, means)
+            report_evaluation(start, means)
         for step, state in run_steps(program, train_step, state, batches, start, report, without):  # noqa: B020
             held()
-            last, stopping = step == experiment.steps, asked_to_stop()
-            evaluating = last or step % experiment.evaluate_every == 0
-            saving = last or step % experiment.checkpoint_every == 0
-            means: dict[str, float] = {}
+            stopping, means = asked_to_stop(), {}
+            evaluating = evaluation_due(experiment, step)
+            saving = step == experiment.steps or step % experiment.checkpoint_every == 0
             if evaluating or saving or stopping:
                 report.flush()
-            if evaluating:
-                means = evaluate(program, state, held_out, lambda: at(step, "evaluates"))  # noqa: B023
-                metrics.write(step, "eval", means)
-                screen.evaluation(step, means)
-                stopping = asked_to_stop() or stopping
+            if evaluating and not stopping:  # who is asked to stop has little time, and saves at once
+                if means := evaluation(step, state):
+                    report_evaluation(step, means)
+                stopping = asked_to_stop()
             if saving or stopping:
                 held()
                 at(step, "saves")
@@ -129,10 +148,12 @@ def go_on(
             if evaluating or saving:
                 report.restart()
         checkpoints.wait()
-        at(step, "")
+        at(step, "writes summary.json")
         summary = first(lambda: summarize(experiment, workdir, step, digest, checkpoints.steps()))
+        at(step, COMPILES)
         with optional(f"no picture {workdir / 'attention.png'}"):
-            if step == experiment.steps and draw_attention(program, state, held_out, workdir / "attention.png"):
+            done = not summary["interrupted"]
+            if done and draw_attention(program, state, held_out, workdir / "attention.png"):
                 logger.info("drew where it looks: %s", workdir / "attention.png")
     return summary
 
@@ -176,19 +197,35 @@ def run_steps(
         yield step, state
 
 
+def evaluation_due(experiment: Experiment, step: int) -> bool:
+    """Whether a run evaluates after that step."""
+    return step == experiment.steps or step % experiment.evaluate_every == 0
+
+
+def was_evaluated(workdir: Path, step: int) -> bool:
+    """Whether `metrics.jsonl` has the evaluation after a step, be it that it was due then."""
+    return any(line["split"] == "eval" and line["step"] == step for line in read_metrics(workdir))
+
+
 def evaluate(
-    program: Program, state: TrainState, source: Source, at: Callable[[], None] = lambda: None
-) -> dict[str, float]:
+    program: Program,
+    state: TrainState,
+    source: Source,
+    at: Callable[[], None] = lambda: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
     """The objective's metrics over every example of a source, each exactly once; sums are added in float64.
 
-    at: called before each batch.
+    at: called before each batch. stop: asked then whether to leave off; where it says so, there are no metrics.
     """
-    e, before = program.experiment, None
+    e, before, state = program.experiment, None, without_optimizer(state)
     sums: Sums = {}
     mine, threads = local_rows(program.mesh, e.data.batch), max(e.readers, e.workers)
     batches = eval_batches(source, e.data.batch, threads, mine, ahead(e), e.evaluate_batches)
     for rows in itertools.chain(batches, [None]):  # each batch is added while the devices have the next
         now = at()
+        if stop():
+            return None
         if rows is not None:
             now, variables = program.eval_step(state, put(rows, program.mesh))
             state = state.replace(variables=variables)  # type: ignore[attr-defined]
@@ -199,11 +236,13 @@ def evaluate(
     return program.experiment.objective.summarize(sums)
 
 
-def open_checkpoints(experiment: Experiment, workdir: Path) -> Checkpoints:
+def open_checkpoints(
+    experiment: Experiment, workdir: Path, tell: Callable[[str], None] = lambda doing: None
+) -> Checkpoints:
     """The checkpoints of a run, kept as its experiment says."""
     objective, folder = experiment.objective, workdir / "checkpoints"
     best = objective.criterion, objective.higher_is_better
-    return Checkpoints(folder, experiment.keep_last, experiment.keep_best, *best)
+    return Checkpoints(folder, experiment.keep_last, experiment.keep_best, *best, tell)
 
 
 def compile_step(program: Program) -> tuple[Any, int]:
@@ -235,7 +274,7 @@ def summarize(experiment: Experiment, workdir: Path, step: int, digest: str, sav
         "metrics": metrics,
         "best": {"step": best["step"], f"eval/{criterion}": best[criterion]} if best else None,
         "state_sha256": digest,
-        "interrupted": step < experiment.steps,
+        "interrupted": step < experiment.steps or not was_evaluated(workdir, step),
     }
     write_json(workdir / "summary.json", summary)
     return summary

@@ -20,6 +20,8 @@ from jaxbig.state import TrainState, leaves, path_name
 
 Parameters = Literal["float32", "bfloat16", "bfloat16_master"]
 Sums = Literal["dtype", "float32"]
+MASTERS = "opt_state/masters/"
+"""Where the float32 copies of the parameters stand in a state, by the parameters' own paths."""
 LOWEST, HIGHEST = 2.0**-24, 2.0**24
 """Between these the scale of a loss stays."""
 
@@ -114,12 +116,17 @@ def told(state: TrainState) -> dict[str, jax.Array]:
     return {"loss_scale": scale.value, "skipped_steps": scale.skipped.astype(jnp.float32)}
 
 
-def begun_with(opt_state: Any, params: Any) -> Any:
-    """The optimizer's state of a first step, whose master copies are those of other parameters."""
+def begun_with(opt_state: Any, weights: dict[str, jax.Array]) -> Any:
+    """The optimizer's state of a first step, whose float32 master copies are other weights, by path, where it is given
+    them: not the parameters, which are these rounded."""
     if not isinstance(opt_state, Kept) or opt_state.masters is None:
         return opt_state
-    place = lambda old, p: jax.device_put(p.astype(jnp.float32), old.sharding)  # noqa: E731
-    return dataclasses.replace(opt_state, masters=jax.tree.map(place, opt_state.masters, params))
+
+    def place(path: Any, fresh: jax.Array) -> jax.Array:
+        given = weights.get(path_name(path))
+        return fresh if given is None else jax.device_put(given.astype(fresh.dtype), fresh.sharding)
+
+    return dataclasses.replace(opt_state, masters=jax.tree_util.tree_map_with_path(place, opt_state.masters))
 
 
 def make_update(

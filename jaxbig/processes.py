@@ -24,7 +24,7 @@ from jax.experimental import multihost_utils
 
 from jaxbig.environment import config, devices, flags, git_commit, versions
 from jaxbig.errors import Failed, Refused
-from jaxbig.lifeline import fail, leave, own_address, tie
+from jaxbig.lifeline import fail, leave, own_address, tie, waiting
 from jaxbig.signals import say, stop_signals
 from jaxbig.streams import lasting
 
@@ -41,12 +41,11 @@ MOST = 1000
 """Characters of what one process has otherwise than process 0."""
 
 
-def join(coordinator: str = "", processes: int = 0, process: int = -1, saves: bool = True) -> None:
+def join(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
     """Makes this process one of several; must be called before a device is touched. Alone if nothing says otherwise.
 
     coordinator: `host:port` of process 0, with the number of `processes` and of this `process`; "auto": as Slurm, Open
     MPI, Kubernetes or the TPU's host tells, which is asked by itself where Slurm or Open MPI has started several.
-    saves: SIGTERM is for `interruptible`, by which all save the same step; else it keeps its handler.
     """
     if not coordinator and (processes or process >= 0) and not os.environ.get("JAX_COORDINATOR_ADDRESS"):
         raise Refused("--processes and --process need --coordinator HOST:PORT, the address of process 0.")
@@ -65,7 +64,6 @@ def join(coordinator: str = "", processes: int = 0, process: int = -1, saves: bo
     if process == 0 and own_address(coordinator.rsplit(":", 1)[0].strip("[]")):
         options["coordinator_bind_address"] = coordinator  # and no other address of this machine
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.config.update("jax_enable_preemption_service", saves)  # it takes SIGTERM for itself
     keep_standard_output()
     options |= {"heartbeat_timeout_seconds": LOST, "shutdown_timeout_seconds": LEAVE}
     where = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS", "auto")
@@ -161,9 +159,18 @@ def gather(value: Any) -> list[Any]:
     place, client = f"jaxbig/{next(_rounds)}", _service()
     client.key_value_set(f"{place}/{jax.process_index()}", json.dumps(value))
     if leading():
-        said = [client.blocking_key_value_get(f"{place}/{i}", FOREVER) for i in range(jax.process_count())]
+        said = [_hear(f"{place}/{i}") for i in range(jax.process_count())]
         client.key_value_set(f"{place}/all", f"[{','.join(said)}]")
-    return json.loads(client.blocking_key_value_get(f"{place}/all", FOREVER))
+    return json.loads(_hear(f"{place}/all"))
+
+
+def _hear(place: str) -> str:
+    """What another process says there, once it does; until then this one is known to wait."""
+    waiting.set()
+    try:
+        return _service().blocking_key_value_get(place, FOREVER)
+    finally:
+        waiting.clear()
 
 
 def first(act: Callable[[], T]) -> T:
@@ -179,7 +186,7 @@ def first(act: Callable[[], T]) -> T:
             raise
         client.key_value_set(place, json.dumps(["", value]))
         return value
-    error, value = json.loads(client.blocking_key_value_get(place, FOREVER))
+    error, value = json.loads(_hear(place))
     if error:
         raise Refused(value) if error == "Refused" else Failed(f"process 0: {value or error}")
     return value

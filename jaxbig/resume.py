@@ -1,38 +1,49 @@
 """How a run begins: anew, from its last good checkpoint, or forked from the weights of another."""
 
+import functools
 import logging
 import re
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-from jaxbig.checkpoint import Checkpoints, Restored
+from jaxbig.checkpoint import Checkpoints, Restored, Tell, shape_and_dtype
 from jaxbig.environment import RANDOM, config
 from jaxbig.errors import Refused
 from jaxbig.experiment import Experiment, diff, fingerprint, identity, to_json
 from jaxbig.guard import LEFT_OUT, as_asked, as_saved
-from jaxbig.precision import begun_with
+from jaxbig.precision import MASTERS, begun_with
 from jaxbig.processes import agree, first, leading
-from jaxbig.state import TrainState, path_name
+from jaxbig.state import TrainState, leaves, path_name
 from jaxbig.step import Program
 from jaxbig.tracking.metrics import write_atomically, write_json
+from jaxbig.watchdog import COMPILES, PREPARES, At
 from jaxbig.workdir import ADOPT, describe, read_run
 
 log = logging.getLogger("jaxbig")
+PARAMETERS, STATISTICS = "params/", "variables/batch_stats/"
+"""Where what a run may take from another one stands in a state."""
 
 
 def begin(
-    program: Program, checkpoints: Checkpoints, workdir: Path, fork: bool, adopt: bool = False
+    program: Program,
+    checkpoints: Checkpoints,
+    workdir: Path,
+    fork: bool,
+    adopt: bool = False,
+    at: At = lambda step, doing: None,
 ) -> tuple[int, TrainState, str]:
     """(step, state, its digest or "") of the run in a folder; prepares the data, and last writes `run.json`.
 
     `Refused` if the folder holds another run, unless forking: then that run is moved aside, and its weights taken.
     adopt: checkpoints whose `run.json` is lost are taken for this run's; their shapes are compared all the same.
     """
+    at(0, "reads run.json")
     experiment, run, weights = program.experiment, first(lambda: read_run(workdir, adopt)), None
+    at(0, PREPARES)
     fixed = identity(to_json(experiment), prepare(experiment))
+    at(0, "looks for checkpoints")
     lines = differences(run, fixed) + other_draws(run) if run is not None else []
     if lines and not fork and not first(checkpoints.steps):
         log.info("the run in %s had saved nothing: it begins anew, with %s", workdir, "; ".join(lines))
@@ -44,7 +55,7 @@ def begin(
                 f"{workdir} holds another run ({'; '.join(lines)}): give another --workdir, or --fork to begin anew "
                 f"there from its weights (it is kept in {workdir}/forked_from_N)."
             )
-        weights = checkpoints.restore_parameters()
+        weights = checkpoints.restore_some(functools.partial(fitting, program, ".*"))
         if weights is None:
             raise Refused(f"--fork: {workdir} has no checkpoint to take weights from: give another --workdir.")
         first(lambda: move_aside(workdir))
@@ -64,30 +75,30 @@ def begin(
         checkpoints.set_aside(restored.step)
         log.info("going on from step %s (%s)", restored.step, checkpoints.path(restored.step))
         return restored.step, as_asked(restored.state, program.abstract), restored.state_sha256
-    state, weights = fresh(program, workdir, run, weights)
+    state, weights = fresh(program, workdir, run, weights, at)
+    at(0, "writes run.json")
     first(lambda: write_run(program, workdir, run, fixed, weights))  # last: what was refused has left nothing behind
     return 0, state, ""
 
 
 def fresh(
-    program: Program, workdir: Path, run: dict[str, Any] | None, weights: Restored | None = None
+    program: Program,
+    workdir: Path,
+    run: dict[str, Any] | None,
+    weights: Restored | None = None,
+    at: At = lambda step, doing: None,
 ) -> tuple[TrainState, Restored | None]:
     """The state before the first step, and the weights that it was given, if any: by a fork, or by another run."""
     source, parent = program.experiment.initialize_from, parent_folder(workdir)
-    pattern = ".*"
+    tell = functools.partial(at, 0)
     if parent and weights is None:
-        weights = Checkpoints(parent / "checkpoints").restore_parameters()
+        weights = Checkpoints(parent / "checkpoints", tell=tell).restore_some(functools.partial(fitting, program, ".*"))
     elif weights is None and source.run:
-        weights, pattern = best_weights(Path(source.run)), source.pattern
+        weights = best_weights(program, tell)
     refuse_other_weights(run, weights, source.run)
-    state: Any = program.init()
-    if weights:
-        trees = state.params, state.variables.get("batch_stats", {})
-        params, statistics = take_weights(trees, weights.state, pattern)
-        variables = {**state.variables, "batch_stats": statistics} if statistics else state.variables
-        opt_state = begun_with(state.opt_state, params)
-        state = state.replace(params=params, variables=variables, opt_state=opt_state)
-    return state, weights
+    at(0, COMPILES)
+    state = program.init()
+    return with_weights(state, weights.state) if weights else state, weights
 
 
 def prepare(experiment: Experiment) -> str:
@@ -111,9 +122,11 @@ def refuse_other_weights(run: dict[str, Any] | None, weights: Restored | None, s
         )
 
 
-def best_weights(run: Path) -> Restored:
-    """The parameters by path in the best checkpoint of a run; `Refused` if there is none."""
-    weights = Checkpoints(run / "checkpoints").restore_parameters(best=True)
+def best_weights(program: Program, tell: Tell) -> Restored:
+    """What the program's experiment asks for of the best checkpoint of another run; `Refused` if there is none."""
+    source = program.experiment.initialize_from
+    run, choose = Path(source.run), functools.partial(fitting, program, source.pattern)
+    weights = Checkpoints(run / "checkpoints", tell=tell).restore_some(choose, best=True)
     if weights is None:
         raise Refused(
             f"--initialize-from.run {run}: there is no checkpoint in {run}/checkpoints; train that run first, or name "
@@ -180,33 +193,63 @@ def move_aside(workdir: Path) -> None:
             (workdir / name).rename(target / name)
 
 
-def take_weights(trees: tuple[Any, ...], weights: dict[str, Any], pattern: str = ".*") -> tuple[Any, ...]:
-    """Parameters and batch statistics, those whose path matches taken from `weights` if the shape is the same.
+def fitting(program: Program, pattern: str, shapes: dict[str, str]) -> dict[str, Any]:
+    """Of another run's leaves, those that the program's parameters and batch statistics begin with: where the path
+    matches the pattern and the shape is the same. Each has the program's sharding, and its dtype there; parameters
+    that have float32 masters there are these.
 
-    Logs a table: loaded (and cast, where the dtypes differ); skipped (the pattern leaves it out); missing (not in
-    `weights`); reshaped (another shape).
+    Logs a table: loaded (and cast, where the dtypes differ); skipped (the pattern leaves it out); missing (not there);
+    reshaped (another shape). `Refused` if none is loaded, or a frozen one is not.
     """
     table: dict[str, str] = {}
-
-    def take(path: Any, leaf: jax.Array) -> jax.Array:
-        name = path_name(path[1:])
-        found = weights.get(name)
+    wanted: dict[str, Any] = {}
+    for path, leaf in leaves(program.abstract).items():
+        field = next((each for each in (PARAMETERS, STATISTICS) if path.startswith(each)), None)
+        if field is None:
+            continue
+        name, here = path.removeprefix(field), f"{leaf.dtype}{list(leaf.shape)}"
+        there = next((each for each in (MASTERS + name, path) if each in shapes and field == PARAMETERS), path)
+        shape, dtype = shape_and_dtype(shapes.get(there, here))
         if not re.search(pattern, name):
             table[name] = "skipped"
-        elif found is None:
+        elif there not in shapes:
             table[name] = "missing"
-        elif found.shape != leaf.shape:
-            table[name] = f"reshaped: {found.dtype}{list(found.shape)} there, {leaf.dtype}{list(leaf.shape)} here"
+        elif shape != leaf.shape:
+            table[name] = f"reshaped: {shapes[there]} there, {here} here"
         else:
-            table[name] = "loaded" if found.dtype == leaf.dtype else f"loaded, {found.dtype} there, {leaf.dtype} here"
-            array = np.asarray(found).astype(leaf.dtype)
-            return jax.make_array_from_callback(array.shape, leaf.sharding, lambda index: array[index])
-        return leaf
-
-    taken = jax.tree_util.tree_map_with_path(take, trees)
-    loaded, width = sum(what.startswith("loaded") for what in table.values()), max(map(len, table))
+            table[name] = "loaded" if dtype == leaf.dtype else f"loaded, {dtype} there, {leaf.dtype} here"
+            wanted[there] = jax.ShapeDtypeStruct(shape, dtype, sharding=leaf.sharding)
+    width = max(map(len, table))
     lines = "".join(f"\n  {name:{width}}  {what}" for name, what in sorted(table.items()))
-    log.info("%s of %s leaves are the other run's, the rest is fresh:%s", loaded, len(table), lines)
-    if not loaded:
+    log.info("%s of %s leaves are the other run's, the rest is fresh:%s", len(wanted), len(table), lines)
+    if not wanted:
         raise Refused("no leaf there has the path and shape of one here: see the table, and name another run.")
-    return taken
+    refuse_frozen(program, {name: what for name, what in table.items() if not what.startswith("loaded")})
+    return wanted
+
+
+def refuse_frozen(program: Program, fresh: dict[str, str]) -> None:
+    """`Refused` where parameters that begin at random beside another run's weights would stay so. fresh: why they do,
+    by path."""
+    frozen = program.experiment.optimizer.frozen
+    names = leaves(program.abstract.params)
+    stuck = [name for name in fresh if name in names and frozen is not None and re.search(frozen, name)]
+    if stuck:
+        raise Refused(
+            f"--optimizer.frozen {frozen!r} freezes {len(stuck)} parameters that the other run does not give, so they "
+            f"would stay random, first {stuck[0]} ({fresh[stuck[0]]}): give them the names and shapes that they have "
+            f"there, or freeze those alone that are loaded."
+        )
+
+
+def with_weights(state: TrainState, weights: dict[str, jax.Array]) -> TrainState:
+    """A state of the first step with other weights, by their path in a state, where it is given them."""
+    given = {re.sub(f"^{MASTERS}", PARAMETERS, path): leaf for path, leaf in weights.items()}
+
+    def take(path: Any, fresh: jax.Array) -> jax.Array:
+        found = given.get(path_name(path))
+        return fresh if found is None else found.astype(fresh.dtype)
+
+    params = {path.removeprefix(PARAMETERS): leaf for path, leaf in given.items() if path.startswith(PARAMETERS)}
+    begun = state.replace(opt_state=begun_with(state.opt_state, params))  # type: ignore[attr-defined]
+    return jax.tree_util.tree_map_with_path(take, begun)

@@ -1,6 +1,7 @@
 """The whole of what training changes, and the digest that says two runs are the same run."""
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,6 +11,8 @@ from jax.experimental import multihost_utils
 
 HOST = "pinned_host"
 """JAX's name of the memory of a host that its devices reach."""
+PIECE = 2**22
+"""Bytes that are hashed at once."""
 
 
 @struct.dataclass
@@ -64,11 +67,24 @@ def apart_on_host(state: Any) -> Any:
     return jax.tree.map(copy, state)
 
 
-def digests(state: Any) -> tuple[dict[str, str], str]:
-    """The sha256 of each leaf's bytes by path, and `state_sha256`, over all leaves' bytes in path order."""
+def digests(state: Any, progress: Callable[[], None] = lambda: None) -> tuple[dict[str, str], str]:
+    """The sha256 of each leaf's bytes by path, and `state_sha256`, over all leaves' bytes in path order.
+
+    progress: called before each leaf, which may have to be gathered, and before each `PIECE` of its bytes.
+    """
     all_leaves, each = hashlib.sha256(), {}
     for path, leaf in leaves(state).items():
-        data = np.ascontiguousarray(whole(leaf)).view(np.uint8).data
-        each[path] = hashlib.sha256(data).hexdigest()
-        all_leaves.update(data)
+        progress()
+        data = np.ascontiguousarray(whole(leaf)).reshape(-1).view(np.uint8).data
+        digest = hashlib.sha256()
+        for begin in range(0, len(data), PIECE):
+            progress()
+            digest.update(data[begin : begin + PIECE])
+            all_leaves.update(data[begin : begin + PIECE])
+        each[path] = digest.hexdigest()
     return each, all_leaves.hexdigest()
+
+
+def without_optimizer(state: Any) -> Any:
+    """A state, or what describes one, with all that an evaluation needs and no more."""
+    return state.replace(step=None, opt_state=None)

@@ -30,7 +30,7 @@ from jaxbig.mesh import (
 )
 from jaxbig.objectives.base import Batch, Sums
 from jaxbig.precision import keeping, loss_scale, make_update, store, told, updates_made
-from jaxbig.state import TrainState
+from jaxbig.state import TrainState, without_optimizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +111,11 @@ def make_program(experiment: Experiment, devices: Sequence[Any] | None = None) -
             out_shardings=(shardings, whole),
             donate_argnums=0,
         ),
-        eval_step=jax.jit(make_eval_step(experiment), in_shardings=inputs, out_shardings=(whole, shardings.variables)),
+        eval_step=jax.jit(
+            make_eval_step(experiment),
+            in_shardings=(without_optimizer(shardings), inputs[1]),
+            out_shardings=(whole, shardings.variables),
+        ),
     )
 
 
@@ -159,7 +163,8 @@ def make_train_step(
 
 
 def make_eval_step(experiment: Experiment) -> Callable[[TrainState, Batch], tuple[Sums, Any]]:
-    """`(state, batch) -> (sums, variables)`, without dropout; only what is carried from batch to batch changes."""
+    """`(state without its optimizer, batch) -> (sums, variables)`, without dropout; of the variables only what is
+    carried from batch to batch changes."""
 
     def eval_step(state: TrainState, batch: Batch) -> tuple[Sums, Any]:
         key, rows = keys.stream(experiment.seed, "evaluation"), transformed(experiment, batch)

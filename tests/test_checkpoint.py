@@ -186,8 +186,8 @@ def test_a_checkpoint_that_one_process_alone_finds_broken_is_passed_over_by_all(
     def unread(path: str, *rest: Any) -> Any:
         return load(path if next(calls) else "nowhere", *rest)
 
-    def others(state: Any) -> Any:
-        each, whole = digests(state)
+    def others(state: Any, *rest: Any) -> Any:
+        each, whole = digests(state, *rest)
         return (each if next(calls) else dict.fromkeys(each, "0")), whole
 
     if here:
@@ -293,7 +293,7 @@ def test_a_leaf_that_was_never_saved_is_refused_by_name(folder: Path) -> None:
 def test_the_parameters_alone_come_back_whatever_the_model(folder: Path) -> None:
     (folder / "20" / "jaxbig.json").write_text("{}")
     weights = Checkpoints(folder).restore_parameters()
-    assert weights is not None and bits(weights.state) == bits(make_state(10).params)
+    assert weights is not None and bits(weights.state) == bits({"params": make_state(10).params})
     assert Checkpoints(folder / "absent").restore_parameters() is None
 
 

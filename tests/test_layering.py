@@ -12,7 +12,7 @@ RUNS = sorted((ROOT / "experiments").rglob("*.py"))
 
 # A room imports rooms of lower floors, and its own.
 FLOORS = (
-    {"errors", "keys", "dtypes", "signals", "streams"},
+    {"errors", "keys", "dtypes", "signals", "streams", "disk"},
     {"lifeline", "children", "determinism", "environment"},
     {"state", "tracking", "processes", "watchdog", "placement"},
     {"mesh", "workdir", "hold", "checkpoint", "precision", "float32_sums"},
@@ -38,7 +38,7 @@ ONLY = {
     "objectives": {"objectives", "mesh", "dtypes", "errors"},
     "data": {"data", "errors", "signals"},
     "optim": {"optim", "state", "errors"},
-    "checkpoint": {"state", "processes", "errors"},
+    "checkpoint": {"disk", "state", "processes", "watchdog", "errors"},
     "launch": {"launch", "options", "children", "errors", "streams"},
     "experiments": {"experiments", "experiment", "models", "objectives", "data", "optim", "mesh", "precision", "guard"},
 }

@@ -1,5 +1,6 @@
 """The loop: whatever happens to a run, it ends as the run that nothing happened to."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -12,11 +13,11 @@ import jax
 import numpy as np
 import pytest
 import scipy.special
-from conftest import HASTY, SPINE, small
+from conftest import SPINE, small
 from flax.traverse_util import unflatten_dict
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
-from jaxbig import loop
+from jaxbig import checkpoint, loop
 from jaxbig.checkpoint import Checkpoints
 from jaxbig.data.pytext import PyText
 from jaxbig.errors import Refused
@@ -30,6 +31,7 @@ from jaxbig.models.recurrent import RNN
 from jaxbig.optim.optimizers import AdamW
 from jaxbig.optim.schedules import Constant
 from jaxbig.pace import rates
+from jaxbig.state import leaves
 from jaxbig.tracking.screen import Screen
 
 PACE = {"data_wait", "mfu"}  # and what is a second: of the machine's speed, not of the run
@@ -117,9 +119,9 @@ def losses(folder: Path) -> list[float]:
 
 def rewind(folder: Path, step: int) -> None:
     """Takes a run back to a step: what was saved after it is gone."""
-    for checkpoint in (folder / "checkpoints").iterdir():
-        if int(checkpoint.name) > step:
-            shutil.rmtree(checkpoint)
+    for saved in (folder / "checkpoints").iterdir():
+        if int(saved.name) > step:
+            shutil.rmtree(saved)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -129,7 +131,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def parameters(folder: Path) -> dict[str, np.ndarray]:
     saved = Checkpoints(folder / "checkpoints").restore_parameters()
     assert saved is not None
-    return {path: np.asarray(leaf) for path, leaf in saved.state.items()}
+    return leaves(saved.state["params"])
 
 
 @pytest.mark.parametrize("name", SPINE)
@@ -195,6 +197,90 @@ def test_readers_and_intervals_change_nothing_in_the_state(changes: Any, straigh
     assert fit(tiny(**changes), tmp_path, Screen())["state_sha256"] == whole["state_sha256"]
 
 
+class Struck:
+    """Evaluates; in the one of that number it sends this process SIGTERM. Notes what is saved and evaluated when."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int):
+        self.number, self.calls, self.plain, self.done = number, 0, loop.evaluate, []
+        monkeypatch.setattr(loop, "evaluate", self)
+        save = Checkpoints.save
+
+        def saved(checkpoints: Checkpoints, step: int, *rest: Any) -> str:
+            self.done.append(f"saves {step}")
+            return save(checkpoints, step, *rest)
+
+        monkeypatch.setattr(Checkpoints, "save", saved)
+
+    def __call__(self, program: Any, state: Any, *rest: Any) -> Any:
+        self.calls += 1
+        if self.calls == self.number:
+            signal.raise_signal(signal.SIGTERM)
+        step = int(state.step)
+        means = self.plain(program, state, *rest)
+        self.done.append(f"{'evaluates' if means else 'leaves off'} {step}")
+        return means
+
+
+@pytest.mark.parametrize(
+    ("at", "number", "done"),
+    [
+        (7, 0, ["saves 8"]),  # asked before an evaluation that is due
+        (0, 1, ["leaves off 8", "saves 8"]),  # while it is made
+        (19, 0, ["evaluates 8", "saves 8", "evaluates 16", "saves 16", "saves 20"]),
+        (0, 3, ["evaluates 8", "saves 8", "evaluates 16", "saves 16", "leaves off 20", "saves 20"]),
+    ],
+)
+def test_who_is_asked_to_stop_saves_first_and_what_goes_on_makes_the_evaluation(
+    at: int, number: int, done: list[str], straight: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lines, digest and summary of a run left alone, and the same checkpoints kept, with the same metrics."""
+    experiment = tiny(log_every=1, checkpoint_every=8, keep_last=1, keep_best=1)
+    folder, whole = straight(experiment)
+    with monkeypatch.context() as during:
+        struck = Struck(during, number)
+        part = fit(experiment, tmp_path, Interrupting(at))
+    assert struck.done == done and part["interrupted"] and part["step"] == int(done[-1].split()[1])
+    rest = fit(experiment, tmp_path, Screen())
+    assert rest == {**whole, "metrics": rest["metrics"]} and not rest["interrupted"]
+    assert curves(tmp_path) == curves(folder)
+    kept, alone = (Checkpoints(each / "checkpoints") for each in (tmp_path, folder))
+    assert {step: kept.manifest(step)["metrics"] for step in kept.steps()} == {
+        step: alone.manifest(step)["metrics"] for step in alone.steps()
+    }
+
+
+def test_an_evaluation_that_is_left_off_again_and_again_is_made_in_the_end(
+    straight: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = tiny(log_every=1)
+    folder, whole = straight(experiment)
+    for _ in range(2):
+        with monkeypatch.context() as during:
+            Struck(during, 1)
+            assert fit(experiment, tmp_path, Screen())["step"] == 8
+    assert fit(experiment, tmp_path, Screen())["state_sha256"] == whole["state_sha256"]
+    assert curves(tmp_path) == curves(folder)
+
+
+def test_all_that_a_run_does_is_named_to_the_watchdog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    @contextlib.contextmanager
+    def watched(limit: float) -> Iterator[Callable[[int, str], None]]:
+        yield lambda step, doing: told.append(doing)
+
+    monkeypatch.setattr(loop, "watchdog", watched)
+    monkeypatch.setattr(checkpoint, "POLL", 0.001)
+    fit(tiny(steps=4, evaluate_every=2, checkpoint_every=2), tmp_path, Screen())
+    begun = {"prepares the data", "opens the data", "compiles", "reads run.json"}
+    each = {"reads the next batch", "is in the loop", "waits for the devices", "evaluates", "saves"}
+    assert "" not in told and set(told) >= begun | each | {"waits for its save of step 4", "writes summary.json"}
+    assert told.index("prepares the data") < told.index("compiles") < told.index("reads the next batch")
+    told.clear()
+    fit(tiny(steps=5, evaluate_every=2, checkpoint_every=2), tmp_path, Screen())
+    assert "" not in told and set(told) >= {"verifies its checkpoint of step 4", "restores a checkpoint"}
+
+
 def test_rates_are_those_of_examples_or_tokens_and_of_the_chips_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     images, text = shipped("digits_convnet"), shipped("pytext_transformer")
     assert rates(images, 1000, 2.0) == {
@@ -241,10 +327,10 @@ def test_a_run_goes_on_over_another_number_of_devices_with_the_same_curve(
     every = {"steps": 60, "log-every": 1, "evaluate-every": 60, "checkpoint-every": 10, "keep-last": 9}
     options = [f"--{name}={value}" for name, value in {**model, **every, "data.batch": 32}.items()]
     command = ["train", "digits_convnet", "--workdir", "run", *options]
-    assert jaxbig(*command, JAX_NUM_CPU_DEVICES=first, **HASTY).returncode == 0
+    assert jaxbig(*command, JAX_NUM_CPU_DEVICES=first).returncode == 0
     before = losses(tmp_path / "run")
     rewind(tmp_path / "run", 10)
-    again = jaxbig(*command, JAX_NUM_CPU_DEVICES=then, **HASTY)
+    again = jaxbig(*command, JAX_NUM_CPU_DEVICES=then)
     assert again.returncode == 0 and f"devices.count: {first} -> {then}" in again.stdout
     assert len(before) == 60 + 1
     assert losses(tmp_path / "run") == pytest.approx(before, rel=1e-5)

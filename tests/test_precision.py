@@ -3,6 +3,7 @@ host; each against what is computed otherwise."""
 
 import dataclasses
 import re
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -284,17 +285,42 @@ def test_a_run_that_was_interrupted_ends_as_one_that_was_not(name: str, tmp_path
     assert rest["state_sha256"] == whole["state_sha256"] != part["state_sha256"]
 
 
-def test_the_masters_of_a_run_that_begins_with_weights_are_those(tmp_path: Path, screen: Screen) -> None:
-    experiment = small("digits_convnet", steps=2, evaluate_every=2, checkpoint_every=2, **SETTINGS["master"])
-    fit(experiment, tmp_path / "parent", screen)
-    other = dataclasses.replace(experiment, seed=1, initialize_from=InitializeFrom(run=str(tmp_path / "parent")))
-    (tmp_path / "child").mkdir()
-    program = make_program(other, jax.devices()[:1])
+BRIEF: dict[str, Any] = {"steps": 1, "evaluate_every": 1, "checkpoint_every": 1, "evaluate_batches": 1}
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16_master"])
+def parent(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Experiment, Path]:
+    """A run of one step with such parameters."""
+    experiment = small("digits_convnet", **BRIEF, precision=Precision(parameters=request.param))
+    folder = tmp_path_factory.mktemp("parent") / "run"
+    fit(experiment, folder, Screen())
+    return request.param, experiment, folder
+
+
+@pytest.mark.parametrize("fork", [False, True], ids=["initialized", "forked"])
+@pytest.mark.parametrize("kind", ["master", "float32"])
+def test_a_run_that_begins_with_weights_has_all_their_bits(
+    kind: str, fork: bool, parent: tuple[str, Experiment, Path], tmp_path: Path
+) -> None:
+    """The masters of a run that keeps some, else the parameters, are the float32 weights of the other, unrounded."""
+    source, before, folder = parent
+    saved: Any = Checkpoints(folder / "checkpoints").restore(make_program(before).abstract).state
+    exact = saved.params if source == "float32" else saved.opt_state.masters
+    child = small("digits_convnet", **BRIEF, seed=1, **(SETTINGS["master"] if kind == "master" else {}))
+    if fork:
+        folder = Path(shutil.copytree(folder, tmp_path / "child"))
+    else:
+        child = dataclasses.replace(child, initialize_from=InitializeFrom(run=str(folder)))
+        (folder := tmp_path / "child").mkdir()
+    program = make_program(child, jax.devices()[:1])
     with activate(program.mesh):
-        _, state, _ = begin(program, Checkpoints(tmp_path / "child" / "checkpoints"), tmp_path / "child", fork=False)
-        fresh = program.init()
-    same(state.opt_state.masters, jax.tree.map(lambda p: p.astype(jnp.float32), state.params))
-    assert np.any(np.asarray(state.params["head"]["kernel"]) != np.asarray(fresh.params["head"]["kernel"]))
+        _, state, _ = begin(program, Checkpoints(folder / "checkpoints"), folder, fork)
+    begun: Any = state
+    same(begun.opt_state.masters if kind == "master" else begun.params, exact)
+    if kind == "master":
+        same(begun.params, jax.tree.map(lambda p: p.astype(jnp.bfloat16), exact))
+        assert {leaf.sharding.memory_kind for leaf in jax.tree.leaves(begun.opt_state.masters)} == {"pinned_host"}
+    assert np.any(np.asarray(exact["head"]["kernel"], jnp.bfloat16) != np.asarray(exact["head"]["kernel"]))
 
 
 @pytest.mark.parametrize(

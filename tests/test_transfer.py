@@ -1,7 +1,10 @@
 """A run that starts from another one's parameters; parameters that stay, or learn at a pace of their own."""
 
+import contextlib
 import dataclasses
+import gc
 import logging
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,14 +14,19 @@ import numpy as np
 import pytest
 from conftest import small
 
+from jaxbig import checkpoint
 from jaxbig.checkpoint import Checkpoints
 from jaxbig.errors import Refused
+from jaxbig.evaluate import evaluate_run
 from jaxbig.experiment import Experiment, InitializeFrom
 from jaxbig.loop import fit
+from jaxbig.mesh import Mesh
 from jaxbig.models.convolutional import ConvNet, Dense, Dropout
 from jaxbig.optim.optimizers import SGD, AdamW
 from jaxbig.optim.schedules import Constant
+from jaxbig.resume import begin
 from jaxbig.state import leaves
+from jaxbig.step import make_program
 from jaxbig.tracking.metrics import read_json, read_metrics
 from jaxbig.tracking.screen import Screen
 
@@ -48,7 +56,7 @@ def parameters(folder: Path, step: int) -> dict[str, np.ndarray]:
     for other in folder.glob("other-*"):
         other.rename(checkpoints.path(int(other.name.split("-")[1])))
     assert found is not None
-    return {path: np.asarray(leaf) for path, leaf in found.state.items()}
+    return {path: np.asarray(leaf) for path, leaf in leaves(found.state["params"]).items()}
 
 
 def begun(folder: Path, source: InitializeFrom, **changes: Any) -> dict[str, np.ndarray]:
@@ -133,6 +141,111 @@ def test_a_source_that_cannot_be_used_is_refused(source: InitializeFrom, words: 
 def test_a_pattern_that_takes_nothing_is_refused(parent: Path, tmp_path: Path) -> None:
     with pytest.raises(Refused, match="no leaf there"):
         fit(digits(initialize_from=InitializeFrom(run=str(parent), pattern="nothing")), tmp_path / "run", Screen())
+
+
+# -- what is read of another run, and where it goes
+
+
+class Loads:
+    """What Orbax was asked to load: the paths, and the bytes that it put on the first device."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.paths: list[str] = []
+        self.bytes, self.plain = 0, checkpoint.ocp.load
+        monkeypatch.setattr(checkpoint.ocp, "load", self)
+
+    def __call__(self, path: str, abstract: Any) -> Any:
+        before = on_first_device()
+        found = self.plain(path, abstract)
+        self.paths, self.bytes = list(leaves(found)), on_first_device() - before
+        return found
+
+
+def on_first_device() -> int:
+    """The bytes of all arrays there."""
+    gc.collect()
+    shards = [each for array in jax.live_arrays() for each in array.addressable_shards]
+    return sum(each.data.nbytes for each in shards if each.device == jax.devices()[0])
+
+
+@pytest.mark.parametrize("way", ["fork", "initialize", "evaluate"])
+def test_weights_alone_are_loaded_each_device_s_share_of_them(
+    way: str, parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AdamW's moments are not even read, and nothing is whole on a device that has a part of it."""
+    split = Mesh(data=1, fsdp=8)
+    folder = Path(shutil.copytree(parent, tmp_path / "run"))
+    experiment = digits(mesh=split, optimizer=SGD(rate=Constant(0.5)))
+    loads = Loads(monkeypatch)
+    if way == "evaluate":
+        found = evaluate_run(experiment, folder)
+        assert found["metrics"] == pytest.approx(evaluated(folder, 12), rel=1e-5)
+        assert found["state_sha256"] == read_json(folder / "summary.json")["state_sha256"]
+    else:
+        source = InitializeFrom(run=str(parent) if way == "initialize" else "")
+        experiment = digits(mesh=split, optimizer=AdamW(rate=Constant(0.1)), initialize_from=source, seed=1)
+        begun = folder if way == "fork" else tmp_path / "begun"
+        begun.mkdir(exist_ok=True)
+        program = make_program(experiment)
+        with program.activate():
+            begin(program, Checkpoints(begun / "checkpoints"), begun, way == "fork")
+    expected = leaves(make_program(experiment).abstract.params)
+    share = sum(leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in expected.values())
+    whole = sum(leaf.dtype.itemsize * math.prod(leaf.shape) for leaf in expected.values())
+    assert loads.paths == [f"params/{path}" for path in expected]
+    assert loads.bytes == share < whole / 4
+
+
+def evaluated(folder: Path, step: int) -> dict[str, float]:
+    [line] = [line for line in read_metrics(folder) if line["split"] == "eval" and line["step"] == step]
+    return {name: value for name, value in line.items() if name not in ("step", "split")}
+
+
+def test_an_evaluation_of_what_was_saved_has_the_bits_of_the_run_s_own(parent: Path) -> None:
+    assert evaluate_run(digits(optimizer=SGD(rate=Constant(0.5))), parent)["metrics"] == evaluated(parent, 12)
+
+
+def test_parameters_and_batch_statistics_come_back_as_a_model_takes_them(tmp_path: Path) -> None:
+    experiment = small("digits_resnet")
+    program = make_program(experiment, jax.devices()[:1])
+    with program.activate():
+        state: Any = program.init()
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state, {})
+    checkpoints.wait()
+    found = checkpoints.restore_parameters()
+    assert found is not None and sorted(found.state) == ["batch_stats", "params"]
+    images, apply = np.ones((2, 8, 8, 1), np.float32), jax.jit(experiment.model.apply)
+    same = apply({"params": state.params, **state.variables}, images)
+    np.testing.assert_array_equal(apply(found.state, images), same)
+
+
+@pytest.mark.parametrize("fork", [True, False], ids=["fork", "initialize"])
+@pytest.mark.parametrize(
+    ("model", "pattern", "frozen", "words"),
+    [
+        ((Dense(16),), ".*", "^layers", r"freezes 2 parameters .* first layers_0/linear/bias \(missing\)"),
+        ((Dropout(0.25), Dense(8)), ".*", "kernel", r"freezes 2 .* first head/kernel \(reshaped: .*10\] there"),
+        ((Dropout(0.25), Dense(16)), "^head", "linear/bias", r"freezes 1 .*layers_1/linear/bias \(skipped\)"),
+        ((Dropout(0.25), Dense(16)), ".*", "^layers", ""),
+        ((Dense(16),), ".*", "head", ""),
+    ],
+)
+def test_parameters_that_are_frozen_but_were_never_loaded_are_refused(
+    fork: bool, model: Any, pattern: str, frozen: str, words: str, parent: Path, tmp_path: Path
+) -> None:
+    if fork and pattern != ".*":
+        pytest.skip("a fork takes all that fits")
+    source = InitializeFrom() if fork else InitializeFrom(run=str(parent), pattern=pattern)
+    optimizer = SGD(rate=Constant(0.5), frozen=frozen)
+    experiment = digits(model=ConvNet(layers=model, classes=10), optimizer=optimizer, initialize_from=source, seed=1)
+    folder = tmp_path / "run"
+    _ = shutil.copytree(parent, folder) if fork else folder.mkdir()
+    before = sorted(folder.rglob("*"))
+    program = make_program(experiment, jax.devices()[:1])
+    with program.activate(), pytest.raises(Refused, match=words) if words else contextlib.nullcontext():
+        begin(program, Checkpoints(folder / "checkpoints"), folder, fork)
+    assert not words or {each.name for each in set(folder.rglob("*")) ^ set(before)} <= {"checkpoints"}
 
 
 # -- what learns, and how fast

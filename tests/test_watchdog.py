@@ -7,14 +7,20 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import jax.numpy as jnp
 import pytest
 
+from jaxbig import checkpoint, lifeline, processes, state, watchdog
+from jaxbig.checkpoint import Checkpoints
 from jaxbig.errors import PEER_LOST
-from jaxbig.lifeline import Lifeline
-from jaxbig.watchdog import WAITS, Watchdog
+from jaxbig.lifeline import WAITS_FOR_OTHERS, Lifeline
+from jaxbig.watchdog import BY_ACTIVITY, COMPILES, RESTORES, WAITS, Watchdog
 
 # -- alone
 
@@ -73,6 +79,7 @@ def test_time_in_which_it_was_stopped_itself_does_not_count() -> None:
         ((12, "saves"), {1: (8.0, 12, "saves")}, "process 1 saves at step 12, silent for 8 s"),
         ((12, "evaluates"), {1: (0.3, 12, WAITS)}, "process 0 evaluates at step 12"),
         ((12, WAITS), {1: (0.3, 11, WAITS), 2: (0.3, 12, WAITS)}, f"process 1 {WAITS} at step 11"),
+        ((12, "saves"), {1: (0.3, 11, WAITS_FOR_OTHERS)}, "process 0 saves at step 12"),
     ],
 )
 def test_the_late_process_is_the_one_that_is_silent_or_does_not_wait_or_is_behind(
@@ -84,6 +91,149 @@ def test_the_late_process_is_the_one_that_is_silent_or_does_not_wait_or_is_behin
     dog = Watchdog(0, lifeline)
     dog.at(*mine)
     assert dog.place().startswith(f"{late} (late); process ")
+
+
+# -- what is long, and goes on
+
+
+class Watched(Watchdog):
+    """Notes what it would have ended the process for."""
+
+    bitten = ""
+
+    def bite(self, text: str) -> None:
+        self.bitten = text
+
+
+def watched(limit: float, monkeypatch: pytest.MonkeyPatch) -> Watched:
+    monkeypatch.setattr(watchdog, "TICK", 0.1)
+    return Watched(limit)
+
+
+def save_twice(folder: Path, dog: Watched) -> Checkpoints:
+    """Two saves, the second of which waits for the first, and a third wait: for the last one."""
+    checkpoints = Checkpoints(folder, keep_last=2, tell=lambda doing: dog.at(7, doing))
+    leaves = {str(n): jnp.full(4, n) for n in range(8)}
+    for step in (1, 2):
+        checkpoints.save(step, {"params": leaves, "step": jnp.int32(step)}, {})
+    checkpoints.wait()
+    return checkpoints
+
+
+def slowed(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, seconds: Callable[[int], float]) -> list[int]:
+    """Makes each call of a function longer; gives how many there were."""
+    plain, calls = getattr(where, name), [0]
+
+    def slow(*given: Any) -> Any:
+        calls[0] += 1
+        time.sleep(seconds(calls[0]))
+        return plain(*given)
+
+    monkeypatch.setattr(where, name, slow)
+    return calls
+
+
+LONG = {
+    "each file's hash": (checkpoint, "_file_digest", "waits for its save of step 1"),
+    "each leaf's hash": (state, "whole", "saves"),
+}
+
+
+@pytest.mark.parametrize("what", LONG)
+@pytest.mark.parametrize("limit", [1.5, pytest.param(4.0, marks=pytest.mark.slow)])
+def test_a_save_of_many_times_the_limit_goes_on_as_long_as_it_moves(
+    what: str, limit: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dog, (where, name, _) = watched(limit, monkeypatch), LONG[what]
+    began, calls = time.monotonic(), slowed(monkeypatch, where, name, lambda call: limit / 5)
+    assert save_twice(tmp_path, dog).steps() == [1, 2]
+    assert not dog.bitten and calls[0] > 15 and time.monotonic() - began > 3 * limit
+
+
+@pytest.mark.parametrize("what", LONG)
+def test_a_save_that_stands_still_is_found(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dog, (where, name, doing) = watched(1.0, monkeypatch), LONG[what]
+    slowed(monkeypatch, where, name, lambda call: 3.0 * (call == 2))
+    save_twice(tmp_path, dog)
+    assert dog.bitten.endswith(f"the run {doing} at step 7")
+
+
+@pytest.mark.parametrize("stuck", [False, True], ids=["slow", "stuck"])
+def test_a_restore_is_left_alone_while_its_files_are_verified_and_found_where_one_cannot_be_read(
+    stuck: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = save_twice(tmp_path, Watched(0))
+    dog = watched(1.0, monkeypatch)
+    checkpoints.tell = lambda doing: dog.at(0, doing)
+    slowed(monkeypatch, checkpoint, "_file_digest", lambda call: 3.0 * (call == 2) if stuck else 0.25)
+    began = time.monotonic()
+    assert checkpoints.restore_parameters() is not None and time.monotonic() - began > 2
+    assert dog.bitten.endswith("the run verifies its checkpoint of step 2 at step 0") if stuck else not dog.bitten
+
+
+def spin(seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        sum(range(1000))
+
+
+def test_a_call_of_a_library_goes_on_while_it_computes_and_is_stuck_once_it_does_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dog = watched(1.0, monkeypatch)
+    monkeypatch.setattr(watchdog, "ACTIVE", (0.002, 2**16))  # of a look of 0.1 s, on a machine that others use too
+    dog.at(0, RESTORES)
+    working = threading.Thread(target=spin, args=(2.5,))
+    working.start()
+    working.join()
+    assert not dog.bitten
+    time.sleep(2)
+    assert dog.bitten.endswith(f"the run {RESTORES} at step 0")
+
+
+@pytest.mark.parametrize("doing", BY_ACTIVITY)
+def test_a_call_that_reads_and_hardly_computes_goes_on(doing: str, tmp_path: Path) -> None:
+    dog, file = Watchdog(0), tmp_path / "data"
+    file.write_bytes(bytes(2**20))
+    dog.at(0, doing)
+    dog.active()
+    assert not dog.active()
+    file.read_bytes()
+    assert dog.active() and not dog.active()
+    dog.at(0, "saves")
+    file.read_bytes()
+    assert not dog.active()
+
+
+def test_compiling_and_waiting_for_another_process_take_as_long_as_they_like(monkeypatch: pytest.MonkeyPatch) -> None:
+    dog = watched(0.5, monkeypatch)
+    dog.at(3, COMPILES)
+    time.sleep(1)
+    lifeline.waiting.set()
+    dog.at(3, "evaluates")
+    time.sleep(1)
+    assert not dog.bitten
+    lifeline.waiting.clear()
+    time.sleep(1)
+    assert dog.bitten.endswith("the run evaluates at step 3")
+
+
+@pytest.mark.parametrize("leads", [True, False])
+def test_who_waits_for_what_another_process_says_is_known_to_wait(leads: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Service:
+        def key_value_set(self, place: str, text: str) -> None:
+            assert not lifeline.waiting.is_set()
+
+        def blocking_key_value_get(self, place: str, limit: int) -> str:
+            assert lifeline.waiting.is_set()
+            return '["", 1]'
+
+    monkeypatch.setattr(processes, "_service", Service)
+    monkeypatch.setattr(processes, "leading", lambda: leads)
+    monkeypatch.setattr(processes.jax, "process_count", lambda: 2)
+    processes.gather("here")
+    assert processes.first(lambda: lifeline.waiting.is_set()) == (0 if leads else 1)
+    assert not lifeline.waiting.is_set()
 
 
 # -- several

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from jaxbig.disk import replace
 from jaxbig.errors import Failed, Refused
 from jaxbig.tracking.figures import optional
 
@@ -131,11 +132,11 @@ def _copy_to_broken(file: Path, content: bytes) -> Path:
 
 
 def write_atomically(file: Path, content: str | bytes) -> None:
-    """Writes the whole file or leaves the old one."""
+    """Writes the whole file or leaves the old one, through a power loss too."""
     temporary = file.with_name(file.name + ".partial")
     try:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        temporary.replace(file)
+        replace(temporary, file)
     except OSError as error:
         raise Failed(f"cannot write {file}: {error.strerror or error}.") from error
 
