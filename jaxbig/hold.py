@@ -43,6 +43,11 @@ def hold(workdir: Path) -> Iterator[Callable[[], None]]:
     first(lambda: mine.append(Hold(workdir)))
     try:
         yield mine[0].check if mine else lambda: None
+    except Refused:
+        for each in mine:
+            each.release()
+            remove_empty(each.new)
+        raise
     finally:
         for each in mine:
             each.release()
@@ -56,12 +61,16 @@ class Hold:
         self.who = {"process": os.getpid(), "host": socket.gethostname(), "machine": machine()}
         self.who["token"] = secrets.token_hex(8)
         self._open = self._lock = -1
+        places = workdir / "lock", workdir / "checkpoints", workdir, *workdir.parents
+        self.new = [each for each in places if not os.path.lexists(each)]
+        """What is not there yet: a run that is refused takes it away again."""
         try:
             workdir.mkdir(parents=True, exist_ok=True)
             refuse_links(workdir)
             self._take()
         except BaseException as error:
             self._close()
+            remove_empty(self.new)
             if isinstance(error, OSError):
                 why = error.strerror or error
                 raise Refused(f"cannot write in {workdir}: {why}; give another --workdir.") from None
@@ -244,6 +253,13 @@ def try_file_system(workdir: Path) -> None:
                 )
     finally:
         shutil.rmtree(trial, ignore_errors=True)
+
+
+def remove_empty(paths: list[Path]) -> None:
+    """Removes files, and folders that are empty, innermost first."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            path.rmdir() if path.is_dir() else path.unlink()
 
 
 def refuse_links(workdir: Path) -> None:

@@ -41,11 +41,12 @@ MOST = 1000
 """Characters of what one process has otherwise than process 0."""
 
 
-def join(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
+def join(coordinator: str = "", processes: int = 0, process: int = -1, saves: bool = True) -> None:
     """Makes this process one of several; must be called before a device is touched. Alone if nothing says otherwise.
 
     coordinator: `host:port` of process 0, with the number of `processes` and of this `process`; "auto": as Slurm, Open
     MPI, Kubernetes or the TPU's host tells, which is asked by itself where Slurm or Open MPI has started several.
+    saves: SIGTERM is for `interruptible`, by which all save the same step; else it keeps its handler.
     """
     if not coordinator and (processes or process >= 0) and not os.environ.get("JAX_COORDINATOR_ADDRESS"):
         raise Refused("--processes and --process need --coordinator HOST:PORT, the address of process 0.")
@@ -64,6 +65,7 @@ def join(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
     if process == 0 and own_address(coordinator.rsplit(":", 1)[0].strip("[]")):
         options["coordinator_bind_address"] = coordinator  # and no other address of this machine
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.config.update("jax_enable_preemption_service", saves)  # it takes SIGTERM for itself
     keep_standard_output()
     options |= {"heartbeat_timeout_seconds": LOST, "shutdown_timeout_seconds": LEAVE}
     where = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS", "auto")

@@ -1,6 +1,5 @@
 """`jaxbig sweep`, the verb."""
 
-import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,7 @@ import tyro
 
 from jaxbig import settings, sweep
 from jaxbig.errors import Refused
+from jaxbig.hold import remove_empty
 from jaxbig.options import parse
 from jaxbig.signals import INTERRUPTED
 from jaxbig.tracking.screen import Screen
@@ -92,10 +92,3 @@ class Sweep(OfExperiment):
             screen.say("interrupted: the same command goes on from there")
             return INTERRUPTED
         return FAILED if runs.failures else DONE
-
-
-def remove_empty(paths: list[Path]) -> None:
-    """Removes files, and folders that are empty, innermost first."""
-    for path in paths:
-        with contextlib.suppress(OSError):
-            path.rmdir() if path.is_dir() else path.unlink()

@@ -48,9 +48,9 @@ class OfRun(OfExperiment):
     process: int = -1
     """Which of them this is, from 0."""
 
-    def join(self) -> Screen:
-        """Finds the other processes; gives the screen, which is quiet but for the first."""
-        join(self.coordinator, self.processes, self.process)
+    def join(self, saves: bool = False) -> Screen:
+        """Finds the other processes; gives the screen, which is quiet but for the first. saves: `processes.join`'s."""
+        join(self.coordinator, self.processes, self.process, saves)
         return Screen(self.json, quiet=not leading())
 
     @property

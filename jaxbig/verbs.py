@@ -72,7 +72,7 @@ class Train(OfRun):
     own, which is emptied first."""
 
     def __call__(self) -> int:
-        screen = self.join()
+        screen = self.join(saves=True)
         if self.smoke:
             folder = self.workdir or self.folder.with_name(f"{self.folder.name}-smoke")
             result = fit(smoke(self.experiment), emptied(folder), screen)

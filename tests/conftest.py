@@ -32,6 +32,7 @@ if "JAXBIG_TEST_DATA" not in os.environ:  # one folder for the whole session: wo
 os.environ["TFDS_DATA_DIR"] = os.environ["JAXBIG_TEST_DATA"]
 os.environ["JAXBIG_CACHE"] = os.path.join(os.environ["JAXBIG_TEST_DATA"], "cache")
 
+HASTY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # the same for a process that a test starts
 # A compilation cache for the processes that tests start: the first run of a program compiles it, later ones load it.
 # Only for runs on one device: XLA:CPU forgets the order of collectives in what it stores, so that what several devices
 # load waits for itself until it is aborted (digits_rnn over 2x2x2, three times of three, jax 0.10.2). The tests' own

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from conftest import COMPILED
+from conftest import COMPILED, HASTY
 
 MODEL = [f"--model.layers.{layer}=8" for layer in ("0.channels", "1.channels", "4.channels", "7.width")]
 RUN = ["train", "digits_convnet", "--workdir=run", "--log-every=1", "--data.batch=32", *MODEL]
@@ -19,8 +19,7 @@ STRUCK = str(Path(__file__).with_name("struck.py"))
 
 def settings(devices: int) -> dict[str, str]:
     """The environment of a process with so many CPU devices, which compiles with less zeal, on one device once."""
-    hasty = {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    return {**os.environ, **hasty, **(COMPILED if devices == 1 else {})}
+    return {**os.environ, **HASTY, "JAX_NUM_CPU_DEVICES": str(devices), **(COMPILED if devices == 1 else {})}
 
 
 class Life:

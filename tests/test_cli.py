@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import EXPERIMENTS
+from conftest import EXPERIMENTS, HASTY
 
 from jaxbig.command_line import main
 
@@ -27,7 +27,6 @@ def config() -> Experiment:
     return dataclasses.replace(digits_convnet.config(), model=model, **every)
 '''
 SMALL = [f"--model.layers.{layer}=8" for layer in ("0.channels", "1.channels", "4.channels", "7.width")]
-HASTY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 Answer = tuple[Any, str, str]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from conftest import small
+from conftest import HASTY, small
 from PIL import Image
 
 from jaxbig.data.base import Rows
@@ -423,10 +423,14 @@ def config():
 def test_a_run_fed_by_workers_is_stopped_by_ctrl_c_and_ends_as_one_fed_by_none(tmp_path: Path, jaxbig: Any) -> None:
     (tmp_path / "mine.py").write_text(EXPERIMENT)
     few = ["--log-every", "1", "--model.layers.0.channels", "4"]
-    assert jaxbig("train", "mine.py", "--workdir", "straight", "--readers", "0", *few).returncode == 0
+    assert jaxbig("train", "mine.py", "--workdir", "straight", "--readers", "0", *few, **HASTY).returncode == 0
     command = [sys.executable, "-m", "jaxbig", "train", "mine.py", "--workdir", "fed", "--workers", "2", *few]
     run = subprocess.Popen(
-        command, cwd=tmp_path, env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"}, start_new_session=True, text=True
+        command,
+        cwd=tmp_path,
+        env={**os.environ, **HASTY, "JAX_NUM_CPU_DEVICES": "1"},
+        start_new_session=True,
+        text=True,
     )
     log = tmp_path / "fed" / "metrics.jsonl"
     while not log.exists() or len(log.read_text().splitlines()) < 5:
@@ -436,7 +440,7 @@ def test_a_run_fed_by_workers_is_stopped_by_ctrl_c_and_ends_as_one_fed_by_none(t
     os.killpg(run.pid, signal.SIGINT)
     assert run.wait(120) == 75 and len(workers) == 2
     assert psutil.wait_procs(workers, timeout=60)[1] == []
-    done = jaxbig("train", "mine.py", "--workdir", "fed", "--workers", "2", "--json", *few)
+    done = jaxbig("train", "mine.py", "--workdir", "fed", "--workers", "2", "--json", *few, **HASTY)
     assert done.returncode == 0, done.stderr
     ends = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("straight", "fed")]
     assert ends[0]["state_sha256"] == ends[1]["state_sha256"]

@@ -66,7 +66,7 @@ def test_a_holder_of_another_machine_that_beats_keeps_it(tmp_path: Path) -> None
         done.set()
         thread.join()
     assert json.loads(file.read_text())["host"] == "n1"
-    with (tmp_path / "lock").open() as lock:
+    with (tmp_path / "lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # and nothing of the refused one stays
 
 
@@ -147,7 +147,7 @@ def test_a_full_disk_leaves_no_holder_behind(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(Hold, "_write", full)
     with pytest.raises(Refused, match=r"cannot write in .*No space left on device"):
         Hold(tmp_path)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["lock"]
+    assert [entry.name for entry in tmp_path.iterdir()] == []
 
 
 def test_a_folder_that_is_gone_is_told(tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_a_file_system_that_cannot_serve_a_run_is_refused_and_nothing_stays(
         patched.setattr(Path, name, behavior)
         with pytest.raises(Refused, match=rf"cannot {what} \({why}\).*gcsfuse --rename-dir-limit.*another disk"):
             Hold(tmp_path / "run")
-    assert {each.name for each in (tmp_path / "run").iterdir()} <= {"lock"}
+    assert not list(tmp_path.iterdir())
     Hold(tmp_path / "run").release()
 
 
@@ -268,4 +268,31 @@ def test_a_disk_that_is_full_is_said_to_be_full(number: int, tmp_path: Path, mon
 def test_a_folder_that_is_taken_holds_nothing_of_the_trial(tmp_path: Path) -> None:
     mine = Hold(tmp_path)
     assert {each.name for each in tmp_path.iterdir()} == {"lock", "holder"}
+    mine.release()
+
+
+@pytest.mark.parametrize("there", [(), ("runs",), ("runs", "runs/a"), ("runs", "runs/a", "runs/a/checkpoints")])
+def test_a_run_that_is_refused_takes_away_what_it_brought(there: tuple[str, ...], tmp_path: Path) -> None:
+    """Its data are not there, or the folder is another run's: what it found stays, and nothing else."""
+    for name in there:
+        (tmp_path / name).mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(Refused, match="no such data"), hold(tmp_path / "runs" / "a"):
+        (tmp_path / "runs" / "a" / "checkpoints").mkdir(exist_ok=True)
+        raise Refused("no such data")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_that_is_refused_leaves_what_it_wrote(tmp_path: Path) -> None:
+    with pytest.raises(Refused), hold(tmp_path / "run"):
+        (tmp_path / "run" / "metrics.jsonl").write_text("x")
+        raise Refused("at step 3")
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == "x"
+
+
+def test_a_folder_that_is_in_use_is_left_alone_by_the_run_that_is_refused(tmp_path: Path) -> None:
+    mine = Hold(tmp_path / "run")
+    with pytest.raises(Refused, match="in use"), hold(tmp_path / "run"):
+        pass
+    assert {each.name for each in (tmp_path / "run").iterdir()} == {"lock", "holder"}
     mine.release()

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import HASTY, ROOT
 
 pytestmark = pytest.mark.slow
 MODEL = [f"--model.layers.{layer}=8" for layer in ("0.channels", "1.channels", "4.channels", "7.width")]
@@ -27,7 +27,7 @@ def start(folder: Path, processes: int, *overrides: str) -> "subprocess.Popen[st
         "--data.batch=32",
         *MODEL,
     ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MARK": str(folder)}
+    environment = {**os.environ, **HASTY, "PYTHONPATH": str(ROOT), "MARK": str(folder)}
     return subprocess.Popen(
         [sys.executable, "-m", "launch.local", *words, *overrides],
         cwd=folder,

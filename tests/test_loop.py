@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 import scipy.special
-from conftest import SPINE, small
+from conftest import HASTY, SPINE, small
 from flax.traverse_util import unflatten_dict
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
@@ -327,10 +327,10 @@ def test_a_run_goes_on_over_another_number_of_devices_with_the_same_curve(
     every = {"steps": 60, "log-every": 1, "evaluate-every": 60, "checkpoint-every": 10, "keep-last": 9}
     options = [f"--{name}={value}" for name, value in {**model, **every, "data.batch": 32}.items()]
     command = ["train", "digits_convnet", "--workdir", "run", *options]
-    assert jaxbig(*command, JAX_NUM_CPU_DEVICES=first).returncode == 0
+    assert jaxbig(*command, JAX_NUM_CPU_DEVICES=first, **HASTY).returncode == 0
     before = losses(tmp_path / "run")
     rewind(tmp_path / "run", 10)
-    again = jaxbig(*command, JAX_NUM_CPU_DEVICES=then)
+    again = jaxbig(*command, JAX_NUM_CPU_DEVICES=then, **HASTY)
     assert again.returncode == 0 and f"devices.count: {first} -> {then}" in again.stdout
     assert len(before) == 60 + 1
     assert losses(tmp_path / "run") == pytest.approx(before, rel=1e-5)

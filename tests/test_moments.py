@@ -1,10 +1,12 @@
 """A run that is stopped, killed or stuck at a chosen moment: what each process says, how soon, and how the run ends."""
 
+import functools
 import re
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from life import RUN, Life, done
@@ -21,6 +23,24 @@ STEPS = "jaxbig.pace:Report", "push"
 READS = "jaxbig.data.prepared:Arrays", "rows"
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all runs of this file: they are one program for each count of processes, compiled once."""
+    return tmp_path_factory.mktemp("moments")
+
+
+@pytest.fixture(scope="module")
+def alone(place: Path) -> Callable[[int], dict[str, Any]]:
+    """The summary of the run that so many processes make when nothing happens to them."""
+    return functools.cache(lambda count: done(place / f"alone-{count}", count, 1, *TRAIN))
+
+
+@pytest.fixture
+def folder(place: Path, request: pytest.FixtureRequest) -> Path:
+    (made := place / re.sub(r"\W", "-", request.node.name)).mkdir()
+    return made
+
+
 def ended(life: Life) -> tuple[list[int], list[str], float]:
     """The codes and words of all processes, and the seconds from the blow to the last one's end."""
     said = life.end()
@@ -32,11 +52,10 @@ def ended(life: Life) -> tuple[list[int], list[str], float]:
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_stop_at_any_moment_is_heard_and_costs_nothing(
-    count: int, tmp_path: Path, noticed: Callable[[float], None]
+    count: int, folder: Path, alone: Callable[[int], dict[str, Any]], noticed: Callable[[float], None]
 ) -> None:
     """One run, stopped while it prepares, compiles, steps, restores, evaluates, saves; of two processes the second."""
-    alone = done(tmp_path / "alone", count, 1, *TRAIN)
-    (folder := tmp_path / "stopped").mkdir()
+    expected = alone(count)["state_sha256"]
     steps, longest = [], 0.0
     for place, number in ((PREPARES, 1), (COMPILES, 1), (STEPS, 7), (RESTORES, 1), (EVALUATES, 1), (SAVES, 1)):
         life = Life(folder, count, 1, *TRAIN, struck={count - 1: (*place, str(number), "SIGTERM")})
@@ -48,13 +67,14 @@ def test_a_stop_at_any_moment_is_heard_and_costs_nothing(
     noticed(longest)
     assert steps[:2] == [0, 0] and steps[2] >= 7 and steps[3] == steps[2] and steps[4] >= 10, steps
     assert sorted(steps) == steps and steps[-1] < 60
-    assert done(folder, count, 1, *TRAIN)["state_sha256"] == alone["state_sha256"]
+    assert done(folder, count, 1, *TRAIN)["state_sha256"] == expected
 
 
-def test_a_kill_in_the_midst_of_a_save_costs_that_save_alone(tmp_path: Path, noticed: Callable[[float], None]) -> None:
+def test_a_kill_in_the_midst_of_a_save_costs_that_save_alone(
+    folder: Path, alone: Callable[[int], dict[str, Any]], noticed: Callable[[float], None]
+) -> None:
     """Of the first process, the second, and both."""
-    alone = done(tmp_path / "alone", 2, 1, *TRAIN)
-    (folder := tmp_path / "killed").mkdir()
+    expected = alone(2)["state_sha256"]
     for turn, killed in enumerate(([0], [1], [0, 1])):
         # the second save of a life: the first one, of a step that the life before had not saved, is kept
         life = Life(folder, 2, 1, *TRAIN, struck={each: (*SAVES, str(min(turn + 1, 2)), "SIGKILL") for each in killed})
@@ -64,13 +84,13 @@ def test_a_kill_in_the_midst_of_a_save_costs_that_save_alone(tmp_path: Path, not
             assert codes[each] == 1 and f"process {killed[0]} died; process {each} leaves too" in said[each], said
             noticed(seconds)
             assert seconds < 5
-    assert done(folder, 2, 1, *TRAIN)["state_sha256"] == alone["state_sha256"]
+    assert done(folder, 2, 1, *TRAIN)["state_sha256"] == expected
 
 
 def test_when_a_process_raises_its_words_are_the_first_and_all_leave(
-    tmp_path: Path, noticed: Callable[[float], None]
+    folder: Path, noticed: Callable[[float], None]
 ) -> None:
-    codes, said, seconds = ended(Life(tmp_path, 2, 1, *TRAIN, struck={1: (*STEPS, "7", "raise")}))
+    codes, said, seconds = ended(Life(folder, 2, 1, *TRAIN, struck={1: (*STEPS, "7", "raise")}))
     noticed(seconds)
     assert codes == [1, 1] and seconds < 5, said
     assert "Traceback" in said[1] and "KeyError: 'planted'" in said[1]
@@ -78,19 +98,19 @@ def test_when_a_process_raises_its_words_are_the_first_and_all_leave(
     assert "Traceback" not in said[0]
 
 
-@pytest.mark.parametrize("place", [STEPS, READS], ids=["sleeps in the loop", "cannot read"])
+@pytest.mark.parametrize("stuck", [STEPS, READS], ids=["sleeps in the loop", "cannot read"])
 @pytest.mark.parametrize("count", [1, 2])
 def test_one_that_is_stuck_is_named_within_the_limit(
-    count: int, place: tuple[str, str], tmp_path: Path, noticed: Callable[[float], None]
+    count: int, stuck: tuple[str, str], folder: Path, noticed: Callable[[float], None]
 ) -> None:
     limit = 4
     how = [*TRAIN, "--steps=100000", f"--guard.stuck-after={limit}", "--read-ahead=1"]
-    codes, said, seconds = ended(Life(tmp_path, count, 1, *how, struck={count - 1: (*place, "8", "sleep")}))
+    codes, said, seconds = ended(Life(folder, count, 1, *how, struck={count - 1: (*stuck, "8", "sleep")}))
     assert codes == [1] * count and limit < seconds < limit + 2, said
     noticed(seconds)
     for text in said:
         assert f"nothing has moved for {limit} s (--guard.stuck-after)" in text and 'File "' in text, text
-    doing = "reads the next batch" if place == READS else "is in the loop|reads the next batch"
+    doing = "reads the next batch" if stuck == READS else "is in the loop|reads the next batch"
     assert any(
         re.search(rf"process {count - 1} ({doing}) at step \d+ \(late\)" if count > 1 else doing, s) for s in said
     )

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from conftest import HASTY
 
 from jaxbig import processes, resume
 from jaxbig.errors import PEER_LOST, Failed, Refused
@@ -49,6 +50,7 @@ def small_file(tmp_path: Path) -> str:
 class Run:
     """`jaxbig VERB ...` as several processes in one folder, each with some CPU devices, on any core or on one.
 
+    hasty: compiled with less zeal.
     told: how many each is told that they are. before: what each does before it begins.
     """
 
@@ -60,6 +62,7 @@ class Run:
         *arguments: object,
         differing: tuple[str, ...] = (),
         one_core: bool = False,
+        hasty: bool = True,
         told: tuple[int, ...] = (),
         before: tuple[str, ...] = (),
     ):
@@ -79,7 +82,7 @@ class Run:
                 + ([*together, str(told[number]), "--process", str(number)] if count > 1 else [])
                 + list(differing if number else ()),
                 cwd=folder,
-                env={**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)},
+                env={**os.environ, **(HASTY if hasty else {}), "JAX_NUM_CPU_DEVICES": str(devices)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -153,8 +156,9 @@ def test_a_reproducible_run_has_one_digest_on_any_processes_and_when_it_moves(na
     if name == "pytext_transformer":
         options += ["--model.depth", 1, "--data.length", 128]
     for count, devices in ((1, 1), (1, 8), (4, 2)):
-        train(tmp_path, count, devices, *options, "--workdir", f"{count}x{devices}", one_core=devices == 1).end()
-    moving = train(tmp_path, 2, 2, *options, "--workdir", "moved", "--checkpoint-every", 1)
+        how = {"one_core": devices == 1, "hasty": False}  # the full compiler is whom it takes pains to bind
+        train(tmp_path, count, devices, *options, "--workdir", f"{count}x{devices}", **how).end()
+    moving = train(tmp_path, 2, 2, *options, "--workdir", "moved", "--checkpoint-every", 1, hasty=False)
     saved = tmp_path / "moved" / "checkpoints"
     while not (saved / "1").exists() and moving.processes[0].poll() is None:
         time.sleep(0.01)
@@ -162,7 +166,7 @@ def test_a_reproducible_run_has_one_digest_on_any_processes_and_when_it_moves(na
     for process in moving.processes:
         said = process.communicate(timeout=300)
         assert process.returncode in (0, 75), said  # 0: it was done before it could stop
-    train(tmp_path, 1, 4, *options, "--workdir", "moved", "--checkpoint-every", 1).end()
+    train(tmp_path, 1, 4, *options, "--workdir", "moved", "--checkpoint-every", 1, hasty=False).end()
     digests = {folder: digest(tmp_path / folder) for folder in ("1x1", "1x8", "4x2", "moved")}
     assert len(set(digests.values())) == 1, digests
 
@@ -178,7 +182,7 @@ def test_a_reproducible_run_has_one_digest_on_any_processes_and_when_it_moves(na
         (signal.SIGHUP, 0),
         (signal.SIGUSR1, 1),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "name", str(value)),
 )
 def test_a_signal_to_one_process_saves_one_step_of_all(
     small_file: str, tmp_path: Path, number: signal.Signals, asked: int, noticed: Callable[[float], None]
@@ -325,6 +329,20 @@ def test_others_that_never_come_are_told_of_and_given_up() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1 and "process 1 of 2 waits for the others at 127.0.0.1:9" in done.stderr
     assert done.stderr.splitlines()[-1].endswith("nobody came in 2 s.")
+
+
+@pytest.mark.parametrize("saves", [True, False], ids=["train", "evaluate"])
+def test_of_several_processes_sigterm_is_for_jax_where_there_is_something_to_save(saves: bool) -> None:
+    """JAX's handler only takes note, for all to stop at one step: a process that never asks would not end by it."""
+    code = (
+        "import jax, sys; from jaxbig import processes\n"
+        "jax.distributed.initialize = lambda **_: print(jax.config.values['jax_enable_preemption_service'])\n"
+        "processes.keep_standard_output = lambda: None\n"
+        f"processes.join('127.0.0.1:9', 2, 1, saves={saves})"
+    )
+    environment = {**os.environ, "JAX_ENABLE_PREEMPTION_SERVICE": str(not saves)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout == f"{saves}\n"
 
 
 def test_a_process_knows_when_a_launcher_has_started_several(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import EMBEDDED, ROOT
+from conftest import EMBEDDED, HASTY, ROOT
 from PIL import Image
 
 from jaxbig.data.audio import Sounds
@@ -31,10 +32,11 @@ def recipe(folder: Path) -> list[str]:
 def test_a_new_model_is_three_files(jaxbig: Any, tmp_path: Path) -> None:
     assert recipe(tmp_path) == ["mixer.py", "digits_mixer.py", "test_mixer.py"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mixer.py"]
-    tested = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    how: dict[str, Any] = {"cwd": tmp_path, "env": {**os.environ, **HASTY}, "capture_output": True, "text": True}
+    tested = subprocess.run(command, timeout=300, check=False, **how)
     assert tested.returncode == 0, tested.stdout
     mesh = ["--mesh.data", 2, "--mesh.fsdp", 2, "--mesh.tensor", 2]
-    trained = jaxbig("train", "digits_mixer.py", "--steps", 60, "--json", *mesh, JAX_NUM_CPU_DEVICES="8")
+    trained = jaxbig("train", "digits_mixer.py", "--steps", 60, "--json", *mesh, JAX_NUM_CPU_DEVICES="8", **HASTY)
     assert trained.returncode == 0, trained.stderr
     assert json.loads(trained.stdout)["metrics"]["eval/accuracy"] > 0.6
 
@@ -54,7 +56,7 @@ def test_your_own_pictures_are_one_file(jaxbig: Any, tmp_path: Path) -> None:
         (tmp_path / "pictures" / kind).mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(tmp_path / "pictures" / kind / f"{number}.png")
     (tmp_path / "my_pictures.py").write_text(code("### Your own pictures are one file"))
-    trained = jaxbig("train", "my_pictures.py", "--steps", 30, "--evaluate-every", 10, "--json")
+    trained = jaxbig("train", "my_pictures.py", "--steps", 30, "--evaluate-every", 10, "--json", **HASTY)
     assert trained.returncode == 0, trained.stderr
     assert json.loads(trained.stdout)["metrics"]["eval/accuracy"] == 1
     seen = jaxbig("data", "inspect", "my_pictures.py", "--json")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import HASTY
 from PIL import Image
 
 from jaxbig.errors import Refused
@@ -203,7 +204,7 @@ def test_a_slurm_array_is_printed_for_what_is_not_done(tmp_path: Path, jaxbig: A
 @pytest.mark.slow
 def test_a_sweep_that_is_interrupted_goes_on_and_ends_with_a_ranking(tmp_path: Path, jaxbig: Any) -> None:
     words = ["sweep", "digits_convnet", *SHORT, "--steps=300", "--set", "optimizer.rate.peak=1e-3,1e-5", "--at-once=2"]
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
+    environment = {**os.environ, **HASTY, "JAX_NUM_CPU_DEVICES": "1"}
     command = [sys.executable, "-m", "jaxbig", *words]
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
     folder = tmp_path / "runs" / "digits_convnet-sweep"
@@ -213,7 +214,7 @@ def test_a_sweep_that_is_interrupted_goes_on_and_ends_with_a_ranking(tmp_path: P
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=100)
     assert process.returncode == 75 and "the same command goes on" in out
-    done = jaxbig(*words, "--json")
+    done = jaxbig(*words, "--json", **HASTY)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["ranked"][0] == 0 and [run["step"] for run in result["runs"]] == [300, 300]

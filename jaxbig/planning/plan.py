@@ -19,6 +19,7 @@ from jaxbig.mesh import AXES, ROWS, in_words
 from jaxbig.models.transformers import Remat
 from jaxbig.placement import check_slices
 from jaxbig.planning.chips import FRACTIONS, GiB, Topology, fraction_note
+from jaxbig.signals import INTERRUPTED, stop_signals
 
 Plan = dict[str, Any]
 
@@ -105,7 +106,9 @@ def compile_in_child(command: Sequence[str], topology: Topology, timeout: float)
     # no TPU is looked for, on this machine or at the cloud's metadata server; several plans may run at once
     absent = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     count = {} if topology.is_tpu else {"JAX_NUM_CPU_DEVICES": str(topology.devices)}
-    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that the child ends too
+    before = {
+        each: signal.signal(each, lambda *_: sys.exit(INTERRUPTED)) for each in stop_signals()
+    }  # and the child too
     child = subprocess.Popen(
         [sys.executable, "-m", "jaxbig", *command, "--here", "--json"],
         env={**os.environ, **quiet, **absent, **count},
@@ -122,7 +125,8 @@ def compile_in_child(command: Sequence[str], topology: Topology, timeout: float)
     finally:
         child.kill()
         child.wait()
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
     if child.returncode == 0:
         return json.loads(out[out.index("{") :])
     said = [line.removeprefix("jaxbig: ") for line in error.splitlines() if line.startswith("jaxbig: ")]
