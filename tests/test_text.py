@@ -190,6 +190,23 @@ def test_rows_and_tokenizers_are_of_the_library_s_version(cache: Path, monkeypat
     assert count() == (4, 2)
 
 
+@pytest.mark.parametrize(
+    "change", [{"learned_from": 3}, {"skip_bad_records": 1}, {"feature": "other"}, {"repeat": 2}, {"eval_share": 0.5}]
+)
+def test_a_tokenizer_is_learned_again_for_other_settings(change: dict[str, Any], tmp_path: Path, cache: Path) -> None:
+    rows = [json.dumps({"text": text, "other": text.upper()}) + "\n" for text in TEXTS]
+    (tmp_path / "a.jsonl").write_text("".join(rows))
+    records = JsonLines(files=str(tmp_path / "a.jsonl"), eval_share=0.3)
+    data = DATA["learned"](records)
+    data.prepare()
+    data.prepare()
+    assert len(list(cache.rglob("tokenizer.json"))) == 1
+    of_records = {name: value for name, value in change.items() if hasattr(records, name)}
+    of_data = {name: value for name, value in change.items() if not hasattr(records, name)}
+    DATA["learned"](dataclasses.replace(records, **of_records), **of_data).prepare()
+    assert len(list(cache.rglob("tokenizer.json"))) == 2
+
+
 def test_the_identity_of_packed_texts_is_of_their_rows_too() -> None:
     data = DATA["packed"](Given(texts=tuple(TEXTS)))
     rows = data.packed_rows(data.records, "train", "x")

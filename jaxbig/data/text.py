@@ -62,7 +62,8 @@ class Text(Examples):
 
     def prepare_tokenizer(self, records: str) -> str:
         """Makes the tokenizer ready; its identity. records: the identity of what it learns from if it has to."""
-        key = f"{records} {self.features} {self.learned_from} skip {self.skip_bad_records}"
+        settings = self.records, self.features, self.learned_from, self.skip_bad_records
+        key = f"{records} {settings}"
         return self.tokenizer.prepare(self.texts, key)
 
     def kept(self) -> dict[str, bytes]:
