@@ -288,6 +288,54 @@ def test_processes_that_were_told_otherwise_or_are_others_are_named(
     assert time.monotonic() - began < 30 and not (tmp_path / "run").exists()
 
 
+NUMBERS = """
+from jaxbig.data.columns import Columns
+from jaxbig.data.json_lines import JsonLines
+from jaxbig.experiment import Experiment
+from jaxbig.models.mlp import MLP
+from jaxbig.objectives.classification import Classification
+from jaxbig.optim.optimizers import AdamW
+from jaxbig.optim.schedules import Constant
+
+def config():
+    records = JsonLines(files="numbers.jsonl", eval_share=0.2)
+    data = Columns(records=records, batch=4, shape=(2,), inputs=("a", "b"), targets="y", classes=2, skip_bad_records=9)
+    return Experiment(
+        model=MLP(widths=(8,), outputs=2), objective=Classification(classes=2), data=data,
+        optimizer=AdamW(rate=Constant(1e-3)), steps=20, evaluate_every=20, checkpoint_every=10, log_every=1,
+    )
+"""
+ILL_DISK = """
+from jaxbig.data.columns import Columns
+read = Columns.read
+def fails(self, record):
+    if record["a"] == 7:
+        raise OSError(5, "Input/output error")
+    return read(self, record)
+Columns.read = fails
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["tensor", "data"])
+def test_a_disk_that_fails_on_one_host_alone_ends_a_run_whose_hosts_read_the_same_rows(
+    tmp_path: Path, mesh: str
+) -> None:
+    """Over `data` each row is read by one process, so a record that one cannot read is left out, and no more."""
+    (tmp_path / "own_numbers.py").write_text(NUMBERS)
+    lines = [json.dumps({"a": n, "b": n % 3, "y": n % 2}) for n in range(40)]
+    (tmp_path / "numbers.jsonl").write_text("\n".join(lines) + "\n")
+    options = ["--mesh.data", 1, "--mesh.tensor", 2] if mesh == "tensor" else []
+    run = train(tmp_path, 2, 1, "own_numbers.py", "--workdir", "run", *options, before=("", ILL_DISK))
+    if mesh == "data":
+        run.end()
+        return
+    said = [process.communicate(timeout=300)[1] for process in run.processes]
+    assert 1 in {process.returncode for process in run.processes} <= {1, PEER_LOST}  # both fail, one may hear it first
+    assert all("process 1 could not read" in err and "process 0 could, which reads the" in err for err in said), said
+    assert not (tmp_path / "run" / "checkpoints" / "10").exists()
+
+
 @pytest.mark.slow
 def test_a_coordinator_that_cannot_be_reached_is_named(tmp_path: Path, noticed: Callable[[float], None]) -> None:
     with socket.socket() as free:

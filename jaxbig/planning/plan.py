@@ -106,9 +106,8 @@ def compile_in_child(command: Sequence[str], topology: Topology, timeout: float)
     # no TPU is looked for, on this machine or at the cloud's metadata server; several plans may run at once
     absent = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     count = {} if topology.is_tpu else {"JAX_NUM_CPU_DEVICES": str(topology.devices)}
-    before = {
-        each: signal.signal(each, lambda *_: sys.exit(INTERRUPTED)) for each in stop_signals()
-    }  # and the child too
+    # by an exception, so that the child ends too
+    before = {each: signal.signal(each, lambda *_: sys.exit(INTERRUPTED)) for each in stop_signals()}
     child = subprocess.Popen(
         [sys.executable, "-m", "jaxbig", *command, "--here", "--json"],
         env={**os.environ, **quiet, **absent, **count},
