@@ -20,7 +20,7 @@ def config() -> Experiment:
     data = PyText(batch=8, length=128)
     return Experiment(
         model=Griffin(vocab=data.vocab, depth=3, width=128, heads=4, window=64),
-        objective=NextToken(vocab=data.vocab),
+        objective=NextToken(vocab=data.vocab, bytes_per_token=1.0),
         data=data,
         optimizer=AdamW(rate=WarmupCosine(peak=3e-3, warmup=70), b2=0.98, weight_decay=0.1, clip=1.0),
         mesh=Mesh(data=-1),

@@ -21,7 +21,7 @@ def config() -> Experiment:
     data = PyText(batch=16, length=64, contiguous=True)
     return Experiment(
         model=RNNLanguageModel(vocab=data.vocab, width=256, layers=2),
-        objective=NextToken(vocab=data.vocab),
+        objective=NextToken(vocab=data.vocab, bytes_per_token=1.0),
         data=data,
         optimizer=AdamW(rate=WarmupCosine(peak=4e-3, warmup=50), b2=0.98, weight_decay=0.01, clip=1.0),
         mesh=Mesh(data=-1),

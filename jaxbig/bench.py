@@ -34,7 +34,7 @@ def bench(experiment: Experiment, steps: int, screen: Screen) -> dict[str, Any]:
     program = make_program(experiment)
     experiment.data.prepare()
     source = experiment.data.source("train")
-    ours, bare, waits = [], [], []
+    ours, bare, waits, padding = [], [], [], []
     batches = contextlib.closing(feed(program, source, 0, steps * ROUNDS))
     with program.activate(), tempfile.TemporaryDirectory() as folder, batches as ahead:
         metrics = Metrics(Path(folder), 0)
@@ -42,6 +42,7 @@ def bench(experiment: Experiment, steps: int, screen: Screen) -> dict[str, Any]:
 
         def log(step: int, values: dict[str, float]) -> None:
             waits.append(values["data_wait"])
+            padding.append(values.get("padding", 0.0))
             metrics.write(step, "train", values)
             screen.train(step, values)
 
@@ -69,7 +70,7 @@ def bench(experiment: Experiment, steps: int, screen: Screen) -> dict[str, Any]:
     seconds = statistics.median(ours)
     return {
         "step_seconds": seconds,
-        **rates(experiment, flops, 1 / seconds),
+        **rates(experiment, flops, 1 / seconds, 1 - (statistics.fmean(padding) if padding else 0.0)),
         "model_flops_per_step": flops,
         "ratio": statistics.median(b / o for b, o in zip(bare, ours, strict=True)),
         "against": "the same compiled step in a bare loop, on one batch that is on the device already",

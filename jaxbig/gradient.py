@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxbig import keys
+from jaxbig.batch_mask import every_row_real
 from jaxbig.data.base import Data
 from jaxbig.dtypes import exact
 from jaxbig.errors import Refused
@@ -28,6 +29,8 @@ PLACE = "place"
 """The field of a batch that says where in the whole batch each row is."""
 BY_ROW = "carry"
 """The collection whose arrays have a row for each row of the batch."""
+SMALL = 2**16
+"""How many numbers a leaf has at most whose chunks `reproducible` gathers whole."""
 Gradient = Callable[..., tuple[Any, Sums, Any]]
 """`(params, variables, batch, step, scale) -> (gradient, sums, new variables)`; scale: what the loss is multiplied by
 on the way, and the gradient divided by at its end, if it is not None."""
@@ -47,9 +50,10 @@ def make_loss(experiment: Experiment, mean: bool = True) -> Callable[..., tuple[
             rows = experiment.data.transform(rows, row_keys(experiment, "augment", step, places), True)
         objective = lambda forward: experiment.objective(forward, rows, key, True)  # noqa: E731
         apply = nn.apply(objective, experiment.model, mutable=[*variables, LOSSES])
-        sums, variables = apply({"params": params, **variables}, rngs=rngs)
+        with every_row_real(not experiment.data.may_leave_out()):
+            sums, variables = apply({"params": params, **variables}, rngs=rngs)
         sums = with_losses(sums, variables.pop(LOSSES, {}))
-        value = sums["loss"].mean() if mean else sums["loss"].total
+        value = sums["loss"].mean_or_zero() if mean else sums["loss"].total
         return value if scale is None else value * scale, (sums, variables)
 
     return loss
@@ -162,8 +166,7 @@ def in_fixed_order(experiment: Experiment, mesh: jax.sharding.Mesh) -> Gradient:
         numbers = jax.lax.axis_index("data") * share + jnp.arange(share)
         with nn.logical_axis_rules(()):  # each chunk is on one device: there is nothing to place
             gradient, sums, carry, others = jax.lax.map(chunk, (numbers, *map(chunks, (batch, carry))))
-        gathered = jax.lax.all_gather((gradient, sums, others), "data", tiled=True)  # [count, ...] each
-        gradient, sums, others = jax.tree.map(added, gathered)
+        gradient, sums, others = in_turn(added_over("data"), (gradient, sums, others))
         others = jax.tree.map(lambda each: each / count, others)
         return mean(gradient, sums), sums, others, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), carry)
 
@@ -191,7 +194,7 @@ def by_row(variables: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def mean(gradient: Any, sums: Sums) -> Any:
-    return jax.tree.map(lambda leaf: leaf / sums["loss"].weight.astype(leaf.dtype), gradient)
+    return jax.tree.map(lambda leaf: Sum(leaf, sums["loss"].weight.astype(leaf.dtype)).mean_or_zero(), gradient)
 
 
 def of_total(scale: jax.Array | None, batch: Batch) -> jax.Array | None:
@@ -217,6 +220,36 @@ def unstrided(x: jax.Array) -> jax.Array:
     count, rows = x.shape[:2]
     pair = 2 if rows % 2 == 0 else 1
     return jnp.moveaxis(x.reshape(count, rows // pair, pair, *x.shape[2:]), 0, 1).reshape(-1, *x.shape[2:])
+
+
+def in_turn(function: Callable[[jax.Array], jax.Array], tree: Any) -> Any:
+    """The function of each leaf, one after another, so that memory holds what it needs for one at a time."""
+    leaves, structure = jax.tree.flatten(tree)
+    done: list[jax.Array] = []
+    for leaf in leaves:
+        if done:
+            leaf, done[-1] = jax.lax.optimization_barrier((leaf, done[-1]))
+        done.append(function(leaf))
+    return jax.tree.unflatten(structure, done)
+
+
+def added_over(axis: str) -> Callable[[jax.Array], jax.Array]:
+    """[share, ...] on each device of that axis, the first chunks on the first -> the sum of all chunks [...] on each,
+    added from the first chunk to the last.
+
+    Each device adds its own slice of all chunks, and gives that to the others, so that none ever has all chunks of a
+    big leaf. A small one is gathered whole: XLA would add up a bias's gradient in another order to have it in slices.
+    """
+
+    def add(x: jax.Array) -> jax.Array:
+        devices, size = jax.lax.axis_size(axis), math.prod(x.shape[1:])
+        if size <= SMALL:
+            return added(jax.lax.all_gather(x, axis, tiled=True))
+        flat = jnp.pad(x.reshape(len(x), size), ((0, 0), (0, -size % devices)))
+        slices = jax.lax.all_to_all(flat, axis, split_axis=1, concat_axis=0, tiled=True)  # [count, size / devices]
+        return jax.lax.all_gather(added(slices), axis, tiled=True)[:size].reshape(x.shape[1:])
+
+    return add
 
 
 def added(x: jax.Array) -> jax.Array:

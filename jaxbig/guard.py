@@ -104,8 +104,7 @@ def make_watch(guard: Guard, scaled: bool) -> Callable[[Any, Any, jax.Array, Any
             fault = jnp.where(jumped & (fault == 0), SPIKE, fault)
         fault = jnp.where(jnp.isfinite(loss), fault, LOSS)
         if guard.policy == "skip":
-            kept = jax.tree.map(lambda old, new: jnp.where(fault > 0, old, new), before, after)
-            after = kept.replace(step=after.step)
+            after = unchanged(before, after, fault > 0)
         if losses is not None:
             newer = jnp.concatenate([losses[1:], loss[None].astype(losses.dtype)])
             newer = jnp.where(fault > 0, losses, newer)
@@ -113,6 +112,12 @@ def make_watch(guard: Guard, scaled: bool) -> Callable[[Any, Any, jax.Array, Any
         return after, fault.astype(jnp.int32)
 
     return watch
+
+
+def unchanged(before: Any, after: Any, where: jax.Array) -> Any:
+    """The state after a step; where that is so, the one before it but for its number."""
+    kept = jax.tree.map(lambda old, new: jnp.where(where, old, new), before, after)
+    return kept.replace(step=after.step)
 
 
 def losses_of(opt_state: Any) -> Any:

@@ -17,7 +17,7 @@ from jaxbig import environment, keys
 from jaxbig.dtypes import exact
 from jaxbig.experiment import Experiment
 from jaxbig.gradient import check_parts, make_gradient, row_keys, transforms
-from jaxbig.guard import FAULT, make_watch, watching
+from jaxbig.guard import FAULT, make_watch, unchanged, watching
 from jaxbig.mesh import (
     Rules,
     activate,
@@ -156,7 +156,10 @@ def make_train_step(
         after = update(state, gradient, variables)
         metrics = {name: each.mean() for name, each in sums.items()}  # scalars: no counts a class in training
         metrics |= {"learning_rate": rate(updates_made(state)), "gradient_norm": optax.tree.norm(gradient)}
-        after, fault = watch(state, after, metrics["loss"], gradient)
+        after, fault = watch(state, after, sums["loss"].mean_or_zero(), gradient)
+        if experiment.data.may_leave_out():  # all of a batch, perhaps: there is nothing to learn then
+            empty = sums["loss"].weight == 0
+            after, fault = unchanged(state, after, empty), jnp.where(empty, 0, fault)
         return after, metrics | told(after) | {FAULT: fault}
 
     return train_step

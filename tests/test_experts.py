@@ -147,6 +147,18 @@ def test_parts_of_a_batch_have_the_loss_and_gradient_of_the_whole(parts: Any, se
         np.testing.assert_allclose(leaves(found)[path], leaf, rtol=1e-4, atol=2e-6, err_msg=path)
 
 
+def test_the_router_is_float32_on_every_platform() -> None:
+    """An accelerator rounds what is multiplied to 8 or 10 bits unless it is told not to."""
+    model, params, x = made()
+    traced = str(jax.make_jaxpr(lambda p, x: jax.grad(lambda p: jnp.sum(model.apply({"params": p}, x)))(p))(params, x))
+    products = [line for line in traced.splitlines() if "dot_general" in line]
+    assert sum("HIGHEST" in traced[at : at + 400] for at in _places(traced, "dot_general")) >= 2 and products
+
+
+def _places(text: str, word: str) -> list[int]:
+    return [at for at in range(len(text)) if text.startswith(word, at)]
+
+
 @pytest.mark.parametrize("chosen", [0, 5])
 def test_more_experts_a_token_than_there_are_is_refused(chosen: int) -> None:
     with pytest.raises(Refused, match=f"experts_per_token {chosen} of experts 4: make it 1 to 4"):

@@ -1,6 +1,7 @@
 """A gradient in parts is the gradient of the whole; in chunks of a fixed order its bits are the same everywhere."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import SPINE, small
 
+from jaxbig import gradient
 from jaxbig.errors import Refused
 from jaxbig.experiment import Experiment
 from jaxbig.gradient import Gradient, make_gradient
@@ -110,10 +112,26 @@ def test_the_bits_of_a_step_do_not_depend_on_its_devices() -> None:
     assert trained(experiment, [1]) == trained(experiment, [8])
 
 
+def test_chunks_are_added_in_order_whether_whole_or_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an order that float32 tells from others; the last leaf does not divide over the devices."""
+    mesh, draw = Mesh(data=4).build(jax.devices()[:4]), np.random.default_rng(0)
+    tree = {name: np.float32(draw.standard_normal((8, *shape)) * 10.0 ** draw.integers(-4, 5, (8, *shape)))
+            for name, shape in (("number", ()), ("kernel", (6, 4)), ("odd", (3, 5)))}  # fmt: skip
+    expected = {name: functools.reduce(np.add, list(each)) for name, each in tree.items()}
+    assert not np.array_equal(expected["kernel"], functools.reduce(np.add, list(tree["kernel"])[::-1]))
+    for small in (0, 2**16):
+        monkeypatch.setattr(gradient, "SMALL", small)
+        add = lambda tree: gradient.in_turn(gradient.added_over("data"), tree)  # noqa: E731
+        split, whole = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
+        found = jax.jit(jax.shard_map(add, mesh=mesh, in_specs=split, out_specs=whole, check_vma=False))(tree)
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("fully")
 @pytest.mark.parametrize("name", ["digits_convnet", "digits_rnn", "pytext_transformer"])
-def test_the_bits_of_a_run_do_not_depend_on_its_devices(name: str) -> None:
+def test_the_bits_of_a_run_do_not_depend_on_its_devices(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradient, "SMALL", 256)  # kernels are added in slices, biases whole
     experiment = small(name, reproducible=8)
     straight = {count: trained(experiment, [count] * 2) for count in (1, 8)}
     assert len(set(straight.values())) == 1, straight

@@ -12,7 +12,7 @@ RUNS = sorted((ROOT / "experiments").rglob("*.py"))
 
 # A room imports rooms of lower floors, and its own.
 FLOORS = (
-    {"errors", "keys", "dtypes", "signals", "streams", "disk"},
+    {"errors", "keys", "dtypes", "batch_mask", "signals", "streams", "disk"},
     {"lifeline", "children", "determinism", "environment"},
     {"state", "tracking", "processes", "watchdog", "placement"},
     {"mesh", "workdir", "hold", "checkpoint", "precision", "float32_sums"},
@@ -34,8 +34,8 @@ FLOORS = (
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # The rooms that are filled most are kept narrower still.
 ONLY = {
-    "models": {"models", "mesh", "dtypes", "determinism", "errors"},
-    "objectives": {"objectives", "mesh", "dtypes", "errors"},
+    "models": {"models", "batch_mask", "mesh", "dtypes", "determinism", "errors"},
+    "objectives": {"objectives", "batch_mask", "mesh", "dtypes", "errors"},
     "data": {"data", "errors", "signals"},
     "optim": {"optim", "state", "errors"},
     "checkpoint": {"disk", "state", "processes", "watchdog", "errors"},

@@ -290,11 +290,12 @@ def test_rates_are_those_of_examples_or_tokens_and_of_the_chips_peak(monkeypatch
         "model_flops_per_second": 2000.0,
     }
     monkeypatch.setattr("jaxbig.pace.peak_of", lambda kind: {"cpu": 500.0}[kind])
-    assert rates(text, 1000, 2.0) == {
+    assert rates(text, 1000, 2.0, real=0.75) == {
         "steps_per_second": 2.0,
         "examples_per_second": 32.0,
-        "tokens_per_second": 1024.0,
-        "tokens_per_second_per_device": 128.0,
+        "tokens_per_second": 768.0,  # of 2 x 16 x 32 places
+        "tokens_per_second_per_device": 96.0,
+        "padding": 0.25,
         "model_flops_per_second": 2000.0,
         "mfu": 0.5,
     }

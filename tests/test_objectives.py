@@ -210,6 +210,16 @@ def test_the_loss_and_its_gradient_are_pytorchs(kind: str, weights: tuple[float,
     close(gradient, theirs.grad)
 
 
+@pytest.mark.parametrize("weights", [(), (0.5, 2.0, 1.0)])
+def test_an_evaluation_has_the_cross_entropy_without_smoothing_too(weights: tuple[float, ...]) -> None:
+    logits, targets = RANDOM.standard_normal((7, 3)), RANDOM.integers(0, 3, 7)
+    smooth, plain = (Classification(classes=3, smoothing=each, class_weights=weights) for each in (0.3, 0.0))
+    found, expected = (outcome(each, logits, targets, train=False) for each in (smooth, plain))
+    assert float(found["cross_entropy"].mean()) == pytest.approx(float(expected["loss"].mean()), rel=1e-6)
+    assert float(found["loss"].mean()) != pytest.approx(float(expected["loss"].mean()), rel=1e-3)
+    assert "cross_entropy" not in expected and "cross_entropy" not in outcome(smooth, logits, targets)
+
+
 def test_a_distribution_with_one_class_is_its_number() -> None:
     logits, targets = RANDOM.standard_normal((9, 4)), RANDOM.integers(0, 4, 9)
     objective = Classification(classes=4, smoothing=0.2, class_weights=(1.0, 2.0, 0.0, 4.0))
@@ -267,12 +277,12 @@ def test_what_does_not_fit_a_classification_is_refused(objective: Objective, sha
 # --- the next token
 
 
-def test_to_know_nothing_of_bytes_is_eight_bits_each() -> None:
+def test_to_know_nothing_of_256_tokens_is_eight_bits_each_and_a_byte_is_told_where_its_share_is_known() -> None:
     objective, targets = NextToken(vocab=256), RANDOM.integers(0, 256, (2, 8))
     sums = outcome(objective, np.zeros((2, 8, 256)), targets)
     means = summary(objective, sums)
     assert means["perplexity"] == pytest.approx(256, rel=1e-5)
-    assert means["bits_per_byte"] == pytest.approx(8, rel=1e-5)
+    assert means["bits_per_token"] == pytest.approx(8, rel=1e-5) and "bits_per_byte" not in means
     assert means["loss"] == pytest.approx(math.log(256), rel=1e-6)
     assert summary(NextToken(vocab=256, bytes_per_token=4.0), sums)["bits_per_byte"] == pytest.approx(2, rel=1e-5)
 
@@ -286,7 +296,7 @@ def test_perplexity_is_e_to_the_loss_and_never_an_error(loss: float, perplexity:
 
 def test_perplexity_of_no_number_is_no_number() -> None:
     means = NextToken(vocab=2).summarize({"loss": Sum(math.nan, 1.0)})
-    assert math.isnan(means["perplexity"]) and math.isnan(means["bits_per_byte"])
+    assert math.isnan(means["perplexity"]) and math.isnan(means["bits_per_token"])
 
 
 def test_the_z_loss_is_in_the_loss_and_in_nothing_else() -> None:
@@ -296,7 +306,7 @@ def test_the_z_loss_is_in_the_loss_and_in_nothing_else() -> None:
     before, after = summary(NextToken(vocab=7), plain), summary(NextToken(vocab=7, z_loss=0.01), more)
     assert after["loss"] == pytest.approx(before["loss"] + extra, rel=1e-5)
     assert after["cross_entropy"] == pytest.approx(before["loss"], rel=1e-6)
-    for name in ("perplexity", "bits_per_byte", "accuracy"):
+    for name in ("perplexity", "bits_per_token", "accuracy"):
         assert after[name] == pytest.approx(before[name], rel=1e-6)
 
 

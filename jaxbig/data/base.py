@@ -91,6 +91,10 @@ class Data(abc.ABC):
         on which devices or parts of a batch it is in."""
         return batch
 
+    def may_leave_out(self) -> bool:
+        """Whether a row of a training batch may stand for no example: its `mask` is 0, and it counts nowhere."""
+        return False
+
     def kept(self) -> dict[str, bytes]:
         """Files by name that belong to a run besides its parameters, such as a tokenizer; the data is prepared."""
         return {}

@@ -51,6 +51,9 @@ class Examples(Data):
             if isinstance(source, Reading):
                 source.check(split)
 
+    def may_leave_out(self) -> bool:
+        return self.skip_bad_records > 0
+
     def source(self, split: str) -> Source:
         return Reading(self.records.open(split), self.read, self.empty(), self.skip_bad_records)
 

@@ -239,7 +239,10 @@ class Tokens(Text):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenRows(Text):
-    """Texts to be filled in: `inputs` [B, L] as they are, to be masked, with `lengths` [B]."""
+    """Texts to be filled in: `inputs` [B, L] as they are, to be masked, with `lengths` [B].
+
+    The end of a text has `mask` 0: it always stands at the same place, so there is nothing to be found out.
+    """
 
     feature: str = "text"
     tokenizer: Tokenizer = Bytes(specials=("<mask>",))
@@ -258,7 +261,8 @@ class TokenRows(Text):
 
     def read(self, record: Record) -> Example:
         tokens = self.tokens(as_bytes(record, self.feature))
-        return {"inputs": self.filled(tokens), "lengths": np.int32(len(tokens)), "mask": self.mask(len(tokens))}
+        hidden = self.mask(len(tokens) - (tokens[-1] == self.tokenizer.end))
+        return {"inputs": self.filled(tokens), "lengths": np.int32(len(tokens)), "mask": hidden}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 
+from jaxbig.batch_mask import real_rows
 from jaxbig.dtypes import Dtype, exact
 from jaxbig.errors import Refused
 from jaxbig.mesh import platform
@@ -126,6 +127,7 @@ class BatchNorm(nn.Module):
     In training the statistics are the batch's, and running ones in `batch_stats` follow them; in evaluation they
     are the running ones. The batch is the global one: under jit a mean over a split axis is the mean over all
     devices, with no axis name. The running variance follows the unbiased one (n - 1), as PyTorch's does.
+    Rows that the batch's mask leaves out count in no statistic (`batch_mask.py`).
     """
 
     momentum: float = 0.9
@@ -144,18 +146,36 @@ class BatchNorm(nn.Module):
         mean, variance = running["mean"].value, running["var"].value  # [C] each
         y = exact(x)
         if train:
-            count, axes = x.size // x.shape[-1], tuple(range(x.ndim - 1))
+            count: Any = x.size // x.shape[-1]
             if count < 2:
                 raise Refused(
                     "BatchNorm in training on 1 value a channel: use a larger batch, larger images or GroupNorm."
                 )
-            mean = jnp.mean(y, axes)
-            variance = jnp.mean(jnp.square(y - jnp.broadcast_to(mean, y.shape)), axes)
+            real = real_rows(x.shape[0])
+            mean = average(y, real)
+            variance = average(jnp.square(y - jnp.broadcast_to(mean, y.shape)), real)
             if not self.is_initializing():
-                for name, now in (("mean", mean), ("var", variance * count / (count - 1))):
-                    running[name].value = self.momentum * running[name].value + (1 - self.momentum) * now
+                count, some = (count, True) if real is None else (of_rows(real, y), jnp.any(real))
+                unbiased = variance * count / jnp.maximum(count - 1, 1)
+                for name, now in (("mean", mean), ("var", unbiased)):
+                    after = self.momentum * running[name].value + (1 - self.momentum) * now
+                    running[name].value = jnp.where(some, after, running[name].value)
         y = (y - jnp.broadcast_to(mean, y.shape)) * jnp.broadcast_to(jax.lax.rsqrt(variance + self.epsilon), y.shape)
         return scaled(self, y, self.zero).astype(x.dtype)
+
+
+def average(y: jax.Array, real: jax.Array | None) -> jax.Array:
+    """The mean of [B, ..., C] a channel, [C], over the rows that are real [B]; 0 over none."""
+    axes = tuple(range(y.ndim - 1))
+    if real is None:
+        return jnp.mean(y, axes)
+    kept = jnp.where(real.reshape(-1, *(1,) * (y.ndim - 1)), y, 0)
+    return jnp.sum(kept, axes) / jnp.maximum(of_rows(real, y), 1)
+
+
+def of_rows(real: jax.Array, y: jax.Array) -> jax.Array:
+    """How many values a channel the real rows [B] of [B, ..., C] have."""
+    return jnp.sum(real.astype(y.dtype)) * (y[0].size // y.shape[-1])
 
 
 class GroupNorm(nn.Module):

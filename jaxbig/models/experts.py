@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from jaxbig.dtypes import exact
+from jaxbig.batch_mask import real_positions
+from jaxbig.dtypes import HIGHEST, exact
 from jaxbig.errors import Refused
 from jaxbig.mesh import as_tuple, platform
 from jaxbig.models.layers import ACTIVATIONS, Axes, constrain, in_pieces, parameter, stored
@@ -48,7 +49,10 @@ class Experts(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, segments: jax.Array | None = None) -> jax.Array:
-        """[B, L, D], and segments [B, L], 0 for padding, that the added terms leave out -> [B, L, D]."""
+        """[B, L, D], and segments [B, L], 0 for padding -> [B, L, D], 0 at padding.
+
+        Without segments the batch's mask says what is padding. No expert computes it, and the added terms leave it out.
+        """
         if not 1 <= self.chosen <= self.experts:
             raise Refused(f"experts_per_token {self.chosen} of experts {self.experts}: make it 1 to {self.experts}.")
         width = x.shape[-1]
@@ -56,18 +60,22 @@ class Experts(nn.Module):
             self, "router_kernel", nn.initializers.normal(width**-0.5), (width, self.experts), ("embed", None)
         )
         # in float32: which experts are highest hangs on little, and a softmax lies in less
-        scores = constrain(jnp.tensordot(exact(x), router, axes=1), "batch", "length", None)  # [B, L, E]
+        scores = jnp.tensordot(exact(x), router, axes=1, precision=HIGHEST)  # [B, L, E]
+        scores = constrain(scores, "batch", "length", None)
         best, numbers = jax.lax.top_k(scores, self.chosen)  # [B, L, K] each
+        real = real_positions(*x.shape[:2]) if segments is None else segments > 0  # [B, L]
         if not self.is_initializing():
-            self._add_losses(scores, numbers, segments)
+            self._add_losses(scores, numbers, real)
+        if real is not None:
+            numbers = jnp.where(real[..., None], numbers, self.experts)  # none of them
         names = ["up_kernel", "gate_kernel"] if self.gated else ["up_kernel"]
         kernels = [stored(self, name, _initial(1.0), (self.experts, width, self.hidden), INWARD) for name in names]
         last = stored(self, "down_kernel", _initial(self.scale), (self.experts, self.hidden, width), OUTWARD)
         y = over_mesh(self._mix)(x, nn.softmax(best), numbers, *kernels, last)
         return constrain(y, "batch", "length", None)
 
-    def _add_losses(self, scores: jax.Array, numbers: jax.Array, segments: jax.Array | None) -> None:
-        seen = True if segments is None else segments > 0
+    def _add_losses(self, scores: jax.Array, numbers: jax.Array, real: jax.Array | None) -> None:
+        seen = True if real is None else real
         real = jnp.broadcast_to(seen, scores.shape[:2]).astype(scores.dtype)  # [B, L]
         count = jnp.sum(real, axis=1)[:, None]  # [B, 1]
         taken = jnp.sum(jax.nn.one_hot(numbers, self.experts), axis=2) * real[:, :, None]  # [B, L, E]

@@ -9,7 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxbig.dtypes import exact, wide
+from jaxbig.batch_mask import rows_only
+from jaxbig.dtypes import HIGHEST, exact, wide
 from jaxbig.errors import Refused
 from jaxbig.models.attention import sinusoidal
 from jaxbig.models.layers import Embedding, LayerNorm, Linear, cast, choose, constrain, drop, parameter, to_logits
@@ -181,7 +182,7 @@ class Encoder(Text, kw_only=True):
         else:
             # in float32: bf16 cannot count beyond 256
             real = jnp.ones(x.shape[:2], wide(x.dtype)) if segments is None else (segments > 0).astype(wide(x.dtype))
-            x = jnp.einsum("bld,bl->bd", x, real) / jnp.maximum(real.sum(1), 1)[:, None]
+            x = jnp.einsum("bld,bl->bd", x, real, precision=HIGHEST) / jnp.maximum(real.sum(1), 1)[:, None]
         x = constrain(drop(x, self.dropout, train), "batch", None)
         logits = Linear((classes,), ("embed", "classes"), name="classifier")(x)
         return constrain(exact(logits), "batch", None)
@@ -221,7 +222,8 @@ class EncoderDecoder(Text, kw_only=True):
         segments = None if lengths is None else from_lengths(lengths, inputs.shape[1])
         at = self.places(inputs, None, None, 0)
         x = self.dropping(self.embed(self.sources, self.source_positions, inputs, at), deterministic=not train)
-        return self.encoder(x, Context(segments=segments, positions=at), train), segments
+        with rows_only():  # the mask's positions are those of the target
+            return self.encoder(x, Context(segments=segments, positions=at), train), segments
 
     def decode(self, previous: jax.Array, memory: Any, train: bool = False, cache: int = 0) -> jax.Array:
         """Target tokens before each position [B, T] -> logits [B, T, V], float32; cache: as in Decoder."""

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxbig.dtypes import Dtype, exact
+from jaxbig.dtypes import HIGHEST, Dtype, exact
 from jaxbig.errors import Refused
 from jaxbig.models.attention import Attention
 from jaxbig.models.layers import Embedding, Linear, RMSNorm, cast, choose, constrain, drop, parameter, to_logits
@@ -78,11 +78,12 @@ class LRU(nn.Module):
         c = parameter(self, "output", out, shapes[1], (None, "hidden", "embed"), real.dtype)
         d = parameter(self, "skip", nn.initializers.normal(1.0), (width,), (None,), real.dtype)
 
-        driven = jnp.einsum("bld,cdw->cblw", real, b) * jnp.exp(gamma)[None, None, None]
+        driven = jnp.einsum("bld,cdw->cblw", real, b, precision=HIGHEST) * jnp.exp(gamma)[None, None, None]
         decay = jnp.exp(jax.lax.complex(-jnp.exp(nu), jnp.exp(theta)))[None, None]
         states = associative(jnp.broadcast_to(decay, driven.shape[1:]), jax.lax.complex(driven[0], driven[1]))
         states = constrain(states, "batch", "length", "hidden")
-        y = jnp.tensordot(states.real, c[0], axes=1) - jnp.tensordot(states.imag, c[1], axes=1)
+        of_real = jnp.tensordot(states.real, c[0], axes=1, precision=HIGHEST)
+        y = of_real - jnp.tensordot(states.imag, c[1], axes=1, precision=HIGHEST)
         return constrain((y + real * d[None, None]).astype(x.dtype), "batch", "length", None)
 
 
@@ -115,7 +116,8 @@ class RGLRU(nn.Module):
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", 2, 3, (0, 1))
         kernel = parameter(self, "gates", init, (2, self.heads, head, head), (None, "heads", None, None), real.dtype)
         bias = parameter(self, "bias", nn.initializers.zeros, (2, self.heads, head), (None, "heads", None), real.dtype)
-        gates = jnp.einsum("blhk,chkj->cblhj", real.reshape(batch, length, self.heads, head), kernel)
+        parts = real.reshape(batch, length, self.heads, head)
+        gates = jnp.einsum("blhk,chkj->cblhj", parts, kernel, precision=HIGHEST)
         gates = nn.sigmoid(gates + bias[:, None, None]).reshape(2, batch, length, width)
         slowness = parameter(self, "lambda", self.slow, (width,), ("hidden",), real.dtype)
         log_a = -self.power * gates[0] * nn.softplus(-slowness)[None, None]

@@ -10,8 +10,10 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
+from jaxbig.batch_mask import batch_mask, of_rows
 from jaxbig.dtypes import exact
 from jaxbig.errors import Refused
 
@@ -31,7 +33,13 @@ class Sum:
     weight: Any
 
     def mean(self) -> Any:
-        return self.total / self.weight
+        """NaN over nothing."""
+        with np.errstate(invalid="ignore"):
+            return self.total / self.weight
+
+    def mean_or_zero(self) -> Any:
+        """The same, 0 over nothing: for what is differentiated."""
+        return self.total / (self.weight + (self.weight == 0))
 
 
 Sums = dict[str, Sum]
@@ -64,7 +72,9 @@ def call(forward: nn.Module, batch: Batch, train: bool, method: str = "__call__"
     for name in side:
         if name not in taken and not any(each.kind is each.VAR_KEYWORD for each in taken.values()):
             raise Refused(f"the data gives {name}, which {type(forward).__name__} does not take: change one of them.")
-    return model(batch["inputs"], **side, train=train)
+    inputs, mask = batch["inputs"], batch["mask"]
+    with batch_mask(mask if mask.shape == inputs.shape else of_rows(mask)):
+        return model(inputs, **side, train=train)
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array, smoothing: float = 0.0) -> jax.Array:

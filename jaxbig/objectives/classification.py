@@ -21,6 +21,7 @@ COUNTS = ("true_positives", "predicted", "actual")
 class Classification(Objective):
     """Softmax cross entropy in nats, and accuracy; top-5 accuracy where there are more than 5 classes.
 
+    With smoothing an evaluation has both: `loss`, which is minimized, and `cross_entropy`, without smoothing.
     Reads `inputs` [B, ...], `targets` [B] (a class number each) or [B, K] (a distribution each, as mixup makes;
     accuracy is then against its largest), `mask` [B], and what else the model takes. Targets and mask may have
     further axes, as for segmentation.
@@ -54,6 +55,9 @@ class Classification(Objective):
         logits = exact(logits)
         losses, weights = self._losses(logits, targets, spread)
         sums = {"loss": Sum(masked(losses, mask).total, masked(weights, mask).total)}
+        if self.smoothing and not train:
+            plain, _ = dataclasses.replace(self, smoothing=0.0)._losses(logits, targets, spread)
+            sums["cross_entropy"] = Sum(masked(plain, mask).total, sums["loss"].weight)
         if self.multi_label:
             chosen, actual = logits > 0, targets > 0.5
             right = chosen == actual

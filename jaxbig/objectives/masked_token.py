@@ -23,8 +23,8 @@ class MaskedToken(Objective):
     the mask token, 10% another token of the vocabulary at random and 10% stay. What is chosen follows from the key
     and the row's own tokens alone: an example is corrupted alike in whatever batch, row or mesh it comes.
 
-    Reads `inputs` [B, L] (token numbers, uncorrupted: they are the targets), `mask` [B, L], and what else the model
-    takes.
+    Reads `inputs` [B, L] (token numbers, uncorrupted: they are the targets), `mask` [B, L] (which of them may be
+    chosen), and what else the model takes.
     """
 
     vocab: int

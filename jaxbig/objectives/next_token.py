@@ -19,10 +19,11 @@ from jaxbig.objectives.base import Batch, Objective, Sums, call, check_logits, c
 
 @dataclasses.dataclass(frozen=True)
 class NextToken(Objective):
-    """Softmax cross entropy in nats a token, accuracy, perplexity, and bits per byte.
+    """Softmax cross entropy in nats a token, accuracy, perplexity, and bits a token, or a byte where it is known how
+    many a token has.
 
     Reads `inputs` and `targets` [B, L] (token numbers; a target is the token after its input), `mask` [B, L], and
-    what else the model takes. Perplexity and bits per byte are of the plain cross entropy, whatever the loss adds.
+    what else the model takes. Perplexity and bits are of the plain cross entropy, whatever the loss adds.
     """
 
     vocab: int
@@ -33,8 +34,9 @@ class NextToken(Objective):
     """Makes logits and their loss in that many pieces of the vocabulary, one at a time, so that neither float32
     [B, L, V] nor the whole matrix behind it is ever in memory. Must divide `vocab`, and the model have `hidden` and
     `unembedding`; 0: all at once."""
-    bytes_per_token: float = 1.0
-    """How many bytes of text a token stands for, on average."""
+    bytes_per_token: float | None = None
+    """How many bytes of text a token stands for, on average: 1 where tokens are bytes. `bits_per_byte` is then told in
+    place of `bits_per_token`."""
 
     def __call__(self, forward: nn.Module, batch: Batch, key: jax.Array, train: bool) -> Sums:
         if self.chunks:
@@ -85,5 +87,7 @@ class NextToken(Objective):
     def summarize(self, sums: Sums) -> dict[str, float]:
         metrics = super().summarize(sums)
         nats = metrics.get("cross_entropy", metrics["loss"])
-        bits = nats / math.log(2) / self.bytes_per_token
-        return metrics | {"perplexity": exponential(nats), "bits_per_byte": bits}
+        metrics |= {"perplexity": exponential(nats)}
+        if self.bytes_per_token is None:
+            return metrics | {"bits_per_token": nats / math.log(2)}
+        return metrics | {"bits_per_byte": nats / math.log(2) / self.bytes_per_token}

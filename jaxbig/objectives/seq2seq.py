@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxbig.batch_mask import batch_mask
 from jaxbig.errors import Refused
 from jaxbig.objectives import bleu
 from jaxbig.objectives.base import Batch, Objective, Sums, check_logits, check_share, cross_entropy, masked
@@ -18,7 +19,8 @@ from jaxbig.objectives.base import Batch, Objective, Sums, check_logits, check_s
 @dataclasses.dataclass(frozen=True)
 class Seq2Seq(Objective):
     """Cross entropy in nats a token and token accuracy, both with the true tokens before as input; in evaluation also
-    the exact match, and BLEU, of what the model writes by itself, its likeliest token each time.
+    the exact match, and BLEU, of what the model writes by itself, its likeliest token each time; with smoothing also
+    `cross_entropy`, the loss without it.
 
     Reads `inputs` [B, S] (tokens of the source), `lengths` [B] where there are some, `targets` [B, T] (tokens, `end`,
     then padding), `mask` [B, T] (1 up to and including `end`; a row of zeros is padding). The model takes
@@ -51,12 +53,15 @@ class Seq2Seq(Objective):
         targets, mask = batch["targets"], batch["mask"]
         start = jnp.full_like(targets[:, :1], self.start)
         previous = jnp.concatenate([start, targets[:, :-1]], axis=1)
-        logits = forward(batch["inputs"], previous, **_lengths(batch), train=train)  # type: ignore[operator]
+        with batch_mask(mask):
+            logits = forward(batch["inputs"], previous, **_lengths(batch), train=train)  # type: ignore[operator]
         check_logits(logits, self.vocab, "tokens")  # [B, T, V]
         loss = cross_entropy(logits, targets, self.smoothing)
         sums = {"loss": masked(loss, mask), "accuracy": masked(jnp.argmax(logits, axis=-1) == targets, mask)}
         if train:
             return sums
+        if self.smoothing:
+            sums["cross_entropy"] = masked(cross_entropy(logits, targets), mask)
         if forward.is_initializing():  # what it writes tells nothing of the parameters
             tokens = targets
         else:

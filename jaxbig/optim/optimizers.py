@@ -51,8 +51,9 @@ class Optimizer(abc.ABC):
     """Adds `l1 * |w|` for each chosen parameter w to the loss."""
     l2: float = 0.0
     """Adds `l2 / 2 * w^2` for each chosen parameter w to the loss."""
-    decayed: str = r"(kernel|recurrent|embedding)$"
-    """Which parameters l1, l2 and weight decay act on: a regular expression over parameter paths."""
+    decayed: str = r"(kernel|recurrent|embedding|context|attention/(query|score)|recurrence/(gates|input|output))$"
+    """Which parameters l1, l2 and weight decay act on: a regular expression over parameter paths. As it stands every
+    matrix, and no bias, scale, or other vector."""
     frozen: str | None = None
     """Which parameters stay as they are: a regular expression over parameter paths."""
     rate_factors: tuple[tuple[str, float], ...] = ()
