@@ -119,8 +119,8 @@ def test_chunks_are_added_in_order_whether_whole_or_in_slices(monkeypatch: pytes
             for name, shape in (("number", ()), ("kernel", (6, 4)), ("odd", (3, 5)))}  # fmt: skip
     expected = {name: functools.reduce(np.add, list(each)) for name, each in tree.items()}
     assert not np.array_equal(expected["kernel"], functools.reduce(np.add, list(tree["kernel"])[::-1]))
-    for small in (0, 2**16):
-        monkeypatch.setattr(gradient, "SMALL", small)
+    for most in (0, 2**16):
+        monkeypatch.setattr(gradient, "SMALL", most)
         add = lambda tree: gradient.in_turn(gradient.added_over("data"), tree)  # noqa: E731
         split, whole = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
         found = jax.jit(jax.shard_map(add, mesh=mesh, in_specs=split, out_specs=whole, check_vma=False))(tree)
