@@ -1,6 +1,7 @@
 """A mixture of experts is what a loop over tokens and experts says, drops nobody, and adds its terms as sums."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -16,6 +17,7 @@ from jaxbig.gradient import make_gradient
 from jaxbig.mesh import Mesh, activate, put
 from jaxbig.models import experts
 from jaxbig.models.experts import LOSSES, Experts, sort
+from jaxbig.models.linear_recurrent import LRU, RGLRU
 from jaxbig.sibling import random_batch
 from jaxbig.state import leaves
 
@@ -147,16 +149,23 @@ def test_parts_of_a_batch_have_the_loss_and_gradient_of_the_whole(parts: Any, se
         np.testing.assert_allclose(leaves(found)[path], leaf, rtol=1e-4, atol=2e-6, err_msg=path)
 
 
-def test_the_router_is_float32_on_every_platform() -> None:
-    """An accelerator rounds what is multiplied to 8 or 10 bits unless it is told not to."""
-    model, params, x = made()
-    traced = str(jax.make_jaxpr(lambda p, x: jax.grad(lambda p: jnp.sum(model.apply({"params": p}, x)))(p))(params, x))
-    products = [line for line in traced.splitlines() if "dot_general" in line]
-    assert sum("HIGHEST" in traced[at : at + 400] for at in _places(traced, "dot_general")) >= 2 and products
+@pytest.mark.parametrize(("layer", "count"), [(Experts(**FIELDS), 1), (LRU(width=6), 3), (RGLRU(heads=2), 1)])
+def test_products_of_routers_and_recurrences_are_float32_on_every_platform(layer: Any, count: int) -> None:
+    """An accelerator rounds what is multiplied to 8 or 10 bits, unless a product asks for the highest precision."""
+    x = jnp.ones((1, 4, 8))
+    traced = jax.make_jaxpr(layer.apply)(jax.eval_shape(layer.init, jax.random.key(0), x), x).jaxpr
+    asked = [equation.params["precision"] for equation in products(traced)]
+    assert asked.count((jax.lax.Precision.HIGHEST,) * 2) == count
 
 
-def _places(text: str, word: str) -> list[int]:
-    return [at for at in range(len(text)) if text.startswith(word, at)]
+def products(jaxpr: Any) -> Iterator[Any]:
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield equation
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)  # of a closed one
+            if hasattr(inner, "eqns"):
+                yield from products(inner)
 
 
 @pytest.mark.parametrize("chosen", [0, 5])
