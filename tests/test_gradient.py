@@ -115,8 +115,11 @@ def test_the_bits_of_a_step_do_not_depend_on_its_devices() -> None:
 def test_chunks_are_added_in_order_whether_whole_or_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """In an order that float32 tells from others; the last leaf does not divide over the devices."""
     mesh, draw = Mesh(data=4).build(jax.devices()[:4]), np.random.default_rng(0)
-    tree: dict[str, Any] = {name: np.float32(draw.standard_normal((8, *shape)) * 10.0 ** draw.integers(-4, 5, (8, *shape)))
-            for name, shape in (("number", ()), ("kernel", (6, 4)), ("odd", (3, 5)))}  # fmt: skip
+    shapes = {"number": (), "kernel": (6, 4), "odd": (3, 5)}
+    tree: dict[str, Any] = {
+        name: np.float32(draw.standard_normal((8, *shape)) * 10.0 ** draw.integers(-4, 5, (8, *shape)))
+        for name, shape in shapes.items()
+    }
     expected = {name: functools.reduce(np.add, list(each)) for name, each in tree.items()}
     assert not np.array_equal(expected["kernel"], functools.reduce(np.add, list(tree["kernel"])[::-1]))
     for most in (0, 2**16):
