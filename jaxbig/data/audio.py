@@ -6,8 +6,9 @@ import jax
 import numpy as np
 
 from jaxbig.data.base import Batch, Record, Spec
-from jaxbig.data.examples import Example, Examples
-from jaxbig.data.fields import Mismatch, array, class_of, finite, kind, present
+from jaxbig.data.examples import Example
+from jaxbig.data.fields import Mismatch, array, finite, kind, present
+from jaxbig.data.labeled import Labeled
 from jaxbig.data.logmel import LogMel
 from jaxbig.data.made_up import MadeUp
 
@@ -18,7 +19,7 @@ MOST = 16.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sounds(Examples):
+class Sounds(Labeled):
     """Spectrograms `inputs` [B, frames, mels, 1] and their class `targets` [B]. A record has `audio`, samples of
     int8, uint8 (128 is silence), int16 or int32, or floats of -1 to 1, and `label`."""
 
@@ -39,7 +40,7 @@ class Sounds(Examples):
         wave = waveform(record, self.feature, "--data.feature")
         row = np.zeros(self.samples, np.float32)
         row[: len(wave)] = wave[: self.samples]
-        return {"inputs": row, "targets": class_of(record, "label", self.classes), "mask": np.float32(1)}
+        return {"inputs": row, "targets": self.class_of(record), "mask": np.float32(1)}
 
     def transform(self, batch: Batch, keys: jax.Array, train: bool) -> Batch:
         return {**batch, "inputs": self.spectrogram(batch["inputs"])[..., None]}  # [B, frames, mels, 1]

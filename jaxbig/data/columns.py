@@ -1,18 +1,21 @@
 """Numbers as they stand in records: arrays, or columns of a table."""
 
 import dataclasses
+import json
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxbig.data.base import Record, Spec
-from jaxbig.data.examples import Example, Examples
-from jaxbig.data.fields import Mismatch, class_of, numbers
+from jaxbig.data.examples import Example, fetch
+from jaxbig.data.fields import Mismatch, numbers
+from jaxbig.data.kept import cache, sha256, write
+from jaxbig.data.labeled import AT_ONCE, Labeled
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Columns(Examples):
+class Columns(Labeled):
     """`inputs` [B, ...], float32, and `targets`: a class each [B], or numbers [B, ...], float32."""
 
     inputs: tuple[str, ...] = ("inputs",)
@@ -25,6 +28,45 @@ class Columns(Examples):
     """Of one target; () is a number."""
     classes: int | None = None
     """How many classes the targets are of; None: they are numbers."""
+    normalize: bool = False
+    """Shift and scale each input to mean 0 and standard deviation 1 over the training records."""
+
+    @property
+    def label_field(self) -> str:
+        return self.targets
+
+    def prepare(self) -> str:
+        """Also finds the mean and the standard deviation of each input, if they are normalized by them."""
+        identity = super().prepare()
+        if self.normalize:
+            vars(self)["statistics"] = self.statistics(identity)
+        return identity
+
+    def statistics(self, identity: str) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation over the training records, float64 [*shape] each; a constant's deviation is 1."""
+        file = cache("statistics") / f"{sha256(f'{identity} {self.inputs} {self.shape}')[:24]}.npy"
+        if not file.exists():
+            records, count = self.records.open("train"), 0
+            mean, squares = np.zeros(self.shape), np.zeros(self.shape)
+            for start in range(0, len(records), AT_ONCE):  # Chan et al. (1979): a chunk's are added to those before
+                some = fetch(records, list(range(start, min(start + AT_ONCE, len(records)))))
+                values = np.stack([self.input_of(record) for record in some]).astype(np.float64)
+                apart = values.mean(0) - mean
+                squares += values.var(0) * len(values) + apart**2 * count * len(values) / (count + len(values))
+                mean += apart * len(values) / (count + len(values))
+                count += len(values)
+            deviation = np.sqrt(squares / max(count, 1))
+            found = np.stack([mean, np.where(deviation > 0, deviation, 1)])
+            write(file, lambda path: np.save(path, found))
+        mean, deviation = np.load(file)
+        return mean, deviation
+
+    def kept(self) -> dict[str, bytes]:
+        if not self.normalize:
+            return super().kept()
+        mean, deviation = (each.tolist() for each in vars(self)["statistics"])
+        said = {"inputs": self.inputs, "mean": mean, "standard_deviation": deviation}
+        return {**super().kept(), "columns.json": json.dumps(said, indent=1).encode()}
 
     def spec(self) -> Spec:
         kind, shape = (np.float32, self.target_shape) if self.classes is None else (np.int32, ())
@@ -34,15 +76,23 @@ class Columns(Examples):
             "mask": jax.ShapeDtypeStruct((self.batch,), np.float32),
         }
 
-    def read(self, record: Record) -> Example:
+    def input_of(self, record: Record) -> np.ndarray:
+        """What the model sees of a record, not normalized yet: float32 [*shape]; ValueError if there is none."""
         parts = [numbers(record, name, "--data.inputs") for name in self.inputs]
         if len(shapes := {part.shape for part in parts}) > 1:
             raise Mismatch(f"its {' '.join(self.inputs)} have the shapes {' '.join(map(str, shapes))}, and not one")
         inputs = parts[0] if len(parts) == 1 else np.stack(parts)
         if inputs.shape != self.shape:
             raise Mismatch(f"its {' '.join(self.inputs)} have the shape {inputs.shape}, and --data.shape {self.shape}")
+        return inputs
+
+    def read(self, record: Record) -> Example:
+        inputs = self.input_of(record)
+        if self.normalize:
+            mean, deviation = vars(self)["statistics"]
+            inputs = ((inputs - mean) / deviation).astype(np.float32)
         if self.classes is not None:
-            targets: Any = class_of(record, self.targets, self.classes, "--data.targets")
+            targets: Any = self.class_of(record, "--data.targets")
         else:
             targets = numbers(record, self.targets, "--data.targets")
             if targets.shape != self.target_shape:

@@ -48,9 +48,15 @@ def present(record: Record, name: str, option: str = "") -> Any:
     return value
 
 
-def class_of(record: Record, feature: str, classes: int, option: str = "") -> np.int32:
-    """The class of a record, 0 to `classes` - 1; ValueError if it is none of them."""
+def class_of(record: Record, feature: str, classes: int, option: str = "", names: tuple[str, ...] = ()) -> np.int32:
+    """The class of a record, 0 to `classes` - 1, also where its label is one of the names; ValueError if it is none."""
     value = present(record, feature, option)
+    name = word(value)
+    if name is not None and name in names:
+        return np.int32(names.index(name))
+    if name is not None and names:
+        near = difflib.get_close_matches(name, names, 1, 0.0)[0]
+        raise Mismatch(f"its {feature!r} is {told(name)}, and no class has that name; the nearest is {near!r}")
     number = whole_number(value)
     if number is None:
         raise Mismatch(f"its {feature!r} is {told(value)}: a class is a whole number of 0 to {classes - 1}{fix(value)}")
@@ -61,6 +67,14 @@ def class_of(record: Record, feature: str, classes: int, option: str = "") -> np
             f"more classes, or number them from 0{without}"
         )
     return np.int32(number)
+
+
+def word(label: Any) -> str | None:
+    """The word that a label is; None for a number, also one in digits, and for anything else."""
+    if isinstance(label, np.ndarray | np.generic) and np.ndim(label) == 0 and label.dtype.kind in "SU":
+        label = label.item()
+    text = label.decode(errors="replace") if isinstance(label, bytes) else label
+    return text if isinstance(text, str) and whole_number(text) is None else None
 
 
 def whole_number(value: Any) -> int | None:
@@ -83,7 +97,7 @@ def whole_number(value: Any) -> int | None:
 def fix(label: Any) -> str:
     """What to do about a label that is no whole number."""
     if isinstance(label, str | bytes) or getattr(getattr(label, "dtype", None), "kind", "") in ("S", "U"):
-        return ", and this is a word: number the classes in the records"
+        return ", and this is a word: name the classes with --data.class-names"
     if np.size(label) > 1:
         return ", and this is not one number: of a one-hot row it is the place of the 1 (numpy.argmax)"
     if isinstance(label, float | np.floating):

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import logging
 import os
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -17,31 +17,37 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 EVALS = ("eval", "val", "validation", "test")  # the first that is there is the evaluation split
 
 
-class Images(Opened):
-    def __init__(self, records: "ImageFolder", *args: Any):
+class OfClass(Opened):
+    """Files in folders of classes."""
+
+    def __init__(self, records: "ClassFolder", *args: Any):
         super().__init__(records, *args)
         self.labels = {name: label for label, name in enumerate(records.classes)}
 
-    def read(self, file: File, start: int, size: int) -> Record:
-        with open(file.path, "rb") as image:
-            return {"image": image.read(), "label": self.labels[os.path.dirname(file.name)]}
+    def label(self, file: File) -> int:
+        """The number of a file's class."""
+        return self.labels[os.path.dirname(file.name)]
 
     def where(self, index: int) -> str:
         return self.place(index)[0].path
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageFolder(Files):
-    """Images by class: records {"image": the file's bytes, "label": its class's number}, as FOLDER/CLASS/IMAGE.
+class Images(OfClass):
+    def read(self, file: File, start: int, size: int) -> Record:
+        with open(file.path, "rb") as image:
+            return {"image": image.read(), "label": self.label(file)}
 
-    With FOLDER/train and FOLDER/val (or eval, validation, test) these are the splits, and hold the classes. Else the
-    hash of an image's name, CLASS/IMAGE, decides. Names that begin with a dot are passed over.
-    """
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassFolder(Files):
+    """Files in a folder for each class."""
 
     folder: str
     """The folder with a folder for each class."""
 
-    opened = Images
+    endings: ClassVar[tuple[str, ...]]
+    of: ClassVar[str]
+    """What a file is, in messages."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -64,21 +70,22 @@ class ImageFolder(Files):
         for split, root in self.splits().items():
             there = some_folders(root)
             if unknown := sorted(set(there) - set(classes)):
-                raise Refused(f"{root} has class {unknown[0]}, which the training images have not.")
+                raise Refused(f"{root} has class {unknown[0]}, which the training {self.of}s have not.")
             for name in there:
                 with os.scandir(os.path.join(root, name)) as entries:
                     there_are = [entry.name for entry in entries if entry.name[0] != "."]
-                names = sorted(each for each in there_are if each.lower().endswith(ENDINGS))
-                passed += [f"{name}/{each}" for each in there_are if not each.lower().endswith(ENDINGS)]
+                names = sorted(each for each in there_are if each.lower().endswith(self.endings))
+                passed += [f"{name}/{each}" for each in there_are if not each.lower().endswith(self.endings)]
                 if not names:
                     raise Refused(
-                        f"class {name} in {root} has no image ({' '.join(ENDINGS)}): put some in, or remove its folder."
+                        f"class {name} in {root} has no {self.of} ({' '.join(self.endings)}): put some in, or "
+                        f"remove its folder."
                     )
                 files += [File(os.path.join(root, name, image), f"{name}/{image}", split) for image in names]
         if passed:
             log.warning(
-                "%d files and folders in %s are no images by their endings (%s) and are passed over: %s%s",
-                *(len(passed), self.folder, " ".join(ENDINGS), ", ".join(sorted(passed)[:3])),
+                "%d files and folders in %s are no %ss by their endings (%s) and are passed over: %s%s",
+                *(len(passed), self.folder, self.of, " ".join(self.endings), ", ".join(sorted(passed)[:3])),
                 ", ..." if len(passed) > 3 else "",
             )
         return files
@@ -88,6 +95,19 @@ class ImageFolder(Files):
             content = hashlib.file_digest(image, "sha256").digest()
             size = np.array([image.tell()], np.int64)
         return Found(np.zeros(1, np.int64), size, hashes([os.fsencode(file.name)]), content)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageFolder(ClassFolder):
+    """Images by class: records {"image": the file's bytes, "label": its class's number}, as FOLDER/CLASS/IMAGE.
+
+    With FOLDER/train and FOLDER/val (or eval, validation, test) these are the splits, and hold the classes. Else the
+    hash of an image's name, CLASS/IMAGE, decides. Names that begin with a dot are passed over.
+    """
+
+    opened = Images
+    endings = ENDINGS
+    of = "image"
 
 
 def folders(root: str) -> list[str]:

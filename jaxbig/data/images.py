@@ -14,9 +14,10 @@ import numpy as np
 
 from jaxbig.data.augment import Augmentation, Mixing, check_order
 from jaxbig.data.base import Batch, Record, Spec
-from jaxbig.data.examples import Example, Examples
-from jaxbig.data.fields import Mismatch, array, class_of, kind, present
+from jaxbig.data.examples import Example
+from jaxbig.data.fields import Mismatch, array, kind, present
 from jaxbig.data.jpeg import decode, decoder, wanted
+from jaxbig.data.labeled import Labeled
 from jaxbig.data.made_up import MadeUp
 from jaxbig.data.pixels import Levels, decoding, eight_bits, picture_of, plain
 from jaxbig.errors import Refused
@@ -26,7 +27,7 @@ Image = bytes | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Images(Examples):
+class Images(Labeled):
     """Images `inputs` [B, size, size, channels], 0 to 1 unless normalized, and `targets` [B]: a class each, or
     [B, classes] where images are mixed. A record has `image`, encoded or numbers [Y, X, C], and `label`.
 
@@ -73,7 +74,7 @@ class Images(Examples):
         super().check()
 
     def read(self, record: Record) -> Example:
-        example: Example = {"targets": class_of(record, "label", self.classes), "mask": np.float32(1)}
+        example: Example = {"targets": self.class_of(record), "mask": np.float32(1)}
         with decoding():
             found = image_of(record, self.levels)
             if not self.canvas:
@@ -82,11 +83,6 @@ class Images(Examples):
         canvas = np.zeros((self.canvas, self.canvas, self.channels), np.uint8)
         canvas[: image.shape[0], : image.shape[1]] = image
         return example | {"inputs": canvas, "sizes": np.array(image.shape[:2], np.int32)}
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Of the classes, where the records have some."""
-        return getattr(self.records, "classes", ())
 
     def made_up(self) -> "Images":
         """The same on made-up records."""

@@ -16,7 +16,8 @@ import numpy as np
 
 from jaxbig.data.base import Record, Records, Source, Spec
 from jaxbig.data.examples import Bad, Example, Examples, Reading
-from jaxbig.data.fields import as_bytes, class_of
+from jaxbig.data.fields import as_bytes
+from jaxbig.data.labeled import Labeled
 from jaxbig.data.made_up import MadeUp
 from jaxbig.data.mixture import Mixed, Mixture
 from jaxbig.data.packing import Packed, packed
@@ -266,12 +267,16 @@ class TokenRows(Text):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sentences(Text):
+class Sentences(Labeled, Text):
     """Texts `inputs` [B, L] with `lengths` [B], and their class `targets` [B]."""
 
     classes: int
     feature: str = "text"
     label: str = "label"
+
+    @property
+    def label_field(self) -> str:
+        return self.label
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -285,7 +290,7 @@ class Sentences(Text):
         return {
             "inputs": self.filled(tokens),
             "lengths": np.int32(len(tokens)),
-            "targets": class_of(record, self.label, self.classes, "--data.label"),
+            "targets": self.class_of(record, "--data.label"),
             "mask": np.float32(1),
         }
 

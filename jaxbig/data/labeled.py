@@ -1,0 +1,93 @@
+"""Data sets with a class for each example, which may be a word: words are numbered, and their names kept."""
+
+import dataclasses
+import json
+import logging
+import reprlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from jaxbig.data.base import Record
+from jaxbig.data.examples import Examples, fetch
+from jaxbig.data.fields import class_of, word
+from jaxbig.data.kept import cache, sha256, write
+from jaxbig.errors import Refused
+
+log = logging.getLogger("jaxbig")
+AT_ONCE, PEEKED = 256, 16
+"""Records read at once where all labels are; records that are looked at to see whether labels are words."""
+NAMES = "classes.json"
+"""The file in a run's folder with the names of its classes, in the order of their numbers."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Labeled(Examples):
+    """Examples of classes. A label is a class's number, or its name."""
+
+    classes: Any
+    class_names: tuple[str, ...] = ()
+    """The names of the classes in the order of their numbers, where labels are words; none: the words that the records
+    have, sorted."""
+
+    @property
+    def label_field(self) -> str:
+        """Which of a record's fields is its class."""
+        return "label"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the classes, where they have some; the data is prepared."""
+        return self.class_names or vars(self).get("words") or tuple(getattr(self.records, "classes", ()))
+
+    def prepare(self) -> str:
+        """Also finds the words that labels are.
+
+        Raises:
+          Refused: there are more words, or names, than classes, or a name stands twice.
+        """
+        identity = super().prepare()
+        if self.classes is None:
+            return identity
+        vars(self)["words"] = () if self.class_names else self.words_of_labels(identity)
+        names, given = self.names, "--data.class-names" if self.class_names else f"the labels in {self.label_field!r}"
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise Refused(f"{given} have {twice!r} twice: a class has one name.")
+        if len(names) > self.classes:
+            raise Refused(
+                f"{given} are {len(names)} different words ({reprlib.repr(list(names))}), and --data.classes is "
+                f"{self.classes}: make it {len(names)}."
+            )
+        own = self.class_names or vars(self)["words"]
+        return f"{identity}; classes {json.dumps(own)}" if own else identity
+
+    def words_of_labels(self, identity: str) -> tuple[str, ...]:
+        """The different words that the labels of all records are, sorted; none where labels are numbers."""
+        records = self.records.open("train")
+        peeked = [records[place] for place in range(min(len(records), PEEKED))] if not hasattr(records, "draw") else []
+        if not any(word(record.get(self.label_field)) is not None for record in peeked):
+            return ()
+        file = cache("classes") / f"{sha256(f'{identity} {self.label_field}')[:24]}.json"
+        if not file.exists():
+            log.info("reading the labels of all records, which are words (once)")
+            found = sorted({label for split in ("train", "eval") for label in self.labels(split)})
+            write(file, lambda path: path.write_text(json.dumps(found)))
+        return tuple(json.loads(file.read_text()))
+
+    def labels(self, split: str) -> Iterator[str]:
+        """The labels of a split that are words."""
+        records = self.records.open(split)
+        for start in range(0, len(records), AT_ONCE):
+            for record in fetch(records, list(range(start, min(start + AT_ONCE, len(records))))):
+                if (label := word(record.get(self.label_field))) is not None:
+                    yield label
+
+    def kept(self) -> dict[str, bytes]:
+        names = {NAMES: json.dumps(list(self.names), indent=1).encode()} if self.names else {}
+        return {**super().kept(), **names}
+
+    def class_of(self, record: Record, option: str = "") -> np.int32:
+        """The number of a record's class; ValueError if it is none."""
+        return class_of(record, self.label_field, self.classes, option, self.names)
