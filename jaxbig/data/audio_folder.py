@@ -14,7 +14,7 @@ from jaxbig.errors import Refused
 ENDINGS = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".au", ".opus")
 
 
-class Sounds(OfClass):
+class SoundFiles(OfClass):
     def read(self, file: File, start: int, size: int) -> Record:
         with open(file.path, "rb") as sound:
             wave = decode_sound(sound.read(), self.records.sample_rate)
@@ -33,7 +33,7 @@ class AudioFolder(ClassFolder):
     sample_rate: int = 16_000
     """Samples a second that sounds are resampled to."""
 
-    opened = Sounds
+    opened = SoundFiles
     endings = ENDINGS
     of = "sound"
 

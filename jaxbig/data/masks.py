@@ -72,13 +72,13 @@ class MaskFolder(Records):
         said = digest_files([file for pair in pairs for file in pair])
         return f"MaskFolder of {len(pairs)} images, eval_share {self.eval_share}, {said}"
 
-    def open(self, split: str) -> "Pairs":
+    def open(self, split: str) -> "ImageMasks":
         pairs = self.pairs()
         held_out = hashes([os.fsencode(image.stem) for image, _ in pairs]) < np.uint64(int(self.eval_share * 2**64))
-        return Pairs([pair for pair, out in zip(pairs, held_out, strict=True) if out == (split == "eval")])
+        return ImageMasks([pair for pair, out in zip(pairs, held_out, strict=True) if out == (split == "eval")])
 
 
-class Pairs(Sequence[Record]):
+class ImageMasks(Sequence[Record]):
     """Opened images and masks."""
 
     def __init__(self, files: list[tuple[Path, Path]]):
