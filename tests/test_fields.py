@@ -44,7 +44,7 @@ BAD_LABELS: dict[str, tuple[Any, str]] = {
     "infinite": (float("inf"), "inf"),
     "numpy NaN": (np.float32("nan"), r"nan \(float32\)"),
     "null": (None, "null"),
-    "word": ("cat", "'cat'.*this is a word: number the classes in the records"),
+    "word": ("cat", "'cat'.*this is a word: name the classes with --data.class-names"),
     "word in bytes": (b"cat", "cat.*a word"),
     "word of numpy": (np.array("cat"), "cat.*a word"),
     "digits of another script": ("٣", "a word"),

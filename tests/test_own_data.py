@@ -196,6 +196,7 @@ def test_labels_that_are_words_are_numbered(
     (folder / "reviews.jsonl").write_text("\n".join(lines))
     records = JsonLines(files="reviews.jsonl")
     data = Sentences(records=records, length=16, classes=3, batch=4, class_names=class_names)
+    data = dataclasses.replace(data, records=dataclasses.replace(records, eval_share=0))
     rows, identity = everything_by_text(data)
     assert [rows[f"review {number}"] for number in range(len(labels))] == expected
     assert data.names == names
@@ -204,7 +205,6 @@ def test_labels_that_are_words_are_numbered(
 
 
 def everything_by_text(data: Sentences) -> tuple[dict[str, int], str]:
-    data = dataclasses.replace(data, records=dataclasses.replace(data.records, eval_share=0))  # type: ignore[type-var]
     identity = data.prepare()
     source = data.source("train")
     rows = source.rows(np.arange(len(source)))
