@@ -38,7 +38,12 @@ two_hundred = hypothesis.settings(
     derandomize=True,
     database=None,
     deadline=datetime.timedelta(seconds=20),  # a hang, not a slow machine
-    suppress_health_check=[*hypothesis.HealthCheck.__members__.values()],
+    suppress_health_check=[
+        hypothesis.HealthCheck.function_scoped_fixture,  # each example empties its folder
+        hypothesis.HealthCheck.too_slow,
+        hypothesis.HealthCheck.filter_too_much,
+        hypothesis.HealthCheck.data_too_large,
+    ],
 )
 
 
