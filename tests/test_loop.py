@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import json
+import logging
+import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -30,7 +32,7 @@ from jaxbig.models.convolutional import ConvNet, Dense, Dropout
 from jaxbig.models.recurrent import RNN
 from jaxbig.optim.optimizers import AdamW
 from jaxbig.optim.schedules import Constant
-from jaxbig.pace import rates
+from jaxbig.pace import Report, rates
 from jaxbig.state import leaves
 from jaxbig.tracking.screen import Screen
 
@@ -571,3 +573,16 @@ def test_a_picture_that_fails_ends_no_run(tmp_path: Path, screen: Screen, monkey
 
     monkeypatch.setattr(loop, "draw_attention", fail)
     assert fit(tiny(steps=2, evaluate_every=2, checkpoint_every=2), tmp_path, screen)["step"] == 2
+
+
+def test_a_run_is_advised_no_more_cores_than_it_may_use(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Slurm binds a process to some of a node's cores."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 128)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5}, raising=False)
+    monkeypatch.setattr(logging.getLogger("jaxbig"), "propagate", True)
+    report = Report(tiny(), lambda step, values: None, 0)
+    for _ in range(4):
+        report.warn(0.9)
+    assert "up to the cores this process may use (2)" in caplog.text and "128" not in caplog.text
