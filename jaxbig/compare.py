@@ -10,8 +10,8 @@ from jaxbig.tracking.metrics import read_json, read_metrics
 from jaxbig.workdir import read_run
 
 SECTIONS = ("experiment", "data_identity", "versions", "flags", "config", "devices", "mesh", "git_commit")
-NOT_CURVES = re.compile(r"step|split|data_wait|mfu|.*_per_second(_.*)?")
-"""Of a line of metrics: what is no metric of the model, but says how fast a machine was."""
+NOT_CURVES = re.compile(r"step|split|data_wait|padding|mfu|.*_per_second(_.*)?")
+"""Of a line of metrics: what is no metric of the model, but of a machine, or of the few steps before the line."""
 Curves = dict[str, dict[int, float]]
 
 
