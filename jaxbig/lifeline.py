@@ -76,6 +76,7 @@ class Lifeline:
 
     def say_stuck(self, text: str) -> None:
         """Tells the others that the run is stuck, and where."""
+        self.leaving = True  # by itself, and not because of the others, who leave now
         self._send({"stuck": text[: LINE // 8]})
 
     # -- its thread

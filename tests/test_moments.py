@@ -114,3 +114,27 @@ def test_one_that_is_stuck_is_named_within_the_limit(
     assert any(
         re.search(rf"process {count - 1} ({doing}) at step \d+ \(late\)" if count > 1 else doing, s) for s in said
     )
+
+
+@pytest.mark.parametrize(
+    ("stuck", "doing"),
+    [
+        (PREPARES, "prepares the data"),
+        (("jaxbig.checkpoint", "_file_digest"), "verifies its checkpoint of step 1"),
+        (("jaxbig.checkpoint:ocp", "load"), "restores a checkpoint"),
+    ],
+    ids=lambda value: value[1] if isinstance(value, tuple) else "",
+)
+@pytest.mark.parametrize("which", [0, 1])
+def test_one_that_is_stuck_before_the_first_step_is_named_within_the_limit(
+    which: int, stuck: tuple[str, str], doing: str, folder: Path
+) -> None:
+    """As one that is blocked in a file system: the other waits for it, and it was to wait for seven days."""
+    if which == 1 and stuck[1] == "_file_digest":
+        pytest.skip("the first process alone verifies files")
+    done(folder, 2, 1, *RUN, "--steps=1")
+    how = [*RUN, "--steps=2", "--guard.stuck-after=4"]
+    codes, said, seconds = ended(Life(folder, 2, 1, *how, struck={which: (*stuck, "1", "sleep")}))
+    assert codes == [1, 1] and 4 < seconds < 8, said
+    late = [text.split("(late)")[0] for text in said]
+    assert all(f"process {which} {doing} at step 0" in text for text in late), said
