@@ -412,7 +412,8 @@ def one_case(case: str, small: bool) -> list[Line]:
         batch = put(rows, program.mesh)
         state = init()
         jax.block_until_ready(state)
-        seconds = []
+        seconds: list[float] = []
+        metrics: dict[str, Any] = {}
         for _ in range(6 if small else 23):
             began = time.perf_counter()
             state, metrics = compiled(state, batch)
