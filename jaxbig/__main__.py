@@ -1,12 +1,13 @@
 """The console script. It answers signals first: what the command line imports takes seconds to load."""
 
-from jaxbig.signals import exit_when_asked
+from jaxbig.signals import ctrl_c_leaves, exit_when_asked
 
 
 def main() -> None:
     """Carries out the command line and exits with its code."""
-    exit_when_asked()
-    from jaxbig import command_line
+    with ctrl_c_leaves():
+        exit_when_asked()
+        from jaxbig import command_line
 
     command_line.main()
 

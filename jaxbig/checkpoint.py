@@ -393,7 +393,7 @@ def _bytes_in(folder: Path, pattern: str) -> int:
     size = 0
     for root, _, names in itertools.chain.from_iterable(map(os.walk, folder.glob(pattern))):
         for name in names:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):  # removed meanwhile; over a network it may be a stale handle
                 size += os.stat(os.path.join(root, name)).st_size
     return size
 

@@ -25,7 +25,7 @@ from jax.experimental import multihost_utils
 from jaxbig.environment import config, devices, flags, git_commit, versions
 from jaxbig.errors import Failed, Refused
 from jaxbig.lifeline import fail, leave, own_address, tie, waiting
-from jaxbig.signals import say, stop_signals
+from jaxbig.signals import ctrl_c_leaves, say, stop_signals
 from jaxbig.streams import lasting
 
 T = TypeVar("T")
@@ -75,7 +75,8 @@ def join(coordinator: str = "", processes: int = 0, process: int = -1, saves: bo
     found = threading.Event()
     threading.Thread(target=wait_aloud, args=(found, f"{who} waits for the others at {where}"), daemon=True).start()
     try:
-        jax.distributed.initialize(**options, initialization_timeout=2 * CONNECT)
+        with ctrl_c_leaves():
+            jax.distributed.initialize(**options, initialization_timeout=2 * CONNECT)
     except (RuntimeError, ValueError) as error:
         raise Failed(f"{who} cannot join others at {where}: {' '.join(str(error).split())[:300]}") from None
     finally:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 INTERRUPTED = 75
@@ -24,6 +25,21 @@ def exit_when_asked() -> None:
     os.set_blocking(write, False)
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(read,), daemon=True, name="signals").start()
+
+
+@contextlib.contextmanager
+def ctrl_c_leaves() -> Iterator[None]:
+    """While inside, Ctrl-C ends the process as `STOP` does: as a KeyboardInterrupt it would end an import in a long
+    traceback, and wait until C++ code returns, such as a connection that JAX waits for."""
+    before = signal.getsignal(signal.SIGINT)
+    answered = before is signal.default_int_handler  # else it is ignored, or somebody else answers it
+    if answered:
+        signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        if answered:
+            signal.signal(signal.SIGINT, before)
 
 
 def stop_signals() -> list[signal.Signals]:

@@ -1,8 +1,10 @@
 """Checkpoints: what is saved comes back bit for bit, or what is wrong with it is said and the one before is used."""
 
+import errno
 import hashlib
 import itertools
 import logging
+import os
 import resource
 import shutil
 from collections.abc import Callable
@@ -375,6 +377,24 @@ def test_a_step_that_was_broken_is_saved_again_and_the_broken_one_is_kept(folder
         assert again is not None and again.step == 20 and bits(again.state) == bits(make_state(20))
     kept = [(entry / "jaxbig.json").read_text() for entry in (folder.parent / "broken").iterdir()]
     assert sorted(kept) == ["first", "second", "third"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.ESTALE], ids=["removed", "stale over NFS"])
+def test_a_file_that_goes_while_a_save_is_watched_ends_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    (folder / "saving-30").mkdir()
+    for name in ("gone", "here"):
+        (folder / "saving-30" / name).write_bytes(b"abc")
+    real = os.stat
+
+    def stat(path: Any, **options: Any) -> os.stat_result:
+        if str(path).endswith("gone"):
+            raise OSError(number, os.strerror(number))
+        return real(path, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+    assert checkpoint._bytes_in(folder, "saving-30*") == 3
 
 
 def test_a_save_without_room_fails_in_one_sentence_gives_its_room_back_and_can_be_made_again(folder: Path) -> None:

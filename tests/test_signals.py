@@ -1,5 +1,6 @@
 """Signals that ask a command to stop are answered from the first line of `main` on."""
 
+import itertools
 import os
 import signal
 import socket
@@ -13,7 +14,7 @@ import pytest
 
 from jaxbig.children import asked_to_stop
 from jaxbig.processes import interruptible
-from jaxbig.signals import INTERRUPTED, STOP, leave, say
+from jaxbig.signals import INTERRUPTED, STOP, ctrl_c_leaves, leave, say
 
 NAMES = [number.name for number in STOP]
 # what a process does when it is asked, after main's first line: Python code, or C code that lets no handler run
@@ -62,9 +63,10 @@ def test_sighup_under_nohup_stays_ignored(started: Callable[..., subprocess.Pope
     assert process.communicate(timeout=10)[0] == "lived\n" and process.returncode == 0
 
 
-def test_the_command_line_answers_a_signal_while_it_imports(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_the_command_line_answers_a_signal_while_it_imports(tmp_path: Path, number: signal.Signals) -> None:
     """The first module that the command line imports after `main` has begun asks for the end."""
-    (tmp_path / "difflib.py").write_text("import os, signal, time; os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)")
+    (tmp_path / "difflib.py").write_text(f"import os, time; os.kill(os.getpid(), {number:d}); time.sleep(9)")
     path = os.pathsep.join([str(tmp_path), *sys.path])
     done = subprocess.run(
         [sys.executable, "-P", "-m", "jaxbig", "list"],
@@ -75,7 +77,7 @@ def test_the_command_line_answers_a_signal_while_it_imports(tmp_path: Path) -> N
         check=False,
     )
     assert done.returncode == 75, done.stderr
-    assert done.stdout == "" and done.stderr.startswith("jaxbig: SIGTERM: stopped")
+    assert done.stdout == "" and done.stderr.startswith(f"jaxbig: {number.name}: stopped")
 
 
 def test_importing_jaxbig_installs_no_handler() -> None:
@@ -89,6 +91,18 @@ def test_importing_jaxbig_installs_no_handler() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_ctrl_c_leaves_only_inside_and_where_it_is_not_ignored() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        for handler, inside in ((signal.default_int_handler, leave), (signal.SIG_IGN, signal.SIG_IGN)):
+            signal.signal(signal.SIGINT, handler)
+            with ctrl_c_leaves():
+                assert signal.getsignal(signal.SIGINT) is inside
+            assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
@@ -150,8 +164,9 @@ def waiting_for_the_folder(folder: Path) -> tuple[list[str], str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("state", [joining, waiting_for_the_folder])
-@pytest.mark.parametrize("number", STOP, ids=NAMES)
+@pytest.mark.parametrize(
+    ("state", "number"), [(joining, signal.SIGINT), *itertools.product([joining, waiting_for_the_folder], STOP)]
+)
 def test_a_run_that_has_not_begun_exits_75(
     tmp_path: Path, state: Callable[[Path], tuple[list[str], str]], number: signal.Signals
 ) -> None:
