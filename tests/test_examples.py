@@ -124,7 +124,10 @@ UNFIT: dict[str, tuple[Data, str]] = {
     ),
     "too few classes of a table": (columns(classes=4), r"its 'y' is 4, and --data\.classes 4"),
     "one-hot": (columns(targets="z", classes=2), r"its 'z' is \[1\.0, 2\.0\]: .*one-hot"),
-    "words": (sentences(label="text"), r"its 'text' is 'ab': .*this is a word: number the classes"),
+    "words": (
+        sentences(label="text"),
+        r"its 'text' is 'ab': .*this is a word: name the classes with --data.class-names",
+    ),
     "numbers": (columns(targets="a", classes=9, inputs=("b",), shape=()), r"31 of 40 .*its .a. is \d+, and"),
     "shape": (columns(inputs=("z",), shape=(3,)), r"its z have the shape \(2,\), and --data\.shape \(3,\)"),
     "shape of targets": (columns(targets="z"), r"its z has the shape \(2,\), and --data\.target-shape \(\)"),

@@ -2,9 +2,11 @@
 
 import dataclasses
 import importlib
+import io
 import json
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from jaxbig.data.hugging_face import HuggingFace
 from jaxbig.data.json_lines import JsonLines
 from jaxbig.data.masks import MaskFolder, Masks
 from jaxbig.data.named_files import NamedFiles
+from jaxbig.data.pixels import ORIENTATION
 from jaxbig.data.stream import eval_batch
 from jaxbig.data.text import Sentences
 from jaxbig.data.token_arrays import TokenArrays
@@ -138,6 +141,8 @@ def test_column_of_a_table_is_what_it_says(text: str, fields: dict[str, Any], va
         ("a,b\n1,2\n", {"columns": ("c",)}, "no column 'c'"),
         ("a,b\n1,2\n", {"fill": (("width", "1"),)}, "no column 'width'"),
         ("a\n1\n", {"header": False}, "name all its columns"),
+        ("a\nx\n", {"encoding": "utf-16"}, "encoding utf-16: UTF-16 stream does not start with BOM"),
+        ("a\nx\n", {"encoding": "no"}, "unknown encoding"),
         ("a\n1\n", {"fill": (("a", "x"),)}, "fill a x: column 'a' of"),
         ("a\n1\n", {"encoding": "klingon"}, "encoding klingon"),
     ],
@@ -146,6 +151,12 @@ def test_table_that_cannot_be_right_is_refused(text: str, fields: dict[str, Any]
     (folder / "t.csv").write_text(text)
     with pytest.raises(Refused, match=re.escape(words)):
         Csv(files="t.csv", **fields).prepare()
+
+
+def test_table_in_another_encoding_is_refused(folder: Path) -> None:
+    (folder / "t.csv").write_bytes("a,b\n1,é\n2,ö\n".encode("latin1"))
+    with pytest.raises(Refused, match=r"column 'b' of .*t.csv is not text in utf8: name the file's encoding"):
+        Csv(files="t.csv").prepare()
 
 
 def test_missing_value_ends_a_run_by_its_row(folder: Path) -> None:
@@ -177,7 +188,71 @@ def test_columns_are_normalized_by_the_training_records(folder: Path) -> None:
     np.testing.assert_allclose(found.mean(0), 0, atol=1e-6)
 
 
+def columns(name: str, skip: int = 0, **fields: Any) -> Columns:
+    given: dict[str, Any] = {"inputs": ("length", "width"), "shape": (2,), "targets": "kind", "classes": 3, "batch": 4}
+    records = Csv(files=name, eval_share=0.25, fill=fields.pop("fill", ()))
+    return Columns(records=records, normalize=True, skip_bad_records=skip, **(given | fields))
+
+
+def test_missing_value_is_left_out_of_the_statistics(folder: Path) -> None:
+    flowers(folder / "flowers.csv", missing=7)
+    with pytest.raises(Failed, match=r"flowers.csv row 7 cannot be read.*'width' is null"):
+        columns("flowers.csv").prepare()
+    data = columns("flowers.csv", skip=1)
+    data.prepare()
+    rows = [record for record in data.records.open("train") if record["width"] is not None]
+    assert len(rows) == len(data.records.open("train")) - 1
+    mean, deviation = vars(data)["statistics"]
+    values = np.array([[row["length"], row["width"]] for row in rows])
+    np.testing.assert_allclose(mean, values.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(deviation, values.std(0), rtol=1e-6)
+
+
+def test_statistics_are_of_the_records_settings(folder: Path) -> None:
+    flowers(folder / "flowers.csv", missing=7)
+    found = []
+    for width in ("0", "1000"):
+        data = columns("flowers.csv", fill=(("width", width),))
+        data.prepare()
+        found.append(vars(data)["statistics"][0][1])
+    assert found[1] - found[0] == pytest.approx(1000 / len(data.records.open("train")))
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"inputs": ("length", "with")}, "no 'with', which --data.inputs names"),
+        ({"shape": (3,)}, "--data.shape (3,)"),
+        ({"inputs": ("length", "kind")}, "not of numbers"),
+    ],
+)
+def test_normalized_columns_that_do_not_fit_are_refused(fields: dict[str, Any], words: str, folder: Path) -> None:
+    flowers(folder / "flowers.csv", missing=-1)
+    with pytest.raises(Refused, match=re.escape(words)):
+        columns("flowers.csv", **fields).prepare()
+
+
 # -- labels
+
+
+def test_words_are_found_where_some_records_cannot_be_read(folder: Path) -> None:
+    lines = [json.dumps({"text": f"t{n}", "label": ("bad", "good")[n % 2]}) for n in range(60)]
+    (folder / "r.jsonl").write_text("\n".join(["{", *lines, "{{"]))
+    data = Sentences(records=JsonLines(files="r.jsonl", eval_share=0), length=8, classes=2, batch=4, skip_bad_records=2)
+    data.prepare()
+    assert data.names == ("bad", "good")
+    assert data.source("train").rows(np.arange(62))["mask"].sum() == 60
+
+
+def test_words_are_of_the_records_settings(folder: Path) -> None:
+    (folder / "t.csv").write_text("text,label\n" + "a,x\nb,none\nc,y\n" * 10)
+    found = []
+    for missing in (("",), ("none",)):
+        records = Csv(files="t.csv", eval_share=0, missing=missing)
+        data = Sentences(records=records, length=8, classes=3, batch=4)
+        data.prepare()
+        found.append(data.names)
+    assert found == [("none", "x", "y"), ("x", "y")]
 
 
 @pytest.mark.parametrize(
@@ -284,6 +359,23 @@ def test_file_that_is_no_sound_is_named(folder: Path) -> None:
     assert opened.where(0).endswith("a/x.wav")
 
 
+def test_sound_that_is_broken_is_left_out(folder: Path) -> None:
+    sounds(folder)
+    (folder / "sounds" / "high" / "1.wav").write_bytes(b"")
+    data = dataclasses.replace(data_of("sounds, a folder a class"), skip_bad_records=1)
+    rows, _ = everything(data)
+    assert rows["mask"].sum() == 39
+
+
+def test_class_folders_are_listed_once_for_all_records(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sounds(folder)
+    data = data_of("sounds, a folder a class")
+    data.prepare()
+    source = data.source("train")
+    monkeypatch.setattr(AudioFolder, "splits", lambda self: pytest.fail("the folders are listed for a record"))
+    assert source.rows(np.arange(8))["mask"].all()
+
+
 # -- files that a table names
 
 
@@ -315,6 +407,46 @@ def test_file_that_is_not_there_is_refused_by_its_row(folder: Path) -> None:
     (folder / "files" / "11.png").unlink()
     with pytest.raises(Refused, match=r"1 of 30 files that column 'file' names are not there: .*11.png of .*row 11"):
         NamedFiles(table=Csv(files="labels.csv", eval_share=0.2), folder="files").prepare()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"column": "path"}, "row 0: it has no 'path', which --data.records.column names"),
+        ({"folder": "."}, "30 of 30 files"),
+    ],
+)
+def test_files_that_no_row_names_are_refused(fields: dict[str, Any], words: str, folder: Path) -> None:
+    pictures(folder)
+    given: dict[str, Any] = {"table": Csv(files="labels.csv", eval_share=0.2), "folder": "files"}
+    with pytest.raises(Refused, match=words):
+        NamedFiles(**(given | fields)).prepare()
+
+
+def test_row_that_names_no_file_is_left_out(folder: Path) -> None:
+    pictures(folder)
+    with (folder / "labels.csv").open("a") as table:
+        table.write("\n,iris")
+    data = data_of("a table that names files")
+    records = dataclasses.replace(data.records, table=Csv(files="labels.csv", eval_share=0))  # all are for training
+    data = dataclasses.replace(data, records=records, skip_bad_records=1)
+    data.prepare()
+    assert data.source("train").rows(np.arange(31))["mask"].sum() == 30
+
+
+def test_files_are_not_read_for_labels_and_only_once_for_the_identity(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures(folder)
+    data = data_of("a table that names files")
+    records = dataclasses.replace(data.records, table=Csv(files="labels.csv", eval_share=0.2))
+    identity = records.prepare()
+    read = []
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path))
+    monkeypatch.setattr("jaxbig.data.kept.digest_files", lambda files: read.append(files))
+    data = dataclasses.replace(data, records=records)
+    assert data.prepare().startswith(identity) and data.names == KINDS
+    assert not read
 
 
 # -- token numbers
@@ -433,7 +565,70 @@ def test_mask_that_is_none_is_refused(mask: np.ndarray, words: str) -> None:
         data.read({"image": np.zeros((4, 4, 3), np.uint8), "mask": mask})
 
 
+def test_image_and_mask_of_other_shapes_are_refused() -> None:
+    data = Masks(records=MaskFolder(folder="x"), size=4, classes=3, batch=2)
+    image = np.zeros((8, 12, 3), np.uint8)
+    for shape in ((8, 12), (4, 6), (16, 24), (3, 4)):  # 3 x 4: as near to 8 x 12 as pixels are
+        data.read({"image": image, "mask": np.zeros(shape, np.uint8)})
+    for shape in ((12, 8), (8, 8), (6, 12)):
+        with pytest.raises(Mismatch, match="its image is 8 high and 12 wide"):
+            data.read({"image": image, "mask": np.zeros(shape, np.uint8)})
+
+
+@pytest.mark.parametrize(("orientation", "shape"), [(1, (8, 12)), (3, (8, 12)), (6, (12, 8)), (8, (12, 8))])
+def test_mask_has_the_shape_of_an_upright_image(orientation: int, shape: tuple[int, int]) -> None:
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[ORIENTATION] = orientation
+    Image.fromarray(np.zeros((8, 12, 3), np.uint8)).save(file, "JPEG", exif=exif)
+    data = Masks(records=MaskFolder(folder="x"), size=4, classes=3, batch=2)
+    data.read({"image": file.getvalue(), "mask": np.zeros(shape, np.uint8)})
+    with pytest.raises(Mismatch, match=f"its image is {shape[0]} high and {shape[1]} wide"):
+        data.read({"image": file.getvalue(), "mask": np.zeros(shape[::-1], np.uint8)})
+
+
 # -- Hugging Face
+
+
+def features(folder: Path, named: dict[str, Any]) -> HuggingFace:
+    shutil.copytree(ROOT / "tests" / "golden" / "hugging_face", folder / "saved")
+    info = folder / "saved" / "train" / "dataset_info.json"
+    info.write_text(json.dumps({"features": named}))
+    return HuggingFace(folder="saved")
+
+
+CLASSES, NUMBER = {"names": ["a", "b"], "_type": "ClassLabel"}, {"dtype": "int64", "_type": "Value"}
+
+
+@pytest.mark.parametrize(
+    ("named", "classes"),
+    [
+        ({"part": {"names": ["p", "q", "r"]}, "label": CLASSES}, ("a", "b")),
+        ({"part": CLASSES, "label": NUMBER}, ()),
+        ({"text": NUMBER, "kind": CLASSES}, ("a", "b")),
+        ({"part": CLASSES, "kind": CLASSES}, ()),
+    ],
+)
+def test_names_of_classes_are_of_the_label(named: dict[str, Any], classes: tuple[str, ...], folder: Path) -> None:
+    assert features(folder, named).classes == classes
+
+
+@pytest.mark.parametrize("most", [0, 1])  # 0: another thread has closed the file before this one reads its row
+def test_more_files_than_are_open_at_once_are_read_by_threads(
+    most: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(ROOT / "tests" / "golden" / "hugging_face", folder / "saved")
+    state = json.loads((folder / "saved" / "train" / "state.json").read_text())
+    [first] = state["_data_files"]
+    for number in range(6):
+        shutil.copy(folder / "saved" / "train" / first["filename"], folder / "saved" / "train" / f"{number}.arrow")
+    state["_data_files"] = [{"filename": f"{number}.arrow"} for number in range(6)]
+    (folder / "saved" / "train" / "state.json").write_text(json.dumps(state))
+    monkeypatch.setattr("jaxbig.data.hugging_face.OPEN", most)
+    opened = HuggingFace(folder="saved").open("train")
+    places = np.random.default_rng(0).permutation(np.repeat(np.arange(len(opened)), 20)).tolist()
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(opened.__getitem__, places))
+    assert [each["text"] for each in found] == [f"sentence number {place % 8}" for place in places]
 
 
 def test_saved_hugging_face_folder_is_read_as_the_readme_writes_it(folder: Path) -> None:

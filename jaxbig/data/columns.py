@@ -2,16 +2,19 @@
 
 import dataclasses
 import json
+import logging
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxbig.data.base import Record, Spec
-from jaxbig.data.examples import Example, fetch
+from jaxbig.data.examples import AT_ONCE, Example, Reading
 from jaxbig.data.fields import Mismatch, numbers
 from jaxbig.data.kept import cache, sha256, write
-from jaxbig.data.labeled import AT_ONCE, Labeled
+from jaxbig.data.labeled import Labeled
+
+log = logging.getLogger("jaxbig")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,14 +46,28 @@ class Columns(Labeled):
         return identity
 
     def statistics(self, identity: str) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation over the training records, float64 [*shape] each; a constant's deviation is 1."""
-        file = cache("statistics") / f"{sha256(f'{identity} {self.inputs} {self.shape}')[:24]}.npy"
+        """Mean and standard deviation over the training records, float64 [*shape] each; a constant's deviation is 1.
+
+        A record that cannot be read ends the run, or is left out, as in training.
+        """
+        file = cache("statistics") / f"{sha256(f'{identity} {self.records} {self.inputs} {self.shape}')[:24]}.npy"
         if not file.exists():
-            records, count = self.records.open("train"), 0
-            mean, squares = np.zeros(self.shape), np.zeros(self.shape)
-            for start in range(0, len(records), AT_ONCE):  # Chan et al. (1979): a chunk's are added to those before
-                some = fetch(records, list(range(start, min(start + AT_ONCE, len(records)))))
-                values = np.stack([self.input_of(record) for record in some]).astype(np.float64)
+            log.info("reading all training records for their mean and standard deviation (once)")
+            empty = {"inputs": np.zeros(self.shape, np.float32)}
+            source = Reading(
+                self.records.open("train"),
+                lambda record: {"inputs": self.input_of(record)},
+                empty,
+                self.skip_bad_records,
+            )
+            source.check("train")
+            count, mean, squares = 0, np.zeros(self.shape), np.zeros(self.shape)
+            for start in range(0, len(source), AT_ONCE):  # Chan et al. (1979): a chunk's are added to those before
+                rows, bad = source.attempt(np.arange(start, min(start + AT_ONCE, len(source))))
+                source.leave_out(bad)
+                values = np.delete(rows["inputs"], [index - start for index, _ in bad], 0).astype(np.float64)
+                if not len(values):
+                    continue
                 apart = values.mean(0) - mean
                 squares += values.var(0) * len(values) + apart**2 * count * len(values) / (count + len(values))
                 mean += apart * len(values) / (count + len(values))

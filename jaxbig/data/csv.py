@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import hashlib
 import os
+import threading
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,12 @@ class Rows(Opened):
     def __init__(self, *args: Any):
         super().__init__(*args)
         self.tables: dict[str, Any] = {}
+        self.lock = threading.Lock()  # threads that need a file at once read it once
 
     def read(self, file: File, start: int, size: int) -> Record:
-        if file.path not in self.tables:
-            self.tables[file.path] = table(file.path, self.records)
+        with self.lock:
+            if file.path not in self.tables:
+                self.tables[file.path] = table(file.path, self.records)
         return self.tables[file.path].slice(start, 1).to_pylist()[0]
 
 
@@ -91,12 +94,19 @@ def table(path: str, records: Csv) -> Any:
     )
     try:
         found = csv.read_csv(path, reading, parsing, converting)
-    except (OSError, LookupError, pyarrow.ArrowException) as error:
+        there = found.column_names
+    except (OSError, LookupError, UnicodeError, pyarrow.ArrowException) as error:
         raise Refused(
             f"{path} cannot be read as a CSV table with separator {records.separator!r}, quote {records.quote!r} and "
             f"encoding {records.encoding}: {' '.join(str(error).split())}"
         ) from error
-    there = found.column_names
+    if bytes_of := [
+        name for name, kind in zip(there, found.schema.types, strict=True) if pyarrow.types.is_binary(kind)
+    ]:
+        raise Refused(
+            f"column {bytes_of[0]!r} of {path} is not text in {records.encoding}: name the file's encoding, as in "
+            f"--data.records.encoding latin1."
+        )
     if twice := [name for name, count in collections.Counter(there).items() if count > 1]:
         raise Refused(f"{path} has column {twice[0]!r} twice: give each column a name of its own.")
     for column in (*records.columns, *records.texts, *dict(records.fill)):

@@ -22,6 +22,8 @@ Bad = tuple[int, str]
 
 TRIED, FEWEST, SECONDS = 512, 16, 1.0
 """Records of a split that are tried before a run, spread evenly: at most, and at least if that takes so long."""
+AT_ONCE = 256
+"""Records that are read at once where all are."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -176,6 +178,27 @@ def fetch(records: Sequence[Record], indices: list[int]) -> list[Record]:
     """Those records, at once where they can be read so."""
     many: Any = getattr(records, "__getitems__", None)
     return many(indices) if many else [records[index] for index in indices]
+
+
+def fetch_each(records: Sequence[Record]) -> Iterator[tuple[int, Record | Exception]]:
+    """Every record with its index, in order; in place of one that cannot be read, the error."""
+    for start in range(0, len(records), AT_ONCE):
+        indices = list(range(start, min(start + AT_ONCE, len(records))))
+        try:
+            found: list[Record | Exception] = [*fetch(records, indices)]
+        except Exception:  # which record it was shows one by one
+            found = [record_or_error(records, index) for index in indices]
+        yield from zip(indices, found, strict=True)
+
+
+def record_or_error(records: Sequence[Record], index: int) -> Record | Exception:
+    """A record, or why it cannot be read."""
+    try:
+        return fetch(records, [index])[0]
+    except Refused:  # it is about all records, such as a library that is not installed
+        raise
+    except Exception as error:
+        return error
 
 
 def where(records: Sequence[Record], index: int) -> str:

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,16 @@ class Rows(Opened):
     def __init__(self, *args: Any):
         super().__init__(*args)
         self.tables: collections.OrderedDict[str, Any] = collections.OrderedDict()
+        self.lock = threading.Lock()  # one thread does not close what another is about to read
 
     def read(self, file: File, start: int, size: int) -> Record:
-        if file.path not in self.tables:
-            self.tables[file.path] = arrow_table(file.path)
+        with self.lock:
+            table = self.tables.pop(file.path, None)
+            table = arrow_table(file.path) if table is None else table
+            self.tables[file.path] = table  # the one last used comes last
             while len(self.tables) > OPEN:
                 self.tables.popitem(last=False)
-        return {name: plain(value) for name, value in self.tables[file.path].slice(start, 1).to_pylist()[0].items()}
+        return {name: plain(value) for name, value in table.slice(start, 1).to_pylist()[0].items()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,11 +63,17 @@ class HuggingFace(Files):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of the classes of the first column that has some."""
+        """The names of the classes of the column `label`, or else of the one column that has names."""
         folder = next(iter(self.splits().values()))
         features = read(folder / "dataset_info.json").get("features") or {}
-        named = (each["names"] for each in features.values() if isinstance(each, dict) and "names" in each)
-        return tuple(next(named, ()))
+        named = {
+            column: tuple(each["names"])
+            for column, each in features.items()
+            if isinstance(each, dict) and "names" in each
+        }
+        if "label" in features:
+            return named.get("label", ())
+        return next(iter(named.values())) if len(named) == 1 else ()
 
     def splits(self) -> dict[str, Path]:
         """The folder of each split, "train" first; of "" where there is one alone."""

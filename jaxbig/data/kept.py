@@ -5,13 +5,14 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import filelock
 
 from jaxbig.data.base import folder_of
+from jaxbig.data.contents import digest_files
 from jaxbig.errors import Refused
 
 
@@ -43,6 +44,18 @@ def write(target: Path, make: Callable[[Path], Any]) -> None:
     with no_room(target.parent), tempfile.TemporaryDirectory(dir=target.parent, prefix=".part-") as folder:
         make(part := Path(folder) / target.name)
         os.replace(part, target)
+
+
+def digest_once(files: Sequence[Path]) -> str:
+    """The digest of files (`digest_files`), cached until a path, a size or a time of change is another."""
+    key = hashlib.sha256()
+    for file in files:
+        stat = os.stat(file)
+        key.update(b"%b\0%d %d %d\0" % (os.fsencode(file), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
+    target = cache("digests") / f"{key.hexdigest()[:24]}.txt"
+    if not target.exists():
+        write(target, lambda path: path.write_text(digest_files(files)))
+    return target.read_text()
 
 
 def made(target: Path, make: Callable[[Path], Any]) -> Path:

@@ -4,20 +4,20 @@ import dataclasses
 import json
 import logging
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxbig.data.base import Record
-from jaxbig.data.examples import Examples, fetch
+from jaxbig.data.examples import Examples, fetch_each, record_or_error, spread
 from jaxbig.data.fields import class_of, word
 from jaxbig.data.kept import cache, sha256, write
 from jaxbig.errors import Refused
 
 log = logging.getLogger("jaxbig")
-AT_ONCE, PEEKED = 256, 16
-"""Records read at once where all labels are; records that are looked at to see whether labels are words."""
+PEEKED = 16
+"""Records, spread over all, that are looked at to see whether labels are words."""
 NAMES = "classes.json"
 """The file in a run's folder with the names of its classes, in the order of their numbers."""
 
@@ -39,6 +39,11 @@ class Labeled(Examples):
     @property
     def names(self) -> tuple[str, ...]:
         """Of the classes, where they have some; the data is prepared."""
+        found = vars(self).get("found_names")  # each record asks for them: folders are listed once
+        return self.named() if found is None else found
+
+    def named(self) -> tuple[str, ...]:
+        """The names as they are given, or the words that were found, or as the records have them."""
         return self.class_names or vars(self).get("words") or tuple(getattr(self.records, "classes", ()))
 
     def prepare(self) -> str:
@@ -51,6 +56,7 @@ class Labeled(Examples):
         if self.classes is None:
             return identity
         vars(self)["words"] = () if self.class_names else self.words_of_labels(identity)
+        vars(self)["found_names"] = self.named()
         names, given = self.names, "--data.class-names" if self.class_names else f"the labels in {self.label_field!r}"
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
@@ -65,11 +71,11 @@ class Labeled(Examples):
 
     def words_of_labels(self, identity: str) -> tuple[str, ...]:
         """The different words that the labels of all records are, sorted; none where labels are numbers."""
-        records = self.records.open("train")
-        peeked = [records[place] for place in range(min(len(records), PEEKED))] if not hasattr(records, "draw") else []
-        if not any(word(record.get(self.label_field)) is not None for record in peeked):
+        records = without_files(self.records.open("train"))
+        indices = [] if hasattr(records, "draw") else spread(records)[:PEEKED]
+        if not any(self.word_of(record_or_error(records, index)) is not None for index in indices):
             return ()
-        file = cache("classes") / f"{sha256(f'{identity} {self.label_field}')[:24]}.json"
+        file = cache("classes") / f"{sha256(f'{identity} {self.records} {self.label_field}')[:24]}.json"
         if not file.exists():
             log.info("reading the labels of all records, which are words (once)")
             found = sorted({label for split in ("train", "eval") for label in self.labels(split)})
@@ -79,13 +85,17 @@ class Labeled(Examples):
     def labels(self, split: str) -> Iterator[str]:
         """The labels of a split that are words."""
         try:
-            records = self.records.open(split)
+            records = without_files(self.records.open(split))
         except Refused:  # prepared records without a record in this split, as with eval_share 0
             return
-        for start in range(0, len(records), AT_ONCE):
-            for record in fetch(records, list(range(start, min(start + AT_ONCE, len(records))))):
-                if (label := word(record.get(self.label_field))) is not None:
-                    yield label
+        for _, record in fetch_each(records):
+            if (label := self.word_of(record)) is not None:
+                yield label
+
+    def word_of(self, record: Record | Exception) -> str | None:
+        """The word that a record's label is; None also of a record that cannot be read: the run names it when it
+        needs it."""
+        return None if isinstance(record, Exception) else word(record.get(self.label_field))
 
     def kept(self) -> dict[str, bytes]:
         names = {NAMES: json.dumps(list(self.names), indent=1).encode()} if self.names else {}
@@ -94,3 +104,8 @@ class Labeled(Examples):
     def class_of(self, record: Record, option: str = "") -> np.int32:
         """The number of a record's class; ValueError if it is none."""
         return class_of(record, self.label_field, self.classes, option, self.names)
+
+
+def without_files(records: Sequence[Record]) -> Sequence[Record]:
+    """The rows of the table alone where each record is a row and a file that it names (named_files.py)."""
+    return getattr(records, "table", records)

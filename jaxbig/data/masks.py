@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbig.data.base import Batch, Record, Records, Spec
-from jaxbig.data.contents import digest_files
 from jaxbig.data.examples import Example, Examples
 from jaxbig.data.fields import Mismatch, array, kind, present
 from jaxbig.data.files import hashes, readable
 from jaxbig.data.image_folder import ENDINGS
 from jaxbig.data.images import image_of, square
-from jaxbig.data.pixels import decoding
+from jaxbig.data.kept import digest_once
+from jaxbig.data.pixels import ORIENTATION, decoding
 from jaxbig.errors import Refused
 
 
@@ -69,7 +69,7 @@ class MaskFolder(Records):
                 f"{self.folder} has {sizes[0]} images for train and {sizes[1]} for eval: set another eval_share, or "
                 f"add images."
             )
-        said = digest_files([file for pair in pairs for file in pair])
+        said = digest_once([file for pair in pairs for file in pair])
         return f"MaskFolder of {len(pairs)} images, eval_share {self.eval_share}, {said}"
 
     def open(self, split: str) -> "ImageMasks":
@@ -121,8 +121,9 @@ class Masks(Examples):
 
     def read(self, record: Record) -> Example:
         with decoding():
-            image = square(image_of(record), self.size, 3)
-            targets = pixels_of(record, self.size)
+            image, mask = image_of(record), pixels_of(record)
+            check_shapes(height_width(image), mask.shape)
+            image, targets = square(image, self.size, 3), middle(mask, self.size)
         real = np.ones(targets.shape, bool) if self.ignore is None else targets != self.ignore
         found = targets[real]
         if found.size and (found.min() < 0 or found.max() >= self.classes):
@@ -145,8 +146,29 @@ class Masks(Examples):
         return {name: flipped(batch[name]) for name in ("inputs", "targets", "mask")}
 
 
-def pixels_of(record: Record, size: int) -> np.ndarray:
-    """The class of each pixel of a record, int32 [size, size]."""
+def height_width(image: bytes | np.ndarray) -> tuple[int, int]:
+    """Height and width of an image as it is seen, upright."""
+    if isinstance(image, np.ndarray):
+        return image.shape[0], image.shape[1]
+    from PIL import Image  # here: slow to import, and not every data set needs it
+
+    with Image.open(io.BytesIO(image)) as picture:
+        width, height = picture.size
+        return (width, height) if picture.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8) else (height, width)
+
+
+def check_shapes(image: tuple[int, int], mask: tuple[int, ...]) -> None:
+    """`Mismatch` if an image and its mask, (height, width) each, are not of one shape, up to their scale: then their
+    middle squares do not show the same."""
+    if abs(image[0] * mask[1] - image[1] * mask[0]) > max(image + mask):  # a pixel of rounding
+        raise Mismatch(
+            f"its image is {image[0]} high and {image[1]} wide, and its mask {mask[0]} high and {mask[1]} wide: both "
+            f"show the same, upright"
+        )
+
+
+def pixels_of(record: Record) -> np.ndarray:
+    """The class of each pixel of a record, whole numbers [Y, X]."""
     from PIL import Image  # here: slow to import, and not every data set needs it
 
     value: Any = present(record, "mask")
@@ -159,6 +181,11 @@ def pixels_of(record: Record, size: int) -> np.ndarray:
         values = array(value, "mask")
     if values.ndim != 2 or values.dtype.kind not in "biu":
         raise Mismatch(f"its mask is {kind(values)} of shape {values.shape}: it is whole numbers [Y, X]")
+    return values
+
+
+def middle(values: np.ndarray, size: int) -> np.ndarray:
+    """The middle square of a mask [Y, X], scaled to the nearest pixel: int32 [size, size]."""
     side = min(values.shape)
     top, left = ((length - side) // 2 for length in values.shape)
     nearest = ((np.arange(size) + 0.5) * side / size).astype(int)

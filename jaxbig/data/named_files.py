@@ -8,13 +8,10 @@ from typing import Any, Literal
 
 from jaxbig.data.audio_folder import decode_sound
 from jaxbig.data.base import Record, Records
-from jaxbig.data.contents import digest_files
-from jaxbig.data.examples import fetch, where
+from jaxbig.data.examples import fetch_each, where
 from jaxbig.data.fields import present
+from jaxbig.data.kept import digest_once
 from jaxbig.errors import Refused
-
-AT_ONCE = 256
-"""Records that are read at once where all names are."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,12 +44,21 @@ class NamedFiles(Records):
     def prepare(self) -> str:
         table = self.table.prepare()
         files: dict[Path, str] = {}
+        bad = ""  # a row that cannot be read, or names no file: the run names it when it needs it
         for split in ("train", "eval"):
-            records = self.table.open(split)
-            for start in range(0, len(records), AT_ONCE):
-                places = list(range(start, min(start + AT_ONCE, len(records))))
-                for place, record in zip(places, fetch(records, places), strict=True):
-                    files.setdefault(self.path(record), where(records, place))
+            try:
+                records = self.table.open(split)
+            except Refused:  # a prepared table without a record in this split, as with eval_share 0
+                continue
+            for index, record in fetch_each(records):
+                try:
+                    if isinstance(record, Exception):
+                        raise record
+                    files.setdefault(self.path(record), where(records, index))
+                except Exception as error:
+                    bad = bad or f"{where(records, index)}: {error}"
+        if not files:
+            raise Refused(f"no row of the table names a file, such as {bad}.")
         lost = [(path, row) for path, row in files.items() if not path.is_file()]
         if lost:
             path, row = lost[0]
@@ -60,11 +66,13 @@ class NamedFiles(Records):
                 f"{len(lost)} of {len(files)} files that column {self.column!r} names are not there: {path} of {row} "
                 f"the first; the names go from --data.records.folder {self.folder}."
             )
-        return f"{self.kind} files of ({table}), {len(files)} files {digest_files(sorted(files))}"
+        return f"{self.kind} files of ({table}), {len(files)} files {digest_once(sorted(files))}"
 
     def path(self, record: Record) -> Path:
         """Where a record's file is."""
-        return Path(os.path.abspath(os.path.expanduser(self.folder))) / str(present(record, self.column))
+        name = present(record, self.column, "--data.records.column")
+        name = os.fsdecode(name) if isinstance(name, bytes) else str(name)
+        return Path(os.path.abspath(os.path.expanduser(self.folder))) / name
 
     def open(self, split: str) -> "WithFiles":
         return WithFiles(self, self.table.open(split))
@@ -74,18 +82,18 @@ class WithFiles(Sequence[Record]):
     """The opened records of a table, each with what its file holds."""
 
     def __init__(self, records: NamedFiles, opened: Sequence[Record]):
-        self.records, self.opened = records, opened
+        self.records, self.table = records, opened
         if hasattr(opened, "draw"):  # a mixture says itself in which order it is trained on
             self.draw: Any = opened.draw  # type: ignore[attr-defined]
 
     def __len__(self) -> int:
-        return len(self.opened)
+        return len(self.table)
 
     def __getitem__(self, index: int) -> Record:  # type: ignore[override]
-        record = self.opened[index]
+        record = self.table[index]
         data = self.records.path(record).read_bytes()
         value = data if self.records.kind == "image" else decode_sound(data, self.records.sample_rate)
         return {**record, self.records.kind: value}
 
     def where(self, index: int) -> str:
-        return where(self.opened, index)
+        return where(self.table, index)
