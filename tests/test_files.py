@@ -339,41 +339,48 @@ def test_what_is_sent_to_a_worker_does_not_grow_with_the_records(
 # -- what is passed over is said
 
 
-def test_records_that_are_none_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.fixture
+def warnings(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """What is logged, without what a command of a test before let through: its level stays set."""
+    caplog.set_level("WARNING", "jaxbig")
+    return caplog
+
+
+def test_records_that_are_none_are_counted(tmp_path: Path, warnings: pytest.LogCaptureFixture) -> None:
     (tmp_path / "a.txt").write_text("one\n\n  \ntwo\nthree\n")
     (tmp_path / "b.txt").write_text("")
     for _ in range(2):  # the second time from the index that is kept
-        caplog.clear()
+        warnings.clear()
         TextFiles(files=f"{tmp_path}/*.txt", by="line", eval_share=0).prepare()
-        (said,) = caplog.messages
+        (said,) = warnings.messages
         assert f"1 of 2 files have no record, {tmp_path}/b.txt the first; 2 blank lines are no records" in said
-    caplog.clear()
+    warnings.clear()
     TextFiles(files=f"{tmp_path}/a.txt", eval_share=0).prepare()
-    assert not caplog.messages
+    assert not warnings.messages
 
 
-def test_files_that_are_no_images_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_files_that_are_no_images_are_counted(tmp_path: Path, warnings: pytest.LogCaptureFixture) -> None:
     folder = images(tmp_path / "data", cat=30, dog=30)
     for name in ("cat/a.heic", "cat/b.txt", "dog/c.avif", "dog/d.txt", "dog/.DS_Store"):
         (folder / name).write_text("x")
     (folder / "dog" / "more").mkdir()
     ImageFolder(folder=str(folder)).prepare()
-    (said,) = caplog.messages
+    (said,) = warnings.messages
     assert "5 files and folders in" in said and ": cat/a.heic, cat/b.txt, dog/c.avif, ..." in said
 
 
 def test_folders_that_a_pattern_passes_over_are_counted(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, warnings: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     json_lines(tmp_path / "data" / "a.jsonl", {"n": 1})
     json_lines(tmp_path / "data" / "inner" / "b.jsonl", {"n": 2})
     json_lines(tmp_path / "data" / "denied" / "c.jsonl", {"n": 3})
     JsonLines(files=f"{tmp_path}/data/*.jsonl", eval_share=0).prepare()
-    assert not caplog.messages
+    assert not warnings.messages
     with pytest.raises(Refused, match="has no record for train"):
         TextFiles(files=f"{tmp_path}/data/*", eval_files=f"{tmp_path}/data/a.jsonl").prepare()
-    assert "/* matches 2 folders, which are passed over" in caplog.text
-    caplog.clear()
+    assert "/* matches 2 folders, which are passed over" in warnings.text
+    warnings.clear()
     scan = os.scandir
 
     def scandir(path: Any) -> Any:  # as for a user who may not
@@ -384,7 +391,7 @@ def test_folders_that_a_pattern_passes_over_are_counted(
     monkeypatch.setattr(os, "scandir", scandir)
     records = JsonLines(files=f"{tmp_path}/data/**/*.jsonl", eval_share=0)
     assert records.prepare().startswith("JsonLines of 2 files")
-    assert f"folder {tmp_path}/data/denied cannot be read (Permission denied) and is passed over" in caplog.text
+    assert f"folder {tmp_path}/data/denied cannot be read (Permission denied) and is passed over" in warnings.text
 
 
 def test_no_home_and_no_name_for_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
