@@ -21,7 +21,8 @@ Process = subprocess.Popen[bytes]
 def spawn(command: Sequence[str], environment: dict[str, str], stdout: Any, stderr: Any) -> Process:
     """Starts a command in a group of its own, which the terminal's Ctrl-C does not reach; it dies with this process.
 
-    Must be called before this process has threads: they and what runs between fork and exec do not go together.
+    Must be called before this process has threads but that of signals.py, which holds no lock: they and what runs
+    between fork and exec do not go together.
     """
     return subprocess.Popen(
         command,

@@ -1,5 +1,6 @@
 """The command line, `jaxbig VERB EXPERIMENT [--option value ...]`; verbs.py says what each does."""
 
+import contextlib
 import difflib
 import importlib.metadata
 import logging
@@ -30,10 +31,15 @@ def main() -> None:
     except KeyboardInterrupt:
         code, text = STOPPED, "stopped at once; what was saved before is untouched"
     print(f"jaxbig: {text}", file=sys.stderr, flush=True)
-    leave(f"ended: {text}", at_once=code == FAILED)
-    if code == FAILED:
-        os._exit(code)  # after a failed save Orbax's threads would hold the process for minutes
-    sys.exit(code)
+    leave(f"ended: {text}", at_once=code != REFUSED)
+    if code == REFUSED:
+        sys.exit(code)
+    # after a failed save Orbax's threads would hold the process for minutes, and after a Ctrl-C while it compiled
+    # Python's own end is a segmentation fault (jax 0.10.2)
+    if sys.stdout is not None:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+    os._exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:

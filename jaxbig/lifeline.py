@@ -218,7 +218,7 @@ def tie(process: int, host: str, publish: Callable[[str], None], find: Callable[
             set_timeouts(connection)
             connection.sendall(json.dumps({"token": token, "process": process}).encode() + b"\n")
             _mine = Lifeline(process, {connection: 0})
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # JAX's, where process 0 has published nothing
         print(f"jaxbig: process {process} will notice late if another ends: {host}: {error}", file=sys.stderr)
         return None
     sys.excepthook = fail

@@ -1,6 +1,8 @@
 """The command line: what it prints, what it refuses and how, and the files it leaves."""
 
+import io
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -10,7 +12,9 @@ from typing import Any
 import pytest
 from conftest import EXPERIMENTS, HASTY
 
+from jaxbig import command_line
 from jaxbig.command_line import main
+from jaxbig.errors import Failed
 
 PERCEPTRON = '''"""A single hidden layer on the digits."""
 
@@ -280,3 +284,26 @@ def test_a_run_leaves_the_files_of_the_contract_and_run_again_is_done_already(ja
     again = jaxbig("train", *train, "--json", **HASTY)
     assert answer(again.returncode, again.stdout, again.stderr) == summary
     assert "digits_convnet is done" in again.stderr
+
+
+@pytest.mark.parametrize(("error", "code"), [(Failed("full"), 1), (KeyboardInterrupt(), 130)], ids=["failed", "Ctrl-C"])
+def test_a_command_that_ends_in_its_midst_does_not_wait_for_python_s_own_end(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int
+) -> None:
+    """There a compilation that Ctrl-C interrupts crashes, and Orbax waits; what was printed is written before."""
+    written, output = io.BytesIO(), []
+
+    def run(arguments: Any) -> int:
+        print("printed")
+        raise error
+
+    def end(code: int) -> None:
+        output.append(written.getvalue())
+        raise SystemExit(code)
+
+    monkeypatch.setattr(command_line, "run", run)
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written))
+    with pytest.raises(SystemExit) as ended:
+        command_line.main()
+    assert (ended.value.code, output) == (code, [b"printed\n"])

@@ -284,3 +284,16 @@ def test_others_connect_to_the_address_that_process_0_listens_on(
     assert json.loads(published[0])[0] == "127.0.0.1" and zero is not None
     one = lifeline.tie(1, "coordinator.invalid", published.append, lambda: published[0])
     assert one is not None and until(lambda: 1 in zero.heard)
+
+
+def test_where_process_0_cannot_listen_all_go_on_and_say_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*given: Any) -> Any:
+        raise OSError(errno.EMFILE, "Too many open files") if given else RuntimeError("DEADLINE_EXCEEDED: 20s")
+
+    monkeypatch.setattr(lifeline, "listen", fail)
+    monkeypatch.setattr(lifeline, "_mine", None)
+    for process in (0, 1):
+        assert lifeline.tie(process, "127.0.0.1", print, fail) is None
+        assert f"process {process} will notice late" in capsys.readouterr().err
