@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from jaxbig.data.base import Record, Records, Spec
 from jaxbig.data.examples import Example, Examples
-from jaxbig.data.mixture import GOLDEN, RANGE, Mixed, Mixture, below, floor_sum
+from jaxbig.data.mixture import GOLDEN, RANGE, Mixed, Mixture, Relabelled, below, floor_sum
 from jaxbig.data.permutation import permuted
 from jaxbig.data.stream import eval_batch, eval_steps, train_batch, train_batches
 from jaxbig.errors import Failed, Refused
@@ -260,6 +260,13 @@ def test_a_class_is_one_number_in_all_parts() -> None:
         *[("ant", 0), ("cat", 2), ("dog", 3)],
         *[("bee", 1), ("cat", 2)],
     ]
+
+
+def test_label_of_no_class_is_no_class_in_a_mixture() -> None:
+    unlabelled = [{"label": -1}, {"label": np.int64(0)}, {"label": 1}]  # as TFDS has splits without labels
+    assert [each["label"] for each in Relabelled(unlabelled, [2, 3])] == [-1, 2, 3]
+    with pytest.raises(IndexError):
+        Relabelled([{"label": 2}], [2, 3])[0]
 
 
 def test_parts_of_the_same_classes_and_numbers_keep_them() -> None:

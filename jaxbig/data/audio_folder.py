@@ -39,7 +39,7 @@ class AudioFolder(ClassFolder):
 
 
 def decode_sound(data: bytes, sample_rate: int) -> np.ndarray:
-    """A sound's file as samples float32 [n] of -1 to 1, so many a second; ValueError if it is none."""
+    """A sound's file as samples float32 [n] of -1 to 1 at that rate; ValueError if it is none."""
     soundfile = soundfile_library()
     try:
         wave, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)  # [n, channels]

@@ -127,7 +127,7 @@ class Records(abc.ABC):
         """Makes them ready to read, once on a machine; gives their identity, a text that says which bytes.
 
         A run resumes with the same identity alone. As it is here each split's records are read and hashed at each
-        start, and of more than 20,000 records or 1 GiB an even choice of so many (contents.py). Where that is too slow
+        start, and of more than 20,000 records or 1 GiB an even choice (contents.py). Where that is too slow
         or too little, override it: a version, or a sha256 over all files, is an identity too.
         """
         said = ", ".join(f"{split} {digest_records(self.open(split))}" for split in ("train", "eval"))

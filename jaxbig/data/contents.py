@@ -23,9 +23,9 @@ from jaxbig.errors import Refused
 
 log = logging.getLogger("jaxbig")
 RECORDS, RECORD_BYTES, AT_ONCE = 20_000, 2**30, 16
-"""Up to so many records of a split, and until so many bytes, all are read; beyond, so many; so many at once."""
+"""How many records of a split are read at most, and until how many bytes; how many are read at once."""
 FILE_BYTES, BLOCKS, BLOCK = 2**34, 64, 2**16
-"""Files of so many bytes together are read whole; of larger ones so many blocks of so many bytes each."""
+"""Up to how many bytes together files are read whole; of larger ones, how many blocks a file, of how many bytes."""
 THREADS, EVERY = 8, 10
 """Files that are read at a time; seconds between two lines on how far that is."""
 PLAIN = (
@@ -46,7 +46,7 @@ PLAIN = (
 def digest_records(records: Sequence[Any]) -> str:
     """What the records of a split are: how many, and the sha256 over them, or over an even choice of many.
 
-    A record that cannot be read is told from others by its place alone: who trains on it names it.
+    A record that cannot be read counts by its place alone: the run names it when it needs it.
     """
     size, digest, total, said = len(records), hashlib.sha256(), 0, time.monotonic()
     places = permuted(np.arange(min(size, RECORDS)), size, 0, 0).tolist() if size else []
@@ -75,14 +75,14 @@ def readable_records(records: Sequence[Any], places: list[int]) -> list[Any]:
     many: Any = getattr(records, "__getitems__", None)
     try:
         return list(many(places)) if many else [records[place] for place in places]
-    except Exception:  # which one it was, the records one by one tell
+    except Exception:  # which record it was shows one by one
         return [readable_record(records, place) for place in places]
 
 
 def readable_record(records: Sequence[Any], place: int) -> Any:
     try:
         return records[place]
-    except Exception:  # any: it is the reader's, and told when the record is needed
+    except Exception:  # any: it is the reader's, and reported when the record is needed
         return "this record cannot be read"
 
 

@@ -119,5 +119,5 @@ def folders(root: str) -> list[str]:
 def some_folders(root: str) -> list[str]:
     """The same; `Refused` if there is none."""
     if not (there := folders(root)):
-        raise Refused(f"{root} has no folder in it: make one for each class, with its images.")
+        raise Refused(f"{root} has no folder in it: make one for each class, with its files.")
     return there

@@ -15,6 +15,8 @@ from jaxbig.data.base import folder_of
 from jaxbig.data.contents import digest_files
 from jaxbig.errors import Refused
 
+DIGEST = 1  # the version of cached digests of files
+
 
 def sha256(text: str) -> str:
     return hashlib.sha256(os.fsencode(text)).hexdigest()
@@ -46,18 +48,6 @@ def write(target: Path, make: Callable[[Path], Any]) -> None:
         os.replace(part, target)
 
 
-def digest_once(files: Sequence[Path]) -> str:
-    """The digest of files (`digest_files`), cached until a path, a size or a time of change is another."""
-    key = hashlib.sha256()
-    for file in files:
-        stat = os.stat(file)
-        key.update(b"%b\0%d %d %d\0" % (os.fsencode(file), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
-    target = cache("digests") / f"{key.hexdigest()[:24]}.txt"
-    if not target.exists():
-        write(target, lambda path: path.write_text(digest_files(files)))
-    return target.read_text()
-
-
 def made(target: Path, make: Callable[[Path], Any]) -> Path:
     """The folder `target` with what `make` writes into it, once: by one process, while others wait. It gets its name
     when it is whole; what one that was killed has left is removed."""
@@ -70,3 +60,11 @@ def made(target: Path, make: Callable[[Path], Any]) -> Path:
                 make(part)
                 os.rename(part, target)
     return target
+
+
+def digest_once(files: Sequence[Path]) -> str:
+    """The digest of files (`digest_files`), cached until a path, a size or a time of change is another."""
+    stats = [os.stat(file) for file in files]
+    times = [(str(f), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for f, stat in zip(files, stats, strict=True)]
+    target = cache("digests") / sha256(repr([DIGEST, times]))[:24]
+    return (made(target, lambda folder: (folder / "sha256").write_text(digest_files(files))) / "sha256").read_text()

@@ -1,4 +1,4 @@
-"""Data sets with a class for each example, which may be a word: words are numbered, and their names kept."""
+"""Data sets with a class for each example, which may be a word: words are numbered, and their names saved."""
 
 import dataclasses
 import json

@@ -100,7 +100,7 @@ def relabelled(opened: Sequence[Record], part: Records, classes: tuple[str, ...]
 
 
 class Relabelled(Sequence[Record]):
-    """Records whose `label` is another number: `numbers[label]`."""
+    """Records whose `label` is another number: `numbers[label]`; below 0 it is no class, and stays so."""
 
     def __init__(self, records: Sequence[Record], numbers: list[int]):
         self.records, self.numbers = records, numbers
@@ -112,7 +112,8 @@ class Relabelled(Sequence[Record]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Record]:
-        return [{**each, "label": self.numbers[each["label"]]} for each in fetch(self.records, list(indices))]
+        found = fetch(self.records, list(indices))
+        return [each if each["label"] < 0 else {**each, "label": self.numbers[each["label"]]} for each in found]
 
     def where(self, index: int) -> str:
         return where(self.records, index)

@@ -11,7 +11,6 @@ import importlib
 import itertools
 import json
 import logging
-import os
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,13 +21,11 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder, registered
 
 from jaxbig.data.base import Record, Records
-from jaxbig.data.contents import digest_files
-from jaxbig.data.kept import cache, made, sha256
+from jaxbig.data.kept import digest_once
 from jaxbig.data.prepared import data_folder, prepare_whole
 from jaxbig.errors import Refused
 
 log = logging.getLogger("jaxbig")
-VERSION = 1  # of a digest that is kept
 HOST, SECONDS = "storage.googleapis.com", 10
 """Where TFDS asks first, and how long it may take to find it."""
 ELSEWHERE = ("tensorflow_datasets.text", "tensorflow_datasets.translate")
@@ -89,7 +86,7 @@ class Tfds(Records):
         if shared := overlap(*instructions):
             log.warning("%d records of %s are in both %s (to train) and %s (to evaluate)", shared, self.name, *used)
         files = {Path(each.filename) for each in itertools.chain(*instructions)}
-        return f"{info.full_name} {', '.join(sizes)} {kept_digest(sorted(files))}"
+        return f"{info.full_name} {', '.join(sizes)} {digest_once(sorted(files))}"
 
     @functools.cached_property
     def classes(self) -> tuple[str, ...]:
@@ -200,14 +197,6 @@ def overlap(one: list[Any], other: list[Any]) -> int:
         for name, start, end in spans(one)
         for other_start, other_end in there.get(name, [])
     )
-
-
-def kept_digest(files: Sequence[Path]) -> str:
-    """`digest_files`, kept as long as no file has another size or time of change."""
-    stats = [os.stat(file) for file in files]
-    times = [(str(f), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for f, stat in zip(files, stats, strict=True)]
-    target = cache("digests") / sha256(repr([VERSION, times]))[:24]
-    return (made(target, lambda folder: (folder / "sha256").write_text(digest_files(files))) / "sha256").read_text()
 
 
 def reachable(host: str) -> bool:
