@@ -8,6 +8,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import atexit
 import dataclasses
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from jaxbig.experiment import Experiment, load
 from jaxbig.models.convolutional import Conv, Dense, Dropout, Pool
 from jaxbig.tracking.screen import Screen
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup and its like ignore it, and so would the processes of the tests
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # A hasty compiler splits arrays as the full one does, in a third of the time; the slow gradient tests use the full one.
 jax.config.update("jax_disable_most_optimizations", True)

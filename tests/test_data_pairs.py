@@ -209,7 +209,8 @@ def of_tokens(record: Record) -> dict[str, Any]:
 
 def of_token_rows(record: Record) -> dict[str, Any]:
     tokens = [*told(record["text"]).encode(), 257][:LENGTH]
-    return {"inputs": row(tokens), "lengths": len(tokens), "mask": row([1] * len(tokens))}
+    hidden = [int(token != 257) for token in tokens]  # an end is not to be filled in
+    return {"inputs": row(tokens), "lengths": len(tokens), "mask": row(hidden)}
 
 
 def of_sentence(record: Record) -> dict[str, Any]:

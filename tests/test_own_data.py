@@ -261,6 +261,7 @@ def test_words_are_of_the_records_settings(folder: Path) -> None:
         (["pos", "neg", "pos", "so so"], (), [1, 0, 1, 2], ("neg", "pos", "so so")),
         (["pos", "neg", "pos", "so so"], ("so so", "pos", "neg"), [1, 2, 1, 0], ("so so", "pos", "neg")),
         (["0", "2", "1", "1"], (), [0, 2, 1, 1], ()),
+        (["10", "2", "none", "2"], (), [0, 1, 2, 1], ("10", "2", "none")),
         ([0, 2, 1, 1], ("bad", "fair", "good"), [0, 2, 1, 1], ("bad", "fair", "good")),
     ],
 )
@@ -667,3 +668,12 @@ def test_reviews_with_words_for_labels_are_read_as_the_readme_writes_it(folder: 
     data = data_of("reviews in JSON lines")
     rows, _ = everything(data)
     assert data.names == ("bad", "fair", "good") and np.bincount(rows["targets"]).tolist() == [30, 30, 30]
+
+
+@pytest.mark.parametrize(("label", "words"), [(3, "in other records a word, such as 'no'"), ("", "''"), (" ", "' '")])
+def test_label_that_is_no_word_among_words_is_refused(label: Any, words: str, folder: Path) -> None:
+    labels = ["yes", "no"] * 20 + [label] * 20
+    (folder / "r.jsonl").write_text("".join(json.dumps({"text": "x", "label": each}) + "\n" for each in labels))
+    data = Sentences(records=JsonLines(files="r.jsonl", eval_share=0.5), length=8, classes=3, batch=4)
+    with pytest.raises(Refused, match=re.escape(words)):
+        everything(data)

@@ -219,6 +219,7 @@ def test_an_end_that_is_kept_and_packed_rows_are_refused() -> None:
 
 
 def test_texts_that_are_cut_or_empty_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("WARNING", "jaxbig")
     given = Given(texts=(b"1234567", b"12345678", b"", b"123456789", b"x"))
     data = Tokens(records=given, batch=2, length=8)
     data.prepare()

@@ -51,10 +51,9 @@ def present(record: Record, name: str, option: str = "") -> Any:
 def class_of(record: Record, feature: str, classes: int, option: str = "", names: tuple[str, ...] = ()) -> np.int32:
     """The class of a record, 0 to `classes` - 1, also where its label is one of the names; ValueError if it is none."""
     value = present(record, feature, option)
-    name = word(value)
-    if name is not None and name in names:
+    if (name := text_of(value)) in names:
         return np.int32(names.index(name))
-    if name is not None and names:
+    if names and (name := word(value)) is not None:
         near = difflib.get_close_matches(name, names, 1, 0.0)[0]
         raise Mismatch(f"its {feature!r} is {told(name)}, and no class has that name; the nearest is {near!r}")
     number = whole_number(value)
@@ -71,10 +70,21 @@ def class_of(record: Record, feature: str, classes: int, option: str = "", names
 
 def word(label: Any) -> str | None:
     """The word that a label is; None for a number, also one in digits, and for anything else."""
-    if isinstance(label, np.ndarray | np.generic) and np.ndim(label) == 0 and label.dtype.kind in "SU":
+    text = text_of(label)
+    return None if text is None or whole_number(text) is not None else text
+
+
+def text_of(label: Any) -> str | None:
+    """A label that is text, also in digits; None for anything else, and for no text at all."""
+    if isinstance(label, list) and len(label) == 1:
+        label = label[0]
+    if isinstance(label, np.ndarray | np.generic) and label.size == 1 and label.dtype.kind in "SU":
         label = label.item()
-    text = label.decode(errors="replace") if isinstance(label, bytes) else label
-    return text if isinstance(text, str) and whole_number(text) is None else None
+    try:
+        text = label.decode() if isinstance(label, bytes) else label
+    except UnicodeDecodeError:
+        return None
+    return text if isinstance(text, str) and text.strip() else None
 
 
 def whole_number(value: Any) -> int | None:

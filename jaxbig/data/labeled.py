@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxbig.data.base import Record
 from jaxbig.data.examples import Examples, fetch_each, record_or_error, spread
-from jaxbig.data.fields import class_of, word
+from jaxbig.data.fields import Mismatch, class_of, text_of, told, word
 from jaxbig.data.kept import cache, sha256, write
 from jaxbig.errors import Refused
 
@@ -83,13 +83,14 @@ class Labeled(Examples):
         return tuple(json.loads(file.read_text()))
 
     def labels(self, split: str) -> Iterator[str]:
-        """The labels of a split that are words."""
+        """The labels of a split that are text: some are words, so those in digits are words too."""
         try:
             records = without_files(self.records.open(split))
         except Refused:  # prepared records without a record in this split, as with eval_share 0
             return
         for _, record in fetch_each(records):
-            if (label := self.word_of(record)) is not None:
+            label = None if isinstance(record, Exception) else text_of(record.get(self.label_field))
+            if label is not None:
                 yield label
 
     def word_of(self, record: Record | Exception) -> str | None:
@@ -103,6 +104,12 @@ class Labeled(Examples):
 
     def class_of(self, record: Record, option: str = "") -> np.int32:
         """The number of a record's class; ValueError if it is none."""
+        words, label = vars(self).get("words"), record.get(self.label_field)
+        if words and label is not None and text_of(label) is None:
+            raise Mismatch(
+                f"its {self.label_field!r} is {told(label)}, and in other records a word, such as {words[0]!r}: write "
+                f"all labels alike"
+            )
         return class_of(record, self.label_field, self.classes, option, self.names)
 
 
