@@ -21,8 +21,7 @@ from jaxbig.optim.schedules import WarmupCosine
 def config() -> Experiment:
     data = imagenet(
         batch=4096,
-        more=(RandAugment(layers=2, magnitude=9),),
-        last=(Erasing(probability=0.25),),
+        more=(RandAugment(layers=2, magnitude=9), Erasing(probability=0.25)),
         mix=(Either(first=Mixup(alpha=0.8), second=CutMix(alpha=1.0)),),
     )
     return Experiment(

@@ -194,7 +194,14 @@ def by_row(variables: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def mean(gradient: Any, sums: Sums) -> Any:
-    return jax.tree.map(lambda leaf: Sum(leaf, sums["loss"].weight.astype(leaf.dtype)).mean_or_zero(), gradient)
+    """The gradient of the mean loss, of the total's; 0 over nothing.
+
+    One number is made for all leaves before they are divided by it: else XLA fuses one division in another way on one
+    device than on several, and the last bits differ (`Experiment.reproducible`).
+    """
+    weight = sums["loss"].weight
+    weight = jnp.where(weight > 0, weight, 1)
+    return jax.tree.map(lambda leaf: leaf / weight.astype(leaf.dtype), gradient)
 
 
 def of_total(scale: jax.Array | None, batch: Batch) -> jax.Array | None:

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from life import RUN, Life, done
 
+from jaxbig.errors import PEER_LOST
+
 pytestmark = pytest.mark.slow
 
 TRAIN = [*RUN, "--steps=60", "--evaluate-every=10", "--checkpoint-every=10"]
@@ -81,7 +83,9 @@ def test_a_kill_in_the_midst_of_a_save_costs_that_save_alone(
         codes, said, seconds = ended(life)
         assert all(codes[each] == -signal.SIGKILL for each in killed), said
         for each in {0, 1} - set(killed):
-            assert codes[each] == 1 and f"process {killed[0]} died; process {each} leaves too" in said[each], said
+            assert codes[each] == PEER_LOST and f"process {killed[0]} died; process {each} leaves too" in said[each], (
+                said
+            )
             noticed(seconds)
             assert seconds < 5
     assert done(folder, 2, 1, *TRAIN)["state_sha256"] == expected
@@ -92,7 +96,7 @@ def test_when_a_process_raises_its_words_are_the_first_and_all_leave(
 ) -> None:
     codes, said, seconds = ended(Life(folder, 2, 1, *TRAIN, struck={1: (*STEPS, "7", "raise")}))
     noticed(seconds)
-    assert codes == [1, 1] and seconds < 5, said
+    assert codes == [PEER_LOST, 1] and seconds < 5, said
     assert "Traceback" in said[1] and "KeyError: 'planted'" in said[1]
     assert re.search(r"process 1 raised KeyError at step \d+: 'planted'; process 0 leaves too", said[0])
     assert "Traceback" not in said[0]

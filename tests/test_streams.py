@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -101,3 +102,14 @@ def test_a_run_piped_into_head_trains_to_its_end(pipe: str, tmp_path: Path) -> N
     )
     assert done.returncode == 0 and done.stderr == "" and done.stdout.count("\n") == 2
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["step"] == 200
+
+
+def test_line_on_standard_error_is_there_at_once() -> None:
+    script = "import sys, time; from jaxbig.streams import make_lasting; make_lasting()\n"
+    script += "print('waits', file=sys.stderr); time.sleep(60)"
+    began = time.monotonic()
+    with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "waits\n"
+        process.kill()
+    assert time.monotonic() - began < 30
