@@ -23,7 +23,9 @@ from jaxbig.experiment import Experiment, load
 from jaxbig.models.convolutional import Conv, Dense, Dropout, Pool
 from jaxbig.tracking.screen import Screen
 
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup and its like ignore it, and so would the processes of the tests
+# nohup and background shells ignore them, and so would the processes of the tests
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # A hasty compiler splits arrays as the full one does, in a third of the time; the slow gradient tests use the full one.
 jax.config.update("jax_disable_most_optimizations", True)
