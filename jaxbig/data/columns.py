@@ -61,7 +61,9 @@ class Columns(Labeled):
                 self.skip_bad_records,
             )
             source.check("train")
-            count, mean, squares = 0, np.zeros(self.shape), np.zeros(self.shape)
+            count = 0
+            mean = np.zeros(self.shape)
+            squares = np.zeros(self.shape)
             for start in range(0, len(source), AT_ONCE):  # Chan et al. (1979): a chunk's are added to those before
                 rows, bad = source.attempt(np.arange(start, min(start + AT_ONCE, len(source))))
                 source.leave_out(bad)

@@ -72,7 +72,8 @@ class FileList(Sequence[File]):
     each file's part ends, int64 [files]."""
 
     def __init__(self, text: np.ndarray, ends: np.ndarray):
-        self.text, self.ends = text, ends
+        self.text = text
+        self.ends = ends
 
     @classmethod
     def of(cls, files: Sequence[File]) -> "FileList":
@@ -114,7 +115,9 @@ class Opened(abc.ABC, Sequence[Record]):
     """The records of one split, read in any order. What is pickled is the index's folder, and no open file."""
 
     def __init__(self, records: Any, index: Index, split: str):
-        self.records, self.indexed, self.split = records, index, split
+        self.records = records
+        self.indexed = index
+        self.split = split
         self.chosen, self.repeat = kept_choice(records, index, split), records.repeat if split == "train" else 1
 
     def __reduce__(self) -> Any:

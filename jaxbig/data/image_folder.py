@@ -66,7 +66,9 @@ class ClassFolder(Files):
         return {"train": os.path.join(root, "train"), "eval": os.path.join(root, held_out[0])}
 
     def found(self) -> list[File]:
-        files, classes, passed = [], self.classes, []
+        files: list[File] = []
+        classes = self.classes
+        passed: list[str] = []
         for split, root in self.splits().items():
             there = some_folders(root)
             if unknown := sorted(set(there) - set(classes)):
