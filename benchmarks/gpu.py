@@ -65,7 +65,9 @@ class Check:
     def line(self) -> str:
         value = self.value if isinstance(self.value, str) else f"{self.value:.4g}"
         bar = "" if self.bar is None else f"  bar {self.bar}"
-        return f"{'ok  ' if self.ok else 'FAIL'} {self.part:9} {self.case:58} {value} {self.unit}{bar}"
+        return (
+            f"{'ok  ' if self.ok else 'FAIL'} {self.part:9} {self.case:58} {value} {self.unit}{bar}"
+        )
 
 
 # -- attention
@@ -95,15 +97,23 @@ def attention(small: bool) -> Iterator[Check]:
         if not wanted(name):
             continue
         arrays = attention_inputs(case, 2, length, 8)
-        wide = {n: x.astype(jnp.float32) if n in ("query", "key", "value") else x for n, x in arrays.items()}
+        wide = {
+            n: x.astype(jnp.float32) if n in ("query", "key", "value") else x
+            for n, x in arrays.items()
+        }
         with jax.default_matmul_precision("highest"):
             expected = run_attention("plain", case, wide)
         fused = "plain" if small else "fused"
         worst, plain = (
-            max(distance(found, right) for found, right in zip(run_attention(k, case, arrays), expected, strict=True))
+            max(
+                distance(found, right)
+                for found, right in zip(run_attention(k, case, arrays), expected, strict=True)
+            )
             for k in (fused, "plain")
         )
-        yield Check("attention", f"{name}: bf16 fused from float32 plain", worst, "", max(2 * plain, 0.01))
+        yield Check(
+            "attention", f"{name}: bf16 fused from float32 plain", worst, "", max(2 * plain, 0.01)
+        )
 
 
 def attention_times(small: bool) -> Iterator[Check]:
@@ -115,8 +125,15 @@ def attention_times(small: bool) -> Iterator[Check]:
                 if kernel == "plain" and length > 2048:
                     continue  # its scores of all pairs take tens of GB
                 arrays = attention_inputs(ATTENTION[name], batch, length, heads)
-                seconds = timed(lambda k=kernel, n=name, a=arrays: run_attention(k, ATTENTION[n], a), 10)
-                yield Check("attention", f"{name}: {kernel}, [{batch}, {length}, {heads}, 64]", 1e3 * seconds, "ms")
+                seconds = timed(
+                    lambda k=kernel, n=name, a=arrays: run_attention(k, ATTENTION[n], a), 10
+                )
+                yield Check(
+                    "attention",
+                    f"{name}: {kernel}, [{batch}, {length}, {heads}, 64]",
+                    1e3 * seconds,
+                    "ms",
+                )
 
 
 def attention_inputs(case: dict[str, Any], batch: int, length: int, heads: int) -> dict[str, Any]:
@@ -125,7 +142,11 @@ def attention_inputs(case: dict[str, Any], batch: int, length: int, heads: int) 
     import jax.numpy as jnp
     import numpy as np
 
-    width, groups, keys = case.get("width", 64), case.get("kv_heads", heads), case.get("keys", length)
+    width, groups, keys = (
+        case.get("width", 64),
+        case.get("kv_heads", heads),
+        case.get("keys", length),
+    )
     draw = jax.random.split(jax.random.key(0), 5)
     arrays = {
         "query": jax.random.normal(draw[0], (batch, length, heads, width), jnp.bfloat16),
@@ -162,10 +183,18 @@ def attention_step(kernel: str, causal: bool, window: int | None) -> Callable[..
 
             def call(query: Any, key: Any, value: Any) -> Any:
                 bias = arrays.get("bias")
-                kinds = {"causal": causal, "window": window, "segments": pair, "bias": bias, "kernel": kernel}
+                kinds = {
+                    "causal": causal,
+                    "window": window,
+                    "segments": pair,
+                    "bias": bias,
+                    "kernel": kernel,
+                }
                 y = attend(query, key, value, **kinds)
                 # rows of padding see nothing that is real, and nothing reads them
-                return y if segments is None else y * (segments > 0)[:, :, None, None].astype(y.dtype)
+                return (
+                    y if segments is None else y * (segments > 0)[:, :, None, None].astype(y.dtype)
+                )
 
             y, pull = jax.vjp(call, arrays["query"], arrays["key"], arrays["value"])
             return (y, *pull(arrays["cotangent"].astype(y.dtype)))
@@ -216,7 +245,9 @@ FAMILIES = {
 
 def families(small: bool, out: Path | None) -> Iterator[Check]:
     """A small sibling of each, in a process of its own: its loss and gradient here against the CPU's."""
-    yield from children("families", "--family", list(FAMILIES)[:2] if small else list(FAMILIES), small, out)
+    yield from children(
+        "families", "--family", list(FAMILIES)[:2] if small else list(FAMILIES), small, out
+    )
 
 
 def one_family(family: str) -> list[Line]:
@@ -245,7 +276,9 @@ def one_family(family: str) -> list[Line]:
         ("float32 as by default: gradient", norm_apart(default, expected), "", None),
     ]
     if hasattr(experiment.model, "dtype"):
-        half = dataclasses.replace(experiment, model=replaced(experiment.model, {"dtype": "bfloat16"}))
+        half = dataclasses.replace(
+            experiment, model=replaced(experiment.model, {"dtype": "bfloat16"})
+        )
         _, found = step(small_program(half, here, 8), batch)
         lines.append(("bfloat16: gradient", norm_apart(found, expected), "", 0.2))
         worst = apart(found, expected)
@@ -261,7 +294,10 @@ def norm_apart(found: dict[str, Any], expected: dict[str, Any]) -> float:
     """Distance of two gradients as one vector each."""
     import numpy as np
 
-    joined = [np.concatenate([np.ravel(tree[path]) for path in sorted(expected)]) for tree in (found, expected)]
+    joined = [
+        np.concatenate([np.ravel(tree[path]) for path in sorted(expected)])
+        for tree in (found, expected)
+    ]
     return distance(*joined)
 
 
@@ -280,7 +316,12 @@ def digests(small: bool, folder: Path, out: Path | None) -> Iterator[Check]:
     """Runs of the command line, several at once: which give the same bits."""
     names = list(RUNS)[:1] if small else list(RUNS)
     kinds = {"default": (), "--deterministic": ("--deterministic",)}
-    asked = {(n, kind, again): (n, *RUNS[n], *kinds[kind]) for n in names for kind in kinds for again in (0, 1)}
+    asked = {
+        (n, kind, again): (n, *RUNS[n], *kinds[kind])
+        for n in names
+        for kind in kinds
+        for again in (0, 1)
+    }
     for name in ("digits_convnet",) if small else ("digits_convnet", "pytext_transformer"):
         for again in (0, 1):
             asked[name, "--reproducible 8", again] = (name, "--reproducible", "8")
@@ -289,20 +330,36 @@ def digests(small: bool, folder: Path, out: Path | None) -> Iterator[Check]:
         asked["pytext_transformer", "--deterministic --offload", 0] = (*same, "--offload")
     asked = {key: options for key, options in asked.items() if wanted(f"{key[0]} {key[1]}")}
     with ThreadPoolExecutor(2 if small else 10) as pool:
-        began = {key: pool.submit(train, folder, out, key, options) for key, options in asked.items()}
+        began = {
+            key: pool.submit(train, folder, out, key, options) for key, options in asked.items()
+        }
         killed = f"{names[-1]} --deterministic: killed and resumed"
-        resumed = pool.submit(killed_and_resumed, folder, out, names[-1]) if wanted(killed) else None
+        resumed = (
+            pool.submit(killed_and_resumed, folder, out, names[-1]) if wanted(killed) else None
+        )
         for (name, kind, again), future in began.items():
             if again:
                 continue
             first, seconds = future.result()
             if "--offload" in kind:
                 alone = began.get((name, "--deterministic", 0))
-                yield Check("digests", f"{name} {kind}: as without", first, "", alone.result()[0] if alone else None)
+                yield Check(
+                    "digests",
+                    f"{name} {kind}: as without",
+                    first,
+                    "",
+                    alone.result()[0] if alone else None,
+                )
                 continue
             second = began[name, kind, 1].result()[0]
-            must = first if kind != "default" else None  # elsewhere it is only reported whether they are
-            same = second if must or first.startswith("failed") else ("the same" if first == second else "another")
+            must = (
+                first if kind != "default" else None
+            )  # elsewhere it is only reported whether they are
+            same = (
+                second
+                if must or first.startswith("failed")
+                else ("the same" if first == second else "another")
+            )
             yield Check("digests", f"{name} {kind}: run again ({seconds:.0f} s)", same, "", must)
         if resumed is not None:
             yield Check("digests", killed, *resumed.result())
@@ -312,12 +369,23 @@ def train(folder: Path, out: Path | None, key: Any, options: Sequence[str]) -> t
     """A run of a few steps: its digest, in short, and seconds."""
     workdir = folder / "-".join(str(part).replace(" ", "") for part in key)
     began = time.perf_counter()
-    ended = subprocess.run(command(workdir, options, 20), capture_output=True, text=True, env=environment(), cwd=folder)
+    ended = subprocess.run(
+        command(workdir, options, 20), capture_output=True, text=True, env=environment(), cwd=folder
+    )
     return digest_of(ended.stdout, ended.stderr, workdir.name, out), time.perf_counter() - began
 
 
 def command(workdir: Path, options: Sequence[str], steps: int) -> list[str]:
-    length = ("--steps", steps, "--evaluate-every", steps, "--checkpoint-every", 10, "--evaluate-batches", 2)
+    length = (
+        "--steps",
+        steps,
+        "--evaluate-every",
+        steps,
+        "--checkpoint-every",
+        10,
+        "--evaluate-batches",
+        2,
+    )
     given = [str(each) for each in (*options, *length, "--workdir", workdir, "--json")]
     return [sys.executable, "-m", "jaxbig", "train", *given]
 
@@ -340,11 +408,17 @@ def killed_and_resumed(folder: Path, out: Path | None, name: str) -> tuple[str, 
     """(digest of a run killed after a checkpoint and started again, unit, digest of one left alone)."""
     options = (name, *RUNS[name], "--deterministic")
     alone = subprocess.run(
-        command(folder / "alone", options, 40), capture_output=True, text=True, env=environment(), cwd=folder
+        command(folder / "alone", options, 40),
+        capture_output=True,
+        text=True,
+        env=environment(),
+        cwd=folder,
     )
     workdir = folder / "killed"
     given = command(workdir, options, 40)
-    begun = subprocess.Popen(given, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment(), cwd=folder)
+    begun = subprocess.Popen(
+        given, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment(), cwd=folder
+    )
     while begun.poll() is None and not (workdir / "checkpoints" / "20").exists():
         time.sleep(0.01)
     begun.send_signal(signal.SIGKILL)
@@ -369,7 +443,16 @@ SPEED: dict[str, tuple[str, tuple[str, ...]]] = {
     "imagenet_vit_s16": ("imagenet_vit_s16", ("--data.batch", "512")),
     "LSTM of 2 x 1024": (
         "pytext_lstm",
-        ("--model.width", "1024", "--data.batch", "128", "--data.length", "128", "--model.dtype", "bfloat16"),
+        (
+            "--model.width",
+            "1024",
+            "--data.batch",
+            "128",
+            "--data.length",
+            "128",
+            "--model.dtype",
+            "bfloat16",
+        ),
     ),
 }
 """Experiment and options by case: batches that fit one GPU of 80 GB."""
@@ -398,7 +481,9 @@ def one_case(case: str, small: bool) -> list[Line]:
     name, options = SPEED[case]
     if small:
         options = (*options, "--model.width", "64", "--data.batch", "4")
-    experiment = parse(Overridden, options, f"train {name}", Overridden(experiment=load(name))).experiment
+    experiment = parse(
+        Overridden, options, f"train {name}", Overridden(experiment=load(name))
+    ).experiment
     program = make_program(experiment, jax.devices()[:1])
     with program.activate():
         traced = program.train_step.trace(program.abstract, program.batch)
@@ -443,14 +528,20 @@ def one_case(case: str, small: bool) -> list[Line]:
 # -- all
 
 
-def children(part: str, option: str, cases: Sequence[str], small: bool, out: Path | None) -> Iterator[Check]:
+def children(
+    part: str, option: str, cases: Sequence[str], small: bool, out: Path | None
+) -> Iterator[Check]:
     """The lines of each case, from a process of its own; all begin at once, and each is told in turn that it may use
     the GPU alone."""
     begun = []
     for case in (case for case in cases if wanted(case)):
         given = [sys.executable, __file__, option, case, *(["--small"] if small else [])]
         errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (open as long as the process)
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
+        pipes: dict[str, Any] = {
+            "stdin": subprocess.PIPE,
+            "stdout": subprocess.PIPE,
+            "stderr": errors,
+        }
         begun.append((case, errors, subprocess.Popen(given, text=True, env=environment(), **pipes)))
     for case, errors, process in begun:
         with LOCK.open("w") as lock:
@@ -462,7 +553,9 @@ def children(part: str, option: str, cases: Sequence[str], small: bool, out: Pat
             lines = json.loads(stdout.splitlines()[-1])
         except (ValueError, IndexError):
             if out is not None:
-                (out / f"{part}-{case.replace(' ', '-').replace(',', '')}.err").write_text(said[-20_000:])
+                (out / f"{part}-{case.replace(' ', '-').replace(',', '')}.err").write_text(
+                    said[-20_000:]
+                )
             yield Check(part, case, f"failed: {' '.join(said.split())[-300:]}", "", "")
             continue
         for name, value, unit, bar in lines:
@@ -480,7 +573,9 @@ ONLY: list[str] = []
 
 def failed(part: str, case: str, error: BaseException) -> Check:
     traceback.print_exception(error)
-    return Check(part, case, f"failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}", "", "")
+    return Check(
+        part, case, f"failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}", "", ""
+    )
 
 
 def checks(part: str, small: bool, folder: Path, out: Path | None) -> Iterator[Check]:
@@ -505,11 +600,17 @@ def begin(part: str, small: bool, folder: Path, out: Path | None) -> Iterator[Ch
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="jaxbig on a GPU: right, the same bits each time, and how fast.")
+    parser = argparse.ArgumentParser(
+        description="jaxbig on a GPU: right, the same bits each time, and how fast."
+    )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--only", nargs="+", default=[], help="only cases with one of these texts in their names")
+    parser.add_argument(
+        "--only", nargs="+", default=[], help="only cases with one of these texts in their names"
+    )
     parser.add_argument("--small", action="store_true", help="small sizes, to rehearse on a CPU")
-    parser.add_argument("--out", type=Path, help="folder for results.json and what failed runs wrote")
+    parser.add_argument(
+        "--out", type=Path, help="folder for results.json and what failed runs wrote"
+    )
     parser.add_argument("--case", choices=SPEED, help=argparse.SUPPRESS)
     parser.add_argument("--family", choices=FAMILIES, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -517,11 +618,18 @@ def main() -> int:
     ONLY.extend(given.only)
     os.environ.update(ALONE)
     if given.case or given.family:
-        print(json.dumps(one_case(given.case, given.small) if given.case else one_family(given.family)))
+        print(
+            json.dumps(
+                one_case(given.case, given.small) if given.case else one_family(given.family)
+            )
+        )
         return 0
     import jax
 
-    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, Python {sys.version.split()[0]}", flush=True)
+    print(
+        f"{jax.devices()[0].device_kind}, jax {jax.__version__}, Python {sys.version.split()[0]}",
+        flush=True,
+    )
     if given.out:
         given.out.mkdir(parents=True, exist_ok=True)
     found: list[Check] = []
@@ -533,7 +641,9 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory() as folder:
         right = [part for part in given.parts if part != "speed"]
-        with ThreadPoolExecutor(1 if given.small else 3) as pool:  # side by side, as nothing is measured
+        with ThreadPoolExecutor(
+            1 if given.small else 3
+        ) as pool:  # side by side, as nothing is measured
             list(pool.map(lambda part: run(part, folder), right))
         if "speed" in given.parts:
             run("speed", folder)

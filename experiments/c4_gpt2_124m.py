@@ -40,7 +40,12 @@ def config() -> Experiment:
         ),
         objective=NextToken(vocab=data.vocab, chunks=29),
         data=data,
-        optimizer=AdamW(rate=WarmupCosine(peak=6e-4, warmup=2_000, end=6e-5), b2=0.95, weight_decay=0.1, clip=1.0),
+        optimizer=AdamW(
+            rate=WarmupCosine(peak=6e-4, warmup=2_000, end=6e-5),
+            b2=0.95,
+            weight_decay=0.1,
+            clip=1.0,
+        ),
         mesh=Mesh(data=-1),
         steps=600_000,
         evaluate_every=5_000,

@@ -18,4 +18,6 @@ def config() -> Experiment:
     vocab = 128_256
     model = parent.model.clone(vocab=vocab, kv_heads=8, mlp_width=14_336, rotary_base=500_000.0)
     data = dataclasses.replace(parent.data, length=8192, tokenizer=BytePairs(vocab=vocab))  # type: ignore[call-arg]
-    return dataclasses.replace(parent, model=model, data=data, objective=NextToken(vocab=vocab, chunks=16))
+    return dataclasses.replace(
+        parent, model=model, data=data, objective=NextToken(vocab=vocab, chunks=16)
+    )

@@ -40,7 +40,12 @@ def config() -> Experiment:
         ),
         objective=NextToken(vocab=data.vocab, chunks=8),
         data=data,
-        optimizer=AdamW(rate=WarmupCosine(peak=3e-4, warmup=2_000, end=3e-5), b2=0.95, weight_decay=0.1, clip=1.0),
+        optimizer=AdamW(
+            rate=WarmupCosine(peak=3e-4, warmup=2_000, end=3e-5),
+            b2=0.95,
+            weight_decay=0.1,
+            clip=1.0,
+        ),
         mesh=Mesh(data=1, fsdp=-1),
         steps=500_000,
         evaluate_every=5_000,

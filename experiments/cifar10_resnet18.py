@@ -33,7 +33,9 @@ def config() -> Experiment:
         model=resnet(18, classes=data.classes, stem="small"),
         objective=Classification(classes=data.classes),
         data=data,
-        optimizer=SGD(rate=WarmupCosine(peak=0.1, warmup=390), momentum=0.9, nesterov=True, l2=5e-4),
+        optimizer=SGD(
+            rate=WarmupCosine(peak=0.1, warmup=390), momentum=0.9, nesterov=True, l2=5e-4
+        ),
         mesh=Mesh(data=-1),
         steps=78_000,
         evaluate_every=1_950,

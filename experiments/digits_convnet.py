@@ -18,7 +18,17 @@ from jaxbig.optim.schedules import WarmupCosine
 
 def config() -> Experiment:
     data = Digits(batch=128)
-    layers = (Conv(32), Conv(64), Pool(), Dropout(0.25), Conv(128), Pool(), Dropout(0.25), Dense(128), Dropout(0.5))
+    layers = (
+        Conv(32),
+        Conv(64),
+        Pool(),
+        Dropout(0.25),
+        Conv(128),
+        Pool(),
+        Dropout(0.25),
+        Dense(128),
+        Dropout(0.5),
+    )
     return Experiment(
         model=ConvNet(layers=layers, classes=data.classes),
         objective=Classification(classes=data.classes),

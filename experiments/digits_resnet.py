@@ -18,7 +18,9 @@ from jaxbig.optim.schedules import WarmupCosine
 def config() -> Experiment:
     data = Digits(batch=128)
     return Experiment(
-        model=ResNet(classes=data.classes, stages=(1, 1, 1), bottleneck=False, stem="small", width=32),
+        model=ResNet(
+            classes=data.classes, stages=(1, 1, 1), bottleneck=False, stem="small", width=32
+        ),
         objective=Classification(classes=data.classes, smoothing=0.1),
         data=data,
         optimizer=AdamW(rate=WarmupCosine(peak=4e-3, warmup=50), weight_decay=0.1),

@@ -22,7 +22,9 @@ def config() -> Experiment:
         model=resnet(50, classes=data.classes, dtype="bfloat16"),
         objective=Classification(classes=data.classes, smoothing=0.1),
         data=data,
-        optimizer=SGD(rate=WarmupCosine(peak=0.4, warmup=6_255), momentum=0.9, nesterov=True, l2=1e-4),
+        optimizer=SGD(
+            rate=WarmupCosine(peak=0.4, warmup=6_255), momentum=0.9, nesterov=True, l2=1e-4
+        ),
         mesh=Mesh(data=-1),
         steps=112_590,
         evaluate_every=1_251,

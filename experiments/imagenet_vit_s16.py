@@ -17,7 +17,9 @@ from jaxbig.optim.schedules import WarmupCosine
 
 
 def config() -> Experiment:
-    data = imagenet(batch=1024, more=(RandAugment(layers=2, magnitude=10),), mix=(Mixup(alpha=0.2),))
+    data = imagenet(
+        batch=1024, more=(RandAugment(layers=2, magnitude=10),), mix=(Mixup(alpha=0.2),)
+    )
     return Experiment(
         model=ViT(classes=data.classes, pooling="average", positions="sincos", dtype="bfloat16"),
         objective=Classification(classes=data.classes),

@@ -17,7 +17,13 @@ from jaxbig.optim.schedules import WarmupCosine
 
 
 def config() -> Experiment:
-    data = Sentences(records=Tfds("imdb_reviews"), tokenizer=BytePairs(vocab=20_000), batch=64, length=512, classes=2)
+    data = Sentences(
+        records=Tfds("imdb_reviews"),
+        tokenizer=BytePairs(vocab=20_000),
+        batch=64,
+        length=512,
+        classes=2,
+    )
     return Experiment(
         model=RNN(
             vocab=data.vocab,

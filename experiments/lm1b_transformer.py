@@ -17,12 +17,16 @@ from jaxbig.optim.schedules import WarmupInverseRoot
 
 
 def config() -> Experiment:
-    data = Tokens(records=Tfds("lm1b"), tokenizer=BytePairs(vocab=30_000), batch=256, length=128, packed=True)
+    data = Tokens(
+        records=Tfds("lm1b"), tokenizer=BytePairs(vocab=30_000), batch=256, length=128, packed=True
+    )
     return Experiment(
         model=Decoder(vocab=data.vocab, depth=6, width=512, heads=8, dropout=0.1, dtype="bfloat16"),
         objective=NextToken(vocab=data.vocab),
         data=data,
-        optimizer=AdamW(rate=WarmupInverseRoot(peak=1.6e-3, warmup=1_000), b2=0.98, weight_decay=0.1),
+        optimizer=AdamW(
+            rate=WarmupInverseRoot(peak=1.6e-3, warmup=1_000), b2=0.98, weight_decay=0.1
+        ),
         mesh=Mesh(data=-1),
         steps=500_000,
         evaluate_every=10_000,

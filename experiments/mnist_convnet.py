@@ -20,7 +20,9 @@ def config() -> Experiment:
     data = Images(records=Tfds("mnist"), batch=128, size=28, channels=1, classes=10)
     convolutions = (Conv(32, padding="valid"), Conv(64, padding="valid"), Pool())
     return Experiment(
-        model=ConvNet(layers=(*convolutions, Dropout(0.25), Dense(128), Dropout(0.5)), classes=data.classes),
+        model=ConvNet(
+            layers=(*convolutions, Dropout(0.25), Dense(128), Dropout(0.5)), classes=data.classes
+        ),
         objective=Classification(classes=data.classes),
         data=data,
         optimizer=AdamW(rate=WarmupCosine(peak=1e-3, warmup=500), weight_decay=0.05),

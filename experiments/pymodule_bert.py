@@ -27,8 +27,12 @@ def config() -> Experiment:
         model=parent.model.clone(classes=data.classes, pooling="mean", dropout=0.1),
         objective=Classification(classes=data.classes),
         data=data,
-        initialize_from=InitializeFrom(run="runs/pytext_bert", pattern="^(tokens|positions|norm|blocks)"),
-        optimizer=AdamW(rate=WarmupCosine(peak=2e-3, warmup=60), b2=0.98, weight_decay=0.05, clip=1.0),
+        initialize_from=InitializeFrom(
+            run="runs/pytext_bert", pattern="^(tokens|positions|norm|blocks)"
+        ),
+        optimizer=AdamW(
+            rate=WarmupCosine(peak=2e-3, warmup=60), b2=0.98, weight_decay=0.05, clip=1.0
+        ),
         steps=900,
         evaluate_every=450,
         checkpoint_every=450,

@@ -19,11 +19,19 @@ def config() -> Experiment:
     data = PyTextRows(batch=16, length=96)
     return Experiment(
         model=Encoder(
-            vocab=data.vocab, depth=3, width=128, heads=4, norm_first=True, positions="rotary", scale_embedding=True
+            vocab=data.vocab,
+            depth=3,
+            width=128,
+            heads=4,
+            norm_first=True,
+            positions="rotary",
+            scale_embedding=True,
         ),
         objective=MaskedToken(vocab=data.vocab, mask_token=data.mask_token),
         data=data,
-        optimizer=AdamW(rate=WarmupCosine(peak=3e-3, warmup=100), b2=0.98, weight_decay=0.05, clip=1.0),
+        optimizer=AdamW(
+            rate=WarmupCosine(peak=3e-3, warmup=100), b2=0.98, weight_decay=0.05, clip=1.0
+        ),
         mesh=Mesh(data=-1),
         steps=1_200,
         evaluate_every=600,

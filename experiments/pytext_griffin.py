@@ -22,7 +22,9 @@ def config() -> Experiment:
         model=Griffin(vocab=data.vocab, depth=3, width=128, heads=4, window=64),
         objective=NextToken(vocab=data.vocab, bytes_per_token=1.0),
         data=data,
-        optimizer=AdamW(rate=WarmupCosine(peak=3e-3, warmup=70), b2=0.98, weight_decay=0.1, clip=1.0),
+        optimizer=AdamW(
+            rate=WarmupCosine(peak=3e-3, warmup=70), b2=0.98, weight_decay=0.1, clip=1.0
+        ),
         mesh=Mesh(data=-1),
         steps=1_000,
         evaluate_every=500,

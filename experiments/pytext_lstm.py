@@ -23,7 +23,9 @@ def config() -> Experiment:
         model=RNNLanguageModel(vocab=data.vocab, width=256, layers=2),
         objective=NextToken(vocab=data.vocab, bytes_per_token=1.0),
         data=data,
-        optimizer=AdamW(rate=WarmupCosine(peak=4e-3, warmup=50), b2=0.98, weight_decay=0.01, clip=1.0),
+        optimizer=AdamW(
+            rate=WarmupCosine(peak=4e-3, warmup=50), b2=0.98, weight_decay=0.01, clip=1.0
+        ),
         mesh=Mesh(data=-1),
         steps=1_500,
         evaluate_every=500,

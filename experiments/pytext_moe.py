@@ -16,5 +16,7 @@ from jaxbig.experiment import Experiment
 
 def config() -> Experiment:
     parent = pytext_transformer.config()
-    model = parent.model.clone(experts=8, experts_per_token=2, mlp_width=256, bias=False, norm="rms")
+    model = parent.model.clone(
+        experts=8, experts_per_token=2, mlp_width=256, bias=False, norm="rms"
+    )
     return dataclasses.replace(parent, model=model)

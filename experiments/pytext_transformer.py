@@ -23,7 +23,9 @@ def config() -> Experiment:
         model=Decoder(vocab=data.vocab, depth=4, width=128, heads=4, norm="layer", bias=True),
         objective=NextToken(vocab=data.vocab, bytes_per_token=1.0),
         data=data,
-        optimizer=AdamW(rate=WarmupCosine(peak=2e-3, warmup=70), b2=0.98, weight_decay=0.1, clip=1.0),
+        optimizer=AdamW(
+            rate=WarmupCosine(peak=2e-3, warmup=70), b2=0.98, weight_decay=0.1, clip=1.0
+        ),
         mesh=Mesh(data=-1),
         steps=1_200,
         evaluate_every=600,

@@ -18,7 +18,17 @@ from jaxbig.optim.schedules import WarmupCosine
 
 def config() -> Experiment:
     data = Sounds(records=Tfds("speech_commands"), batch=256, classes=12)
-    layers = (Conv(32), Pool(), Conv(64), Pool(), Conv(128), Pool(), Dropout(0.25), Dense(256), Dropout(0.5))
+    layers = (
+        Conv(32),
+        Pool(),
+        Conv(64),
+        Pool(),
+        Conv(128),
+        Pool(),
+        Dropout(0.25),
+        Dense(256),
+        Dropout(0.5),
+    )
     return Experiment(
         model=ConvNet(layers=layers, classes=data.classes),
         objective=Classification(classes=data.classes),

@@ -24,7 +24,9 @@ def config() -> Experiment:
         length=512,
     )
     return Experiment(
-        model=Encoder(vocab=data.vocab, depth=12, width=768, heads=12, types=2, dropout=0.1, dtype="bfloat16"),
+        model=Encoder(
+            vocab=data.vocab, depth=12, width=768, heads=12, types=2, dropout=0.1, dtype="bfloat16"
+        ),
         objective=MaskedToken(vocab=data.vocab, mask_token=data.mask_token),
         data=data,
         optimizer=AdamW(rate=WarmupLinear(peak=1e-4, warmup=10_000), weight_decay=0.01, clip=1.0),

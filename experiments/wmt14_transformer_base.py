@@ -26,8 +26,12 @@ def config() -> Experiment:
         length=128,
     )
     return Experiment(
-        model=EncoderDecoder(vocab=data.vocab, depth=6, width=512, heads=8, dropout=0.1, dtype="bfloat16"),
-        objective=Seq2Seq(vocab=data.vocab, start=data.start, end=data.end, smoothing=0.1, bleu=True),
+        model=EncoderDecoder(
+            vocab=data.vocab, depth=6, width=512, heads=8, dropout=0.1, dtype="bfloat16"
+        ),
+        objective=Seq2Seq(
+            vocab=data.vocab, start=data.start, end=data.end, smoothing=0.1, bleu=True
+        ),
         data=data,
         optimizer=Adam(rate=WarmupInverseRoot(peak=7e-4, warmup=4_000), b2=0.98, epsilon=1e-9),
         mesh=Mesh(data=-1),

@@ -64,13 +64,17 @@ def bench(experiment: Experiment, steps: int, screen: Screen) -> dict[str, Any]:
             report.flush()
             jax.block_until_ready(state)
             ours.append((time.perf_counter() - began) / steps)
-            screen.say(f"round {number + 1} of {ROUNDS}: loop {ours[-1]:.4f} s a step, bare step {bare[-1]:.4f} s")
+            screen.say(
+                f"round {number + 1} of {ROUNDS}: loop {ours[-1]:.4f} s a step, bare step {bare[-1]:.4f} s"
+            )
         screen.stop()
         metrics.close()
     seconds = statistics.median(ours)
     return {
         "step_seconds": seconds,
-        **rates(experiment, flops, 1 / seconds, 1 - (statistics.fmean(padding) if padding else 0.0)),
+        **rates(
+            experiment, flops, 1 / seconds, 1 - (statistics.fmean(padding) if padding else 0.0)
+        ),
         "model_flops_per_step": flops,
         "ratio": statistics.median(b / o for b, o in zip(bare, ours, strict=True)),
         "against": "the same compiled step in a bare loop, on one batch that is on the device already",

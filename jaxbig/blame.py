@@ -28,8 +28,12 @@ class Blame:
 
     def run(self, jaxpr: Any, constants: Any, *values: Any) -> list[Any]:
         """What the program gives; ends early once a NaN was made, by `Found`."""
-        known: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *values], strict=True))
-        read: Callable[[Any], Any] = lambda atom: atom.val if isinstance(atom, core.Literal) else known[atom]  # noqa: E731
+        known: dict[Any, Any] = dict(
+            zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *values], strict=True)
+        )
+        read: Callable[[Any], Any] = lambda atom: (
+            atom.val if isinstance(atom, core.Literal) else known[atom]
+        )
         for equation in jaxpr.eqns:
             given = [read(atom) for atom in equation.invars]
             made = self.entered(equation, given)
@@ -64,9 +68,13 @@ class Blame:
         has, body = equation.params, _open(equation.params["jaxpr"])[0]
         # what has an axis more outside is of a turn each; versions of JAX count the rest in ways of their own
         carried = sum(
-            of.aval.ndim == all_of.aval.ndim for of, all_of in zip(body.outvars, equation.outvars, strict=True)
+            of.aval.ndim == all_of.aval.ndim
+            for of, all_of in zip(body.outvars, equation.outvars, strict=True)
         )
-        kept = sum(of.aval.ndim == all_of.aval.ndim for of, all_of in zip(body.invars, equation.invars, strict=True))
+        kept = sum(
+            of.aval.ndim == all_of.aval.ndim
+            for of, all_of in zip(body.invars, equation.invars, strict=True)
+        )
         fixed = kept - carried
         constants, carry, rows = given[:fixed], given[fixed:kept], given[kept:]
         turns = []
@@ -89,7 +97,11 @@ class Blame:
         """Notes the operation if it is the first of its kind; `Found` at a NaN."""
         for what, test, before in (("inf", jnp.isinf, _not_finite), ("nan", jnp.isnan, jnp.isnan)):
             if what not in self.found and _any(test, made) and not _any(before, given):
-                self.found[what] = {"made": what, "operation": equation.primitive.name, **_where(equation)}
+                self.found[what] = {
+                    "made": what,
+                    "operation": equation.primitive.name,
+                    **_where(equation),
+                }
         if "nan" in self.found:
             raise Found
 

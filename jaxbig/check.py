@@ -38,9 +38,13 @@ def devices_for(mesh: Mesh) -> int:
     count = fixed * max(rest, 1)
     mesh.sizes(count)
     if count == 1:
-        raise Refused("the mesh is one device, so there is nothing to compare: give an axis more, as in --mesh.data 8.")
+        raise Refused(
+            "the mesh is one device, so there is nothing to compare: give an axis more, as in --mesh.data 8."
+        )
     if count > DEVICES:
-        raise Refused(f"the mesh asks for {count:,} devices, and {DEVICES} are the most: give the same axes less each.")
+        raise Refused(
+            f"the mesh asks for {count:,} devices, and {DEVICES} are the most: give the same axes less each."
+        )
     return count
 
 
@@ -73,15 +77,24 @@ def compared(experiment: Experiment, rows: int, tolerance: float | None) -> dict
     if hasattr(experiment.model, "dtype"):
         try:
             return compared_in("float64", experiment, rows, tolerance)
-        except TypeError:  # of a model that makes float32 numbers of its own, and then cannot mix the two
+        except (
+            TypeError
+        ):  # of a model that makes float32 numbers of its own, and then cannot mix the two
             pass
     return compared_in("float32", experiment, rows, tolerance)
 
 
-def compared_in(dtype: str, experiment: Experiment, rows: int, tolerance: float | None) -> dict[str, Any]:
+def compared_in(
+    dtype: str, experiment: Experiment, rows: int, tolerance: float | None
+) -> dict[str, Any]:
     tolerance = tolerance or TOLERANCE[dtype]
-    fields: dict[str, Any] = {"precision": Precision(), "offload": False}  # rounding is not what is compared
-    experiment = dataclasses.replace(experiment, model=replaced(experiment.model, {"dtype": dtype}), **fields)
+    fields: dict[str, Any] = {
+        "precision": Precision(),
+        "offload": False,
+    }  # rounding is not what is compared
+    experiment = dataclasses.replace(
+        experiment, model=replaced(experiment.model, {"dtype": dtype}), **fields
+    )
     devices = jax.devices()[: devices_for(experiment.mesh)]
     with jax.enable_x64(dtype == "float64"):
         over = small_program(experiment, devices, rows)
@@ -109,9 +122,15 @@ def step(program: Program, batch: Rows) -> tuple[float, dict[str, np.ndarray]]:
     with program.activate():
         state, gradient = program.init(), make_gradient(program.experiment, program.mesh)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, program.abstract.params)
-        compiled = jax.jit(lambda *arguments: gradient(*arguments)[:2], out_shardings=(shardings, None))
-        found, sums = compiled(state.params, state.variables, put(batch, program.mesh), jnp.int32(0))
-        return float(sums["loss"].mean()), {path: np.asarray(leaf) for path, leaf in leaves(found).items()}
+        compiled = jax.jit(
+            lambda *arguments: gradient(*arguments)[:2], out_shardings=(shardings, None)
+        )
+        found, sums = compiled(
+            state.params, state.variables, put(batch, program.mesh), jnp.int32(0)
+        )
+        return float(sums["loss"].mean()), {
+            path: np.asarray(leaf) for path, leaf in leaves(found).items()
+        }
 
 
 def apart(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> dict[str, float]:
@@ -121,6 +140,7 @@ def apart(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> dict
     """
     least = math.sqrt(sum(float(np.linalg.norm(leaf)) ** 2 for leaf in expected.values())) / 300
     return {
-        path: float(np.linalg.norm(found[path] - leaf)) / max(float(np.linalg.norm(leaf)), least, 1e-30)
+        path: float(np.linalg.norm(found[path] - leaf))
+        / max(float(np.linalg.norm(leaf)), least, 1e-30)
         for path, leaf in expected.items()
     }

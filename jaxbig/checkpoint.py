@@ -82,7 +82,12 @@ class Checkpoints:
         tell: Tell = lambda doing: None,
     ):
         self.folder, self.tell = folder.absolute(), tell
-        self.keep_last, self.keep_best, self.criterion, self.higher = keep_last, keep_best, criterion, higher
+        self.keep_last, self.keep_best, self.criterion, self.higher = (
+            keep_last,
+            keep_best,
+            criterion,
+            higher,
+        )
         self._thread = futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: tuple[int, futures.Future[None]] | None = None
         self._pieces = 0  # hashed of the save under way, by its own thread
@@ -94,7 +99,9 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """The steps of all that has a step's name, whole or not, oldest first."""
         entries = self.folder.iterdir() if self.folder.is_dir() else ()
-        return sorted(int(entry.name) for entry in entries if re.fullmatch(r"0|[1-9]\d*", entry.name))
+        return sorted(
+            int(entry.name) for entry in entries if re.fullmatch(r"0|[1-9]\d*", entry.name)
+        )
 
     def clean(self) -> None:
         """Removes what a save or a removal that was killed has left; only for the one run that holds the folder."""
@@ -112,10 +119,17 @@ class Checkpoints:
     def save(self, step: int, state: Any, metrics: dict[str, float]) -> str:
         """Begins to save in the background, once the save before is done; gives `state_sha256`."""
         self.wait()
-        first(lambda: None)  # whose save before takes longest: the others wait for it here, not over the devices
+        first(
+            lambda: None
+        )  # whose save before takes longest: the others wait for it here, not over the devices
         each, whole = digests(state, lambda: self.tell("saves"))
         self.tell("saves")
-        manifest = {"step": step, "state_sha256": whole, "metrics": metrics, "criterion": self.criterion}
+        manifest = {
+            "step": step,
+            "state_sha256": whole,
+            "metrics": metrics,
+            "criterion": self.criterion,
+        }
         manifest |= {"higher_is_better": self.higher, "shapes": _shapes(state), "leaves": each}
         temporary = self.folder / f"saving-{step}"
         try:
@@ -179,7 +193,9 @@ class Checkpoints:
         files = sorted(file for file in temporary.rglob("*") if file.is_file())
         manifest["files"] = {}
         for file in files:
-            manifest["files"][file.relative_to(temporary).as_posix()] = _file_digest(file, self._count)
+            manifest["files"][file.relative_to(temporary).as_posix()] = _file_digest(
+                file, self._count
+            )
             sync(file)
         _write_manifest(temporary, manifest)
         replace(temporary, self.path(manifest["step"]))
@@ -195,7 +211,9 @@ class Checkpoints:
             for step in set(whole) - set(whole[-self.keep_last :]) - set(ranked[: self.keep_best]):
                 shutil.rmtree(self.path(step).rename(self.folder / f"removing-{step}"))
         except OSError as error:
-            log.warning("saved step %s, but could not remove an older checkpoint: %s", whole[-1], error)
+            log.warning(
+                "saved step %s, but could not remove an older checkpoint: %s", whole[-1], error
+            )
 
     def _ranked(self) -> tuple[list[int], list[int]]:
         """The evaluated checkpoints, best first and of equals the newest; and all, oldest first. Broken ones are for
@@ -207,7 +225,9 @@ class Checkpoints:
                 whole.append(step)
                 score = noted["metrics"].get(noted.get("criterion", self.criterion))
                 if score is not None and math.isfinite(score):
-                    scores.append((score if noted.get("higher_is_better", self.higher) else -score, step))
+                    scores.append(
+                        (score if noted.get("higher_is_better", self.higher) else -score, step)
+                    )
         return [step for _, step in sorted(scores, reverse=True)], whole
 
     # -- restoring
@@ -242,7 +262,9 @@ class Checkpoints:
             return None
         found = unflatten_dict(restored.state, sep="/")
         trees = {"params": found.get("params"), **found.get("variables", {})}
-        return dataclasses.replace(restored, state={name: tree for name, tree in trees.items() if tree})
+        return dataclasses.replace(
+            restored, state={name: tree for name, tree in trees.items() if tree}
+        )
 
     def restore_some(self, choose: Choose, best: bool = False) -> Restored | None:
         """The leaves by path that `choose` picks, of the newest whole checkpoint, or the best; no other is read."""
@@ -253,7 +275,9 @@ class Checkpoints:
             return Restored(step, leaves(state), noted["state_sha256"])
 
         ranked, steps = first(lambda: [self._ranked()[0] if best else [], self.steps()])
-        return self._first_whole(load, [*ranked, *(step for step in reversed(steps) if step not in ranked)])
+        return self._first_whole(
+            load, [*ranked, *(step for step in reversed(steps) if step not in ranked)]
+        )
 
     def set_aside(self, beyond: int) -> None:
         """Moves what is beyond a step, which is broken, to `broken/`, so that its step can be saved again."""
@@ -263,7 +287,11 @@ class Checkpoints:
                 if step > beyond:
                     broken = self.folder.parent / "broken"
                     broken.mkdir(exist_ok=True)
-                    target = next(path for n in itertools.count() if not (path := broken / f"{step}-{n}").exists())
+                    target = next(
+                        path
+                        for n in itertools.count()
+                        if not (path := broken / f"{step}-{n}").exists()
+                    )
                     self.path(step).rename(target)
                     log.warning("moved %s to %s", self.path(step), target)
 
@@ -316,7 +344,10 @@ class Checkpoints:
                     if file.is_symlink() or not file.is_file():
                         return {}, f"misses its file {name}"
                     if file.stat().st_size != size:
-                        return {}, f"has {file.stat().st_size} bytes where {size} were saved in its file {name}"
+                        return (
+                            {},
+                            f"has {file.stat().st_size} bytes where {size} were saved in its file {name}",
+                        )
                     if _file_digest(file, progress) != [size, digest]:
                         return {}, f"has changed in its file {name} since it was saved"
             except (Broken, OSError) as broken:
@@ -344,7 +375,11 @@ class Checkpoints:
 
     def _load(self, step: int, abstract: Any, fit: Fit, only: tuple[str, ...]) -> Restored:
         manifest = self._verify_files(step)
-        shapes = {path: text for path, text in manifest["shapes"].items() if not only or path.split("/")[0] in only}
+        shapes = {
+            path: text
+            for path, text in manifest["shapes"].items()
+            if not only or path.split("/")[0] in only
+        }
         want = _shapes(abstract := fit(abstract, shapes))
         for path in want | shapes:  # Orbax would cast a dtype, and leave out a leaf, without a word
             asked, saved = want.get(path, "nothing"), shapes.get(path, "nothing")
@@ -356,7 +391,9 @@ class Checkpoints:
         state = self._read(step, abstract, partial=bool(only))
         each, _ = digests(state, lambda: self.tell(f"verifies its checkpoint of step {step}"))
         changed = [path for path, digest in each.items() if manifest["leaves"][path] != digest]
-        _raise_together(f"has changed in its leaf {changed[0]} since it was saved" if changed else "")
+        _raise_together(
+            f"has changed in its leaf {changed[0]} since it was saved" if changed else ""
+        )
         return Restored(step, state, manifest["state_sha256"])
 
 
@@ -393,7 +430,9 @@ def _bytes_in(folder: Path, pattern: str) -> int:
     size = 0
     for root, _, names in itertools.chain.from_iterable(map(os.walk, folder.glob(pattern))):
         for name in names:
-            with contextlib.suppress(OSError):  # removed meanwhile; over a network it may be a stale handle
+            with contextlib.suppress(
+                OSError
+            ):  # removed meanwhile; over a network it may be a stale handle
                 size += os.stat(os.path.join(root, name)).st_size
     return size
 

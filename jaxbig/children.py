@@ -74,5 +74,9 @@ def gpus() -> list[str]:
         return []
     if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [each for each in visible.split(",") if each not in ("", "-1")]
-    found = [match[1] for file in Path("/dev").glob("nvidia*") if (match := re.fullmatch(r"nvidia(\d+)", file.name))]
+    found = [
+        match[1]
+        for file in Path("/dev").glob("nvidia*")
+        if (match := re.fullmatch(r"nvidia(\d+)", file.name))
+    ]
     return sorted(found, key=int)

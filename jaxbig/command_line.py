@@ -49,7 +49,9 @@ def run(arguments: Sequence[str]) -> int:
         print(f"jaxbig {importlib.metadata.version('jaxbig')}")
         return DONE
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print("jaxbig VERB [EXPERIMENT] [--option value ...]; jaxbig VERB EXPERIMENT --help names the options\n")
+        print(
+            "jaxbig VERB [EXPERIMENT] [--option value ...]; jaxbig VERB EXPERIMENT --help names the options\n"
+        )
         table([{"verb": name, "does": verb.__doc__} for name, verb in VERBS.items()])
         return DONE
     word, *rest = arguments
@@ -65,11 +67,20 @@ def run(arguments: Sequence[str]) -> int:
         return parse(verb, rest, word)()
     if rest[:1] in (["-h"], ["--help"]):
         print(f"jaxbig {word} EXPERIMENT [--option value ...]: {verb.__doc__}")
-        print(f"The options are the experiment's: jaxbig {word} NAME --help; `jaxbig list` names the experiments.")
+        print(
+            f"The options are the experiment's: jaxbig {word} NAME --help; `jaxbig list` names the experiments."
+        )
         return DONE
     if not rest or rest[0].startswith("-"):
-        raise Refused(f"{word} needs an experiment first, as in jaxbig {word} NAME; `jaxbig list` names them.")
+        raise Refused(
+            f"{word} needs an experiment first, as in jaxbig {word} NAME; `jaxbig list` names them."
+        )
     name, *options = rest
-    verb = parse(verb, options, f"{word} {name}", verb(name=name, options=tuple(options), experiment=load(name)))
+    verb = parse(
+        verb,
+        options,
+        f"{word} {name}",
+        verb(name=name, options=tuple(options), experiment=load(name)),
+    )
     set_deterministic(verb.experiment.deterministic, verb.experiment.reproducible)
     return verb()

@@ -9,7 +9,16 @@ from jaxbig.experiment import diff
 from jaxbig.tracking.metrics import read_json, read_metrics
 from jaxbig.workdir import read_run
 
-SECTIONS = ("experiment", "data_identity", "versions", "flags", "config", "devices", "mesh", "git_commit")
+SECTIONS = (
+    "experiment",
+    "data_identity",
+    "versions",
+    "flags",
+    "config",
+    "devices",
+    "mesh",
+    "git_commit",
+)
 NOT_CURVES = re.compile(r"step|split|data_wait|padding|mfu|.*_per_second(_.*)?")
 """Of a line of metrics: what is no metric of the model, but of a machine, or of the few steps before the line."""
 Curves = dict[str, dict[int, float]]
@@ -23,10 +32,21 @@ def compare(workdirs: list[Path]) -> dict[str, Any]:
     for workdir in workdirs:
         run, curves = read_run(workdir), read_curves(workdir)
         if run is None:
-            raise Refused(f"{workdir} holds no run (no run.json): name folders that `jaxbig train` has written.")
+            raise Refused(
+                f"{workdir} holds no run (no run.json): name folders that `jaxbig train` has written."
+            )
         run = {name: run.get(name) for name in SECTIONS}
-        end = read_json(workdir / "summary.json") or {"step": None, "state_sha256": None, "metrics": {}}
-        ends.append({"workdir": str(workdir), **{key: end.get(key, {}) for key in ("step", "state_sha256", "metrics")}})
+        end = read_json(workdir / "summary.json") or {
+            "step": None,
+            "state_sha256": None,
+            "metrics": {},
+        }
+        ends.append(
+            {
+                "workdir": str(workdir),
+                **{key: end.get(key, {}) for key in ("step", "state_sha256", "metrics")},
+            }
+        )
         if workdir is workdirs[0]:
             first_run, first_curves = run, curves
             continue
@@ -52,5 +72,7 @@ def widest_gaps(first: Curves, other: Curves) -> list[dict[str, Any]]:
         steps = first[name].keys() & other[name].keys()
         if steps:
             gap, step = max((abs(first[name][s] - other[name][s]), s) for s in steps)
-            gaps.append({"metric": name, "shared_steps": len(steps), "widest_gap": gap, "at_step": step})
+            gaps.append(
+                {"metric": name, "shared_steps": len(steps), "widest_gap": gap, "at_step": step}
+            )
     return gaps

@@ -39,7 +39,10 @@ def set_deterministic(deterministic: bool, chunks: int) -> None:
 
 def is_deterministic() -> bool:
     """Whether XLA's flag is set in the environment."""
-    return any(flag in (FLAG, f"{FLAG}=true", f"{FLAG}=1") for flag in os.environ.get("XLA_FLAGS", "").split())
+    return any(
+        flag in (FLAG, f"{FLAG}=true", f"{FLAG}=1")
+        for flag in os.environ.get("XLA_FLAGS", "").split()
+    )
 
 
 def started() -> bool:

@@ -40,13 +40,19 @@ PROGRAM = (
 )
 """Configuration that changes what is compiled, and by that the rounding."""
 NEEDED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "jax_numpy_dtype_promotion": (("standard",), "layers, losses and optimizers compute with mixed dtypes"),
+    "jax_numpy_dtype_promotion": (
+        ("standard",),
+        "layers, losses and optimizers compute with mixed dtypes",
+    ),
     "jax_disable_jit": (
         (False,),
         "a step is one compiled program over all devices; `jaxbig replay` runs a bad step operation by operation",
     ),
     "jax_no_tracing": ((False,), "each process traces and compiles its own step"),
-    "jax_transfer_guard": ((None, "allow", "log"), "batches, seeds and schedules are moved to the devices as needed"),
+    "jax_transfer_guard": (
+        (None, "allow", "log"),
+        "batches, seeds and schedules are moved to the devices as needed",
+    ),
 }
 """The values of JAX's configuration without which a run ends in a traceback, and why."""
 DRIVER = Path("/proc/driver/nvidia/version")
@@ -62,13 +68,21 @@ def check() -> None:
 
 def versions() -> dict[str, str]:
     """Of Python and of the packages that the numbers of a run depend on."""
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+    }
 
 
 def flags() -> dict[str, dict[str, str]]:
     """The value of each flag in each of `FLAGS` that is set; without those that only write dumps."""
-    found = {name: re.findall(r"(\S+?)(?:=(\S*))?(?=\s|$)", os.environ.get(name, "")) for name in FLAGS}
-    shown = {name: {flag: value for flag, value in sorted(each) if "dump" not in flag} for name, each in found.items()}
+    found = {
+        name: re.findall(r"(\S+?)(?:=(\S*))?(?=\s|$)", os.environ.get(name, "")) for name in FLAGS
+    }
+    shown = {
+        name: {flag: value for flag, value in sorted(each) if "dump" not in flag}
+        for name, each in found.items()
+    }
     return {name: each for name, each in shown.items() if each}
 
 
@@ -76,14 +90,19 @@ def config() -> dict[str, Any]:
     """JAX's configuration, as far as it changes numbers or programs; plain JSON."""
     values = jax.config.values
     found = [(name, values[name]) for name in (*RANDOM, *PROGRAM) if name in values]
-    return {name: value if isinstance(value, bool | int | float | None) else str(value) for name, value in found}
+    return {
+        name: value if isinstance(value, bool | int | float | None) else str(value)
+        for name, value in found
+    }
 
 
 def devices() -> dict[str, Any]:
     """This process's devices and what drives them; touches them."""
     local = jax.local_devices()
     told = " ".join(getattr(local[0].client, "platform_version", "").split())
-    driver = DRIVER.read_text().splitlines()[0] if local[0].platform == "gpu" and DRIVER.exists() else ""
+    driver = (
+        DRIVER.read_text().splitlines()[0] if local[0].platform == "gpu" and DRIVER.exists() else ""
+    )
     return {
         "number of devices": len(local),
         "device kind": local[0].device_kind,

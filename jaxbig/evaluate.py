@@ -29,10 +29,14 @@ def evaluate_saved(experiment: Experiment, workdir: Path, at: At) -> dict[str, A
     run, tell = first(lambda: read_run(workdir)), functools.partial(at, 0)
     checkpoints = open_checkpoints(experiment, workdir, tell)
     if run is None or not first(checkpoints.steps):
-        raise Refused(f"{workdir} holds no checkpoint: train first, or name the run's folder with --workdir.")
+        raise Refused(
+            f"{workdir} holds no checkpoint: train first, or name the run's folder with --workdir."
+        )
     at(0, PREPARES)
     program, described = make_program(experiment), to_json(experiment)
-    fixed = {name: described[name] for name in ("model", "objective", "optimizer")}  # all that a state's shape tells
+    fixed = {
+        name: described[name] for name in ("model", "objective", "optimizer")
+    }  # all that a state's shape tells
     if lines := differences(run, fixed) or differences(run, {"data_identity": prepare(experiment)}):
         raise Refused(
             f"{workdir} holds a run of another model or data ({'; '.join(lines)}): give the options it was trained "
@@ -45,6 +49,9 @@ def evaluate_saved(experiment: Experiment, workdir: Path, at: At) -> dict[str, A
         assert restored is not None
         state = TrainState(step=None, opt_state=None, **restored.state)
         at(0, OPENS)
-        source, doing = experiment.data.source("eval"), itertools.chain([COMPILES], itertools.repeat("evaluates"))
+        source, doing = (
+            experiment.data.source("eval"),
+            itertools.chain([COMPILES], itertools.repeat("evaluates")),
+        )
         metrics = evaluate(program, state, source, lambda: at(restored.step, next(doing)))
     return {"step": restored.step, "metrics": metrics, "state_sha256": restored.state_sha256}

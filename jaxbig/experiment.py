@@ -99,7 +99,10 @@ class Experiment:
                 continue
             name = next((part for part in reversed(path.split(".")) if not part.isdigit()), "")
             least, below = RANGES.get(name, (-math.inf, math.inf))
-            most, wrong = UP_TO.get(name, math.inf), f"--{path.replace('_', '-')} {value}: it must be"
+            most, wrong = (
+                UP_TO.get(name, math.inf),
+                f"--{path.replace('_', '-')} {value}: it must be",
+            )
             if not math.isfinite(value):
                 raise Refused(f"{wrong} a finite number.")
             if not least <= value < below or value > most:
@@ -110,9 +113,13 @@ class Experiment:
                 raise Refused(f"{wrong} at most its {RISING[name]}, {top}.")
         for name, where in itertools.product(("classes", "vocab"), ("model", "objective")):
             there, room = (getattr(each, name, None) for each in (self.data, getattr(self, where)))
-            if isinstance(there, int) and isinstance(room, int) and there > room:  # what is beyond counts as nothing
+            if (
+                isinstance(there, int) and isinstance(room, int) and there > room
+            ):  # what is beyond counts as nothing
                 kind = {"vocab": "tokens"}.get(name, name)
-                raise Refused(f"the data has {there} {kind}, and --{where}.{name} {room}: it must be {there} or more.")
+                raise Refused(
+                    f"the data has {there} {kind}, and --{where}.{name} {room}: it must be {there} or more."
+                )
         self.guard.check()
         self.precision.check(getattr(self.model, "dtype", "float32"))
         try:
@@ -127,23 +134,39 @@ class Experiment:
 # or what it may reach. One name, one thing.
 COUNTS = "steps log_every evaluate_every checkpoint_every keep_last batch length depth width heads layers channels "
 COUNTS += "experts_per_token accumulate expansion rotary_base patch size "
-COUNTS += "classes types embedding kernel stride vocab kv_heads mlp_width max_length window target_vocab "
+COUNTS += (
+    "classes types embedding kernel stride vocab kv_heads mlp_width max_length window target_vocab "
+)
 COUNTS += "loss_scale_steps remat_group evaluate_batches learned_from samples sample_rate hop mels read_ahead "
 COUNTS += "ratio limit repeat count shape target_shape"
 RANGES = {name: (1, math.inf) for name in COUNTS.split()}
-RANGES |= {name: (0, 1) for name in ("dropout", "drop_path", "b1", "b2", "momentum", "smoothing", "rate")}
+RANGES |= {
+    name: (0, 1) for name in ("dropout", "drop_path", "b1", "b2", "momentum", "smoothing", "rate")
+}
 FROM_0 = "keep_best reproducible readers workers warmup peak end clip l1 l2 weight_decay experts balance router_z_loss "
 FROM_0 += "loss_scale most_skips spike stuck_after brightness contrast saturation magnitude padding skip_bad_records "
 FROM_0 += "canvas lowest highest"
 RANGES |= {name: (0, math.inf) for name in FROM_0.split()}
-RANGES |= {"seed": (0, 2**32), "eval_share": (0, 1), "alpha": (1e-3, math.inf), "floor": (1e-30, math.inf)}
+RANGES |= {
+    "seed": (0, 2**32),
+    "eval_share": (0, 1),
+    "alpha": (1e-3, math.inf),
+    "floor": (1e-30, math.inf),
+}
 RANGES |= {"share": (1e-3, math.inf), "std": (1e-6, math.inf)}
 UP_TO = {"probability": 1, "least": 1, "most": 1, "share": 1, "hue": 0.5}
 RANGES |= {name: (0, math.inf) for name in UP_TO if name not in RANGES}
 RISING = {"least": "most", "lowest": "highest", "smallest": "largest"}
 
 # What may change when a run goes on: where it runs, how far (a schedule then follows the new length), what it keeps.
-PACE = ("log_every", "evaluate_every", "evaluate_batches", "checkpoint_every", "keep_last", "keep_best")
+PACE = (
+    "log_every",
+    "evaluate_every",
+    "evaluate_batches",
+    "checkpoint_every",
+    "keep_last",
+    "keep_best",
+)
 PACE += ("readers", "workers", "read_ahead")
 FREE = ("mesh", "steps", "accumulate", "deterministic", "offload", "guard", *PACE)
 FREE_OF_DATA = ("skip_bad_records",)  # a batch is the same, however many more may be left out
@@ -154,7 +177,10 @@ def to_json(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         hidden = ("parent", "name") if isinstance(value, nn.Module) else ()
         names = [field.name for field in dataclasses.fields(value) if field.name not in hidden]
-        return {"type": type(value).__name__, **{name: to_json(getattr(value, name)) for name in names}}
+        return {
+            "type": type(value).__name__,
+            **{name: to_json(getattr(value, name)) for name in names},
+        }
     if isinstance(value, list | tuple):
         return [to_json(item) for item in value]
     if isinstance(value, dict):
@@ -163,21 +189,29 @@ def to_json(value: Any) -> Any:
         return value
     if isinstance(value, Path):
         return str(value)
-    raise Refused(f"an experiment's field holds {value!r}, a {type(value).__name__}: use numbers, text or dataclasses.")
+    raise Refused(
+        f"an experiment's field holds {value!r}, a {type(value).__name__}: use numbers, text or dataclasses."
+    )
 
 
 def flat(value: Any, path: str = "") -> list[tuple[str, Any]]:
     """Nested JSON as (dotted path, value), as options are written on the command line."""
     if isinstance(value, dict | list) and value:
         items = value.items() if isinstance(value, dict) else enumerate(value)
-        return [line for name, item in items for line in flat(item, f"{path}.{name}" if path else str(name))]
+        return [
+            line
+            for name, item in items
+            for line in flat(item, f"{path}.{name}" if path else str(name))
+        ]
     return [(path, value)]
 
 
 def identity(experiment: Any, data_identity: str) -> dict[str, Any]:
     """What must not change when a run goes on, from an experiment's JSON: seed, data, batch, model, ..."""
     fixed = {name: value for name, value in experiment.items() if name not in FREE}
-    fixed["data"] = {name: value for name, value in fixed["data"].items() if name not in FREE_OF_DATA}
+    fixed["data"] = {
+        name: value for name, value in fixed["data"].items() if name not in FREE_OF_DATA
+    }
     return {**fixed, "data_identity": data_identity}
 
 
@@ -190,7 +224,11 @@ def diff(old: Any, new: Any, path: str = "") -> list[str]:
     """What differs between two JSON values, a line each: `optimizer.rate.peak: 0.001 -> 0.002`."""
     if isinstance(old, dict) and isinstance(new, dict):
         names = [*old, *(name for name in new if name not in old)]
-        return [line for n in names for line in diff(old.get(n), new.get(n), f"{path}.{n}" if path else n)]
+        return [
+            line
+            for n in names
+            for line in diff(old.get(n), new.get(n), f"{path}.{n}" if path else n)
+        ]
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         pairs = enumerate(zip(old, new, strict=True))
         return [line for i, (a, b) in pairs for line in diff(a, b, f"{path}.{i}")]
@@ -209,7 +247,12 @@ def _short(text: str, same: int) -> str:
 def available() -> dict[str, Path]:
     """The experiment files by name: those in ./experiments, then those that come with jaxbig."""
     folders = [Path.cwd() / "experiments", Path(__file__).parent.parent / "experiments"]
-    files = [file for folder in folders for file in sorted(folder.glob("*.py")) if file.stem != "__init__"]
+    files = [
+        file
+        for folder in folders
+        for file in sorted(folder.glob("*.py"))
+        if file.stem != "__init__"
+    ]
     return {file.stem: file for file in reversed(files)}
 
 
@@ -237,10 +280,14 @@ def load(name: str) -> Experiment:
     """What `config()` in the module that `find` finds returns; `Refused` if that is no experiment."""
     module = find(name)
     if not callable(getattr(module, "config", None)):
-        raise Refused(f"{module.__file__} has no function config(): it must return a jaxbig Experiment.")
+        raise Refused(
+            f"{module.__file__} has no function config(): it must return a jaxbig Experiment."
+        )
     experiment = module.config()
     if not isinstance(experiment, Experiment):
-        raise Refused(f"config() in {module.__file__} returned {type(experiment).__name__}, not an Experiment.")
+        raise Refused(
+            f"config() in {module.__file__} returned {type(experiment).__name__}, not an Experiment."
+        )
     return experiment
 
 
@@ -261,8 +308,12 @@ def import_file(path: Path) -> types.ModuleType:
     name = f"jaxbig_experiment_{path.stem}"  # no other module's name
     spec = importlib.util.spec_from_file_location(name, path.resolve())
     if not path.is_file() or spec is None or spec.loader is None:
-        raise Refused(f"no experiment file {path}: name a .py file, or one of those that `jaxbig list` shows.")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # where dataclasses look for it
+        raise Refused(
+            f"no experiment file {path}: name a .py file, or one of those that `jaxbig list` shows."
+        )
+    module = sys.modules[name] = importlib.util.module_from_spec(
+        spec
+    )  # where dataclasses look for it
     with importing(path.parent):
         spec.loader.exec_module(module)
     return module
@@ -276,4 +327,6 @@ def import_dotted(name: str) -> types.ModuleType:
         except ModuleNotFoundError as error:
             if error.name is None or not f"{name}.".startswith(f"{error.name}."):
                 raise  # the module is there, and lacks one that it needs
-            raise Refused(f"no module {name!r} ({error}): name one that Python can import from here.") from None
+            raise Refused(
+                f"no module {name!r} ({error}): name one that Python can import from here."
+            ) from None

@@ -37,7 +37,9 @@ def widened(value: Any) -> Any:
         return tuple(map(widened, value))
     if isinstance(value, core.Jaxpr):  # with jax 0.12 a closed one too
         return value.replace(eqns=[new for equation in value.eqns for new in _widened(equation)])
-    return value.replace(jaxpr=widened(value.jaxpr)) if isinstance(value, core.ClosedJaxpr) else value
+    return (
+        value.replace(jaxpr=widened(value.jaxpr)) if isinstance(value, core.ClosedJaxpr) else value
+    )
 
 
 def _widened(equation: core.JaxprEqn) -> list[core.JaxprEqn]:
@@ -48,7 +50,9 @@ def _widened(equation: core.JaxprEqn) -> list[core.JaxprEqn]:
         return [equation.replace(params={key: widened(each) for key, each in params.items()})]
 
     def apply(primitive: Any, into: Any, given: Any, **params: Any) -> core.JaxprEqn:
-        return equation.replace(invars=[given], outvars=[into], primitive=primitive, params=params, effects=set())
+        return equation.replace(
+            invars=[given], outvars=[into], primitive=primitive, params=params, effects=set()
+        )
 
     def convert(into: Any, given: Any) -> core.JaxprEqn:
         to = {"new_dtype": into.aval.dtype, "weak_type": False, "sharding": None}
@@ -59,13 +63,22 @@ def _widened(equation: core.JaxprEqn) -> list[core.JaxprEqn]:
         params = params | {"preferred_element_type": jnp.dtype(jnp.float32)}
     else:
         inputs = [float32_like(each) if narrow(each) else each for each in inputs]
-        before = [convert(n, old) for n, old in zip(inputs, equation.invars, strict=True) if n is not old]
+        before = [
+            convert(n, old) for n, old in zip(inputs, equation.invars, strict=True) if n is not old
+        ]
     for place, old in enumerate(equation.outvars):
         if narrow(old):
-            results[place], rounded, bits = float32_like(old), float32_like(old), jnp.finfo(old.aval.dtype)  # type: ignore[attr-defined]
+            results[place], rounded, bits = (
+                float32_like(old),
+                float32_like(old),
+                jnp.finfo(old.aval.dtype),
+            )  # type: ignore[attr-defined]
             kept = {"exponent_bits": bits.nexp, "mantissa_bits": bits.nmant}
             # a conversion alone XLA would take for the product's own dtype again
-            after += [apply(primitives.reduce_precision_p, rounded, results[place], **kept), convert(old, rounded)]
+            after += [
+                apply(primitives.reduce_precision_p, rounded, results[place], **kept),
+                convert(old, rounded),
+            ]
     return [*before, equation.replace(invars=inputs, outvars=results, params=params), *after]
 
 

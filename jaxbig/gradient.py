@@ -36,18 +36,27 @@ Gradient = Callable[..., tuple[Any, Sums, Any]]
 on the way, and the gradient divided by at its end, if it is not None."""
 
 
-def make_loss(experiment: Experiment, mean: bool = True) -> Callable[..., tuple[jax.Array, tuple[Sums, Any]]]:
+def make_loss(
+    experiment: Experiment, mean: bool = True
+) -> Callable[..., tuple[jax.Array, tuple[Sums, Any]]]:
     """`(params, variables, batch, step, part, scale) -> (mean or total loss, (sums, new variables))` in training."""
 
     def loss(
-        params: Any, variables: Any, batch: Batch, step: jax.Array, part: Any = None, scale: Any = None
+        params: Any,
+        variables: Any,
+        batch: Batch,
+        step: jax.Array,
+        part: Any = None,
+        scale: Any = None,
     ) -> tuple[jax.Array, tuple[Sums, Any]]:
         key = keys.at_step(experiment.seed, "objective", step)
         dropout = keys.at_step(experiment.seed, "dropout", step)
         rngs = {"dropout": dropout if part is None else jax.random.fold_in(dropout, part)}
         rows = dict(batch)
         if (places := rows.pop(PLACE, None)) is not None:
-            rows = experiment.data.transform(rows, row_keys(experiment, "augment", step, places), True)
+            rows = experiment.data.transform(
+                rows, row_keys(experiment, "augment", step, places), True
+            )
         objective = lambda forward: experiment.objective(forward, rows, key, True)  # noqa: E731
         apply = nn.apply(objective, experiment.model, mutable=[*variables, LOSSES])
         with every_row_real(not experiment.data.may_leave_out()):
@@ -59,7 +68,9 @@ def make_loss(experiment: Experiment, mean: bool = True) -> Callable[..., tuple[
     return loss
 
 
-def row_keys(experiment: Experiment, name: str, step: jax.Array | int, places: jax.Array) -> jax.Array:
+def row_keys(
+    experiment: Experiment, name: str, step: jax.Array | int, places: jax.Array
+) -> jax.Array:
     """The key of each row of a batch by its place there, [B]."""
     key = keys.at_step(experiment.seed, name, step)
     return jax.vmap(lambda place: jax.random.fold_in(key, place))(places)
@@ -70,7 +81,10 @@ def with_losses(sums: Sums, terms: Any) -> Sums:
     if not (each := jax.tree.leaves(terms)):
         return sums
     loss, added = sums["loss"], functools.reduce(jnp.add, map(jnp.sum, each))
-    whole = {"loss": Sum(loss.total + added, loss.weight), "auxiliary_loss": Sum(added, loss.weight)}
+    whole = {
+        "loss": Sum(loss.total + added, loss.weight),
+        "auxiliary_loss": Sum(added, loss.weight),
+    }
     return {"cross_entropy": loss, **sums, **whole}
 
 
@@ -79,7 +93,9 @@ def make_gradient(experiment: Experiment, mesh: jax.sharding.Mesh) -> Gradient:
     if experiment.reproducible:
         find = with_places(in_fixed_order(experiment, mesh), experiment)
     else:
-        find = with_places(in_parts(experiment) if experiment.accumulate > 1 else at_once(experiment), experiment)
+        find = with_places(
+            in_parts(experiment) if experiment.accumulate > 1 else at_once(experiment), experiment
+        )
     return float32_sums(find) if experiment.precision.sums == "float32" else find
 
 
@@ -141,11 +157,19 @@ def in_parts(experiment: Experiment) -> Gradient:
             return (jax.tree.map(jnp.add, gradient, more), others), (sums, carry)
 
         scale, (carry, others) = of_total(scale, batch), by_row(variables)
-        rows, carry = (jax.tree.map(functools.partial(strided, count), each) for each in (batch, carry))
+        rows, carry = (
+            jax.tree.map(functools.partial(strided, count), each) for each in (batch, carry)
+        )
         start = jax.tree.map(lambda leaf: jnp.zeros_like(exact(leaf)), params), others
-        (gradient, others), (sums, carry) = jax.lax.scan(part, start, (jnp.arange(count), rows, carry))
+        (gradient, others), (sums, carry) = jax.lax.scan(
+            part, start, (jnp.arange(count), rows, carry)
+        )
         sums = jax.tree.map(lambda each: jnp.sum(each, axis=0), sums)
-        return unscaled(mean(gradient, sums), scale), sums, {**others, **jax.tree.map(unstrided, carry)}
+        return (
+            unscaled(mean(gradient, sums), scale),
+            sums,
+            {**others, **jax.tree.map(unstrided, carry)},
+        )
 
     return gradient
 
@@ -157,18 +181,29 @@ def in_fixed_order(experiment: Experiment, mesh: jax.sharding.Mesh) -> Gradient:
     share = count // mesh.shape["data"]
     total = jax.grad(make_loss(experiment, mean=False), has_aux=True)
 
-    def local(params: Any, others: Any, carry: Any, batch: Batch, step: jax.Array, scale: Any) -> Any:
+    def local(
+        params: Any, others: Any, carry: Any, batch: Batch, step: jax.Array, scale: Any
+    ) -> Any:
         def chunk(now: Any) -> Any:
             number, rows, carry = jax.lax.optimization_barrier(now)
-            gradient, (sums, variables) = total(params, {**others, **carry}, rows, step, number, scale)
+            gradient, (sums, variables) = total(
+                params, {**others, **carry}, rows, step, number, scale
+            )
             return jax.lax.optimization_barrier((gradient, sums, *by_row(variables)))
 
         numbers = jax.lax.axis_index("data") * share + jnp.arange(share)
         with nn.logical_axis_rules(()):  # each chunk is on one device: there is nothing to place
-            gradient, sums, carry, others = jax.lax.map(chunk, (numbers, *map(chunks, (batch, carry))))
+            gradient, sums, carry, others = jax.lax.map(
+                chunk, (numbers, *map(chunks, (batch, carry)))
+            )
         gradient, sums, others = in_turn(added_over("data"), (gradient, sums, others))
         others = jax.tree.map(lambda each: each / count, others)
-        return mean(gradient, sums), sums, others, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), carry)
+        return (
+            mean(gradient, sums),
+            sums,
+            others,
+            jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), carry),
+        )
 
     def chunks(tree: Any) -> Any:
         return jax.tree.map(lambda x: x.reshape(share, x.shape[0] // share, *x.shape[1:]), tree)
@@ -182,7 +217,9 @@ def in_fixed_order(experiment: Experiment, mesh: jax.sharding.Mesh) -> Gradient:
             check_vma=False,
         )
         scale, (carry, others) = of_total(scale, batch), by_row(variables)
-        found, sums, others, carry = jax.lax.optimization_barrier(placed(params, others, carry, batch, step, scale))
+        found, sums, others, carry = jax.lax.optimization_barrier(
+            placed(params, others, carry, batch, step, scale)
+        )
         return unscaled(found, scale), sums, {**others, **carry}
 
     return gradient
@@ -190,7 +227,9 @@ def in_fixed_order(experiment: Experiment, mesh: jax.sharding.Mesh) -> Gradient:
 
 def by_row(variables: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The collection with a row for each of the batch's, and the others."""
-    return {k: v for k, v in variables.items() if k == BY_ROW}, {k: v for k, v in variables.items() if k != BY_ROW}
+    return {k: v for k, v in variables.items() if k == BY_ROW}, {
+        k: v for k, v in variables.items() if k != BY_ROW
+    }
 
 
 def mean(gradient: Any, sums: Sums) -> Any:
@@ -226,7 +265,9 @@ def unstrided(x: jax.Array) -> jax.Array:
     """The inverse: [count, B / count, ...] -> [B, ...]."""
     count, rows = x.shape[:2]
     pair = 2 if rows % 2 == 0 else 1
-    return jnp.moveaxis(x.reshape(count, rows // pair, pair, *x.shape[2:]), 0, 1).reshape(-1, *x.shape[2:])
+    return jnp.moveaxis(x.reshape(count, rows // pair, pair, *x.shape[2:]), 0, 1).reshape(
+        -1, *x.shape[2:]
+    )
 
 
 def in_turn(function: Callable[[jax.Array], jax.Array], tree: Any) -> Any:
@@ -253,7 +294,9 @@ def added_over(axis: str) -> Callable[[jax.Array], jax.Array]:
         if size <= SMALL:
             return added(jax.lax.all_gather(x, axis, tiled=True))
         flat = jnp.pad(x.reshape(len(x), size), ((0, 0), (0, -size % devices)))
-        slices = jax.lax.all_to_all(flat, axis, split_axis=1, concat_axis=0, tiled=True)  # [count, size / devices]
+        slices = jax.lax.all_to_all(
+            flat, axis, split_axis=1, concat_axis=0, tiled=True
+        )  # [count, size / devices]
         return jax.lax.all_gather(added(slices), axis, tiled=True)[:size].reshape(x.shape[1:])
 
     return add

@@ -53,7 +53,9 @@ class Guard:
     def check(self) -> None:
         """`Refused` where the policy is none."""
         if self.policy not in get_args(Policy):
-            raise Refused(f"--guard.policy {self.policy!r}: it must be one of {', '.join(get_args(Policy))}.")
+            raise Refused(
+                f"--guard.policy {self.policy!r}: it must be one of {', '.join(get_args(Policy))}."
+            )
 
 
 class Bad(Failed):
@@ -81,7 +83,9 @@ def watching(guard: Guard, optimizer: optax.GradientTransformation) -> optax.Gra
         return optimizer
 
     def init(params: Any) -> Any:
-        return Watched(optimizer=optimizer.init(params), losses=jnp.full(guard.window, jnp.inf, jnp.float32))
+        return Watched(
+            optimizer=optimizer.init(params), losses=jnp.full(guard.window, jnp.inf, jnp.float32)
+        )
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         updates, inner = optimizer.update(updates, state.optimizer, params)
@@ -90,17 +94,23 @@ def watching(guard: Guard, optimizer: optax.GradientTransformation) -> optax.Gra
     return optax.GradientTransformation(init, update)
 
 
-def make_watch(guard: Guard, scaled: bool) -> Callable[[Any, Any, jax.Array, Any], tuple[Any, jax.Array]]:
+def make_watch(
+    guard: Guard, scaled: bool
+) -> Callable[[Any, Any, jax.Array, Any], tuple[Any, jax.Array]]:
     """`(state before, state after, loss, gradient) -> (state after, fault)`; with the policy `skip` the state of a bad
     step is the one before it but for its number. scaled: a gradient that is not finite is the loss scale's business."""
 
     def watch(before: Any, after: Any, loss: jax.Array, gradient: Any) -> tuple[Any, jax.Array]:
-        squares = [optax.tree.norm(leaf, squared=True) for leaf in leaves(gradient).values()]  # the norm has them too
+        squares = [
+            optax.tree.norm(leaf, squared=True) for leaf in leaves(gradient).values()
+        ]  # the norm has them too
         bad = ~jnp.isfinite(jnp.stack(squares)) & (not scaled)
         fault = jnp.where(jnp.any(bad), GRADIENT + jnp.argmax(bad), 0)
         losses = losses_of(before.opt_state)
         if losses is not None:
-            jumped = loss - losses.mean() > guard.spike * losses.std()  # never while the mean is infinite
+            jumped = (
+                loss - losses.mean() > guard.spike * losses.std()
+            )  # never while the mean is infinite
             fault = jnp.where(jumped & (fault == 0), SPIKE, fault)
         fault = jnp.where(jnp.isfinite(loss), fault, LOSS)
         if guard.policy == "skip":
@@ -137,7 +147,8 @@ def with_losses(opt_state: Any, losses: Any) -> Any:
 def as_saved(abstract: Any, shapes: dict[str, str]) -> Any:
     """The abstract state with the window of losses that a checkpoint of those shapes has, be it none."""
     found = [
-        re.fullmatch(r"float32\[(\d+)\]", shapes.get(f"opt_state/{path}losses", "")) for path in ("", "optimizer/")
+        re.fullmatch(r"float32\[(\d+)\]", shapes.get(f"opt_state/{path}losses", ""))
+        for path in ("", "optimizer/")
     ]
     sizes = [int(each[1]) for each in found if each]
     whole = {"dtype": jnp.float32, "sharding": abstract.step.sharding}
@@ -189,7 +200,9 @@ class Watch:
         if not finite.all():
             why = f"its update has made parameters that are not finite, first {self.names[int(finite.argmin())]}"
             raise (
-                Bad(step, why) if self.guard.policy == "rollback" else Failed(f"step {step}: {why}; it was not saved.")
+                Bad(step, why)
+                if self.guard.policy == "rollback"
+                else Failed(f"step {step}: {why}; it was not saved.")
             )
 
     def why(self, fault: int) -> str:
@@ -223,7 +236,9 @@ def left_out(workdir: Path) -> list[int]:
     except Refused:
         raise
     except (ValueError, TypeError, KeyError) as error:
-        raise Refused(f"{workdir / LEFT_OUT} cannot be read ({error}): bring it back, or begin elsewhere.") from None
+        raise Refused(
+            f"{workdir / LEFT_OUT} cannot be read ({error}): bring it back, or begin elsewhere."
+        ) from None
 
 
 def leave_out(workdir: Path, bad: Bad, guard: Guard) -> None:
@@ -232,7 +247,12 @@ def leave_out(workdir: Path, bad: Bad, guard: Guard) -> None:
     while bad.step - row - 1 in steps:
         row += 1
     if bad.step in steps:
-        raise Failed(f"step {bad.step}: {bad.why}, although its batch was left out: it is not the batches.")
+        raise Failed(
+            f"step {bad.step}: {bad.why}, although its batch was left out: it is not the batches."
+        )
     if row >= guard.most_skips:
         raise Failed(too_many(bad.step, bad.why, guard))
-    write_json(workdir / LEFT_OUT, [*(read_json(workdir / LEFT_OUT, list) or []), {"step": bad.step, "why": bad.why}])
+    write_json(
+        workdir / LEFT_OUT,
+        [*(read_json(workdir / LEFT_OUT, list) or []), {"step": bad.step, "why": bad.why}],
+    )

@@ -73,7 +73,9 @@ class Hold:
             remove_empty(self.new)
             if isinstance(error, OSError):
                 why = error.strerror or error
-                raise Refused(f"cannot write in {workdir}: {why}; give another --workdir.") from None
+                raise Refused(
+                    f"cannot write in {workdir}: {why}; give another --workdir."
+                ) from None
             raise
         self._looked = time.monotonic()
         self._thread = threading.Thread(target=self._live, daemon=True, name="hold")
@@ -152,7 +154,12 @@ class Hold:
         found, folder, until = text(self.file), self.file.parent, time.monotonic() + SILENT
         if locked and who(found).get("machine") == self.who["machine"]:
             return  # it would have the lock
-        log.info("%s was held by %s: waiting %.0f s to see whether it lives", folder, name(who(found)), SILENT)
+        log.info(
+            "%s was held by %s: waiting %.0f s to see whether it lives",
+            folder,
+            name(who(found)),
+            SILENT,
+        )
         while time.monotonic() < until:
             time.sleep(0.2)
             if (now := text(self.file)) != found:
@@ -166,7 +173,9 @@ class Hold:
     def _live(self) -> None:
         while not self._done.wait(BEAT) and not self.lost:
             self._beats += 1
-            with contextlib.suppress(OSError):  # a disk that is full or ill, of which a save will tell; or a file that
+            with contextlib.suppress(
+                OSError
+            ):  # a disk that is full or ill, of which a save will tell; or a file that
                 self._write()  # another has replaced, which the look tells
             with contextlib.suppress(OSError):
                 self.look()
@@ -197,7 +206,11 @@ def who(text: str) -> dict[str, Any]:
 
 
 def name(told: dict[str, Any]) -> str:
-    return f"process {told['process']} on {told['host']}" if {"process", "host"} <= set(told) else "another process"
+    return (
+        f"process {told['process']} on {told['host']}"
+        if {"process", "host"} <= set(told)
+        else "another process"
+    )
 
 
 def in_use(workdir: Path, told: dict[str, Any]) -> str:

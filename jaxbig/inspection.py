@@ -21,7 +21,9 @@ SHOWN = 25
 """Rows of a batch that are drawn or written at most."""
 
 
-def inspect(experiment: Experiment, step: int, split: str, batches: int, picture: Path) -> dict[str, Any]:
+def inspect(
+    experiment: Experiment, step: int, split: str, batches: int, picture: Path
+) -> dict[str, Any]:
     """{`step`, `split`, `examples`, `batch_sha256`, `fields`, `classes`, `padding`, `rows`, `picture`} of the batch
     that the step after `step` takes, as the objective gets it. `classes` and `padding` are of so many batches from
     there on; `rows` are its texts, and images are drawn into the file `picture`.
@@ -33,7 +35,9 @@ def inspect(experiment: Experiment, step: int, split: str, batches: int, picture
     experiment.data.check()
     data, source = experiment.data, experiment.data.source(split)
     if split == "eval" and step + batches > (most := eval_steps(source, data.batch)):
-        raise Refused(f"--step {step} --batches {batches}: an evaluation has {most} batches of {data.batch}.")
+        raise Refused(
+            f"--step {step} --batches {batches}: an evaluation has {most} batches of {data.batch}."
+        )
     digest, first, classes, padding = "", {}, collections.Counter(), []
     for number in range(step, step + batches):
         read = eval_batch(source, number, data.batch) if split == "eval" else None
@@ -73,7 +77,9 @@ def digest_of(rows: Rows) -> str:
     """The sha256 over a batch's bytes, fields in order of their names."""
     digest = hashlib.sha256()
     for name in sorted(rows):
-        digest.update(f"{name} {rows[name].dtype} {rows[name].shape}".encode() + rows[name].tobytes())
+        digest.update(
+            f"{name} {rows[name].dtype} {rows[name].shape}".encode() + rows[name].tobytes()
+        )
     return digest.hexdigest()
 
 
@@ -89,7 +95,12 @@ def described(name: str, field: np.ndarray) -> dict[str, Any]:
     """A row of the table of fields."""
     numbers = {"least": field.min(), "mean": field.mean(dtype=np.float64), "greatest": field.max()}
     shape = " x ".join(map(str, field.shape))
-    return {"field": name, "shape": shape, "dtype": str(field.dtype), **{k: float(v) for k, v in numbers.items()}}
+    return {
+        "field": name,
+        "shape": shape,
+        "dtype": str(field.dtype),
+        **{k: float(v) for k, v in numbers.items()},
+    }
 
 
 def named(data: Data, number: int) -> str:
@@ -123,17 +134,33 @@ def draw(batch: Rows, data: Data, file: Path) -> None:
     that are not of 0 to 1 are drawn from least to greatest."""
     from matplotlib.figure import Figure  # here: slow to import
 
-    images, targets = drawable(batch["inputs"][:SHOWN]), batch.get("targets", np.empty((SHOWN, 0)))[:SHOWN]
+    images, targets = (
+        drawable(batch["inputs"][:SHOWN]),
+        batch.get("targets", np.empty((SHOWN, 0)))[:SHOWN],
+    )
     masks = targets.shape[1:] == images.shape[1:3]
     across = math.ceil(len(images) ** 0.5) * (2 if masks else 1)
-    panels = [panel for image, target in zip(images, targets, strict=False) for panel in [image, target][: 1 + masks]]
-    figure = Figure(figsize=(1.8 * across, 2 * math.ceil(len(panels) / across)), layout="constrained")
+    panels = [
+        panel
+        for image, target in zip(images, targets, strict=False)
+        for panel in [image, target][: 1 + masks]
+    ]
+    figure = Figure(
+        figsize=(1.8 * across, 2 * math.ceil(len(panels) / across)), layout="constrained"
+    )
     for place, panel in enumerate(panels):
         axes = figure.add_subplot(math.ceil(len(panels) / across), across, place + 1)
         if panel.ndim == 2:
-            axes.imshow(panel, vmin=targets.min(), vmax=max(targets.max(), targets.min() + 1), interpolation="nearest")
+            axes.imshow(
+                panel,
+                vmin=targets.min(),
+                vmax=max(targets.max(), targets.min() + 1),
+                interpolation="nearest",
+            )
         else:
-            axes.imshow(panel[..., 0] if panel.shape[-1] == 1 else panel, cmap="gray", vmin=0, vmax=1)
+            axes.imshow(
+                panel[..., 0] if panel.shape[-1] == 1 else panel, cmap="gray", vmin=0, vmax=1
+            )
         if not masks:
             axes.set_title(printable(label(targets[place], data)), fontsize=8, **PLAIN)
         axes.axis("off")

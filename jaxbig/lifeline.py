@@ -42,7 +42,11 @@ class Lifeline:
     was doing there."""
 
     def __init__(
-        self, process: int, connections: dict[socket.socket, int], token: str = "", server: socket.socket | None = None
+        self,
+        process: int,
+        connections: dict[socket.socket, int],
+        token: str = "",
+        server: socket.socket | None = None,
     ):
         self.process, self.token = process, token
         self.heard: dict[int, tuple[float, int, str]] = {}
@@ -50,7 +54,9 @@ class Lifeline:
         self.lost, self.leaving = threading.Event(), False
         self.stuck: Callable[[str], None] = lambda text: None
         self._who, self._text = connections, dict.fromkeys(connections, b"")
-        self._strangers: dict[socket.socket, float] = {}  # who have not said who they are, and until when they may
+        self._strangers: dict[
+            socket.socket, float
+        ] = {}  # who have not said who they are, and until when they may
         self._server, self._listening, self._again = server, False, 0.0
         self._left: set[int] = set()
         self._lock = threading.Lock()
@@ -85,7 +91,9 @@ class Lifeline:
         while True:
             try:
                 self._turn()
-            except Exception as error:  # it must not end, or deaths would be noticed late and without a word
+            except (
+                Exception
+            ) as error:  # it must not end, or deaths would be noticed late and without a word
                 self._report(f"the lifeline goes on after {type(error).__name__}: {error}")
                 time.sleep(TICK)
 
@@ -109,7 +117,12 @@ class Lifeline:
         now = time.monotonic()
         for each in [each for each, until in self._strangers.items() if until < now]:
             self._close(each)
-        if self._server is not None and not self._listening and len(self._strangers) < STRANGERS and now >= self._again:
+        if (
+            self._server is not None
+            and not self._listening
+            and len(self._strangers) < STRANGERS
+            and now >= self._again
+        ):
             self._selector.register(self._server, selectors.EVENT_READ)
             self._listening = True
 
@@ -124,7 +137,9 @@ class Lifeline:
         try:
             new, _ = self._server.accept()
         except OSError as error:
-            self._report(f"cannot accept the connections of other processes now: {error.strerror} (see `ulimit -n`)")
+            self._report(
+                f"cannot accept the connections of other processes now: {error.strerror} (see `ulimit -n`)"
+            )
             return self._pause(TICK)
         set_timeouts(new)
         self._strangers[new], self._text[new] = time.monotonic() + SLOW, b""
@@ -149,7 +164,9 @@ class Lifeline:
             try:
                 self._hear(connection, json.loads(line))
             except Exception as error:
-                return self._close(connection, f"sent what is no message ({type(error).__name__}: {error})")
+                return self._close(
+                    connection, f"sent what is no message ({type(error).__name__}: {error})"
+                )
         if len(rest) > LINE:
             self._close(connection, f"sent a line of more than {LINE} bytes")
 
@@ -187,7 +204,11 @@ class Lifeline:
         self._send({"lost": [process, why, grace]})  # the others know of process 0 alone
         time.sleep(grace)
         if not self.leaving:
-            print(f"jaxbig: process {process} {why}; process {self.process} leaves too", file=sys.stderr, flush=True)
+            print(
+                f"jaxbig: process {process} {why}; process {self.process} leaves too",
+                file=sys.stderr,
+                flush=True,
+            )
             os._exit(PEER_LOST)
 
     def _send(self, what: dict[str, Any]) -> None:
@@ -201,7 +222,9 @@ class Lifeline:
 _mine: Lifeline | None = None
 
 
-def tie(process: int, host: str, publish: Callable[[str], None], find: Callable[[], str]) -> Lifeline | None:
+def tie(
+    process: int, host: str, publish: Callable[[str], None], find: Callable[[], str]
+) -> Lifeline | None:
     """This process's end, once; process 0 publishes where it listens, which the others find. None, and a word on
     standard error, where no connection can be made."""
     global _mine
@@ -219,7 +242,10 @@ def tie(process: int, host: str, publish: Callable[[str], None], find: Callable[
             connection.sendall(json.dumps({"token": token, "process": process}).encode() + b"\n")
             _mine = Lifeline(process, {connection: 0})
     except (OSError, RuntimeError) as error:  # JAX's, where process 0 has published nothing
-        print(f"jaxbig: process {process} will notice late if another ends: {host}: {error}", file=sys.stderr)
+        print(
+            f"jaxbig: process {process} will notice late if another ends: {host}: {error}",
+            file=sys.stderr,
+        )
         return None
     sys.excepthook = fail
     return _mine
@@ -257,13 +283,19 @@ def _addresses(host: str) -> list[Any]:
 
 def _reachable(address: str, host: str) -> str:
     loopback = ipaddress.ip_address(address).is_loopback
-    return "" if loopback and host not in ("localhost", "::1") and not host.startswith("127.") else address
+    return (
+        ""
+        if loopback and host not in ("localhost", "::1") and not host.startswith("127.")
+        else address
+    )
 
 
 def listen(address: str) -> socket.socket:
     """Listens on a free port of an address; "": of all, where IPv6 is missing those of IPv4."""
     if not address and socket.has_dualstack_ipv6():
-        return socket.create_server(("", 0), family=socket.AF_INET6, backlog=4096, dualstack_ipv6=True)
+        return socket.create_server(
+            ("", 0), family=socket.AF_INET6, backlog=4096, dualstack_ipv6=True
+        )
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     return socket.create_server((address, 0), family=family, backlog=4096)
 
@@ -276,7 +308,11 @@ def set_timeouts(connection: socket.socket) -> None:
     """
     connection.settimeout(SLOW)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    limits = {"TCP_USER_TIMEOUT": 1000 * SILENT, "TCP_KEEPIDLE": SILENT / 2, "TCP_KEEPINTVL": SILENT / 8}
+    limits = {
+        "TCP_USER_TIMEOUT": 1000 * SILENT,
+        "TCP_KEEPIDLE": SILENT / 2,
+        "TCP_KEEPINTVL": SILENT / 8,
+    }
     for name, limit in {**limits, "TCP_KEEPCNT": 4}.items():
         if hasattr(socket, name):
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), max(1, int(limit)))
@@ -309,5 +345,7 @@ def fail(kind: type[BaseException], error: BaseException, trace: TracebackType |
         traceback.print_exception(kind, error, trace)
     step, _ = _mine.doing
     where = f" at step {step}" if step else ""
-    _mine.leave(f"raised {kind.__name__}{where}: {' '.join(str(error).split())[:300]}", at_once=True)
+    _mine.leave(
+        f"raised {kind.__name__}{where}: {' '.join(str(error).split())[:300]}", at_once=True
+    )
     os._exit(1)

@@ -25,7 +25,15 @@ from jaxbig.pace import Report
 from jaxbig.pictures import draw_attention
 from jaxbig.planning.flops import model_flops
 from jaxbig.planning.memory import check_memory, enough_memory
-from jaxbig.processes import agree, first, gather, interruptible, leading, leave_at_once, on_this_host
+from jaxbig.processes import (
+    agree,
+    first,
+    gather,
+    interruptible,
+    leading,
+    leave_at_once,
+    on_this_host,
+)
 from jaxbig.resume import begin
 from jaxbig.skipped import agree_on_skipped
 from jaxbig.state import TrainState, without_optimizer
@@ -39,7 +47,9 @@ logger = logging.getLogger("jaxbig")
 Summary = dict[str, Any]
 
 
-def fit(experiment: Experiment, workdir: Path, screen: Screen, fork: bool = False, adopt: bool = False) -> Summary:
+def fit(
+    experiment: Experiment, workdir: Path, screen: Screen, fork: bool = False, adopt: bool = False
+) -> Summary:
     """Trains to `experiment.steps`, from the last good checkpoint in `workdir` or from the beginning.
 
     Gives what `summary.json` holds: `step`, `metrics`, `state_sha256`, `interrupted`, ... On SIGTERM or Ctrl-C
@@ -59,10 +69,14 @@ def fit(experiment: Experiment, workdir: Path, screen: Screen, fork: bool = Fals
     ):
         while True:
             try:
-                return go_on(program, compiled, workdir, screen, fork, adopt, held, asked_to_stop, at)
+                return go_on(
+                    program, compiled, workdir, screen, fork, adopt, held, asked_to_stop, at
+                )
             except Bad as bad:  # the guard's policy is to roll back
                 first(functools.partial(leave_out, workdir, bad, experiment.guard))
-                logger.warning("%s; going back to the last checkpoint, to leave that batch out", bad)
+                logger.warning(
+                    "%s; going back to the last checkpoint, to leave that batch out", bad
+                )
                 fork = adopt = False
 
 
@@ -96,7 +110,12 @@ def go_on(
 
         def evaluation(step: int, state: TrainState) -> dict[str, float]:
             at(step, "evaluates")
-            return evaluate(program, state, held_out, lambda: at(step, next(to_evaluate)), asked_to_stop) or {}
+            return (
+                evaluate(
+                    program, state, held_out, lambda: at(step, next(to_evaluate)), asked_to_stop
+                )
+                or {}
+            )
 
         def report_evaluation(step: int, means: dict[str, float]) -> None:
             metrics.write(step, "eval", means)
@@ -108,20 +127,32 @@ def go_on(
         at(start, COMPILES)
         train_step, flops = compiled() if begun else (None, 0)
         gather("compiled")  # over the devices nobody waits for long
-        if start < experiment.steps and (not begun or asked_to_stop()):  # before its first step: all that is, is saved
+        if start < experiment.steps and (
+            not begun or asked_to_stop()
+        ):  # before its first step: all that is, is saved
             return first(lambda: summarize(experiment, workdir, start, digest, checkpoints.steps()))
-        batches = stack.enter_context(contextlib.closing(feed(program, train, start, experiment.steps)))
+        batches = stack.enter_context(
+            contextlib.closing(feed(program, train, start, experiment.steps))
+        )
         watch = Watch(experiment.guard, program.abstract.params, leading())
         report = Report(experiment, log, flops, watch, at)
         screen.start(start, experiment.steps)
         stack.callback(screen.stop)
-        stack.push(lambda kind, error, trace: None if kind is Bad else leave_at_once(kind, error, trace))
+        stack.push(
+            lambda kind, error, trace: None if kind is Bad else leave_at_once(kind, error, trace)
+        )
         stack.enter_context(enough_memory(program, train_step))
         without = first(lambda: left_out(workdir))
-        due = start and evaluation_due(experiment, start) and not first(lambda: was_evaluated(workdir, start))
+        due = (
+            start
+            and evaluation_due(experiment, start)
+            and not first(lambda: was_evaluated(workdir, start))
+        )
         if due:  # the run was stopped before it
             if not (means := evaluation(start, state)):
-                return first(lambda: summarize(experiment, workdir, start, digest, checkpoints.steps()))
+                return first(
+                    lambda: summarize(experiment, workdir, start, digest, checkpoints.steps())
+                )
             held()
             checkpoints.note(start, means)
             report_evaluation(start, means)
@@ -132,7 +163,9 @@ def go_on(
             saving = step == experiment.steps or step % experiment.checkpoint_every == 0
             if evaluating or saving or stopping:
                 report.flush()
-            if evaluating and not stopping:  # who is asked to stop has little time, and saves at once
+            if (
+                evaluating and not stopping
+            ):  # who is asked to stop has little time, and saves at once
                 if means := evaluation(step, state):
                     report_evaluation(step, means)
                 stopping = asked_to_stop()
@@ -161,7 +194,9 @@ def go_on(
 def feed(program: Program, source: Source, start: int, stop: int) -> Generator[Rows]:
     """This process's rows of the batches of steps start + 1 to `stop`, read ahead."""
     e, mine = program.experiment, local_rows(program.mesh, program.experiment.data.batch)
-    return train_batches(source, e.seed, start, stop, e.data.batch, e.readers, mine, e.workers, ahead(e))
+    return train_batches(
+        source, e.seed, start, stop, e.data.batch, e.readers, mine, e.workers, ahead(e)
+    )
 
 
 def ahead(experiment: Experiment) -> int:
@@ -222,7 +257,9 @@ def evaluate(
     sums: Sums = {}
     mine, threads = local_rows(program.mesh, e.data.batch), max(e.readers, e.workers)
     batches = eval_batches(source, e.data.batch, threads, mine, ahead(e), e.evaluate_batches)
-    for rows in itertools.chain(batches, [None]):  # each batch is added while the devices have the next
+    for rows in itertools.chain(
+        batches, [None]
+    ):  # each batch is added while the devices have the next
         now = at()
         if stop():
             return None
@@ -259,14 +296,23 @@ def compile_step(program: Program) -> tuple[Any, int]:
     return compiled, flops
 
 
-def summarize(experiment: Experiment, workdir: Path, step: int, digest: str, saved: Collection[int]) -> Summary:
+def summarize(
+    experiment: Experiment, workdir: Path, step: int, digest: str, saved: Collection[int]
+) -> Summary:
     """Writes `summary.json`: the last metrics of each split, the best evaluation of a step that is `saved`, of equals
     the newest as `Checkpoints` has it, and the digest of the state."""
     lines, metrics = read_metrics(workdir), {}
     for line in lines:
-        metrics |= {f"{line['split']}/{name}": line[name] for name in line if name not in ("step", "split")}
-    criterion, sign = experiment.objective.criterion, 1 if experiment.objective.higher_is_better else -1
-    evaluated = [line for line in lines if line["split"] == "eval" and line.get(criterion) is not None]
+        metrics |= {
+            f"{line['split']}/{name}": line[name] for name in line if name not in ("step", "split")
+        }
+    criterion, sign = (
+        experiment.objective.criterion,
+        1 if experiment.objective.higher_is_better else -1,
+    )
+    evaluated = [
+        line for line in lines if line["split"] == "eval" and line.get(criterion) is not None
+    ]
     kept = [line for line in evaluated if line["step"] in saved]
     best = max(kept, key=lambda line: (sign * line[criterion], line["step"]), default=None)
     summary = {

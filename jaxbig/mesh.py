@@ -34,7 +34,10 @@ RULES: Rules = (
     ("length", "sequence"),
     ("layers", None),
     ("embed", "fsdp"),
-    ("channels", ("tensor", "fsdp")),  # a convolution has few input channels, so its outputs are split twice
+    (
+        "channels",
+        ("tensor", "fsdp"),
+    ),  # a convolution has few input channels, so its outputs are split twice
     ("mlp", "tensor"),
     ("heads", "tensor"),
     ("vocab", "tensor"),
@@ -61,7 +64,13 @@ def as_tuple(axes: MeshAxes) -> tuple[str, ...]:
 
 
 def _without_fsdp(axes: MeshAxes) -> MeshAxes:
-    return tuple(a for a in axes if a != "fsdp") if isinstance(axes, tuple) else None if axes == "fsdp" else axes
+    return (
+        tuple(a for a in axes if a != "fsdp")
+        if isinstance(axes, tuple)
+        else None
+        if axes == "fsdp"
+        else axes
+    )
 
 
 def gathered() -> Rules:
@@ -72,7 +81,9 @@ def gathered() -> Rules:
 def spread(names: MeshAxes) -> dict[str, int]:
     """Of these mesh axes those that split something here, and into how many pieces."""
     mesh = jax.sharding.get_abstract_mesh()
-    here = [name for name in as_tuple(names) if name in mesh.axis_names and name not in mesh.manual_axes]
+    here = [
+        name for name in as_tuple(names) if name in mesh.axis_names and name not in mesh.manual_axes
+    ]
     return {name: mesh.shape[name] for name in here if mesh.shape[name] > 1}
 
 
@@ -85,9 +96,13 @@ def split(value: jax.Array, at: int, axis: str, count: int) -> jax.Array:
     shape, over = value.shape, math.prod(spread(names).values())
     if count < 0 or shape[at] % (over * count):
         each = f" on each of {over} devices" if over > 1 else ""
-        raise Refused(f"{count} pieces do not divide {axis} {shape[at]}{each}: choose a divisor, or 0.")
+        raise Refused(
+            f"{count} pieces do not divide {axis} {shape[at]}{each}: choose a divisor, or 0."
+        )
     parts = value.reshape(*shape[:at], over, count, -1, *shape[at + 1 :])
-    return jnp.moveaxis(parts, at + 1, 0).reshape(count, *shape[:at], shape[at] // count, *shape[at + 1 :])
+    return jnp.moveaxis(parts, at + 1, 0).reshape(
+        count, *shape[:at], shape[at] // count, *shape[at + 1 :]
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +131,9 @@ class Mesh:
         asked = [getattr(self, axis) for axis in AXES]
         text = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, asked, strict=True))
         if any(size < 1 and size != -1 for size in asked) or asked.count(-1) > 1:
-            raise Refused(f"mesh {text}: each axis is 1 or more, and one of them may be -1 (the rest).")
+            raise Refused(
+                f"mesh {text}: each axis is 1 or more, and one of them may be -1 (the rest)."
+            )
         fixed = math.prod(size for size in asked if size != -1)
         if devices % fixed or (-1 not in asked and fixed != devices):
             needs = f"a multiple of {fixed}" if -1 in asked else f"{fixed}"
@@ -130,7 +147,10 @@ class Mesh:
         """The preset's rules with this mesh's overrides; `Refused` if they name what there is not."""
         if self.rules not in PRESETS:
             raise Refused(f"--mesh.rules {self.rules!r}: it must be one of {', '.join(PRESETS)}.")
-        rules, given = PRESETS[self.rules], f"--mesh.overrides {' '.join(map(' '.join, self.overrides))}: "
+        rules, given = (
+            PRESETS[self.rules],
+            f"--mesh.overrides {' '.join(map(' '.join, self.overrides))}: ",
+        )
         for logical, text in self.overrides:
             names = [name for name, _ in rules]
             if logical in OF_ROWS or logical not in names:
@@ -138,7 +158,9 @@ class Mesh:
                 raise Refused(f"{given}{logical!r} has no rule that can be changed; {there} have.")
             axes = () if text == "none" else tuple(text.split("+"))
             if not set(axes) <= set(AXES) or len(set(axes)) < len(axes):
-                raise Refused(f"{given}{text!r} is not none, nor one or more of {', '.join(AXES)}, each once, with +.")
+                raise Refused(
+                    f"{given}{text!r} is not none, nor one or more of {', '.join(AXES)}, each once, with +."
+                )
             place, chosen = names.index(logical), axes[0] if len(axes) == 1 else axes or None
             # where an activation's rows are over `fsdp` too, the rest of the axes holds
             new = dict.fromkeys([(logical, chosen), (logical, _without_fsdp(chosen))])
@@ -184,8 +206,12 @@ def on_host(shapes: Any, shardings: Any, mesh: jax.sharding.Mesh) -> Any:
     """The shardings of arrays that lie in their hosts' memory, numbers aside; `Refused` if a device cannot reach it."""
     kinds = [memory.kind for memory in mesh.devices.flat[0].addressable_memories()]
     if HOST not in kinds:
-        raise Refused(f"--offload: this platform has no {HOST} memory, only {', '.join(kinds)}: leave it out.")
-    return jax.tree.map(lambda x, at: at.with_memory_kind(HOST) if x.ndim else at, shapes, shardings)
+        raise Refused(
+            f"--offload: this platform has no {HOST} memory, only {', '.join(kinds)}: leave it out."
+        )
+    return jax.tree.map(
+        lambda x, at: at.with_memory_kind(HOST) if x.ndim else at, shapes, shardings
+    )
 
 
 def local_rows(mesh: jax.sharding.Mesh, batch: int) -> np.ndarray:
@@ -241,7 +267,9 @@ def parameter_shardings(boxed: Any, mesh: jax.sharding.Mesh, rules: Rules = RULE
     names, placed = leaves(logical), leaves(shardings)
     box = nn.meta.AxisMetadata
     # `nn.meta.unbox` would place what has no place yet, where another program's mesh is active
-    shapes = jax.tree.map(lambda x: x.value if isinstance(x, box) else x, boxed, is_leaf=lambda x: isinstance(x, box))  # type: ignore[attr-defined]
+    shapes = jax.tree.map(
+        lambda x: x.value if isinstance(x, box) else x, boxed, is_leaf=lambda x: isinstance(x, box)
+    )  # type: ignore[attr-defined]
     for path, leaf in leaves(shapes).items():
         for size, name, axes in zip(leaf.shape, names[path], placed[path].spec, strict=False):
             said = f"parameter {path} of shape {tuple(leaf.shape)}: its axis '{name}' of {size}"

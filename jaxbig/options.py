@@ -47,7 +47,9 @@ def resolve(name: str, options: Sequence[str]) -> Experiment:
     return parse(Overridden, options, f"train {name}", Overridden(experiment=load(name))).experiment
 
 
-def parse(verb: Any, options: Sequence[str], words: str, default: Any = None, program: str = "jaxbig") -> Any:
+def parse(
+    verb: Any, options: Sequence[str], words: str, default: Any = None, program: str = "jaxbig"
+) -> Any:
     """The verb with its options set, by tyro; what tyro refuses in a box is refused in a sentence."""
     errors, extra = io.StringIO(), {} if default is None else {"default": default}
     try:
@@ -58,7 +60,9 @@ def parse(verb: Any, options: Sequence[str], words: str, default: Any = None, pr
     except SystemExit as stop:
         if stop.code in (0, None):  # --help
             raise
-    text = re.sub(r"\x1b\[[0-9;]*m|[│╰╯]", "", errors.getvalue())  # a box whose title is in its frame, or above a line
+    text = re.sub(
+        r"\x1b\[[0-9;]*m|[│╰╯]", "", errors.getvalue()
+    )  # a box whose title is in its frame, or above a line
     parts = re.split(r"[─-]{3,}", re.sub(r"╭.*╮", "\n", text))
     said, *more = [" ".join(part.split()) for part in parts if part.split()]["╭" not in text :]
     near = re.findall(r"--[\w.-]+", more[0]) if more and more[0].startswith("Perhaps") else []
@@ -104,7 +108,9 @@ def refuse_remote(parsed: Any) -> None:
 
 def lasting(options: Sequence[str]) -> list[str]:
     """Those that a next command on the same run needs too."""
-    return without(options, ("--coordinator", "--processes", "--process"), flags=("--fork", "--adopt"))
+    return without(
+        options, ("--coordinator", "--processes", "--process"), flags=("--fork", "--adopt")
+    )
 
 
 def without(options: Sequence[str], valued: Sequence[str], flags: Sequence[str] = ()) -> list[str]:

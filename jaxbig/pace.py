@@ -20,7 +20,11 @@ from jaxbig.planning.chips import peak_of
 from jaxbig.watchdog import WAITS, At
 
 logger = logging.getLogger("jaxbig")
-WAIT, SLOW, WARN_EVERY = 0.2, 3, 50  # a run waits for data if so many logs in a row spent more than this share of time
+WAIT, SLOW, WARN_EVERY = (
+    0.2,
+    3,
+    50,
+)  # a run waits for data if so many logs in a row spent more than this share of time
 
 
 class Report:
@@ -38,9 +42,17 @@ class Report:
         watch: Callable[[int, int], None] = lambda step, fault: None,
         at: At = lambda step, doing: None,
     ):
-        self.experiment, self.log, self.flops, self.watch, self.at = experiment, log, flops, watch, at
+        self.experiment, self.log, self.flops, self.watch, self.at = (
+            experiment,
+            log,
+            flops,
+            watch,
+            at,
+        )
         self.under_way: tuple[int, dict[str, jax.Array], float] | None = None
-        self.ahead: collections.deque[float] = collections.deque()  # the real share of each batch that is to be taken
+        self.ahead: collections.deque[float] = (
+            collections.deque()
+        )  # the real share of each batch that is to be taken
         self.logs, self.quiet_until = 0, 0
         self.waits: list[float] = []
         self.restart()
@@ -50,14 +62,18 @@ class Report:
         self.since, self.idle = time.perf_counter(), 0.0
         self.real: list[float] = []  # of each step's batch, the share that is not padding
 
-    def waited(self, step: int, batches: Iterator[Any], metrics: Any, mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
+    def waited(
+        self, step: int, batches: Iterator[Any], metrics: Any, mesh: jax.sharding.Mesh
+    ) -> dict[str, jax.Array]:
         """The next batch, on the devices. Its reading counts as waited for, whole, if the step under way is done."""
         self.at(step, "reads the next batch")
         began = time.perf_counter()
         rows = next(batches)
         if metrics is None or metrics["loss"].is_ready():
             self.idle += time.perf_counter() - began
-        self.ahead.append(np.count_nonzero(rows["mask"]) / rows["mask"].size)  # of this process's rows: no exchange
+        self.ahead.append(
+            np.count_nonzero(rows["mask"]) / rows["mask"].size
+        )  # of this process's rows: no exchange
         return put(rows, mesh)
 
     def push(self, step: int, metrics: dict[str, jax.Array] | None) -> None:
@@ -79,7 +95,9 @@ class Report:
             return
         means = {name: Sum(value, 1.0) for name, value in jax.device_get(metrics).items()}
         seconds = max(time.perf_counter() - self.since, 1e-9)
-        pace = rates(self.experiment, self.flops, len(self.real) / seconds, statistics.fmean(self.real))
+        pace = rates(
+            self.experiment, self.flops, len(self.real) / seconds, statistics.fmean(self.real)
+        )
         pace["data_wait"] = self.idle / seconds
         self.restart()
         self.log(step, self.experiment.objective.summarize(means) | pace)
@@ -104,16 +122,24 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def rates(experiment: Experiment, flops: int, steps_per_second: float, real: float = 1.0) -> dict[str, float]:
+def rates(
+    experiment: Experiment, flops: int, steps_per_second: float, real: float = 1.0
+) -> dict[str, float]:
     """What so many steps a second are in examples, in tokens where rows have places, and in FLOP/s.
 
     real: the share of a batch's examples, or places, that is no padding, and is counted; `padding` is the rest.
     """
     devices, counted = jax.device_count(), experiment.data.spec()["mask"].shape
-    pace = {"steps_per_second": steps_per_second, "examples_per_second": steps_per_second * counted[0]}
+    pace = {
+        "steps_per_second": steps_per_second,
+        "examples_per_second": steps_per_second * counted[0],
+    }
     kind = "tokens" if len(counted) > 1 else "examples"
     pace |= {f"{kind}_per_second": (every := steps_per_second * math.prod(counted) * real)}
-    pace |= {f"{kind}_per_second_per_device": every / devices, "model_flops_per_second": flops * steps_per_second}
+    pace |= {
+        f"{kind}_per_second_per_device": every / devices,
+        "model_flops_per_second": flops * steps_per_second,
+    }
     pace |= {"padding": 1 - real} if kind == "tokens" else {}
     peak = peak_of(jax.devices()[0].device_kind)
     return pace | ({"mfu": flops * steps_per_second / (peak * devices)} if peak else {})

@@ -26,8 +26,15 @@ def draw_attention(program: Program, state: TrainState, source: Source, file: Pa
     shapes = jax.eval_shape(lambda state, batch: _look(program, state, batch), state, rows)
     if not shapes:
         return False
-    weights = jax.jit(lambda state, batch: _look(program, state, batch))(state, put(rows, program.mesh))
-    maps(np.asarray(jax.device_get(next(iter(weights.values()))), np.float32), rows, program.experiment.data, file)
+    weights = jax.jit(lambda state, batch: _look(program, state, batch))(
+        state, put(rows, program.mesh)
+    )
+    maps(
+        np.asarray(jax.device_get(next(iter(weights.values()))), np.float32),
+        rows,
+        program.experiment.data,
+        file,
+    )
     return True
 
 
@@ -35,7 +42,9 @@ def _look(program: Program, state: TrainState, batch: Any) -> dict[str, jax.Arra
     """What is sown as `attention`, by path, in an evaluation of a batch."""
     experiment = program.experiment
     key = keys.stream(experiment.seed, "evaluation")
-    evaluate = lambda forward: experiment.objective(forward, transformed(experiment, batch), key, False)  # noqa: E731
+    evaluate = lambda forward: experiment.objective(
+        forward, transformed(experiment, batch), key, False
+    )
     apply = nn.apply(evaluate, experiment.model, mutable=["intermediates", *state.variables])
     _, variables = apply({"params": state.params, **state.variables})
     sown = leaves(variables.get("intermediates", {}))

@@ -25,7 +25,9 @@ def place(sizes: Sizes, devices: Sequence[Any]) -> np.ndarray:
         return _over_slices(sizes, devices)
     hosts: dict[int, list[Any]] = {}
     # as jax.make_mesh orders them: XLA numbers GPUs by how they are connected
-    for device in sorted(devices, key=lambda device: device.id) if first.platform == "gpu" else devices:
+    for device in (
+        sorted(devices, key=lambda device: device.id) if first.platform == "gpu" else devices
+    ):
         hosts.setdefault(_host(device), []).append(device)
     return over_hosts(sizes, [hosts[host] for host in sorted(hosts)])
 
@@ -61,7 +63,9 @@ def check_slices(sizes: Sizes, slices: int) -> None:
         fitting = (slices, math.prod(sizes) // slices, 1, 1, 1)
         if rows % slices == 0:
             fitting = (slices, rows // slices, *sizes[2:])
-        options = " ".join(f"--mesh.{axis}={size}" for axis, size in zip(AXES, fitting, strict=True))
+        options = " ".join(
+            f"--mesh.{axis}={size}" for axis, size in zip(AXES, fitting, strict=True)
+        )
         raise Refused(
             f"mesh data={sizes[0]} does not divide over {slices} slices: make it a multiple of {slices}, as {options}."
         )
@@ -86,7 +90,9 @@ def _over_slices(sizes: Sizes, devices: Sequence[Any]) -> np.ndarray:
     slices = _slices(devices)
     check_slices(sizes, len(slices))
     if len({len(chips) for chips in slices}) > 1:
-        raise Refused(f"the slices have {', '.join(str(len(chips)) for chips in slices)} chips: they must be alike.")
+        raise Refused(
+            f"the slices have {', '.join(str(len(chips)) for chips in slices)} chips: they must be alike."
+        )
     inside = (sizes[0] // len(slices), *sizes[1:])
     return np.concatenate([_over_torus(inside, chips) for chips in slices])
 
@@ -95,7 +101,14 @@ def _over_torus(sizes: Sizes, chips: Sequence[Any]) -> np.ndarray:
     """Axes over whole sides of a slice's torus where they fit; else a side is split over several axes."""
     try:
         return mesh_utils.create_device_mesh(sizes, chips, allow_split_physical_axes=True)
-    except (TypeError, ValueError):  # jax 0.10 drops prime factors of some sides when it splits them, such as 20 or 28
-        return np.array(sorted(chips, key=lambda chip: tuple(chip.coords)), dtype=object).reshape(sizes)
+    except (
+        TypeError,
+        ValueError,
+    ):  # jax 0.10 drops prime factors of some sides when it splits them, such as 20 or 28
+        return np.array(sorted(chips, key=lambda chip: tuple(chip.coords)), dtype=object).reshape(
+            sizes
+        )
     except AssertionError as error:
-        raise Refused(f"these {len(chips)} {chips[0].device_kind} chips cannot form a mesh: {error}") from error
+        raise Refused(
+            f"these {len(chips)} {chips[0].device_kind} chips cannot form a mesh: {error}"
+        ) from error

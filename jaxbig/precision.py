@@ -48,11 +48,17 @@ class Precision:
         """`Refused` where a model of that dtype cannot be trained so."""
         for field, choices in (("parameters", get_args(Parameters)), ("sums", get_args(Sums))):
             if (value := getattr(self, field)) not in choices:
-                raise Refused(f"--precision.{field} {value!r}: it must be one of {', '.join(choices)}.")
+                raise Refused(
+                    f"--precision.{field} {value!r}: it must be one of {', '.join(choices)}."
+                )
         if dtype == "float16" and not self.loss_scale:
-            raise Refused("--model.dtype float16 loses small gradients: give --precision.loss-scale 65536, say.")
+            raise Refused(
+                "--model.dtype float16 loses small gradients: give --precision.loss-scale 65536, say."
+            )
         if self.loss_scale and not LOWEST <= self.loss_scale <= HIGHEST:
-            raise Refused(f"--precision.loss-scale {self.loss_scale:g}: it must be 0, or {LOWEST:g} to {HIGHEST:g}.")
+            raise Refused(
+                f"--precision.loss-scale {self.loss_scale:g}: it must be 0, or {LOWEST:g} to {HIGHEST:g}."
+            )
 
 
 @struct.dataclass
@@ -73,14 +79,18 @@ class Kept:
     scale: Any
 
 
-def keeping(precision: Precision, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+def keeping(
+    precision: Precision, optimizer: optax.GradientTransformation
+) -> optax.GradientTransformation:
     """An optimizer whose `init`, from float32 parameters, gives `Kept`, where there is something to keep."""
     masters, scaled = precision.parameters == "bfloat16_master", precision.loss_scale > 0
     if not masters and not scaled:
         return optimizer
 
     def init(params: Any) -> Any:
-        scale = Scale(value=jnp.float32(precision.loss_scale), good=jnp.int32(0), skipped=jnp.int32(0))
+        scale = Scale(
+            value=jnp.float32(precision.loss_scale), good=jnp.int32(0), skipped=jnp.int32(0)
+        )
         kept = {"masters": params if masters else None, "scale": scale if scaled else None}
         return Kept(optimizer=optimizer.init(params), **kept)
 
@@ -93,7 +103,11 @@ def keeping(precision: Precision, optimizer: optax.GradientTransformation) -> op
 
 def store(precision: Precision, params: Any) -> Any:
     """Float32 parameters as they are stored, each rounded to the nearest."""
-    return params if precision.parameters == "float32" else jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
+    return (
+        params
+        if precision.parameters == "float32"
+        else jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
+    )
 
 
 def loss_scale(state: TrainState) -> jax.Array | None:
@@ -104,7 +118,9 @@ def loss_scale(state: TrainState) -> jax.Array | None:
 
 def updates_made(state: TrainState) -> jax.Array:
     """How many updates the optimizer has made, as it counts them itself: one a step that was not skipped."""
-    counts = [leaf for path, leaf in leaves(state.opt_state).items() if path.split("/")[-1] == "count"]
+    counts = [
+        leaf for path, leaf in leaves(state.opt_state).items() if path.split("/")[-1] == "count"
+    ]
     return counts[0] if counts else state.step
 
 
@@ -126,7 +142,9 @@ def begun_with(opt_state: Any, weights: dict[str, jax.Array]) -> Any:
         given = weights.get(path_name(path))
         return fresh if given is None else jax.device_put(given.astype(fresh.dtype), fresh.sharding)
 
-    return dataclasses.replace(opt_state, masters=jax.tree_util.tree_map_with_path(place, opt_state.masters))
+    return dataclasses.replace(
+        opt_state, masters=jax.tree_util.tree_map_with_path(place, opt_state.masters)
+    )
 
 
 def make_update(
@@ -135,7 +153,9 @@ def make_update(
     """`(state, float32 gradient, variables) -> state` after one update by an optimizer that is `keeping`."""
 
     def update(state: TrainState, gradient: Any, variables: Any) -> TrainState:
-        params = state.opt_state.masters if precision.parameters == "bfloat16_master" else state.params
+        params = (
+            state.opt_state.masters if precision.parameters == "bfloat16_master" else state.params
+        )
         params = jax.tree.map(exact, params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, params)
         params = optax.apply_updates(params, updates)
@@ -144,10 +164,14 @@ def make_update(
         if precision.parameters == "bfloat16":
             params = round_all(keys.at_step(seed, "rounding", state.step), params)
         params = store(precision, params)
-        return TrainState(step=state.step + 1, params=params, variables=variables, opt_state=opt_state)
+        return TrainState(
+            step=state.step + 1, params=params, variables=variables, opt_state=opt_state
+        )
 
     def update_where_finite(state: TrainState, gradient: Any, variables: Any) -> TrainState:
-        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(gradient)]))
+        finite = jnp.all(
+            jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(gradient)])
+        )
         after: Any = update(state, gradient, variables)
         kept = jax.tree.map(functools.partial(jnp.where, finite), after, state)
         scale = rescaled(state.opt_state.scale, finite, precision.loss_scale_steps)

@@ -19,7 +19,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
-from jax._src import distributed  # the service's texts have no public name; Orbax takes them here too
+from jax._src import (
+    distributed,
+)  # the service's texts have no public name; Orbax takes them here too
 from jax.experimental import multihost_utils
 
 from jaxbig.environment import config, devices, flags, git_commit, versions
@@ -48,8 +50,14 @@ def join(coordinator: str = "", processes: int = 0, process: int = -1, saves: bo
     MPI, Kubernetes or the TPU's host tells, which is asked by itself where Slurm or Open MPI has started several.
     saves: SIGTERM is for `interruptible`, by which all save the same step; else it keeps its handler.
     """
-    if not coordinator and (processes or process >= 0) and not os.environ.get("JAX_COORDINATOR_ADDRESS"):
-        raise Refused("--processes and --process need --coordinator HOST:PORT, the address of process 0.")
+    if (
+        not coordinator
+        and (processes or process >= 0)
+        and not os.environ.get("JAX_COORDINATOR_ADDRESS")
+    ):
+        raise Refused(
+            "--processes and --process need --coordinator HOST:PORT, the address of process 0."
+        )
     if not coordinator and not processes and not started_together():
         if jax.process_count() > 1:
             _service()  # `Refused`: a TPU's own runtime has found the others, and nothing else connects them
@@ -57,9 +65,13 @@ def join(coordinator: str = "", processes: int = 0, process: int = -1, saves: bo
     options: dict[str, Any] = {}
     if coordinator != "auto" and (coordinator or processes):
         if coordinator and not re.fullmatch(r".+:\d{1,5}", coordinator):
-            raise Refused(f"--coordinator {coordinator!r}: write HOST:PORT, the address of process 0, or auto.")
+            raise Refused(
+                f"--coordinator {coordinator!r}: write HOST:PORT, the address of process 0, or auto."
+            )
         if not 0 <= process < processes:
-            raise Refused(f"--process {process} of --processes {processes}: they are numbered from 0, one each.")
+            raise Refused(
+                f"--process {process} of --processes {processes}: they are numbered from 0, one each."
+            )
         options = {"num_processes": processes, "process_id": process}
         options |= {"coordinator_address": coordinator} if coordinator else {}
     if process == 0 and own_address(coordinator.rsplit(":", 1)[0].strip("[]")):
@@ -71,14 +83,20 @@ def join(coordinator: str = "", processes: int = 0, process: int = -1, saves: bo
     where = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS", "auto")
     who = f"process {process} of {processes}" if options.get("num_processes") else "this process"
     if process == 0 and where != "auto" and taken(int(where.rsplit(":", 1)[1])):
-        raise Refused(f"--coordinator {where}: that port is taken on this machine: choose another for all processes.")
+        raise Refused(
+            f"--coordinator {where}: that port is taken on this machine: choose another for all processes."
+        )
     found = threading.Event()
-    threading.Thread(target=wait_aloud, args=(found, f"{who} waits for the others at {where}"), daemon=True).start()
+    threading.Thread(
+        target=wait_aloud, args=(found, f"{who} waits for the others at {where}"), daemon=True
+    ).start()
     try:
         with ctrl_c_leaves():
             jax.distributed.initialize(**options, initialization_timeout=2 * CONNECT)
     except (RuntimeError, ValueError) as error:
-        raise Failed(f"{who} cannot join others at {where}: {' '.join(str(error).split())[:300]}") from None
+        raise Failed(
+            f"{who} cannot join others at {where}: {' '.join(str(error).split())[:300]}"
+        ) from None
     finally:
         found.set()
     if jax.process_count() > 1:
@@ -110,7 +128,10 @@ def taken(port: int) -> bool:
 def wait_aloud(found: threading.Event, text: str) -> None:
     """Says that others are missing, and ends the process when they have not come; JAX's own end is a memory dump."""
     if not found.wait(NOTICE):
-        print(f"jaxbig: {text}: are there as many as --processes says, each with its own --process?", file=sys.stderr)
+        print(
+            f"jaxbig: {text}: are there as many as --processes says, each with its own --process?",
+            file=sys.stderr,
+        )
         if not found.wait(CONNECT - NOTICE):
             print(f"jaxbig: {text}; nobody came in {CONNECT} s.", file=sys.stderr, flush=True)
             os._exit(1)
@@ -129,7 +150,9 @@ def started_together() -> bool:
     return any(int(count) > 1 for count in told if count.isdecimal())
 
 
-def leave_at_once(kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+def leave_at_once(
+    kind: type[BaseException] | None, error: BaseException | None, trace: Any
+) -> None:
     """For an `ExitStack`: of several processes one that fails waits for nothing that it would need the others for."""
     if error is not None and not isinstance(error, Refused) and jax.process_count() > 1:
         fail(type(error), error, trace)
@@ -212,7 +235,9 @@ def agree(what: dict[str, Any], fix: str = SAME) -> None:
     groups: dict[str, list[str]] = {}
     for process, answer in enumerate(answers):
         if answer:
-            groups.setdefault(answer[1], []).append(f"process {process}{f' on {answer[0]}' * (answer[0] != host)}")
+            groups.setdefault(answer[1], []).append(
+                f"process {process}{f' on {answer[0]}' * (answer[0] != host)}"
+            )
     said = [f"{_several(who)} {text}" for text, who in groups.items()]
     if said:
         more = f"; and {len(said) - 3} other differences" if len(said) > 3 else ""
@@ -235,11 +260,25 @@ def refuse_differences(processes: int) -> None:
     and the same devices. They are compared before the devices are touched, as far as that can be."""
     theirs = first(git_commit)
     commit = theirs if leading() else git_commit()
-    told = {f"{name} {flag}": value for name, each in flags().items() for flag, value in each.items()}
+    told = {
+        f"{name} {flag}": value for name, each in flags().items() for flag, value in each.items()
+    }
     # JAX takes process 0's word for their number; a commit that one cannot know says nothing
-    known = {"--processes": processes, **versions(), **told, **config(), "git commit": (theirs and commit) or theirs}
-    agree(known, "start all processes with the same command, software, environment variables and code.")
-    agree(devices(), "each process of a run needs the same number of devices of one kind, with the same driver.")
+    known = {
+        "--processes": processes,
+        **versions(),
+        **told,
+        **config(),
+        "git commit": (theirs and commit) or theirs,
+    }
+    agree(
+        known,
+        "start all processes with the same command, software, environment variables and code.",
+    )
+    agree(
+        devices(),
+        "each process of a run needs the same number of devices of one kind, with the same driver.",
+    )
     global _on_host
     _on_host = gather(socket.gethostname()).count(socket.gethostname())
 
@@ -249,7 +288,12 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     """Gives a function that says whether to save and stop now: Ctrl-C and the signals of `signals.STOP` ask for that, a
     second one (of several processes a second one other than SIGTERM) stops at once. Of several processes one that is
     asked stops all, at the same asking: so all must ask as often."""
-    asked, heard, before, together = threading.Event(), threading.Event(), {}, jax.process_count() > 1
+    asked, heard, before, together = (
+        threading.Event(),
+        threading.Event(),
+        {},
+        jax.process_count() > 1,
+    )
 
     def restore() -> None:
         for each, handler in before.items():
@@ -257,13 +301,19 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
     def ask(number: int, frame: Any) -> None:
         for each in before:
-            signal.signal(each, signal.default_int_handler if each == signal.SIGINT else signal.SIG_DFL)
+            signal.signal(
+                each, signal.default_int_handler if each == signal.SIGINT else signal.SIG_DFL
+            )
         asked.set()
-        say(f"\n{signal.Signals(number).name}: finishing what is begun and saving (again: stop at once, unsaved)\n")
+        say(
+            f"\n{signal.Signals(number).name}: finishing what is begun and saving (again: stop at once, unsaved)\n"
+        )
         if together:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    askings = itertools.count(1)  # not steps, which a resume or a rollback sets back: JAX stops at the highest plus one
+    askings = itertools.count(
+        1
+    )  # not steps, which a resume or a rollback sets back: JAX stops at the highest plus one
 
     def reached() -> bool:
         if multihost_utils.reached_preemption_sync_point(next(askings)):  # which it says once

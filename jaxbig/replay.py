@@ -39,15 +39,24 @@ def replay(experiment: Experiment, workdir: Path, step: int) -> dict[str, Any]:
     if not 1 <= step <= experiment.steps:
         raise Refused(f"--step {step}: the run has steps 1 to {experiment.steps}.")
     described = to_json(experiment)
-    fixed = {**identity(described, prepare(experiment)), "steps": experiment.steps}  # which the schedule follows
+    fixed = {
+        **identity(described, prepare(experiment)),
+        "steps": experiment.steps,
+    }  # which the schedule follows
     if lines := differences(run, fixed) + other_draws(run):
-        raise Refused(f"{workdir} holds another run ({'; '.join(lines)}): give the options it was trained with.")
+        raise Refused(
+            f"{workdir} holds another run ({'; '.join(lines)}): give the options it was trained with."
+        )
     program, checkpoints = make_program(experiment), open_checkpoints(experiment, workdir)
     operations: list[dict[str, str]] = []
     with program.activate():
         restored = checkpoints.restore(program.abstract, as_saved, most=step - 1)
         start, without = restored.step if restored else 0, first(lambda: left_out(workdir))
-        state: Any = as_asked(restored.state, program.abstract) if restored else fresh(program, workdir, run)[0]
+        state: Any = (
+            as_asked(restored.state, program.abstract)
+            if restored
+            else fresh(program, workdir, run)[0]
+        )
         train_step, _ = compile_step(program)
 
         def made(state: Any, rows: Rows, number: int) -> tuple[Any, dict[str, jax.Array]]:
@@ -55,16 +64,23 @@ def replay(experiment: Experiment, workdir: Path, step: int) -> dict[str, Any]:
                 return state.replace(step=state.step + 1), {}
             return train_step(state, put(rows, program.mesh))
 
-        with contextlib.closing(feed(program, experiment.data.source("train"), start, step)) as batches:
+        with contextlib.closing(
+            feed(program, experiment.data.source("train"), start, step)
+        ) as batches:
             for number in range(start + 1, step):
                 state, _ = made(state, next(batches), number)
             rows = next(batches)
-        before, batch = jax.tree.map(jnp.copy, state), put(rows, program.mesh)  # the step gives its own state away
+        before, batch = (
+            jax.tree.map(jnp.copy, state),
+            put(rows, program.mesh),
+        )  # the step gives its own state away
         state, metrics = made(state, rows, step)
         if fault := int(metrics.pop(FAULT, 0)):
             # what stands inside `shard_map` cannot be made an operation at a time
             plain = make_program(dataclasses.replace(experiment, reproducible=0))
-            operations = first_bad(plain.train_step.trace(before, batch).jaxpr, jax.tree.leaves((before, batch)))
+            operations = first_bad(
+                plain.train_step.trace(before, batch).jaxpr, jax.tree.leaves((before, batch))
+            )
         bad = bad_inputs({"batch": batch, "state": before})
     return {
         "step": step,

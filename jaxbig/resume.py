@@ -46,8 +46,14 @@ def begin(
     at(0, "looks for checkpoints")
     lines = differences(run, fixed) + other_draws(run) if run is not None else []
     if lines and not fork and not first(checkpoints.steps):
-        log.info("the run in %s had saved nothing: it begins anew, with %s", workdir, "; ".join(lines))
-        first(lambda: [(workdir / name).unlink(missing_ok=True) for name in (LEFT_OUT, "summary.json")])
+        log.info(
+            "the run in %s had saved nothing: it begins anew, with %s", workdir, "; ".join(lines)
+        )
+        first(
+            lambda: [
+                (workdir / name).unlink(missing_ok=True) for name in (LEFT_OUT, "summary.json")
+            ]
+        )
         run = None
     elif lines:
         if not fork:
@@ -57,7 +63,9 @@ def begin(
             )
         weights = checkpoints.restore_some(functools.partial(fitting, program, ".*"))
         if weights is None:
-            raise Refused(f"--fork: {workdir} has no checkpoint to take weights from: give another --workdir.")
+            raise Refused(
+                f"--fork: {workdir} has no checkpoint to take weights from: give another --workdir."
+            )
         first(lambda: move_aside(workdir))
         run = None
     elif run is None and parent_folder(workdir):
@@ -69,7 +77,9 @@ def begin(
     checkpoints.clean()
     restored = checkpoints.restore(program.abstract, as_saved)
     if restored is not None and restored.step > experiment.steps:
-        raise Refused(f"{workdir} is at step {restored.step} and --steps is {experiment.steps}: ask for more.")
+        raise Refused(
+            f"{workdir} is at step {restored.step} and --steps is {experiment.steps}: ask for more."
+        )
     if restored is not None:
         first(lambda: write_run(program, workdir, run, fixed))
         checkpoints.set_aside(restored.step)
@@ -77,7 +87,9 @@ def begin(
         return restored.step, as_asked(restored.state, program.abstract), restored.state_sha256
     state, weights = fresh(program, workdir, run, weights, at)
     at(0, "writes run.json")
-    first(lambda: write_run(program, workdir, run, fixed, weights))  # last: what was refused has left nothing behind
+    first(
+        lambda: write_run(program, workdir, run, fixed, weights)
+    )  # last: what was refused has left nothing behind
     return 0, state, ""
 
 
@@ -92,7 +104,9 @@ def fresh(
     source, parent = program.experiment.initialize_from, parent_folder(workdir)
     tell = functools.partial(at, 0)
     if parent and weights is None:
-        weights = Checkpoints(parent / "checkpoints", tell=tell).restore_some(functools.partial(fitting, program, ".*"))
+        weights = Checkpoints(parent / "checkpoints", tell=tell).restore_some(
+            functools.partial(fitting, program, ".*")
+        )
     elif weights is None and source.run:
         weights = best_weights(program, tell)
     refuse_other_weights(run, weights, source.run)
@@ -136,19 +150,35 @@ def best_weights(program: Program, tell: Tell) -> Restored:
 
 
 def write_run(
-    program: Program, workdir: Path, run: dict[str, Any] | None, fixed: dict[str, Any], weights: Restored | None = None
+    program: Program,
+    workdir: Path,
+    run: dict[str, Any] | None,
+    fixed: dict[str, Any],
+    weights: Restored | None = None,
 ) -> None:
     """Writes `run.json`; says what has changed since the run was last started, where it was.
 
     weights: those of another run that this one begins with; noted as `weights`, their step and digest.
     """
-    now = describe(to_json(program.experiment), fingerprint(fixed), fixed["data_identity"], program.mesh)
+    now = describe(
+        to_json(program.experiment), fingerprint(fixed), fixed["data_identity"], program.mesh
+    )
     if run is not None:
-        sections = [name for name in ("experiment", "versions", "flags", "config", "devices", "mesh") if name in run]
+        sections = [
+            name
+            for name in ("experiment", "versions", "flags", "config", "devices", "mesh")
+            if name in run
+        ]
         changes = [line for name in sections for line in diff(run[name], now[name], name)]
         if changes:
-            log.info("going on with changes (a schedule follows the new steps): %s", "; ".join(changes))
-    began = {"step": weights.step, "state_sha256": weights.state_sha256} if weights else (run or {}).get("weights")
+            log.info(
+                "going on with changes (a schedule follows the new steps): %s", "; ".join(changes)
+            )
+    began = (
+        {"step": weights.step, "state_sha256": weights.state_sha256}
+        if weights
+        else (run or {}).get("weights")
+    )
     starts = [*(run or {}).get("starts", []), now["started"]]
     for name, content in program.experiment.data.kept().items():
         write_atomically(workdir / name, content)
@@ -164,12 +194,19 @@ def differences(run: dict[str, Any], fixed: dict[str, Any]) -> list[str]:
 def other_draws(run: dict[str, Any]) -> list[str]:
     """What JAX is configured to draw otherwise from a seed than when the run was last started, a line each."""
     before, now = run.get("config", {}), config()
-    return [line for name in RANDOM if name in before and name in now for line in diff(before[name], now[name], name)]
+    return [
+        line
+        for name in RANDOM
+        if name in before and name in now
+        for line in diff(before[name], now[name], name)
+    ]
 
 
 def forked_from(workdir: Path) -> Path | None:
     """The folder of the run that this one was forked from last, if it was."""
-    folders = [folder for folder in workdir.iterdir() if re.fullmatch(r"forked_from_\d+", folder.name)]
+    folders = [
+        folder for folder in workdir.iterdir() if re.fullmatch(r"forked_from_\d+", folder.name)
+    ]
     return max(folders, key=lambda folder: int(folder.name.split("_")[-1]), default=None)
 
 
@@ -186,9 +223,19 @@ def move_aside(workdir: Path) -> None:
     """
     target = forked_from(workdir)
     if (workdir / "run.json").exists() or target is None:
-        target = workdir / f"forked_from_{1 if target is None else int(target.name.split('_')[-1]) + 1}"
+        target = (
+            workdir / f"forked_from_{1 if target is None else int(target.name.split('_')[-1]) + 1}"
+        )
         target.mkdir()
-    for name in ("run.json", "checkpoints", "broken", LEFT_OUT, "metrics.jsonl", "summary.json", "tensorboard"):
+    for name in (
+        "run.json",
+        "checkpoints",
+        "broken",
+        LEFT_OUT,
+        "metrics.jsonl",
+        "summary.json",
+        "tensorboard",
+    ):
         if (workdir / name).exists():
             (workdir / name).rename(target / name)
 
@@ -208,7 +255,10 @@ def fitting(program: Program, pattern: str, shapes: dict[str, str]) -> dict[str,
         if field is None:
             continue
         name, here = path.removeprefix(field), f"{leaf.dtype}{list(leaf.shape)}"
-        there = next((each for each in (MASTERS + name, path) if each in shapes and field == PARAMETERS), path)
+        there = next(
+            (each for each in (MASTERS + name, path) if each in shapes and field == PARAMETERS),
+            path,
+        )
         shape, dtype = shape_and_dtype(shapes.get(there, here))
         if not re.search(pattern, name):
             table[name] = "skipped"
@@ -217,14 +267,22 @@ def fitting(program: Program, pattern: str, shapes: dict[str, str]) -> dict[str,
         elif shape != leaf.shape:
             table[name] = f"reshaped: {shapes[there]} there, {here} here"
         else:
-            table[name] = "loaded" if dtype == leaf.dtype else f"loaded, {dtype} there, {leaf.dtype} here"
+            table[name] = (
+                "loaded" if dtype == leaf.dtype else f"loaded, {dtype} there, {leaf.dtype} here"
+            )
             wanted[there] = jax.ShapeDtypeStruct(shape, dtype, sharding=leaf.sharding)
     width = max(map(len, table))
     lines = "".join(f"\n  {name:{width}}  {what}" for name, what in sorted(table.items()))
-    log.info("%s of %s leaves are the other run's, the rest is fresh:%s", len(wanted), len(table), lines)
+    log.info(
+        "%s of %s leaves are the other run's, the rest is fresh:%s", len(wanted), len(table), lines
+    )
     if not wanted:
-        raise Refused("no leaf there has the path and shape of one here: see the table, and name another run.")
-    refuse_frozen(program, {name: what for name, what in table.items() if not what.startswith("loaded")})
+        raise Refused(
+            "no leaf there has the path and shape of one here: see the table, and name another run."
+        )
+    refuse_frozen(
+        program, {name: what for name, what in table.items() if not what.startswith("loaded")}
+    )
     return wanted
 
 
@@ -233,7 +291,9 @@ def refuse_frozen(program: Program, fresh: dict[str, str]) -> None:
     by path."""
     frozen = program.experiment.optimizer.frozen
     names = leaves(program.abstract.params)
-    stuck = [name for name in fresh if name in names and frozen is not None and re.search(frozen, name)]
+    stuck = [
+        name for name in fresh if name in names and frozen is not None and re.search(frozen, name)
+    ]
     if stuck:
         raise Refused(
             f"--optimizer.frozen {frozen!r} freezes {len(stuck)} parameters that the other run does not give, so they "
@@ -250,6 +310,10 @@ def with_weights(state: TrainState, weights: dict[str, jax.Array]) -> TrainState
         found = given.get(path_name(path))
         return fresh if found is None else found.astype(fresh.dtype)
 
-    params = {path.removeprefix(PARAMETERS): leaf for path, leaf in given.items() if path.startswith(PARAMETERS)}
+    params = {
+        path.removeprefix(PARAMETERS): leaf
+        for path, leaf in given.items()
+        if path.startswith(PARAMETERS)
+    }
     begun = state.replace(opt_state=begun_with(state.opt_state, params))  # type: ignore[attr-defined]
     return jax.tree_util.tree_map_with_path(take, begun)

@@ -30,21 +30,31 @@ class Range:
     def draw(self, draw: random.Random) -> int | float:
         if self.kind == "int":
             return draw.randint(int(self.low), int(self.high))
-        low, high = (math.log(self.low), math.log(self.high)) if self.kind == "log" else (self.low, self.high)
+        low, high = (
+            (math.log(self.low), math.log(self.high))
+            if self.kind == "log"
+            else (self.low, self.high)
+        )
         value = draw.uniform(low, high)
-        return float(f"{math.exp(value) if self.kind == 'log' else value:.4g}")  # so that it can be read and written
+        return float(
+            f"{math.exp(value) if self.kind == 'log' else value:.4g}"
+        )  # so that it can be read and written
 
 
 def axis(text: str) -> tuple[str, list[Any] | Range]:
     """`model.dropout=0,0.1` or `optimizer.rate.peak=log:1e-4:1e-2` as (path, values); `Refused` if it is neither."""
     path, equals, values = text.partition("=")
     if not equals or not path or not values:
-        raise Refused(f"--set {text!r}: write OPTION=VALUE,VALUE or, with --random, OPTION=log:LOW:HIGH.")
+        raise Refused(
+            f"--set {text!r}: write OPTION=VALUE,VALUE or, with --random, OPTION=log:LOW:HIGH."
+        )
     kind, *ends = values.split(":")
     if kind not in ("log", "uniform", "int"):
         return path, [literal(value) for value in values.split(",")]
     numbers = [literal(end) for end in ends]
-    fits = len(numbers) == 2 and all(isinstance(n, int if kind == "int" else int | float) for n in numbers)
+    fits = len(numbers) == 2 and all(
+        isinstance(n, int if kind == "int" else int | float) for n in numbers
+    )
     if not fits or not numbers[0] < numbers[1] or (kind == "log" and numbers[0] <= 0):
         raise Refused(
             f"--set {text!r}: a range is {kind}:LOW:HIGH, two numbers, the lower one first (above 0 for log)."
@@ -58,14 +68,16 @@ def literal(text: str) -> Any:
         return {"True": True, "False": False, "None": None}[text]
     if re.fullmatch(r"0|-?[1-9][0-9]*", text):
         return int(text)
-    if re.fullmatch(r"-?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?", text) and math.isfinite(
-        number := float(text)
-    ):
+    if re.fullmatch(
+        r"-?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?", text
+    ) and math.isfinite(number := float(text)):
         return number
     return text
 
 
-def settings(axes: Sequence[str], count: int | None, seed: int, file: Path | None, name: str) -> list[Setting]:
+def settings(
+    axes: Sequence[str], count: int | None, seed: int, file: Path | None, name: str
+) -> list[Setting]:
     """What a sweep is asked for: a file's lines, `count` draws from axes, their grid, or the experiment's `sweep()`.
 
     The draws are fixed by the seed, and the first of them do not change with their number.
@@ -83,7 +95,10 @@ def settings(axes: Sequence[str], count: int | None, seed: int, file: Path | Non
                 f"--random {count}: it takes 1 or more draws from what --set names, which is {len(read)} options."
             )
         draws = [random.Random(f"{seed} {number}") for number in range(count)]
-        return [{path: v.draw(d) if isinstance(v, Range) else d.choice(v) for path, v in read} for d in draws]
+        return [
+            {path: v.draw(d) if isinstance(v, Range) else d.choice(v) for path, v in read}
+            for d in draws
+        ]
     if ranges := [path for path, values in read if isinstance(values, Range)]:
         raise Refused(f"--set {ranges[0]}=...: a range needs --random N, how many are drawn.")
     if read:
@@ -91,16 +106,22 @@ def settings(axes: Sequence[str], count: int | None, seed: int, file: Path | Non
         return [dict(zip(dict(read), each, strict=True)) for each in itertools.product(*values)]
     found = getattr(find(name), "sweep", None)
     if not callable(found):
-        raise Refused(f"what shall be swept? Give --set or --list, or {name} a function sweep() that returns settings.")
+        raise Refused(
+            f"what shall be swept? Give --set or --list, or {name} a function sweep() that returns settings."
+        )
     return checked(found(), f"sweep() of {name}")
 
 
 def listed(file: Path) -> list[Setting]:
     """The lines of a JSON lines file, an object of options each."""
     try:
-        return checked([json.loads(line) for line in file.read_text().splitlines() if line.strip()], str(file))
+        return checked(
+            [json.loads(line) for line in file.read_text().splitlines() if line.strip()], str(file)
+        )
     except (OSError, ValueError) as error:
-        raise Refused(f"--list {file}: {error}; it must hold a JSON object of options on each line.") from None
+        raise Refused(
+            f"--list {file}: {error}; it must hold a JSON object of options on each line."
+        ) from None
 
 
 def checked(found: Any, where: str) -> list[Setting]:
@@ -108,10 +129,13 @@ def checked(found: Any, where: str) -> list[Setting]:
     plain = (int, float, str, bool, type(None))
     for setting in found if isinstance(found, list) and found else [None]:
         if not isinstance(setting, dict) or not all(
-            isinstance(path, str) and all(isinstance(each, plain) for each in (v if isinstance(v, list) else [v]))
+            isinstance(path, str)
+            and all(isinstance(each, plain) for each in (v if isinstance(v, list) else [v]))
             for path, v in setting.items()
         ):
-            raise Refused(f"{where} must give a list of objects, OPTION: VALUE; it has {setting!r}.")
+            raise Refused(
+                f"{where} must give a list of objects, OPTION: VALUE; it has {setting!r}."
+            )
     return found
 
 
@@ -121,7 +145,9 @@ def options(setting: Setting) -> list[str]:
     for path, value in setting.items():
         name = path.replace("_", "-")
         if not re.fullmatch(r"[a-z][a-z0-9.-]*", name) or name in OWN:
-            raise Refused(f"a sweep cannot set {path!r}: name an option of the experiment, as its --help shows them.")
+            raise Refused(
+                f"a sweep cannot set {path!r}: name an option of the experiment, as its --help shows them."
+            )
         if isinstance(value, bool):
             *above, last = name.split(".")
             words.append("--" + ".".join([*above, last if value else f"no-{last}"]))

@@ -26,7 +26,11 @@ def show(experiment: Experiment) -> dict[str, Any]:
         }
         for path, leaf in leaves(program.abstract.params).items()
     ]
-    devices = {"count": jax.device_count(), "kind": jax.devices()[0].device_kind, "mesh": dict(program.mesh.shape)}
+    devices = {
+        "count": jax.device_count(),
+        "kind": jax.devices()[0].device_kind,
+        "mesh": dict(program.mesh.shape),
+    }
     return {
         "experiment": to_json(experiment),
         "parameters": sum(row["numbers"] for row in rows),
@@ -41,8 +45,12 @@ def bytes_per_device(program: Program) -> dict[str, int]:
     that is something."""
 
     def size(tree: Any, on_host: bool = False) -> int:
-        held = [leaf for leaf in jax.tree.leaves(tree) if (leaf.sharding.memory_kind == HOST) == on_host]
-        return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in held)
+        held = [
+            leaf for leaf in jax.tree.leaves(tree) if (leaf.sharding.memory_kind == HOST) == on_host
+        ]
+        return sum(
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in held
+        )
 
     state = program.abstract
     parts = {"parameters": state.params, "variables": state.variables, "optimizer": state.opt_state}
@@ -52,4 +60,6 @@ def bytes_per_device(program: Program) -> dict[str, int]:
 
 
 def _axes(spec: Iterable[str | tuple[str, ...] | None]) -> str:
-    return ", ".join("-" if axes is None else axes if isinstance(axes, str) else "+".join(axes) for axes in spec)
+    return ", ".join(
+        "-" if axes is None else axes if isinstance(axes, str) else "+".join(axes) for axes in spec
+    )

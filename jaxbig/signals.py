@@ -32,7 +32,9 @@ def ctrl_c_leaves() -> Iterator[None]:
     """While inside, Ctrl-C ends the process as `STOP` does: as a KeyboardInterrupt it would end an import in a long
     traceback, and wait until C++ code returns, such as a connection that JAX waits for."""
     before = signal.getsignal(signal.SIGINT)
-    answered = before is signal.default_int_handler  # else it is ignored, or somebody else answers it
+    answered = (
+        before is signal.default_int_handler
+    )  # else it is ignored, or somebody else answers it
     if answered:
         signal.signal(signal.SIGINT, leave)
     try:
@@ -50,7 +52,9 @@ def stop_signals() -> list[signal.Signals]:
 
 def leave(number: int, frame: Any = None) -> None:
     """The handler: nothing is lost, so nothing is saved."""
-    say(f"jaxbig: {signal.Signals(number).name}: stopped; nothing had to be saved: run the same command to resume\n")
+    say(
+        f"jaxbig: {signal.Signals(number).name}: stopped; nothing had to be saved: run the same command to resume\n"
+    )
     os._exit(INTERRUPTED)
 
 

@@ -37,15 +37,28 @@ def smoke(experiment: Experiment) -> Experiment:
     data = replaced(data, changes)
     layers = {"depth": min(getattr(experiment.model, "depth", 1), DEPTH), "remat_group": 1}
     layers |= {"stages": (1,) * len(getattr(experiment.model, "stages", ()))}
-    few: dict[str, Any] = {"steps": EVALUATED, "log_every": 1, "evaluate_every": 2, "checkpoint_every": 2}
+    few: dict[str, Any] = {
+        "steps": EVALUATED,
+        "log_every": 1,
+        "evaluate_every": 2,
+        "checkpoint_every": 2,
+    }
     few |= {"evaluate_batches": EVALUATED, "accumulate": 1, "initialize_from": InitializeFrom()}
-    small = dataclasses.replace(experiment, model=replaced(experiment.model, layers), data=data, **few)
-    while sum(leaf.size for leaf in jax.tree.leaves(make_program(small).abstract.params)) > PARAMETERS:
+    small = dataclasses.replace(
+        experiment, model=replaced(experiment.model, layers), data=data, **few
+    )
+    while (
+        sum(leaf.size for leaf in jax.tree.leaves(make_program(small).abstract.params)) > PARAMETERS
+    ):
         model = small.model
-        widths = {name: value for name in ("width", "mlp_width") if (value := getattr(model, name, None))}
+        widths = {
+            name: value for name in ("width", "mlp_width") if (value := getattr(model, name, None))
+        }
         if not widths or any(width % 2 for width in widths.values()):
             break
-        narrower = dataclasses.replace(small, model=replaced(model, {n: w // 2 for n, w in widths.items()}))
+        narrower = dataclasses.replace(
+            small, model=replaced(model, {n: w // 2 for n, w in widths.items()})
+        )
         try:
             make_program(narrower)
         except Refused:  # its heads no longer divide it, or it no longer divides over the mesh
@@ -67,10 +80,15 @@ def emptied(folder: Path) -> Path:
 
     def empty() -> None:
         run = read_run(folder)
-        if run is not None and run["experiment"].get("evaluate_batches") == EVALUATED == run["experiment"]["steps"]:
+        if (
+            run is not None
+            and run["experiment"].get("evaluate_batches") == EVALUATED == run["experiment"]["steps"]
+        ):
             shutil.rmtree(folder)
         elif folder.exists() and any(folder.iterdir()):
-            raise Refused(f"{folder} holds something else than a smoke test: give another --workdir.")
+            raise Refused(
+                f"{folder} holds something else than a smoke test: give another --workdir."
+            )
 
     first(empty)
     return folder

@@ -42,7 +42,9 @@ def leaves(tree: Any) -> dict[str, Any]:
 
 def whole(leaf: Any) -> np.ndarray:
     """A leaf on this host; of several processes all must ask for it."""
-    if isinstance(leaf, jax.Array) and leaf.sharding.memory_kind == HOST:  # of which no process sees all
+    if (
+        isinstance(leaf, jax.Array) and leaf.sharding.memory_kind == HOST
+    ):  # of which no process sees all
         leaf = jax.device_put(leaf, leaf.sharding.with_memory_kind("device"))
     here = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated
     return np.asarray(leaf if here else multihost_utils.process_allgather(leaf, tiled=True))
@@ -62,7 +64,9 @@ def apart_on_host(state: Any) -> Any:
         for shard in leaf.addressable_shards:
             here = jax.sharding.SingleDeviceSharding(shard.device, memory_kind=HOST)
             shards.append(jax.device_put(np.array(shard.data, copy=True), here))
-        return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, shards, dtype=leaf.dtype)
+        return jax.make_array_from_single_device_arrays(
+            leaf.shape, leaf.sharding, shards, dtype=leaf.dtype
+        )
 
     return jax.tree.map(copy, state)
 

@@ -69,14 +69,19 @@ def make_program(experiment: Experiment, devices: Sequence[Any] | None = None) -
     optimizer = watching(experiment.guard, experiment.optimizer.build(experiment.steps))
     optimizer = keeping(experiment.precision, optimizer)
     rows, whole = batch_sharding(mesh), replicated(mesh)
-    batch = {n: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows) for n, s in experiment.data.spec().items()}
+    batch = {
+        n: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows)
+        for n, s in experiment.data.spec().items()
+    }
     init_variables = make_init(experiment)
 
     def init() -> TrainState:
         variables = nn.meta.unbox(init_variables())
         params = variables.pop("params")
         stored, opt_state = store(experiment.precision, params), optimizer.init(params)
-        return TrainState(step=jnp.int32(0), params=stored, variables=variables, opt_state=opt_state)
+        return TrainState(
+            step=jnp.int32(0), params=stored, variables=variables, opt_state=opt_state
+        )
 
     with activate(mesh, rules):
         boxed, shapes = jax.eval_shape(init_variables), jax.eval_shape(init)
@@ -95,7 +100,9 @@ def make_program(experiment: Experiment, devices: Sequence[Any] | None = None) -
     if experiment.offload:
         moments = on_host(shapes.opt_state, moments, mesh)
     shardings = TrainState(step=whole, params=params, variables=variables, opt_state=moments)
-    abstract = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, shardings)
+    abstract = jax.tree.map(
+        lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, shardings
+    )
     inputs = shardings, dict.fromkeys(batch, rows)
     return Program(
         experiment=experiment,
@@ -126,7 +133,9 @@ def make_init(experiment: Experiment) -> Callable[[], Any]:
         key = keys.stream(experiment.seed, "init")
         zeros = {name: jnp.zeros(s.shape, s.dtype) for name, s in experiment.data.spec().items()}
         zeros = transformed(experiment, zeros)
-        init = nn.init(lambda forward: experiment.objective(forward, zeros, key, False), experiment.model)
+        init = nn.init(
+            lambda forward: experiment.objective(forward, zeros, key, False), experiment.model
+        )
         return dict(init({"params": key}))
 
     return init_variables
@@ -144,20 +153,34 @@ def make_train_step(
     experiment: Experiment, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
 ) -> Callable[..., Any]:
     """`(state, batch) -> (state, metrics)`: gradient, update; metrics are float32 scalars, and `FAULT`, an int32."""
-    find, update = make_gradient(experiment, mesh), make_update(experiment.precision, optimizer, experiment.seed)
+    find, update = (
+        make_gradient(experiment, mesh),
+        make_update(experiment.precision, optimizer, experiment.seed),
+    )
     watch = make_watch(experiment.guard, scaled=experiment.precision.loss_scale > 0)
     rate = experiment.optimizer.rate.build(experiment.steps)
 
     def train_step(state: Any, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        gradient, sums, variables = find(state.params, state.variables, batch, state.step, loss_scale(state))
+        gradient, sums, variables = find(
+            state.params, state.variables, batch, state.step, loss_scale(state)
+        )
         if experiment.offload:  # `out_shardings` puts it back
-            state = state.replace(opt_state=jax.device_put(state.opt_state, jax.memory.Space.Device))
+            state = state.replace(
+                opt_state=jax.device_put(state.opt_state, jax.memory.Space.Device)
+            )
         gradient = jax.tree.map(exact, gradient)
         after = update(state, gradient, variables)
-        metrics = {name: each.mean() for name, each in sums.items()}  # scalars: no counts a class in training
-        metrics |= {"learning_rate": rate(updates_made(state)), "gradient_norm": optax.tree.norm(gradient)}
+        metrics = {
+            name: each.mean() for name, each in sums.items()
+        }  # scalars: no counts a class in training
+        metrics |= {
+            "learning_rate": rate(updates_made(state)),
+            "gradient_norm": optax.tree.norm(gradient),
+        }
         after, fault = watch(state, after, sums["loss"].mean_or_zero(), gradient)
-        if experiment.data.may_leave_out():  # all of a batch, perhaps: there is nothing to learn then
+        if (
+            experiment.data.may_leave_out()
+        ):  # all of a batch, perhaps: there is nothing to learn then
             empty = sums["loss"].weight == 0
             after, fault = unchanged(state, after, empty), jnp.where(empty, 0, fault)
         return after, metrics | told(after) | {FAULT: fault}

@@ -31,7 +31,9 @@ class Stream(io.FileIO):
 
 def lasting(stream: TextIO, descriptor: int | None = None) -> TextIO:
     """Text to a stream's descriptor, or to another, in its encoding; characters that this lacks are escaped."""
-    at_once = getattr(stream, "write_through", False)  # standard error, whose lines nobody is to wait for
+    at_once = getattr(
+        stream, "write_through", False
+    )  # standard error, whose lines nobody is to wait for
     binary = io.BufferedWriter(Stream(stream.fileno() if descriptor is None else descriptor))
     return io.TextIOWrapper(
         binary,

@@ -36,14 +36,20 @@ class Sweep:
         if not is_sweep(before):
             raise Refused(f"{folder}/sweep.json was not written by jaxbig: give another --workdir.")
         if changes := diff({key: before.get(key) for key in now}, now):
-            raise Refused(f"{folder} holds another sweep ({'; '.join(changes)}): give another --workdir.")
+            raise Refused(
+                f"{folder} holds another sweep ({'; '.join(changes)}): give another --workdir."
+            )
         self.settings: list[Setting] = [run["setting"] for run in before["runs"]]
-        known = {json.dumps(each, sort_keys=True) for each in self.settings}  # in Python True is 1, and 1.0
+        known = {
+            json.dumps(each, sort_keys=True) for each in self.settings
+        }  # in Python True is 1, and 1.0
         for each in asked:
             if (text := json.dumps(each, sort_keys=True)) not in known:
                 known.add(text)
                 self.settings.append(each)
-        self.experiments: list[Experiment] = [resolve(name, [*common, *options(each)]) for each in self.settings]
+        self.experiments: list[Experiment] = [
+            resolve(name, [*common, *options(each)]) for each in self.settings
+        ]
         for experiment in self.experiments:
             experiment.check()
         self.failures: dict[int, str] = {}
@@ -68,7 +74,11 @@ class Sweep:
 
     def waiting(self) -> list[int]:
         """The runs that are not done."""
-        return [n for n, each in enumerate(self.experiments) if self.summary(n).get("step") != each.steps]
+        return [
+            n
+            for n, each in enumerate(self.experiments)
+            if self.summary(n).get("step") != each.steps
+        ]
 
     def write(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -80,15 +90,22 @@ class Sweep:
         for number, setting in enumerate(self.settings):
             summary, steps = self.summary(number), self.experiments[number].steps
             best = summary.get("best") or {}
-            state = "done" if summary.get("step") == steps else "stopped" if summary else "not begun"
+            state = (
+                "done" if summary.get("step") == steps else "stopped" if summary else "not begun"
+            )
             run = {"number": number, "setting": setting, "folder": self.place(number).name}
-            run |= {"state": "failed" if number in self.failures else state, "step": summary.get("step")}
+            run |= {
+                "state": "failed" if number in self.failures else state,
+                "step": summary.get("step"),
+            }
             run |= {"best": best.get(f"eval/{objective.criterion}"), "best_step": best.get("step")}
             run |= {"last": summary.get("metrics", {}).get(f"eval/{objective.criterion}")}
             failed = {"error": self.failures[number]} if number in self.failures else {}
             runs.append(run | {"state_sha256": summary.get("state_sha256")} | failed)
         sign = -1 if objective.higher_is_better else 1
-        ranked = sorted((run for run in runs if run["best"] is not None), key=lambda run: sign * run["best"])
+        ranked = sorted(
+            (run for run in runs if run["best"] is not None), key=lambda run: sign * run["best"]
+        )
         return {
             "experiment": self.name,
             "options": self.common,
@@ -100,7 +117,15 @@ class Sweep:
 
     def start(self, number: int, environment: dict[str, str]) -> Process:
         """`jaxbig train ...` of a run; what it prints goes to NUMBER.log beside its folder."""
-        command = [sys.executable, "-m", "jaxbig", "train", self.name, *self.common, *self.arguments(number)]
+        command = [
+            sys.executable,
+            "-m",
+            "jaxbig",
+            "train",
+            self.name,
+            *self.common,
+            *self.arguments(number),
+        ]
         with (self.folder / f"{number:03d}.log").open("ab") as log:
             return spawn(command, environment, log, subprocess.STDOUT)
 
@@ -111,7 +136,9 @@ class Sweep:
         """
         visible, waiting, running = gpus(), self.waiting(), {}
         if visible and at_once > len(visible):
-            raise Refused(f"--at-once {at_once}: there are {len(visible)} GPUs, and each run takes one.")
+            raise Refused(
+                f"--at-once {at_once}: there are {len(visible)} GPUs, and each run takes one."
+            )
         free, told = list(range(at_once)), 0
         with asked_to_stop() as asked:
             try:
@@ -138,10 +165,15 @@ class Sweep:
         """Tells of a run that has ended, and writes it down."""
         if code not in (0, 75):
             words = (self.folder / f"{number:03d}.log").read_text(errors="replace").split("\n")
-            self.failures[number] = f"exit {code}: {next((w.strip() for w in reversed(words) if w.strip()), '')}"
+            self.failures[number] = (
+                f"exit {code}: {next((w.strip() for w in reversed(words) if w.strip()), '')}"
+            )
         self.write()
         run = self.result()["runs"][number]
-        say(f"run {number} {run['state']}" + (f": {run['error']}" if "error" in run else f" at step {run['step']}"))
+        say(
+            f"run {number} {run['state']}"
+            + (f": {run['error']}" if "error" in run else f" at step {run['step']}")
+        )
 
 
 def is_sweep(value: dict[str, Any]) -> bool:
@@ -169,7 +201,10 @@ def table(result: dict[str, Any]) -> list[dict[str, Any]]:
         row = {"rank": rank if number in result["ranked"] else "", "run": run["folder"]}
         row |= {path: str(run["setting"].get(path, "")) for path in paths}
         best = "" if run["best"] is None else f"{run['best']:.6g}"
-        rows.append(row | {f"best {criterion}": best, "at step": run["best_step"] or "", "state": run["state"]})
+        rows.append(
+            row
+            | {f"best {criterion}": best, "at step": run["best_step"] or "", "state": run["state"]}
+        )
     return rows
 
 
@@ -193,7 +228,9 @@ def _draw(result: dict[str, Any], file: Path) -> bool:
     ):
         points = [(run["setting"][path], run["best"]) for run in runs if path in run["setting"]]
         values = [literal(value) if isinstance(value, str) else value for value, _ in points]
-        numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+        numeric = all(
+            isinstance(value, int | float) and not isinstance(value, bool) for value in values
+        )
         if not numeric:
             names = sorted({str(value) for value in values})
             axes.set_xticks(range(len(names)), [printable(name) for name in names], **PLAIN)

@@ -42,7 +42,10 @@ class Sweep(OfExperiment):
 
     def __call__(self) -> int:
         at_least("--at-once", self.at_once, 0)
-        folder, screen = self.workdir or Path("runs") / f"{run_name(self.name)}-sweep", Screen(self.json)
+        folder, screen = (
+            self.workdir or Path("runs") / f"{run_name(self.name)}-sweep",
+            Screen(self.json),
+        )
         asked = settings.settings(self.axes, self.random, self.draw_seed, self.file, self.name)
         new = [each for each in (folder / "lock", folder, *folder.parents) if not each.exists()]
         try:
@@ -55,13 +58,27 @@ class Sweep(OfExperiment):
                     raise
                 return self.carry_out(runs, screen)
         except filelock.Timeout:
-            raise Refused(f"{folder} is in use by another sweep: stop that, or give another --workdir.") from None
+            raise Refused(
+                f"{folder} is in use by another sweep: stop that, or give another --workdir."
+            ) from None
         except OSError as error:
-            raise Refused(f"cannot write in {folder}: {error.strerror or error}; give another --workdir.") from None
+            raise Refused(
+                f"cannot write in {folder}: {error.strerror or error}; give another --workdir."
+            ) from None
 
     def common(self) -> list[str]:
         """The options as they were written, without the sweep's own: those of every run."""
-        own = {"set", "random", "draw-seed", "list", "workdir", "at-once", "slurm", "submit", "json"}
+        own = {
+            "set",
+            "random",
+            "draw-seed",
+            "list",
+            "workdir",
+            "at-once",
+            "slurm",
+            "submit",
+            "json",
+        }
         kept: list[str] = []
         mine, seen = False, set()
         for word in self.options:
@@ -75,11 +92,18 @@ class Sweep(OfExperiment):
 
     def carry_out(self, runs: sweep.Sweep, screen: Screen) -> int:
         if self.slurm is not None:
-            job = parse(Slurm, [self.name, *(f"--{each}" for each in self.slurm)], "launch.slurm", program="python -m")
+            job = parse(
+                Slurm,
+                [self.name, *(f"--{each}" for each in self.slurm)],
+                "launch.slurm",
+                program="python -m",
+            )
             elements = tuple((number, tuple(runs.arguments(number))) for number in runs.waiting())
             job = dataclasses.replace(job, overrides=tuple(runs.common), elements=elements)
             if not elements:
-                raise Refused(f"all runs of {runs.folder} are done: the same command without --slurm ranks them.")
+                raise Refused(
+                    f"all runs of {runs.folder} are done: the same command without --slurm ranks them."
+                )
             job.check()
             print(job.render(), flush=True)
             return job.start() if self.submit else DONE
@@ -87,7 +111,10 @@ class Sweep(OfExperiment):
         result = runs.result()
         drawn = sweep.draw(result, runs.folder / "sweep.png")
         self.emit(result, (f"\n{self.name}, by eval/{result['criterion']}", sweep.table(result)))
-        screen.say(f"\nall of it: {runs.folder}/sweep.json" + (f", drawn: {runs.folder}/sweep.png" if drawn else ""))
+        screen.say(
+            f"\nall of it: {runs.folder}/sweep.json"
+            + (f", drawn: {runs.folder}/sweep.png" if drawn else "")
+        )
         if not finished and runs.waiting():
             screen.say("interrupted: the same command goes on from there")
             return INTERRUPTED

@@ -37,7 +37,10 @@ class List(Verb):
     """Every experiment, its one-line summary."""
 
     def __call__(self) -> int:
-        found = [{"experiment": name, "summary": summary(file)} for name, file in sorted(available().items())]
+        found = [
+            {"experiment": name, "summary": summary(file)}
+            for name, file in sorted(available().items())
+        ]
         return self.emit({"experiments": found}, ("", found))
 
 
@@ -82,7 +85,11 @@ class Train(OfRun):
             return INTERRUPTED if result["interrupted"] else DONE
         self.emit(result)
         if result["interrupted"]:
-            saved = f"saved at step {result['step']}" if result["step"] else "nothing was to be saved yet"
+            saved = (
+                f"saved at step {result['step']}"
+                if result["step"]
+                else "nothing was to be saved yet"
+            )
             screen.say(f"interrupted; {saved}: the same command goes on from there")
             return INTERRUPTED
         screen.result(f"{self.name} is done", result, self.folder, self.hints())
@@ -110,8 +117,13 @@ class DataPrepare(OfExperiment):
         self.experiment.check()
         self.experiment.data.fetch()
         identity = self.experiment.data.prepare()
-        sizes = {f"{split} examples": len(self.experiment.data.source(split)) for split in ("train", "eval")}
-        return self.emit({"identity": identity, **sizes}, ("", rows("prepared", {"identity": identity, **sizes})))
+        sizes = {
+            f"{split} examples": len(self.experiment.data.source(split))
+            for split in ("train", "eval")
+        }
+        return self.emit(
+            {"identity": identity, **sizes}, ("", rows("prepared", {"identity": identity, **sizes}))
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,13 +149,18 @@ class DataInspect(OfExperiment):
         experiment.data.prepare()
         picture = self.picture or Path(f"{run_name(self.name)}-{self.split}-{self.step}.png")
         found = inspect(experiment, self.step, self.split, self.batches, picture)
-        told = {name: value for name, value in found.items() if name not in ("fields", "rows", "classes")}
+        told = {
+            name: value
+            for name, value in found.items()
+            if name not in ("fields", "rows", "classes")
+        }
         return self.emit(
             found,
             ("", rows("batch", told)),
             ("\nfields", found["fields"]),
             *[("\nclasses", rows("class", found["classes"]))] * bool(found["classes"]),
-            *[("\nrows", [{k: repr(v)[1:-1] for k, v in row.items()} for row in found["rows"]])] * bool(found["rows"]),
+            *[("\nrows", [{k: repr(v)[1:-1] for k, v in row.items()} for row in found["rows"]])]
+            * bool(found["rows"]),
         )
 
 
@@ -156,7 +173,9 @@ class Evaluate(OfRun):
         result = evaluate_run(self.experiment, self.folder)
         if not leading():
             return DONE
-        return self.emit(result, (f"{self.name} at step {result['step']}", rows("metric", result["metrics"])))
+        return self.emit(
+            result, (f"{self.name} at step {result['step']}", rows("metric", result["metrics"]))
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -172,10 +191,15 @@ class Replay(OfRun):
         result = replay(self.experiment, self.folder, self.step)
         if not leading():
             return DONE
-        told = {name: value for name, value in result.items() if name not in ("metrics", "operations")}
+        told = {
+            name: value for name, value in result.items() if name not in ("metrics", "operations")
+        }
         return self.emit(
             result,
-            (f"{self.name} again at step {self.step}", rows("replay", {**told, "bad": ", ".join(told["bad"])})),
+            (
+                f"{self.name} again at step {self.step}",
+                rows("replay", {**told, "bad": ", ".join(told["bad"])}),
+            ),
             *[("", rows("metric", result["metrics"]))] * bool(result["metrics"]),
             *[("\nfirst made by", result["operations"])] * bool(result["operations"]),
         )
@@ -194,8 +218,16 @@ class Check(OfExperiment):
         result = check(self.experiment, self.tolerance)
         furthest = sorted(result["errors"].items(), key=lambda item: -item[1])[:10]
         shown = {key: value for key, value in result.items() if key != "errors"}
-        told = {**shown, "mesh": in_words(shown["mesh"]), "changed": "; ".join(shown["changed"]) or "nothing"}
-        self.emit(shown, ("", rows("checked", told)), ("\nfurthest from one device", rows("gradient", dict(furthest))))
+        told = {
+            **shown,
+            "mesh": in_words(shown["mesh"]),
+            "changed": "; ".join(shown["changed"]) or "nothing",
+        }
+        self.emit(
+            shown,
+            ("", rows("checked", told)),
+            ("\nfurthest from one device", rows("gradient", dict(furthest))),
+        )
         return DONE if result["ok"] else FAILED
 
 
@@ -232,10 +264,14 @@ class Plan(OfExperiment):
             return self.emit(measure(self.experiment, topology))
         command, screen = ["plan", self.name, *self.options], Screen(self.json)
         if self.search is not None:
-            found = search(command, self.experiment, topology, self.timeout, self.search, screen.say)
+            found = search(
+                command, self.experiment, topology, self.timeout, self.search, screen.say
+            )
             self.emit({"plans": found}, ("", ranking(found)))
             if not self.json and found[0]["fits"]:
-                screen.say(f"\nthe fastest: jaxbig {shlex.join(command)} {shlex.join(found[0]['options'])}")
+                screen.say(
+                    f"\nthe fastest: jaxbig {shlex.join(command)} {shlex.join(found[0]['options'])}"
+                )
             return DONE
         result = plan.plan(command, self.experiment, topology, self.timeout, screen.say)
         self.emit(result, *plan.rows(result))
@@ -256,7 +292,11 @@ class Compare(Verb):
     def __call__(self) -> int:
         result = compare(self.workdirs)
         ends = [{**run, **dict(flat(run["metrics"])), "metrics": ""} for run in result["runs"]]
-        kept = [key for key in ends[0] if key in ("workdir", "step", "state_sha256") or key.startswith("eval/")]
+        kept = [
+            key
+            for key in ends[0]
+            if key in ("workdir", "step", "state_sha256") or key.startswith("eval/")
+        ]
         return self.emit(
             result,
             ("", [{key: run.get(key, "") for key in kept} for run in ends]),
@@ -274,7 +314,9 @@ class Flags(Verb):
 
     def __call__(self) -> int:
         found = flags(self.chip)
-        self.emit(found, ("not measured: compare with `jaxbig bench`", rows("flag", found["flags"])))
+        self.emit(
+            found, ("not measured: compare with `jaxbig bench`", rows("flag", found["flags"]))
+        )
         Screen(self.json).say(f"\nexport {found['variable']}={shlex.quote(found['value'])}")
         return DONE
 

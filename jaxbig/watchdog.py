@@ -74,7 +74,9 @@ class Watchdog:
         if self.doing not in BY_ACTIVITY:
             return False
         before, self.used = self.used, activity()
-        return any(now - old > least for now, old, least in zip(self.used, before, ACTIVE, strict=True))
+        return any(
+            now - old > least for now, old, least in zip(self.used, before, ACTIVE, strict=True)
+        )
 
     def place(self) -> str:
         """Which processes are late, as far as is known here, and what each does."""
@@ -82,14 +84,26 @@ class Watchdog:
             return f"the run {self.doing} at step {self.step}"
         doing = WAITS_FOR_OTHERS if waiting.is_set() else self.doing
         now, known = time.monotonic(), {self.lifeline.process: (0.0, self.step, doing)}
-        known |= {process: (now - when, step, doing) for process, (when, step, doing) in self.lifeline.heard.items()}
+        known |= {
+            process: (now - when, step, doing)
+            for process, (when, step, doing) in self.lifeline.heard.items()
+        }
         silent = [process for process, (ago, _, _) in known.items() if ago > SILENT]
-        busy = [process for process, (_, _, doing) in known.items() if doing not in (WAITS, WAITS_FOR_OTHERS)]
+        busy = [
+            process
+            for process, (_, _, doing) in known.items()
+            if doing not in (WAITS, WAITS_FOR_OTHERS)
+        ]
         least = min(step for _, step, _ in known.values())
-        late = silent or busy or [process for process, (_, step, _) in known.items() if step == least]
+        late = (
+            silent or busy or [process for process, (_, step, _) in known.items() if step == least]
+        )
         told = [
-            f"process {process} {doing} at step {step}" + (f", silent for {ago:.0f} s" if ago > SILENT else "")
-            for process, (ago, step, doing) in sorted(known.items(), key=lambda item: (item[0] not in late, item[0]))
+            f"process {process} {doing} at step {step}"
+            + (f", silent for {ago:.0f} s" if ago > SILENT else "")
+            for process, (ago, step, doing) in sorted(
+                known.items(), key=lambda item: (item[0] not in late, item[0])
+            )
         ]
         return f"{'; '.join(told[: len(late)])} (late); {'; '.join(told[len(late) :][:3]) or 'no other'}"
 

@@ -11,10 +11,14 @@ from jaxbig.errors import Refused
 from jaxbig.tracking.metrics import read_json
 
 
-def describe(experiment: Any, fingerprint: str, data_identity: str, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+def describe(
+    experiment: Any, fingerprint: str, data_identity: str, mesh: jax.sharding.Mesh
+) -> dict[str, Any]:
     """What `run.json` says of a run besides how it came to be; `experiment` is its JSON."""
     device, of = jax.devices()[0], {"count": jax.device_count(), "processes": jax.process_count()}
-    software = {name: value for name, value in devices().items() if name in ("platform_version", "driver")}
+    software = {
+        name: value for name, value in devices().items() if name in ("platform_version", "driver")
+    }
     return {
         "experiment": experiment,
         "fingerprint": fingerprint,

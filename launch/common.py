@@ -97,7 +97,9 @@ class CloudLauncher(Launcher):
 def data_variables(data: str, runs: str) -> dict[str, str]:
     """Environment variables that tell a run where its data and its caches are; `data` and `runs` are folders, either
     may be ""."""
-    return ({"TFDS_DATA_DIR": data} if data else {}) | ({"JAXBIG_CACHE": f"{runs}/{CACHE}"} if runs else {})
+    return ({"TFDS_DATA_DIR": data} if data else {}) | (
+        {"JAXBIG_CACHE": f"{runs}/{CACHE}"} if runs else {}
+    )
 
 
 def exports(variables: dict[str, str]) -> list[str]:

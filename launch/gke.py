@@ -22,7 +22,12 @@ from typing import Any
 from jaxbig.errors import PEER_LOST, Failed, Refused
 from launch.common import NAME, CloudLauncher, Flag, at_least, data_variables, main, safe, to_yaml
 
-TPUS = {"v4": "tpu-v4-podslice", "v5e": "tpu-v5-lite-podslice", "v5p": "tpu-v5p-slice", "v6e": "tpu-v6e-slice"}
+TPUS = {
+    "v4": "tpu-v4-podslice",
+    "v5e": "tpu-v5-lite-podslice",
+    "v5p": "tpu-v5p-slice",
+    "v6e": "tpu-v6e-slice",
+}
 """How GKE names the kinds (cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus)."""
 CHIPS = 4
 """Of a machine, where a slice has so many."""
@@ -69,7 +74,11 @@ class Gke(CloudLauncher):
     def check(self) -> None:
         super().check()
         safe("--image", self.image)
-        for option in ("claim", "namespace", *(each for each in ("secret", "data") if getattr(self, each))):
+        for option in (
+            "claim",
+            "namespace",
+            *(each for each in ("secret", "data") if getattr(self, each)),
+        ):
             safe(f"--{option}", getattr(self, option), r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
         for option in ("slices", "gpus", "nodes"):
             at_least(f"--{option}", getattr(self, option))
@@ -88,11 +97,15 @@ class Gke(CloudLauncher):
                 raise Refused(f"--tpu {self.tpu!r}: its kind must be one of {', '.join(TPUS)}.")
             safe("--tpu", topology, r"[1-9]\d*(x[1-9]\d*){1,2}")
             if self.chips > CHIPS and self.chips % CHIPS:
-                raise Refused(f"--tpu {self.tpu}: {self.chips} chips do not make whole machines of {CHIPS}.")
+                raise Refused(
+                    f"--tpu {self.tpu}: {self.chips} chips do not make whole machines of {CHIPS}."
+                )
         else:
             safe("--gpu", self.gpu)
         if bool(self.secrets) != bool(self.secret):
-            raise Refused("--secrets NAME and --secret OBJECT go together: which variables, and where they are kept.")
+            raise Refused(
+                "--secrets NAME and --secret OBJECT go together: which variables, and where they are kept."
+            )
         safe("the run's name", self.title, NAME)
 
     @property
@@ -119,20 +132,36 @@ class Gke(CloudLauncher):
         if self.nodes == 1:
             return words
         first = f"{self.title}-node-0-0.{self.title}:{PORT}"
-        return [*words, "--coordinator", first, "--processes", str(self.nodes), "--process", "$(JOB_COMPLETION_INDEX)"]
+        return [
+            *words,
+            "--coordinator",
+            first,
+            "--processes",
+            str(self.nodes),
+            "--process",
+            "$(JOB_COMPLETION_INDEX)",
+        ]
 
     def container(self) -> dict[str, Any]:
-        device, count = ("google.com/tpu", min(self.chips, CHIPS)) if self.tpu else ("nvidia.com/gpu", self.gpus)
+        device, count = (
+            ("google.com/tpu", min(self.chips, CHIPS))
+            if self.tpu
+            else ("nvidia.com/gpu", self.gpus)
+        )
         found = [
-            {"name": each, "valueFrom": {"secretKeyRef": {"name": self.secret, "key": each}}} for each in self.secrets
+            {"name": each, "valueFrom": {"secretKeyRef": {"name": self.secret, "key": each}}}
+            for each in self.secrets
         ]
         return {
             "name": "jaxbig",
             "image": self.image,
             "command": self.arguments(),
-            "env": [{"name": each, "value": value} for each, value in self.variables.items()] + found,
+            "env": [{"name": each, "value": value} for each, value in self.variables.items()]
+            + found,
             "resources": {"limits": {device: count}},
-            "volumeMounts": [{"name": name, "mountPath": place} for name, (place, _) in self.volumes().items()],
+            "volumeMounts": [
+                {"name": name, "mountPath": place} for name, (place, _) in self.volumes().items()
+            ],
         }
 
     @property
@@ -143,16 +172,22 @@ class Gke(CloudLauncher):
         """Name -> where a pod sees the volume, and what it is."""
         claims = {"runs": (RUNS, self.claim)} | ({"data": (DATA, self.data)} if self.data else {})
         found = {
-            name: (place, {"persistentVolumeClaim": {"claimName": claim}}) for name, (place, claim) in claims.items()
+            name: (place, {"persistentVolumeClaim": {"claimName": claim}})
+            for name, (place, claim) in claims.items()
         }
         # NCCL moves data between the GPUs of a node through shared memory, of which a container has 64 MiB otherwise
-        return found | ({"shm": ("/dev/shm", {"emptyDir": {"medium": "Memory"}})} if self.gpu else {})
+        return found | (
+            {"shm": ("/dev/shm", {"emptyDir": {"medium": "Memory"}})} if self.gpu else {}
+        )
 
     def pod(self) -> dict[str, Any]:
         kind, _, topology = self.tpu.partition(":")
         where = {"cloud.google.com/gke-accelerator": self.gpu}
         if self.tpu:
-            where = {"cloud.google.com/gke-tpu-accelerator": TPUS[kind], "cloud.google.com/gke-tpu-topology": topology}
+            where = {
+                "cloud.google.com/gke-tpu-accelerator": TPUS[kind],
+                "cloud.google.com/gke-tpu-topology": topology,
+            }
         spot = {"key": SPOT, "operator": "Equal", "value": "true", "effect": "NoSchedule"}
         return {
             "restartPolicy": "Never",
@@ -172,11 +207,17 @@ class Gke(CloudLauncher):
         # The first rule that fits a pod counts. A pod that only followed another (PEER_LOST) is replaced and decides
         # nothing: whether the job was preempted or has failed is told by the pod that was lost.
         policy = [
-            {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+            {
+                "action": "FailJob",
+                "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
+            },
             {"action": "FailJob", **exits(75)},
             {"action": "Ignore", **exits(PEER_LOST)},
         ]
-        again = {"action": "RestartJobSetAndIgnoreMaxRestarts", "onJobFailureReasons": ["PodFailurePolicy"]}
+        again = {
+            "action": "RestartJobSetAndIgnoreMaxRestarts",
+            "onJobFailureReasons": ["PodFailurePolicy"],
+        }
         job = {
             "parallelism": self.pods,
             "completions": self.pods,
@@ -185,14 +226,19 @@ class Gke(CloudLauncher):
             "podFailurePolicy": {"rules": policy},
             "template": {"spec": self.pod()},
         }
-        one_slice_one_pool = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
+        one_slice_one_pool = {
+            "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
+        }
         named = {"name": self.title, "namespace": self.namespace}
         return {
             "apiVersion": "jobset.x-k8s.io/v1alpha2",
             "kind": "JobSet",
             "metadata": named | ({"annotations": one_slice_one_pool} if self.tpu else {}),
             "spec": {
-                "failurePolicy": {"maxRestarts": self.restarts, "rules": [{"name": "preempted", **again}]},
+                "failurePolicy": {
+                    "maxRestarts": self.restarts,
+                    "rules": [{"name": "preempted", **again}],
+                },
                 "replicatedJobs": [
                     {
                         "name": "slice" if self.tpu else "node",
@@ -212,7 +258,9 @@ class Gke(CloudLauncher):
                 ["kubectl", "create", "-f", "-"], input=self.render(), text=True, check=False
             ).returncode
         except FileNotFoundError:
-            raise Failed("there is no kubectl here: install it, and give it your cluster's credentials.") from None
+            raise Failed(
+                "there is no kubectl here: install it, and give it your cluster's credentials."
+            ) from None
 
 
 if __name__ == "__main__":

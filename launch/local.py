@@ -56,7 +56,13 @@ class Local(Launcher):
     def commands(self) -> list[tuple[dict[str, str], list[str]]]:
         """What is set in the environment of each process, and its command."""
         here, each, visible = [sys.executable, "-m"], self.devices_per_process, gpus()
-        together = ["--coordinator", f"127.0.0.1:{self.port}", "--processes", str(self.count), "--process"]
+        together = [
+            "--coordinator",
+            f"127.0.0.1:{self.port}",
+            "--processes",
+            str(self.count),
+            "--process",
+        ]
         made = []
         for number in range(self.count):
             mine = {"CUDA_VISIBLE_DEVICES": ",".join(visible[number * each : (number + 1) * each])}
@@ -75,7 +81,9 @@ class Local(Launcher):
     def start(self) -> int:
         with asked_to_stop() as asked:
             pipes = subprocess.PIPE, subprocess.PIPE
-            processes = [spawn(command, environment, *pipes) for environment, command in self.commands()]
+            processes = [
+                spawn(command, environment, *pipes) for environment, command in self.commands()
+            ]
             watched = [Watched(number, process) for number, process in enumerate(processes)]
             try:
                 wait(watched, asked)
@@ -92,7 +100,10 @@ class Local(Launcher):
             print("launch.local: ended at once", file=sys.stderr)
             return STOPPED
         if code != INTERRUPTED and len(watched) > 1:
-            print(f"launch.local: process {first.number} failed first (exit {code}); its last words:", file=sys.stderr)
+            print(
+                f"launch.local: process {first.number} failed first (exit {code}); its last words:",
+                file=sys.stderr,
+            )
             print("".join(first.last_words), end="", file=sys.stderr, flush=True)
         return code if code > 0 else 128 - code
 
@@ -112,7 +123,9 @@ class Watched:
         self.failed_at, self.ended_at = 0.0, 0.0
         self.last_words: collections.deque[str] = collections.deque(maxlen=200)
         streams = (process.stdout, sys.stdout), (process.stderr, sys.stderr)
-        self.readers = [threading.Thread(target=self.show, args=pair, daemon=True) for pair in streams]
+        self.readers = [
+            threading.Thread(target=self.show, args=pair, daemon=True) for pair in streams
+        ]
         for reader in self.readers:
             reader.start()
 

@@ -18,7 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from jaxbig.errors import Failed
-from launch.common import BUCKET, NAME, CloudLauncher, Flag, at_least, data_variables, main, safe, to_yaml
+from launch.common import (
+    BUCKET,
+    NAME,
+    CloudLauncher,
+    Flag,
+    at_least,
+    data_variables,
+    main,
+    safe,
+    to_yaml,
+)
 
 PORT = 1234
 RUNS, DATA = "/runs", "/data"
@@ -82,7 +92,11 @@ class Sky(CloudLauncher):
     def task(self) -> dict[str, Any]:
         """The task, as SkyPilot reads it."""
         again = {"max_restarts_on_errors": self.restarts, "recover_on_exit_codes": [75]}
-        resources = {"accelerators": self.accelerators, "use_spot": self.spot, "job_recovery": again}
+        resources = {
+            "accelerators": self.accelerators,
+            "use_spot": self.spot,
+            "job_recovery": again,
+        }
         return {
             "name": self.title,
             "num_nodes": self.nodes,
@@ -104,10 +118,21 @@ class Sky(CloudLauncher):
             file.write_text(self.render())
             secrets = [word for name in self.secrets for word in ("--secret", name)]
             try:
-                command = ["sky", "jobs", "launch", "--yes", "--name", self.title, *secrets, str(file)]
+                command = [
+                    "sky",
+                    "jobs",
+                    "launch",
+                    "--yes",
+                    "--name",
+                    self.title,
+                    *secrets,
+                    str(file),
+                ]
                 return subprocess.run(command, check=False).returncode
             except FileNotFoundError:
-                raise Failed("there is no sky here: pip install skypilot, and log in to a cloud.") from None
+                raise Failed(
+                    "there is no sky here: pip install skypilot, and log in to a cloud."
+                ) from None
 
 
 if __name__ == "__main__":

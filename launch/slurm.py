@@ -58,7 +58,11 @@ class Slurm(Launcher):
     def check(self) -> None:
         super().check()
         at_least("--nodes", self.nodes)
-        for option, value in (("--gpus", self.gpus), ("--cpus", self.cpus), ("--at-once", self.at_once)):
+        for option, value in (
+            ("--gpus", self.gpus),
+            ("--cpus", self.cpus),
+            ("--at-once", self.at_once),
+        ):
             at_least(option, value, 0)
         safe("--time", self.time, TIME)
         for option in ("partition", "account", "constraint", "memory"):
@@ -93,11 +97,17 @@ class Slurm(Launcher):
         return {name: value for name, value in asked.items() if value}
 
     def render(self) -> str:
-        lines = ["#!/bin/bash", *(f"#SBATCH --{name}={value}" for name, value in self.directives().items())]
+        lines = [
+            "#!/bin/bash",
+            *(f"#SBATCH --{name}={value}" for name, value in self.directives().items()),
+        ]
         lines.append("#SBATCH --no-requeue" if self.no_requeue else "#SBATCH --requeue")
         lines.append("")
         if re.search(
-            r"[$`\\]", shlex.join([*self.command(), *(each for _, options in self.elements for each in options)])
+            r"[$`\\]",
+            shlex.join(
+                [*self.command(), *(each for _, options in self.elements for each in options)]
+            ),
         ):
             lines.append(
                 "# shellcheck disable=SC1003,SC2016  # options are as they were written: nothing in them is expanded"
@@ -112,7 +122,9 @@ class Slurm(Launcher):
         nv = ["--nv"] if self.gpus else []
         inside = ["apptainer", "exec", *nv, *bind, self.container] if self.container else []
         more = ' "${options[@]}"' if self.elements else ""
-        command = dataclasses.replace(self, name="") if self.elements else self  # each has its own --workdir
+        command = (
+            dataclasses.replace(self, name="") if self.elements else self
+        )  # each has its own --workdir
         lines.append(f"run=({shlex.join([*inside, *command.command()])}{more})")
         lines += ["", *self.cores()]
         srun = f'srun --cpus-per-task="$cpus" --kill-on-bad-exit=0 --wait={LEAVE}'
@@ -133,7 +145,10 @@ class Slurm(Launcher):
         take sbatch's --cpus-per-task, and binds a process to one core then."""
         if self.cpus:
             return [f"cpus={self.cpus}"]
-        return [f"cpus=$((${{SLURM_CPUS_ON_NODE:-1}} / {self.each_node}))", '[ "$cpus" -gt 0 ] || cpus=1']
+        return [
+            f"cpus=$((${{SLURM_CPUS_ON_NODE:-1}} / {self.each_node}))",
+            '[ "$cpus" -gt 0 ] || cpus=1',
+        ]
 
     @property
     def each_node(self) -> int:
@@ -142,7 +157,9 @@ class Slurm(Launcher):
 
     def start(self) -> int:
         try:
-            return subprocess.run(["sbatch"], input=self.render() + "\n", text=True, check=False).returncode
+            return subprocess.run(
+                ["sbatch"], input=self.render() + "\n", text=True, check=False
+            ).returncode
         except FileNotFoundError:
             raise Failed("there is no sbatch here: submit from a machine of the cluster.") from None
 

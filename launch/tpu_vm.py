@@ -23,7 +23,18 @@ from pathlib import Path
 from typing import Literal
 
 from jaxbig.errors import Failed, Refused
-from launch.common import BUCKET, NAME, WORD, CloudLauncher, Flag, at_least, data_variables, exports, main, safe
+from launch.common import (
+    BUCKET,
+    NAME,
+    WORD,
+    CloudLauncher,
+    Flag,
+    at_least,
+    data_variables,
+    exports,
+    main,
+    safe,
+)
 
 Action = Literal["create", "wait", "install", "run", "follow", "stop", "delete"]
 HOME = "jaxbig"
@@ -85,7 +96,9 @@ class TpuVm(CloudLauncher):
             safe("--data", self.data, rf"{BUCKET}|/{WORD}")
         at_least("--slices", self.slices)
         if not self.do:
-            raise Refused("--do needs one or more of create, wait, install, run, follow, stop and delete.")
+            raise Refused(
+                "--do needs one or more of create, wait, install, run, follow, stop and delete."
+            )
         safe("the run's name", self.title, NAME)
         if "run" in self.do and not self.bucket and not self.workdir:
             raise Refused(
@@ -111,7 +124,9 @@ class TpuVm(CloudLauncher):
     @property
     def machines(self) -> list[str]:
         """The names of the TPUs, one a slice."""
-        return [f"{self.title}-{i}" for i in range(self.slices)] if self.slices > 1 else [self.title]
+        return (
+            [f"{self.title}-{i}" for i in range(self.slices)] if self.slices > 1 else [self.title]
+        )
 
     def gcloud(self, kind: str, verb: str, *more: str) -> list[str]:
         where = ["--zone", self.zone, *(["--project", self.project] if self.project else [])]
@@ -127,15 +142,33 @@ class TpuVm(CloudLauncher):
             return [self.gcloud("tpu-vm", "create", self.title, *asked, "--version", self.image)]
         many = ["--node-count", str(self.slices), "--node-prefix", self.title]
         nodes = many if self.slices > 1 else ["--node-id", self.title]
-        return [self.gcloud("queued-resources", "create", self.title, *nodes, *asked, "--runtime-version", self.image)]
+        return [
+            self.gcloud(
+                "queued-resources",
+                "create",
+                self.title,
+                *nodes,
+                *asked,
+                "--runtime-version",
+                self.image,
+            )
+        ]
 
     def wait(self) -> list[list[str]]:
         """Until the machines are there, or will not come."""
         kind, path = ("queued-resources", "state.state") if self.queues else ("tpu-vm", "state")
-        describe = shlex.join(self.gcloud(kind, "describe", self.title, "--format", f"value({path})"))
+        describe = shlex.join(
+            self.gcloud(kind, "describe", self.title, "--format", f"value({path})")
+        )
         ended = "FAILED|SUSPENDING|SUSPENDED|DELETING|PREEMPTED|TERMINATED"
         ready = "ACTIVE" if self.queues else "READY"
-        return [["bash", "-c", WAIT.format(describe=describe, name=self.title, ready=ready, ended=ended)]]
+        return [
+            [
+                "bash",
+                "-c",
+                WAIT.format(describe=describe, name=self.title, ready=ready, ended=ended),
+            ]
+        ]
 
     def install(self) -> list[list[str]]:
         """Python 3.11 by uv, since the machines' own may be older."""
@@ -162,7 +195,9 @@ class TpuVm(CloudLauncher):
         named = dataclasses.replace(self, name=self.title if self.bucket else self.name)
         program, *words = named.command("--coordinator", "auto", runs=RUNS)
         train = shlex.join([f"../.venv/bin/{program}", *words])
-        mounts = [MOUNT.format(place=place, bucket=bucket) for place, bucket in self.buckets.items()]
+        mounts = [
+            MOUNT.format(place=place, bucket=bucket) for place, bucket in self.buckets.items()
+        ]
         text = " && ".join(
             [
                 f"cd {HOME}",
@@ -198,7 +233,9 @@ class TpuVm(CloudLauncher):
             try:
                 code = subprocess.run(command, check=False).returncode
             except FileNotFoundError:
-                raise Failed("there is no gcloud here: install Google Cloud's command line, and log in.") from None
+                raise Failed(
+                    "there is no gcloud here: install Google Cloud's command line, and log in."
+                ) from None
             if code:
                 return code
         return 0

@@ -30,7 +30,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # A hasty compiler splits arrays as the full one does, in a third of the time; the slow gradient tests use the full one.
 jax.config.update("jax_disable_most_optimizations", True)
 
-if "JAXBIG_TEST_DATA" not in os.environ:  # one folder for the whole session: workers of pytest-xdist inherit it
+if (
+    "JAXBIG_TEST_DATA" not in os.environ
+):  # one folder for the whole session: workers of pytest-xdist inherit it
     os.environ["JAXBIG_TEST_DATA"] = tempfile.mkdtemp(prefix="jaxbig-test-data-")
     atexit.register(shutil.rmtree, os.environ["JAXBIG_TEST_DATA"], ignore_errors=True)
 os.environ["TFDS_DATA_DIR"] = os.environ["JAXBIG_TEST_DATA"]
@@ -51,7 +53,11 @@ COMPILED = {
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = sorted(file.stem for file in (ROOT / "experiments").glob("[a-z]*.py"))
 # those whose data is made on this machine
-EMBEDDED = [name for name in EXPERIMENTS if name.split("_")[0] in ("dates", "diabetes", "digits", "pymodule", "pytext")]
+EMBEDDED = [
+    name
+    for name in EXPERIMENTS
+    if name.split("_")[0] in ("dates", "diabetes", "digits", "pymodule", "pytext")
+]
 # one of each kind of loop: plain, with batch statistics, with a carried state, with decoding
 SPINE = ["digits_convnet", "digits_resnet", "digits_rnn", "pytext_transformer", "pytext_lstm"]
 
@@ -95,7 +101,9 @@ def small(name: str, **changes: Any) -> Experiment:
         data = dataclasses.replace(data, tokenizer=dataclasses.replace(data.tokenizer, vocab=128))
         fields["vocab"] = 128
         tokens = {"vocab": 128, "chunks": 8}
-        objective = dataclasses.replace(objective, **{k: v for k, v in tokens.items() if hasattr(objective, k)})
+        objective = dataclasses.replace(
+            objective, **{k: v for k, v in tokens.items() if hasattr(objective, k)}
+        )
     model = dataclasses.replace(model, **fields)
     initialize_from = dataclasses.replace(experiment.initialize_from, run="")
     few = {"model": model, "objective": objective, "data": data, "initialize_from": initialize_from}
@@ -121,11 +129,19 @@ def jaxbig(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """
 
     def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-        alone = arguments[0] in ("train", "evaluate") and environment.get("JAX_NUM_CPU_DEVICES", "1") == "1"
+        alone = (
+            arguments[0] in ("train", "evaluate")
+            and environment.get("JAX_NUM_CPU_DEVICES", "1") == "1"
+        )
         return subprocess.run(
             [sys.executable, "-m", "jaxbig", *map(str, arguments)],
             cwd=tmp_path,
-            env={**os.environ, "JAX_NUM_CPU_DEVICES": "1", **(COMPILED if alone else {}), **environment},
+            env={
+                **os.environ,
+                "JAX_NUM_CPU_DEVICES": "1",
+                **(COMPILED if alone else {}),
+                **environment,
+            },
             capture_output=True,
             text=True,
             timeout=500,
@@ -143,8 +159,13 @@ def noticed(record_property: Callable[[str, object], None]) -> Callable[[float],
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """The seconds that were noted."""
-    told = [(dict(each.user_properties).get("noticed"), each.nodeid) for each in terminalreporter.getreports("passed")]
-    if found := sorted({(name.split("::")[-1], seconds) for seconds, name in told if seconds is not None}):
+    told = [
+        (dict(each.user_properties).get("noticed"), each.nodeid)
+        for each in terminalreporter.getreports("passed")
+    ]
+    if found := sorted(
+        {(name.split("::")[-1], seconds) for seconds, name in told if seconds is not None}
+    ):
         terminalreporter.section("seconds until it was noticed")
         for name, seconds in found:
             terminalreporter.line(f"{seconds:6.1f}  {name}")

@@ -12,33 +12,51 @@ from typing import Any
 
 from conftest import COMPILED, HASTY
 
-MODEL = [f"--model.layers.{layer}=8" for layer in ("0.channels", "1.channels", "4.channels", "7.width")]
+MODEL = [
+    f"--model.layers.{layer}=8" for layer in ("0.channels", "1.channels", "4.channels", "7.width")
+]
 RUN = ["train", "digits_convnet", "--workdir=run", "--log-every=1", "--data.batch=32", *MODEL]
 STRUCK = str(Path(__file__).with_name("struck.py"))
 
 
 def settings(devices: int) -> dict[str, str]:
     """The environment of a process with so many CPU devices, which compiles with less zeal, on one device once."""
-    return {**os.environ, **HASTY, "JAX_NUM_CPU_DEVICES": str(devices), **(COMPILED if devices == 1 else {})}
+    return {
+        **os.environ,
+        **HASTY,
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        **(COMPILED if devices == 1 else {}),
+    }
 
 
 class Life:
     """`jaxbig ...` as several processes, from their start to their end."""
 
     def __init__(
-        self, folder: Path, count: int, devices: int, *arguments: str, struck: dict[int, tuple[str, ...]] | None = None
+        self,
+        folder: Path,
+        count: int,
+        devices: int,
+        *arguments: str,
+        struck: dict[int, tuple[str, ...]] | None = None,
     ):
         struck = struck or {}
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         together = ["--coordinator", f"127.0.0.1:{port}", "--processes", str(count)]
-        cached = {"JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled")}  # as a user would, to start sooner
+        cached = {
+            "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled")
+        }  # as a user would, to start sooner
         cached |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
         self.run = folder / "run"
         self.processes = [
             subprocess.Popen(
-                [sys.executable, *(["-m", "jaxbig"] if number not in struck else [STRUCK, *struck[number]]), *arguments]
+                [
+                    sys.executable,
+                    *(["-m", "jaxbig"] if number not in struck else [STRUCK, *struck[number]]),
+                    *arguments,
+                ]
                 + ([*together, "--process", str(number)] if count > 1 else []),
                 cwd=folder,
                 env={**settings(devices), **cached},
@@ -67,7 +85,9 @@ class Life:
         finally:
             for process in self.processes:
                 process.kill()
-        return [(process.returncode, text) for process, text in zip(self.processes, said, strict=True)]
+        return [
+            (process.returncode, text) for process, text in zip(self.processes, said, strict=True)
+        ]
 
     def step(self) -> int:
         """The last step that was logged."""

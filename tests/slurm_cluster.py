@@ -56,11 +56,14 @@ def two_nodes(folder: Path) -> Iterator[dict[str, str]]:
             free.bind(("127.0.0.1", 0))
             ports.append(free.getsockname()[1])
     (folder / "state").mkdir()
-    (folder / "slurm.conf").write_text(CONF.format(folder=folder, host=socket.gethostname().split(".")[0], ports=ports))
+    (folder / "slurm.conf").write_text(
+        CONF.format(folder=folder, host=socket.gethostname().split(".")[0], ports=ports)
+    )
     (folder / "munge.key").write_bytes(os.urandom(128))
     (folder / "munge.key").chmod(0o600)
     files = [
-        f"--{kind}={folder}/munge.{kind.split('-')[0]}" for kind in ("key-file", "log-file", "pid-file", "seed-file")
+        f"--{kind}={folder}/munge.{kind.split('-')[0]}"
+        for kind in ("key-file", "log-file", "pid-file", "seed-file")
     ]
     environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
     commands = [
@@ -75,12 +78,18 @@ def two_nodes(folder: Path) -> Iterator[dict[str, str]]:
         for command in commands:
             with (folder / f"{command[0]}.log").open("ab") as log:
                 daemons.append(
-                    subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+                    subprocess.Popen(
+                        command, env=environment, stdout=log, stderr=log, start_new_session=True
+                    )
                 )
             time.sleep(1)
         for _ in range(60):
             asked = subprocess.run(
-                ["sinfo", "-h", "-o", "%T"], env=environment, capture_output=True, text=True, check=False
+                ["sinfo", "-h", "-o", "%T"],
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
             )
             if set(asked.stdout.split()) == {"idle"}:
                 break
@@ -89,7 +98,9 @@ def two_nodes(folder: Path) -> Iterator[dict[str, str]]:
             raise RuntimeError("\n".join(log.read_text()[-1000:] for log in folder.glob("*.log")))
         yield environment
     finally:
-        subprocess.run(["scancel", "--user=root"], env=environment, capture_output=True, check=False)
+        subprocess.run(
+            ["scancel", "--user=root"], env=environment, capture_output=True, check=False
+        )
         time.sleep(2)
         for daemon in reversed(daemons):
             daemon.terminate()

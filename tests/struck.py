@@ -16,7 +16,9 @@ from jaxbig.__main__ import main
 
 place, name, number, what, *arguments = sys.argv[1:]
 module, _, owner = place.partition(":")
-holder = getattr(importlib.import_module(module), owner) if owner else importlib.import_module(module)
+holder = (
+    getattr(importlib.import_module(module), owner) if owner else importlib.import_module(module)
+)
 plain, calls = getattr(holder, name), 0
 
 

@@ -20,7 +20,11 @@ KEY = jax.random.key(0)
 LENGTHS = np.array([5, 1, 3], np.int32)
 INSIDE = np.arange(5) < LENGTHS[:, None]  # [B, S]
 MODEL = RNNEncoderDecoder(vocab=11, target_vocab=7, width=6)
-KINDS = {"additive": Additive(4), "general": Multiplicative(4), "dot": Multiplicative(4, general=False)}
+KINDS = {
+    "additive": Additive(4),
+    "general": Multiplicative(4),
+    "dot": Multiplicative(4, general=False),
+}
 
 
 def normal(*shape: int, seed: int = 0) -> Array:
@@ -38,7 +42,9 @@ def weights(module: nn.Module, *inputs: Any) -> Any:
     """Numbers in the shapes of the module's parameters, so that no bias is 0."""
     shapes = nn.meta.unbox(jax.eval_shape(lambda: module.init(KEY, *inputs)))["params"]
     seeds = itertools.count(100)
-    return jax.tree.map(lambda leaf: np.float32(0.4) * normal(*leaf.shape, seed=next(seeds)), shapes)
+    return jax.tree.map(
+        lambda leaf: np.float32(0.4) * normal(*leaf.shape, seed=next(seeds)), shapes
+    )
 
 
 def applied(module: nn.Module, p: Any, *inputs: Any) -> Any:
@@ -46,7 +52,11 @@ def applied(module: nn.Module, p: Any, *inputs: Any) -> Any:
 
 
 def close(ours: Any, expected: Any, tolerance: float = 1e-5) -> None:
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), ours, expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance),
+        ours,
+        expected,
+    )
 
 
 def same_bits(ours: Any, expected: Any) -> None:
@@ -59,12 +69,19 @@ def scores(kind: str, p: Any, query: Array, memory: Array) -> Array:
         return memory @ query
     if kind == "general":
         return memory @ p["keys"]["kernel"] @ query
-    return np.tanh(query @ p["query"] + memory @ p["keys"]["kernel"] + p["keys"]["bias"]) @ p["score"][:, 0]
+    return (
+        np.tanh(query @ p["query"] + memory @ p["keys"]["kernel"] + p["keys"]["bias"])
+        @ p["score"][:, 0]
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_attention_is_its_equations_and_exactly_zero_on_padding(kind: str) -> None:
-    query, memory, module = normal(3, 4), normal(3, 5, 4 if kind == "dot" else 3, seed=1), KINDS[kind]
+    query, memory, module = (
+        normal(3, 4),
+        normal(3, 5, 4 if kind == "dot" else 3, seed=1),
+        KINDS[kind],
+    )
     p = weights(module, query, memory) if kind != "dot" else {}
     context, share = applied(module, p, query, memory, INSIDE)
     assert np.array_equal(share > 0, INSIDE)
@@ -79,7 +96,9 @@ def test_dot_attention_of_unequal_widths_is_refused() -> None:
     with pytest.raises(Refused, match="query of 4 and a memory of 3"):
         jax.eval_shape(lambda: KINDS["dot"].init(KEY, normal(3, 4), normal(3, 5, 3)))
     with pytest.raises(Refused, match="attention 'max'"):
-        jax.eval_shape(lambda: dataclasses.replace(MODEL, attention="max").init(KEY, SOURCE, TARGET))  # type: ignore[arg-type]
+        jax.eval_shape(
+            lambda: dataclasses.replace(MODEL, attention="max").init(KEY, SOURCE, TARGET)
+        )  # type: ignore[arg-type]
 
 
 def test_the_decoder_is_the_loop_over_its_equations() -> None:
@@ -89,7 +108,9 @@ def test_the_decoder_is_the_loop_over_its_equations() -> None:
         memory = model.encode(SOURCE, LENGTHS)
         return memory, model.decode(TARGET, memory)
 
-    (memory, logits), kept = jax.jit(lambda p: nn.apply(parts, MODEL, mutable=["intermediates"])({"params": p}))(p)
+    (memory, logits), kept = jax.jit(
+        lambda p: nn.apply(parts, MODEL, mutable=["intermediates"])({"params": p})
+    )(p)
     memory, logits = jax.tree.map(np.asarray, (memory, logits))
     share = np.asarray(kept["intermediates"]["attention"][0])
     d, cell = p["decoder"], p["decoder"]["gru"]
@@ -126,7 +147,9 @@ def test_decoding_token_by_token_gives_the_logits_of_all_at_once(module: RNNEnco
 
     @jax.jit
     def decode(cache: Any, now: Any) -> Any:
-        return module.apply({"params": p, **cache}, now, memory, cache=9, method="decode", mutable=["cache"])
+        return module.apply(
+            {"params": p, **cache}, now, memory, cache=9, method="decode", mutable=["cache"]
+        )
 
     cache, logits = {}, []
     for t in range(4):
@@ -161,16 +184,25 @@ def test_bfloat16_gives_float32_logits_near_those_of_float32() -> None:
 
 
 def gradient(mesh: jax.sharding.Mesh) -> Any:
-    module, source, target = RNNEncoderDecoder(16, 16, 16, attention="additive"), tokens(16, 5), tokens(16, 4)
+    module, source, target = (
+        RNNEncoderDecoder(16, 16, 16, attention="additive"),
+        tokens(16, 5),
+        tokens(16, 4),
+    )
     with activate(mesh):
         boxed = jax.eval_shape(lambda: module.init(KEY, source, target))["params"]
     shardings = parameter_shardings(boxed, mesh)
     with activate(mesh):
-        init = jax.jit(lambda: nn.meta.unbox(module.init(KEY, source, target)["params"]), out_shardings=shardings)
+        init = jax.jit(
+            lambda: nn.meta.unbox(module.init(KEY, source, target)["params"]),
+            out_shardings=shardings,
+        )
         rows = jax.NamedSharding(mesh, jax.P(("data", "fsdp")))
 
         def loss(p: Any, source: Any, target: Any) -> Any:
-            return jnp.mean(jnp.square(module.apply({"params": p}, source, target, np.arange(16) % 5 + 1)))
+            return jnp.mean(
+                jnp.square(module.apply({"params": p}, source, target, np.arange(16) % 5 + 1))
+            )
 
         step = jax.jit(jax.grad(loss), out_shardings=shardings)
         return jax.tree.map(np.array, step(init(), *jax.device_put((source, target), rows)))
@@ -182,5 +214,7 @@ def test_gradients_over_meshes_are_those_of_one_device() -> None:
     expected = gradient(one)
     for mesh in (Mesh(data=8), Mesh(fsdp=8, data=1), Mesh(data=2, fsdp=2, tensor=2)):
         ours = gradient(mesh.build())
-        for (path, leaf), right in zip(jax.tree.leaves_with_path(ours), jax.tree.leaves(expected), strict=True):
+        for (path, leaf), right in zip(
+            jax.tree.leaves_with_path(ours), jax.tree.leaves(expected), strict=True
+        ):
             assert np.linalg.norm(leaf - right) <= 1e-5 * np.linalg.norm(right), (mesh, path)

@@ -30,7 +30,9 @@ STORED: dict[str, tuple[np.ndarray, float]] = {
 def spectrogram(wave: np.ndarray) -> np.ndarray:
     row = DATA.read({"audio": wave, "label": 1})
     batch: Any = {"inputs": row["inputs"][None]}
-    return np.exp(np.asarray(DATA.transform(batch, jax.random.split(jax.random.key(0), 1), True)["inputs"]))
+    return np.exp(
+        np.asarray(DATA.transform(batch, jax.random.split(jax.random.key(0), 1), True)["inputs"])
+    )
 
 
 @pytest.mark.parametrize("name", STORED)
@@ -72,7 +74,10 @@ BAD: dict[str, tuple[Any, str]] = {
     "date": (np.zeros(9, "M8[s]"), "datetime64"),
     "objects": (np.array([0, None], object), "object"),
     "null": (None, "null"),
-    "stereo": (np.zeros((9, 2), np.int16), r"shape \(9, 2\), not \[samples\]; of several channels take the mean"),
+    "stereo": (
+        np.zeros((9, 2), np.int16),
+        r"shape \(9, 2\), not \[samples\]; of several channels take the mean",
+    ),
     "empty": (np.zeros(0, np.int16), r"shape \(0,\)"),
     "one number": (np.int16(3), r"shape \(\)"),
     "ragged": ([[1], [1, 2]], "no array"),

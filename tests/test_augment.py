@@ -79,12 +79,18 @@ resampled, weighed = jax.jit(resample, static_argnums=5), jax.jit(weights, stati
 @pytest.mark.parametrize("size", [96, 7])
 def test_resampling_is_pillows(name: str, size: int) -> None:
     top, left, height, width = BOXES[name]
-    padded = jnp.pad(pixels(PHOTO), ((0, 13), (0, 6), (0, 0)), constant_values=9)  # what is outside must not count
+    padded = jnp.pad(
+        pixels(PHOTO), ((0, 13), (0, 6), (0, 0)), constant_values=9
+    )  # what is outside must not count
     low, first = int(top), int(left)
-    cut = Image.fromarray(PHOTO).crop((first, low, int(np.ceil(left + width)), int(np.ceil(top + height))))
+    cut = Image.fromarray(PHOTO).crop(
+        (first, low, int(np.ceil(left + width)), int(np.ceil(top + height)))
+    )
     box = (left - first, top - low, left - first + width, top - low + height)
     theirs = cut.resize((size, size), Image.Resampling.BILINEAR, box=box)
-    assert difference(resampled(padded, top, left, height, width, size), theirs) < 0.7  # it rounds twice
+    assert (
+        difference(resampled(padded, top, left, height, width, size), theirs) < 0.7
+    )  # it rounds twice
 
 
 @hypothesis.given(start=st.floats(0, 40), length=st.floats(0, 24), size=st.sampled_from((1, 7, 70)))
@@ -99,7 +105,9 @@ def test_weights_are_of_the_box_and_sum_to_one(start: float, length: float, size
 
 @pytest.mark.parametrize("size", [(300, 400), (37, 500), (1, 50), (50, 1), (1, 1), (2, 3)])
 def test_crop_boxes_lie_in_the_image(size: tuple[int, int]) -> None:
-    boxes = jax.jit(jax.vmap(lambda key: jnp.stack(ResizedCrop().box(jnp.array(size), key))))(keys(500))
+    boxes = jax.jit(jax.vmap(lambda key: jnp.stack(ResizedCrop().box(jnp.array(size), key))))(
+        keys(500)
+    )
     top, left, height, width = np.asarray(boxes).T
     assert (top >= 0).all() and (left >= 0).all() and (height >= 1).all() and (width >= 1).all()
     assert (top + height <= size[0]).all() and (left + width <= size[1]).all()
@@ -112,7 +120,9 @@ def test_crop_boxes_lie_in_the_image(size: tuple[int, int]) -> None:
 def test_crop_boxes_are_drawn_as_published() -> None:
     """Where nearly every first try fits: shares are uniform, log-ratios are, and so are places among those free."""
     crop = ResizedCrop(least=0.1, most=0.3, ratio=2.0)
-    boxes = jax.jit(jax.vmap(lambda key: jnp.stack(crop.box(jnp.array([2000, 2000]), key))))(keys(4000))
+    boxes = jax.jit(jax.vmap(lambda key: jnp.stack(crop.box(jnp.array([2000, 2000]), key))))(
+        keys(4000)
+    )
     top, left, height, width = np.asarray(boxes, np.float64).T
     for drawn, low, high in (
         (height * width / 4e6, 0.1, 0.3),
@@ -125,7 +135,9 @@ def test_crop_boxes_are_drawn_as_published() -> None:
 
 def test_where_no_try_fits_the_middle_is_taken() -> None:
     # as torchvision: 10 x 100 is wider than 4/3, so all its height and round(10 * 4/3) = 13 of its width
-    box = lambda *size: [int(n) for n in ResizedCrop(least=1.0).box(jnp.array(size), jax.random.key(0))]  # noqa: E731
+    box = lambda *size: [
+        int(n) for n in ResizedCrop(least=1.0).box(jnp.array(size), jax.random.key(0))
+    ]
     assert box(10, 100) == [0, 43, 10, 13]
     assert box(100, 10) == [43, 0, 13, 10]
     assert box(0, 0) == [0, 0, 1, 1]
@@ -156,7 +168,11 @@ def test_the_central_crop_is_pillows_and_takes_half_empty_images() -> None:
 
 def test_a_random_crop_is_a_window_of_the_padded_image() -> None:
     image = jax.random.uniform(jax.random.key(0), (6, 7, 1))
-    crops = np.asarray(mapped(RandomCrop(size=6, padding=2), jnp.stack([image] * 1000), [[6, 7]] * 1000, keys(1000)))
+    crops = np.asarray(
+        mapped(
+            RandomCrop(size=6, padding=2), jnp.stack([image] * 1000), [[6, 7]] * 1000, keys(1000)
+        )
+    )
     padded = np.pad(image, ((2, 2), (2, 2), (0, 0)))
     windows = [padded[y : y + 6, x : x + 6] for y, x in itertools.product(range(5), range(6))]
     counts = [int((crops == window).all((1, 2, 3)).sum()) for window in windows]
@@ -178,7 +194,11 @@ def test_half_are_flipped() -> None:
     assert 430 < mirrored.sum() < 570 and ((flips == image[None]).all((1, 2, 3)) | mirrored).all()
 
 
-ENHANCERS = {"brightness": ImageEnhance.Brightness, "contrast": ImageEnhance.Contrast, "saturation": ImageEnhance.Color}
+ENHANCERS = {
+    "brightness": ImageEnhance.Brightness,
+    "contrast": ImageEnhance.Contrast,
+    "saturation": ImageEnhance.Color,
+}
 
 
 @pytest.mark.parametrize("factor", [0.3, 0.6, 1.7])
@@ -195,7 +215,9 @@ def test_hue_is_pillows(turn: float) -> None:
     for photo in (PHOTO, FLOWER):
         turned = np.array(Image.fromarray(photo).convert("HSV"))
         turned[..., 0] += np.uint8(round(turn * 255) % 256)  # it has 256 hues
-        theirs = Image.merge("HSV", [Image.fromarray(each) for each in np.moveaxis(turned, 2, 0)]).convert("RGB")
+        theirs = Image.merge(
+            "HSV", [Image.fromarray(each) for each in np.moveaxis(turned, 2, 0)]
+        ).convert("RGB")
         assert difference(colours.hue(pixels(photo), jnp.float32(turn)), theirs) < 1.5
         assert difference(pixels(photo), theirs) > 3
 
@@ -208,27 +230,45 @@ def test_hue_by_hand() -> None:
 
 def test_jitter_applies_all_four_in_every_order(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:  # factors fixed at their largest
-        patched.setattr(jax.random, "uniform", lambda key, shape=(), minval=0, maxval=1: jnp.full(shape, float(maxval)))
-        image, jitter = pixels(FLOWER[:6, :6]), ColorJitter(brightness=0.6, contrast=0.7, saturation=0.8, hue=0.2)
+        patched.setattr(
+            jax.random,
+            "uniform",
+            lambda key, shape=(), minval=0, maxval=1: jnp.full(shape, float(maxval)),
+        )
+        image, jitter = (
+            pixels(FLOWER[:6, :6]),
+            ColorJitter(brightness=0.6, contrast=0.7, saturation=0.8, hue=0.2),
+        )
         ours = jax.vmap(lambda key: jitter(image, jnp.array([6, 6]), key)[0])(keys(400))
-    changes = [(colours.brightness, 1.6), (colours.contrast, 1.7), (colours.saturation, 1.8), (colours.hue, 0.2)]
+    changes = [
+        (colours.brightness, 1.6),
+        (colours.contrast, 1.7),
+        (colours.saturation, 1.8),
+        (colours.hue, 0.2),
+    ]
     expected = []
     for order in itertools.permutations(changes):
         changed = image
         for change, amount in order:
             changed = change(changed, jnp.float32(amount))
         expected.append(changed)
-    near = np.abs(np.asarray(ours)[:, None] - np.asarray(expected)[None]).max((2, 3, 4)) < 1e-4  # [400, 24]
+    near = (
+        np.abs(np.asarray(ours)[:, None] - np.asarray(expected)[None]).max((2, 3, 4)) < 1e-4
+    )  # [400, 24]
     assert near.any(1).all() and near.any(0).all()
 
 
 def test_jitter_draws_factors_evenly_and_only_what_is_asked() -> None:
     image = jnp.full((2, 2, 3), 0.5)
-    out = mapped(ColorJitter(brightness=0.4), jnp.stack([image] * 1000), [[2, 2]] * 1000, keys(1000))
+    out = mapped(
+        ColorJitter(brightness=0.4), jnp.stack([image] * 1000), [[2, 2]] * 1000, keys(1000)
+    )
     assert scipy.stats.kstest(out[:, 0, 0, 0] * 2, scipy.stats.uniform(0.6, 0.8).cdf).pvalue > 1e-3
     assert (ColorJitter()(image, jnp.array([2, 2]), jax.random.key(0))[0] == image).all()
     shaded = jax.random.uniform(jax.random.key(0), (4, 4, 1))  # grey: nothing to saturate or turn
-    unchanged = ColorJitter(saturation=0.9, hue=0.5)(shaded, jnp.array([4, 4]), jax.random.key(0))[0]
+    unchanged = ColorJitter(saturation=0.9, hue=0.5)(shaded, jnp.array([4, 4]), jax.random.key(0))[
+        0
+    ]
     np.testing.assert_allclose(unchanged, shaded, atol=1e-6)
 
 
@@ -236,7 +276,9 @@ def test_erasing_makes_a_box_noise_in_a_quarter_of_all_cases() -> None:
     image = jnp.full((40, 60, 3), 2.0)
     out = np.asarray(mapped(Erasing(), jnp.stack([image] * 1000), [[40, 60]] * 1000, keys(1000)))
     erased = (out != 2).all(3)
-    assert ((out != 2).any(3) == erased).all() and (out[erased] >= 0).all() and (out[erased] < 1).all()
+    assert (
+        ((out != 2).any(3) == erased).all() and (out[erased] >= 0).all() and (out[erased] < 1).all()
+    )
     some = erased.any((1, 2))
     assert 190 < some.sum() < 310
     for each in erased[some]:
@@ -250,7 +292,9 @@ def test_erasing_makes_a_box_noise_in_a_quarter_of_all_cases() -> None:
 def test_normalize_by_hand() -> None:
     image = jnp.array([[[0.1, 0.2, 0.3]]])
     normalize = Normalize(mean=(0.1, 0.1, 0.1), std=(1.0, 0.5, 0.25))
-    np.testing.assert_allclose(normalize(image, jnp.ones(2, int), jax.random.key(0))[0], [[[0, 0.2, 0.8]]], atol=1e-6)
+    np.testing.assert_allclose(
+        normalize(image, jnp.ones(2, int), jax.random.key(0))[0], [[[0, 0.2, 0.8]]], atol=1e-6
+    )
     with pytest.raises(Refused, match="1 channels"):
         normalize(image[..., :1], jnp.ones(2, int), jax.random.key(0))
 
@@ -269,7 +313,9 @@ def name_of(augmentation: Augmentation) -> str:
 @pytest.mark.parametrize("canvas", [False, True])
 @pytest.mark.parametrize("second", KINDS, ids=name_of)
 @pytest.mark.parametrize("first", KINDS, ids=name_of)
-def test_order_of_each_pair_is_right_or_refused(first: Augmentation, second: Augmentation, canvas: bool) -> None:
+def test_order_of_each_pair_is_right_or_refused(
+    first: Augmentation, second: Augmentation, canvas: bool
+) -> None:
     names = name_of(first), name_of(second)
     crops, bounded = ({name_of(each) for each in group} for group in (CROPS, OF_0_TO_1))
     words = ""
@@ -291,7 +337,9 @@ def test_crop_is_the_same_on_a_canvas_of_any_size(first: Augmentation) -> None:
     on = [jnp.zeros((side, side, 3)).at[:12, :16].set(image) for side in (16, 24)]
     small, large = (jax.jit(first)(each, jnp.array([12, 16]), jax.random.key(1))[0] for each in on)
     np.testing.assert_allclose(small, large, atol=1e-6)
-    assert not isinstance(first, ResizedCrop | CentralCrop) or small.min() >= 0.5  # nothing of the empty part
+    assert (
+        not isinstance(first, ResizedCrop | CentralCrop) or small.min() >= 0.5
+    )  # nothing of the empty part
 
 
 @pytest.mark.parametrize("operation", LINEAR, ids=name_of)
@@ -310,7 +358,12 @@ def test_colours_of_other_than_1_or_3_channels_are_refused(operation: Augmentati
         check_order((operation,), 4, "augment", full=True)
 
 
-EVERY = (ResizedCrop(size=16), Flip(), ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1), Erasing())
+EVERY = (
+    ResizedCrop(size=16),
+    Flip(),
+    ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1),
+    Erasing(),
+)
 EVERY = (*EVERY, RandomCrop(size=16, padding=2), CentralCrop(size=16), Normalize())
 
 
@@ -345,7 +398,9 @@ def test_nothing_crosses_devices() -> None:
     split = NamedSharding(mesh, PartitionSpec("data"))
     apply = jax.jit(through, in_shardings=split, out_shardings=split)
     compiled = apply.lower(*rows(8)).compile()
-    assert not any(name in compiled.as_text() for name in ("all-reduce", "all-gather", "all-to-all", "permute"))
+    assert not any(
+        name in compiled.as_text() for name in ("all-reduce", "all-gather", "all-to-all", "permute")
+    )
     for ours, theirs in zip(compiled(*jax.device_put(rows(8), split)), once(*rows(8)), strict=True):
         assert np.array_equal(ours, theirs)
 
@@ -357,7 +412,9 @@ def test_beta_is_scipys(alpha: float) -> None:
     # at alpha 0.1 a tenth is so close to 1 that float32 rounds it to 1: compared where it does not
     for edge in np.linspace(0.001, 0.999, 21):
         exact = scipy.stats.beta(alpha, alpha).cdf(edge)
-        assert float((drawn <= edge).mean()) == pytest.approx(exact, abs=4 * (exact * (1 - exact) / 5000) ** 0.5 + 1e-3)
+        assert float((drawn <= edge).mean()) == pytest.approx(
+            exact, abs=4 * (exact * (1 - exact) / 5000) ** 0.5 + 1e-3
+        )
 
 
 @pytest.mark.parametrize("mixing", [Mixup(alpha=1.0), CutMix(), Either()])
@@ -366,13 +423,17 @@ def test_neighbours_share_one_lambda_and_targets_follow_the_pixels(mixing: Mixin
     images = jnp.broadcast_to(jnp.arange(64.0)[:, None, None, None], (64, 9, 14, 1))
     mixed, targets = jax.jit(mixing)(images, jnp.eye(64), jnp.ones(64), keys(64))
     np.testing.assert_allclose(targets.sum(1), 1, atol=1e-6)
-    np.testing.assert_allclose(mixed.mean((1, 2, 3)), targets @ jnp.arange(64.0), rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(
+        mixed.mean((1, 2, 3)), targets @ jnp.arange(64.0), rtol=1e-5, atol=1e-4
+    )
     own = np.diag(targets)
     np.testing.assert_allclose(own[::2], own[1::2], atol=1e-6)
     np.testing.assert_allclose(targets[np.arange(64), np.arange(64) ^ 1], 1 - own, atol=1e-6)
     assert np.ptp(own) > 0.5
     apart = np.asarray((mixed == jnp.round(mixed)).all((1, 2, 3)))  # boxes leave whole numbers
-    assert {Mixup: apart.sum() < 5, CutMix: apart.all(), Either: 10 < apart.sum() < 54}[type(mixing)]
+    assert {Mixup: apart.sum() < 5, CutMix: apart.all(), Either: 10 < apart.sum() < 54}[
+        type(mixing)
+    ]
 
 
 @pytest.mark.parametrize("mixing", [Mixup(alpha=1.0), CutMix()])

@@ -106,7 +106,9 @@ def damaged(data: bytes, damage: list[Damage]) -> bytes:
         if what == "flip" and place < len(found):
             found[place] ^= 1 << number % 8
         elif what == "number":
-            found[place : place + 4] = struct.pack("<I>I"[2 * (number % 2) :][:2], NUMBERS[number % len(NUMBERS)])
+            found[place : place + 4] = struct.pack(
+                "<I>I"[2 * (number % 2) :][:2], NUMBERS[number % len(NUMBERS)]
+            )
         elif what == "cut off":
             del found[place:]
         elif what == "cut out":
@@ -144,16 +146,31 @@ PICTURES = {
 
 
 @two_hundred
-@hypothesis.given(name=st.sampled_from(sorted(PICTURES)), damage=damages, canvas=st.sampled_from([0, 16]))
-def test_broken_picture_is_seen_or_refused(folder: Path, name: str, damage: list[Damage], canvas: int) -> None:
+@hypothesis.given(
+    name=st.sampled_from(sorted(PICTURES)), damage=damages, canvas=st.sampled_from([0, 16])
+)
+def test_broken_picture_is_seen_or_refused(
+    folder: Path, name: str, damage: list[Damage], canvas: int
+) -> None:
     for label in ("cats", "dogs"):
         (emptied(folder) if label == "cats" else folder).joinpath(label).mkdir()
         (folder / label / f"{name}").write_bytes(PICTURES[name])
     (folder / "cats" / name).write_bytes(damaged(PICTURES[name], damage))
-    read(Images(records=ImageFolder(folder=str(folder), eval_share=0), batch=2, size=16, classes=2, canvas=canvas))
+    read(
+        Images(
+            records=ImageFolder(folder=str(folder), eval_share=0),
+            batch=2,
+            size=16,
+            classes=2,
+            canvas=canvas,
+        )
+    )
 
 
-RECORDS = [{"text": f"a text of number {number}", "label": number % CLASSES, "x": [0.5, number]} for number in range(6)]
+RECORDS = [
+    {"text": f"a text of number {number}", "label": number % CLASSES, "x": [0.5, number]}
+    for number in range(6)
+]
 LINES = "".join(json.dumps(record) + "\n" for record in RECORDS).encode()
 
 
@@ -170,10 +187,16 @@ def test_broken_lines_are_read_or_refused(folder: Path, damage: list[Damage]) ->
 
 @two_hundred
 @hypothesis.given(damage=damages, by=st.sampled_from(["file", "line", "paragraph"]))
-def test_broken_text_is_read_as_its_bytes_or_refused(folder: Path, damage: list[Damage], by: Any) -> None:
+def test_broken_text_is_read_as_its_bytes_or_refused(
+    folder: Path, damage: list[Damage], by: Any
+) -> None:
     text = damaged(b"One line.\r\n\r\nAnother\xff\xfe line.\n" * 3, damage)
     (emptied(folder) / "a.txt").write_bytes(text)
-    rows = read(Tokens(records=TextFiles(files=str(folder / "a.txt"), by=by, eval_share=0), batch=2, length=512))
+    rows = read(
+        Tokens(
+            records=TextFiles(files=str(folder / "a.txt"), by=by, eval_share=0), batch=2, length=512
+        )
+    )
     if rows is not None and by == "file" and len(text) < 512:
         assert bytes(rows["targets"][0][: len(text)].astype(np.uint8)) == text
 
@@ -190,16 +213,25 @@ TABLES = {compressed: npz(compressed, **TABLE) for compressed in (False, True)}
 
 def columns(records: Any, **fields: Any) -> Columns:
     return Columns(
-        records=records, batch=2, inputs=("x",), shape=(2,), targets="label", **{"classes": CLASSES, **fields}
+        records=records,
+        batch=2,
+        inputs=("x",),
+        shape=(2,),
+        targets="label",
+        **{"classes": CLASSES, **fields},
     )
 
 
 @two_hundred
 @hypothesis.given(damage=damages, compressed=st.booleans())
-def test_broken_arrays_are_read_or_refused(folder: Path, damage: list[Damage], compressed: bool) -> None:
+def test_broken_arrays_are_read_or_refused(
+    folder: Path, damage: list[Damage], compressed: bool
+) -> None:
     (emptied(folder) / "a.npz").write_bytes(damaged(TABLES[compressed], damage))
     rows = read(columns(Arrays(file=str(folder / "a.npz"), eval_share=0)))
-    assert rows is None or np.array_equal(rows["inputs"], TABLE["x"])  # a damaged array is known by its checksum
+    assert rows is None or np.array_equal(
+        rows["inputs"], TABLE["x"]
+    )  # a damaged array is known by its checksum
 
 
 def parquet(**table: Any) -> bytes:
@@ -245,7 +277,10 @@ scalars = st.one_of(
     st.sampled_from(["1", "02", "cat", "\ud800", "", "\0", "٣"]),
 )
 values = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2)
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2)
+    ),
 )
 names = st.sampled_from(["label", "text", "x", "Label", "a\nb", "", "é", "\ud800", "x" * 300])
 
@@ -273,7 +308,9 @@ def test_json_of_any_fields_and_types_is_what_it_says_or_refused(
     folder: Path, record: dict[str, Any], keep: bool
 ) -> None:
     record = {"text": "a", "label": 0, "x": [1, 2], **record} if keep else record
-    (emptied(folder) / "a.jsonl").write_text(json.dumps(record) + "\n" + json.dumps(RECORDS[1]) + "\n")
+    (emptied(folder) / "a.jsonl").write_text(
+        json.dumps(record) + "\n" + json.dumps(RECORDS[1]) + "\n"
+    )
     records = JsonLines(files=str(folder / "a.jsonl"), eval_share=0)
     if (rows := read(sentences(records))) is not None:
         assert rows["targets"][0] == meant(record["label"])
@@ -293,7 +330,12 @@ def test_parquet_of_any_fields_and_types_is_what_it_says_or_refused(
     table = {"x": [[1.0, 2.0]] * 2, "label": [1, 2], name: [first, second]}
     try:
         file = parquet(**table)
-    except (pyarrow.ArrowException, TypeError, ValueError, OverflowError):  # no column can be of such values
+    except (
+        pyarrow.ArrowException,
+        TypeError,
+        ValueError,
+        OverflowError,
+    ):  # no column can be of such values
         hypothesis.reject()
     (emptied(folder) / "a.parquet").write_bytes(file)
     if (rows := read(columns(Parquet(files=str(folder / "a.parquet"), eval_share=0)))) is not None:
@@ -306,7 +348,10 @@ dtypes = st.one_of(
     hnp.byte_string_dtypes(max_len=4),
     hnp.array_dtypes(max_size=2),
 )
-some = hnp.arrays(dtypes, st.sampled_from([(3,), (3, 1), (3, 2), (3, 9, 9), (3, 9, 9, 3), (3, 600), (3, 0), (0, 2)]))
+some = hnp.arrays(
+    dtypes,
+    st.sampled_from([(3,), (3, 1), (3, 2), (3, 9, 9), (3, 9, 9, 3), (3, 600), (3, 0), (0, 2)]),
+)
 MAKES: dict[str, Callable[[Any], Data]] = {
     "x": columns,
     "label": columns,
@@ -318,7 +363,9 @@ MAKES: dict[str, Callable[[Any], Data]] = {
 
 @two_hundred
 @hypothesis.given(array=some, name=st.sampled_from(sorted(MAKES)))
-def test_arrays_of_any_dtype_and_shape_are_what_they_say_or_refused(folder: Path, array: np.ndarray, name: str) -> None:
+def test_arrays_of_any_dtype_and_shape_are_what_they_say_or_refused(
+    folder: Path, array: np.ndarray, name: str
+) -> None:
     arrays = {"x": np.ones((len(array), 2)), "label": np.zeros(len(array), int), name: array}
     (emptied(folder) / "a.npz").write_bytes(npz(False, **arrays))
     rows = read(MAKES[name](Arrays(file=str(folder / "a.npz"), eval_share=0)))
@@ -336,7 +383,9 @@ def test_arrays_of_any_dtype_and_shape_are_what_they_say_or_refused(folder: Path
 
 # -- names
 
-odd = st.text(st.characters(exclude_characters="/\0", exclude_categories=()), min_size=1, max_size=12)
+odd = st.text(
+    st.characters(exclude_characters="/\0", exclude_categories=()), min_size=1, max_size=12
+)
 
 
 @two_hundred
@@ -352,10 +401,12 @@ def test_files_of_any_name_are_read(folder: Path, name: str, kind: str) -> None:
     if kind == "folder":
         for label in (path, here / "b"):
             label.mkdir()
-            (label / f"{name}.jpg").write_bytes(PICTURES["a.jpg"]) if len(name) < 9 else (label / "a.jpg").write_bytes(
-                PICTURES["a.jpg"]
-            )
-        data: Data = Images(records=ImageFolder(folder=str(here), eval_share=0), batch=2, size=16, classes=2)
+            (label / f"{name}.jpg").write_bytes(PICTURES["a.jpg"]) if len(name) < 9 else (
+                label / "a.jpg"
+            ).write_bytes(PICTURES["a.jpg"])
+        data: Data = Images(
+            records=ImageFolder(folder=str(here), eval_share=0), batch=2, size=16, classes=2
+        )
     elif kind == "arrays":
         path.write_bytes(TABLES[False])
         data = columns(Arrays(file=str(path), eval_share=0))

@@ -22,13 +22,28 @@ from jaxbig.state import leaves
 from jaxbig.step import make_program
 
 SPLIT = Mesh(data=2, fsdp=2, tensor=2)
-LONG = ["digits_resnet", "digits_rnn", "pytext_griffin", "dates_seq2seq", "pytext_moe", "c4_mixtral_8x7b"]
+LONG = [
+    "digits_resnet",
+    "digits_rnn",
+    "pytext_griffin",
+    "dates_seq2seq",
+    "pytext_moe",
+    "c4_mixtral_8x7b",
+]
 
 
-@pytest.mark.parametrize("name", ["digits_convnet", *(pytest.param(name, marks=pytest.mark.slow) for name in LONG)])
+@pytest.mark.parametrize(
+    "name", ["digits_convnet", *(pytest.param(name, marks=pytest.mark.slow) for name in LONG)]
+)
 def test_what_ships_passes_in_float64(name: str) -> None:
     result = check(dataclasses.replace(load(name), mesh=SPLIT))
-    assert result["ok"] and result["mesh"] == {"data": 2, "fsdp": 2, "tensor": 2, "sequence": 1, "expert": 1}
+    assert result["ok"] and result["mesh"] == {
+        "data": 2,
+        "fsdp": 2,
+        "tensor": 2,
+        "sequence": 1,
+        "expert": 1,
+    }
     assert (result["dtype"], result["tolerance"]) == ("float64", 1e-8)
     assert 0 <= result["loss_relative_error"] < 1e-13
     assert result["gradient_relative_error"] == result["errors"][result["worst_parameter"]] < 1e-13
@@ -47,11 +62,20 @@ def test_a_large_experiment_is_checked_by_a_small_sibling_with_the_same_placemen
 
 
 def test_rows_and_lengths_of_a_sibling_divide_as_its_mesh_asks() -> None:
-    experiment = dataclasses.replace(load("pytext_llama"), mesh=Mesh(data=2, sequence=4), accumulate=3)
-    experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, batch=48))
+    experiment = dataclasses.replace(
+        load("pytext_llama"), mesh=Mesh(data=2, sequence=4), accumulate=3
+    )
+    experiment = dataclasses.replace(
+        experiment, data=dataclasses.replace(experiment.data, batch=48)
+    )
     few = fewer(experiment, experiment.mesh.build().shape, 8)
     assert few.data.batch == 12 and few.data.length == 32  # type: ignore[attr-defined]
-    assert [least(*numbers) for numbers in ((100, 8, 8), (100, 24, 8), (4, 8, 8), (100, 3, 8))] == [8, 24, 4, 9]
+    assert [least(*numbers) for numbers in ((100, 8, 8), (100, 24, 8), (4, 8, 8), (100, 3, 8))] == [
+        8,
+        24,
+        4,
+        9,
+    ]
 
 
 def test_a_mesh_gets_as_many_devices_as_it_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,18 +120,26 @@ class Unpinned(ConvNet):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         def placed(name: str, shape: tuple[int, ...], *axes: str | None) -> Any:
-            return self.param(name, nn.with_logical_partitioning(nn.initializers.lecun_normal(), axes), shape)
+            return self.param(
+                name, nn.with_logical_partitioning(nn.initializers.lecun_normal(), axes), shape
+            )
 
         kernel = placed("kernel", (3, 3, 1, 16), None, None, None, "mlp")
         layout: Any = ("NHWC", "HWIO", "NHWC")
-        y = nn.relu(jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout))
+        y = nn.relu(
+            jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
+        )
         return y.mean(axis=(1, 2)) @ placed("head", (16, 16), "embed", "hidden")[:, : self.classes]
 
 
 def test_a_planted_wrong_gradient_is_named() -> None:
     result = check(small("digits_convnet", mesh=SPLIT, model=Unpinned(layers=(), classes=10)))
     assert result["loss_relative_error"] < 1e-5 and result["dtype"] == "float32"
-    assert not result["ok"] and result["worst_parameter"] == "kernel" and result["gradient_relative_error"] > 0.1
+    assert (
+        not result["ok"]
+        and result["worst_parameter"] == "kernel"
+        and result["gradient_relative_error"] > 0.1
+    )
 
 
 def test_one_leaf_that_is_off_is_measured_against_its_norm() -> None:

@@ -36,22 +36,36 @@ def make_state(step: int, devices: int = 8) -> TrainState:
     kernel[0] = np.nan, np.inf, -0.0, 1e-42
     return TrainState(
         step=put(step, jnp.int32),
-        params={"kernel": put(kernel, jnp.float32, "fsdp"), "scale": put(kernel[1:4] * 1e3, jnp.bfloat16)},
-        variables={"seen": put(kernel > 0, bool, "fsdp"), "half": put(kernel, jnp.bfloat16, "fsdp")},
+        params={
+            "kernel": put(kernel, jnp.float32, "fsdp"),
+            "scale": put(kernel[1:4] * 1e3, jnp.bfloat16),
+        },
+        variables={
+            "seen": put(kernel > 0, bool, "fsdp"),
+            "half": put(kernel, jnp.bfloat16, "fsdp"),
+        },
         opt_state=(put(range(step, step + 8), jnp.int32, "fsdp"), put(step, jnp.uint8)),
     )
 
 
 def abstract(state: Any) -> Any:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
+    )
 
 
 def bits(state: Any) -> dict[str, tuple[str, bytes]]:
-    return {path: (str(leaf.dtype), np.array(leaf).tobytes()) for path, leaf in leaves(state).items()}
+    return {
+        path: (str(leaf.dtype), np.array(leaf).tobytes()) for path, leaf in leaves(state).items()
+    }
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
 
 
 def save(folder: Path, *steps: int, keep_last: int = 2) -> Checkpoints:
@@ -92,7 +106,9 @@ def test_a_state_comes_back_bit_for_bit_on_any_number_of_devices(
     assert (restored.step, restored.state_sha256) == (7, digest)
     assert bits(restored.state) == bits(state)
     for path, asked in leaves(wanted).items():
-        assert leaves(restored.state)[path].sharding.is_equivalent_to(asked.sharding, len(asked.shape)), path
+        assert leaves(restored.state)[path].sharding.is_equivalent_to(
+            asked.sharding, len(asked.shape)
+        ), path
 
 
 def test_the_digest_is_over_the_bytes_of_the_leaves_in_path_order(tmp_path: Path) -> None:
@@ -103,11 +119,15 @@ def test_the_digest_is_over_the_bytes_of_the_leaves_in_path_order(tmp_path: Path
         state.step,
         *(state.variables["half"], state.variables["seen"]),
     )
-    expected = hashlib.sha256(b"".join(np.array(leaf).tobytes() for leaf in in_path_order)).hexdigest()
+    expected = hashlib.sha256(
+        b"".join(np.array(leaf).tobytes() for leaf in in_path_order)
+    ).hexdigest()
     assert Checkpoints(tmp_path).save(3, state, {}) == expected
 
 
-def test_what_is_saved_is_the_state_at_the_save_though_its_buffers_are_given_away_at_once(tmp_path: Path) -> None:
+def test_what_is_saved_is_the_state_at_the_save_though_its_buffers_are_given_away_at_once(
+    tmp_path: Path,
+) -> None:
     train = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)
     sharding = make_state(0).params["kernel"].sharding
     state = {"kernel": jax.device_put(jnp.zeros((1024, 1024)), sharding), "step": jnp.int32(0)}
@@ -162,7 +182,11 @@ def test_a_damaged_file_is_named_and_the_checkpoint_before_is_used(
         restored = Checkpoints(folder).restore(abstract(make_state(0)))
         assert restored is not None and restored.step == 10, name
         assert bits(restored.state) == bits(make_state(10)), name
-        assert len(caplog.messages) == 1 and str(folder / "20") in caplog.messages[0] and name in caplog.messages[0]
+        assert (
+            len(caplog.messages) == 1
+            and str(folder / "20") in caplog.messages[0]
+            and name in caplog.messages[0]
+        )
         assert "\n" not in caplog.messages[0]
         file.write_bytes(data)
     caplog.clear()
@@ -173,7 +197,11 @@ def test_a_damaged_file_is_named_and_the_checkpoint_before_is_used(
 @pytest.mark.parametrize("at", ["reading", "digests"])
 @pytest.mark.parametrize("here", [True, False], ids=["this process", "another process"])
 def test_a_checkpoint_that_one_process_alone_finds_broken_is_passed_over_by_all(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, at: str, here: bool
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    at: str,
+    here: bool,
 ) -> None:
     """Two processes, of which this is process 0: whatever it finds itself, it asks the other as often."""
     round_of_fault, asked = ("reading", "digests").index(at), []
@@ -193,9 +221,17 @@ def test_a_checkpoint_that_one_process_alone_finds_broken_is_passed_over_by_all(
         return (each if next(calls) else dict.fromkeys(each, "0")), whole
 
     if here:
-        monkeypatch.setattr(*(checkpoint.ocp, "load", unread) if at == "reading" else (checkpoint, "digests", others))
+        monkeypatch.setattr(
+            *(checkpoint.ocp, "load", unread)
+            if at == "reading"
+            else (checkpoint, "digests", others)
+        )
     restored = Checkpoints(folder).restore(abstract(make_state(0)))
-    words = {"reading": "cannot be read", "digests": "has changed in its leaf"}[at] if here else "is broken there"
+    words = (
+        {"reading": "cannot be read", "digests": "has changed in its leaf"}[at]
+        if here
+        else "is broken there"
+    )
     assert restored.step == 10 and len(caplog.messages) == 1 and words in caplog.text
     assert len(asked) == round_of_fault + 1 + 2  # and both of the older one, which is whole
 
@@ -221,7 +257,9 @@ def copy_under_another_step(folder: Path) -> None:
     shutil.copytree(folder / "10", folder / "999")
 
 
-@pytest.mark.parametrize("put", [empty_folder, link, dangling_link, plain_file, copy_under_another_step])
+@pytest.mark.parametrize(
+    "put", [empty_folder, link, dangling_link, plain_file, copy_under_another_step]
+)
 def test_what_only_has_the_name_of_a_checkpoint_is_named_passed_over_and_set_aside(
     folder: Path, caplog: pytest.LogCaptureFixture, put: Callable[[Path], None]
 ) -> None:
@@ -267,7 +305,9 @@ def test_an_empty_or_absent_folder_gives_nothing(tmp_path: Path) -> None:
 
 def changed(**params: Any) -> Any:
     asked = abstract(make_state(0))
-    return asked.replace(params={name: leaf for name, leaf in {**asked.params, **params}.items() if leaf is not None})
+    return asked.replace(
+        params={name: leaf for name, leaf in {**asked.params, **params}.items() if leaf is not None}
+    )
 
 
 @pytest.mark.parametrize(
@@ -276,7 +316,10 @@ def changed(**params: Any) -> Any:
         (jax.ShapeDtypeStruct((16, 4), jnp.bfloat16), "float32.*bfloat16"),
         (jax.ShapeDtypeStruct((16, 4), jnp.int32), "float32.*int32"),
         (jax.ShapeDtypeStruct((4, 16), jnp.float32), r"\[16, 4\].*\[4, 16\]"),
-        (jax.ShapeDtypeStruct((2**50, 4), jnp.float32), rf"\[16, 4\].*{2**50}"),  # could not be loaded
+        (
+            jax.ShapeDtypeStruct((2**50, 4), jnp.float32),
+            rf"\[16, 4\].*{2**50}",
+        ),  # could not be loaded
         (None, r"float32.*nothing"),
     ],
 )
@@ -329,14 +372,21 @@ def test_the_newest_and_the_best_stay(
     higher=st.booleans(),
 )
 def test_what_stays_is_the_newest_and_of_equally_good_ones_the_later(
-    tmp_path_factory: pytest.TempPathFactory, losses: list[float | None], keep_last: int, keep_best: int, higher: bool
+    tmp_path_factory: pytest.TempPathFactory,
+    losses: list[float | None],
+    keep_last: int,
+    keep_best: int,
+    higher: bool,
 ) -> None:
     checkpoints = Checkpoints(tmp_path_factory.mktemp("kept"), keep_last, keep_best, "loss", higher)
     for step, loss in enumerate(losses):
         checkpoints.save(step, {"step": jnp.int32(step)}, {} if loss is None else {"loss": loss})
     checkpoints.wait()
     steps = range(len(losses))
-    worse = {step: [s for s in steps if better(losses[s], losses[step], higher, s > step)] for step in steps}
+    worse = {
+        step: [s for s in steps if better(losses[s], losses[step], higher, s > step)]
+        for step in steps
+    }
     best = {step for step in steps if losses[step] is not None and len(worse[step]) < keep_best}
     assert checkpoints.steps() == sorted(best | set(steps[-keep_last:]))
 
@@ -355,7 +405,12 @@ def test_a_broken_one_stays_and_does_not_count(folder: Path) -> None:
 
 def test_leftovers_of_a_kill_are_cleaned_and_nothing_else(folder: Path) -> None:
     before = contents(folder)
-    for name in ("saving-30", "saving-30.orbax-checkpoint-tmp", "saving-40.orbax-checkpoint-tmp-1", "removing-5"):
+    for name in (
+        "saving-30",
+        "saving-30.orbax-checkpoint-tmp",
+        "saving-40.orbax-checkpoint-tmp-1",
+        "removing-5",
+    ):
         (folder / name / "state").mkdir(parents=True)
         (folder / name / "state" / "data").write_text("half")
     (folder / "saving-grace").write_text("not ours")
@@ -397,12 +452,19 @@ def test_a_file_that_goes_while_a_save_is_watched_ends_nothing(
     assert checkpoint._bytes_in(folder, "saving-30*") == 3
 
 
-def test_a_save_without_room_fails_in_one_sentence_gives_its_room_back_and_can_be_made_again(folder: Path) -> None:
-    checkpoints, big = Checkpoints(folder, keep_last=2), {"kernel": jnp.arange(2**20, dtype=jnp.float32)}
+def test_a_save_without_room_fails_in_one_sentence_gives_its_room_back_and_can_be_made_again(
+    folder: Path,
+) -> None:
+    checkpoints, big = (
+        Checkpoints(folder, keep_last=2),
+        {"kernel": jnp.arange(2**20, dtype=jnp.float32)},
+    )
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, hard))  # no file beyond 1 MiB
-        with pytest.raises(Failed, match=f"saving step 30 to {folder}/30 failed: .*too large") as error:
+        with pytest.raises(
+            Failed, match=f"saving step 30 to {folder}/30 failed: .*too large"
+        ) as error:
             checkpoints.save(30, big, {})
             checkpoints.wait()
     finally:

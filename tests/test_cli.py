@@ -30,7 +30,9 @@ def config() -> Experiment:
     every = {"steps": 20, "log_every": 1, "evaluate_every": 10, "checkpoint_every": 10}
     return dataclasses.replace(digits_convnet.config(), model=model, **every)
 '''
-SMALL = [f"--model.layers.{layer}=8" for layer in ("0.channels", "1.channels", "4.channels", "7.width")]
+SMALL = [
+    f"--model.layers.{layer}=8" for layer in ("0.channels", "1.channels", "4.channels", "7.width")
+]
 Answer = tuple[Any, str, str]
 
 
@@ -65,7 +67,11 @@ def sentence(text: str) -> str:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
 
 
 @pytest.mark.parametrize(
@@ -87,7 +93,10 @@ def contents(folder: Path) -> dict[str, bytes]:
             "train digits_convnet --model.layers.9.channels 3",
             ["--model.layers.9.channels", "--model.layers.0.channels"],
         ),
-        ("train digits_convnet --model.layers.2.kind median", ["median", "--model.layers.2.kind", "max", "mean"]),
+        (
+            "train digits_convnet --model.layers.2.kind median",
+            ["median", "--model.layers.2.kind", "max", "mean"],
+        ),
         ("train digits_convnet --steps many", ["--steps", "many"]),
         ("train digits_convnet --steps", ["--steps"]),
         ("train digits_convnet extra", ["extra"]),
@@ -95,16 +104,25 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("train digits_convnet --log-every -1", ["--log-every -1", "1 or more"]),
         ("train digits_convnet --seed -1", ["--seed -1", "0 or more"]),
         ("train digits_convnet --seed 4294967296", ["--seed 4294967296"]),
-        ("train digits_convnet --data.batch 100", ["--data.batch 100", "8 devices", "multiple of 8"]),
+        (
+            "train digits_convnet --data.batch 100",
+            ["--data.batch 100", "8 devices", "multiple of 8"],
+        ),
         ("train digits_convnet --data.batch 0", ["--data.batch 0", "1 or more"]),
-        ("train digits_convnet --mesh.data 3", ["data=3", "needs 3 devices", "there are 8", "--mesh.data"]),
+        (
+            "train digits_convnet --mesh.data 3",
+            ["data=3", "needs 3 devices", "there are 8", "--mesh.data"],
+        ),
         ("train digits_convnet --mesh.tensor 3", ["tensor=3", "multiple of 3", "there are 8"]),
         ("train digits_convnet --mesh.fsdp -1", ["data=-1", "fsdp=-1"]),
         ("train digits_rnn --mesh.tensor 8 --model.width 12", ["lstm_0", "12", "tensor=8"]),
         ("train digits_rnn --model.classes 7", ["10 classes", "--model.classes 7"]),
         ("train pytext_transformer --model.heads 3", ["width 128", "heads 3"]),
         ("train digits_convnet --optimizer.decayed (", ["--optimizer.decayed", "'('"]),
-        ("train digits_convnet --optimizer.rate.warmup -4", ["--optimizer.rate.warmup -4", "0 or more"]),
+        (
+            "train digits_convnet --optimizer.rate.warmup -4",
+            ["--optimizer.rate.warmup -4", "0 or more"],
+        ),
         ("train digits_convnet --workdir plain_file/run", ["plain_file/run", "--workdir"]),
         ("train digits_convnet --workdir plain_file", ["plain_file", "--workdir"]),
         ("evaluate digits_convnet --workdir empty", ["empty", "--workdir"]),
@@ -126,7 +144,9 @@ def test_what_cannot_be_right_is_refused_in_one_sentence_that_names_it(
 
 
 def test_an_unknown_option_is_refused_before_a_device_is_touched(jaxbig: Any) -> None:
-    done = jaxbig("train", "pytext_transformer", "--model.dept", 3, JAX_PLATFORMS="no_such_platform")
+    done = jaxbig(
+        "train", "pytext_transformer", "--model.dept", 3, JAX_PLATFORMS="no_such_platform"
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert "--model.depth" in sentence(done.stderr)
 
@@ -137,7 +157,9 @@ def test_a_refusal_is_a_sentence_where_only_ascii_can_be_printed(jaxbig: Any) ->
     assert "--model.width" in sentence(done.stderr)
 
 
-def test_a_batch_that_does_not_divide_is_refused_by_the_process(jaxbig: Any, tmp_path: Path) -> None:
+def test_a_batch_that_does_not_divide_is_refused_by_the_process(
+    jaxbig: Any, tmp_path: Path
+) -> None:
     done = jaxbig("train", "digits_convnet", "--data.batch", 100, JAX_NUM_CPU_DEVICES="8")
     assert (done.returncode, done.stdout) == (2, "")
     assert "multiple of 8" in sentence(done.stderr)
@@ -165,7 +187,9 @@ def test_help_names_every_option_with_its_docstring(command: Callable[..., Answe
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"]])
-def test_without_a_verb_all_verbs_are_named(arguments: list[str], command: Callable[..., Answer]) -> None:
+def test_without_a_verb_all_verbs_are_named(
+    arguments: list[str], command: Callable[..., Answer]
+) -> None:
     code, out, err = command(*arguments)
     assert (code, err) == (0, "")
     assert all(verb in out for verb in ("list", "show", "train", "evaluate", "compare", "bench"))
@@ -179,11 +203,16 @@ def answer(code: Any, out: str, err: str) -> dict[str, Any]:
     return value
 
 
-def test_list_names_what_ships_and_what_is_here(command: Callable[..., Answer], tmp_path: Path) -> None:
+def test_list_names_what_ships_and_what_is_here(
+    command: Callable[..., Answer], tmp_path: Path
+) -> None:
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments" / "perceptron.py").write_text(PERCEPTRON)
     (tmp_path / "experiments" / "digits_rnn.py").write_text("config = (")
-    listed = {row["experiment"]: row["summary"] for row in answer(*command("list", "--json"))["experiments"]}
+    listed = {
+        row["experiment"]: row["summary"]
+        for row in answer(*command("list", "--json"))["experiments"]
+    }
     assert sorted(listed) == sorted([*EXPERIMENTS, "perceptron"])
     assert listed["perceptron"] == "A single hidden layer on the digits."
     assert listed["digits_convnet"] == "A small conv net on scikit-learn's handwritten digits."
@@ -214,7 +243,9 @@ def test_show_counts_parameters_and_the_bytes_of_a_device(
     assert not (tmp_path / "runs").exists()
 
 
-def test_bench_measures_the_loop_and_the_bare_step(command: Callable[..., Answer], tmp_path: Path) -> None:
+def test_bench_measures_the_loop_and_the_bare_step(
+    command: Callable[..., Answer], tmp_path: Path
+) -> None:
     found = answer(*command("bench", "perceptron.py", "--steps-a-round", 3, "--json"))
     numbers = ("step_seconds", "examples_per_second", "ratio", "compile_seconds", "peak_bytes")
     assert all(found[name] > 0 for name in numbers) and found["against"]
@@ -232,7 +263,9 @@ def test_train_evaluate_and_compare_agree(command: Callable[..., Answer], tmp_pa
     before = contents(folder)
     evaluated = answer(*command("evaluate", "perceptron.py", "--json"))
     assert evaluated["step"] == 20
-    assert {f"eval/{name}": value for name, value in evaluated["metrics"].items()}.items() <= one["metrics"].items()
+    assert {f"eval/{name}": value for name, value in evaluated["metrics"].items()}.items() <= one[
+        "metrics"
+    ].items()
     assert f"{evaluated['metrics']['accuracy']:.6g}" in command("evaluate", "perceptron.py")[1]
     code, _, err = command("evaluate", "perceptron.py", "--model.layers.0.width", 8)
     assert code == 2 and "model.layers.0.width: 16 -> 8" in sentence(err)
@@ -243,19 +276,32 @@ def test_train_evaluate_and_compare_agree(command: Callable[..., Answer], tmp_pa
         summary["state_sha256"] for summary in (one, other, one)
     ]
     assert compared["differences"] == [{"workdir": "other", "differs": "experiment.seed: 0 -> 1"}]
-    lines = [[json.loads(line) for line in (run / "metrics.jsonl").open()] for run in (folder, tmp_path / "other")]
-    losses = [{line["step"]: line["loss"] for line in each if line["split"] == "train"} for each in lines]
+    lines = [
+        [json.loads(line) for line in (run / "metrics.jsonl").open()]
+        for run in (folder, tmp_path / "other")
+    ]
+    losses = [
+        {line["step"]: line["loss"] for line in each if line["split"] == "train"} for each in lines
+    ]
     gaps = {(gap["workdir"], gap["metric"]): gap for gap in compared["curves"]}
     assert gaps["other", "train/loss"]["shared_steps"] == 20
-    assert gaps["other", "train/loss"]["widest_gap"] == max(abs(losses[0][s] - losses[1][s]) for s in range(1, 21))
+    assert gaps["other", "train/loss"]["widest_gap"] == max(
+        abs(losses[0][s] - losses[1][s]) for s in range(1, 21)
+    )
     assert {gap["widest_gap"] for gap in compared["curves"] if gap["workdir"] == str(folder)} == {0}
     assert "experiment.seed: 0 -> 1" in command("compare", folder, "other")[1]
 
 
-def test_a_run_leaves_the_files_of_the_contract_and_run_again_is_done_already(jaxbig: Any, tmp_path: Path) -> None:
+def test_a_run_leaves_the_files_of_the_contract_and_run_again_is_done_already(
+    jaxbig: Any, tmp_path: Path
+) -> None:
     train = ["digits_convnet", "--steps", 20, "--workdir", "run", *SMALL]
     done = jaxbig("train", *train, **HASTY)
-    assert done.returncode == 0 and "digits_convnet is done" in done.stdout and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 0
+        and "digits_convnet is done" in done.stdout
+        and "Traceback" not in done.stderr
+    )
     run = tmp_path / "run"
     assert {entry.name for entry in run.iterdir()} - {"lock"} == {
         "run.json",
@@ -266,10 +312,25 @@ def test_a_run_leaves_the_files_of_the_contract_and_run_again_is_done_already(ja
     }
     assert [entry.name for entry in (run / "checkpoints").iterdir()] == ["20"]
     described = json.loads((run / "run.json").read_text())
-    told = {"experiment", "fingerprint", "versions", "devices", "mesh", "data_identity", "git_commit"}
-    assert told <= described.keys() and described["experiment"]["model"]["layers"][7] == {"type": "Dense", "width": 8}
+    told = {
+        "experiment",
+        "fingerprint",
+        "versions",
+        "devices",
+        "mesh",
+        "data_identity",
+        "git_commit",
+    }
+    assert told <= described.keys() and described["experiment"]["model"]["layers"][7] == {
+        "type": "Dense",
+        "width": 8,
+    }
     lines = [json.loads(line) for line in (run / "metrics.jsonl").open()]
-    assert [(line["step"], line["split"]) for line in lines] == [(10, "train"), (20, "train"), (20, "eval")]
+    assert [(line["step"], line["split"]) for line in lines] == [
+        (10, "train"),
+        (20, "train"),
+        (20, "eval"),
+    ]
     assert all(line["loss"] > 0 for line in lines)
     summary = json.loads((run / "summary.json").read_text())
     assert summary["step"] == 20 and re.fullmatch("[0-9a-f]{64}", summary["state_sha256"])
@@ -278,7 +339,9 @@ def test_a_run_leaves_the_files_of_the_contract_and_run_again_is_done_already(ja
     evaluated = jaxbig("evaluate", *train, "--json", **HASTY)
     metrics = answer(evaluated.returncode, evaluated.stdout, evaluated.stderr)["metrics"]
     assert metrics == {
-        name.removeprefix("eval/"): value for name, value in summary["metrics"].items() if name.startswith("eval/")
+        name.removeprefix("eval/"): value
+        for name, value in summary["metrics"].items()
+        if name.startswith("eval/")
     }
 
     again = jaxbig("train", *train, "--json", **HASTY)
@@ -286,7 +349,9 @@ def test_a_run_leaves_the_files_of_the_contract_and_run_again_is_done_already(ja
     assert "digits_convnet is done" in again.stderr
 
 
-@pytest.mark.parametrize(("error", "code"), [(Failed("full"), 1), (KeyboardInterrupt(), 130)], ids=["failed", "Ctrl-C"])
+@pytest.mark.parametrize(
+    ("error", "code"), [(Failed("full"), 1), (KeyboardInterrupt(), 130)], ids=["failed", "Ctrl-C"]
+)
 def test_a_command_that_ends_in_its_midst_does_not_wait_for_python_s_own_end(
     monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int
 ) -> None:

@@ -8,14 +8,33 @@ import pytest
 from jaxbig.compare import compare, read_curves
 from jaxbig.tracking.metrics import write_json
 
-SPEEDS = ["steps_per_second", "examples_per_second", "tokens_per_second", "tokens_per_second_per_device"]
-SPEEDS += ["examples_per_second_per_device", "real_tokens_per_second", "model_flops_per_second", "mfu", "data_wait"]
+SPEEDS = [
+    "steps_per_second",
+    "examples_per_second",
+    "tokens_per_second",
+    "tokens_per_second_per_device",
+]
+SPEEDS += [
+    "examples_per_second_per_device",
+    "real_tokens_per_second",
+    "model_flops_per_second",
+    "mfu",
+    "data_wait",
+]
 
 
-def run(folder: Path, speed: float, summary: bytes = b'{"step": 1, "state_sha256": "x", "metrics": {}}') -> Path:
+def run(
+    folder: Path, speed: float, summary: bytes = b'{"step": 1, "state_sha256": "x", "metrics": {}}'
+) -> Path:
     folder.mkdir()
     write_json(folder / "run.json", {"experiment": {"seed": 0}, "data_identity": "x"})
-    line = {"step": 1, "split": "train", "loss": 0.5, "learning_rate": 0.1, **dict.fromkeys(SPEEDS, speed)}
+    line = {
+        "step": 1,
+        "split": "train",
+        "loss": 0.5,
+        "learning_rate": 0.1,
+        **dict.fromkeys(SPEEDS, speed),
+    }
     (folder / "metrics.jsonl").write_text(f"{json.dumps(line)}\nno line of ours\n")
     (folder / "summary.json").write_bytes(summary)
     return folder
@@ -23,7 +42,10 @@ def run(folder: Path, speed: float, summary: bytes = b'{"step": 1, "state_sha256
 
 def test_two_runs_of_one_digest_have_no_gap_whatever_their_speed(tmp_path: Path) -> None:
     found = compare([run(tmp_path / "a", 1.0), run(tmp_path / "b", 7.0)])
-    assert {gap["metric"]: gap["widest_gap"] for gap in found["curves"]} == {"train/loss": 0, "train/learning_rate": 0}
+    assert {gap["metric"]: gap["widest_gap"] for gap in found["curves"]} == {
+        "train/loss": 0,
+        "train/learning_rate": 0,
+    }
     assert found["differences"] == []
 
 
@@ -38,4 +60,7 @@ def test_a_damaged_summary_is_a_sentence(summary: bytes, tmp_path: Path) -> None
 
 
 def test_a_summary_of_another_program_has_no_end(tmp_path: Path) -> None:
-    assert compare([run(tmp_path / "a", 1.0, b"{}"), run(tmp_path / "b", 1.0)])["runs"][0]["metrics"] == {}
+    assert (
+        compare([run(tmp_path / "a", 1.0, b"{}"), run(tmp_path / "b", 1.0)])["runs"][0]["metrics"]
+        == {}
+    )

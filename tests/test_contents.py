@@ -62,7 +62,11 @@ def test_other_values_have_other_parts() -> None:
 
 
 def test_equal_values_have_equal_parts() -> None:
-    assert parts({"a": 1, "b": 2}) == parts({"b": 2, "a": 1}) == parts(types.MappingProxyType({"a": 1, "b": 2}))
+    assert (
+        parts({"a": 1, "b": 2})
+        == parts({"b": 2, "a": 1})
+        == parts(types.MappingProxyType({"a": 1, "b": 2}))
+    )
     assert parts((1, [2])) == parts([1, (2,)])
     fortran = np.asfortranarray(np.arange(6).reshape(2, 3))
     assert parts(fortran) == parts(np.arange(6).reshape(2, 3))
@@ -70,15 +74,17 @@ def test_equal_values_have_equal_parts() -> None:
 
 def test_a_set_is_the_same_in_another_process() -> None:
     """Whose strings have other hashes."""
-    program = (
-        "from jaxbig.data.contents import digest_records; print(digest_records([{'x': set('abcdefgh'), 'y': 1.5}]))"
+    program = "from jaxbig.data.contents import digest_records; print(digest_records([{'x': set('abcdefgh'), 'y': 1.5}]))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == digest_records([{"x": set("hgfedcba"), "y": 1.5}])
 
 
 def test_what_cannot_be_hashed_is_refused_with_the_way_out() -> None:
-    with pytest.raises(Refused, match=r"a record holds a object, whose contents cannot be hashed: .*`prepare`"):
+    with pytest.raises(
+        Refused, match=r"a record holds a object, whose contents cannot be hashed: .*`prepare`"
+    ):
         Listed({"x": object()}).prepare()
 
 
@@ -94,7 +100,11 @@ def test_what_cannot_be_hashed_is_refused_with_the_way_out() -> None:
 )
 def test_records_of_ones_own_that_are_others_have_another_identity(other: list[Record]) -> None:
     here = Listed({"x": b"a", "y": 0}, {"x": b"b", "y": 1}).prepare()
-    assert here == Listed({"y": 0, "x": b"a"}, {"x": b"b", "y": 1}).prepare() != Listed(*other).prepare()
+    assert (
+        here
+        == Listed({"y": 0, "x": b"a"}, {"x": b"b", "y": 1}).prepare()
+        != Listed(*other).prepare()
+    )
 
 
 def test_a_record_that_cannot_be_read_is_left_to_who_needs_it() -> None:
@@ -131,13 +141,19 @@ def test_of_many_records_an_even_choice_is_read(monkeypatch: pytest.MonkeyPatch)
     whole, many = Counted(300), Counted(30_000)
     assert "of them" not in digest_records(whole) and len(whole.read) == 300
     assert digest_records(many).endswith(" of 300 of them") and len(many.read) == 300
-    assert set(np.histogram(list(many.read), 3, (0, 30_000))[0]) <= set(range(70, 131))  # of each third about as many
-    assert digest_records(many) == digest_records(Counted(30_000)) != digest_records(Counted(30_001))
+    assert set(np.histogram(list(many.read), 3, (0, 30_000))[0]) <= set(
+        range(70, 131)
+    )  # of each third about as many
+    assert (
+        digest_records(many) == digest_records(Counted(30_000)) != digest_records(Counted(30_001))
+    )
     seen = next(iter(many.read))
     assert digest_records(Counted(30_000, changed=seen)) != digest_records(many)
     monkeypatch.setattr("jaxbig.data.contents.RECORD_BYTES", 2**25)
     large = Counted(300, large=True)
-    assert digest_records(large).endswith(" of 32 of them") and len(large.read) == 32  # twice 16 MiB
+    assert (
+        digest_records(large).endswith(" of 32 of them") and len(large.read) == 32
+    )  # twice 16 MiB
     assert RECORDS == 20_000
 
 
@@ -148,7 +164,9 @@ def test_no_records_have_an_identity_too() -> None:
     )
 
 
-def test_files_are_known_by_name_size_and_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_known_by_name_size_and_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def digests(**files: bytes) -> list[str]:
         for name, content in files.items():
             (tmp_path / name).write_bytes(content)
@@ -161,8 +179,16 @@ def test_files_are_known_by_name_size_and_content(tmp_path: Path, monkeypatch: p
     content = bytes(2**22)
     changed = bytearray(content)
     changed[-1] = 1
-    others = [digests(a=content, b=b""), digests(a=bytes(changed), b=b""), digests(c=content, b=b"")]
-    others += [digests(a=content[:-1], b=b""), digests(a=content, b=b"0"), digests(a=b"", b=content)]
+    others = [
+        digests(a=content, b=b""),
+        digests(a=bytes(changed), b=b""),
+        digests(c=content, b=b""),
+    ]
+    others += [
+        digests(a=content[:-1], b=b""),
+        digests(a=content, b=b"0"),
+        digests(a=b"", b=content),
+    ]
     assert len(set(itertools.chain(*others))) == 2 * len(others)
     assert digests(a=content, b=b"") == others[0]
 

@@ -18,7 +18,17 @@ from jaxbig.mesh import Mesh, activate, batch_sharding, parameter_shardings
 from jaxbig.models import convnext, resnet
 from jaxbig.models.alexnet import AlexNet
 from jaxbig.models.convnext import ConvNeXt
-from jaxbig.models.convolutional import BatchNorm, Conv, ConvNet, Convolution, Dense, Dropout, GroupNorm, Padding, Pool
+from jaxbig.models.convolutional import (
+    BatchNorm,
+    Conv,
+    ConvNet,
+    Convolution,
+    Dense,
+    Dropout,
+    GroupNorm,
+    Padding,
+    Pool,
+)
 from jaxbig.models.resnet import ConvNorm, ResNet
 from jaxbig.state import leaves
 
@@ -33,7 +43,9 @@ PYTORCH = (VALID(32), VALID(64), Pool(), Dropout(0.25), Dense(128), Dropout(0.5)
 KERAS = (VALID(32), Pool(), VALID(64), Pool(), VALID(64), Dense(64))
 SMALL = ResNet(classes=3, stages=(1, 1), bottleneck=False, stem="small", width=8)
 BOTTLENECK = ResNet(classes=3, stages=(1, 2), width=4)
-GROUPED = ResNet(classes=3, stages=(2, 1), bottleneck=True, norm="group", groups=2, stem="small", width=4)
+GROUPED = ResNet(
+    classes=3, stages=(2, 1), bottleneck=True, norm="group", groups=2, stem="small", width=4
+)
 NEXT = ConvNeXt(classes=3, stages=(1, 2), widths=(8, 16), drop_path=0.0, layer_scale=0.5)
 SMALL_ONES = {"basic": SMALL, "bottleneck": BOTTLENECK, "grouped": GROUPED, "convnext": NEXT}
 
@@ -46,8 +58,12 @@ def drawn(module: nn.Module, *inputs: Any) -> Any:
     """Variables in the shapes of the module's, so that no bias is 0, no scale 1 and no running mean 0."""
     shapes = nn.meta.unbox(jax.eval_shape(lambda: module.init(KEY, *inputs)))
     seeds = itertools.count(100)
-    tree = jax.tree.map(lambda leaf: np.float32(0.4) * normal(*leaf.shape, seed=next(seeds)), dict(shapes))
-    return jax.tree_util.tree_map_with_path(lambda path, x: np.abs(x) + 0.5 if path[-1].key == "var" else x, tree)
+    tree = jax.tree.map(
+        lambda leaf: np.float32(0.4) * normal(*leaf.shape, seed=next(seeds)), dict(shapes)
+    )
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: np.abs(x) + 0.5 if path[-1].key == "var" else x, tree
+    )
 
 
 def started(module: nn.Module, *inputs: Any) -> Any:
@@ -55,7 +71,9 @@ def started(module: nn.Module, *inputs: Any) -> Any:
 
 
 def applied(module: nn.Module, variables: Any, *inputs: Any, **how: Any) -> Any:
-    return jax.jit(lambda variables, x: module.apply(variables, x, *inputs[1:], **how))(variables, inputs[0])
+    return jax.jit(lambda variables, x: module.apply(variables, x, *inputs[1:], **how))(
+        variables, inputs[0]
+    )
 
 
 def trained(module: nn.Module, variables: Any, x: Array, *train: bool) -> Any:
@@ -67,7 +85,9 @@ def trained(module: nn.Module, variables: Any, x: Array, *train: bool) -> Any:
         y, changed = module.apply({"params": p, **rest}, x, *train, mutable=list(rest), **how)
         return jnp.sum(jnp.cos(y)), (y, changed)
 
-    (_, (y, changed)), gradient = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(variables["params"], x)
+    (_, (y, changed)), gradient = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(
+        variables["params"], x
+    )
     return y, changed, gradient
 
 
@@ -77,7 +97,9 @@ def close(ours: Any, expected: Any, tolerance: float = 1e-5) -> None:
     assert ours.keys() == expected.keys()
     for path, value in expected.items():
         value = np.asarray(value, np.float32)
-        np.testing.assert_allclose(ours[path], value, 0, tolerance * max(np.max(np.abs(value)), 1), err_msg=path)
+        np.testing.assert_allclose(
+            ours[path], value, 0, tolerance * max(np.max(np.abs(value)), 1), err_msg=path
+        )
 
 
 def counted(module: nn.Module, *shape: int) -> int:
@@ -134,8 +156,14 @@ def torch_resnet(module: ResNet, p: Any, x: Any, statistics: Any = None) -> Any:
             z = y
             for n in range(3 if module.bottleneck else 2):
                 strided = n == (1 if module.bottleneck else 0)
-                z = layer(z if n == 0 else torch.relu(z), (name, f"conv_{n + 1}"), stride if strided else 1)
-            y = torch.relu(z + (layer(y, (name, "shortcut"), stride) if "shortcut" in p[name] else y))
+                z = layer(
+                    z if n == 0 else torch.relu(z),
+                    (name, f"conv_{n + 1}"),
+                    stride if strided else 1,
+                )
+            y = torch.relu(
+                z + (layer(y, (name, "shortcut"), stride) if "shortcut" in p[name] else y)
+            )
     return y.mean(dim=(2, 3)) @ p["head"]["kernel"] + p["head"]["bias"]
 
 
@@ -159,7 +187,9 @@ def torch_convnext(module: ConvNeXt, p: Any, x: Any) -> Any:
     return torch_layer_norm(y.mean(dim=(1, 2)), p["norm"]) @ p["head"]["kernel"] + p["head"]["bias"]
 
 
-def check(module: Any, x: Array, theirs: Callable[[Any, Any], Any], *train: bool, tolerance: float = 1e-5) -> None:
+def check(
+    module: Any, x: Array, theirs: Callable[[Any, Any], Any], *train: bool, tolerance: float = 1e-5
+) -> None:
     """Outputs and gradients by every parameter and the input."""
     variables = drawn(module, x, *train)
     y, _, gradient = trained(module, variables, x, *train)
@@ -184,18 +214,30 @@ class Plain(nn.Module):
 
 
 @settings(max_examples=10, deadline=None)
-@given(st.sampled_from([1, 2, 3, 5]), st.integers(1, 3), st.integers(0, 2), st.sampled_from([1, 2, 4]), st.booleans())
-def test_a_convolution_is_pytorchs(kernel: int, stride: int, padding: int, groups: int, standardized: bool) -> None:
+@given(
+    st.sampled_from([1, 2, 3, 5]),
+    st.integers(1, 3),
+    st.integers(0, 2),
+    st.sampled_from([1, 2, 4]),
+    st.booleans(),
+)
+def test_a_convolution_is_pytorchs(
+    kernel: int, stride: int, padding: int, groups: int, standardized: bool
+) -> None:
     def theirs(p: Any, x: Any) -> Any:
         q = torch_standardized(p["layer"]) if standardized and kernel > 1 else p["layer"]
         return pixels(torch_conv(image(x), q, stride, padding, groups))
 
-    layer = Convolution(8, kernel, stride, padding, groups, standardized=standardized and kernel > 1)
+    layer = Convolution(
+        8, kernel, stride, padding, groups, standardized=standardized and kernel > 1
+    )
     check(Plain(layer), normal(2, 7, 6, 4), theirs, True, tolerance=3e-5)
 
 
 @pytest.mark.parametrize(("padding", "zeros"), [("same", 1), ("valid", 0)])
-def test_padding_same_is_one_pixel_of_zeros_for_a_3x3_and_valid_is_none(padding: Padding, zeros: int) -> None:
+def test_padding_same_is_one_pixel_of_zeros_for_a_3x3_and_valid_is_none(
+    padding: Padding, zeros: int
+) -> None:
     check(
         Conv(4, padding=padding),
         normal(2, 6, 6, 3),
@@ -235,7 +277,10 @@ def test_conv_pool_and_batch_norm_train_as_pytorchs_running_statistics_included(
     close(y, expected.detach().numpy())
     p["norm"]["scale"].grad, p["norm"]["bias"].grad = norm.weight.grad, norm.bias.grad
     close(gradient, (gradients(p), gradients(inputs)))
-    close(changed["batch_stats"]["norm"], {"mean": norm.running_mean.numpy(), "var": norm.running_var.numpy()})
+    close(
+        changed["batch_stats"]["norm"],
+        {"mean": norm.running_mean.numpy(), "var": norm.running_var.numpy()},
+    )
     evaluated = applied(module, {**variables, **changed}, x)
     close(evaluated, pixels(norm.eval()(pooled)).detach().numpy())
 
@@ -247,7 +292,9 @@ def test_group_norm_is_pytorchs(groups: int, rows: int, batch: int) -> None:
     check(
         Plain(GroupNorm(groups)),
         x,
-        lambda p, x: pixels(F.group_norm(image(x), groups, p["layer"]["scale"], p["layer"]["bias"])),
+        lambda p, x: pixels(
+            F.group_norm(image(x), groups, p["layer"]["scale"], p["layer"]["bias"])
+        ),
         True,
         tolerance=1e-4,  # a group of few, nearly equal values divides by nearly nothing
     )
@@ -256,10 +303,9 @@ def test_group_norm_is_pytorchs(groups: int, rows: int, batch: int) -> None:
 def test_running_statistics_stay_in_evaluation_and_at_the_start() -> None:
     x, module = normal(4, 3, 3, 2), BatchNorm()
     begun = started(module, x, True)
-    assert {path: np.ravel(leaf).tolist() for path, leaf in leaves(begun["batch_stats"]).items()} == {
-        "mean": [0, 0],
-        "var": [1, 1],
-    }
+    assert {
+        path: np.ravel(leaf).tolist() for path, leaf in leaves(begun["batch_stats"]).items()
+    } == {"mean": [0, 0], "var": [1, 1]}
     variables = drawn(module, x, True)
     _, after = applied(module, variables, x, False, mutable=["batch_stats"])
     jax.tree.map(np.testing.assert_array_equal, after["batch_stats"], variables["batch_stats"])
@@ -306,7 +352,10 @@ def test_a_convnext_is_pytorchs() -> None:
 
 def check_over(mesh: Mesh, module: Any, x: Array, *train: bool) -> None:
     """A training step on eight devices against one: outputs, statistics and every gradient."""
-    boxed, variables = jax.eval_shape(lambda: dict(module.init(KEY, x, *train))), drawn(module, x, *train)
+    boxed, variables = (
+        jax.eval_shape(lambda: dict(module.init(KEY, x, *train))),
+        drawn(module, x, *train),
+    )
     expected = trained(module, variables, x, *train)
     built = mesh.build()
     placed = jax.device_put(variables, parameter_shardings(boxed, built))
@@ -322,14 +371,21 @@ def test_gradients_over_data_fsdp_and_tensor_are_those_of_one_device(module: Any
 
 
 @pytest.mark.parametrize("groups", [2, 8])
-@pytest.mark.parametrize("mesh", [Mesh(2, 2, 2), Mesh(1, 2, 4), Mesh(1, 1, 8), Mesh(2, 4, 1)], ids=str)
-def test_gradients_of_a_grouped_convolution_over_any_mesh_are_those_of_one_device(mesh: Mesh, groups: int) -> None:
+@pytest.mark.parametrize(
+    "mesh", [Mesh(2, 2, 2), Mesh(1, 2, 4), Mesh(1, 1, 8), Mesh(2, 4, 1)], ids=str
+)
+def test_gradients_of_a_grouped_convolution_over_any_mesh_are_those_of_one_device(
+    mesh: Mesh, groups: int
+) -> None:
     check_over(mesh, Plain(Convolution(16, groups=groups)), normal(8, 4, 4, 8), True)
 
 
 @pytest.mark.parametrize("bottleneck", [False, True])
 def test_a_residual_block_starts_as_the_identity(bottleneck: bool) -> None:
-    x, block = np.abs(normal(2, 4, 4, 8)), resnet.Block(2 if bottleneck else 8, bottleneck=bottleneck)
+    x, block = (
+        np.abs(normal(2, 4, 4, 8)),
+        resnet.Block(2 if bottleneck else 8, bottleneck=bottleneck),
+    )
     variables = started(block, x, True)
     ours, _ = applied(block, variables, x, True, mutable=["batch_stats"])
     np.testing.assert_array_equal(ours, x)
@@ -345,7 +401,9 @@ def test_drop_path_leaves_out_whole_branches_in_training_alone() -> None:
     block, never = convnext.Block(1.0, rate), convnext.Block(1.0, 0.0)
     variables = drawn(never, x, True)
     branch = np.asarray(applied(never, variables, x, True)) - x
-    np.testing.assert_array_equal(applied(block, variables, x, False), applied(never, variables, x, False))
+    np.testing.assert_array_equal(
+        applied(block, variables, x, False), applied(never, variables, x, False)
+    )
     dropped = np.asarray(applied(block, variables, x, True, rngs={"dropout": KEY})) - x
     gone = np.all(dropped == 0, axis=(1, 2, 3))
     assert abs(np.mean(gone) - rate) < 0.12  # four standard deviations
@@ -385,7 +443,9 @@ def test_bfloat16_computes_in_bfloat16_from_float32_parameters(name: str) -> Non
         (eqn.primitive.name, eqn.invars[0].aval.dtype)
         for eqn in jax.make_jaxpr(lambda x: low.apply(variables, x))(x).eqns
     ]
-    heavy = {dtype for primitive, dtype in kinds if primitive in ("conv_general_dilated", "dot_general")}
+    heavy = {
+        dtype for primitive, dtype in kinds if primitive in ("conv_general_dilated", "dot_general")
+    }
     assert heavy == {np.dtype("bfloat16")}
 
 
@@ -418,7 +478,11 @@ COUNTS: dict[str, tuple[nn.Module, tuple[int, ...], int]] = {
     "ResNet-152": (resnet.resnet(152, 1000, norm="group"), (1, 224, 224, 3), 60_192_808),
     "ConvNeXt-T": (ConvNeXt(1000), (1, 224, 224, 3), 28_589_128),
     "ConvNeXt-S": (ConvNeXt(1000, (3, 3, 27, 3)), (1, 224, 224, 3), 50_223_688),
-    "ConvNeXt-B": (ConvNeXt(1000, (3, 3, 27, 3), (128, 256, 512, 1024)), (1, 224, 224, 3), 88_591_464),
+    "ConvNeXt-B": (
+        ConvNeXt(1000, (3, 3, 27, 3), (128, 256, 512, 1024)),
+        (1, 224, 224, 3),
+        88_591_464,
+    ),
 }
 
 

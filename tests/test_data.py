@@ -19,7 +19,15 @@ from jaxbig.data.base import Data, Rows, Source
 from jaxbig.data.digits import Digits
 from jaxbig.data.prepared import Arrays, columns, prepared
 from jaxbig.data.pytext import JaxbigPytext, PyText, Windows
-from jaxbig.data.stream import Places, eval_batch, eval_steps, order, train_batch, train_batches, train_indices
+from jaxbig.data.stream import (
+    Places,
+    eval_batch,
+    eval_steps,
+    order,
+    train_batch,
+    train_batches,
+    train_indices,
+)
 from jaxbig.errors import Refused
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -36,7 +44,9 @@ def joined(parts: list[Rows]) -> Rows:
 
 
 def as_bytes(batches: Any) -> list[dict[str, tuple[Any, ...]]]:
-    return [{name: (a.dtype, a.shape, a.tobytes()) for name, a in batch.items()} for batch in batches]
+    return [
+        {name: (a.dtype, a.shape, a.tobytes()) for name, a in batch.items()} for batch in batches
+    ]
 
 
 # -- order
@@ -71,7 +81,9 @@ def test_an_epoch_holds_every_example_once(seed: int, batch: int, size: int) -> 
     steps = np.concatenate(
         [train_indices(numbered(size), seed, step, batch) for step in range(2 * size)]
     )  # 2 x batch epochs
-    assert np.array_equal(np.sort(steps.reshape(2 * batch, size)), np.tile(np.arange(size), (2 * batch, 1)))
+    assert np.array_equal(
+        np.sort(steps.reshape(2 * batch, size)), np.tile(np.arange(size), (2 * batch, 1))
+    )
 
 
 @given(SEEDS, st.integers(0, 10**6), st.integers(1, 6), st.integers(1, 50))
@@ -80,7 +92,10 @@ def test_processes_share_one_global_batch(seed: int, step: int, quarter: int, si
     source, batch = numbered(size), 4 * quarter
     whole = train_batch(source, seed, step, batch)
     for processes in (1, 2, 4):
-        shares = [train_batch(source, seed, step, batch, part) for part in np.split(np.arange(batch), processes)]
+        shares = [
+            train_batch(source, seed, step, batch, part)
+            for part in np.split(np.arange(batch), processes)
+        ]
         assert as_bytes([joined(shares)]) == as_bytes([whole])
 
 
@@ -90,7 +105,9 @@ def test_readers_change_no_byte(start: int, share: Places) -> None:
     source = numbered(37)
     expected = [train_batch(source, 5, step, 8, share) for step in range(start, start + 20)]
     for readers in (0, 1, 4):
-        assert as_bytes(train_batches(source, 5, start, start + 20, 8, readers, share)) == as_bytes(expected)
+        assert as_bytes(train_batches(source, 5, start, start + 20, 8, readers, share)) == as_bytes(
+            expected
+        )
 
 
 @pytest.mark.parametrize("readers", [0, 1, 4])
@@ -110,7 +127,9 @@ def test_an_example_that_cannot_be_read_is_an_error_at_its_own_step(readers: int
 
 @given(st.integers(1, 60), st.integers(1, 8), st.sampled_from([1, 2, 4]))
 @few
-def test_evaluation_sees_each_example_once_and_pads_with_mask_0(size: int, share: int, processes: int) -> None:
+def test_evaluation_sees_each_example_once_and_pads_with_mask_0(
+    size: int, share: int, processes: int
+) -> None:
     source, batch = numbered(size), share * processes
     steps = range(eval_steps(source, batch))
     places = np.split(np.arange(batch), processes)
@@ -127,14 +146,18 @@ def test_evaluation_sees_each_example_once_and_pads_with_mask_0(size: int, share
 
 @given(st.binary(min_size=1, max_size=200), st.integers(1, 40))
 @few
-def test_every_byte_is_a_target_once_and_its_input_is_the_byte_before(text: bytes, length: int) -> None:
+def test_every_byte_is_a_target_once_and_its_input_is_the_byte_before(
+    text: bytes, length: int
+) -> None:
     source = Windows(np.frombuffer(text, np.uint8), length)
     rows = source.rows(np.arange(len(source)))
     real = rows["mask"] == 1
     assert rows["mask"].shape == (len(source), length)
     assert bytes(rows["targets"][real].tolist()) == text
     assert bytes(rows["inputs"][real].tolist()) == b"\0" + text[:-1]
-    assert np.all(real[:-1]) and np.array_equal(real[-1], np.arange(length) < (len(text) - 1) % length + 1)
+    assert np.all(real[:-1]) and np.array_equal(
+        real[-1], np.arange(length) < (len(text) - 1) % length + 1
+    )
 
 
 @given(st.binary(min_size=1, max_size=100), st.integers(1, 12), st.integers(1, 9))
@@ -171,12 +194,16 @@ def half(self, records):
 JaxbigDigits._generate_examples = half
 Digits(batch=1).prepare()
 """
-DIGITS = "jaxbig_digits/1.0.0 sha256:25d6b8421ba71f23b8a85fd5d0c82802b88d3eb7c431008f6d57d0006baff561"
+DIGITS = (
+    "jaxbig_digits/1.0.0 sha256:25d6b8421ba71f23b8a85fd5d0c82802b88d3eb7c431008f6d57d0006baff561"
+)
 
 
 def python(code: str, **environment: str) -> subprocess.Popen[str]:
     pipes: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    return subprocess.Popen([sys.executable, "-c", code], env={**os.environ, **environment}, text=True, **pipes)
+    return subprocess.Popen(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, text=True, **pipes
+    )
 
 
 @pytest.fixture(scope="module")
@@ -203,13 +230,16 @@ def folder(prepared_by_two: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPa
 def images(source: Any) -> list[bytes]:
     """Each example as bytes, sorted: the examples as a multiset."""
     pairs = zip(source.arrays["inputs"], source.arrays["targets"], strict=True)
-    return sorted((image * 16).astype(np.uint8).tobytes() + bytes([label]) for image, label in pairs)
+    return sorted(
+        (image * 16).astype(np.uint8).tobytes() + bytes([label]) for image, label in pairs
+    )
 
 
 def all_images() -> list[bytes]:
     pixels, labels = sklearn.datasets.load_digits(return_X_y=True)
     return sorted(
-        image.astype(np.uint8).tobytes() + bytes([label]) for image, label in zip(pixels, labels, strict=True)
+        image.astype(np.uint8).tobytes() + bytes([label])
+        for image, label in zip(pixels, labels, strict=True)
     )
 
 
@@ -226,7 +256,9 @@ def test_digits_are_scikit_learns_each_once(folder: Path) -> None:
     assert sorted(images(train) + images(held_out)) == all_images()
 
 
-def test_a_preparation_that_was_killed_is_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_preparation_that_was_killed_is_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     killed = python(KILLED, TFDS_DATA_DIR=str(tmp_path))
     killed.communicate(timeout=120)
     assert killed.returncode == -9
@@ -239,16 +271,22 @@ def test_a_preparation_that_was_killed_is_begun_anew(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("below", [".", "deeper/still"])
-def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: str) -> None:
+def test_a_folder_that_cannot_be_made_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: str
+) -> None:
     (tmp_path / "file").touch()
     folder = tmp_path / "file" / below
     monkeypatch.setenv("TFDS_DATA_DIR", str(folder))
     with pytest.raises(Refused) as refused:
         Digits(batch=1).prepare()
-    assert all(word in str(refused.value) for word in ("jaxbig_digits", str(folder), "TFDS_DATA_DIR"))
+    assert all(
+        word in str(refused.value) for word in ("jaxbig_digits", str(folder), "TFDS_DATA_DIR")
+    )
 
 
-def test_a_flipped_bit_in_prepared_data_is_never_read(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_flipped_bit_in_prepared_data_is_never_read(
+    folder: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
     for file in (folder / "jaxbig_digits" / "1.0.0").iterdir():
         data = bytearray(file.read_bytes())
         data[len(data) // 2] ^= "train" in file.name
@@ -281,7 +319,10 @@ def pytext(prepared_by_two: tuple[Path, list[str]]) -> Iterator[dict[str, dict[s
         patch.setenv("TFDS_DATA_DIR", str(prepared_by_two[0]))
         splits = {split: columns(prepared(JaxbigPytext), split) for split in ("train", "eval")}
         yield {
-            split: {name.decode(): text.tobytes() for name, text in zip(files["name"], files["text"], strict=True)}
+            split: {
+                name.decode(): text.tobytes()
+                for name, text in zip(files["name"], files["text"], strict=True)
+            }
             for split, files in splits.items()
         }
 
@@ -299,36 +340,56 @@ def test_the_text_is_the_library_without_its_tests(pytext: Any) -> None:
     assert all((library / name).read_bytes() == text for name, text in files.items())
 
 
-def test_a_split_is_its_files_in_order_of_name_each_with_a_0_after_it(pytext: Any, folder: Path) -> None:
+def test_a_split_is_its_files_in_order_of_name_each_with_a_0_after_it(
+    pytext: Any, folder: Path
+) -> None:
     for split, files in pytext.items():
-        assert PyText(batch=1).joined(split).tobytes() == b"".join(files[name] + b"\0" for name in sorted(files))
+        assert PyText(batch=1).joined(split).tobytes() == b"".join(
+            files[name] + b"\0" for name in sorted(files)
+        )
 
 
-def test_the_identity_is_of_the_bytes(pytext: Any, folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_the_identity_is_of_the_bytes(
+    pytext: Any, folder: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
     before = PyText(batch=1).prepare()
     assert before == PyText(batch=8, length=9).prepare() != Digits(batch=1).prepare()
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    monkeypatch.setattr("jaxbig.data.pytext.library_files", lambda: {"a.py": b"pass\n", "b.py": b"1\n", **NAMED})
+    monkeypatch.setattr(
+        "jaxbig.data.pytext.library_files", lambda: {"a.py": b"pass\n", "b.py": b"1\n", **NAMED}
+    )
     ours = PyText(batch=1).prepare()
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "other"))
-    monkeypatch.setattr("jaxbig.data.pytext.library_files", lambda: {"a.py": b"pass\n", "b.py": b"2\n", **NAMED})
+    monkeypatch.setattr(
+        "jaxbig.data.pytext.library_files", lambda: {"a.py": b"pass\n", "b.py": b"2\n", **NAMED}
+    )
     assert len({before, ours, PyText(batch=1).prepare()}) == 3
 
 
 NAMED = {f"module_{number}.py": b"\n" for number in range(40)}  # enough that both splits have some
 
 
-@pytest.mark.parametrize("data", [Digits(batch=7), PyText(batch=7, length=50)], ids=["digits", "pytext"])
+@pytest.mark.parametrize(
+    "data", [Digits(batch=7), PyText(batch=7, length=50)], ids=["digits", "pytext"]
+)
 @pytest.mark.parametrize("split", ["train", "eval"])
-def test_a_batch_has_the_shapes_and_dtypes_that_were_said(data: Data, split: str, pytext: Any, folder: Path) -> None:
+def test_a_batch_has_the_shapes_and_dtypes_that_were_said(
+    data: Data, split: str, pytext: Any, folder: Path
+) -> None:
     source = data.source(split)
     last = eval_batch(source, eval_steps(source, 7) - 1, 7)
     for batch in (train_batch(source, 0, 3, 7), eval_batch(source, 0, 7), last):
-        assert {name: jax.ShapeDtypeStruct(rows.shape, rows.dtype) for name, rows in batch.items()} == data.spec()
+        assert {
+            name: jax.ShapeDtypeStruct(rows.shape, rows.dtype) for name, rows in batch.items()
+        } == data.spec()
 
 
 def test_digits_are_of_0_to_1_and_bytes_of_0_to_255(pytext: Any, folder: Path) -> None:
     digits = Digits(batch=1).source("train").rows(np.arange(1437))
-    assert (digits["inputs"].min(), digits["inputs"].max(), set(digits["targets"])) == (0, 1, set(range(10)))
+    assert (digits["inputs"].min(), digits["inputs"].max(), set(digits["targets"])) == (
+        0,
+        1,
+        set(range(10)),
+    )
     text = PyText(batch=1, length=1000).source("eval").rows(np.arange(100))
     assert text["inputs"].min() >= 0 and text["inputs"].max() < PyText.vocab

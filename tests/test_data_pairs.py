@@ -98,7 +98,12 @@ class Own(Records):
 
 def table(file: Path, records: list[Record]) -> Parquet:
     plain = [
-        {**each, "image": png(each["image"]), "audio": each["audio"].tolist(), "x": each["x"].tolist()}
+        {
+            **each,
+            "image": png(each["image"]),
+            "audio": each["audio"].tolist(),
+            "x": each["x"].tolist(),
+        }
         for each in records
     ]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(plain), file, row_group_size=7)
@@ -122,7 +127,10 @@ def lines(file: Path) -> JsonLines:
 
 def arrays(file: Path) -> Arrays:
     audio = np.stack([np.resize(each["audio"], SAMPLES + 5) for each in TRUTH])
-    columns = {name: np.array([each[name] for each in TRUTH]) for name in ("image", "label", "text", "upper", "x")}
+    columns = {
+        name: np.array([each[name] for each in TRUTH])
+        for name in ("image", "label", "text", "upper", "x")
+    }
     np.savez(file, audio=audio, **columns)  # type: ignore[arg-type]
     return Arrays(file=str(file), eval_share=0.3)
 
@@ -135,7 +143,13 @@ def texts(root: Path) -> TextFiles:
 
 
 def made_up() -> MadeUp:
-    return MadeUp(count=20, images=("image",), texts=("text", "upper"), waves=("audio",), labels=(("label", CLASSES),))
+    return MadeUp(
+        count=20,
+        images=("image",),
+        texts=("text", "upper"),
+        waves=("audio",),
+        labels=(("label", CLASSES),),
+    )
 
 
 KINDS = ("tfds", "folder", "lines", "texts", "table", "arrays", "own", "made up", "mixture")
@@ -157,13 +171,17 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Records]:
         arrays(root / "arrays.npz"),
         Own(),
         made_up(),
-        Mixture(parts=tuple(dataclasses.replace(part, eval_share=0.4) for part in parts), weights=(1, 3)),
+        Mixture(
+            parts=tuple(dataclasses.replace(part, eval_share=0.4) for part in parts), weights=(1, 3)
+        ),
     )
     return dict(zip(KINDS, made, strict=True))
 
 
 @pytest.fixture(autouse=True)
-def places(kinds: Any, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def places(
+    kinds: Any, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = Path(kinds["lines"].files).parent
     monkeypatch.setenv("TFDS_DATA_DIR", str(root / "tfds"))
     monkeypatch.setenv("JAXBIG_CACHE", str(root / "cache"))
@@ -194,10 +212,14 @@ def row(tokens: list[int]) -> list[int]:
 
 def of_image(record: Record) -> dict[str, Any]:
     image = record["image"]
-    picture = Image.fromarray(image) if isinstance(image, np.ndarray) else Image.open(io.BytesIO(image))
+    picture = (
+        Image.fromarray(image) if isinstance(image, np.ndarray) else Image.open(io.BytesIO(image))
+    )
     side, (width, height) = min(picture.size), picture.size
     left, top = (width - side) / 2, (height - side) / 2
-    square = picture.resize((6, 6), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+    square = picture.resize(
+        (6, 6), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)
+    )
     return {"inputs": np.asarray(square), "targets": int(record["label"]), "mask": 1}
 
 
@@ -225,7 +247,11 @@ def of_pair(record: Record) -> dict[str, Any]:
 
 def of_sound(record: Record) -> dict[str, Any]:
     samples = [float(sample) / 2**15 for sample in record["audio"]][:SAMPLES]
-    return {"inputs": samples + [0.0] * (SAMPLES - len(samples)), "targets": int(record["label"]), "mask": 1}
+    return {
+        "inputs": samples + [0.0] * (SAMPLES - len(samples)),
+        "targets": int(record["label"]),
+        "mask": 1,
+    }
 
 
 def of_columns(record: Record) -> dict[str, Any]:
@@ -279,10 +305,15 @@ RIGHT = [(kind, name) for kind, name in ALL if not missing(kind, name)]
 REFUSED = [(kind, name) for kind, name in ALL if missing(kind, name)]
 
 
-def agree(rows: dict[str, np.ndarray], expected: list[dict[str, Any]], reduced: bool = False) -> None:
+def agree(
+    rows: dict[str, np.ndarray], expected: list[dict[str, Any]], reduced: bool = False
+) -> None:
     """Field by field. reduced: images are of JPEGs that are decoded at a fraction; their mean colours are compared."""
     for name in expected[0]:
-        found, wanted = rows[name].astype(float), np.array([each[name] for each in expected]).astype(float)
+        found, wanted = (
+            rows[name].astype(float),
+            np.array([each[name] for each in expected]).astype(float),
+        )
         if reduced and name == "inputs":
             np.testing.assert_allclose(found.mean((1, 2)), wanted.mean((1, 2)), atol=12)
         else:
@@ -301,7 +332,9 @@ def test_the_table_is_whole() -> None:
 
 
 @pytest.mark.parametrize(("kind", "name"), RIGHT)
-def test_a_row_is_what_the_reference_makes_of_its_record(kind: str, name: str, kinds: dict[str, Records]) -> None:
+def test_a_row_is_what_the_reference_makes_of_its_record(
+    kind: str, name: str, kinds: dict[str, Records]
+) -> None:
     data, reference = make(name, kinds[kind]), MAKES[name].reference
     data.prepare()
     data.check()
@@ -309,10 +342,14 @@ def test_a_row_is_what_the_reference_makes_of_its_record(kind: str, name: str, k
         opened, source = data.records.open(split), data.source(split)
         expected = [reference(opened[index]) for index in range(len(opened))]
         for each in (source, as_workers_have_it(source)):
-            agree(each.rows(np.arange(len(opened))), expected, (kind, name) == ("made up", "Images"))
+            agree(
+                each.rows(np.arange(len(opened))), expected, (kind, name) == ("made up", "Images")
+            )
     steps = eval_steps(source, BATCH)
     batches = [eval_batch(source, step, BATCH) for step in range(steps)]
-    assert sum(int(batch["mask"].reshape(BATCH, -1).any(1).sum()) for batch in batches) == len(opened)
+    assert sum(int(batch["mask"].reshape(BATCH, -1).any(1).sum()) for batch in batches) == len(
+        opened
+    )
 
 
 @pytest.mark.parametrize(("kind", "name"), REFUSED)
@@ -328,42 +365,58 @@ def test_a_pair_that_cannot_be_is_refused_by_the_field_that_lacks(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_records_of_each_kind_are_those_that_were_written(kind: str, kinds: dict[str, Records]) -> None:
+def test_records_of_each_kind_are_those_that_were_written(
+    kind: str, kinds: dict[str, Records]
+) -> None:
     records: Any = kinds[kind]
     both = [records.open(split) for split in ("train", "eval")]
     found = [opened[index] for opened in both for index in range(len(opened))]
     if kind == "made up":
         assert len(found) == 40
     elif "text" in found[0]:
-        assert sorted(told(each["text"]) for each in found) == sorted(each["text"] for each in TRUTH)
+        assert sorted(told(each["text"]) for each in found) == sorted(
+            each["text"] for each in TRUTH
+        )
     else:
-        assert sorted(each["image"] for each in found) == sorted(png(each["image"]) for each in TRUTH)
+        assert sorted(each["image"] for each in found) == sorted(
+            png(each["image"]) for each in TRUTH
+        )
 
 
 # -- with options
 
 
 @pytest.mark.parametrize(("kind", "name"), [pair for pair in RIGHT if pair[1] in LABELLED])
-def test_records_that_do_not_fit_are_left_out_or_end_it(kind: str, name: str, kinds: dict[str, Records]) -> None:
+def test_records_that_do_not_fit_are_left_out_or_end_it(
+    kind: str, name: str, kinds: dict[str, Records]
+) -> None:
     opened = kinds[kind].open("train")
     labels = [int(opened[index]["label"]) for index in range(len(opened))]
     bad = labels.count(2)
     assert bad > 1
-    rows = make(name, kinds[kind], classes=2, skip_bad_records=bad).source("train").rows(np.arange(len(opened)))
+    rows = (
+        make(name, kinds[kind], classes=2, skip_bad_records=bad)
+        .source("train")
+        .rows(np.arange(len(opened)))
+    )
     assert rows["mask"].tolist() == [float(label < 2) for label in labels]
     whole = make(name, kinds[kind]).source("train").rows(np.arange(len(opened)))
     for field, each in rows.items():
         assert np.array_equal(each[rows["mask"] > 0], whole[field][rows["mask"] > 0])
         assert not each[rows["mask"] == 0].any()
     with pytest.raises(Failed, match=r"its 'label' is 2, and --data\.classes 2"):
-        make(name, kinds[kind], classes=2, skip_bad_records=bad - 1).source("train").rows(np.arange(len(opened)))
+        make(name, kinds[kind], classes=2, skip_bad_records=bad - 1).source("train").rows(
+            np.arange(len(opened))
+        )
 
 
 FILES = ("folder", "lines", "texts", "table", "arrays")
 
 
 @pytest.mark.parametrize(("kind", "name"), [pair for pair in RIGHT if pair[0] in FILES])
-def test_limit_and_repeat_hold_for_what_is_made(kind: str, name: str, kinds: dict[str, Records]) -> None:
+def test_limit_and_repeat_hold_for_what_is_made(
+    kind: str, name: str, kinds: dict[str, Records]
+) -> None:
     records = kinds[kind]
     assert isinstance(records, Files)
     data = make(name, dataclasses.replace(records, limit=6, repeat=3))
@@ -382,7 +435,9 @@ def test_limit_and_repeat_hold_for_what_is_made(kind: str, name: str, kinds: dic
     assert everything == all_of + counted(whole, "eval")
 
 
-@pytest.mark.parametrize("options", [{}, {"limit": 6}, {"repeat": 2}, {"limit": 5, "repeat": 3}, {"eval_share": 0.6}])
+@pytest.mark.parametrize(
+    "options", [{}, {"limit": 6}, {"repeat": 2}, {"limit": 5, "repeat": 3}, {"eval_share": 0.6}]
+)
 @pytest.mark.parametrize("kind", [kind for kind, name in RIGHT if name == "Tokens"])
 def test_packed_rows_hold_each_text_as_often_as_its_records_do(
     kind: str, options: dict[str, Any], kinds: dict[str, Records]
@@ -395,7 +450,11 @@ def test_packed_rows_hold_each_text_as_often_as_its_records_do(
     for split in ("train", "eval"):
         opened, source = data.records.open(split), as_workers_have_it(data.source(split))
         documents = [[*told(opened[index]["text"]).encode(), 257] for index in range(len(opened))]
-        wanted = [tokens[start : start + LENGTH] for tokens in documents for start in range(0, len(tokens), LENGTH)]
+        wanted = [
+            tokens[start : start + LENGTH]
+            for tokens in documents
+            for start in range(0, len(tokens), LENGTH)
+        ]
         rows = source.rows(np.arange(len(source)))
         pieces = [
             targets[segments == number].tolist()
@@ -416,7 +475,11 @@ def test_tokens_of_a_learned_tokenizer_are_those_of_its_file(
     library = tokenizers.Tokenizer.from_str(data.kept()["tokenizer.json"].decode())
     opened, source = data.records.open("train"), as_workers_have_it(data.source("train"))
     rows = source.rows(np.arange(len(opened)))
-    field, feature = ("targets", "upper") if name == "Pairs" else ("targets" if name == "Tokens" else "inputs", "text")
+    field, feature = (
+        ("targets", "upper")
+        if name == "Pairs"
+        else ("targets" if name == "Tokens" else "inputs", "text")
+    )
     for index, found in enumerate(rows[field].tolist()):
         tokens = [*library.encode(told(opened[index][feature])).ids, data.tokenizer.end]
         kept = tokens[:LENGTH] if keep == "beginning" else tokens[-LENGTH:]
@@ -432,7 +495,11 @@ def test_a_mixture_s_weights_hold_for_what_is_made(name: str, kinds: dict[str, R
     own = make(name, mixture.parts[0]).source("train")
     of_first = {each.tobytes() for each in own.rows(np.arange(len(own)))["inputs"]}
     source = make(name, mixture).source("train")
-    drawn = [each.tobytes() for step in range(50) for each in train_batch(source, 1, step, BATCH)["inputs"]]
+    drawn = [
+        each.tobytes()
+        for step in range(50)
+        for each in train_batch(source, 1, step, BATCH)["inputs"]
+    ]
     assert sum(each in of_first for each in drawn) / len(drawn) == pytest.approx(0.25, abs=0.02)
 
 

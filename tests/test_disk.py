@@ -55,10 +55,16 @@ def test_content_is_synced_before_its_name_and_the_name_after(
     monkeypatch.setattr(disk.os, "fsync", synced)
     monkeypatch.setattr(Path, "replace", renamed)
     target = write(tmp_path)
-    at = max(number for number, (what, path) in enumerate(events) if what.endswith("->") and path == str(target))
+    at = max(
+        number
+        for number, (what, path) in enumerate(events)
+        if what.endswith("->") and path == str(target)
+    )
     temporary = events[at][0].removesuffix(" ->")
     needed = {str(target), *map(str, target.rglob("*"))}
-    before = {path.replace(temporary, str(target), 1) for what, path in events[:at] if what == "sync"}
+    before = {
+        path.replace(temporary, str(target), 1) for what, path in events[:at] if what == "sync"
+    }
     assert needed <= before and len(needed) > (5 if write is save_checkpoint else 0)
     assert ("sync", str(target.parent)) in events[at:]
 
@@ -74,7 +80,9 @@ def test_a_file_system_that_cannot_sync_is_written_to_all_the_same(
     assert write_run(tmp_path).read_text()
 
 
-def test_a_disk_that_is_ill_is_reported_and_the_old_file_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_ill_is_reported_and_the_old_file_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fails(opened: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 

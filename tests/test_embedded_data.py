@@ -21,7 +21,11 @@ from jaxbig.data.pytext import PlainWindows, PyText, PyTextRows, Windows, held_o
 from jaxbig.data.stream import eval_batch, eval_steps, train_batch, train_batches
 
 few = settings(max_examples=20, deadline=None)
-SOME = st.integers(1, 300), st.integers(1, 9), st.integers(1, 7)  # bytes of a text, length of a window, rows
+SOME = (
+    st.integers(1, 300),
+    st.integers(1, 9),
+    st.integers(1, 7),
+)  # bytes of a text, length of a window, rows
 
 
 def numbered(size: int, length: int) -> Windows:
@@ -45,7 +49,10 @@ def everything(data: Data, split: str) -> Rows:
 def test_a_batch_of_tracks_by_hand(read: str) -> None:
     """Seven windows of two bytes over three rows: tracks of three windows, the last of one."""
     source = numbered(14, 2)
-    batches = [eval_batch(source, s, 3) if read == "eval" else train_batch(source, 9, s, 3) for s in range(3)]
+    batches = [
+        eval_batch(source, s, 3) if read == "eval" else train_batch(source, 9, s, 3)
+        for s in range(3)
+    ]
     targets = [[[1, 2], [7, 8], [13, 14]], [[3, 4], [9, 10], [0, 0]], [[5, 6], [11, 12], [0, 0]]]
     inputs = [[[0, 1], [6, 7], [12, 13]], [[2, 3], [8, 9], [0, 0]], [[4, 5], [10, 11], [0, 0]]]
     for batch, target, before in zip(batches, targets, inputs, strict=True):
@@ -59,7 +66,9 @@ def test_a_batch_of_tracks_by_hand(read: str) -> None:
 
 @given(*SOME, st.integers(0, 3))
 @few
-def test_a_pass_over_tracks_holds_every_byte_once(size: int, length: int, batch: int, epoch: int) -> None:
+def test_a_pass_over_tracks_holds_every_byte_once(
+    size: int, length: int, batch: int, epoch: int
+) -> None:
     source = numbered(size, length)
     steps = eval_steps(source, batch)
     expected = Counter(source.text.tolist())
@@ -67,8 +76,13 @@ def test_a_pass_over_tracks_holds_every_byte_once(size: int, length: int, batch:
         [eval_batch(source, step, batch) for step in range(steps)],
         [train_batch(source, 0, epoch * steps + step, batch) for step in range(steps)],
     ):
-        assert Counter(np.concatenate([rows["targets"][rows["mask"] == 1] for rows in made]).tolist()) == expected
-        assert [rows["starts"].tolist() for rows in made] == [[1] * batch] + [[0] * batch] * (steps - 1)
+        assert (
+            Counter(np.concatenate([rows["targets"][rows["mask"] == 1] for rows in made]).tolist())
+            == expected
+        )
+        assert [rows["starts"].tolist() for rows in made] == [[1] * batch] + [[0] * batch] * (
+            steps - 1
+        )
         assert all(rows["mask"].any() for rows in made)  # a loss over nothing would be NaN
 
 
@@ -89,7 +103,9 @@ def test_tracks_are_the_same_for_any_processes_and_seed(
 ) -> None:
     source, batch = numbered(size, length), 2 * half
     whole = train_batch(source, 0, step, batch)
-    shares = [train_batch(source, seed, step, batch, part) for part in np.split(np.arange(batch), 2)]
+    shares = [
+        train_batch(source, seed, step, batch, part) for part in np.split(np.arange(batch), 2)
+    ]
     for name, array in whole.items():
         assert np.array_equal(array, np.concatenate([share[name] for share in shares]))
     (ahead,) = train_batches(source, seed, step, step + 1, batch, readers=1)
@@ -154,15 +170,32 @@ def test_a_day_is_written(form: str, text: str) -> None:
 
 
 def test_ordinals() -> None:
-    of_day = [written(datetime.date(2000, 1, day), "{nth}") for day in (1, 2, 3, 4, 11, 12, 13, 21, 22, 23, 31)]
-    assert of_day == ["1st", "2nd", "3rd", "4th", "11th", "12th", "13th", "21st", "22nd", "23rd", "31st"]
+    of_day = [
+        written(datetime.date(2000, 1, day), "{nth}")
+        for day in (1, 2, 3, 4, 11, 12, 13, 21, 22, 23, 31)
+    ]
+    assert of_day == [
+        "1st",
+        "2nd",
+        "3rd",
+        "4th",
+        "11th",
+        "12th",
+        "13th",
+        "21st",
+        "22nd",
+        "23rd",
+        "31st",
+    ]
 
 
 def test_no_text_is_of_two_days() -> None:
     """Whichever formats they are written in; years whose two digits could be a day or a month are all there."""
     last = dates.FIRST + datetime.timedelta(days=dates.DAYS - 1)
     assert last == datetime.date(2029, 12, 31) and len(set(FORMATS)) == len(FORMATS) >= 30
-    days = [datetime.date(2000, 12, 20) + datetime.timedelta(days=number) for number in range(12 * 366)]
+    days = [
+        datetime.date(2000, 12, 20) + datetime.timedelta(days=number) for number in range(12 * 366)
+    ]
     read: dict[str, datetime.date] = {}
     for day in days:
         for form in FORMATS:
@@ -174,7 +207,9 @@ def test_no_text_is_of_two_days() -> None:
 @few
 def test_decoding_undoes_encoding(text: str) -> None:
     tokens = encode(text)
-    assert len(tokens) == len(text) and (not text or 3 <= tokens.min() <= tokens.max() < Dates.vocab)
+    assert len(tokens) == len(text) and (
+        not text or 3 <= tokens.min() <= tokens.max() < Dates.vocab
+    )
     padded = np.concatenate([[Dates.start], tokens, [Dates.end], tokens[:3], [0]])
     assert decode(tokens) == decode(padded) == text
 
@@ -186,14 +221,20 @@ def test_dates_are_read_back_as_the_days_they_are() -> None:
     for split, count in (("train", 10_000), ("eval", 1_000)):
         rows = everything(data, split)
         targets = [decode(row) for row in rows["targets"]]
-        assert len(targets) == count == len(set(targets)) and np.all(rows["targets"][:, -1] == Dates.end)
+        assert len(targets) == count == len(set(targets)) and np.all(
+            rows["targets"][:, -1] == Dates.end
+        )
         days[split] = set(targets)
         forms: Counter[str] = Counter()
-        for row, length, target in list(zip(rows["inputs"], rows["lengths"], targets, strict=True))[:1_000]:
+        for row, length, target in list(zip(rows["inputs"], rows["lengths"], targets, strict=True))[
+            :1_000
+        ]:
             text, day = decode(row), datetime.date.fromisoformat(target)
             assert len(text) == length and np.all(row[length:] == 0)
             fitting = [form for form in FORMATS if written(day, form).lower() == text.lower()]
-            assert fitting and (text in (text.lower(), text.upper()) or text in [written(day, f) for f in fitting])
+            assert fitting and (
+                text in (text.lower(), text.upper()) or text in [written(day, f) for f in fitting]
+            )
             forms[fitting[0]] += 1
         assert len(forms) == len(FORMATS) and max(forms.values()) < 3_000 / len(FORMATS)
         assert 0.2 < np.mean([decode(row).isupper() for row in rows["inputs"]]) < 0.4
@@ -213,8 +254,14 @@ def test_diabetes_is_scikit_learns_standardized_by_its_training_rows() -> None:
         np.testing.assert_allclose(rows.std(0, dtype=np.float64), 1, atol=1e-6)
     x, y = sklearn.datasets.load_diabetes(return_X_y=True, scaled=False)
     for ours, theirs in ((np.concatenate([train["inputs"], held["inputs"]]), x), (0, y[:, None])):
-        ours = np.concatenate([train["targets"], held["targets"]])[:, None] if isinstance(ours, int) else ours
-        for column in range(theirs.shape[1]):  # one line undoes the standardizing, and every patient is there once
+        ours = (
+            np.concatenate([train["targets"], held["targets"]])[:, None]
+            if isinstance(ours, int)
+            else ours
+        )
+        for column in range(
+            theirs.shape[1]
+        ):  # one line undoes the standardizing, and every patient is there once
             a, b = np.sort(ours[:, column].astype(np.float64)), np.sort(theirs[:, column])
             slope, offset = np.polyfit(a, b, 1)
             np.testing.assert_allclose(slope * a + offset, b, atol=1e-4 * np.abs(b).max())
@@ -235,7 +282,9 @@ def test_lines_are_of_their_package_and_in_no_training_file() -> None:
         rows = everything(data, split)
         assert set(rows["targets"]) == set(range(data.classes))
         assert max(Counter(rows["targets"].tolist()).values()) <= 3_000
-        for row, length, target in zip(rows["inputs"], rows["lengths"], rows["targets"], strict=True):
+        for row, length, target in zip(
+            rows["inputs"], rows["lengths"], rows["targets"], strict=True
+        ):
             line = bytes(row[:length].tolist())
             seen.append(line)
             assert 20 <= length <= LONGEST and not row[length:].any()

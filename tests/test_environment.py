@@ -47,10 +47,14 @@ def test_each_name_of_the_lists_is_one_of_jax(configured: Any) -> None:
     """Of this JAX; others may have fewer, of which those that are there are read."""
     assert set(NEEDED) <= set(jax.config.values)
     assert len(set(RANDOM + PROGRAM) & set(jax.config.values)) > 12
-    assert json.loads(json.dumps(config())) == config()  # it goes into run.json and to the other processes
+    assert (
+        json.loads(json.dumps(config())) == config()
+    )  # it goes into run.json and to the other processes
 
 
-def test_flags_are_told_apart_and_where_they_dump_is_nobody_s_business(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flags_are_told_apart_and_where_they_dump_is_nobody_s_business(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for name in environment.FLAGS:
         monkeypatch.delenv(name, raising=False)
     assert flags() == {}
@@ -63,7 +67,9 @@ def test_flags_are_told_apart_and_where_they_dump_is_nobody_s_business(monkeypat
     }
 
 
-def test_devices_are_told_with_what_drives_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_devices_are_told_with_what_drives_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     assert devices() == {"number of devices": 8, "device kind": "cpu", "platform_version": "cpu"}
 
     class Client:
@@ -94,7 +100,9 @@ CHANGED = {
 
 
 @pytest.mark.parametrize("name", RANDOM)
-def test_what_changes_the_numbers_that_a_seed_draws_makes_another_run(configured: Any, name: str) -> None:
+def test_what_changes_the_numbers_that_a_seed_draws_makes_another_run(
+    configured: Any, name: str
+) -> None:
     before, now = CHANGED[name]
     assert config()[name] == before
     run = {"config": config()}

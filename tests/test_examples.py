@@ -45,7 +45,9 @@ def given(*rows: dict[str, Any]) -> Given:
 
 
 TEXTS = given(*({"text": "ab", "label": number % 5} for number in range(40)))
-TABLE = given(*({"a": float(number), "b": 1.0, "y": number % 5, "z": [1.0, 2.0]} for number in range(40)))
+TABLE = given(
+    *({"a": float(number), "b": 1.0, "y": number % 5, "z": [1.0, 2.0]} for number in range(40))
+)
 SOUND = MadeUp(count=4, waves=("audio",), labels=(("label", 3),))
 PICTURES = MadeUp(count=4, images=("image",), labels=(("label", 3),))
 
@@ -55,7 +57,16 @@ def sentences(**fields: Any) -> Sentences:
 
 
 def columns(**fields: Any) -> Columns:
-    return Columns(**{"records": TABLE, "batch": 2, "inputs": ("a", "b"), "shape": (2,), "targets": "y", **fields})
+    return Columns(
+        **{
+            "records": TABLE,
+            "batch": 2,
+            "inputs": ("a", "b"),
+            "shape": (2,),
+            "targets": "y",
+            **fields,
+        }
+    )
 
 
 def images(**fields: Any) -> Images:
@@ -67,7 +78,10 @@ class Own(Examples):
 
     def spec(self) -> Any:
         shape = jax.ShapeDtypeStruct
-        return {"inputs": shape((self.batch, 2), np.float32), "mask": shape((self.batch,), np.float32)}
+        return {
+            "inputs": shape((self.batch, 2), np.float32),
+            "mask": shape((self.batch,), np.float32),
+        }
 
     def read(self, record: Record) -> Any:
         return {"inputs": record["zz"], "mask": np.float32(1)}
@@ -128,19 +142,40 @@ UNFIT: dict[str, tuple[Data, str]] = {
         sentences(label="text"),
         r"its 'text' is 'ab': .*this is a word: name the classes with --data.class-names",
     ),
-    "numbers": (columns(targets="a", classes=9, inputs=("b",), shape=()), r"31 of 40 .*its .a. is \d+, and"),
-    "shape": (columns(inputs=("z",), shape=(3,)), r"its z have the shape \(2,\), and --data\.shape \(3,\)"),
-    "shape of targets": (columns(targets="z"), r"its z has the shape \(2,\), and --data\.target-shape \(\)"),
+    "numbers": (
+        columns(targets="a", classes=9, inputs=("b",), shape=()),
+        r"31 of 40 .*its .a. is \d+, and",
+    ),
+    "shape": (
+        columns(inputs=("z",), shape=(3,)),
+        r"its z have the shape \(2,\), and --data\.shape \(3,\)",
+    ),
+    "shape of targets": (
+        columns(targets="z"),
+        r"its z has the shape \(2,\), and --data\.target-shape \(\)",
+    ),
     "shapes of inputs": (columns(inputs=("a", "z")), r"shapes"),
-    "own, another name": (Own(records=TABLE, batch=2), ALL + "it has no 'zz', but a, b, y, z; the nearest is z"),
+    "own, another name": (
+        Own(records=TABLE, batch=2),
+        ALL + "it has no 'zz', but a, b, y, z; the nearest is z",
+    ),
     "own, a field less": (Halves(records=TABLE, batch=2), ALL + "no 'mask' is made of it"),
-    "own, another shape": (Flat(records=TABLE, batch=2), ALL + r"its inputs has the shape \(\), and not \(2,\)"),
-    "own, words": (Words(records=TABLE, batch=2), ALL + "its inputs is <U1, and float32 cannot hold that"),
+    "own, another shape": (
+        Flat(records=TABLE, batch=2),
+        ALL + r"its inputs has the shape \(\), and not \(2,\)",
+    ),
+    "own, words": (
+        Words(records=TABLE, batch=2),
+        ALL + "its inputs is <U1, and float32 cannot hold that",
+    ),
     "sound of another name": (
         Sounds(records=SOUND, batch=2, classes=3, feature="sound"),
         r"'sound', which --data\.feature names",
     ),
-    "sound too short": (Sounds(records=SOUND, batch=2, classes=3, samples=100), "100 samples make no frame"),
+    "sound too short": (
+        Sounds(records=SOUND, batch=2, classes=3, samples=100),
+        "100 samples make no frame",
+    ),
     "mel bands": (
         Sounds(records=SOUND, batch=2, classes=3, spectrogram=LogMel(highest=9_000)),
         "mel bands from 20 to 9000",
@@ -153,10 +188,15 @@ UNFIT: dict[str, tuple[Data, str]] = {
         images(canvas=16, augment=(Flip(), ResizedCrop()), center=(CentralCrop(),)),
         "Flip before ResizedCrop",
     ),
-    "size of a crop": (images(augment=(ResizedCrop(size=5),)), r"5 x 5 come out where --data\.size is 8"),
+    "size of a crop": (
+        images(augment=(ResizedCrop(size=5),)),
+        r"5 x 5 come out where --data\.size is 8",
+    ),
     "odd batch mixed": (images(batch=3, mix=(Mixup(),)), "batch 3: neighbours are mixed"),
     "a part of a mixture": (
-        sentences(records=Mixture(parts=(TEXTS, given({"text": "a", "labels": 1})), weights=(1.0, 1.0))),
+        sentences(
+            records=Mixture(parts=(TEXTS, given({"text": "a", "labels": 1})), weights=(1.0, 1.0))
+        ),
         "1 of 41 records of train that were tried, such as record 0 of part 2: it has no 'label'",
     ),
 }
@@ -170,7 +210,14 @@ def test_experiment_that_does_not_fit_is_refused_and_named(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [sentences(), columns(), columns(classes=5), images(), Sounds(records=SOUND, batch=2, classes=3)]
+    "data",
+    [
+        sentences(),
+        columns(),
+        columns(classes=5),
+        images(),
+        Sounds(records=SOUND, batch=2, classes=3),
+    ],
 )
 def test_experiment_that_fits_passes(data: Data) -> None:
     data.check()
@@ -194,12 +241,16 @@ def lines(file: Path, *records: Any) -> JsonLines:
 def test_record_that_is_broken_among_good_ones_is_for_the_run_to_name(tmp_path: Path) -> None:
     """It is the record's mistake, and a short run may not even come to it."""
     good = [{"text": f"a{number}", "label": 1} for number in range(9)]
-    records = JsonLines(files=str(tmp_path / "train.jsonl"), eval_files=str(tmp_path / "eval.jsonl"))
+    records = JsonLines(
+        files=str(tmp_path / "train.jsonl"), eval_files=str(tmp_path / "eval.jsonl")
+    )
     lines(tmp_path / "eval.jsonl", *good)
     lines(tmp_path / "train.jsonl", *good, {"text": "b", "label": None})
     data = sentences(records=records)
     data.check()
-    with pytest.raises(Failed, match=r"train.jsonl line 10 cannot be read: ValueError: its 'label' is null; mend"):
+    with pytest.raises(
+        Failed, match=r"train.jsonl line 10 cannot be read: ValueError: its 'label' is null; mend"
+    ):
         data.source("train").rows(np.arange(10))
 
 
@@ -207,9 +258,14 @@ def test_class_beyond_in_one_record_is_refused_unless_it_may_be_left_out(tmp_pat
     good = [{"text": f"a{number}", "label": 1} for number in range(9)]
     lines(tmp_path / "eval.jsonl", *good)
     lines(tmp_path / "train.jsonl", *good, {"text": "b", "label": 7})
-    data = sentences(records=JsonLines(files=str(tmp_path / "train.jsonl"), eval_files=str(tmp_path / "eval.jsonl")))
+    data = sentences(
+        records=JsonLines(
+            files=str(tmp_path / "train.jsonl"), eval_files=str(tmp_path / "eval.jsonl")
+        )
+    )
     with pytest.raises(
-        Refused, match=r"1 of 10 records of train .*train.jsonl line 10: its 'label' is 7, and --data\.classes 5"
+        Refused,
+        match=r"1 of 10 records of train .*train.jsonl line 10: its 'label' is 7, and --data\.classes 5",
     ):
         data.check()
     dataclasses.replace(data, skip_bad_records=1).check()
@@ -219,7 +275,8 @@ def test_records_that_are_all_broken_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", a=np.full(9, np.nan), b=np.ones(9), y=np.arange(9))
     data = columns(records=Arrays(file=str(tmp_path / "a.npz"), eval_share=0.4))
     with pytest.raises(
-        Refused, match=r"\d of \d records of train that were tried cannot be read, such as .*a.npz row \d .*not finite"
+        Refused,
+        match=r"\d of \d records of train that were tried cannot be read, such as .*a.npz row \d .*not finite",
     ):
         data.check()
 

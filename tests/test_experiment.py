@@ -113,10 +113,16 @@ def refusal(call: Callable[..., Any], *arguments: Any) -> str:
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_a_name_a_path_and_a_module_are_one_experiment(name: str, here: Path) -> None:
     by_name = to_json(load(name))
-    assert by_name == to_json(load(str(ROOT / "experiments" / f"{name}.py"))) == to_json(load(f"experiments.{name}"))
+    assert (
+        by_name
+        == to_json(load(str(ROOT / "experiments" / f"{name}.py")))
+        == to_json(load(f"experiments.{name}"))
+    )
 
 
-@pytest.mark.parametrize("name", ["own.py", "./own.py", "experiments/wide.py", "wide", "package.own"])
+@pytest.mark.parametrize(
+    "name", ["own.py", "./own.py", "experiments/wide.py", "wide", "package.own"]
+)
 def test_an_own_file_is_found(name: str, here: Path) -> None:
     for file in ("own.py", "experiments/wide.py", "package/own.py"):
         (here / file).parent.mkdir(exist_ok=True)
@@ -156,10 +162,16 @@ def test_a_file_that_changed_is_read_anew(here: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "nearest"),
-    [("digit_convnet", "digits_convnet"), ("digits-rnn", "digits_rnn"), ("pytext_transfomer", "pytext_transformer")],
+    [
+        ("digit_convnet", "digits_convnet"),
+        ("digits-rnn", "digits_rnn"),
+        ("pytext_transfomer", "pytext_transformer"),
+    ],
 )
 def test_an_unknown_name_is_refused_with_the_nearest(name: str, nearest: str, here: Path) -> None:
-    assert refusal(load, name).startswith(f"no experiment named {name!r}: the nearest are {nearest}")
+    assert refusal(load, name).startswith(
+        f"no experiment named {name!r}: the nearest are {nearest}"
+    )
 
 
 def test_a_name_like_no_other_is_refused_with_where_to_look(here: Path) -> None:
@@ -196,7 +208,16 @@ def test_a_syntax_error_in_an_imported_file_is_told_of_that_file(here: Path) -> 
 
 @pytest.mark.parametrize(
     "name",
-    ["missing.py", "no/such/folder/own.py", "nosuchpackage.own", "json.nothing", "./own", "../own", ".own", "a..b"],
+    [
+        "missing.py",
+        "no/such/folder/own.py",
+        "nosuchpackage.own",
+        "json.nothing",
+        "./own",
+        "../own",
+        ".own",
+        "a..b",
+    ],
 )
 def test_what_is_not_there_is_refused_by_name(name: str, here: Path) -> None:
     assert name in refusal(load, name)
@@ -266,13 +287,20 @@ def test_an_experiment_is_told_with_all_its_numbers() -> None:
         "classes": 10,
         "dtype": "float32",
     }
-    assert told["optimizer"]["rate"] == {"type": "WarmupCosine", "peak": 1e-3, "warmup": 5, "end": 0.0}
+    assert told["optimizer"]["rate"] == {
+        "type": "WarmupCosine",
+        "peak": 1e-3,
+        "warmup": 5,
+        "end": 0.0,
+    }
     sizes = {"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1, "expert": 1}
     assert told["mesh"] == {"type": "Mesh", **sizes, "rules": "standard", "overrides": []}
     assert to_json({"folder": Path("a/b"), 3: (None, True)}) == {"folder": "a/b", "3": [None, True]}
 
 
-@pytest.mark.parametrize("value", [nn.relu, object(), {1, 2}, b"bytes", 1j, Experiment], ids=range(6))
+@pytest.mark.parametrize(
+    "value", [nn.relu, object(), {1, 2}, b"bytes", 1j, Experiment], ids=range(6)
+)
 def test_what_cannot_be_told_is_refused(value: Any) -> None:
     said = refusal(to_json, {"field": [value]})
     assert type(value).__name__ in said
@@ -329,7 +357,9 @@ def test_a_fingerprint_changes_with_what_a_run_computes(what: str) -> None:
 
 
 def test_no_two_of_these_have_one_fingerprint() -> None:
-    prints = [print_of(each) for each in (BASE, *OTHER.values())] + [print_of(BASE, "digits sha256:2")]
+    prints = [print_of(each) for each in (BASE, *OTHER.values())] + [
+        print_of(BASE, "digits sha256:2")
+    ]
     assert len(set(prints)) == len(prints)
 
 
@@ -340,14 +370,30 @@ def test_a_fingerprint_does_not_change_with_where_and_how_long(what: str) -> Non
 
 
 def test_how_many_records_may_be_left_out_is_no_part_of_a_fingerprint() -> None:
-    before, now = (changed(data=dataclasses.replace(IMAGES, skip_bad_records=most)) for most in (0, 5))
+    before, now = (
+        changed(data=dataclasses.replace(IMAGES, skip_bad_records=most)) for most in (0, 5)
+    )
     assert print_of(before) == print_of(now)
-    assert differences({"experiment": to_json(before), "data_identity": "x"}, identity(to_json(now), "x")) == []
+    assert (
+        differences(
+            {"experiment": to_json(before), "data_identity": "x"}, identity(to_json(now), "x")
+        )
+        == []
+    )
 
 
 def test_every_field_is_known_to_count_or_not() -> None:
     fields = {field.name for field in dataclasses.fields(Experiment)}
-    fixed = {"model", "objective", "data", "optimizer", "precision", "initialize_from", "seed", "reproducible"}
+    fixed = {
+        "model",
+        "objective",
+        "data",
+        "optimizer",
+        "precision",
+        "initialize_from",
+        "seed",
+        "reproducible",
+    }
     assert fields == {*FREE, *fixed}
     assert set(SAME) == set(FREE)
 
@@ -355,7 +401,8 @@ def test_every_field_is_known_to_count_or_not() -> None:
 def test_a_fingerprint_is_a_sha256_of_sorted_json() -> None:
     text = '{"b": [1, 2.5], "data_identity": "x", "seed": 0}'
     assert (
-        fingerprint({"seed": 0, "b": [1, 2.5], "data_identity": "x"}) == hashlib.sha256(text.encode()).hexdigest()[:16]
+        fingerprint({"seed": 0, "b": [1, 2.5], "data_identity": "x"})
+        == hashlib.sha256(text.encode()).hexdigest()[:16]
     )
     assert print_of(BASE) == print_of(dataclasses.replace(BASE))
 
@@ -380,9 +427,11 @@ def test_no_difference_is_no_line() -> None:
 
 def test_another_type_is_told_with_what_it_brings() -> None:
     lines = diff(to_json(BASE.optimizer), to_json(SGD(rate=Constant(1e-3))), "optimizer")
-    assert {"optimizer.type: AdamW -> SGD", "optimizer.momentum: null -> 0.9", "optimizer.b1: 0.9 -> null"} <= set(
-        lines
-    )
+    assert {
+        "optimizer.type: AdamW -> SGD",
+        "optimizer.momentum: null -> 0.9",
+        "optimizer.b1: 0.9 -> null",
+    } <= set(lines)
 
 
 def test_a_long_difference_is_cut() -> None:
@@ -459,14 +508,33 @@ AUGMENT = {
     "layers 0": RandAugment(layers=0),
     "magnitude -1.0": RandAugment(magnitude=-1.0),
 }
-BAD |= {f"data.augment.0.{o}": changed(data=dataclasses.replace(IMAGES, augment=(a,))) for o, a in AUGMENT.items()}
-MIX = {"alpha 0.0": Mixup(alpha=0.0), "alpha nan": CutMix(alpha=math.nan), "probability 2": Either(probability=2)}
-MIX |= {"first.alpha -1": Either(first=Mixup(alpha=-1)), "probability inf": Either(probability=math.inf)}
-BAD |= {f"data.mix.0.{option}": changed(data=dataclasses.replace(IMAGES, mix=(mix,))) for option, mix in MIX.items()}
-MEL = {"lowest -1.0": LogMel(lowest=-1.0), "lowest 90.0": LogMel(lowest=90.0, highest=80.0), "hop 0": LogMel(hop=0)}
+BAD |= {
+    f"data.augment.0.{o}": changed(data=dataclasses.replace(IMAGES, augment=(a,)))
+    for o, a in AUGMENT.items()
+}
+MIX = {
+    "alpha 0.0": Mixup(alpha=0.0),
+    "alpha nan": CutMix(alpha=math.nan),
+    "probability 2": Either(probability=2),
+}
+MIX |= {
+    "first.alpha -1": Either(first=Mixup(alpha=-1)),
+    "probability inf": Either(probability=math.inf),
+}
+BAD |= {
+    f"data.mix.0.{option}": changed(data=dataclasses.replace(IMAGES, mix=(mix,)))
+    for option, mix in MIX.items()
+}
+MEL = {
+    "lowest -1.0": LogMel(lowest=-1.0),
+    "lowest 90.0": LogMel(lowest=90.0, highest=80.0),
+    "hop 0": LogMel(hop=0),
+}
 MEL |= {"floor 0.0": LogMel(floor=0.0), "mels 0": LogMel(mels=0)}
 BAD |= {
-    f"data.spectrogram.{option}": changed(data=Sounds(records=MadeUp(), batch=2, classes=2, spectrogram=mel))
+    f"data.spectrogram.{option}": changed(
+        data=Sounds(records=MadeUp(), batch=2, classes=2, spectrogram=mel)
+    )
     for option, mel in MEL.items()
 }
 FOLDER = ImageFolder(folder="")
@@ -477,7 +545,9 @@ WRONG: dict[str, dict[str, Any]] = {
     "data.records.eval-share 1.0": {"records": dataclasses.replace(FOLDER, eval_share=1.0)},
     "data.records.limit 0": {"records": dataclasses.replace(FOLDER, limit=0)},
 }
-BAD |= {option: changed(data=dataclasses.replace(IMAGES, **fields)) for option, fields in WRONG.items()}
+BAD |= {
+    option: changed(data=dataclasses.replace(IMAGES, **fields)) for option, fields in WRONG.items()
+}
 BAD |= {"data.shape.1 0": changed(data=Columns(records=MadeUp(), batch=2, shape=(3, 0)))}
 
 
@@ -490,21 +560,36 @@ def test_a_number_that_cannot_be_right_is_refused_as_its_option(option: str) -> 
 def test_numbers_of_classes_and_tokens_that_are_beyond_the_model_are_refused() -> None:
     images, text = dataclasses.replace(IMAGES, classes=11), PyText(batch=8, length=8)
     for bad, said in (
-        (changed(data=images), "the data has 11 classes, and --model.classes 10: it must be 11 or more."),
-        (changed(data=text, model=Decoder(vocab=99)), "256 tokens, and --model.vocab 99: it must be 256 or more."),
+        (
+            changed(data=images),
+            "the data has 11 classes, and --model.classes 10: it must be 11 or more.",
+        ),
+        (
+            changed(data=text, model=Decoder(vocab=99)),
+            "256 tokens, and --model.vocab 99: it must be 256 or more.",
+        ),
         (changed(data=text, objective=NextToken(vocab=99)), "256 tokens, and --objective.vocab 99"),
     ):
         assert said in refusal(bad.check)
 
 
-@pytest.mark.parametrize("fields", [{}, {"seed": 2**32 - 1}, {"keep_best": 0, "readers": 0}, {"steps": 1}], ids=str)
+@pytest.mark.parametrize(
+    "fields", [{}, {"seed": 2**32 - 1}, {"keep_best": 0, "readers": 0}, {"steps": 1}], ids=str
+)
 def test_numbers_at_the_border_are_right(fields: dict[str, Any]) -> None:
     changed(**fields).check()
 
 
 def test_augmentation_at_the_border_is_right() -> None:
-    augment = (ResizedCrop(least=1, most=1, ratio=1), Flip(probability=1), ColorJitter(hue=0.5), Erasing(probability=0))
-    changed(data=dataclasses.replace(IMAGES, augment=augment, center=(CentralCrop(share=1),))).check()
+    augment = (
+        ResizedCrop(least=1, most=1, ratio=1),
+        Flip(probability=1),
+        ColorJitter(hue=0.5),
+        Erasing(probability=0),
+    )
+    changed(
+        data=dataclasses.replace(IMAGES, augment=augment, center=(CentralCrop(share=1),))
+    ).check()
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

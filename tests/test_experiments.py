@@ -43,11 +43,15 @@ def test_it_is_shown_with_all_its_parameters(name: str) -> None:
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_its_header_says_what_it_is_and_how_to_run_it(name: str) -> None:
     text = available()[name].read_text()
-    assert summary(available()[name]).endswith((".", ":", '"')) or len(summary(available()[name])) > 40
+    assert (
+        summary(available()[name]).endswith((".", ":", '"')) or len(summary(available()[name])) > 40
+    )
     assert f"jaxbig train {name}" in text and "MEASURE" not in text
 
 
-@pytest.mark.parametrize("name", [n if n in SPINE else pytest.param(n, marks=pytest.mark.slow) for n in EXPERIMENTS])
+@pytest.mark.parametrize(
+    "name", [n if n in SPINE else pytest.param(n, marks=pytest.mark.slow) for n in EXPERIMENTS]
+)
 def test_shrunk_it_takes_steps_over_a_mesh_with_one_compilation(name: str) -> None:
     experiment = small(name, mesh=Mesh(data=2, fsdp=2, tensor=2))
     program = make_program(experiment)
@@ -55,7 +59,9 @@ def test_shrunk_it_takes_steps_over_a_mesh_with_one_compilation(name: str) -> No
         state = program.init()
         before = jax.tree.map(np.asarray, state.params)
         for step in range(2):
-            state, metrics = program.train_step(state, put(random_batch(experiment, step), program.mesh))
+            state, metrics = program.train_step(
+                state, put(random_batch(experiment, step), program.mesh)
+            )
             assert all(np.isfinite(jax.device_get(list(metrics.values()))))
         assert program.train_step._cache_size() == 1
         after = jax.tree.map(np.asarray, state.params)
@@ -70,7 +76,9 @@ def test_shrunk_it_takes_steps_over_a_mesh_with_one_compilation(name: str) -> No
             def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
                 rows = random_batch(experiment)
                 rows.pop("starts", None)
-                return {key: np.concatenate([value, value])[indices % 24] for key, value in rows.items()}
+                return {
+                    key: np.concatenate([value, value])[indices % 24] for key, value in rows.items()
+                }
 
         means = evaluate(program, state, Few())
         assert math.isfinite(means["loss"]) and experiment.objective.criterion in means
@@ -90,7 +98,9 @@ def test_without_its_data_it_is_refused_in_a_sentence(
 def test_every_experiment_that_runs_here_names_what_it_has_to_beat() -> None:
     numbers = r"\d\.\d{3}"  # the score of three seeds or more, and of what they are compared with
     for name in EMBEDDED:
-        header = " ".join((ast.get_docstring(ast.parse(available()[name].read_text())) or "").split())
+        header = " ".join(
+            (ast.get_docstring(ast.parse(available()[name].read_text())) or "").split()
+        )
         assert f"jaxbig train {name}" in header and re.search(r"seeds 0 to [2-9]", header), name
         assert len(re.findall(numbers, header)) >= 3 and "baselines.py" in header, name
 

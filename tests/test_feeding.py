@@ -23,7 +23,14 @@ from jaxbig.data.base import Rows
 from jaxbig.data.feeding import Readers, in_order
 from jaxbig.data.image_folder import ImageFolder
 from jaxbig.data.images import Images
-from jaxbig.data.stream import eval_batch, eval_batches, eval_steps, train_batch, train_batches, train_indices
+from jaxbig.data.stream import (
+    eval_batch,
+    eval_batches,
+    eval_steps,
+    train_batch,
+    train_batches,
+    train_indices,
+)
 from jaxbig.errors import Failed, Refused
 from jaxbig.experiment import import_file
 from jaxbig.pace import SLOW, WARN_EVERY, Report
@@ -109,7 +116,11 @@ def nothing_left() -> Any:
     """No process, open file or shared memory remains of what a test read."""
 
     def left() -> tuple[Any, ...]:
-        return psutil.Process().children(), len(os.listdir("/proc/self/fd")), sorted(os.listdir("/dev/shm"))
+        return (
+            psutil.Process().children(),
+            len(os.listdir("/proc/self/fd")),
+            sorted(os.listdir("/dev/shm")),
+        )
 
     before = left()
     yield
@@ -122,7 +133,9 @@ def data(file: Any, batch: int = 8, skip: int = 0, **fields: Any) -> Any:
 
 
 def as_bytes(batches: Any) -> list[dict[str, tuple[Any, ...]]]:
-    return [{name: (a.dtype, a.shape, a.tobytes()) for name, a in batch.items()} for batch in batches]
+    return [
+        {name: (a.dtype, a.shape, a.tobytes()) for name, a in batch.items()} for batch in batches
+    ]
 
 
 @contextlib.contextmanager
@@ -146,7 +159,9 @@ SOME = [(0, 0), (0, 2), (2, 1)]
 @pytest.mark.parametrize("start", [0, 1_000])
 def test_who_reads_changes_no_byte(file: Any, workers: int, readers: int, start: int) -> None:
     if workers == 4 and (start == 0) != (readers == 1):
-        pytest.skip("processes take long to start: of four, the first step or the thousandth is tried")
+        pytest.skip(
+            "processes take long to start: of four, the first step or the thousandth is tried"
+        )
     source, share = data(file), np.array([1, 2, 5, 7])
     expected = [train_batch(source, 5, step, 8, share) for step in range(start, start + 20)]
     found = train_batches(source, 5, start, start + 20, 8, readers, share, workers)
@@ -154,10 +169,14 @@ def test_who_reads_changes_no_byte(file: Any, workers: int, readers: int, start:
 
 
 @pytest.mark.parametrize(("workers", "readers"), [(0, 3), (2, 2)])
-def test_nor_does_a_batch_that_is_shared_out_in_parts(file: Any, workers: int, readers: int) -> None:
+def test_nor_does_a_batch_that_is_shared_out_in_parts(
+    file: Any, workers: int, readers: int
+) -> None:
     source = data(file)
     expected = [train_batch(source, 5, step, 7) for step in range(3, 12)]
-    assert as_bytes(train_batches(source, 5, 3, 12, 7, readers, workers=workers, read_ahead=0)) == as_bytes(expected)
+    assert as_bytes(
+        train_batches(source, 5, 3, 12, 7, readers, workers=workers, read_ahead=0)
+    ) == as_bytes(expected)
 
 
 @pytest.mark.parametrize("readers", [0, 1, 3])
@@ -166,7 +185,13 @@ def test_evaluation_is_read_ahead_too(file: Any, readers: int) -> None:
     expected = [eval_batch(source, step, 8) for step in range(eval_steps(source, 8))]
     found = list(eval_batches(data(file, bad=(4, 36), skip=2), 8, readers))
     assert as_bytes(found) == as_bytes(expected)
-    assert np.flatnonzero(np.concatenate([each["mask"] for each in found]) == 0).tolist() == [4, 36, 37, 38, 39]
+    assert np.flatnonzero(np.concatenate([each["mask"] for each in found]) == 0).tolist() == [
+        4,
+        36,
+        37,
+        38,
+        39,
+    ]
 
 
 # -- how far ahead
@@ -174,7 +199,10 @@ def test_evaluation_is_read_ahead_too(file: Any, readers: int) -> None:
 
 def test_what_is_ahead_is_bounded_in_bytes_and_its_parts_leave_no_thread_idle() -> None:
     mib = 2**20
-    batch = {"inputs": np.zeros(10 * mib - 64, np.uint8), "mask": np.zeros(16, np.float32)}  # 10 MiB
+    batch = {
+        "inputs": np.zeros(10 * mib - 64, np.uint8),
+        "mask": np.zeros(16, np.float32),
+    }  # 10 MiB
     for threads, workers, limit, expected in [
         (1, 0, 1024, (4, 1)),  # four a thread are enough
         (4, 0, 1024, (16, 1)),
@@ -208,14 +236,18 @@ def test_no_more_is_asked_for_than_fits(ahead: int) -> None:
 
 
 @pytest.mark.parametrize(("workers", "readers"), SOME)
-def test_a_record_that_cannot_be_read_ends_the_run_at_its_own_step(file: Any, workers: int, readers: int) -> None:
+def test_a_record_that_cannot_be_read_ends_the_run_at_its_own_step(
+    file: Any, workers: int, readers: int
+) -> None:
     source = data(file, bad=(13,))
     step = step_of(source, 13, 3)
     batches = train_batches(source, 5, step - 2, 100, 8, readers, workers=workers)
     next(batches), next(batches)
     with soon(), pytest.raises(Failed) as failed:
         next(batches)
-    assert str(failed.value).startswith("part-1.bin record 3 cannot be read: OSError: flipped bits; mend or remove it")
+    assert str(failed.value).startswith(
+        "part-1.bin record 3 cannot be read: OSError: flipped bits; mend or remove it"
+    )
 
 
 @pytest.mark.parametrize(("workers", "readers"), SOME)
@@ -228,7 +260,9 @@ def test_a_file_that_is_cut_off_or_cannot_be_decoded_is_named_soon_or_left_out(
         name = tmp_path / "pictures" / "ab"[number % 2] / f"{number:02}.jpg"
         name.parent.mkdir(parents=True, exist_ok=True)
         Image.linear_gradient("L").convert("RGB").save(name)
-    images = Images(records=ImageFolder(folder=f"{tmp_path}/pictures", eval_share=0), batch=8, size=8, classes=2)
+    images = Images(
+        records=ImageFolder(folder=f"{tmp_path}/pictures", eval_share=0), batch=8, size=8, classes=2
+    )
     source: Any = images.source("train")
     broken, step = Path(source.where(13)), step_of(source, 13, 3)
     broken.write_bytes({"cut off": broken.read_bytes()[:-300], "no image": b"decode this"}[bad])
@@ -236,11 +270,15 @@ def test_a_file_that_is_cut_off_or_cannot_be_decoded_is_named_soon_or_left_out(
     next(batches), next(batches)
     with (
         soon(),
-        pytest.raises(Failed, match=rf"{broken} cannot be read: ValueError: it is no whole image: .*; mend or"),
+        pytest.raises(
+            Failed, match=rf"{broken} cannot be read: ValueError: it is no whole image: .*; mend or"
+        ),
     ):
         next(batches)
     source = dataclasses.replace(images, skip_bad_records=1).source("train")
-    with contextlib.closing(train_batches(source, 5, step - 2, 100, 8, readers, workers=workers)) as batches:
+    with contextlib.closing(
+        train_batches(source, 5, step - 2, 100, 8, readers, workers=workers)
+    ) as batches:
         masks = [next(batches)["mask"] for _ in range(3)]
     assert np.array_equal(masks[2] == 0, train_indices(source, 5, step, 8) == 13)
 
@@ -254,9 +292,13 @@ def test_bad_records_are_left_out_counted_and_named_once_whoever_reads(
     indices = np.concatenate([train_indices(source, 5, step, 8) for step in range(10)])
     masks, inputs = (np.concatenate([each[name] for each in found]) for name in ("mask", "inputs"))
     assert np.array_equal(masks == 0, np.isin(indices, (13, 20, 36)))
-    assert np.array_equal(inputs[:, 0], np.where(masks, indices, 0)) and np.all(inputs[masks == 0] == 0)
+    assert np.array_equal(inputs[:, 0], np.where(masks, indices, 0)) and np.all(
+        inputs[masks == 0] == 0
+    )
     said = [record.getMessage() for record in caplog.records if record.name == "jaxbig"]
-    in_order_of_steps = list(dict.fromkeys(index for index in indices.tolist() if index in (13, 20, 36)))
+    in_order_of_steps = list(
+        dict.fromkeys(index for index in indices.tolist() if index in (13, 20, 36))
+    )
     assert said == [
         f"left out ({number + 1} of at most 3): part-{index // 10}.bin record {index % 10} cannot be read: "
         "OSError: flipped bits"
@@ -265,10 +307,14 @@ def test_bad_records_are_left_out_counted_and_named_once_whoever_reads(
 
 
 @pytest.mark.parametrize(("workers", "readers"), SOME)
-def test_one_more_than_may_be_left_out_ends_the_run_at_the_same_step(file: Any, workers: int, readers: int) -> None:
+def test_one_more_than_may_be_left_out_ends_the_run_at_the_same_step(
+    file: Any, workers: int, readers: int
+) -> None:
     source, made = data(file, bad=(13, 20, 36), skip=2), 0
     last = max(step_of(source, record, 0) for record in (13, 20, 36))
-    with pytest.raises(Failed, match=r"record \d cannot be read: .* \(3 are bad, and 2 may be\); mend"):
+    with pytest.raises(
+        Failed, match=r"record \d cannot be read: .* \(3 are bad, and 2 may be\); mend"
+    ):
         for _ in train_batches(source, 5, 0, 100, 8, readers, workers=workers):
             made += 1
     assert made == last
@@ -277,12 +323,16 @@ def test_one_more_than_may_be_left_out_ends_the_run_at_the_same_step(file: Any, 
 def test_an_example_of_another_shape_is_named(file: Any) -> None:
     source = data(file)
     source.empty = {**source.empty, "inputs": np.zeros(4, np.float32)}
-    with pytest.raises(Failed, match=r"part-0.bin record 2 .*its inputs has the shape \(3,\), and not \(4,\)"):
+    with pytest.raises(
+        Failed, match=r"part-0.bin record 2 .*its inputs has the shape \(3,\), and not \(4,\)"
+    ):
         source.rows(np.array([2]))
 
 
 def test_what_a_source_raises_in_a_worker_is_told(file: Any) -> None:
-    with pytest.raises(Failed, match=r"the batch of step 6 cannot be read: OSError: no such sector"):
+    with pytest.raises(
+        Failed, match=r"the batch of step 6 cannot be read: OSError: no such sector"
+    ):
         list(train_batches(file.Broken(), 0, 3, 8, 1, 1, workers=1))
 
 
@@ -312,7 +362,9 @@ def test_a_worker_that_is_killed_ends_the_run_and_the_record_is_named(file: Any)
             pass
 
 
-def test_a_worker_that_is_killed_is_noticed_at_the_next_batch_though_many_are_ahead(file: Any) -> None:
+def test_a_worker_that_is_killed_is_noticed_at_the_next_batch_though_many_are_ahead(
+    file: Any,
+) -> None:
     batches = train_batches(data(file), 5, 0, 10**6, 8, 1, workers=2)
     for _ in range(3):
         next(batches)
@@ -337,7 +389,10 @@ def test_closing_ends_workers_and_threads(file: Any) -> None:
     for readers, workers in ((1, 2), (4, 0)):
         batches = train_batches(data(file), 5, 0, 10**6, 8, readers, workers=workers)
         next(batches), next(batches)
-        assert (len(psutil.Process().children()), threading.active_count() > threads) == (workers, readers == 4)
+        assert (len(psutil.Process().children()), threading.active_count() > threads) == (
+            workers,
+            readers == 4,
+        )
         batches.close()
         assert (psutil.Process().children(), threading.active_count()) == ([], threads)
 
@@ -360,7 +415,9 @@ for number, _ in enumerate(train_batches(source, 0, 0, 10**9, 8, 2, workers=2)):
 def test_nothing_is_left_of_a_run_that_is_ended(file: Any, number: signal.Signals) -> None:
     """Ctrl-C goes to every process of a terminal; SIGKILL to one alone."""
     command = [sys.executable, "-c", RUN, file.__file__]
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    run = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
         assert run.stdout and run.stdout.readline() == "reading\n"
         workers = psutil.Process(run.pid).children()
@@ -392,7 +449,9 @@ if __name__ == "__main__":
 
 def test_a_script_may_be_the_run_itself(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(SCRIPT)
-    done = subprocess.run([sys.executable, "mine.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "mine.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert (done.stdout, done.stderr) == ("True\n", "")
 
 
@@ -420,11 +479,29 @@ def config():
 
 
 @pytest.mark.slow
-def test_a_run_fed_by_workers_is_stopped_by_ctrl_c_and_ends_as_one_fed_by_none(tmp_path: Path, jaxbig: Any) -> None:
+def test_a_run_fed_by_workers_is_stopped_by_ctrl_c_and_ends_as_one_fed_by_none(
+    tmp_path: Path, jaxbig: Any
+) -> None:
     (tmp_path / "mine.py").write_text(EXPERIMENT)
     few = ["--log-every", "1", "--model.layers.0.channels", "4"]
-    assert jaxbig("train", "mine.py", "--workdir", "straight", "--readers", "0", *few, **HASTY).returncode == 0
-    command = [sys.executable, "-m", "jaxbig", "train", "mine.py", "--workdir", "fed", "--workers", "2", *few]
+    assert (
+        jaxbig(
+            "train", "mine.py", "--workdir", "straight", "--readers", "0", *few, **HASTY
+        ).returncode
+        == 0
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "jaxbig",
+        "train",
+        "mine.py",
+        "--workdir",
+        "fed",
+        "--workers",
+        "2",
+        *few,
+    ]
     run = subprocess.Popen(
         command,
         cwd=tmp_path,
@@ -442,13 +519,17 @@ def test_a_run_fed_by_workers_is_stopped_by_ctrl_c_and_ends_as_one_fed_by_none(t
     assert psutil.wait_procs(workers, timeout=60)[1] == []
     done = jaxbig("train", "mine.py", "--workdir", "fed", "--workers", "2", "--json", *few, **HASTY)
     assert done.returncode == 0, done.stderr
-    ends = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("straight", "fed")]
+    ends = [
+        json.loads((tmp_path / name / "summary.json").read_text()) for name in ("straight", "fed")
+    ]
     assert ends[0]["state_sha256"] == ends[1]["state_sha256"]
 
 
 @pytest.fixture
 def report() -> Callable[[list[float]], None]:
-    told = Report(small("digits_convnet", readers=3, workers=5, read_ahead=77), lambda step, values: None, 0)
+    told = Report(
+        small("digits_convnet", readers=3, workers=5, read_ahead=77), lambda step, values: None, 0
+    )
 
     def warn(waits: list[float]) -> None:
         for wait in waits:
@@ -457,18 +538,25 @@ def report() -> Callable[[list[float]], None]:
     return warn
 
 
-def test_a_run_that_waits_for_data_is_told_what_to_raise(report: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_that_waits_for_data_is_told_what_to_raise(
+    report: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     report([0.9] * SLOW)  # the first log is of a beginning
     assert not caplog.records
     report([0.6])
     (said,) = [record.getMessage() for record in caplog.records]
-    assert all(words in said for words in ("80%", "--workers (now 5)", "--readers (3)", "--read-ahead (77 MiB)"))
+    assert all(
+        words in said
+        for words in ("80%", "--workers (now 5)", "--readers (3)", "--read-ahead (77 MiB)")
+    )
     report([0.9] * (WARN_EVERY - 1))
     assert len(caplog.records) == 1
     report([0.9])
     assert len(caplog.records) == 2
 
 
-def test_a_run_that_waits_now_and_then_is_left_alone(report: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_that_waits_now_and_then_is_left_alone(
+    report: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     report([0.9, 0.9, 0.1] * 20 + [0.19] * 20)
     assert not caplog.records

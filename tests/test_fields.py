@@ -24,7 +24,21 @@ LABELS: dict[str, tuple[Any, int]] = {
     "array of digits": (np.array("2"), 2),
     **{
         dtype: (np.array(2, dtype), 2)
-        for dtype in ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", ">i4", "f2", "f4", "f8", ">f8")
+        for dtype in (
+            "i1",
+            "i2",
+            "i4",
+            "i8",
+            "u1",
+            "u2",
+            "u4",
+            "u8",
+            ">i4",
+            "f2",
+            "f4",
+            "f8",
+            ">f8",
+        )
     },
 }
 
@@ -53,11 +67,17 @@ BAD_LABELS: dict[str, tuple[Any, str]] = {
     "nothing": ("", "a word"),
     "many digits": ("0" * 5000, "a word"),
     "negative": (-1, r"-1, and --data\.classes 3 means 0 to 2.*another split"),
-    "from 1": (3, r"3, and --data\.classes 3 means 0 to 2: give more classes, or number them from 0"),
+    "from 1": (
+        3,
+        r"3, and --data\.classes 3 means 0 to 2: give more classes, or number them from 0",
+    ),
     "beyond int32": (2**31, r"2147483648, and --data\.classes 3"),
     "beyond int64": (10**40, r"--data\.classes 3"),
     "beyond int32, below": (-(2**70), r"--data\.classes 3"),
-    "one-hot": ([0, 1, 0], r"\[0, 1, 0\].*of a one-hot row it is the place of the 1 \(numpy\.argmax\)"),
+    "one-hot": (
+        [0, 1, 0],
+        r"\[0, 1, 0\].*of a one-hot row it is the place of the 1 \(numpy\.argmax\)",
+    ),
     "one-hot array": (np.eye(3)[1], r"float64 of shape \(3,\).*one-hot"),
     "list of nothing": ([], r"\[\]"),
     "list of lists": ([[1]], r"\[\[1\]\]"),
@@ -85,7 +105,8 @@ def test_label_of_json_that_is_one_is_one(text: str) -> None:
 
 def test_field_that_is_not_there_is_named_with_its_option_and_the_nearest() -> None:
     with pytest.raises(
-        Mismatch, match=r"it has no 'labl', which --data\.label names, but text, label; the nearest is label$"
+        Mismatch,
+        match=r"it has no 'labl', which --data\.label names, but text, label; the nearest is label$",
     ):
         field({"text": "a", "label": 1}, "labl", "--data.label")
     with pytest.raises(Mismatch, match="it has no 'x', and no other field"):
@@ -93,7 +114,25 @@ def test_field_that_is_not_there_is_named_with_its_option_and_the_nearest() -> N
 
 
 @pytest.mark.parametrize(
-    "dtype", ["?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "g", ">i2", ">f4", ">f8"]
+    "dtype",
+    [
+        "?",
+        "i1",
+        "i2",
+        "i4",
+        "i8",
+        "u1",
+        "u2",
+        "u4",
+        "u8",
+        "f2",
+        "f4",
+        "f8",
+        "g",
+        ">i2",
+        ">f4",
+        ">f8",
+    ],
 )
 def test_features_of_each_dtype_are_the_same_numbers_in_float32(dtype: str) -> None:
     found = numbers({"x": np.array([0, 1, 1], dtype)}, "x")
@@ -126,13 +165,26 @@ def test_features_that_are_no_finite_numbers_are_refused(name: str) -> None:
         numbers({"x": value}, "x")
 
 
-@pytest.mark.parametrize("value", ["é", "é".encode(), np.array("é"), np.str_("é"), np.array("é".encode())])
+@pytest.mark.parametrize(
+    "value", ["é", "é".encode(), np.array("é"), np.str_("é"), np.array("é".encode())]
+)
 def test_text_of_each_type_is_its_bytes(value: Any) -> None:
     assert as_bytes({"text": value}, "text") == "é".encode()
 
 
 @pytest.mark.parametrize(
-    "value", [None, 1, 0.5, ["a"], {"a": "b"}, np.array(1), np.array(["a"]), np.array([97], np.uint8), "\ud800"]
+    "value",
+    [
+        None,
+        1,
+        0.5,
+        ["a"],
+        {"a": "b"},
+        np.array(1),
+        np.array(["a"]),
+        np.array([97], np.uint8),
+        "\ud800",
+    ],
 )
 def test_what_is_no_text_is_refused(value: Any) -> None:
     with pytest.raises(ValueError, match=r"its 'text' is|surrogates not allowed"):

@@ -51,7 +51,10 @@ def both(records: Files) -> list[Record]:
 
 
 def plain(record: Record) -> Any:
-    return sorted((name, value.tolist() if isinstance(value, np.ndarray) else value) for name, value in record.items())
+    return sorted(
+        (name, value.tolist() if isinstance(value, np.ndarray) else value)
+        for name, value in record.items()
+    )
 
 
 def images(folder: Path, **classes: int) -> Path:
@@ -71,7 +74,11 @@ def json_lines(file: Path, *records: Any) -> Path:
 
 def table(file: Path, first: int = 0, rows: int = 60) -> Path:
     numbers = list(range(first, first + rows))
-    columns = {"text": [f"row {n}" for n in numbers], "label": numbers, "list": [[n] * (n % 3) for n in numbers]}
+    columns = {
+        "text": [f"row {n}" for n in numbers],
+        "label": numbers,
+        "list": [[n] * (n % 3) for n in numbers],
+    }
     pa.parquet.write_table(pa.table(columns), file, row_group_size=7)
     return file
 
@@ -83,7 +90,11 @@ def each_kind(folder: Path) -> dict[str, tuple[Files, list[Record]]]:
     json_lines(folder / "a.jsonl", *numbers[:25])
     json_lines(folder / "b.jsonl", *numbers[25:])
     images(folder / "images", cat=30, dog=30)
-    pixels = [(folder / "images" / name / f"{n}.png").read_bytes() for name in ("cat", "dog") for n in range(30)]
+    pixels = [
+        (folder / "images" / name / f"{n}.png").read_bytes()
+        for name in ("cat", "dog")
+        for n in range(30)
+    ]
     (folder / "story.txt").write_text("".join(f"line {n}\n" for n in range(60)))
     table(folder / "t.parquet")
     xs, ys = np.arange(120, dtype=np.int16).reshape(60, 2), np.linspace(0, 1, 60)
@@ -122,7 +133,9 @@ def test_train_and_eval_hold_each_record_once(kind: str, tmp_path: Path) -> None
 def test_many_are_read_as_one_is_in_the_order_that_is_asked(kind: str, tmp_path: Path) -> None:
     opened = each_kind(tmp_path / "data")[kind][0].open("train")
     order = [5, 3, 20, 3, len(opened) - 1, 0]
-    assert [plain(record) for record in opened.__getitems__(order)] == [plain(opened[index]) for index in order]
+    assert [plain(record) for record in opened.__getitems__(order)] == [
+        plain(opened[index]) for index in order
+    ]
     assert plain(opened[-1]) == plain(opened[len(opened) - 1])
     with pytest.raises(IndexError):
         opened[len(opened)]
@@ -139,7 +152,9 @@ def test_an_epoch_with_limit_and_repeat_holds_each_so_often(kind: str, tmp_path:
     assert set(counts) <= {str(plain(record)) for record in everything(whole, "train")}
     assert len(part.open("eval")) == len(whole.open("eval"))
     fewer = everything(dataclasses.replace(whole, limit=4), "train")
-    assert {str(plain(record)) for record in fewer} < set(counts)  # a smaller limit is a part of a larger
+    assert {str(plain(record)) for record in fewer} < set(
+        counts
+    )  # a smaller limit is a part of a larger
     assert opened.where(10) == opened.where(1)
 
 
@@ -172,7 +187,9 @@ def test_more_files_are_read_than_are_open(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_identity_is_of_the_data_alone(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_identity_is_of_the_data_alone(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not of where it lies, nor when it was written; the second is made with another cache."""
     first = each_kind(tmp_path / "here")[kind][0].prepare()
     monkeypatch.setenv("JAXBIG_CACHE", str(tmp_path / "other cache"))
@@ -180,7 +197,9 @@ def test_the_identity_is_of_the_data_alone(kind: str, tmp_path: Path, monkeypatc
     for file in (tmp_path / "there").rglob("*.*"):
         os.utime(file, (1, 1))
     assert records.prepare() == first
-    assert re.fullmatch(r"\w+ of \d+ files, \d+ bytes, records: train \d+, eval \d+, sha256:[0-9a-f]{64}", first)
+    assert re.fullmatch(
+        r"\w+ of \d+ files, \d+ bytes, records: train \d+, eval \d+, sha256:[0-9a-f]{64}", first
+    )
     assert dataclasses.replace(records, eval_share=0.6).prepare() != first
 
 
@@ -214,7 +233,10 @@ def test_a_file_more_moves_no_record_across_the_cut(tmp_path: Path) -> None:
     for letter in "bcdefgh":
         json_lines(tmp_path / f"{letter}.jsonl", *({"n": f"{letter}{n}"} for n in range(20)))
     table(tmp_path / "m.parquet")
-    before = {records: {split: everything(records, split) for split in ("train", "eval")} for records in (lines, rows)}
+    before = {
+        records: {split: everything(records, split) for split in ("train", "eval")}
+        for records in (lines, rows)
+    }
     before[texts] = {split: everything(texts, split) for split in ("train", "eval")}
     json_lines(tmp_path / "a.jsonl", *({"n": -n} for n in range(20)))
     json_lines(tmp_path / "z.jsonl", *({"n": -n} for n in range(20, 40)))
@@ -223,32 +245,49 @@ def test_a_file_more_moves_no_record_across_the_cut(tmp_path: Path) -> None:
     for records, splits in before.items():
         for split, found in splits.items():
             now = everything(records, split)
-            assert len(now) > len(found) - (records is texts) and all(record in now for record in found)
+            assert len(now) > len(found) - (records is texts) and all(
+                record in now for record in found
+            )
 
 
 def test_a_larger_share_takes_more_and_gives_none_back(tmp_path: Path) -> None:
-    records = JsonLines(files=str(json_lines(tmp_path / "a.jsonl", *({"n": n} for n in range(2000)))))
+    records = JsonLines(
+        files=str(json_lines(tmp_path / "a.jsonl", *({"n": n} for n in range(2000))))
+    )
     held_out = [
-        {record["n"] for record in everything(dataclasses.replace(records, eval_share=share), "eval")}
+        {
+            record["n"]
+            for record in everything(dataclasses.replace(records, eval_share=share), "eval")
+        }
         for share in (0.05, 0.2, 0.8)
     ]
     assert held_out[0] < held_out[1] < held_out[2]
-    limited = (dataclasses.replace(records, eval_share=share, limit=9) for share in (0.05, 0.2, 0.8))
-    assert len({str(everything(each, "train")) for each in limited}) == 1  # nor does it change those of a limit
-    assert [len(numbers) / 2000 for numbers in held_out] == pytest.approx([0.05, 0.2, 0.8], abs=0.04)  # > 3 deviations
+    limited = (
+        dataclasses.replace(records, eval_share=share, limit=9) for share in (0.05, 0.2, 0.8)
+    )
+    assert (
+        len({str(everything(each, "train")) for each in limited}) == 1
+    )  # nor does it change those of a limit
+    assert [len(numbers) / 2000 for numbers in held_out] == pytest.approx(
+        [0.05, 0.2, 0.8], abs=0.04
+    )  # > 3 deviations
 
 
 def test_lines_that_stand_twice_are_on_one_side(tmp_path: Path) -> None:
     numbers = [{"n": n % 30} for n in range(90)]
     records = JsonLines(files=str(json_lines(tmp_path / "a.jsonl", *numbers)), eval_share=0.4)
-    train, held_out = ({record["n"] for record in everything(records, split)} for split in ("train", "eval"))
+    train, held_out = (
+        {record["n"] for record in everything(records, split)} for split in ("train", "eval")
+    )
     assert train and held_out and not train & held_out
 
 
 def test_files_named_for_evaluation_are_all_of_it_and_no_training_files(tmp_path: Path) -> None:
     for name in "abc":
         json_lines(tmp_path / f"{name}.jsonl", {"n": name})
-    records = JsonLines(files=f"{tmp_path}/*.jsonl", eval_files=(f"{tmp_path}/b.jsonl",), eval_share=0.9)
+    records = JsonLines(
+        files=f"{tmp_path}/*.jsonl", eval_files=(f"{tmp_path}/b.jsonl",), eval_share=0.9
+    )
     assert [record["n"] for record in everything(records, "train")] == ["a", "c"]
     assert [record["n"] for record in everything(records, "eval")] == ["b"]
 
@@ -279,7 +318,9 @@ def test_the_index_is_made_again_when_a_file_changes_and_only_then(
     file = json_lines(tmp_path / "a.jsonl", *({"n": n} for n in range(60)))
     records = JsonLines(files=f"{tmp_path}/*.jsonl")
     assert [scans(records), scans(records)] == [1, 0]
-    assert scans(dataclasses.replace(records, eval_share=0.5, limit=3, repeat=2)) == 0  # these are no part of it
+    assert (
+        scans(dataclasses.replace(records, eval_share=0.5, limit=3, repeat=2)) == 0
+    )  # these are no part of it
     os.utime(file, (1, 1))
     assert [scans(records), scans(records)] == [1, 0]
     file.write_text(file.read_text() + '{"n": 60}\n')
@@ -308,7 +349,9 @@ def test_a_file_changed_within_one_size_and_time_is_indexed_again(tmp_path: Path
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_looks_for_files_once(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_looks_for_files_once(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     records = each_kind(tmp_path / "data")[kind][0]
     looks: list[Any] = []
     found = type(records).found
@@ -346,20 +389,27 @@ def warnings(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     return caplog
 
 
-def test_records_that_are_none_are_counted(tmp_path: Path, warnings: pytest.LogCaptureFixture) -> None:
+def test_records_that_are_none_are_counted(
+    tmp_path: Path, warnings: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "a.txt").write_text("one\n\n  \ntwo\nthree\n")
     (tmp_path / "b.txt").write_text("")
     for _ in range(2):  # the second time from the index that is kept
         warnings.clear()
         TextFiles(files=f"{tmp_path}/*.txt", by="line", eval_share=0).prepare()
         (said,) = warnings.messages
-        assert f"1 of 2 files have no record, {tmp_path}/b.txt the first; 2 blank lines are no records" in said
+        assert (
+            f"1 of 2 files have no record, {tmp_path}/b.txt the first; 2 blank lines are no records"
+            in said
+        )
     warnings.clear()
     TextFiles(files=f"{tmp_path}/a.txt", eval_share=0).prepare()
     assert not warnings.messages
 
 
-def test_files_that_are_no_images_are_counted(tmp_path: Path, warnings: pytest.LogCaptureFixture) -> None:
+def test_files_that_are_no_images_are_counted(
+    tmp_path: Path, warnings: pytest.LogCaptureFixture
+) -> None:
     folder = images(tmp_path / "data", cat=30, dog=30)
     for name in ("cat/a.heic", "cat/b.txt", "dog/c.avif", "dog/d.txt", "dog/.DS_Store"):
         (folder / name).write_text("x")
@@ -391,7 +441,10 @@ def test_folders_that_a_pattern_passes_over_are_counted(
     monkeypatch.setattr(os, "scandir", scandir)
     records = JsonLines(files=f"{tmp_path}/data/**/*.jsonl", eval_share=0)
     assert records.prepare().startswith("JsonLines of 2 files")
-    assert f"folder {tmp_path}/data/denied cannot be read (Permission denied) and is passed over" in warnings.text
+    assert (
+        f"folder {tmp_path}/data/denied cannot be read (Permission denied) and is passed over"
+        in warnings.text
+    )
 
 
 def test_no_home_and_no_name_for_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -401,30 +454,43 @@ def test_no_home_and_no_name_for_the_cache(tmp_path: Path, monkeypatch: pytest.M
     JsonLines(files=str(file), eval_share=0).prepare()
     assert (tmp_path / "home" / ".cache" / "jaxbig" / "index").is_dir()
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as for a user who is in no list
-    with pytest.raises(Refused, match=r"no home to find ~/\.cache/jaxbig in: set JAXBIG_CACHE to a folder that can"):
+    with pytest.raises(
+        Refused, match=r"no home to find ~/\.cache/jaxbig in: set JAXBIG_CACHE to a folder that can"
+    ):
         JsonLines(files=str(file), eval_share=0).prepare()
 
 
-def test_a_cache_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = json_lines(tmp_path / "a.jsonl", {"n": 1})
     monkeypatch.setenv("JAXBIG_CACHE", str(file))
-    with pytest.raises(Refused, match=r"nothing can be kept in .*a\.jsonl.*: .*; set JAXBIG_CACHE to a folder"):
+    with pytest.raises(
+        Refused, match=r"nothing can be kept in .*a\.jsonl.*: .*; set JAXBIG_CACHE to a folder"
+    ):
         JsonLines(files=str(file)).prepare()
 
 
 # -- refusals of every kind
 
 
-@pytest.mark.parametrize("change", [{"eval_share": 1.0}, {"eval_share": -0.1}, {"limit": 0}, {"repeat": 0}])
+@pytest.mark.parametrize(
+    "change", [{"eval_share": 1.0}, {"eval_share": -0.1}, {"limit": 0}, {"repeat": 0}]
+)
 def test_numbers_that_mean_nothing_are_refused(change: dict[str, Any], tmp_path: Path) -> None:
     records = JsonLines(files=str(json_lines(tmp_path / "a.jsonl", {"n": 1})), **change)
-    with pytest.raises(Refused, match="the share is at least 0 and below 1, the others are at least 1"):
+    with pytest.raises(
+        Refused, match="the share is at least 0 and below 1, the others are at least 1"
+    ):
         records.prepare()
 
 
 def test_a_split_with_no_record_is_refused(tmp_path: Path) -> None:
     file = str(json_lines(tmp_path / "a.jsonl", {"n": 1}))
-    with pytest.raises(Refused, match=r"with eval_share 0\.05 has no record for eval, of 1 in .*a\.jsonl: set another"):
+    with pytest.raises(
+        Refused,
+        match=r"with eval_share 0\.05 has no record for eval, of 1 in .*a\.jsonl: set another",
+    ):
         JsonLines(files=file).prepare()
     assert "train 1, eval 0" in JsonLines(files=file, eval_share=0).prepare()  # as it was asked
     with pytest.raises(Refused, match="has no record for eval"):
@@ -433,12 +499,16 @@ def test_a_split_with_no_record_is_refused(tmp_path: Path) -> None:
         JsonLines(files=file, eval_files=file).prepare()
     for name in "bc":
         (tmp_path / f"{name}.txt").write_text("\n \n")
-    with pytest.raises(Refused, match=r"for train, of 0 in \S*b\.txt and 1 other files: write some, or name other"):
+    with pytest.raises(
+        Refused, match=r"for train, of 0 in \S*b\.txt and 1 other files: write some, or name other"
+    ):
         TextFiles(files=f"{tmp_path}/*.txt", by="line").prepare()
 
 
 @pytest.mark.parametrize("kind", [JsonLines, TextFiles, Parquet])
-def test_patterns_that_match_nothing_and_folders_are_refused(kind: Callable[..., Files], tmp_path: Path) -> None:
+def test_patterns_that_match_nothing_and_folders_are_refused(
+    kind: Callable[..., Files], tmp_path: Path
+) -> None:
     json_lines(tmp_path / "a.jsonl", {"n": 1})
     with pytest.raises(Refused, match=r"no file matches \S*/\*\.json \(sought as"):
         kind(files=(f"{tmp_path}/*.jsonl", f"{tmp_path}/*.json")).prepare()
@@ -446,7 +516,9 @@ def test_patterns_that_match_nothing_and_folders_are_refused(kind: Callable[...,
         kind(files=str(tmp_path)).prepare()
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A link to nothing is not passed over."""
     images(tmp_path / "data", cat=3, dog=3)
     pictures = ImageFolder(folder=f"{tmp_path}/data")
@@ -454,7 +526,10 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest
     for name in ("data/cat/7.png", "b.jsonl"):
         (tmp_path / name).symlink_to(tmp_path / "nowhere")
     for records, name in ((pictures, "7.png"), (TextFiles(files=f"{tmp_path}/*.jsonl"), "b.jsonl")):
-        with pytest.raises(Refused, match=rf"{name} cannot be read: No such file or directory; mend or remove it\.$"):
+        with pytest.raises(
+            Refused,
+            match=rf"{name} cannot be read: No such file or directory; mend or remove it\.$",
+        ):
             records.prepare()
     (tmp_path / "data" / "cat" / "7.png").unlink()
     (tmp_path / "data" / "cat" / "7.png").mkdir()
@@ -486,7 +561,9 @@ def test_folders_are_classes_in_order_of_name(tmp_path: Path) -> None:
     assert records.classes == ("cat", "dog")
     found = both(records)
     assert collections.Counter(record["label"] for record in found) == {0: 40, 1: 41}
-    sizes = {Image.open(io.BytesIO(record["image"])).size for record in found if record["label"] == 1}
+    sizes = {
+        Image.open(io.BytesIO(record["image"])).size for record in found if record["label"] == 1
+    }
     assert sizes == {(1, 1), (2, 3)}
     limited = everything(dataclasses.replace(records, limit=20), "train")
     assert {record["label"] for record in limited} == {0, 1}  # some of each class
@@ -511,7 +588,9 @@ def test_folders_that_are_no_images_by_class_are_refused(tmp_path: Path) -> None
     with pytest.raises(Refused, match="has no folder in it: make one for each class"):
         _ = ImageFolder(folder=str(tmp_path / "data")).classes
     images(tmp_path / "data", cat=3, dog=0)
-    with pytest.raises(Refused, match=r"class dog in \S*/data has no image \(\.jpg .*: put some in, or remove"):
+    with pytest.raises(
+        Refused, match=r"class dog in \S*/data has no image \(\.jpg .*: put some in, or remove"
+    ):
         ImageFolder(folder=str(tmp_path / "data")).prepare()
     images(tmp_path / "split" / "train", cat=3)
     images(tmp_path / "split" / "val", cow=3)
@@ -523,10 +602,14 @@ def test_folders_that_are_no_images_by_class_are_refused(tmp_path: Path) -> None
 
 
 def test_a_line_is_a_record_and_a_blank_one_is_none(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_bytes('\ufeff{"n": 1}\r\n\n  \n  {"n": "ä"}\n\n{"n": [3]}'.encode())
+    (tmp_path / "a.jsonl").write_bytes(
+        '\ufeff{"n": 1}\r\n\n  \n  {"n": "ä"}\n\n{"n": [3]}'.encode()
+    )
     opened = JsonLines(files=f"{tmp_path}/a.jsonl", eval_share=0).open("train")
     assert list(opened) == [{"n": 1}, {"n": "ä"}, {"n": [3]}]
-    assert [opened.where(index) for index in range(3)] == [f"{tmp_path}/a.jsonl line {line}" for line in (1, 4, 6)]
+    assert [opened.where(index) for index in range(3)] == [
+        f"{tmp_path}/a.jsonl line {line}" for line in (1, 4, 6)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -538,7 +621,9 @@ def test_a_line_is_a_record_and_a_blank_one_is_none(tmp_path: Path) -> None:
         (b"[" * 100_000, "the line is not JSON in UTF-8"),
     ],
 )
-def test_a_line_that_is_no_object_is_bad_when_it_is_read(line: bytes, said: str, tmp_path: Path) -> None:
+def test_a_line_that_is_no_object_is_bad_when_it_is_read(
+    line: bytes, said: str, tmp_path: Path
+) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"n": 1}\n' + line + b'\n{"n": 2}\n')
     opened = JsonLines(files=f"{tmp_path}/a.jsonl", eval_share=0).open("train")
     assert (opened[0], opened[2]) == ({"n": 1}, {"n": 2})
@@ -573,8 +658,17 @@ def test_a_text_is_a_file_or_a_line_or_a_paragraph(tmp_path: Path) -> None:
     ]
     assert texts.open("train").where(1) == f"{tmp_path}/deep/er/b.txt"
     lines, paragraphs = (dataclasses.replace(texts, by=by) for by in ("line", "paragraph"))  # type: ignore[arg-type]
-    assert [record["text"] for record in everything(lines, "train")] == [b"one", b"  two ", b"three", b"four"]
-    assert [record["text"] for record in everything(paragraphs, "train")] == [b"one\n  two ", b"three", b"four"]
+    assert [record["text"] for record in everything(lines, "train")] == [
+        b"one",
+        b"  two ",
+        b"three",
+        b"four",
+    ]
+    assert [record["text"] for record in everything(paragraphs, "train")] == [
+        b"one\n  two ",
+        b"three",
+        b"four",
+    ]
     assert paragraphs.open("train").where(1) == f"{tmp_path}/deep/a.txt line 6"
 
 
@@ -588,7 +682,9 @@ def test_lines_and_paragraphs_are_what_splitting_gives(lines: list[bytes]) -> No
     assert sum(part.count(b"\n") + 1 for _, part in spans(io.BytesIO(text), True)) == len(found)
     assert len(list(spans(io.BytesIO(text), True))) == len([part for part in parts if part.strip()])
     for paragraphs in (False, True):
-        assert all(text[at : at + len(part)] == part for at, part in spans(io.BytesIO(text), paragraphs))
+        assert all(
+            text[at : at + len(part)] == part for at, part in spans(io.BytesIO(text), paragraphs)
+        )
 
 
 # -- Parquet
@@ -598,7 +694,9 @@ def test_rows_have_all_columns_or_those_named_in_files_of_many_row_groups(tmp_pa
     table(tmp_path / "a.parquet", 0, 20)
     table(tmp_path / "b.parquet", 20, 15)
     opened = Parquet(files=f"{tmp_path}/*.parquet", eval_share=0).open("train")
-    assert list(opened) == [{"text": f"row {n}", "label": n, "list": [n] * (n % 3)} for n in range(35)]
+    assert list(opened) == [
+        {"text": f"row {n}", "label": n, "list": [n] * (n % 3)} for n in range(35)
+    ]
     assert opened.where(25) == f"{tmp_path}/b.parquet row 5"
     opened = Parquet(files=f"{tmp_path}/*.parquet", columns=("label",), eval_share=0).open("train")
     assert list(opened) == [{"label": n} for n in range(35)]
@@ -608,27 +706,37 @@ def test_decoded_row_groups_are_few(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     opened: Any = Parquet(files=str(table(tmp_path / "a.parquet")), eval_share=0).open("train")
     list(opened)
     assert len(opened.groups) == 9
-    monkeypatch.setattr("jaxbig.data.parquet.KEPT", 2 * max(group.nbytes for group in opened.groups.values()))
+    monkeypatch.setattr(
+        "jaxbig.data.parquet.KEPT", 2 * max(group.nbytes for group in opened.groups.values())
+    )
     assert opened[59]["label"] == 59 and opened[0]["label"] == 0
     opened.groups.popitem()
     assert opened[0]["label"] == 0 and 1 <= len(opened.groups) <= 3
 
 
-def test_few_parquet_files_are_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_parquet_files_are_open_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("jaxbig.data.parquet.OPEN", 3)
     monkeypatch.setattr("jaxbig.data.parquet.KEPT", 1)
     for number in range(9):
         table(tmp_path / f"{number}.parquet", number, 2)
-    opened: Any = Parquet(files=f"{tmp_path}/*.parquet", columns=("label",), eval_share=0).open("train")
+    opened: Any = Parquet(files=f"{tmp_path}/*.parquet", columns=("label",), eval_share=0).open(
+        "train"
+    )
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(2):
-        assert [record["label"] for record in opened] == [number // 2 + number % 2 for number in range(18)]
+        assert [record["label"] for record in opened] == [
+            number // 2 + number % 2 for number in range(18)
+        ]
         assert len(opened.opened) == 3 and len(os.listdir("/proc/self/fd")) == before + 3
 
 
 def test_a_missing_column_and_a_file_that_is_no_parquet_are_refused(tmp_path: Path) -> None:
     file = str(table(tmp_path / "a.parquet"))
-    with pytest.raises(Refused, match=r"has no column texts; the nearest is text of 3: text, label, list\.$"):
+    with pytest.raises(
+        Refused, match=r"has no column texts; the nearest is text of 3: text, label, list\.$"
+    ):
         Parquet(files=file, columns=("label", "texts")).prepare()
     Path(file).write_bytes(b"PAR1 is not enough")
     with pytest.raises(Refused, match=r"a\.parquet cannot be read as a Parquet file: "):

@@ -20,7 +20,11 @@ MESHES: dict[str, Any] = {
     "tensor": {"mesh": Mesh(data=4, tensor=2)},
     "tensor, grouped heads": {"mesh": Mesh(data=4, tensor=2), "kv_heads": 2},
     "tensor, one key head": {"mesh": Mesh(data=4, tensor=2), "kv_heads": 1},
-    "tensor 4, one key head, segments": {"mesh": Mesh(data=2, tensor=4), "kv_heads": 1, "segments": True},
+    "tensor 4, one key head, segments": {
+        "mesh": Mesh(data=2, tensor=4),
+        "kv_heads": 1,
+        "segments": True,
+    },
     "sequence": {"mesh": Mesh(data=4, sequence=2)},
     "length over tensor": {"mesh": Mesh(data=4, tensor=2, rules="length_over_tensor")},
 }
@@ -61,19 +65,26 @@ def test_partition_rule_takes_what_auto_gives_it(case: dict[str, Any], gpu: list
         params = jax.tree.map(lambda leaf: leaf.update(sharding=replicated(mesh)), shapes)
         lowered = jax.jit(jax.grad(loss)).lower(params, x, segments)
         if "sequence" in str(case["mesh"]) and case["mesh"].sequence > 1:
-            assert "CustomSPMDPartitioning" not in lowered.as_text()  # plain, as the rule takes no split length
+            assert (
+                "CustomSPMDPartitioning" not in lowered.as_text()
+            )  # plain, as the rule takes no split length
             return
         assert "CustomSPMDPartitioning" in lowered.as_text()
-        with pytest.raises(Exception) as error:  # no CPU has the kernel: what fails must be nothing before it
+        with pytest.raises(
+            Exception
+        ) as error:  # no CPU has the kernel: what fails must be nothing before it
             lowered.compile()
     assert "same sharding" not in str(error.value) and "not allowed" not in str(error.value)
     assert gpu, "the partition rule was not asked"
     assert all(query[-2] == key[-2] for query, key in gpu)  # heads are split alike
 
 
-def test_one_key_head_for_each_device_gives_the_values_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_key_head_for_each_device_gives_the_values_of_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     query, key, value = (
-        jax.random.normal(jax.random.key(n), (4, 8, heads, 16)) for n, heads in ((0, 4), (1, 1), (2, 1))
+        jax.random.normal(jax.random.key(n), (4, 8, heads, 16))
+        for n, heads in ((0, 4), (1, 1), (2, 1))
     )
     expected = attend(query, key, value, causal=True, kernel="plain")
     with activate(Mesh(data=4, tensor=2).build(), Mesh().table()):
@@ -89,7 +100,8 @@ def test_one_key_head_for_each_device_gives_the_values_of_one(monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("capability", "there"), [("9.0", True), ("8.0", True), ("12.0", True), ("7.5", False), ("gfx90a", False)]
+    ("capability", "there"),
+    [("9.0", True), ("8.0", True), ("12.0", True), ("7.5", False), ("gfx90a", False)],
 )
 def test_fused_attention_needs_nvidia_ampere_or_newer(
     capability: str, there: bool, monkeypatch: pytest.MonkeyPatch
@@ -104,7 +116,9 @@ def test_fused_attention_needs_nvidia_ampere_or_newer(
     assert not has_cudnn()
 
 
-def test_fused_attention_that_cannot_be_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fused_attention_that_cannot_be_is_refused_in_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(attention, "platform", lambda: "gpu")
     monkeypatch.setattr(attention, "has_cudnn", lambda: False)
     x = jnp.zeros((2, 8, 4, 16), jnp.bfloat16)

@@ -28,7 +28,9 @@ def plain(name: str, **changes: Any) -> Experiment:
     experiment = small(name, **changes)
     model: Any = experiment.model
     if name == "digits_convnet":
-        model = dataclasses.replace(model, layers=tuple(layer for layer in model.layers if not hasattr(layer, "rate")))
+        model = dataclasses.replace(
+            model, layers=tuple(layer for layer in model.layers if not hasattr(layer, "rate"))
+        )
     if hasattr(model, "dropout"):
         model = dataclasses.replace(model, dropout=0.0)
     if name == "digits_resnet":
@@ -43,7 +45,9 @@ def found(experiment: Experiment, batch: Any, devices: int = 1) -> tuple[dict[st
     with program.activate():
         state, rows = program.init(), put(batch, program.mesh)
         gradient: Gradient = make_gradient(experiment, program.mesh)
-        compiled = jax.jit(gradient).lower(state.params, state.variables, rows, jnp.int32(0)).compile()
+        compiled = (
+            jax.jit(gradient).lower(state.params, state.variables, rows, jnp.int32(0)).compile()
+        )
         got = compiled(state.params, state.variables, rows, jnp.int32(0))
     return {path: np.asarray(leaf) for path, leaf in leaves(got).items()}, compiled
 
@@ -58,7 +62,11 @@ def uneven(experiment: Experiment) -> Any:
     return {**batch, "mask": mask}
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in SPINE if name not in ("digits_convnet", "pytext_lstm")]
+SLOW = [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in SPINE
+    if name not in ("digits_convnet", "pytext_lstm")
+]
 
 
 @pytest.mark.parametrize("name", ["digits_convnet", "pytext_lstm", *SLOW])
@@ -70,13 +78,19 @@ def test_parts_of_unequal_weight_give_the_gradient_of_the_whole(name: str) -> No
         assert parts.keys() == whole.keys()
         for path, leaf in whole.items():
             distance = float(np.linalg.norm(parts[path] - leaf))
-            assert distance <= 1e-6 * max(float(np.linalg.norm(leaf)), 1.0), (path, accumulate, distance)
+            assert distance <= 1e-6 * max(float(np.linalg.norm(leaf)), 1.0), (
+                path,
+                accumulate,
+                distance,
+            )
 
 
 def test_more_parts_need_less_memory() -> None:
     batch = random_batch(plain("pytext_transformer"))
     used = [
-        found(plain("pytext_transformer", accumulate=count), batch)[1].memory_analysis().temp_size_in_bytes
+        found(plain("pytext_transformer", accumulate=count), batch)[1]
+        .memory_analysis()
+        .temp_size_in_bytes
         for count in (1, 4, 16)
     ]
     assert used[1] < 0.5 * used[0] and used[2] < 0.7 * used[1]
@@ -112,28 +126,38 @@ def test_the_bits_of_a_step_do_not_depend_on_its_devices() -> None:
     assert trained(experiment, [1]) == trained(experiment, [8])
 
 
-def test_chunks_are_added_in_order_whether_whole_or_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_are_added_in_order_whether_whole_or_in_slices(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """In an order that float32 tells from others; the last leaf does not divide over the devices."""
     mesh, draw = Mesh(data=4).build(jax.devices()[:4]), np.random.default_rng(0)
     shapes = {"number": (), "kernel": (6, 4), "odd": (3, 5)}
     tree: dict[str, Any] = {
-        name: np.float32(draw.standard_normal((8, *shape)) * 10.0 ** draw.integers(-4, 5, (8, *shape)))
+        name: np.float32(
+            draw.standard_normal((8, *shape)) * 10.0 ** draw.integers(-4, 5, (8, *shape))
+        )
         for name, shape in shapes.items()
     }
     expected = {name: functools.reduce(np.add, list(each)) for name, each in tree.items()}
-    assert not np.array_equal(expected["kernel"], functools.reduce(np.add, list(tree["kernel"])[::-1]))
+    assert not np.array_equal(
+        expected["kernel"], functools.reduce(np.add, list(tree["kernel"])[::-1])
+    )
     for most in (0, 2**16):
         monkeypatch.setattr(gradient, "SMALL", most)
         add = lambda tree: gradient.in_turn(gradient.added_over("data"), tree)  # noqa: E731
         split, whole = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
-        found = jax.jit(jax.shard_map(add, mesh=mesh, in_specs=split, out_specs=whole, check_vma=False))(tree)
+        found = jax.jit(
+            jax.shard_map(add, mesh=mesh, in_specs=split, out_specs=whole, check_vma=False)
+        )(tree)
         jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("fully")
 @pytest.mark.parametrize("name", ["digits_convnet", "digits_rnn", "pytext_transformer"])
-def test_the_bits_of_a_run_do_not_depend_on_its_devices(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bits_of_a_run_do_not_depend_on_its_devices(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(gradient, "SMALL", 256)  # kernels are added in slices, biases whole
     experiment = small(name, reproducible=8)
     straight = {count: trained(experiment, [count] * 2) for count in (1, 8)}

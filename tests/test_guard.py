@@ -22,7 +22,18 @@ from jaxbig.data.stream import train_indices
 from jaxbig.errors import Failed, Refused
 from jaxbig.evaluate import evaluate_run
 from jaxbig.experiment import Experiment
-from jaxbig.guard import GRADIENT, LEFT_OUT, LOSS, SPIKE, Bad, Guard, leave_out, left_out, make_watch, watching
+from jaxbig.guard import (
+    GRADIENT,
+    LEFT_OUT,
+    LOSS,
+    SPIKE,
+    Bad,
+    Guard,
+    leave_out,
+    left_out,
+    make_watch,
+    watching,
+)
 from jaxbig.loop import fit
 from jaxbig.models.convolutional import ConvNet, Dense
 from jaxbig.precision import Precision, keeping
@@ -47,7 +58,9 @@ class Planting:
 
     def __init__(self, source: Source, batch: int, planted: dict[int, str]):
         self.source = source
-        self.planted = {train_indices(source, 0, step - 1, batch).tobytes(): by for step, by in planted.items()}
+        self.planted = {
+            train_indices(source, 0, step - 1, batch).tobytes(): by for step, by in planted.items()
+        }
 
     def __len__(self) -> int:
         return len(self.source)
@@ -68,16 +81,28 @@ class Planted(Digits):
         return source if split == "eval" else Planting(source, self.batch, dict(self.planted))
 
 
-def tiny(*planted: tuple[int, float], policy: str = "stop", steps: int = 20, **guard: Any) -> Experiment:
+def tiny(
+    *planted: tuple[int, float], policy: str = "stop", steps: int = 20, **guard: Any
+) -> Experiment:
     model = ConvNet(layers=(Dense(16),), classes=10)
-    changes = {"log_every": 1, "evaluate_every": 20, "checkpoint_every": 5, "keep_last": 9, "steps": steps}
+    changes = {
+        "log_every": 1,
+        "evaluate_every": 20,
+        "checkpoint_every": 5,
+        "keep_last": 9,
+        "steps": steps,
+    }
     parent = small("digits_convnet", model=model, **changes)
     data = Planted(batch=16, planted=tuple((step, str(by)) for step, by in planted))
     return dataclasses.replace(parent, data=data, guard=Guard(policy=policy, **guard))  # type: ignore[arg-type]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
 
 
 def saved(folder: Path) -> list[int]:
@@ -96,11 +121,19 @@ NAN, HUGE = float("nan"), 1e25
 
 
 @pytest.mark.parametrize(
-    ("by", "why"), [(NAN, "the loss is not finite"), (HUGE, "the gradient is not finite, first that of head/kernel")]
+    ("by", "why"),
+    [
+        (NAN, "the loss is not finite"),
+        (HUGE, "the gradient is not finite, first that of head/kernel"),
+    ],
 )
-def test_a_bad_step_stops_the_run_is_named_and_is_never_saved(by: float, why: str, tmp_path: Path) -> None:
+def test_a_bad_step_stops_the_run_is_named_and_is_never_saved(
+    by: float, why: str, tmp_path: Path
+) -> None:
     for _ in range(2):  # the same command again ends at the same step
-        with pytest.raises(Failed, match=f"^step 7: {why}; .*--step 7 .*--guard.policy skip") as failed:
+        with pytest.raises(
+            Failed, match=f"^step 7: {why}; .*--step 7 .*--guard.policy skip"
+        ) as failed:
             fit(tiny((7, by)), tmp_path, Screen())
         assert not isinstance(failed.value, Bad) and saved(tmp_path) == [5]
         assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
@@ -120,17 +153,24 @@ def test_skipped_or_rolled_back_the_run_ends_as_if_the_batch_had_never_been(
     summary = fit(tiny((7, by), policy=policy), tmp_path, Screen())
     assert summary["state_sha256"] == without_7 and summary["step"] == 20
     assert left_out(tmp_path) == ([7] if policy == "rollback" else [])
-    assert fit(tiny((7, by)), tmp_path, Screen())["state_sha256"] == without_7  # the guard may change: it is done
+    assert (
+        fit(tiny((7, by)), tmp_path, Screen())["state_sha256"] == without_7
+    )  # the guard may change: it is done
 
 
 def test_the_rate_that_is_told_is_the_one_that_the_optimizer_took(tmp_path: Path) -> None:
     fit(tiny((7, NAN), policy="skip", steps=10), tmp_path / "skipped", Screen())
     fit(tiny(steps=10), tmp_path / "whole", Screen())
-    rates = [[line["learning_rate"] for line in read_metrics(tmp_path / name)[:10]] for name in ("skipped", "whole")]
+    rates = [
+        [line["learning_rate"] for line in read_metrics(tmp_path / name)[:10]]
+        for name in ("skipped", "whole")
+    ]
     assert rates[0][:7] == rates[1][:7] and rates[0][7:] == rates[1][6:9]
 
 
-def test_what_a_rollback_left_out_stays_so_in_a_resume_and_for_another_policy(without_7: str, tmp_path: Path) -> None:
+def test_what_a_rollback_left_out_stays_so_in_a_resume_and_for_another_policy(
+    without_7: str, tmp_path: Path
+) -> None:
     class Interrupting(Screen):
         def train(self, step: int, values: dict[str, float]) -> None:
             if step == 8:
@@ -152,7 +192,9 @@ def test_a_rollback_before_anything_was_saved_begins_anew(tmp_path: Path) -> Non
 def test_so_many_bad_steps_in_a_row_end_the_run(policy: str, tmp_path: Path) -> None:
     bad = [(step, NAN) for step in (6, 7, 8)]
     fit(tiny(*bad, policy=policy, most_skips=3), tmp_path / "three", Screen())
-    with pytest.raises(Failed, match=r"^step 8: .*as in 2 steps before it in a row .*--guard.most-skips"):
+    with pytest.raises(
+        Failed, match=r"^step 8: .*as in 2 steps before it in a row .*--guard.most-skips"
+    ):
         fit(tiny(*bad, policy=policy, most_skips=2), tmp_path / "two", Screen())
     assert saved(tmp_path / "two") == [5]
 
@@ -192,7 +234,9 @@ def test_a_jump_is_so_many_deviations_above_the_mean_of_the_good_losses_before()
 def test_a_loss_that_jumps_is_a_bad_step(policy: str, tmp_path: Path) -> None:
     spiked = tiny((13, -1e3), policy=policy, spike=8.0, window=10)
     if policy == "stop":
-        with pytest.raises(Failed, match=r"^step 13: the loss is 8 standard deviations or more above the last 10"):
+        with pytest.raises(
+            Failed, match=r"^step 13: the loss is 8 standard deviations or more above the last 10"
+        ):
             fit(spiked, tmp_path, Screen())
         assert saved(tmp_path) == [5, 10]
         return
@@ -212,7 +256,9 @@ def test_looking_for_spikes_may_begin_change_and_end_within_a_run(tmp_path: Path
             )
         summary = fit(tiny(**looking), tmp_path / "run", Screen())
     assert summary["state_sha256"] == alone
-    shapes = json.loads((tmp_path / "run/checkpoints/20/jaxbig.json").read_text().rsplit("\n", 2)[0])["shapes"]
+    shapes = json.loads(
+        (tmp_path / "run/checkpoints/20/jaxbig.json").read_text().rsplit("\n", 2)[0]
+    )["shapes"]
     assert not [path for path in shapes if "losses" in path]
 
 
@@ -240,17 +286,28 @@ def test_a_run_is_evaluated_whatever_its_guard_looks_for(tmp_path: Path) -> None
 def test_the_first_bad_leaf_in_path_order_is_told(
     loss: float, leaves: tuple[float, ...], scaled: bool, fault: int
 ) -> None:
-    gradient = {"b": {"kernel": jnp.full((2, 2), leaves[1])}, "a": jnp.full(2, leaves[0]), "c": jnp.float32(leaves[2])}
+    gradient = {
+        "b": {"kernel": jnp.full((2, 2), leaves[1])},
+        "a": jnp.full(2, leaves[0]),
+        "c": jnp.float32(leaves[2]),
+    }
     state = TrainState(jnp.int32(0), gradient, {}, ())
     _, told = jax.jit(make_watch(Guard(), scaled))(state, state, jnp.float32(loss), gradient)
     assert int(told) == fault
 
 
 def test_a_skipped_step_keeps_everything_but_its_number() -> None:
-    optimizer = keeping(Precision(loss_scale=8.0), watching(Guard(spike=3.0, window=2), optax.sgd(0.1)))
+    optimizer = keeping(
+        Precision(loss_scale=8.0), watching(Guard(spike=3.0, window=2), optax.sgd(0.1))
+    )
     params = {"w": jnp.ones(3)}
     before = TrainState(jnp.int32(4), params, {"carry": jnp.zeros(2)}, optimizer.init(params))
-    after = TrainState(jnp.int32(5), {"w": jnp.zeros(3)}, {"carry": jnp.ones(2)}, optimizer.init({"w": jnp.zeros(3)}))
+    after = TrainState(
+        jnp.int32(5),
+        {"w": jnp.zeros(3)},
+        {"carry": jnp.ones(2)},
+        optimizer.init({"w": jnp.zeros(3)}),
+    )
     watch = make_watch(Guard(policy="skip", spike=3.0, window=2), False)
     kept, _ = watch(before, after, jnp.float32(NAN), params)
     taken, _ = watch(before, after, jnp.float32(1), params)

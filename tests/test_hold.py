@@ -29,7 +29,9 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def left(folder: Path, **who: Any) -> Path:
     """What a holder has left there."""
-    (folder / "holder").write_text(json.dumps({"process": 7, "host": "n1", "machine": "other", "token": "x", **who}))
+    (folder / "holder").write_text(
+        json.dumps({"process": 7, "host": "n1", "machine": "other", "token": "x", **who})
+    )
     return folder / "holder"
 
 
@@ -43,7 +45,9 @@ def eventually(condition: Callable[[], Any]) -> None:
 def test_a_folder_is_held_once_and_given_back(tmp_path: Path) -> None:
     with hold(tmp_path / "run") as held:
         held()
-        with pytest.raises(Refused, match=r"run is in use by process \d+ on .*: stop that run, or give another"):
+        with pytest.raises(
+            Refused, match=r"run is in use by process \d+ on .*: stop that run, or give another"
+        ):
             Hold(tmp_path / "run")
     assert not (tmp_path / "run" / "holder").exists()
     Hold(tmp_path / "run").release()
@@ -71,7 +75,9 @@ def test_a_holder_of_another_machine_that_beats_keeps_it(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("text", ["", "process 7 on n1", "[1]", "\udcff", None])
-def test_a_holder_of_another_machine_that_does_not_beat_is_dead(text: str | None, tmp_path: Path) -> None:
+def test_a_holder_of_another_machine_that_does_not_beat_is_dead(
+    text: str | None, tmp_path: Path
+) -> None:
     file = left(tmp_path)
     if text is not None:
         file.write_bytes(os.fsencode(text))
@@ -107,7 +113,9 @@ def test_who_loses_the_folder_hears_of_it_and_leaves_the_other_s_alone(tmp_path:
     (tmp_path / "holder").unlink()
     left(tmp_path)
     eventually(lambda: mine.lost)
-    with pytest.raises(Failed, match=r"was taken from this run \(process \d+ on .*\) by process 7 on n1"):
+    with pytest.raises(
+        Failed, match=r"was taken from this run \(process \d+ on .*\) by process 7 on n1"
+    ):
         mine.check()
     mine.release()
     assert json.loads((tmp_path / "holder").read_text()) == {
@@ -115,7 +123,9 @@ def test_who_loses_the_folder_hears_of_it_and_leaves_the_other_s_alone(tmp_path:
     }  # fmt: skip
 
 
-def test_who_cannot_write_any_more_hears_of_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_cannot_write_any_more_hears_of_it_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As over a network, where what another has replaced can be written no more."""
     mine = Hold(tmp_path)
 
@@ -140,7 +150,9 @@ def test_a_lock_that_a_dead_machine_has_left_on_a_server_is_passed_over(tmp_path
         mine.release()
 
 
-def test_a_full_disk_leaves_no_holder_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_holder_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(self: Hold) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -159,14 +171,19 @@ def test_a_folder_that_is_gone_is_told(tmp_path: Path) -> None:
     mine.release()
 
 
-@pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl", "run.json.partial", "lock", "holder"])
-def test_links_in_a_folder_are_refused_and_what_they_lead_to_stays(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["checkpoints", "metrics.jsonl", "run.json.partial", "lock", "holder"]
+)
+def test_links_in_a_folder_are_refused_and_what_they_lead_to_stays(
+    name: str, tmp_path: Path
+) -> None:
     run, target = tmp_path / "run", tmp_path / "target"
     run.mkdir()
     target.write_text("as it was")
     (run / name).symlink_to(target)
     with pytest.raises(
-        Refused, match=rf"run/{name} is a link to .*target, and in the folder of a run none is followed"
+        Refused,
+        match=rf"run/{name} is a link to .*target, and in the folder of a run none is followed",
     ):
         Hold(run)
     assert target.read_text() == "as it was" and (run / name).is_symlink()
@@ -193,7 +210,9 @@ def test_a_run_is_taken_over_from_a_machine_that_sleeps_and_ends_as_one_left_alo
     alone = done(tmp_path / "alone", 1, 1, *train)
     (folder := tmp_path / "run").mkdir()
     pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
-    other = subprocess.Popen([sys.executable, "-c", SLEEPER, *train], cwd=folder, env=settings(1), text=True, **pipes)  # type: ignore[call-overload]
+    other = subprocess.Popen(
+        [sys.executable, "-c", SLEEPER, *train], cwd=folder, env=settings(1), text=True, **pipes
+    )  # type: ignore[call-overload]
     while not (folder / "run" / "checkpoints" / "10").exists():
         assert other.poll() is None, other.communicate()
         time.sleep(0.05)
@@ -207,7 +226,10 @@ def test_a_run_is_taken_over_from_a_machine_that_sleeps_and_ends_as_one_left_alo
     _, err = other.communicate(timeout=60)
     noticed(time.monotonic() - woke)
     assert other.returncode == 1 and "was taken from this run" in err, err
-    assert json.loads((folder / "run" / "summary.json").read_text())["state_sha256"] == alone["state_sha256"]
+    assert (
+        json.loads((folder / "run" / "summary.json").read_text())["state_sha256"]
+        == alone["state_sha256"]
+    )
 
 
 def fails_with(number: int) -> Callable[..., Any]:
@@ -230,7 +252,11 @@ def opened(kind: str) -> Callable[..., Any]:
 
 
 CANNOT = {  # what a mount cannot do, and how it answers
-    "rename a folder": ("rename", fails_with(errno.EMFILE), "Too many open files"),  # gcsfuse, flat bucket, limit 0
+    "rename a folder": (
+        "rename",
+        fails_with(errno.EMFILE),
+        "Too many open files",
+    ),  # gcsfuse, flat bucket, limit 0
     "replace a file by another": ("replace", fails_with(errno.EXDEV), "Invalid cross-device link"),
     "append to a file": ("open", opened("ab"), "Operation not supported"),  # goofys
     "overwrite a part of a file": ("open", opened("r+b"), "Operation not supported"),
@@ -244,22 +270,30 @@ def test_a_file_system_that_cannot_serve_a_run_is_refused_and_nothing_stays(
     name, behavior, why = CANNOT[what]
     with monkeypatch.context() as patched:
         patched.setattr(Path, name, behavior)
-        with pytest.raises(Refused, match=rf"cannot {what} \({why}\).*gcsfuse --rename-dir-limit.*another disk"):
+        with pytest.raises(
+            Refused, match=rf"cannot {what} \({why}\).*gcsfuse --rename-dir-limit.*another disk"
+        ):
             Hold(tmp_path / "run")
     assert not list(tmp_path.iterdir())
     Hold(tmp_path / "run").release()
 
 
-def test_a_file_system_that_appends_wrongly_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_that_appends_wrongly_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """goofys' answer to a second write at an offset that it does not expect may come late, or never."""
     real = Path.open
-    monkeypatch.setattr(Path, "open", lambda self, mode="r", *a, **k: real(self, "wb" if mode == "ab" else mode, *a))
+    monkeypatch.setattr(
+        Path, "open", lambda self, mode="r", *a, **k: real(self, "wb" if mode == "ab" else mode, *a)
+    )
     with pytest.raises(Refused, match=r"cannot append to a file \(it was done wrongly\)"):
         Hold(tmp_path)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
-def test_a_disk_that_is_full_is_said_to_be_full(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_full_is_said_to_be_full(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Path, "rename", fails_with(number))
     with pytest.raises(Refused, match=rf"cannot write in {tmp_path}: {os.strerror(number)}"):
         Hold(tmp_path)
@@ -271,8 +305,12 @@ def test_a_folder_that_is_taken_holds_nothing_of_the_trial(tmp_path: Path) -> No
     mine.release()
 
 
-@pytest.mark.parametrize("there", [(), ("runs",), ("runs", "runs/a"), ("runs", "runs/a", "runs/a/checkpoints")])
-def test_a_run_that_is_refused_takes_away_what_it_brought(there: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "there", [(), ("runs",), ("runs", "runs/a"), ("runs", "runs/a", "runs/a/checkpoints")]
+)
+def test_a_run_that_is_refused_takes_away_what_it_brought(
+    there: tuple[str, ...], tmp_path: Path
+) -> None:
     """Its data are not there, or the folder is another run's: what it found stays, and nothing else."""
     for name in there:
         (tmp_path / name).mkdir()

@@ -61,7 +61,9 @@ def gradient(experiment: Experiment, devices: int, step: int = 0) -> dict[str, n
 
 
 def apart(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> float:
-    return max(float(np.linalg.norm(first[p] - second[p]) / np.linalg.norm(first[p])) for p in first)
+    return max(
+        float(np.linalg.norm(first[p] - second[p]) / np.linalg.norm(first[p])) for p in first
+    )
 
 
 @pytest.mark.slow
@@ -102,7 +104,9 @@ def test_numbers_are_float32_where_jax_computes_in_float64_too() -> None:
     with jax.enable_x64(True):
         keys = jax.random.split(jax.random.key(0), 2)
         seen = jax.eval_shape(lambda batch: data.transform(batch, keys, True), batch_of(data))
-    assert {name: each.dtype for name, each in seen.items()} == dict.fromkeys(("inputs", "targets", "mask"), "float32")
+    assert {name: each.dtype for name, each in seen.items()} == dict.fromkeys(
+        ("inputs", "targets", "mask"), "float32"
+    )
 
 
 def test_a_run_is_evaluated_on_targets_as_they_are() -> None:
@@ -120,7 +124,9 @@ def test_a_run_is_evaluated_on_targets_as_they_are() -> None:
     ],
     ids=["no crop", "another size"],
 )
-def test_images_that_do_not_come_out_as_was_said_are_refused(changes: dict[str, Any], words: tuple[str, ...]) -> None:
+def test_images_that_do_not_come_out_as_was_said_are_refused(
+    changes: dict[str, Any], words: tuple[str, ...]
+) -> None:
     with pytest.raises(Refused) as refused:
         transformed(dataclasses.replace(DATA, **changes), 0, True)
     assert all(word in str(refused.value) for word in words), refused.value
@@ -141,8 +147,16 @@ def test_a_broken_image_is_named_or_left_out() -> None:
         dataclasses.replace(DATA, records=broken).source("train").rows(np.arange(6))
     for canvas in (0, 24):
         data = dataclasses.replace(DATA, records=broken, canvas=canvas)
-        with pytest.raises(Failed, match=r"record 2 .*: it is no whole image: cannot identify image file; m"):
+        with pytest.raises(
+            Failed, match=r"record 2 .*: it is no whole image: cannot identify image file; m"
+        ):
             data.source("train").rows(np.array([2]))
-    rows = dataclasses.replace(DATA, records=broken, skip_bad_records=3).source("train").rows(np.arange(6))
+    rows = (
+        dataclasses.replace(DATA, records=broken, skip_bad_records=3)
+        .source("train")
+        .rows(np.arange(6))
+    )
     assert rows["mask"].tolist() == [1, 0, 0, 0, 1, 1]
-    assert np.isfinite(transformed(dataclasses.replace(DATA, batch=6), 0, True, rows)["inputs"]).all()
+    assert np.isfinite(
+        transformed(dataclasses.replace(DATA, batch=6), 0, True, rows)["inputs"]
+    ).all()

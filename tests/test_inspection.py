@@ -34,8 +34,14 @@ def test_it_shows_exactly_the_batch_of_a_step(step: int, tmp_path: Path) -> None
     experiment.data.prepare()
     picture = tmp_path / "new" / "seen.png"
     found = inspect(experiment, step, "train", 1, picture)
-    batch = train_batch(experiment.data.source("train"), experiment.seed, step, experiment.data.batch)
-    assert found["batch_sha256"] == digest_of(batch) and found["examples"] == 1437 and found["rows"] == []
+    batch = train_batch(
+        experiment.data.source("train"), experiment.seed, step, experiment.data.batch
+    )
+    assert (
+        found["batch_sha256"] == digest_of(batch)
+        and found["examples"] == 1437
+        and found["rows"] == []
+    )
     assert found["classes"] == counted(batch["targets"])
     assert {field["field"] for field in found["fields"]} == {"inputs", "targets", "mask"}
     drawn = np.asarray(Image.open(picture).convert("L"))
@@ -51,7 +57,10 @@ def test_classes_and_padding_are_counted_over_batches(tmp_path: Path) -> None:
     assert found["classes"] == counted(targets)
     text = inspect(small("dates_transformer"), 0, "train", 2, tmp_path / "b.png")
     assert 0 <= text["padding"] < 1 and not (tmp_path / "b.png").exists()
-    assert len(text["rows"]) == 16 and text["rows"][0]["targets"].replace(" ", "")[:2] in ("19", "20")
+    assert len(text["rows"]) == 16 and text["rows"][0]["targets"].replace(" ", "")[:2] in (
+        "19",
+        "20",
+    )
 
 
 def test_text_is_told_as_text(tmp_path: Path) -> None:
@@ -62,7 +71,9 @@ def test_text_is_told_as_text(tmp_path: Path) -> None:
     assert found["rows"][0]["targets"].encode() == bytes(batch["targets"][0].tolist())
 
 
-def test_mixed_images_are_over_both_their_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mixed_images_are_over_both_their_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from jaxbig import inspection
     from jaxbig.data.augment import Mixup
 
@@ -70,8 +81,12 @@ def test_mixed_images_are_over_both_their_classes(tmp_path: Path, monkeypatch: p
     data = Images(records=records, batch=16, size=16, classes=3, mix=(Mixup(alpha=1.0),))
     said = []
     monkeypatch.setattr(inspection, "label", lambda target, data: said.append(target) or "x")
-    inspect(dataclasses.replace(small("digits_convnet"), data=data), 0, "train", 1, tmp_path / "a.png")
-    assert len(said) == 16 and all(target.shape == (3,) and abs(target.sum() - 1) < 1e-5 for target in said)
+    inspect(
+        dataclasses.replace(small("digits_convnet"), data=data), 0, "train", 1, tmp_path / "a.png"
+    )
+    assert len(said) == 16 and all(
+        target.shape == (3,) and abs(target.sum() - 1) < 1e-5 for target in said
+    )
     monkeypatch.undo()
     assert inspection.label(np.array([0.25, 0.0, 0.75]), data) == "2 75%, 0 25%"
     assert inspection.label(np.array([0.0, 1.0, 0.0]), data) == "1"
@@ -85,11 +100,18 @@ class Masks(Examples):
     def spec(self) -> Any:
         shape, (height, width, channels) = jax.ShapeDtypeStruct, (12, 10, 3)
         pixels = (self.batch, height, width)
-        floats = {"inputs": shape((*pixels, channels), np.float32), "mask": shape(pixels, np.float32)}
+        floats = {
+            "inputs": shape((*pixels, channels), np.float32),
+            "mask": shape(pixels, np.float32),
+        }
         return {**floats, "targets": shape(pixels, np.int32)}
 
     def read(self, record: Record) -> Any:
-        return {"inputs": record["image"], "targets": record["mask"], "mask": np.ones(record["mask"].shape)}
+        return {
+            "inputs": record["image"],
+            "targets": record["mask"],
+            "mask": np.ones(record["mask"].shape),
+        }
 
 
 def test_image_is_drawn_beside_the_mask_of_its_pixels(tmp_path: Path) -> None:
@@ -99,7 +121,9 @@ def test_image_is_drawn_beside_the_mask_of_its_pixels(tmp_path: Path) -> None:
     data = Masks(records=Arrays(file=str(tmp_path / "seg.npz"), eval_share=0.3), batch=4)
     experiment = dataclasses.replace(small("digits_convnet"), data=data)
     found = inspect(experiment, 0, "train", 2, tmp_path / "a.png")
-    targets = [train_batch(data.source("train"), experiment.seed, step, 4)["targets"] for step in (0, 1)]
+    targets = [
+        train_batch(data.source("train"), experiment.seed, step, 4)["targets"] for step in (0, 1)
+    ]
     assert found["classes"] == counted(targets) and sum(found["classes"].values()) == 8 * 120
     drawn = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).astype(int)
     assert drawn.shape[1] > 1.5 * drawn.shape[0] and drawn.std() > 20  # two columns of pairs
@@ -108,11 +132,19 @@ def test_image_is_drawn_beside_the_mask_of_its_pixels(tmp_path: Path) -> None:
 @pytest.mark.parametrize("target", [("y",), ("y", "z")], ids=["number", "several"])
 def test_numbers_to_be_learned_stay_numbers(target: tuple[str, ...], tmp_path: Path) -> None:
     rows = np.arange(40, dtype=np.float32)
-    np.savez(tmp_path / "reg.npz", x=np.ones((40, 2)), y=rows if len(target) == 1 else np.stack([rows, rows], 1))
+    np.savez(
+        tmp_path / "reg.npz",
+        x=np.ones((40, 2)),
+        y=rows if len(target) == 1 else np.stack([rows, rows], 1),
+    )
     shape = () if len(target) == 1 else (2,)
     records = Arrays(file=str(tmp_path / "reg.npz"), eval_share=0.3)
-    data = Columns(records=records, batch=4, inputs=("x",), shape=(2,), targets="y", target_shape=shape)
-    found = inspect(dataclasses.replace(small("diabetes_mlp"), data=data), 0, "train", 2, tmp_path / "a.png")
+    data = Columns(
+        records=records, batch=4, inputs=("x",), shape=(2,), targets="y", target_shape=shape
+    )
+    found = inspect(
+        dataclasses.replace(small("diabetes_mlp"), data=data), 0, "train", 2, tmp_path / "a.png"
+    )
     targets = train_batch(data.source("train"), 0, 0, 4)["targets"]
     expected = [np.array2string(each, precision=3) for each in targets]
     assert found["classes"] == {} and [row["targets"] for row in found["rows"]] == expected
@@ -120,11 +152,16 @@ def test_numbers_to_be_learned_stay_numbers(target: tuple[str, ...], tmp_path: P
 
 @pytest.mark.parametrize("shape", [(1, 8, 8, 1), (2, 8, 8, 2), (2, 8, 8, 5)])
 @pytest.mark.parametrize("value", [-3.0, 0.0, 7.0])
-def test_inputs_of_any_channels_and_one_value_are_drawn(shape: tuple[int, ...], value: float, tmp_path: Path) -> None:
+def test_inputs_of_any_channels_and_one_value_are_drawn(
+    shape: tuple[int, ...], value: float, tmp_path: Path
+) -> None:
     from jaxbig.inspection import draw
 
     data = MadeUp(labels=(("label", 3),))
-    batch = {"inputs": np.full(shape, value, np.float32), "targets": np.full(shape[0], 0.5, np.float32)}
+    batch = {
+        "inputs": np.full(shape, value, np.float32),
+        "targets": np.full(shape[0], 0.5, np.float32),
+    }
     draw(batch, Images(records=data, batch=1, size=8, classes=3), tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1_000
 
@@ -150,9 +187,13 @@ def test_class_named_as_a_formula_is_drawn_as_it_is_written(tmp_path: Path) -> N
         (0, "eval", 0, "--step 0 --batches 0: they must be"),
     ],
 )
-def test_what_cannot_be_shown_is_refused(step: int, split: str, batches: int, words: str, tmp_path: Path) -> None:
+def test_what_cannot_be_shown_is_refused(
+    step: int, split: str, batches: int, words: str, tmp_path: Path
+) -> None:
     experiment = small("digits_convnet")
-    experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, batch=128))
+    experiment = dataclasses.replace(
+        experiment, data=dataclasses.replace(experiment.data, batch=128)
+    )
     with pytest.raises(Refused, match=words):
         inspect(experiment, step, split, batches, tmp_path / "a.png")
 

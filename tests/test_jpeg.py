@@ -63,12 +63,20 @@ def test_an_image_stays_when_the_next_is_decoded() -> None:
 
 def test_a_size_that_is_not_scaled_is_the_decoders_own() -> None:
     data = file(160, 120, quality=90)
-    assert np.abs(decode(data, 120).astype(int) - np.asarray(Image.open(io.BytesIO(data)))).max() <= 2
+    assert (
+        np.abs(decode(data, 120).astype(int) - np.asarray(Image.open(io.BytesIO(data)))).max() <= 2
+    )
 
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"no image", file(200, 150)[:3_000], file(200, 150, format="PNG")[:3_000], file(200, 150)[:100]],
+    [
+        b"",
+        b"no image",
+        file(200, 150)[:3_000],
+        file(200, 150, format="PNG")[:3_000],
+        file(200, 150)[:100],
+    ],
     ids=["nothing", "text", "half a JPEG", "half a PNG", "a head"],
 )
 def test_what_is_not_a_whole_image_is_a_value_error(data: bytes) -> None:

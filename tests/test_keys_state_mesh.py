@@ -46,9 +46,15 @@ def data(key: jax.Array) -> tuple[int, ...]:
 
 
 def test_streams_differ_by_seed_name_and_step() -> None:
-    names, seeds, steps = ("init", "dropout", "objective", "evaluation"), (0, 1, 2**32 - 1), (0, 1, 1_000_000)
+    names, seeds, steps = (
+        ("init", "dropout", "objective", "evaluation"),
+        (0, 1, 2**32 - 1),
+        (0, 1, 1_000_000),
+    )
     streams = [data(keys.stream(seed, name)) for seed in seeds for name in names]
-    streams += [data(keys.at_step(seed, name, step)) for seed in seeds for name in names for step in steps]
+    streams += [
+        data(keys.at_step(seed, name, step)) for seed in seeds for name in names for step in steps
+    ]
     assert len(set(streams)) == len(streams) == 3 * 4 * 4
 
 
@@ -59,7 +65,9 @@ def test_streams_are_what_they_always_were() -> None:
 
 
 def test_a_step_on_the_device_has_the_key_of_its_number() -> None:
-    on_device = jax.jit(lambda step: jax.random.key_data(keys.at_step(3, "dropout", step)))(jnp.int32(7))
+    on_device = jax.jit(lambda step: jax.random.key_data(keys.at_step(3, "dropout", step)))(
+        jnp.int32(7)
+    )
     assert tuple(on_device.tolist()) == data(keys.at_step(3, "dropout", 7))
 
 
@@ -69,7 +77,10 @@ STATE = TrainState(
     step=np.int32(7),
     params={
         "layers_10": {"kernel": np.array([[1, -0.0], [np.nan, np.inf]], np.float32)},
-        "layers_2": {"kernel": np.arange(3, dtype=ml_dtypes.bfloat16), "on": np.array([True, False])},
+        "layers_2": {
+            "kernel": np.arange(3, dtype=ml_dtypes.bfloat16),
+            "on": np.array([True, False]),
+        },
     },
     variables={"empty": np.zeros((0, 3), np.float32)},
     opt_state=({"count": np.int64(3)}, np.array([1.5], np.float16)),
@@ -98,7 +109,9 @@ def test_digests_are_hashlibs_over_the_bytes() -> None:
 
 @given(st.sampled_from([path for path in PATHS if path != "variables/empty"]), st.data())
 @few
-def test_a_changed_bit_changes_the_digest_of_its_leaf_and_the_whole(path: str, draw: st.DataObject) -> None:
+def test_a_changed_bit_changes_the_digest_of_its_leaf_and_the_whole(
+    path: str, draw: st.DataObject
+) -> None:
     def flip(name: str, leaf: Any) -> Any:
         if name != path:
             return leaf
@@ -108,7 +121,10 @@ def test_a_changed_bit_changes_the_digest_of_its_leaf_and_the_whole(path: str, d
         return np.frombuffer(raw, leaf.dtype).reshape(leaf.shape)
 
     changed = [flip(name, leaf) for name, leaf in leaves(STATE).items()]
-    (before, whole), (after, other) = digests(STATE), digests(dict(zip(PATHS, changed, strict=True)))
+    (before, whole), (after, other) = (
+        digests(STATE),
+        digests(dict(zip(PATHS, changed, strict=True))),
+    )
     assert {name for name in PATHS if before[name] != after[name]} == {path}
     assert whole != other
 
@@ -157,7 +173,9 @@ def test_a_mesh_takes_these_sizes(mesh: Mesh, devices: int, sizes: tuple[int, ..
         (Mesh(tensor=-2), 8, ["tensor=-2", "1 or more"]),
     ],
 )
-def test_a_mesh_that_does_not_fit_is_refused_with_its_numbers(mesh: Mesh, devices: int, words: list[str]) -> None:
+def test_a_mesh_that_does_not_fit_is_refused_with_its_numbers(
+    mesh: Mesh, devices: int, words: list[str]
+) -> None:
     with pytest.raises(Refused) as refused:
         mesh.sizes(devices)
     assert all(word in str(refused.value) for word in words)
@@ -168,8 +186,11 @@ def test_a_mesh_that_does_not_fit_is_refused_with_its_numbers(mesh: Mesh, device
 def test_a_mesh_uses_every_device_or_is_refused(asked: tuple[int, ...], devices: int) -> None:
     possible = [
         sizes
-        for sizes in itertools.product([n for n in range(1, devices + 1) if devices % n == 0], repeat=5)
-        if np.prod(sizes) == devices and all(a in (-1, size) for a, size in zip(asked, sizes, strict=True))
+        for sizes in itertools.product(
+            [n for n in range(1, devices + 1) if devices % n == 0], repeat=5
+        )
+        if np.prod(sizes) == devices
+        and all(a in (-1, size) for a, size in zip(asked, sizes, strict=True))
     ]
     if asked.count(-1) > 1 or not possible:
         with pytest.raises(Refused):
@@ -182,9 +203,13 @@ def test_a_batch_is_split_over_data_and_fsdp_in_order() -> None:
     mesh = Mesh(data=2, fsdp=2, tensor=2).build()
     rows = np.arange(24, dtype=np.int32).reshape(8, 3)
     placed: Any = put({"inputs": rows, "mask": np.ones(8, np.float32)}, mesh)
-    assert placed["inputs"].sharding.spec == batch_sharding(mesh).spec == P(("data", "fsdp", "expert"))
+    assert (
+        placed["inputs"].sharding.spec == batch_sharding(mesh).spec == P(("data", "fsdp", "expert"))
+    )
     for shard in placed["inputs"].addressable_shards:
-        first = 2 * (shard.device.id // 2)  # `tensor` is the innermost axis: neighbours hold the same rows
+        first = 2 * (
+            shard.device.id // 2
+        )  # `tensor` is the innermost axis: neighbours hold the same rows
         assert np.array_equal(shard.data, rows[first : first + 2])
     assert np.array_equal(placed["inputs"], rows) and replicated(mesh).is_fully_replicated
 
@@ -234,7 +259,9 @@ def boxed(shape: tuple[int, ...], *names: str | None) -> Any:
 def test_a_parameter_lies_where_the_table_says(names: tuple[str | None, ...], spec: P) -> None:
     mesh = Mesh(data=2, fsdp=2, tensor=2).build()
     found = leaves(parameter_shardings(boxed((8,) * len(names), *names), mesh))
-    assert found["params/block_0/up/kernel"].is_equivalent_to(jax.NamedSharding(mesh, spec), len(names))
+    assert found["params/block_0/up/kernel"].is_equivalent_to(
+        jax.NamedSharding(mesh, spec), len(names)
+    )
 
 
 @pytest.mark.parametrize(
@@ -245,7 +272,9 @@ def test_a_parameter_lies_where_the_table_says(names: tuple[str | None, ...], sp
         ((3, 3, 4, 6), (None, None, None, "channels"), ["'channels' of 6", "tensor=2 x fsdp=2"]),
     ],
 )
-def test_a_size_that_does_not_divide_is_refused_with_path_and_numbers(shape: Any, names: Any, words: Any) -> None:
+def test_a_size_that_does_not_divide_is_refused_with_path_and_numbers(
+    shape: Any, names: Any, words: Any
+) -> None:
     with pytest.raises(Refused) as refused:
         parameter_shardings(boxed(shape, *names), Mesh(data=2, fsdp=2, tensor=2).build())
     for word in ("params/block_0/up/kernel", str(shape), *words):
@@ -282,20 +311,36 @@ def test_the_table_names_only_axes_that_there_are() -> None:
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_a_model_names_only_logical_axes_that_there_are(name: str) -> None:
     boxed = jax.eval_shape(make_init(small(name)))
-    named = {axis for spec in leaves(nn.get_partition_spec(boxed)).values() for axis in spec if axis is not None}
+    named = {
+        axis
+        for spec in leaves(nn.get_partition_spec(boxed)).values()
+        for axis in spec
+        if axis is not None
+    }
     assert named and named <= set(dict(RULES))
     for rules in PRESETS.values():
-        parameter_shardings(boxed, Mesh(data=1).build(jax.devices()[:1]), rules)  # and no two want the same
+        parameter_shardings(
+            boxed, Mesh(data=1).build(jax.devices()[:1]), rules
+        )  # and no two want the same
 
 
 def test_an_override_takes_the_place_of_a_rule() -> None:
     rules = Mesh(overrides=(("embed", "none"), ("mlp", "tensor+fsdp"))).table()
-    changed = [("embed", None), ("mlp", ("tensor", "fsdp")), ("mlp", ("tensor",))]  # the last where fsdp has the rows
+    changed = [
+        ("embed", None),
+        ("mlp", ("tensor", "fsdp")),
+        ("mlp", ("tensor",)),
+    ]  # the last where fsdp has the rows
     assert [rule for rule in rules if rule not in RULES] == changed and len(rules) == len(RULES) + 1
     with activate(mesh := Mesh(data=2, fsdp=2, tensor=2).build(), rules):
-        specs = [nn.logical_to_mesh_axes(axes) for axes in (("embed", "mlp"), ("batch", "length", "mlp"))]
+        specs = [
+            nn.logical_to_mesh_axes(axes) for axes in (("embed", "mlp"), ("batch", "length", "mlp"))
+        ]
         assert dict(gathered())["mlp"] == ("tensor",)
-    assert specs == [P(None, ("tensor", "fsdp")), P(("data", "fsdp", "expert"), "sequence", ("tensor",))]
+    assert specs == [
+        P(None, ("tensor", "fsdp")),
+        P(("data", "fsdp", "expert"), "sequence", ("tensor",)),
+    ]
     found = leaves(parameter_shardings(boxed((8, 8), "embed", "mlp"), mesh, rules))
     assert found["params/block_0/up/kernel"].spec == P(None, ("tensor", "fsdp"))
 
@@ -303,9 +348,15 @@ def test_an_override_takes_the_place_of_a_rule() -> None:
 @pytest.mark.parametrize(
     ("mesh", "words"),
     [
-        (Mesh(overrides=(("width", "tensor"),)), ["--mesh.overrides width tensor", "'width'", "embed", "mlp"]),
+        (
+            Mesh(overrides=(("width", "tensor"),)),
+            ["--mesh.overrides width tensor", "'width'", "embed", "mlp"],
+        ),
         (Mesh(overrides=(("batch", "data"),)), ["'batch'", "vocab"]),
-        (Mesh(overrides=(("mlp", "tensor+model"),)), ["'tensor+model'", "data, fsdp, tensor, sequence, expert"]),
+        (
+            Mesh(overrides=(("mlp", "tensor+model"),)),
+            ["'tensor+model'", "data, fsdp, tensor, sequence, expert"],
+        ),
         (Mesh(overrides=(("mlp", "tensor+tensor"),)), ["'tensor+tensor'", "each once"]),
         (Mesh(overrides=(("mlp", ""),)), ["''", "none"]),
         (Mesh(rules="zero"), ["--mesh.rules 'zero'", "standard, length_over_tensor"]),  # type: ignore[arg-type]
@@ -321,17 +372,33 @@ def test_rules_that_name_what_is_not_there_are_refused(mesh: Mesh, words: list[s
 @pytest.mark.parametrize(
     ("names", "overrides", "words"),
     [
-        (("embed", "mlp"), (("mlp", "tensor+fsdp"),), ["(8, 12)", "'mlp' of 12", "tensor+fsdp", "embed, mlp"]),
-        (("embed", "vocab"), (("embed", "tensor"),), ["'vocab' of 12", "split over tensor", "embed, vocab"]),
+        (
+            ("embed", "mlp"),
+            (("mlp", "tensor+fsdp"),),
+            ["(8, 12)", "'mlp' of 12", "tensor+fsdp", "embed, mlp"],
+        ),
+        (
+            ("embed", "vocab"),
+            (("embed", "tensor"),),
+            ["'vocab' of 12", "split over tensor", "embed, vocab"],
+        ),
         (("embed", "widths"), (), ["'widths' of 12 has no rule", "vocab"]),
-        (("classes", "mlp"), (("mlp", "data+sequence+fsdp+tensor"),), ["'mlp' of 12", "data=2", "fsdp=2 x tensor=2"]),
+        (
+            ("classes", "mlp"),
+            (("mlp", "data+sequence+fsdp+tensor"),),
+            ["'mlp' of 12", "data=2", "fsdp=2 x tensor=2"],
+        ),
     ],
 )
-def test_axes_that_collide_are_refused_with_path_and_numbers(names: Any, overrides: Any, words: list[str]) -> None:
+def test_axes_that_collide_are_refused_with_path_and_numbers(
+    names: Any, overrides: Any, words: list[str]
+) -> None:
     mesh = Mesh(data=2, fsdp=2, tensor=2, overrides=overrides)
     with pytest.raises(Refused) as refused:
         parameter_shardings(boxed((8, 12), *names), mesh.build(), mesh.table())
-    assert all(word in str(refused.value) for word in ["params/block_0/up/kernel", *words]), refused.value
+    assert all(word in str(refused.value) for word in ["params/block_0/up/kernel", *words]), (
+        refused.value
+    )
 
 
 def test_mesh_and_rules_are_entered_and_left_together() -> None:
@@ -351,5 +418,7 @@ def test_what_is_saved_of_host_memory_is_a_copy(spec: P) -> None:
     assert copied["parameter"] is state["parameter"]
     assert copied["moment"].sharding == on_host
     np.testing.assert_array_equal(copied["moment"], state["moment"])
-    for old, new in zip(state["moment"].addressable_shards, copied["moment"].addressable_shards, strict=True):
+    for old, new in zip(
+        state["moment"].addressable_shards, copied["moment"].addressable_shards, strict=True
+    ):
         assert old.data.unsafe_buffer_pointer() != new.data.unsafe_buffer_pointer()

@@ -13,7 +13,9 @@ import pytest
 from conftest import HASTY, ROOT
 
 pytestmark = pytest.mark.slow
-MODEL = [f"--model.layers.{layer}=8" for layer in ("0.channels", "1.channels", "4.channels", "7.width")]
+MODEL = [
+    f"--model.layers.{layer}=8" for layer in ("0.channels", "1.channels", "4.channels", "7.width")
+]
 
 
 def start(folder: Path, processes: int, *overrides: str) -> "subprocess.Popen[str]":
@@ -56,7 +58,9 @@ def trained(folder: Path) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
-def test_one_signal_saves_all_and_the_same_command_goes_on(number: signal.Signals, tmp_path: Path) -> None:
+def test_one_signal_saves_all_and_the_same_command_goes_on(
+    number: signal.Signals, tmp_path: Path
+) -> None:
     process = start(tmp_path, 2, "--steps=100000", "--log-every=1")
     while not trained(tmp_path):
         assert process.poll() is None, process.communicate()
@@ -107,7 +111,13 @@ def test_the_first_failure_is_the_last_that_is_seen(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "launch.local", *words]
     done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100, check=False
+        command,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
     )
     assert done.returncode == 1
     assert "process 1 failed first (exit 1)" in done.stderr

@@ -40,7 +40,17 @@ ONLY = {
     "optim": {"optim", "state", "errors"},
     "checkpoint": {"disk", "state", "processes", "watchdog", "errors"},
     "launch": {"launch", "options", "children", "errors", "streams"},
-    "experiments": {"experiments", "experiment", "models", "objectives", "data", "optim", "mesh", "precision", "guard"},
+    "experiments": {
+        "experiments",
+        "experiment",
+        "models",
+        "objectives",
+        "data",
+        "optim",
+        "mesh",
+        "precision",
+        "guard",
+    },
 }
 NEVER = {
     "eval": "eval(text)",
@@ -61,7 +71,10 @@ PICKLES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "mar
 CALLS = {
     *(("builtins", name) for name in ("eval", "exec")),
     *(("os", name) for name in ("system", "popen")),
-    *(("yaml", name) for name in ("load", "load_all", "unsafe_load", "full_load", "Loader", "UnsafeLoader")),
+    *(
+        ("yaml", name)
+        for name in ("load", "load_all", "unsafe_load", "full_load", "Loader", "UnsafeLoader")
+    ),
 }
 
 
@@ -92,7 +105,11 @@ def forbidden(tree: ast.AST) -> list[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and node.id in ("eval", "exec"):
             found.append(f"line {node.lineno}: {node.id}")
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and (node.value.id, node.attr) in CALLS:
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and (node.value.id, node.attr) in CALLS
+        ):
             found.append(f"line {node.lineno}: {node.value.id}.{node.attr}")
         if isinstance(node, ast.keyword) and node.arg in ("shell", "allow_pickle"):
             found.append(f"line {node.value.lineno}: {node.arg}=")
@@ -135,4 +152,6 @@ def test_this_reading_would_notice(text: str) -> None:
 
 def test_this_reading_leaves_the_innocent_alone() -> None:
     innocent = "spec.loader.exec_module(m); jit.lower(x).compile(); ast.literal_eval(t); yaml.safe_load(t); evaluate(x)"
-    assert not forbidden(ast.parse(f"import subprocess, os.path, json\n{innocent}\nsubprocess.run([text])"))
+    assert not forbidden(
+        ast.parse(f"import subprocess, os.path, json\n{innocent}\nsubprocess.run([text])")
+    )

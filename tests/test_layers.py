@@ -44,7 +44,9 @@ def test_linear_begins_with_the_variance_of_its_fan_in() -> None:
 def test_rms_norm_is_its_equation() -> None:
     x, scale = 10 * normal(2, 3, 8), normal(8, seed=1)
     expected = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * scale
-    np.testing.assert_allclose(RMSNorm().apply({"params": {"scale": scale}}, x), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        RMSNorm().apply({"params": {"scale": scale}}, x), expected, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("module", [RMSNorm(), LayerNorm()], ids=["rms", "layer"])
@@ -87,13 +89,19 @@ def test_drop_path_keeps_or_leaves_out_whole_examples_and_their_mean() -> None:
 
 IMAGE, ROWS, TOKENS = normal(1, 8, 8, 1), normal(1, 4, 3), np.ones((1, 4), np.int32)
 BEGIN: dict[str, tuple[nn.Module, tuple[Any, ...]]] = {
-    "conv net": (ConvNet(layers=(Conv(4), Pool(), Conv(6, stride=2), Dense(5)), classes=3), (IMAGE,)),
+    "conv net": (
+        ConvNet(layers=(Conv(4), Pool(), Conv(6, stride=2), Dense(5)), classes=3),
+        (IMAGE,),
+    ),
     "rnn": (RNN(width=6, classes=3, layers=2, bidirectional=True, pooling="attention"), (ROWS,)),
     "decoder": (Decoder(vocab=11, depth=2, width=16, heads=2), (TOKENS,)),
     "scanned": (Decoder(vocab=11, depth=2, width=16, heads=2, scan=True), (TOKENS,)),
     "encoder": (Encoder(vocab=11, depth=2, width=16, heads=2), (TOKENS,)),
     "translation": (EncoderDecoder(vocab=11, depth=1, width=16, heads=2), (TOKENS, TOKENS)),
-    "recurrent translation": (RNNEncoderDecoder(vocab=11, target_vocab=7, width=8), (TOKENS, TOKENS)),
+    "recurrent translation": (
+        RNNEncoderDecoder(vocab=11, target_vocab=7, width=8),
+        (TOKENS, TOKENS),
+    ),
     "griffin": (Griffin(vocab=11, depth=3, width=16, heads=2), (TOKENS,)),
     "vit": (ViT(classes=3, patch=4, depth=1, width=16, heads=2), (IMAGE,)),
     "mlp": (MLP(widths=(5, 4)), (normal(1, 6),)),
@@ -115,14 +123,19 @@ def test_a_seed_gives_the_same_parameters_and_each_path_its_own(name: str) -> No
         np.testing.assert_array_equal(value, again[path])
         same = np.array_equal(value, other[path])
         assert same == (path in constant) or value.size < 3 or path.endswith("gates/bias"), path
-    drawn = {path: np.ravel(value)[:3] / np.std(value) for path, value in first.items() if path not in constant}
+    drawn = {
+        path: np.ravel(value)[:3] / np.std(value)
+        for path, value in first.items()
+        if path not in constant
+    }
     for (a, one), (b, two) in itertools.combinations(drawn.items(), 2):
         assert one.shape != two.shape or not np.allclose(one, two, rtol=0.01), f"{a} begins as {b}"
 
 
 def test_what_is_stacked_on_top_changes_no_parameter_below() -> None:
     short, tall = (
-        starter(ConvNet(layers, 3), (IMAGE,))(0) for layers in ((Conv(4),), (Conv(4), Dropout(0.5), Dense(7)))
+        starter(ConvNet(layers, 3), (IMAGE,))(0)
+        for layers in ((Conv(4),), (Conv(4), Dropout(0.5), Dense(7)))
     )
     for path in ("layers_0/kernel", "layers_0/bias"):
         np.testing.assert_array_equal(short[path], tall[path])

@@ -17,7 +17,14 @@ from typing import Any
 import pytest
 
 from jaxbig import lifeline
-from jaxbig.lifeline import Lifeline, address_towards, listen, own_address, raise_file_limit, set_timeouts
+from jaxbig.lifeline import (
+    Lifeline,
+    address_towards,
+    listen,
+    own_address,
+    raise_file_limit,
+    set_timeouts,
+)
 
 
 class Ended(Lifeline):
@@ -120,7 +127,10 @@ def test_strangers_that_say_nothing_are_few_and_given_up_and_whoever_waits_is_le
 
 
 def test_without_a_free_file_descriptor_connections_wait_and_are_accepted_later(
-    zero: Ended, server: socket.socket, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    zero: Ended,
+    server: socket.socket,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(lifeline, "TICK", 0.1)
     accept, full = socket.socket.accept, [True]
@@ -140,7 +150,10 @@ def test_without_a_free_file_descriptor_connections_wait_and_are_accepted_later(
 
 
 def test_whatever_goes_wrong_in_its_thread_it_goes_on_and_says_so(
-    zero: Ended, server: socket.socket, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    zero: Ended,
+    server: socket.socket,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(lifeline, "TICK", 0.05)
     with peer(server) as process:
@@ -165,7 +178,9 @@ def test_as_many_files_may_be_open_as_the_system_allows() -> None:
     ).replace("getrlimit(7)", "getrlimit(resource.RLIMIT_NOFILE)")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["(300, 300)", "(200, 300)", "(200, 300)"]
-    raise_file_limit(resource.getrlimit(resource.RLIMIT_NOFILE)[0])  # already as many: nothing changes
+    raise_file_limit(
+        resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    )  # already as many: nothing changes
 
 
 # -- machines that vanish
@@ -188,7 +203,9 @@ def deaf(connection: socket.socket) -> None:
     class Program(ctypes.Structure):
         _fields_ = (("length", ctypes.c_ushort), ("code", ctypes.c_void_p))
 
-    drop = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0), 8)  # BPF: return 0 bytes of each packet
+    drop = ctypes.create_string_buffer(
+        struct.pack("HBBI", 0x06, 0, 0, 0), 8
+    )  # BPF: return 0 bytes of each packet
     program = Program(1, ctypes.addressof(drop))
     so_attach_filter = 26
     connection.setsockopt(socket.SOL_SOCKET, so_attach_filter, bytes(program))
@@ -229,14 +246,23 @@ def test_a_process_that_is_only_stopped_is_not_taken_for_dead(
 def resolving(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
     """Every name stands for those addresses."""
     found = [
-        (socket.AF_INET6 if ":" in each else socket.AF_INET, socket.SOCK_STREAM, 6, "", (each, 0)) for each in addresses
+        (socket.AF_INET6 if ":" in each else socket.AF_INET, socket.SOCK_STREAM, 6, "", (each, 0))
+        for each in addresses
     ]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
 
 
 def test_an_address_is_this_machine_s_or_it_is_not() -> None:
-    assert own_address("127.0.0.1") == "127.0.0.1" and own_address("localhost") in ("127.0.0.1", "::1")
-    assert own_address("192.0.2.1") == own_address("no.such.host.invalid") == own_address("x" * 70) == ""
+    assert own_address("127.0.0.1") == "127.0.0.1" and own_address("localhost") in (
+        "127.0.0.1",
+        "::1",
+    )
+    assert (
+        own_address("192.0.2.1")
+        == own_address("no.such.host.invalid")
+        == own_address("x" * 70)
+        == ""
+    )
 
 
 def test_a_name_of_this_machine_that_stands_for_the_loopback_is_not_where_others_reach_it(
@@ -247,18 +273,24 @@ def test_a_name_of_this_machine_that_stands_for_the_loopback_is_not_where_others
     assert own_address("node1") == address_towards("node1") == ""
 
 
-def test_of_several_addresses_the_first_of_this_machine_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_several_addresses_the_first_of_this_machine_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     resolving(monkeypatch, "192.0.2.1", "127.0.0.2")
     assert own_address("127.0.0.2") == "127.0.0.2"
 
 
 def test_where_the_coordinator_is_elsewhere_the_lifeline_listens_on_the_way_there() -> None:
-    assert address_towards("127.0.0.9") == "127.0.0.1" or address_towards("127.0.0.9") == "127.0.0.9"
+    assert (
+        address_towards("127.0.0.9") == "127.0.0.1" or address_towards("127.0.0.9") == "127.0.0.9"
+    )
     assert address_towards("no.such.host.invalid") == ""
 
 
 @pytest.mark.parametrize("ipv6", [True, False])
-def test_listening_on_all_addresses_needs_no_ipv6(monkeypatch: pytest.MonkeyPatch, ipv6: bool) -> None:
+def test_listening_on_all_addresses_needs_no_ipv6(
+    monkeypatch: pytest.MonkeyPatch, ipv6: bool
+) -> None:
     if not ipv6:
         real = socket.socket
 
@@ -269,7 +301,9 @@ def test_listening_on_all_addresses_needs_no_ipv6(monkeypatch: pytest.MonkeyPatc
 
         monkeypatch.setattr(socket, "socket", refusing)
     with listen("") as server, connect(server):
-        assert server.family == (socket.AF_INET6 if ipv6 and socket.has_dualstack_ipv6() else socket.AF_INET)
+        assert server.family == (
+            socket.AF_INET6 if ipv6 and socket.has_dualstack_ipv6() else socket.AF_INET
+        )
 
 
 def test_others_connect_to_the_address_that_process_0_listens_on(
@@ -290,7 +324,11 @@ def test_where_process_0_cannot_listen_all_go_on_and_say_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*given: Any) -> Any:
-        raise OSError(errno.EMFILE, "Too many open files") if given else RuntimeError("DEADLINE_EXCEEDED: 20s")
+        raise (
+            OSError(errno.EMFILE, "Too many open files")
+            if given
+            else RuntimeError("DEADLINE_EXCEEDED: 20s")
+        )
 
     monkeypatch.setattr(lifeline, "listen", fail)
     monkeypatch.setattr(lifeline, "_mine", None)

@@ -22,14 +22,22 @@ def second_way(logmel: LogMel, waveform: np.ndarray) -> np.ndarray:
         points *= 2
     hann = scipy.signal.get_window("hann", logmel.window)
     transform = scipy.signal.ShortTimeFFT(hann, logmel.hop, logmel.sample_rate, mfft=points)
-    middle = logmel.window // 2  # where SciPy has a frame's time: frames from the one that begins at sample 0
+    middle = (
+        logmel.window // 2
+    )  # where SciPy has a frame's time: frames from the one that begins at sample 0
     shift = -(-middle // logmel.hop) * logmel.hop - middle
     padded = np.concatenate([np.zeros(shift), waveform.astype(np.float64)])
     first = (middle + shift) // logmel.hop
-    power = transform.spectrogram(padded, p0=first, p1=first + logmel.frames(len(waveform)))  # [k, F]
-    lowest, highest = (1127.01 * np.log(1 + f / 700) for f in (logmel.lowest, logmel.highest))  # 2595 / ln 10
+    power = transform.spectrogram(
+        padded, p0=first, p1=first + logmel.frames(len(waveform))
+    )  # [k, F]
+    lowest, highest = (
+        1127.01 * np.log(1 + f / 700) for f in (logmel.lowest, logmel.highest)
+    )  # 2595 / ln 10
     edges = [lowest + (highest - lowest) * i / (logmel.mels + 1) for i in range(logmel.mels + 2)]
-    places = [1127.01 * np.log(1 + k * logmel.sample_rate / points / 700) for k in range(points // 2 + 1)]
+    places = [
+        1127.01 * np.log(1 + k * logmel.sample_rate / points / 700) for k in range(points // 2 + 1)
+    ]
     bank = [np.interp(places, edges[m : m + 3], [0, 1, 0]) for m in range(logmel.mels)]
     return np.log(np.maximum(np.stack(bank) @ power, logmel.floor)).T
 
@@ -106,5 +114,7 @@ def test_a_batch_may_be_split_over_devices() -> None:
     split = NamedSharding(Mesh(np.array(jax.devices()[:4]), ("data",)), PartitionSpec("data"))
     waveforms, apply = noise(8, 1000), jax.jit(LogMel(), in_shardings=split, out_shardings=split)
     compiled = apply.lower(waveforms).compile().as_text()
-    assert not any(crossing in compiled for crossing in ("all-reduce", "all-gather", "all-to-all", "permute"))
+    assert not any(
+        crossing in compiled for crossing in ("all-reduce", "all-gather", "all-to-all", "permute")
+    )
     np.testing.assert_allclose(apply(waveforms), LogMel()(waveforms), atol=1e-5)

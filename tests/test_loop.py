@@ -89,7 +89,9 @@ def configure(cache: str | None, cached_from_seconds: float) -> None:
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Experiment], tuple[Path, dict[str, Any]]]:
+def straight(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[Experiment], tuple[Path, dict[str, Any]]]:
     """The folder and summary of a run that nothing happens to, made once for this file."""
     runs: dict[str, tuple[Path, dict[str, Any]]] = {}
 
@@ -112,7 +114,10 @@ def finished(straight: Any, tmp_path: Path) -> tuple[Path, dict[str, Any]]:
 def curves(folder: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl without what tells of the machine's speed."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: line[name] for name in line if name not in PACE and "_per_second" not in name} for line in lines]
+    return [
+        {name: line[name] for name in line if name not in PACE and "_per_second" not in name}
+        for line in lines
+    ]
 
 
 def losses(folder: Path) -> list[float]:
@@ -127,7 +132,11 @@ def rewind(folder: Path, step: int) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
 
 
 def parameters(folder: Path) -> dict[str, np.ndarray]:
@@ -151,18 +160,26 @@ def test_an_evaluation_is_the_mean_over_all_examples_at_once(name: str, straight
     folder, summary = straight(experiment)
     source = experiment.data.source("eval")
     rows = source.rows(np.arange(len(source)))
-    assert len(source) % experiment.data.batch, "the last batch must be padded for this test to say anything"
+    assert len(source) % experiment.data.batch, (
+        "the last batch must be padded for this test to say anything"
+    )
     variables = {"params": unflatten_dict(parameters(folder), sep="/")}
     logits = np.asarray(experiment.model.apply(variables, rows["inputs"]), np.float64)
-    chosen = np.take_along_axis(scipy.special.log_softmax(logits, axis=-1), rows["targets"][..., None], -1)[..., 0]
+    chosen = np.take_along_axis(
+        scipy.special.log_softmax(logits, axis=-1), rows["targets"][..., None], -1
+    )[..., 0]
     right = np.argmax(logits, axis=-1) == rows["targets"]
-    loss, accuracy = (np.sum(values * rows["mask"]) / np.sum(rows["mask"]) for values in (-chosen, right))
+    loss, accuracy = (
+        np.sum(values * rows["mask"]) / np.sum(rows["mask"]) for values in (-chosen, right)
+    )
     assert summary["metrics"]["eval/loss"] == pytest.approx(loss, rel=1e-6)
     assert summary["metrics"]["eval/accuracy"] == pytest.approx(accuracy, rel=1e-9)
 
 
 @pytest.mark.parametrize("name", SPINE)
-def test_a_run_that_was_interrupted_ends_as_one_that_was_not(name: str, straight: Any, tmp_path: Path) -> None:
+def test_a_run_that_was_interrupted_ends_as_one_that_was_not(
+    name: str, straight: Any, tmp_path: Path
+) -> None:
     experiment = shipped(name)
     folder, whole = straight(experiment)
     part = fit(experiment, tmp_path, Interrupting(12))
@@ -179,7 +196,9 @@ def test_a_run_interrupted_again_and_again_logs_each_step_once(
 ) -> None:
     folder, whole = straight(tiny(log_every=1))
     before = signal.getsignal(signal.SIGINT)
-    stops = [fit(tiny(log_every=1), tmp_path, Interrupting(at, number))["step"] for at in (1, 6, 18)]
+    stops = [
+        fit(tiny(log_every=1), tmp_path, Interrupting(at, number))["step"] for at in (1, 6, 18)
+    ]
     assert stops == [2, 7, 19]
     last = fit(tiny(log_every=1), tmp_path, Screen())
     assert last["state_sha256"] == whole["state_sha256"]
@@ -191,10 +210,18 @@ def test_a_run_interrupted_again_and_again_logs_each_step_once(
 
 @pytest.mark.parametrize(
     "changes",
-    [{"readers": 0}, {"readers": 3}, {"log_every": 1}, {"evaluate_every": 3}, {"checkpoint_every": 2, "keep_last": 1}],
+    [
+        {"readers": 0},
+        {"readers": 3},
+        {"log_every": 1},
+        {"evaluate_every": 3},
+        {"checkpoint_every": 2, "keep_last": 1},
+    ],
     ids=str,
 )
-def test_readers_and_intervals_change_nothing_in_the_state(changes: Any, straight: Any, tmp_path: Path) -> None:
+def test_readers_and_intervals_change_nothing_in_the_state(
+    changes: Any, straight: Any, tmp_path: Path
+) -> None:
     _, whole = straight(tiny())
     assert fit(tiny(**changes), tmp_path, Screen())["state_sha256"] == whole["state_sha256"]
 
@@ -233,7 +260,12 @@ class Struck:
     ],
 )
 def test_who_is_asked_to_stop_saves_first_and_what_goes_on_makes_the_evaluation(
-    at: int, number: int, done: list[str], straight: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    at: int,
+    number: int,
+    done: list[str],
+    straight: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The lines, digest and summary of a run left alone, and the same checkpoints kept, with the same metrics."""
     experiment = tiny(log_every=1, checkpoint_every=8, keep_last=1, keep_best=1)
@@ -264,7 +296,9 @@ def test_an_evaluation_that_is_left_off_again_and_again_is_made_in_the_end(
     assert curves(tmp_path) == curves(folder)
 
 
-def test_all_that_a_run_does_is_named_to_the_watchdog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_that_a_run_does_is_named_to_the_watchdog(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told: list[str] = []
 
     @contextlib.contextmanager
@@ -276,14 +310,26 @@ def test_all_that_a_run_does_is_named_to_the_watchdog(tmp_path: Path, monkeypatc
     fit(tiny(steps=4, evaluate_every=2, checkpoint_every=2), tmp_path, Screen())
     begun = {"prepares the data", "opens the data", "compiles", "reads run.json"}
     each = {"reads the next batch", "is in the loop", "waits for the devices", "evaluates", "saves"}
-    assert "" not in told and set(told) >= begun | each | {"waits for its save of step 4", "writes summary.json"}
-    assert told.index("prepares the data") < told.index("compiles") < told.index("reads the next batch")
+    assert "" not in told and set(told) >= begun | each | {
+        "waits for its save of step 4",
+        "writes summary.json",
+    }
+    assert (
+        told.index("prepares the data")
+        < told.index("compiles")
+        < told.index("reads the next batch")
+    )
     told.clear()
     fit(tiny(steps=5, evaluate_every=2, checkpoint_every=2), tmp_path, Screen())
-    assert "" not in told and set(told) >= {"verifies its checkpoint of step 4", "restores a checkpoint"}
+    assert "" not in told and set(told) >= {
+        "verifies its checkpoint of step 4",
+        "restores a checkpoint",
+    }
 
 
-def test_rates_are_those_of_examples_or_tokens_and_of_the_chips_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rates_are_those_of_examples_or_tokens_and_of_the_chips_peak(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     images, text = shipped("digits_convnet"), shipped("pytext_transformer")
     assert rates(images, 1000, 2.0) == {
         "steps_per_second": 2.0,
@@ -326,8 +372,18 @@ def test_a_run_that_goes_on_over_another_mesh_keeps_its_curve(
 def test_a_run_goes_on_over_another_number_of_devices_with_the_same_curve(
     jaxbig: Any, tmp_path: Path, first: str, then: str
 ) -> None:
-    model = {"model.layers.0.channels": 8, "model.layers.1.channels": 8, "model.layers.4.channels": 16}
-    every = {"steps": 60, "log-every": 1, "evaluate-every": 60, "checkpoint-every": 10, "keep-last": 9}
+    model = {
+        "model.layers.0.channels": 8,
+        "model.layers.1.channels": 8,
+        "model.layers.4.channels": 16,
+    }
+    every = {
+        "steps": 60,
+        "log-every": 1,
+        "evaluate-every": 60,
+        "checkpoint-every": 10,
+        "keep-last": 9,
+    }
     options = [f"--{name}={value}" for name, value in {**model, **every, "data.batch": 32}.items()]
     command = ["train", "digits_convnet", "--workdir", "run", *options]
     assert jaxbig(*command, JAX_NUM_CPU_DEVICES=first, **HASTY).returncode == 0
@@ -365,7 +421,9 @@ def test_a_finished_run_goes_on_to_more_steps(finished: tuple[Path, dict[str, An
     ]
 
 
-def test_lines_of_metrics_that_a_kill_cut_or_left_ahead_are_made_again(finished: tuple[Path, dict[str, Any]]) -> None:
+def test_lines_of_metrics_that_a_kill_cut_or_left_ahead_are_made_again(
+    finished: tuple[Path, dict[str, Any]],
+) -> None:
     folder, summary = finished
     file, before = folder / "metrics.jsonl", curves(folder)
     rewind(folder, 10)
@@ -376,7 +434,9 @@ def test_lines_of_metrics_that_a_kill_cut_or_left_ahead_are_made_again(finished:
     assert curves(folder) == before
 
 
-def test_a_broken_last_checkpoint_is_made_again_from_the_one_before(finished: tuple[Path, dict[str, Any]]) -> None:
+def test_a_broken_last_checkpoint_is_made_again_from_the_one_before(
+    finished: tuple[Path, dict[str, Any]],
+) -> None:
     folder, summary = finished
     before = curves(folder)
     (folder / "checkpoints" / "20" / "state" / "manifest.ocdbt").write_bytes(b"")
@@ -392,9 +452,18 @@ def test_a_broken_last_checkpoint_is_made_again_from_the_one_before(finished: tu
     [
         ({"seed": 3}, ["seed: 0 -> 3"]),
         ({"data": dataclasses.replace(tiny().data, batch=24)}, ["data.batch: 16 -> 24"]),
-        ({"model": ConvNet(layers=(Dropout(0.5), Dense(16)), classes=10)}, ["model.layers.0.rate: 0.25 -> 0.5"]),
-        ({"model": RNN(width=8, classes=10), "seed": 1}, ["seed: 0 -> 1", "model.type: ConvNet -> RNN"]),
-        ({"optimizer": AdamW(rate=Constant(1e-3))}, ["optimizer.rate.type: WarmupCosine -> Constant"]),
+        (
+            {"model": ConvNet(layers=(Dropout(0.5), Dense(16)), classes=10)},
+            ["model.layers.0.rate: 0.25 -> 0.5"],
+        ),
+        (
+            {"model": RNN(width=8, classes=10), "seed": 1},
+            ["seed: 0 -> 1", "model.type: ConvNet -> RNN"],
+        ),
+        (
+            {"optimizer": AdamW(rate=Constant(1e-3))},
+            ["optimizer.rate.type: WarmupCosine -> Constant"],
+        ),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -405,7 +474,10 @@ def test_another_run_in_the_same_folder_is_refused_with_each_difference(
     before = contents(folder)
     with pytest.raises(Refused) as error:
         fit(tiny(**changes), folder, Screen())
-    assert all(difference in str(error.value) for difference in [*named, str(folder), "--workdir", "--fork"])
+    assert all(
+        difference in str(error.value)
+        for difference in [*named, str(folder), "--workdir", "--fork"]
+    )
     assert contents(folder) == before
 
 
@@ -435,7 +507,9 @@ def test_a_configuration_that_draws_other_numbers_is_refused_as_another_seed_is(
     run = json.loads((folder / "run.json").read_text())
     changed = {**run["config"], "jax_default_prng_impl": "rbg"}
     (folder / "run.json").write_text(json.dumps({**run, "config": changed}))
-    with pytest.raises(Refused, match=r"another run \(jax_default_prng_impl: rbg -> threefry2x32\)"):
+    with pytest.raises(
+        Refused, match=r"another run \(jax_default_prng_impl: rbg -> threefry2x32\)"
+    ):
         fit(tiny(), folder, Screen())
 
 
@@ -445,14 +519,19 @@ def test_a_run_that_goes_on_under_other_flags_names_them(
     folder, _ = finished
     run = json.loads((folder / "run.json").read_text())
     config = {**run["config"], "jax_default_matmul_precision": "highest"}
-    (folder / "run.json").write_text(json.dumps({**run, "flags": {"XLA_FLAGS": {"--xla_a": "1"}}, "config": config}))
+    (folder / "run.json").write_text(
+        json.dumps({**run, "flags": {"XLA_FLAGS": {"--xla_a": "1"}}, "config": config})
+    )
     fit(tiny(), folder, Screen())
     said = "".join(capsys.readouterr().out.split())
     assert "flags.XLA_FLAGS" in said and "config.jax_default_matmul_precision:highest->null" in said
 
 
 def test_a_folder_that_another_live_run_holds_is_refused(tmp_path: Path) -> None:
-    with hold(tmp_path), pytest.raises(Refused, match=rf"{tmp_path} is in use by process \d+ on .*--workdir"):
+    with (
+        hold(tmp_path),
+        pytest.raises(Refused, match=rf"{tmp_path} is in use by process \d+ on .*--workdir"),
+    ):
         fit(tiny(), tmp_path, Screen())
     with hold(tmp_path):
         pass
@@ -463,7 +542,9 @@ def still(**changes: Any) -> Experiment:
     return tiny(**{"optimizer": AdamW(rate=Constant(0.0), weight_decay=0.1), "steps": 1, **changes})
 
 
-def test_a_fork_begins_from_the_weights_and_keeps_the_old_run_whole(finished: tuple[Path, dict[str, Any]]) -> None:
+def test_a_fork_begins_from_the_weights_and_keeps_the_old_run_whole(
+    finished: tuple[Path, dict[str, Any]],
+) -> None:
     folder, _ = finished
     before, weights = contents(folder), parameters(folder)
     summary = fit(still(), folder, Screen(), fork=True)
@@ -474,13 +555,19 @@ def test_a_fork_begins_from_the_weights_and_keeps_the_old_run_whole(finished: tu
     assert kept == {name: data for name, data in before.items() if name != "lock"}
 
 
-def test_the_same_fork_again_goes_on_and_a_fork_of_a_fork_keeps_both(finished: tuple[Path, dict[str, Any]]) -> None:
+def test_the_same_fork_again_goes_on_and_a_fork_of_a_fork_keeps_both(
+    finished: tuple[Path, dict[str, Any]],
+) -> None:
     folder, _ = finished
     part = fit(tiny(seed=1), folder, Interrupting(9), fork=True)
     assert part["interrupted"] and part["step"] == 10
     rest = fit(tiny(seed=1), folder, Screen(), fork=True)
     assert rest["step"] == 20 and not (folder / "forked_from_2").exists()
-    assert len({(line["step"], line["split"]) for line in curves(folder)}) == len(curves(folder)) == 7 + 3
+    assert (
+        len({(line["step"], line["split"]) for line in curves(folder)})
+        == len(curves(folder))
+        == 7 + 3
+    )
     weights = parameters(folder)
     fit(still(), folder, Screen(), fork=True)
     np.testing.assert_equal(parameters(folder), weights)
@@ -497,7 +584,9 @@ def test_a_fork_that_was_killed_while_it_moved_the_old_run_aside_is_finished(
     (folder / "run.json").rename(folder / "forked_from_1" / "run.json")
     fit(still(), folder, Screen(), fork=True)
     np.testing.assert_equal(parameters(folder), weights)
-    assert contents(folder / "forked_from_1") == {name: data for name, data in before.items() if name != "lock"}
+    assert contents(folder / "forked_from_1") == {
+        name: data for name, data in before.items() if name != "lock"
+    }
 
 
 def test_a_fork_to_a_changed_model_takes_what_fits(
@@ -513,14 +602,22 @@ def test_a_fork_to_a_changed_model_takes_what_fits(
     taken = {path for path in fresh if path in weights and weights[path].shape == fresh[path].shape}
     assert taken == {"layers_1/linear/kernel", "layers_1/linear/bias", "head/bias"}
     for path in fresh:
-        np.testing.assert_equal(forked[path], (weights if path in taken else fresh)[path], err_msg=path)
-    assert "3 of 6 leaves are the other run's" in said and "head/kernel" in said and "reshaped" in said
+        np.testing.assert_equal(
+            forked[path], (weights if path in taken else fresh)[path], err_msg=path
+        )
+    assert (
+        "3 of 6 leaves are the other run's" in said and "head/kernel" in said and "reshaped" in said
+    )
 
 
 @pytest.mark.parametrize(
     ("scores", "saved", "best"),
     [
-        ({100: 0.5, 200: 0.9, 280: 0.9, 320: 0.9}, [280, 320], 320),  # of equals the newest, as checkpoints are kept
+        (
+            {100: 0.5, 200: 0.9, 280: 0.9, 320: 0.9},
+            [280, 320],
+            320,
+        ),  # of equals the newest, as checkpoints are kept
         ({100: 0.5, 200: 0.9, 300: 0.7}, [100, 300], 300),  # the best was evaluated and not saved
         ({100: 0.9, 200: 0.5}, [100, 200], 100),
         ({100: None, 200: 0.5}, [100, 200], 200),
@@ -530,17 +627,26 @@ def test_a_fork_to_a_changed_model_takes_what_fits(
 )
 @pytest.mark.parametrize("higher", [True, False])
 def test_the_best_of_a_summary_is_a_checkpoint_that_is_kept(
-    scores: dict[int, float | None], saved: list[int], best: int | None, higher: bool, tmp_path: Path
+    scores: dict[int, float | None],
+    saved: list[int],
+    best: int | None,
+    higher: bool,
+    tmp_path: Path,
 ) -> None:
     name, criterion = ("digits_convnet", "accuracy") if higher else ("diabetes_mlp", "loss")
     experiment = small(name)
-    assert (experiment.objective.criterion, experiment.objective.higher_is_better) == (criterion, higher)
+    assert (experiment.objective.criterion, experiment.objective.higher_is_better) == (
+        criterion,
+        higher,
+    )
     sign = 1 if higher else -1
     lines: list[dict[str, Any]] = [
         {"step": step, "split": "eval", criterion: None if score is None else sign * score}
         for step, score in scores.items()
     ]
-    lines.append({"step": 10, "split": "eval", "another": 5.0})  # of an objective that it had before
+    lines.append(
+        {"step": 10, "split": "eval", "another": 5.0}
+    )  # of an objective that it had before
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = summarize(experiment, tmp_path, 400, "x", saved)["best"]
     assert (found and found["step"]) == best
@@ -567,7 +673,9 @@ def test_a_run_whose_run_json_is_lost_is_resumed_when_asked(tmp_path: Path, scre
         fit(dataclasses.replace(experiment, seed=5), run, screen, adopt=True)
 
 
-def test_a_picture_that_fails_ends_no_run(tmp_path: Path, screen: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_that_fails_ends_no_run(
+    tmp_path: Path, screen: Screen, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*arguments: Any) -> bool:
         raise ValueError("ParseFatalException: Expected end of text")
 

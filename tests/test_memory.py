@@ -15,8 +15,14 @@ GiB = 2**30
 MEMINFO = "MemTotal:       25165824 kB\nMemFree:  1 kB\nMemAvailable:   12582912 kB\n"  # 24 GiB, of which 12 free
 
 
-def machine(root: Path, cgroup: str = "", files: dict[str, object] | None = None, meminfo: str = MEMINFO) -> Path:
-    for name, text in {"proc/meminfo": meminfo, "proc/self/cgroup": cgroup, **(files or {})}.items():
+def machine(
+    root: Path, cgroup: str = "", files: dict[str, object] | None = None, meminfo: str = MEMINFO
+) -> Path:
+    for name, text in {
+        "proc/meminfo": meminfo,
+        "proc/self/cgroup": cgroup,
+        **(files or {}),
+    }.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(str(text))
     return root
@@ -27,12 +33,20 @@ CASES = {
     "no groups": ("", {}, 12 * GiB),
     "version 2, of a container": (
         "0::/\n",
-        {f"{TWO}/memory.max": 4 * GiB, f"{TWO}/memory.current": GiB, f"{TWO}/memory.stat": "inactive_file 0\n"},
+        {
+            f"{TWO}/memory.max": 4 * GiB,
+            f"{TWO}/memory.current": GiB,
+            f"{TWO}/memory.stat": "inactive_file 0\n",
+        },
         3 * GiB,
     ),
     "version 2, without a limit": (
         "0::/a/b\n",
-        {f"{TWO}/a/b/memory.max": "max\n", f"{TWO}/a/b/memory.current": 1, f"{TWO}/a/b/memory.stat": ""},
+        {
+            f"{TWO}/a/b/memory.max": "max\n",
+            f"{TWO}/a/b/memory.current": 1,
+            f"{TWO}/a/b/memory.stat": "",
+        },
         12 * GiB,
     ),
     "version 2, the job's above the step's": (
@@ -65,7 +79,9 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_free_memory_is_the_least_of_the_machine_s_and_its_groups(name: str, tmp_path: Path) -> None:
+def test_free_memory_is_the_least_of_the_machine_s_and_its_groups(
+    name: str, tmp_path: Path
+) -> None:
     cgroup, files, free = CASES[name]
     assert free_bytes(machine(tmp_path, cgroup, files)) == free
 
@@ -90,9 +106,15 @@ def test_what_this_process_holds_already_counts_as_free(monkeypatch: pytest.Monk
     assert available_bytes() == 16_000 // jax.local_device_count()
 
 
-def test_a_batch_beyond_free_memory_is_refused_with_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_beyond_free_memory_is_refused_with_what_is_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     program = make_program(small("digits_convnet"))
     check_memory(program)
     monkeypatch.setattr(memory, "free_bytes", lambda: 2**20)
     with pytest.raises(Refused, match=r"out of memory: .* with 0\.\d\d GiB free .*need"):
-        check_memory(make_program(small("digits_convnet", data=program.experiment.data.__class__(batch=2**16))))
+        check_memory(
+            make_program(
+                small("digits_convnet", data=program.experiment.data.__class__(batch=2**16))
+            )
+        )

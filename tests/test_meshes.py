@@ -33,7 +33,9 @@ from jaxbig.state import TrainState, leaves, path_name
 from jaxbig.step import make_init, make_program, make_train_step
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
-TEXT = np.frombuffer(" ".join(map(str, range(1000))).encode(), np.uint8)  # the same with every version of Python
+TEXT = np.frombuffer(
+    " ".join(map(str, range(1000))).encode(), np.uint8
+)  # the same with every version of Python
 SETTINGS: dict[str, dict[str, Any]] = {
     "scanned": {"scan": True, "remat": "full", "drop_path": 0.1},
     "pieces": {"mlp_chunks": 3},
@@ -50,7 +52,11 @@ STEADY = [name for name in EMBEDDED if not name.startswith("pymodule")]
 # every model; the first ones with every test, the others with the slow ones
 QUICK = [*SPINE, "dates_transformer", "digits_vit", "pytext_griffin"]
 # made small, the Llamas of 1B and 70B are the same program as that of 8B, and that of 7B is it with a head for each
-LONG = [name for name in EXPERIMENTS if name not in QUICK and not name.startswith(("c4_llama_1b", "c4_llama_7"))]
+LONG = [
+    name
+    for name in EXPERIMENTS
+    if name not in QUICK and not name.startswith(("c4_llama_1b", "c4_llama_7"))
+]
 LONG += [
     "pytext_transformer, scanned",
     "pytext_moe, pieces",
@@ -60,7 +66,14 @@ LONG += [
 ]
 LONG += ["pytext_griffin, lru", "digits_resnet, group", "digits_vit, token"]
 # of each family that is not among the quick ones, one goes over every mesh; the others over the mesh that splits all
-OTHERS = ["imagenet_alexnet", "imagenet_convnext_t", "diabetes_mlp", "pytext_bert", "pytext_moe", "dates_seq2seq"]
+OTHERS = [
+    "imagenet_alexnet",
+    "imagenet_convnext_t",
+    "diabetes_mlp",
+    "pytext_bert",
+    "pytext_moe",
+    "dates_seq2seq",
+]
 Gradients = dict[str, np.ndarray]
 
 
@@ -139,7 +152,9 @@ def on_one_device(name: str) -> tuple[Gradients, Gradients]:
             variables = nn.meta.unbox(jax.jit(make_init(experiment))())
         params = variables.pop("params")
         gradient = jax.jit(make_gradient(experiment, mesh))
-        found, _, _ = gradient(perturbed(params), variables, put(batch(name, experiment, 0), mesh), jnp.int32(0))
+        found, _, _ = gradient(
+            perturbed(params), variables, put(batch(name, experiment, 0), mesh), jnp.int32(0)
+        )
         assert all(len(leaf.devices()) == 1 for leaf in jax.tree.leaves(found))
     return arrays(params), arrays(found)
 
@@ -157,7 +172,11 @@ def over(name: str, mesh: Mesh) -> tuple[Gradients, Gradients]:
         state = state.replace(params=perturbed(state.params))  # type: ignore[attr-defined]
         state, _ = program.train_step(state, put(batch(name, experiment, 0), program.mesh))
         assert all(len(leaf.devices()) == 8 for leaf in jax.tree.leaves(state))
-    trace = {path.split("trace/")[1]: leaf for path, leaf in arrays(state.opt_state).items() if "trace/" in path}
+    trace = {
+        path.split("trace/")[1]: leaf
+        for path, leaf in arrays(state.opt_state).items()
+        if "trace/" in path
+    }
     return params, trace
 
 
@@ -170,11 +189,26 @@ def worst(found: Gradients, expected: Gradients) -> tuple[str, float]:
 
 SLOW = pytest.mark.slow
 SPLIT, OVER_ROWS = Mesh(data=2, fsdp=2, tensor=2), (Mesh(data=8), Mesh(data=1, fsdp=8))
-ATTENTIVE = ["pytext_transformer", "dates_transformer", "digits_vit", "pytext_griffin", "pytext_bert"]
-OVER_EXPERTS = [Mesh(data=2, expert=4), Mesh(data=1, fsdp=2, tensor=2, expert=2), Mesh(data=1, expert=2, sequence=4)]
+ATTENTIVE = [
+    "pytext_transformer",
+    "dates_transformer",
+    "digits_vit",
+    "pytext_griffin",
+    "pytext_bert",
+]
+OVER_EXPERTS = [
+    Mesh(data=2, expert=4),
+    Mesh(data=1, fsdp=2, tensor=2, expert=2),
+    Mesh(data=1, expert=2, sequence=4),
+]
 OVER_LENGTH = [Mesh(data=1, sequence=8), Mesh(data=2, tensor=2, sequence=2)]
 BETWEEN = Mesh(data=2, tensor=2, sequence=2, rules="length_over_tensor")
-OVERRIDDEN = Mesh(data=2, fsdp=2, tensor=2, overrides=(("embed", "none"), ("mlp", "tensor+fsdp"), ("vocab", "none")))
+OVERRIDDEN = Mesh(
+    data=2,
+    fsdp=2,
+    tensor=2,
+    overrides=(("embed", "none"), ("mlp", "tensor+fsdp"), ("vocab", "none")),
+)
 OVER_RING = ["digits_vit, ring", "pymodule_bert, ring"]
 TENSOR = Mesh(data=1, tensor=8)
 OVER_TENSOR = [name for name in SPINE if name != "pytext_transformer"] + [
@@ -184,8 +218,16 @@ OVER_TENSOR = [name for name in SPINE if name != "pytext_transformer"] + [
 CASES = [
     *(("hastily", name, SPLIT) for name in QUICK),
     *(pytest.param("hastily", name, SPLIT, marks=SLOW) for name in LONG),
-    *(pytest.param("hastily", name, mesh, marks=SLOW) for name in (*QUICK, *OTHERS) for mesh in OVER_ROWS),
-    *(pytest.param("fully", name, mesh, marks=SLOW) for name in SPINE for mesh in (SPLIT, OVER_ROWS[1])),
+    *(
+        pytest.param("hastily", name, mesh, marks=SLOW)
+        for name in (*QUICK, *OTHERS)
+        for mesh in OVER_ROWS
+    ),
+    *(
+        pytest.param("fully", name, mesh, marks=SLOW)
+        for name in SPINE
+        for mesh in (SPLIT, OVER_ROWS[1])
+    ),
 ]
 
 
@@ -197,10 +239,17 @@ CASES = [
     + [pytest.param("hastily", name, OVER_LENGTH[0], marks=SLOW) for name in OVER_RING]
     + [("hastily", "pytext_transformer", mesh) for mesh in (BETWEEN, OVERRIDDEN)]
     + [pytest.param("hastily", "pytext_moe", mesh, marks=SLOW) for mesh in (BETWEEN, OVERRIDDEN)]
-    + [pytest.param("hastily", "pytext_moe", mesh, marks=SLOW) for mesh in (*OVER_EXPERTS, OVER_LENGTH[0])]
+    + [
+        pytest.param("hastily", "pytext_moe", mesh, marks=SLOW)
+        for mesh in (*OVER_EXPERTS, OVER_LENGTH[0])
+    ]
     + [pytest.param("hastily", "pytext_moe, pieces", OVER_EXPERTS[1], marks=SLOW)]
     + [pytest.param("hastily", name, TENSOR, marks=SLOW) for name in OVER_TENSOR]
-    + [pytest.param("hastily", name, mesh, marks=SLOW) for name in ATTENTIVE for mesh in OVER_LENGTH],
+    + [
+        pytest.param("hastily", name, mesh, marks=SLOW)
+        for name in ATTENTIVE
+        for mesh in OVER_LENGTH
+    ],
     indirect=["compiled"],
     ids=str,
 )
@@ -228,7 +277,9 @@ def same_as_on_one_device(name: str, mesh: Mesh) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize(
-    ("compiled", "name"), [("fully", "digits_convnet"), ("fully", "pytext_lstm")], indirect=["compiled"]
+    ("compiled", "name"),
+    [("fully", "digits_convnet"), ("fully", "pytext_lstm")],
+    indirect=["compiled"],
 )
 def test_parameters_drawn_by_the_full_compiler_are_the_same_over_a_mesh(name: str) -> None:
     experiment = dataclasses.replace(in_full_precision(name), mesh=SPLIT)
@@ -251,7 +302,9 @@ def test_over_fsdp_a_device_holds_an_eighth_of_parameters_and_moments(name: str)
         state = program.init()
     for tree in (state.params, state.opt_state):
         held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
-        assert held == pytest.approx(sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) / 8, rel=0.05)
+        assert held == pytest.approx(
+            sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) / 8, rel=0.05
+        )
 
 
 @pytest.mark.parametrize(
@@ -259,7 +312,8 @@ def test_over_fsdp_a_device_holds_an_eighth_of_parameters_and_moments(name: str)
     [
         pytest.param(lambda leaf: leaf * 1.0001, id="scaled"),
         pytest.param(
-            lambda leaf: np.where(np.arange(leaf.shape[-1]) < leaf.shape[-1] // 8, 0, leaf), id="a shard lost"
+            lambda leaf: np.where(np.arange(leaf.shape[-1]) < leaf.shape[-1] // 8, 0, leaf),
+            id="a shard lost",
         ),
         pytest.param(lambda leaf: leaf[..., ::-1], id="shards exchanged"),
         pytest.param(lambda leaf: np.full_like(leaf, np.nan), id="not a number"),
@@ -276,7 +330,9 @@ def test_a_wrong_gradient_of_a_single_leaf_is_caught_and_named(damage: Any) -> N
 def test_a_gradient_summed_twice_over_a_mesh_axis_is_caught() -> None:
     _, gradient = over("digits_rnn", Mesh(data=2, fsdp=2, tensor=2))
     _, expected = on_one_device("digits_rnn")
-    assert worst({path: 2 * leaf for path, leaf in gradient.items()}, expected)[1] == pytest.approx(1, abs=1e-4)
+    assert worst({path: 2 * leaf for path, leaf in gradient.items()}, expected)[1] == pytest.approx(
+        1, abs=1e-4
+    )
 
 
 def first_losses(name: str, steps: int = 5) -> list[float]:
@@ -299,7 +355,10 @@ def first_losses(name: str, steps: int = 5) -> list[float]:
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize(
     ("compiled", "name"),
-    [*(("hastily", name) for name in SPINE), *(pytest.param("fully", name, marks=SLOW) for name in STEADY)],
+    [
+        *(("hastily", name) for name in SPINE),
+        *(pytest.param("fully", name, marks=SLOW) for name in STEADY),
+    ],
     indirect=["compiled"],
 )
 def test_the_first_losses_are_those_written_down(name: str) -> None:

@@ -69,8 +69,13 @@ class Plain(Examples):
         return {"inputs": np.int64(record["number"]), "mask": np.float32(1)}
 
 
-def mixture(weights: tuple[float, ...] = (0.7, 0.2, 0.1), sizes: tuple[int, ...] = (37, 1_000, 5)) -> Mixture:
-    parts = [Numbers(first=1_000 * place, train=size, many=place == 1) for place, size in enumerate(sizes)]
+def mixture(
+    weights: tuple[float, ...] = (0.7, 0.2, 0.1), sizes: tuple[int, ...] = (37, 1_000, 5)
+) -> Mixture:
+    parts = [
+        Numbers(first=1_000 * place, train=size, many=place == 1)
+        for place, size in enumerate(sizes)
+    ]
     return Mixture(parts=tuple(parts), weights=weights)
 
 
@@ -83,18 +88,26 @@ def owners(mixed: Mixed, seed: int, first: int, count: int) -> np.ndarray:
 
 @given(st.integers(0, 60), st.integers(1, 50), st.integers(0, 120), st.integers(0, 120))
 def test_a_floor_sum_is_the_sum_of_floors(count: int, divisor: int, slope: int, start: int) -> None:
-    assert floor_sum(count, divisor, slope, start) == sum((slope * i + start) // divisor for i in range(count))
+    assert floor_sum(count, divisor, slope, start) == sum(
+        (slope * i + start) // divisor for i in range(count)
+    )
 
 
 @given(st.integers(0, 300), st.integers(0, 2**64 - 1), st.integers(0, 2**64))
-def test_how_many_were_below_is_counted_without_going_through_them(count: int, offset: int, bound: int) -> None:
-    assert below(count, offset, bound) == sum((n * GOLDEN + offset) % RANGE < bound for n in range(count))
+def test_how_many_were_below_is_counted_without_going_through_them(
+    count: int, offset: int, bound: int
+) -> None:
+    assert below(count, offset, bound) == sum(
+        (n * GOLDEN + offset) % RANGE < bound for n in range(count)
+    )
 
 
 # -- shares
 
 
-@pytest.mark.parametrize("weights", [(0.7, 0.2, 0.1), (7, 2, 1), (0.5, 0.3, 0.15, 0.05), (1, 1), (0.9, 0.099, 0.001)])
+@pytest.mark.parametrize(
+    "weights", [(0.7, 0.2, 0.1), (7, 2, 1), (0.5, 0.3, 0.15, 0.05), (1, 1), (0.9, 0.099, 0.001)]
+)
 def test_shares_hold_in_every_thousand_consecutive_examples(weights: tuple[float, ...]) -> None:
     mixed = mixture(weights, (50_000,) * len(weights)).open("train")
     draw = np.random.default_rng(0)
@@ -123,7 +136,9 @@ def test_seeds_draw_differently() -> None:
 
 @given(SEEDS, st.lists(st.tuples(st.integers(1, 30), st.floats(0.01, 10)), min_size=1, max_size=5))
 @few
-def test_each_pass_over_a_part_holds_each_of_its_records_once(seed: int, parts: list[tuple[int, float]]) -> None:
+def test_each_pass_over_a_part_holds_each_of_its_records_once(
+    seed: int, parts: list[tuple[int, float]]
+) -> None:
     sizes, weights = zip(*parts, strict=True)
     mixed = mixture(weights, sizes).open("train")
     indices = mixed.draw(seed, np.arange(2_000))
@@ -140,21 +155,52 @@ def test_each_pass_over_a_part_holds_each_of_its_records_once(seed: int, parts: 
 def test_a_batch_is_a_function_of_seed_and_place_alone(seed: int, first: int, batch: int) -> None:
     mixed = mixture().open("train")
     whole = mixed.draw(seed, np.arange(first, first + 3 * batch))
-    parts = [mixed.draw(seed, np.arange(begin, begin + batch)) for begin in range(first, first + 3 * batch, batch)]
+    parts = [
+        mixed.draw(seed, np.arange(begin, begin + batch))
+        for begin in range(first, first + 3 * batch, batch)
+    ]
     assert np.array_equal(np.concatenate(parts), whole)
 
 
 def test_parts_of_one_size_have_orders_of_their_own() -> None:
     mixed = mixture((1, 1), (50, 50)).open("train")
     indices = mixed.draw(0, np.arange(300))
-    one, other = (indices[mixed.owners(indices) == part][:50] - mixed.begins[part] for part in (0, 1))
+    one, other = (
+        indices[mixed.owners(indices) == part][:50] - mixed.begins[part] for part in (0, 1)
+    )
     assert one.tolist() == permuted(np.arange(50), 50, 2**32, 0).tolist() != other.tolist()
 
 
 def test_what_is_drawn_is_what_it_always_was() -> None:
     mixed = mixture().open("train")
-    assert mixed.draw(3, np.arange(12)).tolist() == [2, 551, 31, 1037, 5, 7, 341, 1, 28, 20, 16, 1041]
-    assert mixed.draw(3, np.arange(10**12, 10**12 + 12)).tolist() == [32, 25, 0, 855, 15, 18, 187, 17, 1041, 3, 16, 492]
+    assert mixed.draw(3, np.arange(12)).tolist() == [
+        2,
+        551,
+        31,
+        1037,
+        5,
+        7,
+        341,
+        1,
+        28,
+        20,
+        16,
+        1041,
+    ]
+    assert mixed.draw(3, np.arange(10**12, 10**12 + 12)).tolist() == [
+        32,
+        25,
+        0,
+        855,
+        15,
+        18,
+        187,
+        17,
+        1041,
+        3,
+        16,
+        492,
+    ]
 
 
 # -- as records
@@ -169,7 +215,10 @@ def test_a_data_set_of_a_mixture_draws_as_it_says_for_any_processes_and_readers(
     source = data.source("train")
     mixed = data.records.open("train")
     for step in (0, 1_000):
-        expected = [mixed[int(index)]["number"] for index in mixed.draw(5, np.arange(8 * step, 8 * step + 8))]
+        expected = [
+            mixed[int(index)]["number"]
+            for index in mixed.draw(5, np.arange(8 * step, 8 * step + 8))
+        ]
         assert numbers(train_batch(source, 5, step, 8)) == expected
         shares = [train_batch(source, 5, step, 8, part) for part in np.split(np.arange(8), 4)]
         assert [number for share in shares for number in numbers(share)] == expected
@@ -179,7 +228,11 @@ def test_a_data_set_of_a_mixture_draws_as_it_says_for_any_processes_and_readers(
 
 def test_evaluation_reads_every_part_once_in_order() -> None:
     source = Plain(batch=4, records=mixture()).source("eval")
-    found = [number for step in range(eval_steps(source, 4)) for number in numbers(eval_batch(source, step, 4))]
+    found = [
+        number
+        for step in range(eval_steps(source, 4))
+        for number in numbers(eval_batch(source, step, 4))
+    ]
     assert found == [0, 1, 2, 1_000, 1_001, 1_002, 2_000, 2_001, 2_002]
 
 
@@ -202,12 +255,18 @@ def test_many_records_are_read_as_one_by_one() -> None:
 def test_a_bad_record_is_named_by_its_part() -> None:
     parts = (Numbers(), Numbers(first=100))
     source = Plain(batch=4, records=Mixture(parts=parts, weights=(1, 1))).source("train")
-    with pytest.raises(Failed, match=r"line 4 of 100.txt of part 2 cannot be read: ValueError: a typing error"):
+    with pytest.raises(
+        Failed, match=r"line 4 of 100.txt of part 2 cannot be read: ValueError: a typing error"
+    ):
         source.rows(np.arange(20))
 
 
 def test_the_identity_holds_weights_and_parts() -> None:
-    identities = {mixture(weights, sizes).prepare() for weights in ((1, 2), (2, 1)) for sizes in ((3, 4), (3, 5))}
+    identities = {
+        mixture(weights, sizes).prepare()
+        for weights in ((1, 2), (2, 1))
+        for sizes in ((3, 4), (3, 5))
+    }
     assert len(identities) == 4
 
 
@@ -243,11 +302,16 @@ class Animals(Records):
     classes: tuple[str, ...] = ()
 
     def open(self, split: str) -> Sequence[Record]:
-        return [{"name": name, "label": label} for label, name in enumerate(self.classes or ("?", "?"))]
+        return [
+            {"name": name, "label": label} for label, name in enumerate(self.classes or ("?", "?"))
+        ]
 
 
 def animals(*parts: str) -> Mixture:
-    return Mixture(parts=tuple(Animals(classes=tuple(part.split())) for part in parts), weights=(1,) * len(parts))
+    return Mixture(
+        parts=tuple(Animals(classes=tuple(part.split())) for part in parts),
+        weights=(1,) * len(parts),
+    )
 
 
 def test_a_class_is_one_number_in_all_parts() -> None:
@@ -263,7 +327,11 @@ def test_a_class_is_one_number_in_all_parts() -> None:
 
 
 def test_label_of_no_class_is_no_class_in_a_mixture() -> None:
-    unlabelled = [{"label": -1}, {"label": np.int64(0)}, {"label": 1}]  # as TFDS has splits without labels
+    unlabelled = [
+        {"label": -1},
+        {"label": np.int64(0)},
+        {"label": 1},
+    ]  # as TFDS has splits without labels
     assert [each["label"] for each in Relabelled(unlabelled, [2, 3])] == [-1, 2, 3]
     with pytest.raises(IndexError):
         Relabelled([{"label": 2}], [2, 3])[0]
@@ -276,5 +344,7 @@ def test_parts_of_the_same_classes_and_numbers_keep_them() -> None:
 
 
 def test_numbers_alone_beside_other_names_are_refused() -> None:
-    with pytest.raises(Refused, match=r"other classes \(cat dog; ant cat\), and part 3 has no names of its own"):
+    with pytest.raises(
+        Refused, match=r"other classes \(cat dog; ant cat\), and part 3 has no names of its own"
+    ):
         animals("cat dog", "ant cat", "").prepare()

@@ -21,7 +21,9 @@ def parameters(model: MLP, x: Any = X) -> Any:
     """Numbers in the shapes of its parameters, none of them zero."""
     shapes = nn.meta.unbox(jax.eval_shape(lambda: model.init(KEY, x)))["params"]
     numbers = np.random.default_rng(1)
-    return jax.tree.map(lambda leaf: 0.5 * numbers.standard_normal(leaf.shape).astype(np.float32), shapes)
+    return jax.tree.map(
+        lambda leaf: 0.5 * numbers.standard_normal(leaf.shape).astype(np.float32), shapes
+    )
 
 
 def applied(model: MLP, p: Any, x: Any = X, **how: Any) -> jax.Array:
@@ -34,8 +36,12 @@ def applied(model: MLP, p: Any, x: Any = X, **how: Any) -> jax.Array:
 def test_it_is_scikit_learns(widths: Any, activation: Any, theirs: str, outputs: int) -> None:
     model = MLP(widths=widths, outputs=outputs, activation=activation)
     p = parameters(model)
-    other = sklearn.neural_network.MLPRegressor(hidden_layer_sizes=widths, activation=theirs, max_iter=1)
-    with warnings.catch_warnings(action="ignore"):  # that it has not converged: its weights are replaced
+    other = sklearn.neural_network.MLPRegressor(
+        hidden_layer_sizes=widths, activation=theirs, max_iter=1
+    )
+    with warnings.catch_warnings(
+        action="ignore"
+    ):  # that it has not converged: its weights are replaced
         other.fit(X, np.zeros((5, outputs))[:, slice(None) if outputs > 1 else 0])
     layers = [p[f"linear_{layer}"] for layer in range(len(widths))] + [p["head"]]
     other.coefs_ = [layer["kernel"].astype(np.float64) for layer in layers]
@@ -67,7 +73,11 @@ def test_its_values_and_gradients_are_pytorchs(activation: Any) -> None:
     gradient = jax.jit(jax.grad(lambda p: jnp.sum(jnp.square(model.apply({"params": p}, X)))))(p)  # type: ignore[arg-type]
     expected = jax.tree.map(lambda leaf: leaf.grad.numpy(), theirs)
     scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * scale), gradient, expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * scale),
+        gradient,
+        expected,
+    )
 
 
 def test_without_hidden_layers_it_is_a_line() -> None:
@@ -86,7 +96,9 @@ def test_dropout_is_of_training_alone_and_after_each_hidden_layer() -> None:
     model = MLP(widths=(50, 50), dropout=0.5)
     p = parameters(model)
     np.testing.assert_array_equal(applied(model, p), applied(MLP(widths=(50, 50)), p))
-    one, other = (applied(model, p, train=True, rngs={"dropout": jax.random.key(seed)}) for seed in (0, 1))
+    one, other = (
+        applied(model, p, train=True, rngs={"dropout": jax.random.key(seed)}) for seed in (0, 1)
+    )
     assert np.abs(one - other).min() > 0
     everything = MLP(widths=(50, 50), dropout=1.0)
     rngs = {"dropout": KEY}
@@ -98,7 +110,9 @@ def test_in_bfloat16_it_gives_float32_from_float32_parameters() -> None:
     model = MLP(widths=(16,), dtype="bfloat16")
     p = parameters(model)
     y, exact = applied(model, p), applied(MLP(widths=(16,)), p)
-    assert y.dtype == jnp.float32 and {leaf.dtype for leaf in jax.tree.leaves(p)} == {np.dtype(np.float32)}
+    assert y.dtype == jnp.float32 and {leaf.dtype for leaf in jax.tree.leaves(p)} == {
+        np.dtype(np.float32)
+    }
     scale = np.abs(exact).max()
     assert 1e-5 * scale < np.abs(y - exact).max() < 0.05 * scale  # it did compute in bfloat16
 

@@ -39,7 +39,9 @@ def same_numbers() -> None:
 CLASSIFICATION = Classification(classes=5), RANDOM.standard_normal((8, 5)), RANDOM.integers(0, 5, 8)
 NEXT_TOKEN = NextToken(vocab=7), RANDOM.standard_normal((4, 6, 7)), RANDOM.integers(0, 7, (4, 6))
 BOTH = pytest.mark.parametrize(
-    ("objective", "logits", "targets"), [CLASSIFICATION, NEXT_TOKEN], ids=["classification", "next token"]
+    ("objective", "logits", "targets"),
+    [CLASSIFICATION, NEXT_TOKEN],
+    ids=["classification", "next token"],
 )
 
 
@@ -49,7 +51,14 @@ def answered(objective: Objective, logits: Any, batch: Any, train: bool) -> Sums
     return objective(model, batch, KEY, train)
 
 
-def outcome(objective: Objective, logits: Any, targets: Any, mask: Any = None, train: bool = True, **more: Any) -> Sums:
+def outcome(
+    objective: Objective,
+    logits: Any,
+    targets: Any,
+    mask: Any = None,
+    train: bool = True,
+    **more: Any,
+) -> Sums:
     """The objective's sums with a model that answers with these logits whatever it sees."""
     mask = np.ones(targets.shape, np.float32) if mask is None else mask
     batch = {"inputs": jnp.zeros(targets.shape), "targets": targets, "mask": mask, **more}
@@ -69,7 +78,9 @@ def summary(objective: Objective, *parts: Sums) -> dict[str, float]:
 def close(ours: Any, theirs: Any, tolerance: float = 1e-5) -> None:
     """Equal up to a share of the largest entry."""
     theirs = np.asarray(theirs)
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * max(float(np.abs(theirs).max()), 1e-30))
+    np.testing.assert_allclose(
+        ours, theirs, rtol=0, atol=tolerance * max(float(np.abs(theirs).max()), 1e-30)
+    )
 
 
 # --- what all share
@@ -77,7 +88,10 @@ def close(ours: Any, theirs: Any, tolerance: float = 1e-5) -> None:
 
 @pytest.mark.parametrize("size", [1.0, 30.0, 1e4])
 def test_cross_entropy_is_scipys_at_any_size_of_logits(size: float) -> None:
-    logits, targets = (size * RANDOM.standard_normal((3, 4, 9))).astype(np.float32), RANDOM.integers(0, 9, (3, 4))
+    logits, targets = (
+        (size * RANDOM.standard_normal((3, 4, 9))).astype(np.float32),
+        RANDOM.integers(0, 9, (3, 4)),
+    )
     chosen = np.take_along_axis(logits, targets[..., None], -1)[..., 0]
     expected = logsumexp(np.float64(logits), axis=-1) - chosen
     np.testing.assert_allclose(cross_entropy(logits, targets), expected, rtol=1e-5, atol=1e-6)
@@ -90,7 +104,10 @@ def test_the_gradient_of_cross_entropy_is_softmax_less_one_hot() -> None:
 
 
 def test_cross_entropy_of_bfloat16_is_made_in_float32() -> None:
-    logits, targets = jnp.asarray(RANDOM.standard_normal((50, 300)), jnp.bfloat16), RANDOM.integers(0, 300, 50)
+    logits, targets = (
+        jnp.asarray(RANDOM.standard_normal((50, 300)), jnp.bfloat16),
+        RANDOM.integers(0, 300, 50),
+    )
     values = cross_entropy(logits, targets)
     assert values.dtype == jnp.float32
     expected = -np.take_along_axis(log_softmax(np.float64(logits), -1), targets[:, None], -1)[:, 0]
@@ -98,7 +115,9 @@ def test_cross_entropy_of_bfloat16_is_made_in_float32() -> None:
 
 
 @BOTH
-def test_loss_and_accuracy_are_means_over_what_the_mask_leaves(objective: Any, logits: Any, targets: Any) -> None:
+def test_loss_and_accuracy_are_means_over_what_the_mask_leaves(
+    objective: Any, logits: Any, targets: Any
+) -> None:
     mask = RANDOM.integers(0, 2, targets.shape)
     sums = outcome(objective, logits, targets, np.float32(mask))
     kept, chosen = logits[mask == 1], targets[mask == 1]
@@ -110,7 +129,9 @@ def test_loss_and_accuracy_are_means_over_what_the_mask_leaves(objective: Any, l
 
 
 @BOTH
-def test_what_is_masked_changes_no_bit_of_values_and_gradients(objective: Any, logits: Any, targets: Any) -> None:
+def test_what_is_masked_changes_no_bit_of_values_and_gradients(
+    objective: Any, logits: Any, targets: Any
+) -> None:
     real = np.zeros(targets.shape, bool)
     real[: len(real) // 2] = True
     classes = logits.shape[-1]
@@ -123,7 +144,10 @@ def test_what_is_masked_changes_no_bit_of_values_and_gradients(objective: Any, l
         return jax.grad(loss, has_aux=True)(jnp.asarray(logits, jnp.float32))
 
     garbage = np.where(real[..., None], logits, 50 * RANDOM.standard_normal(logits.shape))
-    ours, other = both(logits, targets), both(garbage, np.where(real, targets, (targets + 1) % classes))
+    ours, other = (
+        both(logits, targets),
+        both(garbage, np.where(real, targets, (targets + 1) % classes)),
+    )
     jax.tree.map(np.testing.assert_array_equal, ours, other)
     assert not np.any(ours[0][~real]) and np.all(ours[0][real])
 
@@ -134,7 +158,9 @@ def test_sums_of_parts_give_the_mean_of_the_whole(sizes: list[int]) -> None:
     values: Any = np.arange(sum(sizes), dtype=np.float32) ** 2  # parts of unequal size and mean
     parts: list[Any] = np.split(values, np.cumsum(sizes)[:-1])
     sums = [masked(part, np.ones_like(part)) for part in parts]  # type: ignore[arg-type]
-    assert whole([{"x": each} for each in sums])["x"].mean() == pytest.approx(values.mean(), rel=1e-6)
+    assert whole([{"x": each} for each in sums])["x"].mean() == pytest.approx(
+        values.mean(), rel=1e-6
+    )
 
 
 def test_a_mask_of_another_shape_is_an_error() -> None:
@@ -143,7 +169,9 @@ def test_a_mask_of_another_shape_is_an_error() -> None:
 
 
 @BOTH
-def test_another_number_of_logits_is_refused_with_both(objective: Any, logits: Any, targets: Any) -> None:
+def test_another_number_of_logits_is_refused_with_both(
+    objective: Any, logits: Any, targets: Any
+) -> None:
     classes = logits.shape[-1]
     with pytest.raises(Refused, match=rf"\b{classes - 1} logits for {classes} "):
         outcome(objective, logits[..., 1:], targets)
@@ -159,15 +187,23 @@ def test_side_inputs_reach_the_model_where_the_batch_has_them() -> None:
     batch = {"inputs": jnp.zeros((3, 2)), "targets": jnp.zeros(3, int), "mask": jnp.ones(3)}
     Classification(classes=5)(model, batch, KEY, False)  # type: ignore[arg-type]
     assert seen == {"train": False}
-    Classification(classes=5)(model, {**batch, "lengths": jnp.ones(3), "starts": jnp.ones(3)}, KEY, True)  # type: ignore[arg-type]
-    assert seen["train"] and set(seen) == {"train", "lengths", "starts"} and np.array_equal(seen["lengths"], np.ones(3))
+    Classification(classes=5)(
+        model, {**batch, "lengths": jnp.ones(3), "starts": jnp.ones(3)}, KEY, True
+    )  # type: ignore[arg-type]
+    assert (
+        seen["train"]
+        and set(seen) == {"train", "lengths", "starts"}
+        and np.array_equal(seen["lengths"], np.ones(3))
+    )
 
 
 @pytest.mark.parametrize(
     ("objective", "criterion", "higher"),
     [(Classification(classes=2), "accuracy", True), (NextToken(vocab=2), "loss", False)],
 )
-def test_the_best_is_told_by_a_metric_that_is_there(objective: Objective, criterion: str, higher: bool) -> None:
+def test_the_best_is_told_by_a_metric_that_is_there(
+    objective: Objective, criterion: str, higher: bool
+) -> None:
     assert (objective.criterion, objective.higher_is_better) == (criterion, higher)
     shape = (1,) if isinstance(objective, Classification) else (1, 1)
     assert objective.criterion in outcome(objective, np.zeros((*shape, 2)), np.zeros(shape, int))
@@ -185,25 +221,35 @@ def test_accuracy_by_hand() -> None:
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("weights", [(), (0.5, 2.0, 1.0, 0.1, 3.0, 1.5)])
 @pytest.mark.parametrize("kind", ["numbers", "distributions", "labels"])
-def test_the_loss_and_its_gradient_are_pytorchs(kind: str, weights: tuple[float, ...], smoothing: float) -> None:
+def test_the_loss_and_its_gradient_are_pytorchs(
+    kind: str, weights: tuple[float, ...], smoothing: float
+) -> None:
     torch = pytest.importorskip("torch")
     logits = np.float32(2 * RANDOM.standard_normal((7, 6)))
     theirs = torch.tensor(logits, requires_grad=True)
     weight = torch.tensor(weights) if weights else None
     if kind == "numbers":
         targets = RANDOM.integers(0, 6, 7)
-        expected = torch.nn.functional.cross_entropy(theirs, torch.tensor(targets), weight, label_smoothing=smoothing)
+        expected = torch.nn.functional.cross_entropy(
+            theirs, torch.tensor(targets), weight, label_smoothing=smoothing
+        )
     elif kind == "distributions":  # PyTorch divides by the rows, we by what they weigh
         targets = np.float32(RANDOM.dirichlet(np.ones(6), 7))
-        expected = torch.nn.functional.cross_entropy(theirs, torch.tensor(targets), weight, label_smoothing=smoothing)
+        expected = torch.nn.functional.cross_entropy(
+            theirs, torch.tensor(targets), weight, label_smoothing=smoothing
+        )
         expected = expected * 7 / float((targets * np.array(weights or np.ones(6))).sum())
     else:
         targets = np.float32(RANDOM.integers(0, 2, (7, 6)))
         smooth = torch.tensor(targets) * (1 - smoothing) + smoothing / 2
-        losses = torch.nn.functional.binary_cross_entropy_with_logits(theirs, smooth, weight, reduction="sum")
+        losses = torch.nn.functional.binary_cross_entropy_with_logits(
+            theirs, smooth, weight, reduction="sum"
+        )
         expected = losses / (7 * (sum(weights) or 6))
     expected.backward()
-    objective = Classification(classes=6, smoothing=smoothing, class_weights=weights, multi_label=kind == "labels")
+    objective = Classification(
+        classes=6, smoothing=smoothing, class_weights=weights, multi_label=kind == "labels"
+    )
     loss = lambda logits: outcome(objective, logits, targets, np.ones(7))["loss"].mean()  # noqa: E731
     value, gradient = jax.jit(jax.value_and_grad(loss))(logits)
     close(value, expected.item())
@@ -211,38 +257,56 @@ def test_the_loss_and_its_gradient_are_pytorchs(kind: str, weights: tuple[float,
 
 
 @pytest.mark.parametrize("weights", [(), (0.5, 2.0, 1.0)])
-def test_an_evaluation_has_the_cross_entropy_without_smoothing_too(weights: tuple[float, ...]) -> None:
+def test_an_evaluation_has_the_cross_entropy_without_smoothing_too(
+    weights: tuple[float, ...],
+) -> None:
     logits, targets = RANDOM.standard_normal((7, 3)), RANDOM.integers(0, 3, 7)
-    smooth, plain = (Classification(classes=3, smoothing=each, class_weights=weights) for each in (0.3, 0.0))
+    smooth, plain = (
+        Classification(classes=3, smoothing=each, class_weights=weights) for each in (0.3, 0.0)
+    )
     found, expected = (outcome(each, logits, targets, train=False) for each in (smooth, plain))
-    assert float(found["cross_entropy"].mean()) == pytest.approx(float(expected["loss"].mean()), rel=1e-6)
+    assert float(found["cross_entropy"].mean()) == pytest.approx(
+        float(expected["loss"].mean()), rel=1e-6
+    )
     assert float(found["loss"].mean()) != pytest.approx(float(expected["loss"].mean()), rel=1e-3)
-    assert "cross_entropy" not in expected and "cross_entropy" not in outcome(smooth, logits, targets)
+    assert "cross_entropy" not in expected and "cross_entropy" not in outcome(
+        smooth, logits, targets
+    )
 
 
 def test_a_distribution_with_one_class_is_its_number() -> None:
     logits, targets = RANDOM.standard_normal((9, 4)), RANDOM.integers(0, 4, 9)
     objective = Classification(classes=4, smoothing=0.2, class_weights=(1.0, 2.0, 0.0, 4.0))
-    ours, other = (outcome(objective, logits, each, np.ones(9)) for each in (targets, np.eye(4)[targets]))
+    ours, other = (
+        outcome(objective, logits, each, np.ones(9)) for each in (targets, np.eye(4)[targets])
+    )
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), ours, other)
     assert float(ours["loss"].weight) == np.array([1, 2, 0, 4])[targets].sum()
 
 
 def test_top_five_and_macro_scores_are_scikit_learns() -> None:
-    logits, targets = RANDOM.standard_normal((50, 8)), RANDOM.integers(0, 6, 50)  # two classes never occur
+    logits, targets = (
+        RANDOM.standard_normal((50, 8)),
+        RANDOM.integers(0, 6, 50),
+    )  # two classes never occur
     logits[:, 7] -= 10  # and one is never predicted
     mask = np.float32(np.arange(50) < 43)
     objective = Classification(classes=8, macro=True)
     parts = [
-        outcome(objective, logits[rows], targets[rows], mask[rows], train=False) for rows in (slice(32), slice(32, 50))
+        outcome(objective, logits[rows], targets[rows], mask[rows], train=False)
+        for rows in (slice(32), slice(32, 50))
     ]
     ours, kept, best = summary(objective, *parts), targets[:43], logits[:43].argmax(-1)
     options: Any = {"average": "macro", "labels": range(8), "zero_division": 0}
     expected = sklearn_metrics.precision_recall_fscore_support(kept, best, **options)
-    assert [ours[f"macro_{name}"] for name in ("precision", "recall", "f1")] == pytest.approx(expected[:3], rel=1e-6)
+    assert [ours[f"macro_{name}"] for name in ("precision", "recall", "f1")] == pytest.approx(
+        expected[:3], rel=1e-6
+    )
     five = sklearn_metrics.top_k_accuracy_score(kept, logits[:43], k=5, labels=range(8))
     assert ours["top5_accuracy"] == pytest.approx(five, rel=1e-6)
-    assert all(np.ndim(each.total) == 0 for each in outcome(objective, logits, targets, mask).values())
+    assert all(
+        np.ndim(each.total) == 0 for each in outcome(objective, logits, targets, mask).values()
+    )
 
 
 def test_scores_of_many_labels_are_scikit_learns() -> None:
@@ -251,7 +315,9 @@ def test_scores_of_many_labels_are_scikit_learns() -> None:
     ours = summary(objective, outcome(objective, logits, targets, np.ones(40), train=False))
     assert ours["accuracy"] == pytest.approx(np.mean(chosen == targets))
     assert ours["exact_match"] == pytest.approx(sklearn_metrics.accuracy_score(targets, chosen))
-    assert ours["macro_f1"] == pytest.approx(sklearn_metrics.f1_score(targets, chosen, average="macro"), rel=1e-6)
+    assert ours["macro_f1"] == pytest.approx(
+        sklearn_metrics.f1_score(targets, chosen, average="macro"), rel=1e-6
+    )
 
 
 def test_a_class_for_each_pixel() -> None:
@@ -269,7 +335,9 @@ def test_a_class_for_each_pixel() -> None:
         (Classification(classes=3), (4, 2), r"\(4, 2\) for logits \(4, 3\)"),
     ],
 )
-def test_what_does_not_fit_a_classification_is_refused(objective: Objective, shape: Any, match: str) -> None:
+def test_what_does_not_fit_a_classification_is_refused(
+    objective: Objective, shape: Any, match: str
+) -> None:
     with pytest.raises(Refused, match=match):
         outcome(objective, np.zeros((4, 3)), np.zeros(shape, int), np.ones(4))
 
@@ -277,21 +345,28 @@ def test_what_does_not_fit_a_classification_is_refused(objective: Objective, sha
 # --- the next token
 
 
-def test_to_know_nothing_of_256_tokens_is_eight_bits_each_and_a_byte_is_told_where_its_share_is_known() -> None:
+def test_to_know_nothing_of_256_tokens_is_eight_bits_each_and_a_byte_is_told_where_its_share_is_known() -> (
+    None
+):
     objective, targets = NextToken(vocab=256), RANDOM.integers(0, 256, (2, 8))
     sums = outcome(objective, np.zeros((2, 8, 256)), targets)
     means = summary(objective, sums)
     assert means["perplexity"] == pytest.approx(256, rel=1e-5)
     assert means["bits_per_token"] == pytest.approx(8, rel=1e-5) and "bits_per_byte" not in means
     assert means["loss"] == pytest.approx(math.log(256), rel=1e-6)
-    assert summary(NextToken(vocab=256, bytes_per_token=4.0), sums)["bits_per_byte"] == pytest.approx(2, rel=1e-5)
+    assert summary(NextToken(vocab=256, bytes_per_token=4.0), sums)[
+        "bits_per_byte"
+    ] == pytest.approx(2, rel=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("loss", "perplexity"), [(0.0, 1.0), (math.log(10), 10.0), (1e4, math.inf), (math.inf, math.inf)]
+    ("loss", "perplexity"),
+    [(0.0, 1.0), (math.log(10), 10.0), (1e4, math.inf), (math.inf, math.inf)],
 )
 def test_perplexity_is_e_to_the_loss_and_never_an_error(loss: float, perplexity: float) -> None:
-    assert NextToken(vocab=2).summarize({"loss": Sum(loss, 1.0)})["perplexity"] == pytest.approx(perplexity)
+    assert NextToken(vocab=2).summarize({"loss": Sum(loss, 1.0)})["perplexity"] == pytest.approx(
+        perplexity
+    )
 
 
 def test_perplexity_of_no_number_is_no_number() -> None:
@@ -303,7 +378,10 @@ def test_the_z_loss_is_in_the_loss_and_in_nothing_else() -> None:
     _, logits, targets = NEXT_TOKEN
     plain, more = (outcome(NextToken(vocab=7, z_loss=z), logits, targets) for z in (0.0, 0.01))
     extra = 0.01 * np.mean(logsumexp(logits, axis=-1) ** 2)
-    before, after = summary(NextToken(vocab=7), plain), summary(NextToken(vocab=7, z_loss=0.01), more)
+    before, after = (
+        summary(NextToken(vocab=7), plain),
+        summary(NextToken(vocab=7, z_loss=0.01), more),
+    )
     assert after["loss"] == pytest.approx(before["loss"] + extra, rel=1e-5)
     assert after["cross_entropy"] == pytest.approx(before["loss"], rel=1e-6)
     for name in ("perplexity", "bits_per_token", "accuracy"):
@@ -329,14 +407,18 @@ class Language(nn.Module):
         return self.head
 
     def __call__(self, tokens: jax.Array, train: bool = False) -> jax.Array:
-        return nn.with_logical_constraint(self.hidden(tokens) @ self.head[None], ("batch", None, None))
+        return nn.with_logical_constraint(
+            self.hidden(tokens) @ self.head[None], ("batch", None, None)
+        )
 
 
 def gradient_of(objective: Objective, model: nn.Module) -> Any:
     """`(params, batch) -> (gradient, sums)` of the objective's mean loss, as a train step has it."""
 
     def loss(params: Any, batch: Any) -> Any:
-        sums = nn.apply(lambda forward: objective(forward, batch, KEY, True), model)({"params": params})
+        sums = nn.apply(lambda forward: objective(forward, batch, KEY, True), model)(
+            {"params": params}
+        )
         return sums["loss"].mean(), sums
 
     return jax.grad(loss, has_aux=True)
@@ -355,15 +437,28 @@ def text(rows: int, length: int, vocab: int) -> dict[str, Any]:
     return {"inputs": tokens[0], "targets": tokens[1], "mask": mask}
 
 
-@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.integers(2, 9), st.sampled_from([0.0, 0.1]))
+@given(
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.integers(2, 9),
+    st.sampled_from([0.0, 0.1]),
+)
 @settings(max_examples=6, deadline=None)
-def test_a_loss_in_pieces_is_the_whole_loss(rows: int, chunks: int, each: int, length: int, z_loss: float) -> None:
+def test_a_loss_in_pieces_is_the_whole_loss(
+    rows: int, chunks: int, each: int, length: int, z_loss: float
+) -> None:
     vocab = chunks * each
     batch, model = text(rows, length, vocab), Language(vocab)
     ours, plain = NextToken(vocab, z_loss, chunks), NextToken(vocab, z_loss)
-    params = {"table": RANDOM.standard_normal((vocab, 8)), "head": RANDOM.standard_normal((8, vocab))}
+    params = {
+        "table": RANDOM.standard_normal((vocab, 8)),
+        "head": RANDOM.standard_normal((8, vocab)),
+    }
     params = jax.tree.map(np.float32, params)
-    jax.tree.map(close, *(jax.jit(gradient_of(each, model))(params, batch) for each in (ours, plain)))
+    jax.tree.map(
+        close, *(jax.jit(gradient_of(each, model))(params, batch) for each in (ours, plain))
+    )
 
 
 def test_a_loss_in_pieces_never_holds_all_logits() -> None:
@@ -372,14 +467,24 @@ def test_a_loss_in_pieces_never_holds_all_logits() -> None:
     params = start(NextToken(vocab), model, batch)["params"]
     held = {}
     for chunks in (0, 16):
-        step = jax.jit(gradient_of(NextToken(vocab, chunks=chunks), model)).lower(params, batch).compile()
+        step = (
+            jax.jit(gradient_of(NextToken(vocab, chunks=chunks), model))
+            .lower(params, batch)
+            .compile()
+        )
         held[chunks] = step.memory_analysis().temp_size_in_bytes
-        shapes = (f"f32[{rows},{length},{vocab}]", f"f32[{rows * length},{vocab}]", f"f32[16,{rows},{length},300]")
+        shapes = (
+            f"f32[{rows},{length},{vocab}]",
+            f"f32[{rows * length},{vocab}]",
+            f"f32[16,{rows},{length},300]",
+        )
         assert any(shape in step.as_text() for shape in shapes) == (chunks == 0)
     assert held[16] < 0.3 * rows * length * vocab * 4 < held[0]
 
 
-@pytest.mark.parametrize("mesh", [Mesh(data=8), Mesh(fsdp=8), Mesh(data=2, fsdp=2, tensor=2)], ids=str)
+@pytest.mark.parametrize(
+    "mesh", [Mesh(data=8), Mesh(fsdp=8), Mesh(data=2, fsdp=2, tensor=2)], ids=str
+)
 def test_a_loss_in_pieces_is_the_same_on_a_mesh(mesh: Mesh) -> None:
     batch, model, objective = text(8, 8, 16), Language(16), NextToken(16, z_loss=0.01, chunks=4)
     params = start(objective, model, batch)["params"]
@@ -434,10 +539,15 @@ def test_tokens_are_hidden_as_often_as_devlin_says() -> None:
 
 
 def test_a_row_is_hidden_alike_in_any_batch_and_otherwise_with_another_key() -> None:
-    tokens, mask = RANDOM.integers(0, 50, (16, 30)), np.float32(np.arange(30) < 25)[None].repeat(16, 0)
+    tokens, mask = (
+        RANDOM.integers(0, 50, (16, 30)),
+        np.float32(np.arange(30) < 25)[None].repeat(16, 0),
+    )
     seen, chosen = CORRUPT(tokens, mask, KEY)
     order = RANDOM.permutation(16)[:5]
-    for ours, expected in zip(CORRUPT(tokens[order], mask[order], KEY), (seen, chosen), strict=True):
+    for ours, expected in zip(
+        CORRUPT(tokens[order], mask[order], KEY), (seen, chosen), strict=True
+    ):
         np.testing.assert_array_equal(ours, expected[order])
     assert not np.array_equal(CORRUPT(tokens, mask, jax.random.key(1))[0], seen)
     padded = np.where(mask > 0, tokens, 3)  # what padding holds is nothing
@@ -451,13 +561,19 @@ def test_a_row_is_hidden_alike_in_any_batch_and_otherwise_with_another_key() -> 
 def test_the_fingerprint_is_the_polynomial_and_tells_orders_apart() -> None:
     tokens: Any = [[1, 2, 3], [3, 2, 1], [1, 2, 3]]
     factor = 2_654_435_761
-    hand = [sum((token + 1) * factor ** (i + 1) for i, token in enumerate(row)) % 2**32 for row in tokens]
+    hand = [
+        sum((token + 1) * factor ** (i + 1) for i, token in enumerate(row)) % 2**32
+        for row in tokens
+    ]
     assert fingerprint(jnp.array(tokens), jnp.ones((3, 3))).tolist() == hand
     assert hand[0] != hand[1]
 
 
 def test_some_token_is_hidden_in_each_row_and_none_in_padding() -> None:
-    tokens, mask = RANDOM.integers(0, 50, (16, 30)), np.float32(np.arange(30) < 2)[None].repeat(16, 0)
+    tokens, mask = (
+        RANDOM.integers(0, 50, (16, 30)),
+        np.float32(np.arange(30) < 2)[None].repeat(16, 0),
+    )
     mask[15] = 0
     _, chosen = CORRUPT(tokens, mask, KEY)
     assert np.all(chosen[:15].any(axis=1)) and not np.any(chosen[:, 2:]) and not np.any(chosen[15])
@@ -478,7 +594,9 @@ def test_the_masked_loss_is_over_what_was_chosen() -> None:
     assert means["perplexity"] == pytest.approx(math.exp(losses[chosen].mean()), rel=1e-5)
 
 
-@pytest.mark.parametrize(("changes", "match"), [({"rate": 0.0}, "rate 0.0"), ({"mask_token": 9}, "mask_token 9 .* 9 ")])
+@pytest.mark.parametrize(
+    ("changes", "match"), [({"rate": 0.0}, "rate 0.0"), ({"mask_token": 9}, "mask_token 9 .* 9 ")]
+)
 def test_masking_that_cannot_be_is_refused(changes: Any, match: str) -> None:
     objective = MaskedToken(**{"vocab": 9, "mask_token": 8, **changes})
     with pytest.raises(Refused, match=match):
@@ -494,7 +612,9 @@ class Translator(nn.Module):
     """Scores of the source's token at a place, of the token before, and of the mean of all tokens before."""
 
     def setup(self) -> None:
-        self.tables = [self.param(name, nn.initializers.normal(1.0), (VOCAB, VOCAB)) for name in "abc"]
+        self.tables = [
+            self.param(name, nn.initializers.normal(1.0), (VOCAB, VOCAB)) for name in "abc"
+        ]
 
         if self.is_mutable_collection("cache") and not self.is_initializing():
             self.place = self.variable("cache", "place", jnp.zeros, (), jnp.int32)
@@ -504,7 +624,9 @@ class Translator(nn.Module):
         there = jnp.arange(inputs.shape[1])[None] < lengths[:, None]
         return jnp.where(there[..., None], self.tables[0][inputs], 0.0)
 
-    def decode(self, previous: jax.Array, memory: jax.Array, train: bool = False, cache: int = 0) -> jax.Array:
+    def decode(
+        self, previous: jax.Array, memory: jax.Array, train: bool = False, cache: int = 0
+    ) -> jax.Array:
         x = self.tables[2][previous]
         total = jnp.cumsum(x, axis=1)
         if cache:
@@ -513,7 +635,9 @@ class Translator(nn.Module):
             self.place.value = self.place.value + 1
         return memory[:, : previous.shape[1]] + self.tables[1][previous] + 0.3 * total
 
-    def __call__(self, inputs: jax.Array, previous: jax.Array, lengths: Any = None, train: bool = False) -> jax.Array:
+    def __call__(
+        self, inputs: jax.Array, previous: jax.Array, lengths: Any = None, train: bool = False
+    ) -> jax.Array:
         return self.decode(previous, self.encode(inputs, lengths), train)
 
 
@@ -522,9 +646,9 @@ def pairs(rows: int, length: int) -> dict[str, Any]:
     inputs, targets = RANDOM.integers(3, VOCAB, (2, rows, length), np.int32)
     lengths, ends = RANDOM.integers(2, length + 1, (2, rows), np.int32)
     place = np.arange(length)[None]
-    targets = np.where(place < ends[:, None] - 1, targets, np.where(place == ends[:, None] - 1, END, 0)).astype(
-        np.int32
-    )
+    targets = np.where(
+        place < ends[:, None] - 1, targets, np.where(place == ends[:, None] - 1, END, 0)
+    ).astype(np.int32)
     mask = np.float32(place < ends[:, None])
     mask[-1] = 0
     return {"inputs": inputs, "lengths": lengths, "targets": targets, "mask": mask}
@@ -553,7 +677,9 @@ def test_greedy_writes_what_plain_loops_write() -> None:
     assert (tokens == END).any() and len(np.unique(tokens)) > 3
     with activate(mesh := Mesh(data=-1).build()):
         wide = {name: np.concatenate([each, each[:2]]) for name, each in batch.items()}
-        again = jax.jit(lambda batch: nn.apply(lambda f: greedy(f, batch, START, END, 5), model)(variables))
+        again = jax.jit(
+            lambda batch: nn.apply(lambda f: greedy(f, batch, START, END, 5), model)(variables)
+        )
         np.testing.assert_array_equal(again(put(wide, mesh)), np.concatenate([tokens, tokens[:2]]))
 
 
@@ -564,16 +690,28 @@ def test_exact_match_and_bleu_are_of_what_was_written() -> None:
     variables = start(objective, model, batch)
     tokens = written(model, variables, batch, 6)
     for row in range(0, 6):  # these rows are answered rightly
-        batch["targets"][row], ends = tokens[row], list(tokens[row]).index(END) if END in tokens[row] else 5
+        batch["targets"][row], ends = (
+            tokens[row],
+            list(tokens[row]).index(END) if END in tokens[row] else 5,
+        )
         batch["mask"][row] = np.arange(6) <= ends
-    evaluate = jax.jit(lambda batch: nn.apply(lambda f: objective(f, batch, KEY, False), model)(variables))
-    parts = [evaluate(jax.tree.map(lambda x, rows=rows: x[rows], batch)) for rows in (slice(8), slice(8, 12))]
+    evaluate = jax.jit(
+        lambda batch: nn.apply(lambda f: objective(f, batch, KEY, False), model)(variables)
+    )
+    parts = [
+        evaluate(jax.tree.map(lambda x, rows=rows: x[rows], batch))
+        for rows in (slice(8), slice(8, 12))
+    ]
     ours = summary(objective, *parts)
     wrong = [np.any((tokens != batch["targets"])[row][batch["mask"][row] > 0]) for row in range(11)]
-    assert ours["exact_match"] == pytest.approx(1 - np.mean(wrong)) and 0.5 < ours["exact_match"] < 1
+    assert (
+        ours["exact_match"] == pytest.approx(1 - np.mean(wrong)) and 0.5 < ours["exact_match"] < 1
+    )
     said = lambda row: " ".join(map(str, [*row, END][: [*row, END].index(END)]))  # noqa: E731
     references = [[said(batch["targets"][row]) for row in range(11)]]
-    expected = sacrebleu.corpus_bleu([said(tokens[row]) for row in range(11)], references, tokenize="none", force=True)
+    expected = sacrebleu.corpus_bleu(
+        [said(tokens[row]) for row in range(11)], references, tokenize="none", force=True
+    )
     assert ours["bleu"] == pytest.approx(expected.score, rel=1e-9)
 
 
@@ -586,7 +724,9 @@ def test_the_smoothed_loss_of_a_sequence_is_pytorchs() -> None:
     logits = model.apply({"params": params}, batch["inputs"], previous, lengths=batch["lengths"])
     theirs = torch.tensor(np.array(logits), requires_grad=True)
     targets = torch.tensor(np.where(batch["mask"] > 0, batch["targets"], -100)).long()
-    loss = torch.nn.functional.cross_entropy(theirs.reshape(-1, VOCAB), targets.reshape(-1), label_smoothing=0.1)
+    loss = torch.nn.functional.cross_entropy(
+        theirs.reshape(-1, VOCAB), targets.reshape(-1), label_smoothing=0.1
+    )
     loss.backward()
     close(sums["loss"].mean(), loss.item())
     by_token = np.zeros((VOCAB, VOCAB))  # the second table is looked up by the token before
@@ -606,18 +746,25 @@ tokens_of = st.lists(st.lists(st.integers(3, 6), max_size=9), min_size=4, max_si
 
 @given(tokens_of, tokens_of, st.sampled_from([2, 4]))
 @settings(max_examples=12, deadline=None)
-def test_bleu_is_sacrebleus(given_rows: list[list[int]], references: list[list[int]], cut: int) -> None:
+def test_bleu_is_sacrebleus(
+    given_rows: list[list[int]], references: list[list[int]], cut: int
+) -> None:
     sacrebleu = pytest.importorskip("sacrebleu")
     rows = min(len(given_rows), len(references))
     padded = lambda lists: np.array([[*row, *[9] * (9 - len(row))] for row in lists])  # noqa: E731
     sizes = lambda lists: np.array([len(row) for row in lists])  # noqa: E731
     parts = [
         COUNT(padded(h), sizes(h), padded(r), sizes(r))
-        for h, r in ((given_rows[at], references[at]) for at in (slice(min(cut, rows)), slice(min(cut, rows), rows)))
+        for h, r in (
+            (given_rows[at], references[at])
+            for at in (slice(min(cut, rows)), slice(min(cut, rows), rows))
+        )
         if h
     ]
     said = lambda lists: [" ".join(map(str, row)) for row in lists[:rows]]  # noqa: E731
-    expected = sacrebleu.corpus_bleu(said(given_rows), [said(references)], tokenize="none", force=True)
+    expected = sacrebleu.corpus_bleu(
+        said(given_rows), [said(references)], tokenize="none", force=True
+    )
     assert bleu.score(whole(parts)) == pytest.approx(expected.score, rel=1e-9)
 
 
@@ -627,11 +774,17 @@ def test_bleu_is_sacrebleus(given_rows: list[list[int]], references: list[list[i
 @pytest.mark.parametrize("loss", ["mse", "mae", "huber"])
 def test_regression_is_pytorchs_and_r2_scikit_learns(loss: Any) -> None:
     torch = pytest.importorskip("torch")
-    given_values, targets = np.float32(RANDOM.standard_normal((2, 20, 3)) * [1, 2, 30] + [0, 5, 100])
+    given_values, targets = np.float32(
+        RANDOM.standard_normal((2, 20, 3)) * [1, 2, 30] + [0, 5, 100]
+    )
     mask = np.float32(np.arange(20) < 17)
     objective = Regression(loss, delta=0.7, center=(0.0, 5.0, 100.0))
     theirs = torch.tensor(given_values[:17], requires_grad=True)
-    named = {"mse": torch.nn.MSELoss(), "mae": torch.nn.L1Loss(), "huber": torch.nn.HuberLoss(delta=0.7)}
+    named = {
+        "mse": torch.nn.MSELoss(),
+        "mae": torch.nn.L1Loss(),
+        "huber": torch.nn.HuberLoss(delta=0.7),
+    }
     expected = named[loss](theirs, torch.tensor(targets[:17]))
     expected.backward()
     value = lambda x: outcome(objective, x, targets, mask)["loss"].mean()  # noqa: E731
@@ -639,9 +792,14 @@ def test_regression_is_pytorchs_and_r2_scikit_learns(loss: Any) -> None:
     close(ours, expected.item())
     close(gradient[:17], theirs.grad)
     assert not np.any(gradient[17:])
-    parts = [outcome(objective, given_values[at], targets[at], mask[at], False) for at in (slice(12), slice(12, 20))]
+    parts = [
+        outcome(objective, given_values[at], targets[at], mask[at], False)
+        for at in (slice(12), slice(12, 20))
+    ]
     means = summary(objective, *parts)
-    assert means["r2"] == pytest.approx(sklearn_metrics.r2_score(targets[:17], given_values[:17]), rel=1e-4)
+    assert means["r2"] == pytest.approx(
+        sklearn_metrics.r2_score(targets[:17], given_values[:17]), rel=1e-4
+    )
     absolute = sklearn_metrics.mean_absolute_error(targets[:17], given_values[:17])
     assert means["mae"] == pytest.approx(absolute, rel=1e-5)
     assert set(outcome(objective, given_values, targets, mask)) == {"loss", "mse", "mae"}
@@ -659,7 +817,11 @@ def test_r2_far_from_zero_wants_a_center() -> None:
 @pytest.mark.parametrize(("given_value", "r2"), [(3.0, 1.0), (4.0, 0.0)])
 def test_r2_of_a_constant_is_scikit_learns(given_value: float, r2: float) -> None:
     sums = outcome(Regression(), np.full(5, given_value), np.full(5, 3.0), train=False)
-    assert summary(Regression(), sums)["r2"] == r2 == sklearn_metrics.r2_score(np.full(5, 3.0), np.full(5, given_value))
+    assert (
+        summary(Regression(), sums)["r2"]
+        == r2
+        == sklearn_metrics.r2_score(np.full(5, 3.0), np.full(5, given_value))
+    )
 
 
 def test_answers_of_another_shape_are_refused_with_both() -> None:
@@ -675,7 +837,13 @@ def frames(rows: int = 6, length: int = 12, width: int = 5, classes: int = 4) ->
     mask = np.float32(np.arange(width)[None] < sizes[:, None])
     lengths = RANDOM.integers(2 * width, length + 1, rows)
     logits = np.float32(2 * RANDOM.standard_normal((rows, length, classes)))
-    return {"logits": logits, "targets": targets, "mask": mask, "lengths": lengths, "inputs": jnp.zeros((rows, length))}
+    return {
+        "logits": logits,
+        "targets": targets,
+        "mask": mask,
+        "lengths": lengths,
+        "inputs": jnp.zeros((rows, length)),
+    }
 
 
 def test_ctc_and_its_gradient_are_pytorchs() -> None:
@@ -714,7 +882,9 @@ letters = st.lists(st.integers(1, 4), max_size=7)
 
 @given(st.lists(st.tuples(letters, letters), min_size=3, max_size=3), st.randoms())
 @settings(max_examples=30, deadline=None)
-def test_edit_distance_is_plain_pythons(rows: list[tuple[list[int], list[int]]], random: Any) -> None:
+def test_edit_distance_is_plain_pythons(
+    rows: list[tuple[list[int], list[int]]], random: Any
+) -> None:
     given_tokens, present = RANDOM.integers(1, 5, (3, 10)), np.zeros((3, 10), bool)
     for row, (tokens, _) in enumerate(rows):  # at any places, with other tokens between
         places = sorted(random.sample(range(10), len(tokens)))
@@ -735,7 +905,11 @@ def test_the_error_rate_is_of_what_is_heard() -> None:
         best = batch["logits"][row, : batch["lengths"][row]].argmax(-1)
         heard = [int(a) for a, b in zip(best, [0, *best[:-1]], strict=True) if a not in (0, b)]
         target = batch["targets"][row][batch["mask"][row] > 0].tolist()
-        edits, words, right = edits + levenshtein(heard, target), words + len(target), right + (heard == target)
+        edits, words, right = (
+            edits + levenshtein(heard, target),
+            words + len(target),
+            right + (heard == target),
+        )
     objective, inputs = CTC(classes=4), batch.pop("inputs")
     at = lambda rows: {name: each[rows] for name, each in {**batch, "inputs": inputs}.items()}  # noqa: E731
     parts = [outcome(objective, **at(rows), train=False) for rows in (slice(4), slice(4, 9))]
@@ -747,10 +921,16 @@ def test_the_error_rate_is_of_what_is_heard() -> None:
 
 def test_an_example_without_an_alignment_is_told_and_left_out() -> None:
     batch = frames(rows=2)
-    batch["targets"][0], batch["mask"][0], batch["lengths"][0] = [1, 1, 2, 3, 0], [1, 1, 1, 1, 0], 4  # needs 5
+    batch["targets"][0], batch["mask"][0], batch["lengths"][0] = (
+        [1, 1, 2, 3, 0],
+        [1, 1, 1, 1, 0],
+        4,
+    )  # needs 5
     sums = outcome(CTC(classes=4), **batch)
     assert float(sums["impossible"].total) == 1 == float(sums["loss"].weight)
-    gradient = jax.grad(lambda x: outcome(CTC(classes=4), **{**batch, "logits": x})["loss"].total)(batch["logits"])
+    gradient = jax.grad(lambda x: outcome(CTC(classes=4), **{**batch, "logits": x})["loss"].total)(
+        batch["logits"]
+    )
     assert not np.any(gradient[0]) and np.all(np.isfinite(gradient)) and np.any(gradient[1])
     batch["lengths"][0] = 5
     assert float(outcome(CTC(classes=4), **batch)["impossible"].total) == 0
@@ -765,9 +945,17 @@ def test_fewer_frames_than_the_inputs_have_are_refused_with_both() -> None:
 def test_the_sums_are_the_same_on_a_mesh() -> None:
     heard = frames(rows=8)
     logits, targets = np.float32(RANDOM.standard_normal((8, 6))), RANDOM.integers(0, 6, 8)
-    classified = {"logits": logits, "targets": targets, "mask": np.float32(np.arange(8) < 7), "inputs": logits}
+    classified = {
+        "logits": logits,
+        "targets": targets,
+        "mask": np.float32(np.arange(8) < 7),
+        "inputs": logits,
+    }
     mesh = Mesh(data=2, fsdp=4).build()
-    for objective, batch in ((CTC(classes=4), heard), (Classification(classes=6, macro=True), classified)):
+    for objective, batch in (
+        (CTC(classes=4), heard),
+        (Classification(classes=6, macro=True), classified),
+    ):
         expected = outcome(objective, train=False, **batch)
         with activate(mesh):
             ours = outcome(objective, train=False, **put(jax.tree.map(np.asarray, batch), mesh))

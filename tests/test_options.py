@@ -42,7 +42,9 @@ def train(name: str, *options: str) -> Train:
     ],
 )
 @pytest.mark.parametrize("value", [[], ["3"], ["=3"]], ids=["alone", "apart", "joined"])
-def test_an_unknown_option_names_its_right_neighbour_or_none(option: str, near: str, value: list[str]) -> None:
+def test_an_unknown_option_names_its_right_neighbour_or_none(
+    option: str, near: str, value: list[str]
+) -> None:
     words = [option + value[0]] if value == ["=3"] else [option, *value]
     with pytest.raises(Refused) as refused:
         train("digits_convnet", *words)
@@ -52,7 +54,9 @@ def test_an_unknown_option_names_its_right_neighbour_or_none(option: str, near: 
     assert (found or [""])[0] == near, said
 
 
-@pytest.mark.parametrize("address", ["gs://bucket/x", "s3://bucket/x", "hdfs://host:1/x", "file:///x", "https://x/y"])
+@pytest.mark.parametrize(
+    "address", ["gs://bucket/x", "s3://bucket/x", "hdfs://host:1/x", "file:///x", "https://x/y"]
+)
 def test_an_address_is_no_folder(address: str) -> None:
     told = rf"{address.replace('///', '//')}: runs are kept in folders.*mount"
     with pytest.raises(Refused, match=f"--workdir {told}"):
@@ -77,7 +81,10 @@ def test_a_folder_is_a_folder(folder: str) -> None:
         ([], ["--seed", "1", "--workdir", "runs/digits_convnet-seed1"]),
         (["--seed", "1", "--workdir", "A"], ["--seed", "2", "--workdir", "A-seed2"]),
         (["--seed=1", "--workdir=A-seed1"], ["--seed", "2", "--workdir", "A-seed2"]),
-        (["--steps", "20", "--seed", "4"], ["--steps", "20", "--seed", "5", "--workdir", "runs/digits_convnet-seed5"]),
+        (
+            ["--steps", "20", "--seed", "4"],
+            ["--steps", "20", "--seed", "5", "--workdir", "runs/digits_convnet-seed5"],
+        ),
         (["--workdir", "a b/$(id)"], ["--seed", "1", "--workdir", "a b/$(id)-seed1"]),
         (
             ["--fork", "--adopt", "--data.batch=8"],
@@ -85,14 +92,18 @@ def test_a_folder_is_a_folder(folder: str) -> None:
         ),
     ],
 )
-def test_commands_that_are_proposed_replace_options_and_can_be_pasted(options: list[str], repeated: list[str]) -> None:
+def test_commands_that_are_proposed_replace_options_and_can_be_pasted(
+    options: list[str], repeated: list[str]
+) -> None:
     run = train("digits_convnet", *options)
     hints = [shlex.split(hint) for hint in run.hints()]
     assert hints[0] == ["jaxbig", "evaluate", "digits_convnet", *lasting(options)]
     assert hints[1] == ["jaxbig", "train", "digits_convnet", *repeated]
     assert hints[2] == ["jaxbig", "compare", str(run.folder), repeated[-1]]
     again = train("digits_convnet", *repeated)
-    assert again.experiment.seed == run.experiment.seed + 1 and str(again.folder) == repeated[-1] != str(run.folder)
+    assert again.experiment.seed == run.experiment.seed + 1 and str(again.folder) == repeated[
+        -1
+    ] != str(run.folder)
 
 
 def test_options_are_left_out_with_their_values() -> None:
@@ -102,8 +113,24 @@ def test_options_are_left_out_with_their_values() -> None:
 
 
 def test_experiments_of_other_names_have_folders_of_other_names() -> None:
-    names = ["a.py", "v1.0.py", "v2.0.py", "folder/b.py", "pkg.module", "digits_convnet", "my.exp.py"]
-    assert [run_name(name) for name in names] == ["a", "v1.0", "v2.0", "b", "module", "digits_convnet", "my.exp"]
+    names = [
+        "a.py",
+        "v1.0.py",
+        "v2.0.py",
+        "folder/b.py",
+        "pkg.module",
+        "digits_convnet",
+        "my.exp.py",
+    ]
+    assert [run_name(name) for name in names] == [
+        "a",
+        "v1.0",
+        "v2.0",
+        "b",
+        "module",
+        "digits_convnet",
+        "my.exp",
+    ]
 
 
 def folder_of(options: list[str]) -> Any:

@@ -35,8 +35,12 @@ KINDS = ("daisy", "iris", "rose")
 
 def readme_rows() -> dict[str, str]:
     """The README's table of `data`, by what one has."""
-    text = (ROOT / "README.md").read_text().split("### Your own tables, sounds, tokens and masks")[1]
-    return dict(re.findall(r"^\| ([^|]+) \| `(\w+\(.*\))` \|$", text.split("\n### ")[0], re.MULTILINE))
+    text = (
+        (ROOT / "README.md").read_text().split("### Your own tables, sounds, tokens and masks")[1]
+    )
+    return dict(
+        re.findall(r"^\| ([^|]+) \| `(\w+\(.*\))` \|$", text.split("\n### ")[0], re.MULTILINE)
+    )
 
 
 def data_of(row: str) -> Any:
@@ -56,7 +60,9 @@ def call(kind: str, arguments: str, names: dict[str, Any]) -> Any:
     for each in re.findall(r"(\w+)=((?:\w+\([^()]*(?:\([^()]*\)[^()]*)*\))|[^,]+)", arguments):
         name, value = each
         inner = re.fullmatch(r"(\w+)\((.*)\)", value)
-        given[name] = call(inner[1], inner[2], names) if inner else json.loads(value.replace("_", ""))
+        given[name] = (
+            call(inner[1], inner[2], names) if inner else json.loads(value.replace("_", ""))
+        )
     return names[kind](**given)
 
 
@@ -90,14 +96,22 @@ def flowers(path: Path, count: int = 60, missing: int = 7) -> None:
 
 def test_table_is_trained_on_as_the_readme_writes_it(jaxbig: Any, folder: Path) -> None:
     flowers(folder / "flowers.csv")
-    text = (ROOT / "README.md").read_text().split("### Your own tables, sounds, tokens and masks")[1]
+    text = (
+        (ROOT / "README.md").read_text().split("### Your own tables, sounds, tokens and masks")[1]
+    )
     (folder / "my_table.py").write_text(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0])
     trained = jaxbig("train", "my_table.py", "--steps", 60, "--workdir", "run", "--json")
     assert trained.returncode == 0, trained.stderr
     assert json.loads(trained.stdout)["metrics"]["eval/accuracy"] > 0.9
     assert json.loads((folder / "run" / "classes.json").read_text()) == list(KINDS)
-    assert json.loads((folder / "run" / "columns.json").read_text())["inputs"] == ["length", "width"]
-    assert '["daisy", "iris", "rose"]' in json.loads((folder / "run" / "run.json").read_text())["data_identity"]
+    assert json.loads((folder / "run" / "columns.json").read_text())["inputs"] == [
+        "length",
+        "width",
+    ]
+    assert (
+        '["daisy", "iris", "rose"]'
+        in json.loads((folder / "run" / "run.json").read_text())["data_identity"]
+    )
 
 
 TYPES = {
@@ -105,7 +119,11 @@ TYPES = {
     "numbers": ("a\n1\n2.5\n", {}, [1.0, 2.5]),
     "text": ("a\n1\nx\n", {}, ["1", "x"]),
     "codes that stay text": ("a\n007\n010\n", {"texts": ("a",)}, ["007", "010"]),
-    "quoted separators and line breaks": ('a,b\n"x, y\nz",1\n"say ""hi""",2\n', {}, ["x, y\nz", 'say "hi"']),
+    "quoted separators and line breaks": (
+        'a,b\n"x, y\nz",1\n"say ""hi""",2\n',
+        {},
+        ["x, y\nz", 'say "hi"'],
+    ),
     "other quotes": ("a,b\n'x, y',1\nz,2\n", {"quote": "'"}, ["x, y", "z"]),
     "semicolons": ("a;b\n1,5;x\n2,5;y\n", {"separator": ";"}, ["1,5", "2,5"]),
     "tabs": ("a\tb\n1\tx\n2\ty\n", {"separator": "\\t"}, [1, 2]),
@@ -122,13 +140,17 @@ TYPES = {
 
 
 @pytest.mark.parametrize(("text", "fields", "values"), TYPES.values(), ids=TYPES)
-def test_column_of_a_table_is_what_it_says(text: str, fields: dict[str, Any], values: list[Any], folder: Path) -> None:
+def test_column_of_a_table_is_what_it_says(
+    text: str, fields: dict[str, Any], values: list[Any], folder: Path
+) -> None:
     (folder / "t.csv").write_bytes(text.encode(fields.get("encoding", "utf8")))
     opened = Csv(files="t.csv", eval_share=0, **fields).open("train")
     places = range(len(opened)) if len(opened) < 10 else (0, len(opened) - 1)
     assert len(opened) == len(values)
     assert [opened[place]["a"] for place in places] == [values[place] for place in places]
-    assert [type(opened[place]["a"]) for place in places] == [type(values[place]) for place in places]
+    assert [type(opened[place]["a"]) for place in places] == [
+        type(values[place]) for place in places
+    ]
 
 
 @pytest.mark.parametrize(
@@ -141,13 +163,19 @@ def test_column_of_a_table_is_what_it_says(text: str, fields: dict[str, Any], va
         ("a,b\n1,2\n", {"columns": ("c",)}, "no column 'c'"),
         ("a,b\n1,2\n", {"fill": (("width", "1"),)}, "no column 'width'"),
         ("a\n1\n", {"header": False}, "name all its columns"),
-        ("a\nx\n", {"encoding": "utf-16"}, "encoding utf-16: UTF-16 stream does not start with BOM"),
+        (
+            "a\nx\n",
+            {"encoding": "utf-16"},
+            "encoding utf-16: UTF-16 stream does not start with BOM",
+        ),
         ("a\nx\n", {"encoding": "no"}, "unknown encoding"),
         ("a\n1\n", {"fill": (("a", "x"),)}, "fill a x: column 'a' of"),
         ("a\n1\n", {"encoding": "klingon"}, "encoding klingon"),
     ],
 )
-def test_table_that_cannot_be_right_is_refused(text: str, fields: dict[str, Any], words: str, folder: Path) -> None:
+def test_table_that_cannot_be_right_is_refused(
+    text: str, fields: dict[str, Any], words: str, folder: Path
+) -> None:
     (folder / "t.csv").write_text(text)
     with pytest.raises(Refused, match=re.escape(words)):
         Csv(files="t.csv", **fields).prepare()
@@ -155,13 +183,21 @@ def test_table_that_cannot_be_right_is_refused(text: str, fields: dict[str, Any]
 
 def test_table_in_another_encoding_is_refused(folder: Path) -> None:
     (folder / "t.csv").write_bytes("a,b\n1,é\n2,ö\n".encode("latin1"))
-    with pytest.raises(Refused, match=r"column 'b' of .*t.csv is not text in utf8: name the file's encoding"):
+    with pytest.raises(
+        Refused, match=r"column 'b' of .*t.csv is not text in utf8: name the file's encoding"
+    ):
         Csv(files="t.csv").prepare()
 
 
 def test_missing_value_ends_a_run_by_its_row(folder: Path) -> None:
     flowers(folder / "flowers.csv", missing=0)
-    given: dict[str, Any] = {"inputs": ("length", "width"), "shape": (2,), "targets": "kind", "classes": 3, "batch": 4}
+    given: dict[str, Any] = {
+        "inputs": ("length", "width"),
+        "shape": (2,),
+        "targets": "kind",
+        "classes": 3,
+        "batch": 4,
+    }
     data = Columns(records=Csv(files="flowers.csv", eval_share=0), **given)
     vars(data)["words"] = KINDS
     source = data.source("train")
@@ -171,7 +207,13 @@ def test_missing_value_ends_a_run_by_its_row(folder: Path) -> None:
 
 def test_columns_are_normalized_by_the_training_records(folder: Path) -> None:
     flowers(folder / "flowers.csv", missing=-1)
-    given: dict[str, Any] = {"inputs": ("length", "width"), "shape": (2,), "targets": "kind", "classes": 3, "batch": 4}
+    given: dict[str, Any] = {
+        "inputs": ("length", "width"),
+        "shape": (2,),
+        "targets": "kind",
+        "classes": 3,
+        "batch": 4,
+    }
     data = Columns(records=Csv(files="flowers.csv", eval_share=0.25), normalize=True, **given)
     data.prepare()
     plain = dataclasses.replace(data, normalize=False)
@@ -179,7 +221,8 @@ def test_columns_are_normalized_by_the_training_records(folder: Path) -> None:
     values = {}
     for split in ("train", "eval"):
         values[split] = [
-            each.source(split).rows(np.arange(len(each.source(split))))["inputs"] for each in (plain, data)
+            each.source(split).rows(np.arange(len(each.source(split))))["inputs"]
+            for each in (plain, data)
         ]
     raw, found = values["train"]
     assert len(values["eval"][0]) > 5
@@ -189,7 +232,13 @@ def test_columns_are_normalized_by_the_training_records(folder: Path) -> None:
 
 
 def columns(name: str, skip: int = 0, **fields: Any) -> Columns:
-    given: dict[str, Any] = {"inputs": ("length", "width"), "shape": (2,), "targets": "kind", "classes": 3, "batch": 4}
+    given: dict[str, Any] = {
+        "inputs": ("length", "width"),
+        "shape": (2,),
+        "targets": "kind",
+        "classes": 3,
+        "batch": 4,
+    }
     records = Csv(files=name, eval_share=0.25, fill=fields.pop("fill", ()))
     return Columns(records=records, normalize=True, skip_bad_records=skip, **(given | fields))
 
@@ -226,7 +275,9 @@ def test_statistics_are_of_the_records_settings(folder: Path) -> None:
         ({"inputs": ("length", "kind")}, "not of numbers"),
     ],
 )
-def test_normalized_columns_that_do_not_fit_are_refused(fields: dict[str, Any], words: str, folder: Path) -> None:
+def test_normalized_columns_that_do_not_fit_are_refused(
+    fields: dict[str, Any], words: str, folder: Path
+) -> None:
     flowers(folder / "flowers.csv", missing=-1)
     with pytest.raises(Refused, match=re.escape(words)):
         columns("flowers.csv", **fields).prepare()
@@ -238,7 +289,13 @@ def test_normalized_columns_that_do_not_fit_are_refused(fields: dict[str, Any], 
 def test_words_are_found_where_some_records_cannot_be_read(folder: Path) -> None:
     lines = [json.dumps({"text": f"t{n}", "label": ("bad", "good")[n % 2]}) for n in range(60)]
     (folder / "r.jsonl").write_text("\n".join(["{", *lines, "{{"]))
-    data = Sentences(records=JsonLines(files="r.jsonl", eval_share=0), length=8, classes=2, batch=4, skip_bad_records=2)
+    data = Sentences(
+        records=JsonLines(files="r.jsonl", eval_share=0),
+        length=8,
+        classes=2,
+        batch=4,
+        skip_bad_records=2,
+    )
     data.prepare()
     assert data.names == ("bad", "good")
     assert data.source("train").rows(np.arange(62))["mask"].sum() == 60
@@ -259,16 +316,28 @@ def test_words_are_of_the_records_settings(folder: Path) -> None:
     ("labels", "class_names", "expected", "names"),
     [
         (["pos", "neg", "pos", "so so"], (), [1, 0, 1, 2], ("neg", "pos", "so so")),
-        (["pos", "neg", "pos", "so so"], ("so so", "pos", "neg"), [1, 2, 1, 0], ("so so", "pos", "neg")),
+        (
+            ["pos", "neg", "pos", "so so"],
+            ("so so", "pos", "neg"),
+            [1, 2, 1, 0],
+            ("so so", "pos", "neg"),
+        ),
         (["0", "2", "1", "1"], (), [0, 2, 1, 1], ()),
         (["10", "2", "none", "2"], (), [0, 1, 2, 1], ("10", "2", "none")),
         ([0, 2, 1, 1], ("bad", "fair", "good"), [0, 2, 1, 1], ("bad", "fair", "good")),
     ],
 )
 def test_labels_that_are_words_are_numbered(
-    labels: list[Any], class_names: tuple[str, ...], expected: list[int], names: tuple[str, ...], folder: Path
+    labels: list[Any],
+    class_names: tuple[str, ...],
+    expected: list[int],
+    names: tuple[str, ...],
+    folder: Path,
 ) -> None:
-    lines = [json.dumps({"text": f"review {number}", "label": label}) for number, label in enumerate(labels)]
+    lines = [
+        json.dumps({"text": f"review {number}", "label": label})
+        for number, label in enumerate(labels)
+    ]
     (folder / "reviews.jsonl").write_text("\n".join(lines))
     records = JsonLines(files="reviews.jsonl")
     data = Sentences(records=records, length=16, classes=3, batch=4, class_names=class_names)
@@ -277,14 +346,19 @@ def test_labels_that_are_words_are_numbered(
     assert [rows[f"review {number}"] for number in range(len(labels))] == expected
     assert data.names == names
     assert (json.dumps(list(names)) in identity) == bool(names)
-    assert data.kept() == ({"classes.json": json.dumps(list(names), indent=1).encode()} if names else {})
+    assert data.kept() == (
+        {"classes.json": json.dumps(list(names), indent=1).encode()} if names else {}
+    )
 
 
 def everything_by_text(data: Sentences) -> tuple[dict[str, int], str]:
     identity = data.prepare()
     source = data.source("train")
     rows = source.rows(np.arange(len(source)))
-    texts = (data.text(tokens[: length - 1]) for tokens, length in zip(rows["inputs"], rows["lengths"], strict=True))
+    texts = (
+        data.text(tokens[: length - 1])
+        for tokens, length in zip(rows["inputs"], rows["lengths"], strict=True)
+    )
     return dict(zip(texts, rows["targets"].tolist(), strict=True)), identity
 
 
@@ -300,10 +374,14 @@ def everything_by_text(data: Sentences) -> tuple[dict[str, int], str]:
 def test_words_that_are_no_classes_are_refused(
     class_names: tuple[str, ...], classes: int, words: str, folder: Path
 ) -> None:
-    (folder / "r.jsonl").write_text("".join(json.dumps({"text": "x", "label": w}) + "\n" for w in ("yes", "no") * 20))
+    (folder / "r.jsonl").write_text(
+        "".join(json.dumps({"text": "x", "label": w}) + "\n" for w in ("yes", "no") * 20)
+    )
     records = JsonLines(files="r.jsonl", eval_share=0.5)
     with pytest.raises(Refused, match=re.escape(words)):
-        everything(Sentences(records=records, length=8, classes=classes, batch=4, class_names=class_names))
+        everything(
+            Sentences(records=records, length=8, classes=classes, batch=4, class_names=class_names)
+        )
 
 
 # -- sounds
@@ -336,7 +414,12 @@ def sounds(folder: Path) -> None:
     for number in range(40):
         kind = number % 2
         (folder / "sounds" / ("low", "high")[kind]).mkdir(parents=True, exist_ok=True)
-        name = folder / "sounds" / ("low", "high")[kind] / f"{number}.{('wav', 'flac')[number % 3 == 0]}"
+        name = (
+            folder
+            / "sounds"
+            / ("low", "high")[kind]
+            / f"{number}.{('wav', 'flac')[number % 3 == 0]}"
+        )
         soundfile.write(name, tone(300 + 1_700 * kind, 22_050), 22_050)
 
 
@@ -345,7 +428,9 @@ def test_folder_of_sounds_is_read_as_the_readme_writes_it(folder: Path) -> None:
     data = data_of("sounds, a folder a class")
     rows, _ = everything(data)
     assert data.names == ("high", "low") and rows["inputs"].shape == (40, 8_000)
-    crossings = (np.diff(np.sign(rows["inputs"][:, 100:7_900]), axis=1) != 0).sum(1)  # a low tone has fewer
+    crossings = (np.diff(np.sign(rows["inputs"][:, 100:7_900]), axis=1) != 0).sum(
+        1
+    )  # a low tone has fewer
     np.testing.assert_array_equal(crossings < 1_000, rows["targets"] == 1)
 
 
@@ -368,12 +453,16 @@ def test_sound_that_is_broken_is_left_out(folder: Path) -> None:
     assert rows["mask"].sum() == 39
 
 
-def test_class_folders_are_listed_once_for_all_records(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_class_folders_are_listed_once_for_all_records(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sounds(folder)
     data = data_of("sounds, a folder a class")
     data.prepare()
     source = data.source("train")
-    monkeypatch.setattr(AudioFolder, "splits", lambda self: pytest.fail("the folders are listed for a record"))
+    monkeypatch.setattr(
+        AudioFolder, "splits", lambda self: pytest.fail("the folders are listed for a record")
+    )
     assert source.rows(np.arange(8))["mask"].all()
 
 
@@ -385,7 +474,9 @@ def pictures(folder: Path) -> None:
     lines = ["file,label"]
     for number in range(30):
         kind = number % 3
-        Image.fromarray(np.full((16, 16, 3), 80 * kind, np.uint8)).save(folder / "files" / f"{number}.png")
+        Image.fromarray(np.full((16, 16, 3), 80 * kind, np.uint8)).save(
+            folder / "files" / f"{number}.png"
+        )
         lines.append(f"{number}.png,{KINDS[kind]}")
     (folder / "labels.csv").write_text("\n".join(lines))
 
@@ -394,7 +485,8 @@ def test_files_that_a_table_names_are_read_as_the_readme_writes_it(folder: Path)
     pictures(folder)
     data = data_of("a table that names files")
     data = dataclasses.replace(
-        data, records=dataclasses.replace(data.records, table=Csv(files="labels.csv", eval_share=0.2))
+        data,
+        records=dataclasses.replace(data.records, table=Csv(files="labels.csv", eval_share=0.2)),
     )
     rows, identity = everything(data)
     assert rows["inputs"].shape == (30, 16, 16, 3)
@@ -406,7 +498,9 @@ def test_files_that_a_table_names_are_read_as_the_readme_writes_it(folder: Path)
 def test_file_that_is_not_there_is_refused_by_its_row(folder: Path) -> None:
     pictures(folder)
     (folder / "files" / "11.png").unlink()
-    with pytest.raises(Refused, match=r"1 of 30 files that column 'file' names are not there: .*11.png of .*row 11"):
+    with pytest.raises(
+        Refused, match=r"1 of 30 files that column 'file' names are not there: .*11.png of .*row 11"
+    ):
         NamedFiles(table=Csv(files="labels.csv", eval_share=0.2), folder="files").prepare()
 
 
@@ -417,7 +511,9 @@ def test_file_that_is_not_there_is_refused_by_its_row(folder: Path) -> None:
         ({"folder": "."}, "30 of 30 files"),
     ],
 )
-def test_files_that_no_row_names_are_refused(fields: dict[str, Any], words: str, folder: Path) -> None:
+def test_files_that_no_row_names_are_refused(
+    fields: dict[str, Any], words: str, folder: Path
+) -> None:
     pictures(folder)
     given: dict[str, Any] = {"table": Csv(files="labels.csv", eval_share=0.2), "folder": "files"}
     with pytest.raises(Refused, match=words):
@@ -429,7 +525,9 @@ def test_row_that_names_no_file_is_left_out(folder: Path) -> None:
     with (folder / "labels.csv").open("a") as table:
         table.write("\n,iris")
     data = data_of("a table that names files")
-    records = dataclasses.replace(data.records, table=Csv(files="labels.csv", eval_share=0))  # all are for training
+    records = dataclasses.replace(
+        data.records, table=Csv(files="labels.csv", eval_share=0)
+    )  # all are for training
     data = dataclasses.replace(data, records=records, skip_bad_records=1)
     data.prepare()
     assert data.source("train").rows(np.arange(31))["mask"].sum() == 30
@@ -467,7 +565,9 @@ def test_tokens_are_read_without_their_padding(side: str, folder: Path) -> None:
     rows, _ = everything(data)
     found = sorted(
         (*tokens[:length], target)
-        for tokens, length, target in zip(*(rows[n].tolist() for n in ("inputs", "lengths", "targets")), strict=True)
+        for tokens, length, target in zip(
+            *(rows[n].tolist() for n in ("inputs", "lengths", "targets")), strict=True
+        )
     )
     assert found == sorted((*text[:32].tolist(), number % 2) for number, text in enumerate(texts))
     assert (rows["inputs"][np.arange(32) >= rows["lengths"][:, None]] == 0).all()
@@ -475,9 +575,17 @@ def test_tokens_are_read_without_their_padding(side: str, folder: Path) -> None:
 
 def test_a_field_may_say_how_many_tokens_count(folder: Path) -> None:
     np.savez("t.npz", inputs=[[0, 4, 0, 9], [7, 7, 0, 0]], n=[3, 1], label=[0, 1])
-    given: dict[str, Any] = {"records": Arrays(file="t.npz", eval_share=0), "length": 4, "vocab": 8, "classes": 2}
+    given: dict[str, Any] = {
+        "records": Arrays(file="t.npz", eval_share=0),
+        "length": 4,
+        "vocab": 8,
+        "classes": 2,
+    }
     data = TokenArrays(**given, batch=2, length_feature="n")
-    assert [data.tokens(data.records.open("train")[row]).tolist() for row in (0, 1)] == [[0, 4, 0], [7]]
+    assert [data.tokens(data.records.open("train")[row]).tolist() for row in (0, 1)] == [
+        [0, 4, 0],
+        [7],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -510,10 +618,16 @@ def cells(folder: Path) -> None:
         mask[:2] = 255  # of no class
         picture = Image.fromarray(mask, "P") if number % 2 else Image.fromarray(mask)
         if number % 2:
-            picture.putpalette([0, 0, 0] * 256)  # a palette of black alone: the place in it is the class
+            picture.putpalette(
+                [0, 0, 0] * 256
+            )  # a palette of black alone: the place in it is the class
         picture.save(folder / "cells" / "masks" / f"{number}.png")
-        image = np.where(mask[..., None] == 255, 0, 100 * mask[..., None]).repeat(3, 2).astype(np.uint8)
-        Image.fromarray(image).save(folder / "cells" / "images" / f"{number}.{('png', 'bmp')[number % 2]}")
+        image = (
+            np.where(mask[..., None] == 255, 0, 100 * mask[..., None]).repeat(3, 2).astype(np.uint8)
+        )
+        Image.fromarray(image).save(
+            folder / "cells" / "images" / f"{number}.{('png', 'bmp')[number % 2]}"
+        )
 
 
 def test_images_and_masks_are_read_as_the_readme_writes_it(folder: Path) -> None:
@@ -523,7 +637,9 @@ def test_images_and_masks_are_read_as_the_readme_writes_it(folder: Path) -> None
     assert rows["inputs"].shape == (20, 16, 16, 3) and rows["targets"].shape == (20, 16, 16)
     np.testing.assert_array_equal(rows["mask"][:, 0], 0)  # rows 0 and 1 of 24 are of no class
     np.testing.assert_array_equal(rows["mask"][:, 2:], 1)
-    inner = rows["inputs"][:, 3:, [2, -3], 0].astype(int)  # away from edges, which an image blurs and a mask does not
+    inner = rows["inputs"][:, 3:, [2, -3], 0].astype(
+        int
+    )  # away from edges, which an image blurs and a mask does not
     np.testing.assert_array_equal(inner, 100 * rows["targets"][:, 3:, [2, -3]])
     assert sorted(np.unique(rows["targets"])) == [0, 1, 2]
 
@@ -538,10 +654,14 @@ def test_image_and_mask_are_turned_together() -> None:
         "targets": targets,
         "mask": np.ones((16, 4, 4), np.float32),
     }
-    found = data.transform(jax.tree.map(jax.numpy.asarray, batch), jax.random.split(jax.random.key(0), 16), True)
+    found = data.transform(
+        jax.tree.map(jax.numpy.asarray, batch), jax.random.split(jax.random.key(0), 16), True
+    )
     np.testing.assert_array_equal(np.rint(found["inputs"][..., 0] * 255), found["targets"])
     assert 0 < (np.asarray(found["targets"])[:, 0, 0] == 3).sum() < 16
-    same = data.transform(jax.tree.map(jax.numpy.asarray, batch), jax.random.split(jax.random.key(0), 16), False)
+    same = data.transform(
+        jax.tree.map(jax.numpy.asarray, batch), jax.random.split(jax.random.key(0), 16), False
+    )
     np.testing.assert_array_equal(same["targets"], targets)
 
 
@@ -576,7 +696,9 @@ def test_image_and_mask_of_other_shapes_are_refused() -> None:
             data.read({"image": image, "mask": np.zeros(shape, np.uint8)})
 
 
-@pytest.mark.parametrize(("orientation", "shape"), [(1, (8, 12)), (3, (8, 12)), (6, (12, 8)), (8, (12, 8))])
+@pytest.mark.parametrize(
+    ("orientation", "shape"), [(1, (8, 12)), (3, (8, 12)), (6, (12, 8)), (8, (12, 8))]
+)
 def test_mask_has_the_shape_of_an_upright_image(orientation: int, shape: tuple[int, int]) -> None:
     exif, file = Image.Exif(), io.BytesIO()
     exif[ORIENTATION] = orientation
@@ -609,11 +731,15 @@ CLASSES, NUMBER = {"names": ["a", "b"], "_type": "ClassLabel"}, {"dtype": "int64
         ({"part": CLASSES, "kind": CLASSES}, ()),
     ],
 )
-def test_names_of_classes_are_of_the_label(named: dict[str, Any], classes: tuple[str, ...], folder: Path) -> None:
+def test_names_of_classes_are_of_the_label(
+    named: dict[str, Any], classes: tuple[str, ...], folder: Path
+) -> None:
     assert features(folder, named).classes == classes
 
 
-@pytest.mark.parametrize("most", [0, 1])  # 0: another thread has closed the file before this one reads its row
+@pytest.mark.parametrize(
+    "most", [0, 1]
+)  # 0: another thread has closed the file before this one reads its row
 def test_more_files_than_are_open_at_once_are_read_by_threads(
     most: int, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -621,7 +747,10 @@ def test_more_files_than_are_open_at_once_are_read_by_threads(
     state = json.loads((folder / "saved" / "train" / "state.json").read_text())
     [first] = state["_data_files"]
     for number in range(6):
-        shutil.copy(folder / "saved" / "train" / first["filename"], folder / "saved" / "train" / f"{number}.arrow")
+        shutil.copy(
+            folder / "saved" / "train" / first["filename"],
+            folder / "saved" / "train" / f"{number}.arrow",
+        )
     state["_data_files"] = [{"filename": f"{number}.arrow"} for number in range(6)]
     (folder / "saved" / "train" / "state.json").write_text(json.dumps(state))
     monkeypatch.setattr("jaxbig.data.hugging_face.OPEN", most)
@@ -633,15 +762,17 @@ def test_more_files_than_are_open_at_once_are_read_by_threads(
 
 
 def test_saved_hugging_face_folder_is_read_as_the_readme_writes_it(folder: Path) -> None:
-    shutil.copytree(ROOT / "tests" / "golden" / "hugging_face", folder / "saved")  # written by datasets 5.2.0
+    shutil.copytree(
+        ROOT / "tests" / "golden" / "hugging_face", folder / "saved"
+    )  # written by datasets 5.2.0
     data = data_of("a saved Hugging Face data set")
     data.prepare()
     assert data.names == ("bad", "good")
     assert [len(data.source(split)) for split in ("train", "eval")] == [8, 4]
     rows = eval_batch(data.source("eval"), 0, 4)
-    assert [data.text(t[: n - 1]) for t, n in zip(rows["inputs"], rows["lengths"], strict=True)] == [
-        f"sentence number {number}" for number in range(8, 12)
-    ]
+    assert [
+        data.text(t[: n - 1]) for t, n in zip(rows["inputs"], rows["lengths"], strict=True)
+    ] == [f"sentence number {number}" for number in range(8, 12)]
     assert rows["targets"].tolist() == [0, 1, 0, 1]
 
 
@@ -649,8 +780,14 @@ def test_saved_hugging_face_folder_is_read_as_the_readme_writes_it(folder: Path)
     ("change", "words"),
     [
         (lambda saved: shutil.rmtree(saved / "test"), "no dataset_info.json|no state.json"),
-        (lambda saved: (saved / "dataset_dict.json").write_text('{"splits": ["train"]}'), "needs train and one of"),
-        (lambda saved: (saved / "train" / "data-00000-of-00001.arrow").write_bytes(b"x"), "cannot be read as an Arrow"),
+        (
+            lambda saved: (saved / "dataset_dict.json").write_text('{"splits": ["train"]}'),
+            "needs train and one of",
+        ),
+        (
+            lambda saved: (saved / "train" / "data-00000-of-00001.arrow").write_bytes(b"x"),
+            "cannot be read as an Arrow",
+        ),
         (lambda saved: (saved / "train" / "state.json").write_text("{"), "is not JSON"),
         (lambda saved: shutil.rmtree(saved), "no state.json"),
     ],
@@ -663,17 +800,29 @@ def test_broken_hugging_face_folder_is_refused(change: Any, words: str, folder: 
 
 
 def test_reviews_with_words_for_labels_are_read_as_the_readme_writes_it(folder: Path) -> None:
-    lines = [json.dumps({"text": f"t{n}", "label": ("bad", "fair", "good")[n % 3]}) for n in range(90)]
+    lines = [
+        json.dumps({"text": f"t{n}", "label": ("bad", "fair", "good")[n % 3]}) for n in range(90)
+    ]
     (folder / "reviews.jsonl").write_text("\n".join(lines))
     data = data_of("reviews in JSON lines")
     rows, _ = everything(data)
-    assert data.names == ("bad", "fair", "good") and np.bincount(rows["targets"]).tolist() == [30, 30, 30]
+    assert data.names == ("bad", "fair", "good") and np.bincount(rows["targets"]).tolist() == [
+        30,
+        30,
+        30,
+    ]
 
 
-@pytest.mark.parametrize(("label", "words"), [(3, "in other records a word, such as 'no'"), ("", "''"), (" ", "' '")])
+@pytest.mark.parametrize(
+    ("label", "words"), [(3, "in other records a word, such as 'no'"), ("", "''"), (" ", "' '")]
+)
 def test_label_that_is_no_word_among_words_is_refused(label: Any, words: str, folder: Path) -> None:
     labels = ["yes", "no"] * 20 + [label] * 20
-    (folder / "r.jsonl").write_text("".join(json.dumps({"text": "x", "label": each}) + "\n" for each in labels))
-    data = Sentences(records=JsonLines(files="r.jsonl", eval_share=0.5), length=8, classes=3, batch=4)
+    (folder / "r.jsonl").write_text(
+        "".join(json.dumps({"text": "x", "label": each}) + "\n" for each in labels)
+    )
+    data = Sentences(
+        records=JsonLines(files="r.jsonl", eval_share=0.5), length=8, classes=3, batch=4
+    )
     with pytest.raises(Refused, match=re.escape(words)):
         everything(data)

@@ -39,12 +39,20 @@ def numbered(lengths: list[int]) -> list[np.ndarray]:
 
 @given(LENGTHS, st.integers(1, 16), st.integers(1, 6))
 @often
-def test_no_token_is_lost_or_repeated_and_none_is_parted_from_the_next(lengths: list[int], row: int, most: int) -> None:
+def test_no_token_is_lost_or_repeated_and_none_is_parted_from_the_next(
+    lengths: list[int], row: int, most: int
+) -> None:
     documents = numbered(lengths)
     rows = list(pack(documents, row, most))
     assert all(0 < sum(map(len, pieces)) <= row for pieces in rows)
-    pieces = sorted((piece.tolist() for pieces in rows for piece in pieces), key=lambda piece: piece[0])
-    cut = [document[start : start + row].tolist() for document in documents for start in range(0, len(document), row)]
+    pieces = sorted(
+        (piece.tolist() for pieces in rows for piece in pieces), key=lambda piece: piece[0]
+    )
+    cut = [
+        document[start : start + row].tolist()
+        for document in documents
+        for start in range(0, len(document), row)
+    ]
     assert pieces == cut
 
 
@@ -60,7 +68,9 @@ def test_pieces_go_where_they_fit_best(lengths: list[int], row: int) -> None:
             if len(piece) == row:
                 whole.append([piece])
             elif fitting:
-                max(fitting, key=lambda each: sum(map(len, each))).append(piece)  # the first of the fullest
+                max(fitting, key=lambda each: sum(map(len, each))).append(
+                    piece
+                )  # the first of the fullest
             else:
                 rows.append([piece])
     found = [[piece.tolist() for piece in pieces] for pieces in pack(numbered(lengths), row, 1000)]
@@ -68,9 +78,17 @@ def test_pieces_go_where_they_fit_best(lengths: list[int], row: int) -> None:
 
 
 def test_a_packing_by_hand() -> None:
-    rows = [[piece.tolist() for piece in pieces] for pieces in pack(numbered([3, 0, 9, 1, 2, 2]), 4)]
+    rows = [
+        [piece.tolist() for piece in pieces] for pieces in pack(numbered([3, 0, 9, 1, 2, 2]), 4)
+    ]
     # of 0-2, 3-11, 12, 13-14, 15-16: the 3-11 is cut; 11 fills up 0-2; 12 and 13-14 go together; 15-16 is alone
-    assert rows == [[[3, 4, 5, 6]], [[7, 8, 9, 10]], [[0, 1, 2], [11]], [[12], [13, 14]], [[15, 16]]]
+    assert rows == [
+        [[3, 4, 5, 6]],
+        [[7, 8, 9, 10]],
+        [[0, 1, 2], [11]],
+        [[12], [13, 14]],
+        [[15, 16]],
+    ]
 
 
 def test_documents_are_read_as_their_rows_are_asked_for() -> None:
@@ -96,7 +114,10 @@ def test_documents_are_read_as_their_rows_are_asked_for() -> None:
 def test_little_of_the_rows_is_padding(length: int) -> None:
     """For the standard library's files, and for its paragraphs, of which most are shorter than a row."""
     files = list(library_files().values())
-    for texts, bound in ((files, 0.002), ([part for file in files for part in file.split(b"\n\n")], 0.01)):
+    for texts, bound in (
+        (files, 0.002),
+        ([part for file in files for part in file.split(b"\n\n")], 0.01),
+    ):
         documents = [np.frombuffer(text, np.uint8) for text in texts]
         rows = sum(1 for _ in pack(documents, length))
         assert 0 <= 1 - sum(map(len, documents)) / (rows * length) < bound
@@ -105,18 +126,28 @@ def test_little_of_the_rows_is_padding(length: int) -> None:
 # -- a row
 
 
-@given(st.lists(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=9), min_size=1, max_size=9))
+@given(
+    st.lists(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=9), min_size=1, max_size=9)
+)
 @often
 def test_a_row_is_read_as_it_was_written(pieces: list[list[int]]) -> None:
     row = from_bytes(to_bytes([np.array(piece) for piece in pieces]), 100)
     rest = [0] * (100 - sum(map(len, pieces)))
     assert row["tokens"].tolist() == [token for piece in pieces for token in piece] + rest
-    assert row["segments"].tolist() == [number for number, piece in enumerate(pieces, 1) for _ in piece] + rest
-    assert row["positions"].tolist() == [place for piece in pieces for place in range(len(piece))] + rest
+    assert (
+        row["segments"].tolist()
+        == [number for number, piece in enumerate(pieces, 1) for _ in piece] + rest
+    )
+    assert (
+        row["positions"].tolist()
+        == [place for piece in pieces for place in range(len(piece))] + rest
+    )
     assert {each.dtype for each in row.values()} == {np.dtype(np.int32)}
 
 
-@pytest.mark.parametrize("token, width", [(255, 1), (256, 2), (65_535, 2), (65_536, 4), (2**31 - 1, 4)])
+@pytest.mark.parametrize(
+    "token, width", [(255, 1), (256, 2), (65_535, 2), (65_536, 4), (2**31 - 1, 4)]
+)
 def test_a_token_takes_as_many_bytes_as_the_largest_needs(token: int, width: int) -> None:
     assert len(to_bytes([np.array([1, token]), np.array([0])])) == 4 * (2 + 2) + 3 * width
 
@@ -138,13 +169,17 @@ def test_rows_are_kept_and_read_in_any_order(caplog: pytest.LogCaptureFixture) -
         assert {name: each.tolist() for name, each in row.items()} == {
             name: each.tolist() for name, each in expected[index].items()
         }
-    assert reader[-1]["tokens"].tolist() == expected[-1]["tokens"].tolist() and len(list(reader)) == len(reader)
+    assert reader[-1]["tokens"].tolist() == expected[-1]["tokens"].tolist() and len(
+        list(reader)
+    ) == len(reader)
     assert reader.where(3) == f"row 3 of {reader.folder}"
     tokens = sum(n % 23 for n in range(200))
     assert (reader.header.tokens, reader.header.length) == (tokens, 16)
     assert reader.header.documents == sum(n % 23 > 0 for n in range(200))  # empty ones are none
     padding = 100 * (1 - tokens / (16 * len(expected)))
-    assert re.search(rf"in {len(expected)} rows of 16 sha256:\w+, of which {padding:.2f}% padding", caplog.text)
+    assert re.search(
+        rf"in {len(expected)} rows of 16 sha256:\w+, of which {padding:.2f}% padding", caplog.text
+    )
 
 
 def test_documents_are_packed_once_for_each_key_and_length(cache: Path) -> None:
@@ -154,7 +189,10 @@ def test_documents_are_packed_once_for_each_key_and_length(cache: Path) -> None:
     reader = packed("these", documents, 16)
     assert packed("these", unread, 16).identity == reader.identity
     assert packed("these by another name", documents, 16).identity == reader.identity
-    others = [packed("these", documents, 17), packed("others", lambda: (n + 1 for n in documents()), 16)]
+    others = [
+        packed("these", documents, 17),
+        packed("others", lambda: (n + 1 for n in documents()), 16),
+    ]
     assert len({each.identity for each in (reader, *others)}) == 3
     assert len([each for each in (cache / "packed").iterdir() if each.is_dir()]) == 4
 
@@ -183,7 +221,9 @@ def test_one_process_packs_and_all_read(tmp_path: Path) -> None:
         assert len(set(processes.map(pack_there, [marks] * 3, chunksize=1))) == 1
         assert len(list(marks.glob("*.reads"))) == 1
         reader = packed("these", documents, 16)
-        assert processes.apply(read_there, (reader,)) == read_there(reader)  # which has its file open here
+        assert processes.apply(read_there, (reader,)) == read_there(
+            reader
+        )  # which has its file open here
 
 
 def test_what_a_killed_process_left_is_packed_anew(cache: Path) -> None:

@@ -41,14 +41,25 @@ def even(counts: np.ndarray) -> bool:
 @pytest.mark.slow
 def test_ten_thousand_sizes_and_seeds_are_bijections() -> None:
     draw = np.random.default_rng(0)
-    sizes = np.concatenate([np.arange(1, 300), np.exp(draw.uniform(0, np.log(1_000), 9_690)).astype(int) + 1])
     sizes = np.concatenate(
-        [sizes, [4_096, 4_097, 65_536, 99_991, 2**17, 300_007, 640_000, 999_983, 999_999, 10**6, 2**20]]
+        [np.arange(1, 300), np.exp(draw.uniform(0, np.log(1_000), 9_690)).astype(int) + 1]
+    )
+    sizes = np.concatenate(
+        [
+            sizes,
+            [4_096, 4_097, 65_536, 99_991, 2**17, 300_007, 640_000, 999_983, 999_999, 10**6, 2**20],
+        ]
     )
     assert len(sizes) == 10_000
-    for size, seed, epoch in zip(sizes, draw.integers(0, 2**32, 10_000), draw.integers(0, 2**40, 10_000), strict=True):
+    for size, seed, epoch in zip(
+        sizes, draw.integers(0, 2**32, 10_000), draw.integers(0, 2**40, 10_000), strict=True
+    ):
         found = whole(int(size), int(seed), int(epoch))
-        assert found.min() == 0 and np.array_equal(np.bincount(found), np.ones(size, int)), (size, seed, epoch)
+        assert found.min() == 0 and np.array_equal(np.bincount(found), np.ones(size, int)), (
+            size,
+            seed,
+            epoch,
+        )
 
 
 @given(st.integers(1, 3_000), st.integers(0, 2**32 - 1), st.integers(0, 2**40))
@@ -59,7 +70,13 @@ def test_any_size_and_seed_is_a_bijection(size: int, seed: int, epoch: int) -> N
 
 def test_a_permutation_is_what_it_always_was() -> None:
     assert whole(10, 0).tolist() == [4, 9, 1, 7, 8, 6, 5, 0, 3, 2]
-    assert permuted(np.arange(5), 10**9, 3, 2).tolist() == [734644605, 700910661, 992718016, 484820622, 716558414]
+    assert permuted(np.arange(5), 10**9, 3, 2).tolist() == [
+        734644605,
+        700910661,
+        992718016,
+        484820622,
+        716558414,
+    ]
     assert permuted(np.arange(2**40 - 3, 2**40), 2**40, 2**32 - 1, 10**6).tolist() == [
         119606843149,
         684463949687,
@@ -77,7 +94,9 @@ def mixed(number: int) -> int:
 
 @given(st.integers(1, 2**50), st.integers(0, 2**32 - 1), st.integers(0, 2**50), st.data())
 @few
-def test_it_is_the_network_that_is_told(size: int, seed: int, epoch: int, draw: st.DataObject) -> None:
+def test_it_is_the_network_that_is_told(
+    size: int, seed: int, epoch: int, draw: st.DataObject
+) -> None:
     """Written again, one number at a time."""
     place = number = draw.draw(st.integers(0, size - 1))
     columns = next(c for c in range(math.isqrt(size), 2**60) if c * c >= size and c % 2 == 0)
@@ -99,7 +118,9 @@ def test_it_is_the_network_that_is_told(size: int, seed: int, epoch: int, draw: 
 @pytest.mark.parametrize("size", [2, 3, 4, 5, 6, 7])
 def test_every_permutation_of_few_entries_is_equally_likely(size: int) -> None:
     epochs = np.arange(100_000)
-    orders = np.stack([permuted(np.full(len(epochs), place), size, 7, epochs) for place in range(size)])
+    orders = np.stack(
+        [permuted(np.full(len(epochs), place), size, 7, epochs) for place in range(size)]
+    )
     numbers = np.ravel_multi_index(list(orders), (size,) * size)
     counts = np.unique(numbers, return_counts=True)[1]
     assert len(counts) == np.prod(np.arange(1, size + 1)) and even(counts)
@@ -134,13 +155,19 @@ def test_seeds_and_epochs_have_permutations_of_their_own() -> None:
     assert np.all(same[~np.eye(100, dtype=bool)] < 12)
 
 
-@given(st.integers(1, 5_000), st.integers(0, 2**32 - 1), st.integers(0, 2**50), st.integers(0, 10**9))
+@given(
+    st.integers(1, 5_000), st.integers(0, 2**32 - 1), st.integers(0, 2**50), st.integers(0, 10**9)
+)
 @few
-def test_places_are_asked_alone_or_together_in_any_epoch(size: int, seed: int, epoch: int, number: int) -> None:
+def test_places_are_asked_alone_or_together_in_any_epoch(
+    size: int, seed: int, epoch: int, number: int
+) -> None:
     places = np.random.default_rng(number).integers(0, size, 7)
     epochs = epoch + np.arange(7)
     together = permuted(places, size, seed, epochs)
-    assert together.tolist() == [permuted(places[i : i + 1], size, seed, epoch + i)[0] for i in range(7)]
+    assert together.tolist() == [
+        permuted(places[i : i + 1], size, seed, epoch + i)[0] for i in range(7)
+    ]
 
 
 # -- as the order of a run
@@ -154,7 +181,9 @@ def test_a_table_gives_the_order_up_to_its_size_and_the_permutation_beyond() -> 
 
 def test_an_epoch_beyond_the_table_holds_every_example_once_and_batches_span_epochs() -> None:
     size, batch = TABLE + 1, 2**15
-    steps = np.concatenate([train_indices(Huge(size), 5, step, batch) for step in range(2 * size // batch + 1)])
+    steps = np.concatenate(
+        [train_indices(Huge(size), 5, step, batch) for step in range(2 * size // batch + 1)]
+    )
     for epoch in range(2):
         assert np.all(np.bincount(steps[epoch * size : (epoch + 1) * size], minlength=size) == 1)
     assert not np.array_equal(steps[:100], steps[size : size + 100])
@@ -170,5 +199,8 @@ def test_a_billion_examples_cost_no_memory(size: int) -> None:
         tracemalloc.stop()
     assert peak < 2**20
     assert len(set(batch["inputs"].tolist())) == 1_024 and batch["inputs"].max() < size
-    shares = [train_batch(Huge(size), 0, 10**6, 1_024, part)["inputs"] for part in np.split(np.arange(1_024), 4)]
+    shares = [
+        train_batch(Huge(size), 0, 10**6, 1_024, part)["inputs"]
+        for part in np.split(np.arange(1_024), 4)
+    ]
     assert np.array_equal(np.concatenate(shares), batch["inputs"])

@@ -68,10 +68,17 @@ def png(samples: np.ndarray, colour: int) -> bytes:
     raw = b"".join(b"\0" + row.tobytes() for row in rows)
 
     def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
 
     head = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(raw))
+        + chunk(b"IEND", b"")
+    )
 
 
 def image(pixels: np.ndarray, mode: str = "") -> Any:
@@ -86,9 +93,13 @@ def palette(**options: Any) -> bytes:
 
 
 def cmyk(kind: str) -> bytes:
-    planes = np.stack([255 - RGB[..., 0], 255 - RGB[..., 1], 255 - RGB[..., 2], np.full_like(GREY, 51)], -1)
+    planes = np.stack(
+        [255 - RGB[..., 0], 255 - RGB[..., 1], 255 - RGB[..., 2], np.full_like(GREY, 51)], -1
+    )
     return saved(
-        Image.frombytes("CMYK", (SIDE, SIDE), planes.tobytes()), kind, **({"quality": 98} if kind == "JPEG" else {})
+        Image.frombytes("CMYK", (SIDE, SIDE), planes.tobytes()),
+        kind,
+        **({"quality": 98} if kind == "JPEG" else {}),
     )
 
 
@@ -131,7 +142,11 @@ FILES: dict[str, tuple[Callable[[], bytes], np.ndarray, float]] = {
         0,
     ),
     "RGBA png": (lambda: saved(image(RGBA), "PNG"), on_white(RGB, ALPHA), 1),
-    "RGBA webp": (lambda: saved(image(RGBA), "WEBP", lossless=True, exact=True), on_white(RGB, ALPHA), 1),
+    "RGBA webp": (
+        lambda: saved(image(RGBA), "WEBP", lossless=True, exact=True),
+        on_white(RGB, ALPHA),
+        1,
+    ),
     "RGBA tiff": (lambda: saved(image(RGBA), "TIFF"), on_white(RGB, ALPHA), 1),
     "CMYK jpeg": (functools.partial(cmyk, "JPEG"), UNDER_BLACK, 8),
     "CMYK tiff": (functools.partial(cmyk, "TIFF"), UNDER_BLACK, 2),
@@ -139,22 +154,42 @@ FILES: dict[str, tuple[Callable[[], bytes], np.ndarray, float]] = {
     "I;16 png": (lambda: saved(image(deep(257)), "PNG"), three(GREY), 0),
     "I;16 tiff": (lambda: saved(image(deep(257)), "TIFF"), three(GREY), 0),
     "I;16B tiff": (
-        lambda: saved(Image.frombytes("I;16B", (SIDE, SIDE), deep(257).astype(">u2").tobytes()), "TIFF"),
+        lambda: saved(
+            Image.frombytes("I;16B", (SIDE, SIDE), deep(257).astype(">u2").tobytes()), "TIFF"
+        ),
         three(GREY),
         0,
     ),
-    "16 bits PGM": (lambda: b"P5 32 32 65535\n" + deep(257).astype(">u2").tobytes(), three(GREY), 0),
+    "16 bits PGM": (
+        lambda: b"P5 32 32 65535\n" + deep(257).astype(">u2").tobytes(),
+        three(GREY),
+        0,
+    ),
     "16 bits RGB png": (lambda: png(RGB.astype(np.uint16) * 257, 2), RGB, 0),
     "16 bits RGBA png": (lambda: png(RGBA.astype(np.uint16) * 257, 6), on_white(RGB, ALPHA), 1),
     "16 bits LA png": (lambda: png(LA.astype(np.uint16) * 257, 4), on_white(three(GREY), ALPHA), 1),
-    "GIF of two": (lambda: saved(image(GREY), "GIF", save_all=True, append_images=[image(255 - GREY)]), three(GREY), 0),
+    "GIF of two": (
+        lambda: saved(image(GREY), "GIF", save_all=True, append_images=[image(255 - GREY)]),
+        three(GREY),
+        0,
+    ),
     "WebP of two": (
-        lambda: saved(image(RGB), "WEBP", save_all=True, append_images=[image(255 - RGB)], lossless=True),
+        lambda: saved(
+            image(RGB), "WEBP", save_all=True, append_images=[image(255 - RGB)], lossless=True
+        ),
         RGB,
         0,
     ),
-    "PNG of two": (lambda: saved(image(RGB), "PNG", save_all=True, append_images=[image(255 - RGB)]), RGB, 0),
-    "TIFF of two": (lambda: saved(image(RGB), "TIFF", save_all=True, append_images=[image(255 - RGB)]), RGB, 0),
+    "PNG of two": (
+        lambda: saved(image(RGB), "PNG", save_all=True, append_images=[image(255 - RGB)]),
+        RGB,
+        0,
+    ),
+    "TIFF of two": (
+        lambda: saved(image(RGB), "TIFF", save_all=True, append_images=[image(255 - RGB)]),
+        RGB,
+        0,
+    ),
 }
 
 
@@ -182,10 +217,14 @@ DEEP = {"I": np.int32, "F": np.float32}
 @pytest.mark.parametrize("mode", DEEP)
 def test_file_of_32_bits_needs_levels(mode: str, decoder: str) -> None:
     file = saved(image((deep(10) - 100.0).astype(DEEP[mode])), "TIFF")
-    with pytest.raises(ValueError, match=r"its image is \w+32 from -100 to 2380, .*--data.levels -100 2380"):
+    with pytest.raises(
+        ValueError, match=r"its image is \w+32 from -100 to 2380, .*--data.levels -100 2380"
+    ):
         seen(file)
     assert np.abs(seen(file, levels=(-100, 2450)) - three(GREY)).max() <= 1
-    with pytest.raises(ValueError, match=r"its image is \w+32 from -100 to 2380, beyond --data.levels 0 2550"):
+    with pytest.raises(
+        ValueError, match=r"its image is \w+32 from -100 to 2380, beyond --data.levels 0 2550"
+    ):
         seen(file, levels=(0, 2550))
 
 
@@ -235,13 +274,17 @@ def stored_as(pixels: np.ndarray, orientation: int) -> np.ndarray:
 @pytest.mark.parametrize("canvas", [0, 64, 256])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", UNDONE)
-def test_picture_of_each_orientation_is_upright(orientation: int, kind: str, canvas: int, decoder: str) -> None:
+def test_picture_of_each_orientation_is_upright(
+    orientation: int, kind: str, canvas: int, decoder: str
+) -> None:
     y, x = np.mgrid[0:150, 0:240]
     upright = np.stack([x, y, (x + y) // 2], -1).astype(np.uint8)
     exif = Image.Exif()
     exif[0x0112] = orientation
     lossless = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95}}.get(kind, {})
-    file = saved(image(np.ascontiguousarray(stored_as(upright, orientation))), kind, exif=exif, **lossless)
+    file = saved(
+        image(np.ascontiguousarray(stored_as(upright, orientation))), kind, exif=exif, **lossless
+    )
     plain_file = saved(image(upright), "PNG")
     for channels in (1, 3):
         fields = {"canvas": canvas, "channels": channels, "size": 48}
@@ -269,7 +312,11 @@ def test_elongated_picture_is_on_its_canvas_to_its_end(
     longer = max(width, height)
     ramp = (np.arange(longer) * 255 // (longer - 1)).astype(np.uint8)
     plane = np.broadcast_to(ramp[None, :] if width > height else ramp[:, None], (height, width))
-    file = saved(image(np.repeat(plane[..., None], 3, -1)), kind, **({"quality": 95} if kind == "JPEG" else {}))
+    file = saved(
+        image(np.repeat(plane[..., None], 3, -1)),
+        kind,
+        **({"quality": 95} if kind == "JPEG" else {}),
+    )
     found = bounded(file, canvas, 3)
     shorter = max(1, round(min(width, height) * canvas / longer))
     assert found.shape == ((shorter, canvas, 3) if width > height else (canvas, shorter, 3))
@@ -309,7 +356,11 @@ def test_array_of_each_dtype_is_scaled_by_its_levels_and_refused_without(name: s
     for canvas in (0, SIDE):
         assert np.abs(seen(array, levels=levels, canvas=canvas) - expected).max() <= apart
     assert (
-        np.abs(seen(array, levels=levels, size=SIDE // 2) - seen(expected.astype(np.uint8), size=SIDE // 2)).max() <= 1
+        np.abs(
+            seen(array, levels=levels, size=SIDE // 2)
+            - seen(expected.astype(np.uint8), size=SIDE // 2)
+        ).max()
+        <= 1
     )
     if array.dtype != np.uint8:
         words = rf"its image is {array.dtype} from .* to .*, which does not say what is black .*--data.levels"
@@ -348,9 +399,15 @@ def test_array_of_bools_is_black_and_white() -> None:
     ids=range(20),
 )
 @pytest.mark.parametrize("canvas", [0, SIDE])
-def test_what_is_no_image_is_refused_with_its_dtype_or_shape(array: Any, words: str, canvas: int) -> None:
+def test_what_is_no_image_is_refused_with_its_dtype_or_shape(
+    array: Any, words: str, canvas: int
+) -> None:
     with pytest.raises(ValueError, match=words):
-        seen(array, levels=(0, 1) if getattr(array, "dtype", None) == np.float64 else None, canvas=canvas)
+        seen(
+            array,
+            levels=(0, 1) if getattr(array, "dtype", None) == np.float64 else None,
+            canvas=canvas,
+        )
 
 
 def test_array_with_alpha_lies_on_white() -> None:

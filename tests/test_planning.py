@@ -56,9 +56,13 @@ def flops(function: Any, *arguments: Any) -> int:
         ("bij,kij->bk", [(2, 3, 5), (4, 3, 5)]),
     ],
 )
-def test_products_are_counted_as_xla_counts_them(equation: str, shapes: list[tuple[int, ...]]) -> None:
+def test_products_are_counted_as_xla_counts_them(
+    equation: str, shapes: list[tuple[int, ...]]
+) -> None:
     product = partial(jnp.einsum, equation)
-    assert flops(product, *map(jnp.zeros, shapes)) == xla_flops(product, *map(jnp.zeros, shapes)) > 0
+    assert (
+        flops(product, *map(jnp.zeros, shapes)) == xla_flops(product, *map(jnp.zeros, shapes)) > 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -74,7 +78,9 @@ def test_products_are_counted_as_xla_counts_them(equation: str, shapes: list[tup
     ],
     ids=str,
 )
-def test_convolutions_and_their_gradients_are_counted_as_xla_counts_them(options: dict[str, Any]) -> None:
+def test_convolutions_and_their_gradients_are_counted_as_xla_counts_them(
+    options: dict[str, Any],
+) -> None:
     conv = nn.Conv(**{"features": 8, "kernel_size": (3, 3), "use_bias": False, **options})
     image = draw(2, 12, 12, 4)
     params = conv.init(jax.random.key(0), image)
@@ -157,18 +163,25 @@ def test_what_is_computed_twice_is_counted_once() -> None:
             assert count_flops(twice.train_step.trace(twice.abstract, twice.batch).jaxpr) > once
 
 
-def compiled(mesh: Mesh, function: Any, **arguments: tuple[tuple[int, ...], PartitionSpec]) -> hlo.Module:
+def compiled(
+    mesh: Mesh, function: Any, **arguments: tuple[tuple[int, ...], PartitionSpec]
+) -> hlo.Module:
     """A program on eight CPU devices, read; its arguments are float32 arrays, each a shape and where it lies."""
     built = mesh.build()
     at = {name: NamedSharding(built, spec) for name, (_, spec) in arguments.items()}
-    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=at[name]) for name, (shape, _) in arguments.items()]
+    shapes = [
+        jax.ShapeDtypeStruct(shape, jnp.float32, sharding=at[name])
+        for name, (shape, _) in arguments.items()
+    ]
     return hlo.parse(jax.jit(function).lower(*shapes).compile().as_text())
 
 
 def test_a_sum_over_an_axis_of_the_mesh_is_an_all_reduce_of_so_many_bytes() -> None:
     mesh = Mesh(data=4, tensor=2)
     rows, split = PartitionSpec("data"), PartitionSpec(None, "tensor")
-    module = compiled(mesh, lambda x, k: x.T @ (x @ k @ k.T), x=((32, 16), rows), k=((16, 64), split))
+    module = compiled(
+        mesh, lambda x, k: x.T @ (x @ k @ k.T), x=((32, 16), rows), k=((16, 64), split)
+    )
     sizes = dict(mesh.build().shape)
     found = collectives.table(collectives.find_collectives(module, 8), sizes)
     assert {(row["kind"], row["axes"]): (row["count"], row["bytes"]) for row in found} == {
@@ -182,11 +195,15 @@ def test_what_a_loop_sends_counts_as_often_as_it_runs() -> None:
         return jax.lax.scan(lambda x, k: (jnp.tanh(x @ k @ k.T), None), x, kernels)[0]
 
     split = PartitionSpec(None, None, "tensor")
-    module = compiled(Mesh(data=1, tensor=8), loop, x=((4, 256), PartitionSpec()), kernels=((5, 256, 512), split))
+    module = compiled(
+        Mesh(data=1, tensor=8), loop, x=((4, 256), PartitionSpec()), kernels=((5, 256, 512), split)
+    )
     (found,) = collectives.find_collectives(module, 8)
     assert (found.kind, found.times, found.bytes) == ("all-reduce", 5, 4 * 256 * 4)
     kernel = 256 * 512 // 8 * 4
-    assert 5 * kernel < roofline.memory_traffic(module) < 5 * 5 * kernel  # a layer reads its own kernel, not all five
+    assert (
+        5 * kernel < roofline.memory_traffic(module) < 5 * 5 * kernel
+    )  # a layer reads its own kernel, not all five
 
 
 @pytest.mark.parametrize(
@@ -199,34 +216,52 @@ def test_what_a_loop_sends_counts_as_often_as_it_runs() -> None:
         ("replica_groups=mesh['a'=2,'b'=4] {'b'}, more", [[0, 1, 2, 3], [4, 5, 6, 7]]),
         ("replica_groups=mesh['a'=2,'b'=4] {'a'}, more", [[0, 4], [1, 5], [2, 6], [3, 7]]),
         ("replica_groups=mesh['a'=2,'b'=2,'c'=2] {'a','c'}", [[0, 1, 4, 5], [2, 3, 6, 7]]),
-        ("replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}, more", [[0, 2], [1, 3]]),
+        (
+            "replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}, more",
+            [[0, 2], [1, 3]],
+        ),
         ("replica_groups=mesh['a'=2,'b'=2], device_ids=(0,3,1,2) {'b'}, more", [[0, 3], [1, 2]]),
         ("replica_groups=mesh['a'=8] {'a':(2)2}", [[0, 2], [1, 3], [4, 6], [5, 7]]),
         ("source_target_pairs={{0,1},{1,0}}", [[0, 1], [1, 0]]),
     ],
 )
 def test_every_way_to_write_groups_of_devices(text: str, groups: list[list[int]]) -> None:
-    assert collectives.parse_groups(f"channel_id=1, {text}, use_global_device_ids=true", 8) == groups
+    assert (
+        collectives.parse_groups(f"channel_id=1, {text}, use_global_device_ids=true", 8) == groups
+    )
 
 
 def test_a_ring_takes_as_long_as_its_bytes_over_a_link() -> None:
     pod, half = parse_topology("v5e:4x4"), CHIPS["v5e"].interconnect_bandwidth / 2
     whole = [list(range(16))]
-    assert collectives.Collective("all-gather", whole, 1600, 3).seconds(pod) == pytest.approx(3 * 1500 / half)
-    assert collectives.Collective("all-reduce", whole, 1600, 1).seconds(pod) == pytest.approx(2 * 1500 / half)
+    assert collectives.Collective("all-gather", whole, 1600, 3).seconds(pod) == pytest.approx(
+        3 * 1500 / half
+    )
+    assert collectives.Collective("all-reduce", whole, 1600, 1).seconds(pod) == pytest.approx(
+        2 * 1500 / half
+    )
     two, both = parse_topology("v5e:4x4", 2), [list(range(32))]
     between = 1600 / 16 / 2 / CHIPS["v5e"].network_bandwidth
-    assert collectives.Collective("all-gather", both, 1600, 1).seconds(two) == pytest.approx(1500 / half + between)
+    assert collectives.Collective("all-gather", both, 1600, 1).seconds(two) == pytest.approx(
+        1500 / half + between
+    )
     times = roofline.seconds(197 * 10**12 * 16, 819 * 10**9 // 2, [], pod)
     assert times == pytest.approx({"compute": 1.0, "memory": 0.5, "interconnect": 0.0})
 
 
 def test_topologies_and_chips() -> None:
-    assert [parse_topology(name).devices for name in ("v5e:4x4", "v5p:4x4x8", "h100:64")] == [16, 128, 64]
+    assert [parse_topology(name).devices for name in ("v5e:4x4", "v5p:4x4x8", "h100:64")] == [
+        16,
+        128,
+        64,
+    ]
     assert parse_topology("v5p:4x4x8", 2).devices == 256
     for name, chip in CHIPS.items():
         assert 1e14 < chip.peak_flops < 1e15 and 10e9 < chip.memory_bytes < 200e9, name
-        assert 8e11 < chip.memory_bandwidth < 5e12 and chip.interconnect_bandwidth < chip.memory_bandwidth, name
+        assert (
+            8e11 < chip.memory_bandwidth < 5e12
+            and chip.interconnect_bandwidth < chip.memory_bandwidth
+        ), name
         assert chip.network_bandwidth < chip.interconnect_bandwidth / 2 and chip.source, name
 
 
@@ -269,7 +304,9 @@ def test_a_plan_counts_the_memory_that_a_run_gets(
 
 
 @pytest.mark.parametrize("value", ["0", "75%", "-1", "nan"])
-def test_a_part_of_memory_that_is_none_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_of_memory_that_is_none_is_refused(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", value)
     with pytest.raises(Refused, match=f"XLA_CLIENT_MEM_FRACTION='{value}'"):
         gpu_fraction()
@@ -279,7 +316,9 @@ def test_where_a_gpu_lacks_memory_its_part_is_said(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.8")
     memory = {"peak_bytes": 3 * 2**30, "available_bytes": 2**30}
     words = plan.lacking({"memory": memory, "estimate": True})
-    assert "2.00 GiB too many (JAX takes 0.8 of a GPU's memory: XLA_CLIENT_MEM_FRACTION=0.9" in words
+    assert (
+        "2.00 GiB too many (JAX takes 0.8 of a GPU's memory: XLA_CLIENT_MEM_FRACTION=0.9" in words
+    )
     assert "JAX takes" not in plan.lacking({"memory": memory, "estimate": False})
 
 
@@ -303,7 +342,13 @@ def test_remedies_cost_little_first() -> None:
     experiment = load("c4_llama_7b")
     model: Any = experiment.model
     plain = small("c4_llama_7b", model=model.clone(remat="none"), mesh=Mesh(data=-1))
-    fsdp = ["--mesh.data=1", "--mesh.fsdp=4", "--mesh.tensor=1", "--mesh.sequence=1", "--mesh.expert=1"]
+    fsdp = [
+        "--mesh.data=1",
+        "--mesh.fsdp=4",
+        "--mesh.tensor=1",
+        "--mesh.sequence=1",
+        "--mesh.expert=1",
+    ]
     assert list(plan.remedies(plain, 4)) == [
         ["--model.remat=attention"],
         ["--model.remat=dots"],
@@ -343,16 +388,22 @@ def test_what_cannot_be_planned_is_refused_in_one_sentence(
         main()
     said = capsys.readouterr()
     assert (stop.value.code, said.out) == (2, "")
-    assert len(said.err.splitlines()) == 1 and [part for part in named if part not in said.err] == []
+    assert (
+        len(said.err.splitlines()) == 1 and [part for part in named if part not in said.err] == []
+    )
 
 
-def test_without_the_compiler_a_tpu_is_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_compiler_a_tpu_is_refused_with_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(Refused, match=r"pip install 'jaxbig\[tpu\]'"):
         plan.plan([], load("digits_convnet"), parse_topology("v5e:4x4"), 60, print)
 
 
-def test_a_compiler_that_crashes_or_takes_too_long_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiler_that_crashes_or_takes_too_long_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     pod = parse_topology("h100:8")
     with pytest.raises(Failed, match=r"not done after 0\.1 s: give it more with --timeout"):
         plan.compile_in_child(["plan", "digits_convnet", "--topology", "h100:8"], pod, 0.1)
@@ -366,45 +417,93 @@ def answer(done: Any) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def test_a_plan_for_gpus_is_an_estimate_from_that_many_cpu_devices(jaxbig: Callable[..., Any]) -> None:
+def test_a_plan_for_gpus_is_an_estimate_from_that_many_cpu_devices(
+    jaxbig: Callable[..., Any],
+) -> None:
     found = answer(jaxbig("plan", "digits_convnet", "--topology", "h100:8", "--json"))
-    assert (found["topology"], found["devices"], found["fits"], found["estimate"]) == ("h100:8", 8, True, True)
+    assert (found["topology"], found["devices"], found["fits"], found["estimate"]) == (
+        "h100:8",
+        8,
+        True,
+        True,
+    )
     program = make_program(load("digits_convnet"), jax.devices()[:8])
-    assert found["parameters"] == sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(program.abstract.params))
+    assert found["parameters"] == sum(
+        math.prod(leaf.shape) for leaf in jax.tree.leaves(program.abstract.params)
+    )
     with program.activate():
-        assert found["flops_per_step"] == count_flops(program.train_step.trace(program.abstract, program.batch).jaxpr)
+        assert found["flops_per_step"] == count_flops(
+            program.train_step.trace(program.abstract, program.batch).jaxpr
+        )
     memory = found["memory"]
     assert (
-        0 < memory["argument_bytes"] < memory["peak_bytes"] < memory["available_bytes"] == CHIPS["h100"].available_bytes
+        0
+        < memory["argument_bytes"]
+        < memory["peak_bytes"]
+        < memory["available_bytes"]
+        == CHIPS["h100"].available_bytes
     )
-    sent = {(row["kind"], row["axes"]): row["bytes"] for row in found["collectives"]}  # gradients, and a few scalars
+    sent = {
+        (row["kind"], row["axes"]): row["bytes"] for row in found["collectives"]
+    }  # gradients, and a few scalars
     assert 4 * found["parameters"] <= sent["all-reduce", "data"] < 4.1 * found["parameters"]
     assert {axes for _, axes in sent} == {"data"}
     assert found["step_seconds"] == max(found["bounds"].values()) and 0 < found["mfu"] < 1
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler: jaxbig[tpu]")
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler: jaxbig[tpu]"
+)
 def test_plans_for_tpus_are_compiled_for_real(jaxbig: Callable[..., Any]) -> None:
     big = ["plan", "pytext_llama", "--model.width", 512, "--data.length", 512]
-    fitting = answer(jaxbig(*big, "--data.batch", 64, "--model.dtype", "bfloat16", "--topology", "v5e:4x4", "--json"))
-    assert fitting["fits"] and not fitting["estimate"] and fitting["devices"] == 16 and 0 < fitting["mfu"] < 1
-    assert {(row["kind"], row["axes"]) for row in fitting["collectives"]} == {("all-reduce", "data")}
+    fitting = answer(
+        jaxbig(
+            *big, "--data.batch", 64, "--model.dtype", "bfloat16", "--topology", "v5e:4x4", "--json"
+        )
+    )
+    assert (
+        fitting["fits"]
+        and not fitting["estimate"]
+        and fitting["devices"] == 16
+        and 0 < fitting["mfu"] < 1
+    )
+    assert {(row["kind"], row["axes"]) for row in fitting["collectives"]} == {
+        ("all-reduce", "data")
+    }
 
     found = answer(jaxbig(*big, "--data.batch", 4096, "--topology", "v5e:2x2", "--json"))
     assert not found["fits"] and found["memory"]["peak_bytes"] > found["memory"]["available_bytes"]
-    assert len(found["buffers"]) >= 3 and any("jaxbig/models" in each["source"] for each in found["buffers"])
+    assert len(found["buffers"]) >= 3 and any(
+        "jaxbig/models" in each["source"] for each in found["buffers"]
+    )
     assert found["proposal"]["fits"] and found["proposal"]["options"]
 
     refused = jaxbig("plan", "digits_convnet", "--topology", "v5e:3x5")
     assert refused.returncode == 2 and "v5e:3x5" in refused.stderr
-    slices = answer(jaxbig("plan", "digits_convnet", "--topology", "v5e:2x2", "--slices", 2, "--json"))
+    slices = answer(
+        jaxbig("plan", "digits_convnet", "--topology", "v5e:2x2", "--slices", 2, "--json")
+    )
     assert slices["devices"] == 8 and slices["fits"]
     hybrid = ["pytext_llama", "--data.batch", 64, "--mesh.data", 2, "--mesh.fsdp", 4]
-    sent = answer(jaxbig("plan", *hybrid, "--topology", "v5e:2x2", "--slices", 2, "--json"))["collectives"]
+    sent = answer(jaxbig("plan", *hybrid, "--topology", "v5e:2x2", "--slices", 2, "--json"))[
+        "collectives"
+    ]
     assert {row["axes"] for row in sent} == {"data", "fsdp"}  # data alone between the slices
-    split = ["pytext_llama", "--data.batch", 64, "--mesh.data", 1, "--mesh.fsdp", 8, "--mesh.tensor", 2]
-    sent = answer(jaxbig("plan", *split, "--topology", "v6e:4x4", "--json"))["collectives"]  # a side of 4 is split
+    split = [
+        "pytext_llama",
+        "--data.batch",
+        64,
+        "--mesh.data",
+        1,
+        "--mesh.fsdp",
+        8,
+        "--mesh.tensor",
+        2,
+    ]
+    sent = answer(jaxbig("plan", *split, "--topology", "v6e:4x4", "--json"))[
+        "collectives"
+    ]  # a side of 4 is split
     assert {row["axes"] for row in sent} >= {"fsdp", "tensor"}
 
 
@@ -417,11 +516,20 @@ def test_the_flags_of_a_chip_are_ones_that_its_compiler_knows(chip: str) -> None
             "from jax.experimental import topologies; "
             "print(len(topologies.get_topology_desc('v6e:2x2', 'tpu', chips_per_host_bounds=(2, 2, 1)).devices))"
         )
-    quiet = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_LOG_DIR": "disabled"}
+    quiet = {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TPU_LOG_DIR": "disabled",
+    }
 
     def known(value: str) -> bool:
         environment = {**os.environ, **quiet, "JAX_PLATFORMS": "cpu", found["variable"]: value}
-        return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True).returncode == 0
+        return (
+            subprocess.run(
+                [sys.executable, "-c", program], env=environment, capture_output=True
+            ).returncode
+            == 0
+        )
 
     assert known(found["value"]) and not known(f"{found['value']} --xla_no_such_flag=true")
 
@@ -431,6 +539,8 @@ def test_flags_are_printed_to_be_exported(capsys: pytest.CaptureFixture[str]) ->
 
     assert run(["flags", "v5p", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["variable"] == "LIBTPU_INIT_ARGS" and found["value"].split() == list(found["flags"])
+    assert found["variable"] == "LIBTPU_INIT_ARGS" and found["value"].split() == list(
+        found["flags"]
+    )
     with pytest.raises(Refused, match="'v9': the chips are v4, v5e"):
         run(["flags", "v9"])

@@ -28,7 +28,11 @@ def test_random_kills_over_one_run_need_no_repair(tmp_path: Path) -> None:
         starting = chance.random() < 0.3
         moment = time.monotonic() + (chance.uniform(0, 12) if starting else 600)
         goal = life.step() + chance.randrange(1 + STEPS // (2 * KILLS))
-        life.until(lambda life=life, goal=goal, moment=moment: life.step() > goal or time.monotonic() > moment)
+        life.until(
+            lambda life=life, goal=goal, moment=moment: (
+                life.step() > goal or time.monotonic() > moment
+            )
+        )
         time.sleep(chance.uniform(0, 0.05))
         if not life.alive():
             assert [code for code, _ in life.end()] == [0, 0], "it ended by itself, so it is done"
@@ -45,9 +49,17 @@ def test_random_kills_over_one_run_need_no_repair(tmp_path: Path) -> None:
     print(f"{killed} kills, the slowest end {longest:.1f} s after: {told}")
 
 
-def test_a_run_preempted_five_times_and_moved_has_the_digest_of_one_left_alone(tmp_path: Path) -> None:
+def test_a_run_preempted_five_times_and_moved_has_the_digest_of_one_left_alone(
+    tmp_path: Path,
+) -> None:
     """Two processes, then one, two, four, two and one: the cluster gives what it has."""
-    arguments = [*RUN, "--steps=400", "--evaluate-every=200", "--checkpoint-every=100", "--reproducible=8"]
+    arguments = [
+        *RUN,
+        "--steps=400",
+        "--evaluate-every=200",
+        "--checkpoint-every=100",
+        "--reproducible=8",
+    ]
     alone = done(tmp_path / "alone", 2, 1, *arguments)
     (folder := tmp_path / "moved").mkdir()
     for turn, count in enumerate((2, 1, 2, 4, 2)):

@@ -23,7 +23,16 @@ from conftest import HASTY
 from jaxbig import processes, resume
 from jaxbig.errors import PEER_LOST, Failed, Refused
 from jaxbig.mesh import Mesh, local_rows, put
-from jaxbig.processes import agree, first, gather, join, on_this_host, refuse_differences, started_together, taken
+from jaxbig.processes import (
+    agree,
+    first,
+    gather,
+    join,
+    on_this_host,
+    refuse_differences,
+    started_together,
+    taken,
+)
 from jaxbig.resume import parent_folder
 from jaxbig.tracking.metrics import read_metrics
 
@@ -86,7 +95,9 @@ class Run:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
-                preexec_fn=(lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})) if one_core else None,
+                preexec_fn=(lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}))
+                if one_core
+                else None,
             )
             for number in range(count)
         ]
@@ -94,7 +105,9 @@ class Run:
     def end(self, *codes: int) -> list[tuple[str, str]]:
         """What each printed to standard output and error; all ended with those codes (0 if none is given)."""
         said = [process.communicate(timeout=300) for process in self.processes]
-        assert [process.returncode for process in self.processes] == list(codes or [0] * len(said)), said
+        assert [process.returncode for process in self.processes] == list(
+            codes or [0] * len(said)
+        ), said
         return said
 
 
@@ -117,8 +130,15 @@ def test_two_processes_make_the_run_of_one(small_file: str, tmp_path: Path) -> N
     np.testing.assert_allclose(curve(tmp_path / "two"), curve(tmp_path / "one"), rtol=1e-5)
     assert len(curve(tmp_path / "two")) == 14  # 12 steps and two evaluations, each written once
     told = json.loads((tmp_path / "two" / "run.json").read_text())
-    assert told["devices"]["count"] == 4 and told["devices"]["processes"] == 2 and len(told["starts"]) == 1
-    assert sorted(entry.name for entry in (tmp_path / "two" / "checkpoints").iterdir()) == ["12", "6"]
+    assert (
+        told["devices"]["count"] == 4
+        and told["devices"]["processes"] == 2
+        and len(told["starts"]) == 1
+    )
+    assert sorted(entry.name for entry in (tmp_path / "two" / "checkpoints").iterdir()) == [
+        "12",
+        "6",
+    ]
 
 
 @pytest.mark.slow
@@ -139,26 +159,54 @@ def test_a_run_goes_on_as_another_number_of_processes(small_file: str, tmp_path:
     train(tmp_path, 1, 8, small_file, "--steps", 24, "--workdir", "one").end()
     for steps, (count, devices) in {6: (2, 2), 12: (4, 2), 24: (1, 4)}.items():
         train(tmp_path, count, devices, small_file, "--steps", steps, "--workdir", "moved").end()
-    train(tmp_path, 2, 1, small_file, "--steps", 24, "--workdir", "moved").end()  # once more: nothing is left to do
-    evaluated = [line["loss"] for line in read_metrics(tmp_path / "moved") if line["split"] == "eval"]
+    train(
+        tmp_path, 2, 1, small_file, "--steps", 24, "--workdir", "moved"
+    ).end()  # once more: nothing is left to do
+    evaluated = [
+        line["loss"] for line in read_metrics(tmp_path / "moved") if line["split"] == "eval"
+    ]
     # the schedule follows the length that each start was told, so only the first steps can be compared
-    np.testing.assert_allclose(curve(tmp_path / "moved")[:3], curve(tmp_path / "one")[:3], rtol=1e-2)
-    assert len(evaluated) == 4 and len(json.loads((tmp_path / "moved" / "run.json").read_text())["starts"]) == 4
-    [(out, _), _] = Run(tmp_path, 2, 1, "evaluate", small_file, "--steps", 24, "--workdir", "moved", "--json").end()
+    np.testing.assert_allclose(
+        curve(tmp_path / "moved")[:3], curve(tmp_path / "one")[:3], rtol=1e-2
+    )
+    assert (
+        len(evaluated) == 4
+        and len(json.loads((tmp_path / "moved" / "run.json").read_text())["starts"]) == 4
+    )
+    [(out, _), _] = Run(
+        tmp_path, 2, 1, "evaluate", small_file, "--steps", 24, "--workdir", "moved", "--json"
+    ).end()
     assert json.loads(out)["metrics"]["loss"] == pytest.approx(evaluated[-1], rel=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["digits_convnet", "digits_rnn", "pytext_transformer"])
-def test_a_reproducible_run_has_one_digest_on_any_processes_and_when_it_moves(name: str, tmp_path: Path) -> None:
-    options = [name, "--steps", 4, "--checkpoint-every", 2, "--reproducible", 8, "--optimizer.rate.warmup", 1]
+def test_a_reproducible_run_has_one_digest_on_any_processes_and_when_it_moves(
+    name: str, tmp_path: Path
+) -> None:
+    options = [
+        name,
+        "--steps",
+        4,
+        "--checkpoint-every",
+        2,
+        "--reproducible",
+        8,
+        "--optimizer.rate.warmup",
+        1,
+    ]
     options += ["--data.batch", 64]
     if name == "pytext_transformer":
         options += ["--model.depth", 1, "--data.length", 128]
     for count, devices in ((1, 1), (1, 8), (4, 2)):
-        how = {"one_core": devices == 1, "hasty": False}  # the full compiler is whom it takes pains to bind
+        how = {
+            "one_core": devices == 1,
+            "hasty": False,
+        }  # the full compiler is whom it takes pains to bind
         train(tmp_path, count, devices, *options, "--workdir", f"{count}x{devices}", **how).end()
-    moving = train(tmp_path, 2, 2, *options, "--workdir", "moved", "--checkpoint-every", 1, hasty=False)
+    moving = train(
+        tmp_path, 2, 2, *options, "--workdir", "moved", "--checkpoint-every", 1, hasty=False
+    )
     saved = tmp_path / "moved" / "checkpoints"
     while not (saved / "1").exists() and moving.processes[0].poll() is None:
         time.sleep(0.01)
@@ -166,7 +214,9 @@ def test_a_reproducible_run_has_one_digest_on_any_processes_and_when_it_moves(na
     for process in moving.processes:
         said = process.communicate(timeout=300)
         assert process.returncode in (0, 75), said  # 0: it was done before it could stop
-    train(tmp_path, 1, 4, *options, "--workdir", "moved", "--checkpoint-every", 1, hasty=False).end()
+    train(
+        tmp_path, 1, 4, *options, "--workdir", "moved", "--checkpoint-every", 1, hasty=False
+    ).end()
     digests = {folder: digest(tmp_path / folder) for folder in ("1x1", "1x8", "4x2", "moved")}
     assert len(set(digests.values())) == 1, digests
 
@@ -185,7 +235,11 @@ def test_a_reproducible_run_has_one_digest_on_any_processes_and_when_it_moves(na
     ids=lambda value: getattr(value, "name", str(value)),
 )
 def test_a_signal_to_one_process_saves_one_step_of_all(
-    small_file: str, tmp_path: Path, number: signal.Signals, asked: int, noticed: Callable[[float], None]
+    small_file: str,
+    tmp_path: Path,
+    number: signal.Signals,
+    asked: int,
+    noticed: Callable[[float], None],
 ) -> None:
     run = train(tmp_path, 2, 1, small_file, "--steps", 100_000, "--workdir", "run")
     while not (tmp_path / "run" / "checkpoints" / "6").exists():
@@ -212,7 +266,9 @@ def ready(run: Run, folder: Path) -> None:
 def test_when_a_process_is_killed_the_other_leaves_at_once_and_names_it(
     small_file: str, tmp_path: Path, dead: int, noticed: Callable[[float], None]
 ) -> None:
-    run = train(tmp_path, 2, 1, small_file, "--steps", 100_000, "--keep-last", 100_000, "--workdir", "run")
+    run = train(
+        tmp_path, 2, 1, small_file, "--steps", 100_000, "--keep-last", 100_000, "--workdir", "run"
+    )
     ready(run, tmp_path / "run")
     run.processes[dead].kill()
     began = time.monotonic()
@@ -235,15 +291,23 @@ def test_a_process_that_is_stopped_is_named_and_the_other_ends_within_the_limit(
     _, err = run.processes[0].communicate(timeout=60)
     noticed(time.monotonic() - began)
     assert time.monotonic() - began < 8 + 2 and run.processes[0].returncode == 1
-    assert "nothing has moved for 8 s (--guard.stuck-after): process 1 " in err and "silent" in err and "Thread" in err
+    assert (
+        "nothing has moved for 8 s (--guard.stuck-after): process 1 " in err
+        and "silent" in err
+        and "Thread" in err
+    )
     run.processes[1].send_signal(signal.SIGCONT)
     assert run.processes[1].wait(timeout=30) == 1  # it hears of it when it wakes
     run.processes[1].communicate()
 
 
 @pytest.mark.slow
-def test_processes_that_were_started_otherwise_refuse_together(small_file: str, tmp_path: Path) -> None:
-    for _, error in train(tmp_path, 2, 1, small_file, "--workdir", "run", differing=("--seed", "3")).end(2, 2):
+def test_processes_that_were_started_otherwise_refuse_together(
+    small_file: str, tmp_path: Path
+) -> None:
+    for _, error in train(
+        tmp_path, 2, 1, small_file, "--workdir", "run", differing=("--seed", "3")
+    ).end(2, 2):
         assert "process 1 has seed 3 and process 0 has 0" in error
     assert not (tmp_path / "run").exists()
     train(tmp_path, 1, 2, small_file, "--workdir", "run").end()
@@ -253,10 +317,14 @@ def test_processes_that_were_started_otherwise_refuse_together(small_file: str, 
     assert (tmp_path / "run" / "forked_from_1" / "run.json").exists()
     train(tmp_path, 2, 1, small_file, "--workdir", "next", "--initialize-from.run", "run").end()
     flipped = next(
-        file for file in (tmp_path / "next" / "checkpoints" / "12").rglob("*") if "ocdbt" in str(file.parent)
+        file
+        for file in (tmp_path / "next" / "checkpoints" / "12").rglob("*")
+        if "ocdbt" in str(file.parent)
     )
     flipped.write_bytes(b"x" + flipped.read_bytes()[1:])
-    end = train(tmp_path, 2, 1, small_file, "--workdir", "next", "--initialize-from.run", "run").end()
+    end = train(
+        tmp_path, 2, 1, small_file, "--workdir", "next", "--initialize-from.run", "run"
+    ).end()
     assert "trying the one before it" in " ".join(end[0][0].split()) and digest(tmp_path / "next")
 
 
@@ -269,7 +337,10 @@ def test_processes_that_were_started_otherwise_refuse_together(small_file: str, 
             "from jaxbig import processes as p; now = p.versions(); p.versions = lambda: {**now, 'jax': '0.1'}",
             "has jax '0.1'",
         ),
-        ("import os; os.environ['JAX_NUM_CPU_DEVICES'] = '2'", "process 1 has number of devices 2 and process 0 has 1"),
+        (
+            "import os; os.environ['JAX_NUM_CPU_DEVICES'] = '2'",
+            "process 1 has number of devices 2 and process 0 has 1",
+        ),
         (
             "import os; os.environ['XLA_FLAGS'] = '--xla_cpu_enable_fast_math=true'",
             "process 1 has XLA_FLAGS --xla_cpu_enable_fast_math 'true' and process 0 has None",
@@ -281,7 +352,16 @@ def test_processes_that_were_told_otherwise_or_are_others_are_named(
     change: str, words: str, small_file: str, tmp_path: Path, noticed: Callable[[float], None]
 ) -> None:
     began = time.monotonic()
-    run = train(tmp_path, 2, 1, small_file, "--workdir", "run", told=(2, 2 if change else 3), before=("", change))
+    run = train(
+        tmp_path,
+        2,
+        1,
+        small_file,
+        "--workdir",
+        "run",
+        told=(2, 2 if change else 3),
+        before=("", change),
+    )
     for _, error in run.end(2, 2):
         assert words in error
     noticed(time.monotonic() - began)
@@ -326,18 +406,27 @@ def test_a_disk_that_fails_on_one_host_alone_ends_a_run_whose_hosts_read_the_sam
     lines = [json.dumps({"a": n, "b": n % 3, "y": n % 2}) for n in range(40)]
     (tmp_path / "numbers.jsonl").write_text("\n".join(lines) + "\n")
     options = ["--mesh.data", 1, "--mesh.tensor", 2] if mesh == "tensor" else []
-    run = train(tmp_path, 2, 1, "own_numbers.py", "--workdir", "run", *options, before=("", ILL_DISK))
+    run = train(
+        tmp_path, 2, 1, "own_numbers.py", "--workdir", "run", *options, before=("", ILL_DISK)
+    )
     if mesh == "data":
         run.end()
         return
     said = [process.communicate(timeout=300)[1] for process in run.processes]
-    assert 1 in {process.returncode for process in run.processes} <= {1, PEER_LOST}  # both fail, one may hear it first
-    assert all("process 1 could not read" in err and "process 0 could, which reads the" in err for err in said), said
+    assert (
+        1 in {process.returncode for process in run.processes} <= {1, PEER_LOST}
+    )  # both fail, one may hear it first
+    assert all(
+        "process 1 could not read" in err and "process 0 could, which reads the" in err
+        for err in said
+    ), said
     assert not (tmp_path / "run" / "checkpoints" / "10").exists()
 
 
 @pytest.mark.slow
-def test_a_coordinator_that_cannot_be_reached_is_named(tmp_path: Path, noticed: Callable[[float], None]) -> None:
+def test_a_coordinator_that_cannot_be_reached_is_named(
+    tmp_path: Path, noticed: Callable[[float], None]
+) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         where = f"127.0.0.1:{free.getsockname()[1]}"
@@ -348,7 +437,9 @@ def test_a_coordinator_that_cannot_be_reached_is_named(tmp_path: Path, noticed: 
     noticed(time.monotonic() - began)
     process.kill()
     process.communicate()
-    assert f"process 1 of 2 waits for the others at {where}" in line and time.monotonic() - began < 30
+    assert (
+        f"process 1 of 2 waits for the others at {where}" in line and time.monotonic() - began < 30
+    )
 
 
 @pytest.mark.parametrize(
@@ -373,14 +464,22 @@ def test_a_port_that_is_taken_is_refused() -> None:
 
 
 def test_others_that_never_come_are_told_of_and_given_up() -> None:
-    code = "from jaxbig import processes as p; p.NOTICE, p.CONNECT = 1, 2; p.join('127.0.0.1:9', 2, 1)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 1 and "process 1 of 2 waits for the others at 127.0.0.1:9" in done.stderr
+    code = (
+        "from jaxbig import processes as p; p.NOTICE, p.CONNECT = 1, 2; p.join('127.0.0.1:9', 2, 1)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (
+        done.returncode == 1 and "process 1 of 2 waits for the others at 127.0.0.1:9" in done.stderr
+    )
     assert done.stderr.splitlines()[-1].endswith("nobody came in 2 s.")
 
 
 @pytest.mark.parametrize("saves", [True, False], ids=["train", "evaluate"])
-def test_of_several_processes_sigterm_is_for_jax_where_there_is_something_to_save(saves: bool) -> None:
+def test_of_several_processes_sigterm_is_for_jax_where_there_is_something_to_save(
+    saves: bool,
+) -> None:
     """JAX's handler only takes note, for all to stop at one step: a process that never asks would not end by it."""
     code = (
         "import jax, sys; from jaxbig import processes\n"
@@ -389,11 +488,15 @@ def test_of_several_processes_sigterm_is_for_jax_where_there_is_something_to_sav
         f"processes.join('127.0.0.1:9', 2, 1, saves={saves})"
     )
     environment = {**os.environ, "JAX_ENABLE_PREEMPTION_SERVICE": str(not saves)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
     assert done.stdout == f"{saves}\n"
 
 
-def test_a_process_knows_when_a_launcher_has_started_several(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_knows_when_a_launcher_has_started_several(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     assert not started_together()
@@ -450,7 +553,10 @@ def together(monkeypatch: pytest.MonkeyPatch) -> Together:
         monkeypatch.setattr(socket, "gethostname", lambda: f"host{here.number // 2}")
 
         def process(number: int) -> Any:
-            here.number, rounds.count = number, itertools.count()  # also where a thread is used again
+            here.number, rounds.count = (
+                number,
+                itertools.count(),
+            )  # also where a thread is used again
             try:
                 return act(number)
             except (Refused, Failed) as error:
@@ -469,17 +575,26 @@ def test_what_the_first_gives_or_raises_all_get(together: Together) -> None:
         raise Refused("no room")
 
     said = together(lambda _: first(refuse))
-    assert [type(each) for each in said] == [Refused] * 3 and {str(each) for each in said} == {"no room"}
+    assert [type(each) for each in said] == [Refused] * 3 and {str(each) for each in said} == {
+        "no room"
+    }
 
 
 def test_what_each_gives_all_get_in_their_order(together: Together) -> None:
-    assert together(lambda number: gather({"from": number})) == [[{"from": 0}, {"from": 1}, {"from": 2}]] * 3
+    assert (
+        together(lambda number: gather({"from": number}))
+        == [[{"from": 0}, {"from": 1}, {"from": 2}]] * 3
+    )
 
 
 def test_a_host_whose_listing_is_older_forks_from_what_process_0_sees(
     together: Together, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    listings = {0: "forked_from_2", 1: "forked_from_1", 2: None}  # as a file server's caches may have it
+    listings = {
+        0: "forked_from_2",
+        1: "forked_from_1",
+        2: None,
+    }  # as a file server's caches may have it
 
     def listed(workdir: Path) -> Path | None:
         found = listings[jax.process_index()]
@@ -496,15 +611,27 @@ def test_a_host_whose_listing_is_older_forks_from_what_process_0_sees(
     [
         ({2: {"seed": 1}}, "process 2 on host1 has seed 1 and process 0 has 0: start all"),
         ({1: {"seed": 1}}, "process 1 has seed 1 and process 0 has 0: start all"),
-        ({2: {"seed": 0, "more": "x"}}, "process 2 on host1 has more 'x' and process 0 has None: start all"),
+        (
+            {2: {"seed": 0, "more": "x"}},
+            "process 2 on host1 has more 'x' and process 0 has None: start all",
+        ),
         ({2: {}}, "process 2 on host1 has seed None and process 0 has 0: start all"),
         (
             {1: {"seed": 3, "more": 2}, 3: {"seed": 4}},
             "process 1 has seed 3 and process 0 has 0, more 2 and process 0 has None; process 3 on host1 has seed 4",
         ),
-        ({2: {"seed": 9}, 3: {"seed": 9}}, "process 2 on host1, process 3 on host1 have seed 9 and process 0 has 0"),
-        ({n: {"seed": 9} for n in range(1, 6)}, "process 3 on host1 and 2 others have seed 9 and process 0 has 0"),
-        ({n: {"seed": n} for n in range(1, 6)}, "process 3 on host1 has seed 3 and process 0 has 0; and 2 other"),
+        (
+            {2: {"seed": 9}, 3: {"seed": 9}},
+            "process 2 on host1, process 3 on host1 have seed 9 and process 0 has 0",
+        ),
+        (
+            {n: {"seed": 9} for n in range(1, 6)},
+            "process 3 on host1 and 2 others have seed 9 and process 0 has 0",
+        ),
+        (
+            {n: {"seed": n} for n in range(1, 6)},
+            "process 3 on host1 has seed 3 and process 0 has 0; and 2 other",
+        ),
         ({1: {"seed": "x" * 5000}}, "process 1 has seed 'xxx"),
     ],
 )
@@ -525,7 +652,12 @@ def test_agreeing_sends_what_one_has_to_each_and_not_all_to_all(together: Togeth
     assert size > 3000 and 32 * size < service.sent < 32 * size * 1.2
 
 
-DEVICES = {"number of devices": 2, "device kind": "H100", "platform_version": "cuda 12.9", "driver": "580.1"}
+DEVICES = {
+    "number of devices": 2,
+    "device kind": "H100",
+    "platform_version": "cuda 12.9",
+    "driver": "580.1",
+}
 
 
 @pytest.mark.parametrize(
@@ -534,11 +666,27 @@ DEVICES = {"number of devices": 2, "device kind": "H100", "platform_version": "c
         ("versions", {"jax": "0.1"}, "has jax '0.1' and process 0 has"),
         ("flags", {"XLA_FLAGS": {"--xla_b": "2"}}, "XLA_FLAGS --xla_b '2' and process 0 has '1'"),
         ("flags", {}, "has XLA_FLAGS --xla_b None and process 0 has '1'"),
-        ("config", {"jax_default_matmul_precision": "highest"}, "has jax_default_matmul_precision 'highest' and"),
+        (
+            "config",
+            {"jax_default_matmul_precision": "highest"},
+            "has jax_default_matmul_precision 'highest' and",
+        ),
         ("git_commit", "beef", "has git commit 'beef' and process 0 has 'cafe'"),
-        ("devices", {**DEVICES, "number of devices": 1}, "has number of devices 1 and process 0 has 2: each process"),
-        ("devices", {**DEVICES, "device kind": "A100"}, "has device kind 'A100' and process 0 has 'H100'"),
-        ("devices", {**DEVICES, "platform_version": "cuda 12.8"}, "has platform_version 'cuda 12.8' and process 0"),
+        (
+            "devices",
+            {**DEVICES, "number of devices": 1},
+            "has number of devices 1 and process 0 has 2: each process",
+        ),
+        (
+            "devices",
+            {**DEVICES, "device kind": "A100"},
+            "has device kind 'A100' and process 0 has 'H100'",
+        ),
+        (
+            "devices",
+            {**DEVICES, "platform_version": "cuda 12.8"},
+            "has platform_version 'cuda 12.8' and process 0",
+        ),
         ("devices", {**DEVICES, "driver": "575.0"}, "has driver '575.0' and process 0 has '580.1'"),
     ],
 )
@@ -566,12 +714,16 @@ def test_hosts_of_other_software_flags_configuration_code_or_devices_are_refused
 def test_a_commit_that_one_host_cannot_know_is_no_difference(
     together: Together, monkeypatch: pytest.MonkeyPatch, unknown: int
 ) -> None:
-    monkeypatch.setattr(processes, "git_commit", lambda: None if jax.process_index() == unknown else "cafe")
+    monkeypatch.setattr(
+        processes, "git_commit", lambda: None if jax.process_index() == unknown else "cafe"
+    )
     monkeypatch.setattr(processes, "devices", lambda: DEVICES)
     assert together(lambda _: refuse_differences(3)) == [None] * 3
 
 
-def test_processes_know_how_many_of_them_share_a_host(together: Together, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_know_how_many_of_them_share_a_host(
+    together: Together, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(processes, "devices", lambda: DEVICES)
     monkeypatch.setattr(processes, "git_commit", lambda: None)
     monkeypatch.setattr(processes, "_on_host", 1)
@@ -579,7 +731,9 @@ def test_processes_know_how_many_of_them_share_a_host(together: Together, monkey
     assert counts == [2] * 4
 
 
-def test_a_tpu_pod_without_a_coordinator_is_refused_with_what_to_give(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tpu_pod_without_a_coordinator_is_refused_with_what_to_give(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """There JAX has found the others when it has found the devices, but has no service for texts."""
     for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
@@ -614,7 +768,9 @@ def test_alone_a_process_agrees_with_itself() -> None:
     assert gather(3) == [3] and first(lambda: "done") == "done"
 
 
-@pytest.mark.parametrize("mesh", [Mesh(), Mesh(data=2, fsdp=2, tensor=2), Mesh(data=1, sequence=4, expert=2)], ids=str)
+@pytest.mark.parametrize(
+    "mesh", [Mesh(), Mesh(data=2, fsdp=2, tensor=2), Mesh(data=1, sequence=4, expert=2)], ids=str
+)
 def test_rows_are_put_where_they_belong(mesh: Mesh) -> None:
     built, rows = mesh.build(), np.arange(48, dtype=np.int32).reshape(16, 3)
     assert local_rows(built, 16).tolist() == list(range(16))

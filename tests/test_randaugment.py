@@ -74,7 +74,9 @@ def test_an_operation_does_what_pillow_does(name: str) -> None:
 
 def test_operations_are_the_papers() -> None:
     assert {operation.apply.__name__ for operation in OPERATIONS} == set(PILLOW)
-    amounts = {o.apply.__name__: o.start + o.slope * 0.9 for o in OPERATIONS}  # at magnitude 9, by hand
+    amounts = {
+        o.apply.__name__: o.start + o.slope * 0.9 for o in OPERATIONS
+    }  # at magnitude 9, by hand
     assert amounts["rotate"] == pytest.approx(27)
     assert amounts["solarize"] == pytest.approx(25.6)
     assert amounts["posterize"] == pytest.approx(4.4)  # 4 bits
@@ -87,13 +89,17 @@ def test_strength_zero_changes_nothing_but_levels() -> None:
     photo = jnp.asarray(PHOTOS[2], jnp.float32) / 255
     for operation in OPERATIONS:
         if operation.slope:
-            np.testing.assert_allclose(jax.jit(operation.apply)(photo, operation.start), photo, atol=1e-6)
+            np.testing.assert_allclose(
+                jax.jit(operation.apply)(photo, operation.start), photo, atol=1e-6
+            )
 
 
 @pytest.mark.parametrize("name", PILLOW)
 @pytest.mark.parametrize("shape", [(1, 5, 3), (2, 2, 1), (4, 7, 1)])
 def test_an_operation_takes_small_grey_and_flat_images(name: str, shape: tuple[int, ...]) -> None:
-    images = jnp.stack([jnp.zeros(shape), jnp.ones(shape), jnp.linspace(0, 1, np.prod(shape)).reshape(shape)])
+    images = jnp.stack(
+        [jnp.zeros(shape), jnp.ones(shape), jnp.linspace(0, 1, np.prod(shape)).reshape(shape)]
+    )
     changed = jax.jit(jax.vmap(getattr(randaugment, name), (0, None)))(images, 0.3)
     assert changed.shape == images.shape and changed.dtype == jnp.float32
     assert bool((changed >= 0).all() & (changed <= 1).all())
@@ -112,26 +118,42 @@ def test_a_quarter_turn_is_against_the_clock() -> None:
 
 
 def test_a_row_depends_on_its_key_alone_and_nothing_crosses_devices() -> None:
-    images, keys = jax.random.uniform(jax.random.key(0), (8, 9, 6, 3)), jax.random.split(jax.random.key(1), 8)
+    images, keys = (
+        jax.random.uniform(jax.random.key(0), (8, 9, 6, 3)),
+        jax.random.split(jax.random.key(1), 8),
+    )
     augment = jax.vmap(lambda image, key: RandAugment()(image, jnp.array([9, 6]), key)[0])
     eight = np.asarray(jax.jit(augment)(images, keys))
     assert np.array_equal(eight[4:], jax.jit(augment)(images[4:], keys[4:]))
     split = NamedSharding(Mesh(np.array(jax.devices()[:4]), ("data",)), PartitionSpec("data"))
-    compiled = jax.jit(augment, in_shardings=split, out_shardings=split).lower(images, keys).compile()
+    compiled = (
+        jax.jit(augment, in_shardings=split, out_shardings=split).lower(images, keys).compile()
+    )
     text, arguments = compiled.as_text(), jax.device_put((images, keys), split)
-    assert not any(crossing in text for crossing in ("all-reduce", "all-gather", "all-to-all", "permute"))
+    assert not any(
+        crossing in text for crossing in ("all-reduce", "all-gather", "all-to-all", "permute")
+    )
     assert np.array_equal(eight, compiled(*arguments))
 
 
 def test_every_operation_is_drawn_and_with_both_signs() -> None:
     """On a ramp, each operation and each of its signs at one layer gives a picture of its own: all 23 appear, and
     those of a signed operation half as often each."""
-    ramp = jnp.stack(jnp.meshgrid(jnp.linspace(0.1, 0.8, 8), jnp.linspace(0.2, 0.9, 8)), 2).mean(2, keepdims=True) ** 2
+    ramp = (
+        jnp.stack(jnp.meshgrid(jnp.linspace(0.1, 0.8, 8), jnp.linspace(0.2, 0.9, 8)), 2).mean(
+            2, keepdims=True
+        )
+        ** 2
+    )
     image = jnp.concatenate([ramp, ramp[::-1], ramp[:, ::-1] * 0.5], 2)
     keys = jax.random.split(jax.random.key(2), 2800)
     draw = jax.jit(jax.vmap(lambda key: RandAugment(layers=1)(image, jnp.array([8, 8]), key)[0]))
     _, counts = np.unique(np.asarray(draw(keys)).round(5), axis=0, return_counts=True)
     signed = sum(operation.signed for operation in OPERATIONS)
     assert len(counts) == len(OPERATIONS) + signed
-    ordered = np.sort(counts)  # 100 each where signed, else 200; seven standard deviations are 69 and 95
-    assert (np.abs(ordered[: 2 * signed] - 100) < 69).all() and (np.abs(ordered[2 * signed :] - 200) < 95).all()
+    ordered = np.sort(
+        counts
+    )  # 100 each where signed, else 200; seven standard deviations are 69 and 95
+    assert (np.abs(ordered[: 2 * signed] - 100) < 69).all() and (
+        np.abs(ordered[2 * signed :] - 200) < 95
+    ).all()

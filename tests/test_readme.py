@@ -32,11 +32,18 @@ def recipe(folder: Path) -> list[str]:
 def test_a_new_model_is_three_files(jaxbig: Any, tmp_path: Path) -> None:
     assert recipe(tmp_path) == ["mixer.py", "digits_mixer.py", "test_mixer.py"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mixer.py"]
-    how: dict[str, Any] = {"cwd": tmp_path, "env": {**os.environ, **HASTY}, "capture_output": True, "text": True}
+    how: dict[str, Any] = {
+        "cwd": tmp_path,
+        "env": {**os.environ, **HASTY},
+        "capture_output": True,
+        "text": True,
+    }
     tested = subprocess.run(command, timeout=300, check=False, **how)
     assert tested.returncode == 0, tested.stdout
     mesh = ["--mesh.data", 2, "--mesh.fsdp", 2, "--mesh.tensor", 2]
-    trained = jaxbig("train", "digits_mixer.py", "--steps", 60, "--json", *mesh, JAX_NUM_CPU_DEVICES="8", **HASTY)
+    trained = jaxbig(
+        "train", "digits_mixer.py", "--steps", 60, "--json", *mesh, JAX_NUM_CPU_DEVICES="8", **HASTY
+    )
     assert trained.returncode == 0, trained.stderr
     assert json.loads(trained.stdout)["metrics"]["eval/accuracy"] > 0.6
 
@@ -56,13 +63,18 @@ def test_your_own_pictures_are_one_file(jaxbig: Any, tmp_path: Path) -> None:
         (tmp_path / "pictures" / kind).mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(tmp_path / "pictures" / kind / f"{number}.png")
     (tmp_path / "my_pictures.py").write_text(code("### Your own pictures are one file"))
-    trained = jaxbig("train", "my_pictures.py", "--steps", 30, "--evaluate-every", 10, "--json", **HASTY)
+    trained = jaxbig(
+        "train", "my_pictures.py", "--steps", 30, "--evaluate-every", 10, "--json", **HASTY
+    )
     assert trained.returncode == 0, trained.stderr
     assert json.loads(trained.stdout)["metrics"]["eval/accuracy"] == 1
     seen = jaxbig("data", "inspect", "my_pictures.py", "--json")
     assert seen.returncode == 0, seen.stderr
     found = json.loads(seen.stdout)
-    assert set(found["classes"]) == {"forest", "sea"} and found["fields"][0]["shape"] == "8 x 32 x 32 x 3"
+    assert (
+        set(found["classes"]) == {"forest", "sea"}
+        and found["fields"][0]["shape"] == "8 x 32 x 32 x 3"
+    )
     assert Image.open(tmp_path / found["picture"]).size[0] > 300
 
 
@@ -78,7 +90,9 @@ def test_a_new_kind_of_records_is_one_dataclass_with_one_method(
     assert {name: (each.shape, each.dtype) for name, each in rows.items()} == {
         name: (each.shape, each.dtype) for name, each in data.spec().items()
     }
-    heard = data.transform(jax.tree.map(jnp.asarray, rows), jax.random.split(jax.random.key(0), 4), True)["inputs"]
+    heard = data.transform(
+        jax.tree.map(jnp.asarray, rows), jax.random.split(jax.random.key(0), 4), True
+    )["inputs"]
     loudest = heard.mean(1)[..., 0].argmax(1)  # the band of each pitch
     assert all((loudest > 27) == (rows["targets"] == 1))  # 1,000 Hz is in the 28th of 64
 

@@ -43,7 +43,9 @@ def weights(module: nn.Module, *inputs: Any, **named: Any) -> Any:
     """Numbers in the shapes of the module's parameters, so that no bias is 0."""
     shapes = nn.meta.unbox(jax.eval_shape(lambda: module.init(KEY, *inputs, **named)))["params"]
     seeds = itertools.count(100)
-    return jax.tree.map(lambda leaf: np.float32(0.4) * normal(*leaf.shape, seed=next(seeds)), shapes)
+    return jax.tree.map(
+        lambda leaf: np.float32(0.4) * normal(*leaf.shape, seed=next(seeds)), shapes
+    )
 
 
 def forward(module: nn.Module, p: Any, *inputs: Any, **named: Any) -> Any:
@@ -94,7 +96,9 @@ def test_layers_and_all_their_gradients_are_pytorchs(cell: str, lengths: Array |
     last_cotangent = normal(3, 12, seed=2)
 
     kind = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}.get(cell, torch.nn.RNN)
-    extra = {"nonlinearity": "relu" if cell == "elman_relu" else "tanh"} if kind is torch.nn.RNN else {}
+    extra = (
+        {"nonlinearity": "relu" if cell == "elman_relu" else "tanh"} if kind is torch.nn.RNN else {}
+    )
     theirs = kind(4, 6, num_layers=2, bidirectional=True, batch_first=True, **extra)
     with torch.no_grad():
         for parameter in theirs.parameters():
@@ -112,7 +116,9 @@ def test_layers_and_all_their_gradients_are_pytorchs(cell: str, lengths: Array |
         output, _ = torch.nn.utils.rnn.pad_packed_sequence(output, batch_first=True)
     last = last[0] if cell == "lstm" else last
     last = torch.cat([last[-2], last[-1]], dim=-1)
-    ((output * torch.tensor(cotangent)).sum() + (last * torch.tensor(last_cotangent)).sum()).backward()
+    (
+        (output * torch.tensor(cotangent)).sum() + (last * torch.tensor(last_cotangent)).sum()
+    ).backward()
 
     @jax.jit
     def outcome(p: Any, x: Any) -> Any:
@@ -146,7 +152,9 @@ def looped(cell: str, p: Any, x: Array, lengths: Any, reverse: bool) -> tuple[Ar
                 r, u = expit(product[:2] + again[:2])
                 hidden = (1 - u) * np.tanh(product[2] + r * again[2]) + u * hidden
             else:
-                hidden = (np.tanh if cell == "elman" else lambda v: np.maximum(v, 0))(product + again)[0]
+                hidden = (np.tanh if cell == "elman" else lambda v: np.maximum(v, 0))(
+                    product + again
+                )[0]
             states[row, t] = hidden
         states[row, length:] = 0 if reverse else hidden
         last[row] = hidden
@@ -168,7 +176,9 @@ def test_the_cells_have_names_of_their_own() -> None:
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("cell", ["lstm", "gru", "elman"])
-def test_gradients_are_those_of_finite_differences_also_by_the_first_carry(cell: str, reverse: bool) -> None:
+def test_gradients_are_those_of_finite_differences_also_by_the_first_carry(
+    cell: str, reverse: bool
+) -> None:
     x, module = normal(3, 5, 2), Layer(3, cell)
     with jax.enable_x64(True):
         p, x = jax.tree.map(np.float64, (weights(module, x), x))
@@ -184,9 +194,12 @@ def test_gradients_are_those_of_finite_differences_also_by_the_first_carry(cell:
 
 
 @pytest.mark.parametrize(
-    ("cell", "pooling"), [("lstm", "last"), ("gru", "attention"), ("elman", "mean"), ("elman_relu", "attention")]
+    ("cell", "pooling"),
+    [("lstm", "last"), ("gru", "attention"), ("elman", "mean"), ("elman_relu", "attention")],
 )
-def test_padding_changes_no_bit_of_values_and_gradients_even_if_it_is_not_a_number(cell: str, pooling: str) -> None:
+def test_padding_changes_no_bit_of_values_and_gradients_even_if_it_is_not_a_number(
+    cell: str, pooling: str
+) -> None:
     module = RNN(width=6, classes=3, layers=2, cell=cell, bidirectional=True, pooling=pooling)
     x = normal(3, 5, 4)
 
@@ -241,12 +254,17 @@ def test_an_rnn_is_its_layers_and_a_head_on_the_last_state() -> None:
 def test_pooling_is_a_mean_within_the_length(pooling: str) -> None:
     module = RNN(width=6, classes=3, vocab=11, embedding=4, pooling=pooling)
     p = weights(module, tokens(3, 5))
-    states, _ = looped("lstm", p["trunk"]["lstm_0"], p["embedding"]["embedding"][tokens(3, 5)], LENGTHS, False)
+    states, _ = looped(
+        "lstm", p["trunk"]["lstm_0"], p["embedding"]["embedding"][tokens(3, 5)], LENGTHS, False
+    )
     pooled = []
     for row, length in enumerate(LENGTHS):
         part, share = states[row, :length], np.full(length, 1 / length)
         if pooling == "attention":
-            share = softmax(np.tanh(part @ p["pooling"]["kernel"] + p["pooling"]["bias"]) @ p["score"]["kernel"][:, 0])
+            share = softmax(
+                np.tanh(part @ p["pooling"]["kernel"] + p["pooling"]["bias"])
+                @ p["score"]["kernel"][:, 0]
+            )
         pooled.append(share @ part)
     expected = np.stack(pooled) @ p["head"]["kernel"] + p["head"]["bias"]
     close(applied(module, p, tokens(3, 5), LENGTHS), expected)
@@ -254,7 +272,9 @@ def test_pooling_is_a_mean_within_the_length(pooling: str) -> None:
 
 def test_the_forget_gate_alone_begins_open() -> None:
     p = nn.meta.unbox(jax.jit(lambda: TWO.init(KEY, normal(1, 5, 4)))())["params"]
-    same_bits(p["trunk"]["lstm_1"]["bias"], np.array([[0] * 6, [1] * 6, [0] * 6, [0] * 6], np.float32))
+    same_bits(
+        p["trunk"]["lstm_1"]["bias"], np.array([[0] * 6, [1] * 6, [0] * 6, [0] * 6], np.float32)
+    )
 
 
 def test_an_rnn_has_as_many_parameters_as_by_hand() -> None:
@@ -262,11 +282,16 @@ def test_an_rnn_has_as_many_parameters_as_by_hand() -> None:
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 70_144 + 131_584 + 1_290
 
 
-@pytest.mark.parametrize("module", [TWO, LANGUAGE, GRIFFIN, dataclasses.replace(GRIFFIN, recurrence="lru")], ids=repr)
+@pytest.mark.parametrize(
+    "module", [TWO, LANGUAGE, GRIFFIN, dataclasses.replace(GRIFFIN, recurrence="lru")], ids=repr
+)
 def test_bfloat16_gives_float32_logits_near_those_of_float32(module: Any) -> None:
     x = normal(3, 5, 4) if module is TWO else tokens(3, 5)
     p = weights(module, x)
-    exact, rough = applied(module, p, x), applied(dataclasses.replace(module, dtype="bfloat16"), p, x)
+    exact, rough = (
+        applied(module, p, x),
+        applied(dataclasses.replace(module, dtype="bfloat16"), p, x),
+    )
     assert rough.dtype == np.float32
     assert 0 < np.max(np.abs(rough - exact)) < 0.1 * np.max(np.abs(exact))
 
@@ -280,7 +305,9 @@ def test_the_carry_stays_float32_in_bfloat16() -> None:
 # -- language models
 
 
-@pytest.mark.parametrize("module", [LANGUAGE, GRIFFIN, dataclasses.replace(GRIFFIN, recurrence="lru")], ids=repr)
+@pytest.mark.parametrize(
+    "module", [LANGUAGE, GRIFFIN, dataclasses.replace(GRIFFIN, recurrence="lru")], ids=repr
+)
 def test_logits_see_no_later_token(module: Any) -> None:
     module = dataclasses.replace(module, shared=False)
     p = weights(module, tokens(1, 7))
@@ -340,13 +367,17 @@ def sequential(decay: Array, x: Array) -> Any:
         h = now[0] * h + now[1]
         return h, h
 
-    _, states = jax.lax.scan(step, jnp.zeros_like(x[:, 0]), (jnp.swapaxes(decay, 0, 1), jnp.swapaxes(x, 0, 1)))
+    _, states = jax.lax.scan(
+        step, jnp.zeros_like(x[:, 0]), (jnp.swapaxes(decay, 0, 1), jnp.swapaxes(x, 0, 1))
+    )
     return jnp.swapaxes(states, 0, 1)
 
 
 @settings(max_examples=10, deadline=None)
 @given(st.integers(1, 3), st.integers(1, 17), st.integers(1, 3), st.booleans())
-def test_associative_is_sequential_with_its_gradients(batch: int, length: int, width: int, of_complex: bool) -> None:
+def test_associative_is_sequential_with_its_gradients(
+    batch: int, length: int, width: int, of_complex: bool
+) -> None:
     decay, x = expit(normal(batch, length, width)), normal(batch, length, width, seed=1)
     if of_complex:
         decay, x = decay * np.exp(1j * x).astype(np.complex64), x + 1j * decay
@@ -363,7 +394,11 @@ def test_lru_is_the_loop_over_complex_numbers() -> None:
     x, module = normal(2, 6, 3), LRU(4)
     p = weights(module, x)
     decay = np.exp(-np.exp(p["nu"]) + 1j * np.exp(p["theta"]))
-    b, c, y = p["input"][0] + 1j * p["input"][1], p["output"][0] + 1j * p["output"][1], np.zeros((2, 6, 3))
+    b, c, y = (
+        p["input"][0] + 1j * p["input"][1],
+        p["output"][0] + 1j * p["output"][1],
+        np.zeros((2, 6, 3)),
+    )
     for row in range(2):
         h = np.zeros(4, complex)
         for t in range(6):
@@ -387,7 +422,10 @@ def test_rg_lru_is_the_loop_over_its_equations() -> None:
         h = np.zeros(4)
         for t in range(6):
             parts = x[row, t].reshape(2, 2)
-            r, i = (expit(np.einsum("hk,hkj->hj", parts, p["gates"][n]) + p["bias"][n]).reshape(4) for n in range(2))
+            r, i = (
+                expit(np.einsum("hk,hkj->hj", parts, p["gates"][n]) + p["bias"][n]).reshape(4)
+                for n in range(2)
+            )
             a = expit(p["lambda"]) ** (8 * r)
             h = a * h + np.sqrt(1 - a**2) * (i * x[row, t])
             y[row, t] = h
@@ -406,7 +444,10 @@ def test_an_rg_lru_begins_slow() -> None:
 def test_a_causal_convolution_is_numpys() -> None:
     x, module = normal(2, 6, 3), CausalConv(4)
     p = weights(module, x)
-    expected = [[np.convolve(row[:, n], p["kernel"][:, n])[:6] + p["bias"][n] for n in range(3)] for row in x]
+    expected = [
+        [np.convolve(row[:, n], p["kernel"][:, n])[:6] + p["bias"][n] for n in range(3)]
+        for row in x
+    ]
     close(applied(module, p, x), np.moveaxis(np.array(expected), 1, 2))
 
 
@@ -416,7 +457,10 @@ def test_a_causal_convolution_is_numpys() -> None:
 MODELS = {
     "lstm": (RNN(16, 8, 2, bidirectional=True, pooling="attention"), normal(16, 5, 8)),
     "gru": (RNN(16, 8, 2, cell="gru", vocab=16), np.arange(80, dtype=np.int32).reshape(16, 5) % 16),
-    "language": (RNNLanguageModel(vocab=16, width=16), np.arange(80, dtype=np.int32).reshape(16, 5) % 16),
+    "language": (
+        RNNLanguageModel(vocab=16, width=16),
+        np.arange(80, dtype=np.int32).reshape(16, 5) % 16,
+    ),
     "griffin": (
         Griffin(16, depth=2, width=16, heads=8, kv_heads=8, window=3, attention_every=2),
         np.arange(80, dtype=np.int32).reshape(16, 5) % 16,
@@ -452,7 +496,9 @@ OVER = [
 @pytest.mark.parametrize(("name", "mesh"), OVER, ids=str)
 def test_gradients_over_a_mesh_are_those_of_one_device(name: str, mesh: Mesh) -> None:
     ours, expected = gradient(name, mesh), gradient(name, None)
-    for (path, leaf), right in zip(jax.tree.leaves_with_path(ours), jax.tree.leaves(expected), strict=True):
+    for (path, leaf), right in zip(
+        jax.tree.leaves_with_path(ours), jax.tree.leaves(expected), strict=True
+    ):
         assert np.linalg.norm(leaf - right) <= 1e-5 * np.linalg.norm(right), path
 
 

@@ -35,7 +35,9 @@ class Logarithm(nn.Module):
         return Linear((self.classes,), (None, "classes"), name="head")(x)
 
 
-LINE = next(n for n, line in enumerate(Path(__file__).read_text().splitlines(), 1) if "to be named" in line)
+LINE = next(
+    n for n, line in enumerate(Path(__file__).read_text().splitlines(), 1) if "to be named" in line
+)
 
 
 def run(*planted: tuple[int, float], model: Any = None, **changes: Any) -> Experiment:
@@ -50,17 +52,30 @@ def test_a_good_step_is_made_again_to_the_bit_and_nothing_is_written(tmp_path: P
     before = contents(tmp_path)
     for step, start in ((25, 0), (26, 25), (50, 25), (60, 50)):
         again = replay(experiment, tmp_path, step)
-        logged = next(line for line in read_metrics(tmp_path) if line["step"] == step and line["split"] == "train")
+        logged = next(
+            line
+            for line in read_metrics(tmp_path)
+            if line["step"] == step and line["split"] == "train"
+        )
         assert again["from"] == start and again["metrics"].items() <= logged.items()
         assert again["saved_sha256"] == (None if step == 26 else again["state_sha256"])
-        assert (again["fault"], again["bad"], again["operations"], again["left_out"]) == ("", [], [], False)
+        assert (again["fault"], again["bad"], again["operations"], again["left_out"]) == (
+            "",
+            [],
+            [],
+            False,
+        )
     assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("reproducible", [0, 8])
 @pytest.mark.parametrize("policy", ["stop", "skip"])
-def test_the_operation_that_made_a_nan_is_named_by_its_line(policy: str, reproducible: int, tmp_path: Path) -> None:
-    experiment = run((PLANTED, -1e3), policy=policy, model=Logarithm(classes=10), reproducible=reproducible)
+def test_the_operation_that_made_a_nan_is_named_by_its_line(
+    policy: str, reproducible: int, tmp_path: Path
+) -> None:
+    experiment = run(
+        (PLANTED, -1e3), policy=policy, model=Logarithm(classes=10), reproducible=reproducible
+    )
     if policy == "stop":
         with pytest.raises(Failed, match=f"^step {PLANTED}: the loss is not finite"):
             fit(experiment, tmp_path, Screen())
@@ -69,7 +84,11 @@ def test_the_operation_that_made_a_nan_is_named_by_its_line(policy: str, reprodu
     again = replay(experiment, tmp_path, PLANTED)
     assert again["from"] == 50 and again["fault"] == "the loss is not finite" and again["bad"] == []
     [made] = again["operations"]
-    assert made["made"] == "nan" and made["operation"] == "log" and f"test_replay.py:{LINE} " in made["where"]
+    assert (
+        made["made"] == "nan"
+        and made["operation"] == "log"
+        and f"test_replay.py:{LINE} " in made["where"]
+    )
     assert replay(experiment, tmp_path, PLANTED - 1)["operations"] == []
 
 
@@ -112,7 +131,9 @@ def in_a_scan(x: jax.Array) -> jax.Array:
 
 
 def in_a_loop(x: jax.Array) -> jax.Array:
-    return jax.lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, jnp.sqrt(c[1] - 2)), (0, x[0]))[1]
+    return jax.lax.while_loop(
+        lambda c: c[0] < 3, lambda c: (c[0] + 1, jnp.sqrt(c[1] - 2)), (0, x[0])
+    )[1]
 
 
 def in_a_branch(x: jax.Array) -> jax.Array:
@@ -128,14 +149,22 @@ def in_a_branch(x: jax.Array) -> jax.Array:
         (in_a_loop, [8.0], [("nan", "sqrt")]),
         (in_a_branch, [1e3], [("inf", "exp")]),
         (in_a_branch, [-1e3], [("nan", "log")]),
-        (jax.grad(lambda x: jax.checkpoint(lambda x: jnp.sqrt(x))(x).sum()), [0.0], [("inf", "div")]),
+        (
+            jax.grad(lambda x: jax.checkpoint(lambda x: jnp.sqrt(x))(x).sum()),
+            [0.0],
+            [("inf", "div")],
+        ),
         (lambda x: jnp.where(x > 0, x, -jnp.inf).max(), [-1.0], []),  # written, not made
     ],
 )
-def test_the_first_operation_is_named(function: Any, values: list[float], made: list[tuple[str, str]]) -> None:
+def test_the_first_operation_is_named(
+    function: Any, values: list[float], made: list[tuple[str, str]]
+) -> None:
     assert blamed(function, jnp.array(values)) == made
 
 
 def test_bad_leaves_are_named_by_their_paths() -> None:
     bad = jnp.float32("-inf")
-    assert bad_inputs({"a": [jnp.ones(2), jnp.array([0, jnp.nan])], "b": jnp.arange(3), "c": bad}) == ["a/1", "c"]
+    assert bad_inputs(
+        {"a": [jnp.ones(2), jnp.array([0, jnp.nan])], "b": jnp.arange(3), "c": bad}
+    ) == ["a/1", "c"]

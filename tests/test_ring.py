@@ -13,7 +13,9 @@ from jaxbig.models import ring
 from jaxbig.models.attention import Attention, attend
 
 LENGTH, HEADS = 48, 4
-PACKED = jnp.array([[1] * 20 + [2] * 9 + [3] * 11 + [0] * 8, [1] * 47 + [0]] * 2)  # documents, then padding
+PACKED = jnp.array(
+    [[1] * 20 + [2] * 9 + [3] * 11 + [0] * 8, [1] * 47 + [0]] * 2
+)  # documents, then padding
 MESHES = [Mesh(data=1, sequence=8), Mesh(data=2, tensor=2, sequence=2)]
 SLOW = [pytest.param(mesh, marks=pytest.mark.slow) for mesh in MESHES[:-1]]
 CASES = {
@@ -49,8 +51,12 @@ def same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
 
 
 @pytest.mark.parametrize("mesh", [*SLOW, MESHES[-1]], ids=str)
-@pytest.mark.parametrize(("case", "groups"), [*((case, 2) for case in CASES), ("causal packed", 1), ("all", 4)])
-def test_a_ring_is_the_plain_kernel(mesh: Mesh, case: str, groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("case", "groups"), [*((case, 2) for case in CASES), ("causal packed", 1), ("all", 4)]
+)
+def test_a_ring_is_the_plain_kernel(
+    mesh: Mesh, case: str, groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ring, "BLOCK", 4)  # several blocks in a piece, of 3 or 4 keys
     arrays = draw(groups)
     expected = attended("plain", arrays, **CASES[case])
@@ -59,8 +65,14 @@ def test_a_ring_is_the_plain_kernel(mesh: Mesh, case: str, groups: int, monkeypa
 
 
 def test_keys_of_another_sequence_go_round_too() -> None:
-    arrays, real = draw(2, keys=16), jnp.arange(16)[None] < jnp.array([16, 3, 8, 0])[:, None]  # one with none at all
-    options = {"causal": False, "segments": (jnp.ones((4, LENGTH), jnp.int32), real.astype(jnp.int32))}
+    arrays, real = (
+        draw(2, keys=16),
+        jnp.arange(16)[None] < jnp.array([16, 3, 8, 0])[:, None],
+    )  # one with none at all
+    options = {
+        "causal": False,
+        "segments": (jnp.ones((4, LENGTH), jnp.int32), real.astype(jnp.int32)),
+    }
     expected = attended("plain", arrays, **options)
     with activate(MESHES[0].build()):
         same(attended("ring", arrays, **options), expected)
@@ -75,7 +87,10 @@ def test_where_length_is_not_split_it_is_the_plain_kernel_itself(mesh: Mesh | No
 
 
 def test_a_window_ends_the_round_when_all_it_sees_has_come_by() -> None:
-    turns = {window: ring.Round(("sequence",), 8, True, window).turns(6) for window in (1, 2, 7, 8, 13, 14, 100, None)}
+    turns = {
+        window: ring.Round(("sequence",), 8, True, window).turns(6)
+        for window in (1, 2, 7, 8, 13, 14, 100, None)
+    }
     assert turns == {1: 1, 2: 2, 7: 2, 8: 3, 13: 3, 14: 4, 100: 8, None: 8}
     assert ring.Round(("sequence",), 8, False, 2).turns(6) == 8  # what is later comes last
 
@@ -91,14 +106,20 @@ def temporary_bytes(kernel: str, length: int) -> int:
 
 
 def test_memory_grows_with_a_piece_and_not_with_all_pairs() -> None:
-    gathered, half, whole = temporary_bytes("plain", 8192), *(temporary_bytes("ring", n) for n in (4096, 8192))
+    gathered, half, whole = (
+        temporary_bytes("plain", 8192),
+        *(temporary_bytes("ring", n) for n in (4096, 8192)),
+    )
     assert whole < gathered / 10 and whole < 2.2 * half
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"bias": jnp.zeros((1, HEADS, LENGTH, LENGTH))}, "takes neither a cache nor relative positions"),
+        (
+            {"bias": jnp.zeros((1, HEADS, LENGTH, LENGTH))},
+            "takes neither a cache nor relative positions",
+        ),
         ({"offset": jnp.int32(3)}, "takes neither a cache nor relative positions"),
         ({"length": 36}, "lengths that sequence=8 divides.* not 36 queries and 36 keys"),
         ({"keys": 16}, "equal ones if causal, not 48 queries and 16 keys"),

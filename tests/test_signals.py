@@ -31,7 +31,10 @@ def started() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     def start(code: str, before: str = "") -> subprocess.Popen[str]:
         program = f"{before}\nfrom jaxbig.signals import exit_when_asked\nexit_when_asked()\nprint('on', flush=True)\n"
         process = subprocess.Popen(
-            [sys.executable, "-c", program + code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", program + code],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         processes.append(process)
         assert process.stdout is not None and process.stdout.readline() == "on\n"
@@ -64,9 +67,13 @@ def test_sighup_under_nohup_stays_ignored(started: Callable[..., subprocess.Pope
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
-def test_the_command_line_answers_a_signal_while_it_imports(tmp_path: Path, number: signal.Signals) -> None:
+def test_the_command_line_answers_a_signal_while_it_imports(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     """The first module that the command line imports after `main` has begun asks for the end."""
-    (tmp_path / "difflib.py").write_text(f"import os, time; os.kill(os.getpid(), {number:d}); time.sleep(9)")
+    (tmp_path / "difflib.py").write_text(
+        f"import os, time; os.kill(os.getpid(), {number:d}); time.sleep(9)"
+    )
     path = os.pathsep.join([str(tmp_path), *sys.path])
     done = subprocess.run(
         [sys.executable, "-P", "-m", "jaxbig", "list"],
@@ -89,14 +96,19 @@ def test_importing_jaxbig_installs_no_handler() -> None:
         "assert [signal.getsignal(number) for number in numbers] == before\n"
         "assert signal.set_wakeup_fd(-1) == -1\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_ctrl_c_leaves_only_inside_and_where_it_is_not_ignored() -> None:
     before = signal.getsignal(signal.SIGINT)
     try:
-        for handler, inside in ((signal.default_int_handler, leave), (signal.SIG_IGN, signal.SIG_IGN)):
+        for handler, inside in (
+            (signal.default_int_handler, leave),
+            (signal.SIG_IGN, signal.SIG_IGN),
+        ):
             signal.signal(signal.SIGINT, handler)
             with ctrl_c_leaves():
                 assert signal.getsignal(signal.SIGINT) is inside
@@ -115,7 +127,9 @@ def handlers() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, *STOP], ids=["SIGINT", *NAMES])
-def test_a_run_that_is_asked_by_any_of_them_saves_and_a_second_stops_it(handlers: None, number: signal.Signals) -> None:
+def test_a_run_that_is_asked_by_any_of_them_saves_and_a_second_stops_it(
+    handlers: None, number: signal.Signals
+) -> None:
     with interruptible() as asked:
         assert not asked()
         signal.raise_signal(number)
@@ -159,20 +173,25 @@ def joining(folder: Path) -> tuple[list[str], str]:
 def waiting_for_the_folder(folder: Path) -> tuple[list[str], str]:
     """A run whose folder another machine's run may still hold."""
     folder.mkdir()
-    (folder / "holder").write_text('{"process": 1, "host": "elsewhere", "machine": "other", "beats": 1}\n')
+    (folder / "holder").write_text(
+        '{"process": 1, "host": "elsewhere", "machine": "other", "beats": 1}\n'
+    )
     return [], "_wait_for_death"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("state", "number"), [(joining, signal.SIGINT), *itertools.product([joining, waiting_for_the_folder], STOP)]
+    ("state", "number"),
+    [(joining, signal.SIGINT), *itertools.product([joining, waiting_for_the_folder], STOP)],
 )
 def test_a_run_that_has_not_begun_exits_75(
     tmp_path: Path, state: Callable[[Path], tuple[list[str], str]], number: signal.Signals
 ) -> None:
     options, function = state(tmp_path / "run")
     module = {"wait_aloud": "processes", "_wait_for_death": "hold:Hold"}[function]
-    struck = str(Path(__file__).with_name("struck.py"))  # sends the signal where that function is called
+    struck = str(
+        Path(__file__).with_name("struck.py")
+    )  # sends the signal where that function is called
     command = [sys.executable, struck, f"jaxbig.{module}", function, "1", number.name]
     done = subprocess.run(
         [*command, "train", "digits_convnet", "--workdir", "run", *options],

@@ -18,12 +18,16 @@ ROWS = {0: np.arange(4), 1: np.arange(4), 2: np.arange(4, 8), 3: np.arange(4, 8)
 
 def source(bad: set[int], skip: int = 2) -> Reading:
     empty: Rows = {"mask": np.zeros((), np.float32)}
-    reading = Reading([{"x": n} for n in range(20)], lambda record: {"mask": np.float32(1)}, empty, skip)
+    reading = Reading(
+        [{"x": n} for n in range(20)], lambda record: {"mask": np.float32(1)}, empty, skip
+    )
     reading.bad = bad
     return reading
 
 
-def outcome(monkeypatch: pytest.MonkeyPatch, bad: dict[int, set[int]], held_out: dict[int, set[int]]) -> list[Any]:
+def outcome(
+    monkeypatch: pytest.MonkeyPatch, bad: dict[int, set[int]], held_out: dict[int, set[int]]
+) -> list[Any]:
     """What happens on each of the four processes, where each has left out those records of the two splits."""
     said: list[Any] = []
 
@@ -47,8 +51,16 @@ def outcome(monkeypatch: pytest.MonkeyPatch, bad: dict[int, set[int]], held_out:
         ({}, {}, None),
         ({0: {5}, 1: {5}}, {2: {1}, 3: {1}}, None),
         ({0: {5}, 1: {5}, 2: {6}, 3: {6}}, {}, None),
-        ({0: {5}, 1: {5}, 2: {5}, 3: {5}}, {}, None),  # in another epoch: the same record counts once
-        ({0: {5, 7}, 1: {5, 7}, 2: {6}, 3: {6}}, {}, "3 records cannot be read, by one process or another, and 2"),
+        (
+            {0: {5}, 1: {5}, 2: {5}, 3: {5}},
+            {},
+            None,
+        ),  # in another epoch: the same record counts once
+        (
+            {0: {5, 7}, 1: {5, 7}, 2: {6}, 3: {6}},
+            {},
+            "3 records cannot be read, by one process or another, and 2",
+        ),
         ({}, {0: {5, 7}, 1: {5, 7}, 2: {6}, 3: {6}}, "record 5; record 6; record 7"),
         ({0: {5}}, {}, "process 0 could not read record 5, and process 1 could"),
         ({3: {5}}, {}, "process 3 could not read record 5, and process 2 could"),
@@ -56,13 +68,18 @@ def outcome(monkeypatch: pytest.MonkeyPatch, bad: dict[int, set[int]], held_out:
     ],
 )
 def test_what_processes_left_out_is_compared_where_they_read_the_same_and_counted_over_all(
-    monkeypatch: pytest.MonkeyPatch, bad: dict[int, set[int]], held_out: dict[int, set[int]], words: str | None
+    monkeypatch: pytest.MonkeyPatch,
+    bad: dict[int, set[int]],
+    held_out: dict[int, set[int]],
+    words: str | None,
 ) -> None:
     said = outcome(monkeypatch, bad, held_out)
     assert said == [said[0]] * 4 and (said[0] is None if words is None else words in said[0])
 
 
-def test_nothing_is_sent_where_nothing_may_be_left_out_or_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_sent_where_nothing_may_be_left_out_or_a_process_is_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(skipped, "gather", lambda value: 1 / 0)
     agree_on_skipped([source({5}, skip=2)], ROWS[0])
     monkeypatch.setattr(jax, "process_count", lambda: 4)

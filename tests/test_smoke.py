@@ -30,7 +30,12 @@ LINES = Tokens(records=MadeUp(texts=("text",)), batch=4, length=100)
 
 
 @pytest.mark.parametrize(
-    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in EXPERIMENTS if n not in EMBEDDED]
+    "name",
+    [
+        n if n in QUICK else pytest.param(n, marks=pytest.mark.slow)
+        for n in EXPERIMENTS
+        if n not in EMBEDDED
+    ],
 )
 def test_every_full_size_experiment_takes_real_steps_without_its_data(
     name: str, jaxbig: Callable[..., Any], tmp_path: Path
@@ -75,7 +80,12 @@ class TokenArrays(Examples):
 
     def read(self, record: Record) -> Example:
         tokens = record["inputs"].astype(np.int32)
-        return {"inputs": tokens, "lengths": np.int32(100), "targets": np.int32(record["y"]), "mask": np.float32(1)}
+        return {
+            "inputs": tokens,
+            "lengths": np.int32(100),
+            "targets": np.int32(record["y"]),
+            "mask": np.float32(1),
+        }
 
 
 @pytest.mark.parametrize("length", [40, 100])
@@ -84,18 +94,29 @@ def test_rows_of_a_length_of_their_own_are_not_cut(
 ) -> None:
     monkeypatch.setenv("JAXBIG_CACHE", str(tmp_path / "cache"))
     np.savez(tmp_path / "tokens.npz", inputs=np.ones((60, length), np.int32), y=np.arange(60) % 3)
-    data = TokenArrays(records=Arrays(file=str(tmp_path / "tokens.npz"), eval_share=0.2), batch=8, length=length)
+    data = TokenArrays(
+        records=Arrays(file=str(tmp_path / "tokens.npz"), eval_share=0.2), batch=8, length=length
+    )
     model = RNN(vocab=50, embedding=4, width=8, layers=1, classes=3)
     every = {"steps": 9, "evaluate_every": 9, "checkpoint_every": 9}
     objective, optimizer = Classification(classes=3), Adam(rate=Constant(1e-3))
-    small = smoke(Experiment(model=model, objective=objective, data=data, optimizer=optimizer, **every))
+    small = smoke(
+        Experiment(model=model, objective=objective, data=data, optimizer=optimizer, **every)
+    )
     batch = train_batch(small.data.source("train"), 0, 0, small.data.batch)
     assert batch["inputs"].shape == small.data.spec()["inputs"].shape == (8, length)
 
 
-@pytest.mark.parametrize("data", [PyText(batch=4, length=256), PyTextRows(batch=4, length=30), LINES], ids=repr)
+@pytest.mark.parametrize(
+    "data", [PyText(batch=4, length=256), PyTextRows(batch=4, length=30), LINES], ids=repr
+)
 def test_texts_that_are_cut_anyway_are_cut_shorter(data: Any) -> None:
-    assert data.cuts_to_length and dataclasses.replace(data, length=16).spec()["inputs"].shape == (4, 16)
+    assert data.cuts_to_length and dataclasses.replace(data, length=16).spec()["inputs"].shape == (
+        4,
+        16,
+    )
     made = data.made_up() if isinstance(data, Tokens) else None
-    rows = made.source("train").rows(np.arange(4)) if made else {"inputs": np.zeros((4, data.length))}
+    rows = (
+        made.source("train").rows(np.arange(4)) if made else {"inputs": np.zeros((4, data.length))}
+    )
     assert rows["inputs"].shape == (4, data.length)

@@ -95,14 +95,19 @@ class Shades(Builder):
     """As TFDS has them: images that are encoded, and a class."""
 
     def features(self) -> dict[str, Any]:
-        return {"image": tfds.features.Image(shape=(6, 6, 1)), "label": tfds.features.ClassLabel(num_classes=5)}
+        return {
+            "image": tfds.features.Image(shape=(6, 6, 1)),
+            "label": tfds.features.ClassLabel(num_classes=5),
+        }
 
     def records(self) -> dict[str, Any]:
         shades = [{"image": np.full((6, 6), n, np.uint8), "label": n % 5} for n in range(50)]
         return {"train": shades, "test": shades[:9]}
 
     def _generate_examples(self, records: Any) -> Any:
-        for number, record in enumerate(records):  # TFDS makes a PNG of pixels with TensorFlow alone
+        for number, record in enumerate(
+            records
+        ):  # TFDS makes a PNG of pixels with TensorFlow alone
             file = io.BytesIO()
             Image.fromarray(record["image"]).save(file, "png")
             file.seek(0)
@@ -132,7 +137,10 @@ def as_bytes(batches: Any) -> list[dict[str, bytes]]:
 
 
 def test_batches_have_the_shapes_that_were_said_and_every_example_is_evaluated(data: Data) -> None:
-    for batch in (train_batch(data.source("train"), 0, 3, BATCH), eval_batch(data.source("eval"), 0, BATCH)):
+    for batch in (
+        train_batch(data.source("train"), 0, 3, BATCH),
+        eval_batch(data.source("eval"), 0, BATCH),
+    ):
         assert {name: (each.shape, each.dtype) for name, each in batch.items()} == {
             name: (each.shape, each.dtype) for name, each in data.spec().items()
         }
@@ -146,7 +154,11 @@ def test_threads_and_processes_of_a_run_share_the_same_bytes(data: Data) -> None
         for processes in (2, 4):
             share = BATCH // processes
             parts = [
-                list(train_batches(source, 7, start, start + 3, BATCH, 0, slice(p * share, (p + 1) * share)))
+                list(
+                    train_batches(
+                        source, 7, start, start + 3, BATCH, 0, slice(p * share, (p + 1) * share)
+                    )
+                )
                 for p in range(processes)
             ]
             joined = [
@@ -161,7 +173,10 @@ def test_workers_read_the_same_bytes(data: Data) -> None:
     source = data.source("train")
     for start, workers in ((0, 1), (1_000, 4)):
         expected = as_bytes(train_batch(source, 7, step, BATCH) for step in range(start, start + 4))
-        assert as_bytes(train_batches(source, 7, start, start + 4, BATCH, 2, workers=workers)) == expected
+        assert (
+            as_bytes(train_batches(source, 7, start, start + 4, BATCH, 2, workers=workers))
+            == expected
+        )
 
 
 @pytest.mark.parametrize(
@@ -175,8 +190,12 @@ def test_workers_read_the_same_bytes(data: Data) -> None:
     ],
     ids=["missing", "dtype", "shape", "not finite", "class"],
 )
-def test_columns_that_are_not_as_was_said_are_named(record: dict[str, Any], words: str, tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").write_text(json.dumps({"x": [1.0, 2.0, 3.0], "y": 0}) + "\n" + json.dumps(record) + "\n")
+def test_columns_that_are_not_as_was_said_are_named(
+    record: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    (tmp_path / "rows.jsonl").write_text(
+        json.dumps({"x": [1.0, 2.0, 3.0], "y": 0}) + "\n" + json.dumps(record) + "\n"
+    )
     records = JsonLines(files=str(tmp_path / "rows.jsonl"), eval_share=0.0)
     data = Columns(records=records, batch=2, inputs=("x",), targets="y", shape=(3,), classes=2)
     with pytest.raises(Failed, match=f"rows.jsonl line 2.*{words}"):

@@ -36,12 +36,16 @@ open({done!r}, "w").write("to its end")
 
 @pytest.mark.parametrize("json_only", [False, True])
 @pytest.mark.parametrize("closed", ["stdout", "stderr", "both"])
-def test_a_pipe_whose_reader_has_gone_ends_nothing(closed: str, json_only: bool, tmp_path: Path) -> None:
+def test_a_pipe_whose_reader_has_gone_ends_nothing(
+    closed: str, json_only: bool, tmp_path: Path
+) -> None:
     done = tmp_path / "done"
     code = PRINTS.format(json=json_only, done=str(done))
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     pipes |= {"stderr": subprocess.STDOUT} if closed == "both" else {}
-    process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, **pipes)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, **pipes
+    )
     gone = process.stdout if closed in ("stdout", "both") else process.stderr
     assert gone is not None
     gone.readline()
@@ -53,7 +57,9 @@ def test_a_pipe_whose_reader_has_gone_ends_nothing(closed: str, json_only: bool,
 
 
 @pytest.mark.parametrize("number", [errno.EPIPE, errno.EIO])
-def test_once_nobody_reads_what_is_written_is_discarded(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_once_nobody_reads_what_is_written_is_discarded(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read, write = os.pipe()
     stream = Stream(write)
     assert stream.write(b"seen") == 4 and os.read(read, 4) == b"seen"
@@ -69,23 +75,37 @@ def test_once_nobody_reads_what_is_written_is_discarded(number: int, monkeypatch
 
 
 def test_a_disk_that_is_full_is_no_reader_that_has_gone() -> None:
-    with open("/dev/full", "wb", buffering=0) as full, pytest.raises(OSError, match="No space left"):
+    with (
+        open("/dev/full", "wb", buffering=0) as full,
+        pytest.raises(OSError, match="No space left"),
+    ):
         Stream(full.fileno()).write(b"x")
 
 
-@pytest.mark.parametrize(("encoding", "shown"), [("utf-8", "é \\udcff"), ("ascii", "\\xe9 \\udcff")])
-def test_a_character_that_cannot_be_written_is_escaped(encoding: str, shown: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("utf-8", "é \\udcff"), ("ascii", "\\xe9 \\udcff")]
+)
+def test_a_character_that_cannot_be_written_is_escaped(
+    encoding: str, shown: str, tmp_path: Path
+) -> None:
     with (tmp_path / "out").open("w", encoding=encoding) as file:
         print("é \udcff", file=lasting(file), flush=True)
     assert (tmp_path / "out").read_text(encoding=encoding) == f"{shown}\n"
 
 
-@pytest.mark.parametrize("words", [["show", "digits_convnet", "--json"], ["--help"], ["show", "digits_vit", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["show", "digits_convnet", "--json"], ["--help"], ["show", "digits_vit", "--help"]]
+)
 def test_head_of_a_verb_is_quiet(words: list[str], tmp_path: Path) -> None:
     command = f"{sys.executable} -m jaxbig {' '.join(words)} | head -c 1 >/dev/null; echo ${{PIPESTATUS[0]}}"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"}
     done = subprocess.run(
-        ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        ["bash", "-c", command],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (done.stdout, done.stderr) == ("0\n", "")
 
@@ -98,7 +118,12 @@ def test_a_run_piped_into_head_trains_to_its_end(pipe: str, tmp_path: Path) -> N
     command = f"{sys.executable} -m jaxbig {train} {pipe} head -n 2; exit ${{PIPESTATUS[0]}}"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"}
     done = subprocess.run(
-        ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        ["bash", "-c", command],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0 and done.stderr == "" and done.stdout.count("\n") == 2
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["step"] == 200
@@ -108,7 +133,9 @@ def test_line_on_standard_error_is_there_at_once() -> None:
     script = "import sys, time; from jaxbig.streams import make_lasting; make_lasting()\n"
     script += "print('waits', file=sys.stderr); time.sleep(60)"
     began = time.monotonic()
-    with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stderr is not None
         assert process.stderr.readline() == "waits\n"
         process.kill()

@@ -39,7 +39,9 @@ def trained(folder: Path, *command: str, **environment: str) -> str:
     """The digest of a short run that was started so."""
     folder.mkdir()
     words = [*(command or HERE), *TRAIN]
-    done = subprocess.run(words, cwd=folder, env={**settings(1), **environment}, capture_output=True, check=False)
+    done = subprocess.run(
+        words, cwd=folder, env={**settings(1), **environment}, capture_output=True, check=False
+    )
     assert done.returncode == 0, done.stderr.decode(errors="replace")
     assert b"Traceback" not in done.stderr and b"Error" not in done.stderr, done.stderr
     return digest(folder)
@@ -60,7 +62,10 @@ def mounted(folder: Path, options: str) -> Iterator[Path]:
     """A disk of its own in a folder that is made for it."""
     folder.mkdir()
     words = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-    if not shutil.which("mount") or subprocess.run(words, capture_output=True, check=False).returncode:
+    if (
+        not shutil.which("mount")
+        or subprocess.run(words, capture_output=True, check=False).returncode
+    ):
         pytest.skip("a disk cannot be mounted here (that takes root)")
     try:
         yield folder
@@ -74,15 +79,26 @@ def test_a_clock_that_jumps(plain: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "environment", [ASCII, {**ASCII, "PYTHONIOENCODING": "ascii"}, {"TERM": "dumb", "COLUMNS": "40"}, {"TERM": ""}]
+    "environment",
+    [
+        ASCII,
+        {**ASCII, "PYTHONIOENCODING": "ascii"},
+        {"TERM": "dumb", "COLUMNS": "40"},
+        {"TERM": ""},
+    ],
 )
-def test_a_locale_and_a_terminal_that_know_little(environment: dict[str, str], plain: str, tmp_path: Path) -> None:
+def test_a_locale_and_a_terminal_that_know_little(
+    environment: dict[str, str], plain: str, tmp_path: Path
+) -> None:
     assert trained(tmp_path / "here", **environment) == plain
 
 
 def test_no_network(plain: str, tmp_path: Path) -> None:
     alone = ["unshare", "--net"]
-    if not shutil.which("unshare") or subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
+    if (
+        not shutil.which("unshare")
+        or subprocess.run([*alone, "true"], capture_output=True, check=False).returncode
+    ):
         pytest.skip("the network cannot be taken away here (that takes root)")
     assert trained(tmp_path / "here", *alone, *HERE) == plain
 
@@ -96,9 +112,21 @@ def test_a_tmp_that_is_full(plain: str, tmp_path: Path) -> None:
 
 def test_a_home_that_cannot_be_written(plain: str, tmp_path: Path) -> None:
     with mounted(tmp_path / "home", "ro") as home:
-        assert trained(tmp_path / "here", HOME=str(home), XDG_CACHE_HOME="", XDG_CONFIG_HOME="") == plain
-        alone = {name: value for name, value in settings(1).items() if name not in ("TFDS_DATA_DIR", "JAXBIG_CACHE")}
-        how = {"cwd": tmp_path / "here", "env": {**alone, "HOME": str(home)}, "capture_output": True, "text": True}
+        assert (
+            trained(tmp_path / "here", HOME=str(home), XDG_CACHE_HOME="", XDG_CONFIG_HOME="")
+            == plain
+        )
+        alone = {
+            name: value
+            for name, value in settings(1).items()
+            if name not in ("TFDS_DATA_DIR", "JAXBIG_CACHE")
+        }
+        how = {
+            "cwd": tmp_path / "here",
+            "env": {**alone, "HOME": str(home)},
+            "capture_output": True,
+            "text": True,
+        }
         done = subprocess.run([*HERE, *TRAIN, "--workdir=other"], check=False, **how)  # type: ignore[call-overload]
         assert done.returncode == 2 and re.fullmatch(
             r"jaxbig: data set jaxbig_digits cannot be prepared in \S+: Read-only file system; set TFDS_DATA_DIR .*\n",
@@ -112,7 +140,9 @@ def test_a_terminal(term: str, columns: int, plain: str, tmp_path: Path) -> None
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     environment = {**settings(1), "TERM": term, "LC_ALL": "C.UTF-8"}
-    environment = {name: value for name, value in environment.items() if name not in ("COLUMNS", "LINES")}
+    environment = {
+        name: value for name, value in environment.items() if name not in ("COLUMNS", "LINES")
+    }
     streams = dict.fromkeys(("stdin", "stdout", "stderr"), theirs)
     process = subprocess.Popen([*HERE, *TRAIN], cwd=tmp_path, env=environment, **streams)  # type: ignore[call-overload]
     os.close(theirs)

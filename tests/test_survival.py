@@ -20,8 +20,16 @@ from conftest import COMPILED
 
 pytestmark = pytest.mark.slow
 
-MODEL = [f"--model.layers.{layer}=8" for layer in ("0.channels", "1.channels", "4.channels", "7.width")]
-EVERY = ["--steps=600", "--log-every=5", "--evaluate-every=200", "--checkpoint-every=20", "--data.batch=32"]
+MODEL = [
+    f"--model.layers.{layer}=8" for layer in ("0.channels", "1.channels", "4.channels", "7.width")
+]
+EVERY = [
+    "--steps=600",
+    "--log-every=5",
+    "--evaluate-every=200",
+    "--checkpoint-every=20",
+    "--data.batch=32",
+]
 TRAIN = ["train", "digits_convnet", "--workdir=run", *EVERY, *MODEL]
 PACE = {"data_wait", "mfu"}  # and what is a second: of the machine's speed, not of the run
 
@@ -39,7 +47,10 @@ def start(
 
     cached: one compiles, the others load. `alone`, and what is killed at random, pinned or starved, compile themselves.
     """
-    settings = {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(hasty))}
+    settings = {
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(hasty)),
+    }
     settings |= COMPILED if cached else {}
     return subprocess.Popen(
         [sys.executable, "-m", "jaxbig", *arguments],
@@ -72,7 +83,10 @@ def lines(run: Path) -> list[dict[str, Any]]:
     """The whole lines of metrics.jsonl without what tells of the machine's speed."""
     text = (run / "metrics.jsonl").read_text() if (run / "metrics.jsonl").exists() else ""
     read = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-    return [{name: line[name] for name in line if name not in PACE and "_per_second" not in name} for line in read]
+    return [
+        {name: line[name] for name in line if name not in PACE and "_per_second" not in name}
+        for line in read
+    ]
 
 
 def summary(run: Path) -> dict[str, Any]:
@@ -141,7 +155,9 @@ def test_a_folder_in_use_is_refused_and_named_by_its_holder(tmp_path: Path) -> N
     process.kill()
     process.communicate()
     assert (code, out) == (2, "")
-    assert re.fullmatch(rf"jaxbig: run is in use by process {process.pid} on .*--workdir.*\n", err), err
+    assert re.fullmatch(
+        rf"jaxbig: run is in use by process {process.pid} on .*--workdir.*\n", err
+    ), err
     code, _, err = finish(start(tmp_path, *TRAIN, "--steps=40"))
     assert code == 0, err
 
@@ -155,19 +171,36 @@ def test_a_folder_in_use_is_refused_and_named_by_its_holder(tmp_path: Path) -> N
         ("pytext_transformer", ["--model.depth=2", "--model.width=32", "--model.dropout=0.1"]),
     ],
 )
-def test_the_same_command_twice_gives_the_same_run(name: str, options: list[str], tmp_path: Path) -> None:
+def test_the_same_command_twice_gives_the_same_run(
+    name: str, options: list[str], tmp_path: Path
+) -> None:
     core = min(os.sched_getaffinity(0))
     for folder in ("one", "other"):
-        command = ["train", name, "--steps=30", "--checkpoint-every=20", f"--workdir={folder}", *options]
+        command = [
+            "train",
+            name,
+            "--steps=30",
+            "--checkpoint-every=20",
+            f"--workdir={folder}",
+            *options,
+        ]
         code, _, err = finish(start(tmp_path, *command, core=core, hasty=False), seconds=500)
         assert code == 0, err
     same(tmp_path / "one", tmp_path / "other")
 
 
-def test_the_number_of_devices_and_readers_does_not_change_which_examples_a_step_sees(tmp_path: Path) -> None:
+def test_the_number_of_devices_and_readers_does_not_change_which_examples_a_step_sees(
+    tmp_path: Path,
+) -> None:
     losses = {}
     for devices, readers in ((1, 1), (8, 0), (8, 3)):
-        command = ["train", "digits_convnet", f"--workdir={devices}-{readers}", f"--readers={readers}", *MODEL]
+        command = [
+            "train",
+            "digits_convnet",
+            f"--workdir={devices}-{readers}",
+            f"--readers={readers}",
+            *MODEL,
+        ]
         short = ["--steps=5", "--log-every=1", "--data.batch=32"]
         code, _, err = finish(start(tmp_path, *command, *short, devices=devices))
         assert code == 0, err
@@ -184,7 +217,9 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = shutil.which("mount") and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8m,nr_inodes=2000", "tmpfs", str(folder)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=8m,nr_inodes=2000", "tmpfs", str(folder)],
+        capture_output=True,
+        check=False,
     )
     if not mounted or mounted.returncode:
         pytest.skip("a disk cannot be mounted here (that takes root)")
@@ -225,7 +260,10 @@ def paused_between_saves(process: "subprocess.Popen[str]", checkpoints: Path) ->
     ],
 )
 def test_a_full_disk_is_told_in_one_sentence_and_what_was_saved_before_still_serves(
-    fill_up: Callable[[Path], None], disk: Path, alone: tuple[Path, float], noticed: Callable[[float], None]
+    fill_up: Callable[[Path], None],
+    disk: Path,
+    alone: tuple[Path, float],
+    noticed: Callable[[float], None],
 ) -> None:
     process = start(disk, *TRAIN, cached=True)
     until(process, lambda: paused_between_saves(process, disk / "run" / "checkpoints"))
@@ -235,7 +273,11 @@ def test_a_full_disk_is_told_in_one_sentence_and_what_was_saved_before_still_ser
     code, _, err = finish(process, seconds=100)
     noticed(time.monotonic() - began)
     assert code == 1
-    assert re.fullmatch(r"jaxbig: [^\n]*step \d+[^\n]*\n", err) and "run" in err and "No space left" in err, err[:2000]
+    assert (
+        re.fullmatch(r"jaxbig: [^\n]*step \d+[^\n]*\n", err)
+        and "run" in err
+        and "No space left" in err
+    ), err[:2000]
     subprocess.run(["mount", "-o", "remount,size=64m,nr_inodes=20000", str(disk)], check=True)
     code, out, err = finish(start(disk, *TRAIN, cached=True))
     assert code == 0, err
@@ -249,7 +291,9 @@ def test_a_permission_that_is_lost_ends_the_run_and_it_goes_on_when_that_is_mend
     folders = [str(tmp_path / "run" / "checkpoints"), str(tmp_path / "run")]
     process = start(tmp_path, *TRAIN, cached=True)
     until(process, lambda: paused_between_saves(process, tmp_path / "run" / "checkpoints"))
-    lost = shutil.which("chattr") and subprocess.run(["chattr", "+i", *folders], capture_output=True, check=False)
+    lost = shutil.which("chattr") and subprocess.run(
+        ["chattr", "+i", *folders], capture_output=True, check=False
+    )
     try:
         if not lost or lost.returncode:
             process.kill()
@@ -260,9 +304,14 @@ def test_a_permission_that_is_lost_ends_the_run_and_it_goes_on_when_that_is_mend
         code, _, err = finish(process, seconds=100)
         noticed(time.monotonic() - began)
         assert code == 1
-        assert re.fullmatch(r"jaxbig: [^\n]*step \d+[^\n]*\n", err) and "Operation not permitted" in err, err
+        assert (
+            re.fullmatch(r"jaxbig: [^\n]*step \d+[^\n]*\n", err)
+            and "Operation not permitted" in err
+        ), err
         code, _, err = finish(start(tmp_path, *TRAIN, cached=True))
-        assert code == 2 and re.fullmatch(r"jaxbig: cannot write in run: Operation not permitted; .*\n", err), err
+        assert code == 2 and re.fullmatch(
+            r"jaxbig: cannot write in run: Operation not permitted; .*\n", err
+        ), err
     finally:
         if shutil.which("chattr"):
             subprocess.run(["chattr", "-i", *folders], capture_output=True, check=False)
@@ -271,7 +320,9 @@ def test_a_permission_that_is_lost_ends_the_run_and_it_goes_on_when_that_is_mend
     same(tmp_path / "run", alone[0])
 
 
-def test_a_folder_that_is_removed_ends_the_run(tmp_path: Path, noticed: Callable[[float], None]) -> None:
+def test_a_folder_that_is_removed_ends_the_run(
+    tmp_path: Path, noticed: Callable[[float], None]
+) -> None:
     process = start(tmp_path, *TRAIN, "--steps=100000", "--checkpoint-every=100000")
     until(process, lambda: len(lines(tmp_path / "run")) > 5)
     shutil.rmtree(tmp_path / "run", ignore_errors=True)
@@ -301,9 +352,13 @@ def test_memory_that_does_not_suffice_is_told_in_the_words_of_plan(
         (short, limited, ["a step needs", "--model.remat=full", "--accumulate=2", "`jaxbig plan`"]),
     ):
         began = time.monotonic()
-        process = start(tmp_path, "train", "pytext_transformer", "--workdir=run", *options, before=limit)
+        process = start(
+            tmp_path, "train", "pytext_transformer", "--workdir=run", *options, before=limit
+        )
         code, _, err = finish(process)
         noticed(time.monotonic() - began)
         assert code == (2 if limit is None else 1), err
-        assert re.fullmatch(r"jaxbig: out of memory: on each of 1 cpu devices [^\n]*\n", err), err[-3000:]
+        assert re.fullmatch(r"jaxbig: out of memory: on each of 1 cpu devices [^\n]*\n", err), err[
+            -3000:
+        ]
         assert all(each in err for each in words), err

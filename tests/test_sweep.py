@@ -20,7 +20,9 @@ from jaxbig.sweep import Sweep, draw, table
 from jaxbig.sweep_verb import Sweep as SweepVerb
 from jaxbig.tracking.metrics import write_json
 
-SMALL = [f"--model.layers.{layer}=8" for layer in ("0.channels", "1.channels", "4.channels", "7.width")]
+SMALL = [
+    f"--model.layers.{layer}=8" for layer in ("0.channels", "1.channels", "4.channels", "7.width")
+]
 SHORT = [*SMALL, "--steps=6", "--data.batch=32", "--evaluate-every=3", "--checkpoint-every=3"]
 
 
@@ -31,12 +33,20 @@ def test_a_grid_is_all_with_all() -> None:
 
 
 def test_draws_are_fixed_by_their_seed_and_lie_in_their_ranges() -> None:
-    axes = ["optimizer.rate.peak=log:1e-4:1e-2", "model.depth=int:1:3", "model.norm=layer,rms", "x=uniform:-1:1"]
+    axes = [
+        "optimizer.rate.peak=log:1e-4:1e-2",
+        "model.depth=int:1:3",
+        "model.norm=layer,rms",
+        "x=uniform:-1:1",
+    ]
     found = settings(axes, 200, 0, None, "a")
     assert found == settings(axes, 200, 0, None, "a") != settings(axes, 200, 1, None, "a")
     assert found[:50] == settings(axes, 50, 0, None, "a")
     peaks = [each["optimizer.rate.peak"] for each in found]
-    assert all(1e-4 <= peak <= 1e-2 for peak in peaks) and 80 < sum(peak < 1e-3 for peak in peaks) < 120
+    assert (
+        all(1e-4 <= peak <= 1e-2 for peak in peaks)
+        and 80 < sum(peak < 1e-3 for peak in peaks) < 120
+    )
     assert {each["model.depth"] for each in found} == {1, 2, 3}
     assert {each["model.norm"] for each in found} == {"layer", "rms"}
     assert axis("x=uniform:-1:1") == ("x", Range("uniform", -1, 1))
@@ -85,19 +95,30 @@ def test_what_is_no_option_of_an_experiment_cannot_be_swept(path: str) -> None:
 
 def test_lists_come_from_a_file_or_from_the_experiment(tmp_path: Path) -> None:
     (tmp_path / "list.jsonl").write_text('{"seed": 1}\n\n{"seed": 2, "model.depth": 3}\n')
-    assert settings([], None, 0, tmp_path / "list.jsonl", "a") == [{"seed": 1}, {"seed": 2, "model.depth": 3}]
+    assert settings([], None, 0, tmp_path / "list.jsonl", "a") == [
+        {"seed": 1},
+        {"seed": 2, "model.depth": 3},
+    ]
     (tmp_path / "list.jsonl").write_text('{"seed": {"a": 1}}\n')
     with pytest.raises(Refused, match="OPTION: VALUE"):
         settings([], None, 0, tmp_path / "list.jsonl", "a")
     mine = tmp_path / "mine.py"
-    mine.write_text("from experiments.digits_convnet import config\ndef sweep():\n    return [{'seed': 5}]\n")
+    mine.write_text(
+        "from experiments.digits_convnet import config\ndef sweep():\n    return [{'seed': 5}]\n"
+    )
     assert settings([], None, 0, None, str(mine)) == [{"seed": 5}]
 
 
 def finished(runs: Sweep, number: int, value: float) -> None:
     runs.place(number).mkdir(exist_ok=True)
     best = {"step": 3, "eval/accuracy": value}
-    summary = {"step": 6, "best": best, "metrics": {"eval/accuracy": value}, "state_sha256": "x", "interrupted": False}
+    summary = {
+        "step": 6,
+        "best": best,
+        "metrics": {"eval/accuracy": value},
+        "state_sha256": "x",
+        "interrupted": False,
+    }
     write_json(runs.place(number) / "summary.json", summary)
 
 
@@ -106,13 +127,29 @@ def test_a_sweep_keeps_numbers_is_extended_and_ranks_the_best_first(tmp_path: Pa
     runs = Sweep(tmp_path / "sweep", "digits_convnet", SHORT, asked)
     assert runs.waiting() == [0, 1]
     finished(runs, 1, 0.5)
-    runs = Sweep(tmp_path / "sweep", "digits_convnet", SHORT, [{"seed": 9, "optimizer.rate.peak": 1e-2}, *asked])
-    assert [run["setting"]["seed"] for run in runs.result()["runs"]] == [0, 1, 9] and runs.waiting() == [0, 2]
+    runs = Sweep(
+        tmp_path / "sweep",
+        "digits_convnet",
+        SHORT,
+        [{"seed": 9, "optimizer.rate.peak": 1e-2}, *asked],
+    )
+    assert [run["setting"]["seed"] for run in runs.result()["runs"]] == [
+        0,
+        1,
+        9,
+    ] and runs.waiting() == [0, 2]
     finished(runs, 2, 0.9)
     result = runs.result()
-    assert result["ranked"] == [2, 1] and result["criterion"] == "accuracy" and result["higher_is_better"]
+    assert (
+        result["ranked"] == [2, 1]
+        and result["criterion"] == "accuracy"
+        and result["higher_is_better"]
+    )
     assert [row["run"] for row in table(result)] == ["002", "001", "000"]
-    assert draw(result, tmp_path / "sweep.png") and Image.open(tmp_path / "sweep.png").size == (800, 350)
+    assert draw(result, tmp_path / "sweep.png") and Image.open(tmp_path / "sweep.png").size == (
+        800,
+        350,
+    )
     with pytest.raises(Refused, match="another sweep"):
         Sweep(tmp_path / "sweep", "digits_convnet", [*SHORT, "--accumulate=2"], asked)
     (tmp_path / "sweep" / "000").symlink_to(tmp_path)
@@ -123,8 +160,32 @@ def test_a_sweep_keeps_numbers_is_extended_and_ranks_the_best_first(tmp_path: Pa
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        *(("1", 1), ("-3", -3), ("0", 0), ("1e-3", 1e-3), ("0.5", 0.5), (".5", 0.5), ("2.", 2.0), ("True", True)),
-        *((each, each) for each in ("007", "01.5", "1e999", "1_000", "true", "v1", "nan", "inf", "1e", "0x1", "")),
+        *(
+            ("1", 1),
+            ("-3", -3),
+            ("0", 0),
+            ("1e-3", 1e-3),
+            ("0.5", 0.5),
+            (".5", 0.5),
+            ("2.", 2.0),
+            ("True", True),
+        ),
+        *(
+            (each, each)
+            for each in (
+                "007",
+                "01.5",
+                "1e999",
+                "1_000",
+                "true",
+                "v1",
+                "nan",
+                "inf",
+                "1e",
+                "0x1",
+                "",
+            )
+        ),
         *((each, each) for each in ("1\u0661", "\u0661", "1\u0661.5", " 1")),
     ],
 )
@@ -145,7 +206,9 @@ def test_settings_that_python_calls_equal_are_runs_of_their_own(tmp_path: Path) 
         Sweep(tmp_path, "digits_convnet", SHORT, [{"seed": 1}, {"seed": 1.0}])
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"runs": 3}', '{"experiment": "digits_convnet", "runs": [1]}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"runs": 3}', '{"experiment": "digits_convnet", "runs": [1]}']
+)
 def test_a_sweep_s_file_that_is_damaged_is_a_sentence(content: str, tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text(content)
     with pytest.raises(Refused, match=r"sweep"):
@@ -178,7 +241,9 @@ def test_a_sweep_that_is_refused_leaves_nothing_behind(
         (tmp_path / folder).mkdir()
     before = sorted(tmp_path.rglob("*"))
     words = ("--set", "seed=0", bad)
-    verb = SweepVerb(name="digits_convnet", options=words, experiment=load("digits_convnet"), axes=words[1:])
+    verb = SweepVerb(
+        name="digits_convnet", options=words, experiment=load("digits_convnet"), axes=words[1:]
+    )
     with pytest.raises(Refused):
         verb()
     assert sorted(tmp_path.rglob("*")) == before
@@ -194,7 +259,9 @@ def test_a_setting_that_cannot_be_is_refused_before_any_run(tmp_path: Path, jaxb
 
 @pytest.mark.slow
 def test_a_slurm_array_is_printed_for_what_is_not_done(tmp_path: Path, jaxbig: Any) -> None:
-    done = jaxbig("sweep", "digits_convnet", *SHORT, "--set", "seed=0,1", "--slurm", "time=1:00:00", "gpus=1")
+    done = jaxbig(
+        "sweep", "digits_convnet", *SHORT, "--set", "seed=0,1", "--slurm", "time=1:00:00", "gpus=1"
+    )
     assert done.returncode == 0, done.stderr
     assert "#SBATCH --array=0,1" in done.stdout and "#SBATCH --gpus-per-node=1" in done.stdout
     assert "0) options=(--seed=0 --workdir runs/digits_convnet-sweep/000) ;;" in done.stdout
@@ -202,11 +269,23 @@ def test_a_slurm_array_is_printed_for_what_is_not_done(tmp_path: Path, jaxbig: A
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_interrupted_goes_on_and_ends_with_a_ranking(tmp_path: Path, jaxbig: Any) -> None:
-    words = ["sweep", "digits_convnet", *SHORT, "--steps=300", "--set", "optimizer.rate.peak=1e-3,1e-5", "--at-once=2"]
+def test_a_sweep_that_is_interrupted_goes_on_and_ends_with_a_ranking(
+    tmp_path: Path, jaxbig: Any
+) -> None:
+    words = [
+        "sweep",
+        "digits_convnet",
+        *SHORT,
+        "--steps=300",
+        "--set",
+        "optimizer.rate.peak=1e-3,1e-5",
+        "--at-once=2",
+    ]
     environment = {**os.environ, **HASTY, "JAX_NUM_CPU_DEVICES": "1"}
     command = [sys.executable, "-m", "jaxbig", *words]
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+    )
     folder = tmp_path / "runs" / "digits_convnet-sweep"
     while not (folder / "000" / "checkpoints" / "3").exists():
         assert process.poll() is None
@@ -218,7 +297,12 @@ def test_a_sweep_that_is_interrupted_goes_on_and_ends_with_a_ranking(tmp_path: P
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["ranked"][0] == 0 and [run["step"] for run in result["runs"]] == [300, 300]
-    assert json.loads((folder / "sweep.json").read_text()) == result and (folder / "sweep.png").exists()
+    assert (
+        json.loads((folder / "sweep.json").read_text()) == result
+        and (folder / "sweep.png").exists()
+    )
     assert "going on from step" in (folder / "000.log").read_text()
     before = (folder / "000.log").read_bytes()
-    assert jaxbig(*words).returncode == 0 and (folder / "000.log").read_bytes() == before  # nothing was left to do
+    assert (
+        jaxbig(*words).returncode == 0 and (folder / "000.log").read_bytes() == before
+    )  # nothing was left to do

@@ -54,8 +54,13 @@ def test_packed_texts_by_hand() -> None:
         name: (each.shape[1:], each.dtype) for name, each in data.spec().items()
     }
     long = rows["targets"][:, 0].tolist().index(ord("0"))
-    assert rows["targets"][long].tolist() == [*b"01234567"] and rows["inputs"][long].tolist() == [0, *b"0123456"]
-    assert rows["segments"][long].tolist() == [1] * 8 and rows["positions"][long].tolist() == [*range(8)]
+    assert rows["targets"][long].tolist() == [*b"01234567"] and rows["inputs"][long].tolist() == [
+        0,
+        *b"0123456",
+    ]
+    assert rows["segments"][long].tolist() == [1] * 8 and rows["positions"][long].tolist() == [
+        *range(8)
+    ]
     real = rows["mask"] > 0
     assert sorted(rows["targets"][real].tolist()) == sorted([*b"abc\0", *b"de\0", *b"0123456789\0"])
     assert np.all(rows["inputs"][real & (rows["positions"] == 0)] == 0)  # each begins after an end
@@ -64,33 +69,47 @@ def test_packed_texts_by_hand() -> None:
 
 def test_a_packed_text_neither_sees_nor_moves_another() -> None:
     data = packed(b"abc", b"def", tokenizer=Bytes(specials=("<end>",)))
-    batch = {name: jnp.asarray(each) for name, each in data.source("train").rows(np.array([0])).items()}
+    batch = {
+        name: jnp.asarray(each) for name, each in data.source("train").rows(np.array([0])).items()
+    }
     assert batch["segments"][0].tolist() == [1, 1, 1, 1, 2, 2, 2, 2]
     model = Decoder(vocab=data.vocab, depth=2, width=16, heads=2)
     variables = model.init(jax.random.key(0), batch["inputs"])
 
     def loss(embedded: Any, batch: Any) -> Any:
         def total(params: Any) -> Any:
-            logits = model.apply({"params": params}, batch["inputs"], batch["segments"], batch["positions"])
-            picked = jnp.take_along_axis(jax.nn.log_softmax(logits), batch["targets"][..., None], -1)[..., 0]
+            logits = model.apply(
+                {"params": params}, batch["inputs"], batch["segments"], batch["positions"]
+            )
+            picked = jnp.take_along_axis(
+                jax.nn.log_softmax(logits), batch["targets"][..., None], -1
+            )[..., 0]
             return picked * batch["mask"]
 
         return total(embedded)
 
-    params = jax.tree.map(lambda x: getattr(x, "value", x), variables["params"], is_leaf=lambda x: hasattr(x, "value"))
+    params = jax.tree.map(
+        lambda x: getattr(x, "value", x), variables["params"], is_leaf=lambda x: hasattr(x, "value")
+    )
     whole = loss(params, batch)
-    for other in range(4):  # another first text changes nothing of the second, and the other way round
+    for other in range(
+        4
+    ):  # another first text changes nothing of the second, and the other way round
         changed = {**batch, "inputs": batch["inputs"].at[0, other].set(7)}
         np.testing.assert_array_equal(loss(params, changed)[0, 4:], whole[0, 4:])
         changed = {**batch, "inputs": batch["inputs"].at[0, 4 + other].set(7)}
         np.testing.assert_array_equal(loss(params, changed)[0, :4], whole[0, :4])
-    alone = {name: each[:, 4:] for name, each in batch.items()}  # nor does its place in the row matter
+    alone = {
+        name: each[:, 4:] for name, each in batch.items()
+    }  # nor does its place in the row matter
     np.testing.assert_allclose(loss(params, alone), whole[:, 4:], atol=1e-5)
 
 
 def test_the_objective_hands_segments_to_the_model() -> None:
     data = packed(b"abc", b"def")
-    batch = {name: jnp.asarray(each) for name, each in data.source("train").rows(np.array([0])).items()}
+    batch = {
+        name: jnp.asarray(each) for name, each in data.source("train").rows(np.array([0])).items()
+    }
     model, objective = Decoder(vocab=256, depth=1, width=16, heads=2), NextToken(vocab=256)
     variables = model.init(jax.random.key(0), batch["inputs"])
 
@@ -105,7 +124,9 @@ def test_the_objective_hands_segments_to_the_model() -> None:
 def nn_apply(model: Any, objective: Any, variables: Any, batch: Any) -> Any:
     import flax.linen as nn
 
-    return nn.apply(lambda forward: objective(forward, batch, jax.random.key(0), False), model)(variables)
+    return nn.apply(lambda forward: objective(forward, batch, jax.random.key(0), False), model)(
+        variables
+    )
 
 
 def test_packed_rows_are_read_the_same_at_any_step_and_made_once(cache: Path) -> None:
@@ -114,7 +135,10 @@ def test_packed_rows_are_read_the_same_at_any_step_and_made_once(cache: Path) ->
     made = {file: file.stat().st_mtime_ns for file in cache.rglob("*") if file.is_file()}
     again = dataclasses.replace(data, tokenizer=BytePairs(vocab=300))
     assert again.prepare() == identity
-    for read in (lambda d: train_batch(d.source("train"), 3, 1000, 4), lambda d: eval_batch(d.source("eval"), 0, 4)):
+    for read in (
+        lambda d: train_batch(d.source("train"), 3, 1000, 4),
+        lambda d: eval_batch(d.source("eval"), 0, 4),
+    ):
         first, second = read(data), read(again)
         assert all(np.array_equal(first[name], second[name]) for name in first)
     assert {file: file.stat().st_mtime_ns for file in cache.rglob("*") if file.is_file()} == made
@@ -124,7 +148,9 @@ def test_packed_rows_are_read_the_same_at_any_step_and_made_once(cache: Path) ->
 def test_bad_texts_are_named_or_left_out_of_what_is_packed(tmp_path: Path) -> None:
     file = tmp_path / "texts.jsonl"
     file.write_text('{"text": "one"}\nno json\n{"text": 3}\n{"other": "x"}\n{"text": "two"}\n')
-    data = Tokens(records=JsonLines(files=str(file), eval_share=0.0), batch=1, length=8, packed=True)
+    data = Tokens(
+        records=JsonLines(files=str(file), eval_share=0.0), batch=1, length=8, packed=True
+    )
     with pytest.raises((Failed, Refused), match=r"texts.jsonl.* line [234]"):
         data.packed_rows(data.records, "train", "a")
     rows = dataclasses.replace(data, skip_bad_records=3).packed_rows(data.records, "train", "b")
@@ -136,7 +162,9 @@ def test_bad_texts_are_named_or_left_out_of_what_is_packed(tmp_path: Path) -> No
 
 TEXTS = [f"the cat number {n} sat on the mat" for n in range(12)]
 DATA = {
-    "packed": lambda records, **more: Tokens(records=records, batch=2, length=16, packed=True, **more),
+    "packed": lambda records, **more: Tokens(
+        records=records, batch=2, length=16, packed=True, **more
+    ),
     "learned": lambda records, **more: Tokens(
         records=records, batch=2, length=16, tokenizer=BytePairs(vocab=270), **more
     ),
@@ -148,7 +176,9 @@ DATA = {
 
 @pytest.mark.parametrize("kind", DATA)
 @pytest.mark.parametrize("bad", ['{"text": null}', '{"text": "cut off', '{"texts": "a"}', "[1]"])
-def test_what_is_kept_is_refused_or_taken_as_what_is_made(kind: str, bad: str, tmp_path: Path) -> None:
+def test_what_is_kept_is_refused_or_taken_as_what_is_made(
+    kind: str, bad: str, tmp_path: Path
+) -> None:
     """Whether a record may be left out is asked each time, not only when rows or a tokenizer are made."""
     lines = [json.dumps({"text": text}) for text in TEXTS]
     (tmp_path / "a.jsonl").write_text("\n".join([*lines[:7], bad, *lines[7:]]))
@@ -165,7 +195,10 @@ def test_what_is_kept_is_refused_or_taken_as_what_is_made(kind: str, bad: str, t
 
 @pytest.mark.parametrize("kind", DATA)
 def test_texts_that_no_record_has_are_the_experiment_s_fault(kind: str) -> None:
-    with pytest.raises(Refused, match=r"does not fit 12 of 12 records .* it has no 'body', .* the nearest is text\."):
+    with pytest.raises(
+        Refused,
+        match=r"does not fit 12 of 12 records .* it has no 'body', .* the nearest is text\.",
+    ):
         DATA[kind](Given(texts=tuple(TEXTS)), feature="body").prepare()
 
 
@@ -177,7 +210,9 @@ def test_rows_are_not_packed_again_where_more_may_be_left_out(cache: Path) -> No
     assert sorted(cache.rglob("*.array_record")) == made and len(made) == 2
 
 
-def test_rows_and_tokenizers_are_of_the_library_s_version(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_and_tokenizers_are_of_the_library_s_version(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = DATA["learned and packed"](Given(texts=tuple(TEXTS)))
     data.prepare()
 
@@ -191,9 +226,18 @@ def test_rows_and_tokenizers_are_of_the_library_s_version(cache: Path, monkeypat
 
 
 @pytest.mark.parametrize(
-    "change", [{"learned_from": 3}, {"skip_bad_records": 1}, {"feature": "other"}, {"repeat": 2}, {"eval_share": 0.5}]
+    "change",
+    [
+        {"learned_from": 3},
+        {"skip_bad_records": 1},
+        {"feature": "other"},
+        {"repeat": 2},
+        {"eval_share": 0.5},
+    ],
 )
-def test_a_tokenizer_is_learned_again_for_other_settings(change: dict[str, Any], tmp_path: Path, cache: Path) -> None:
+def test_a_tokenizer_is_learned_again_for_other_settings(
+    change: dict[str, Any], tmp_path: Path, cache: Path
+) -> None:
     rows = [json.dumps({"text": text, "other": text.upper()}) + "\n" for text in TEXTS]
     (tmp_path / "a.jsonl").write_text("".join(rows))
     records = JsonLines(files=str(tmp_path / "a.jsonl"), eval_share=0.3)
@@ -223,7 +267,10 @@ def test_texts_that_are_cut_or_empty_are_counted(caplog: pytest.LogCaptureFixtur
     given = Given(texts=(b"1234567", b"12345678", b"", b"123456789", b"x"))
     data = Tokens(records=given, batch=2, length=8)
     data.prepare()
-    assert "2 of 5 texts that were tried are longer than --data.length 8 and are cut; their beginning" in caplog.text
+    assert (
+        "2 of 5 texts that were tried are longer than --data.length 8 and are cut; their beginning"
+        in caplog.text
+    )
     caplog.clear()
     dataclasses.replace(data, length=10).prepare()
     assert not caplog.messages
@@ -262,23 +309,32 @@ def test_other_weights_pack_nothing_again(tmp_path: Path, cache: Path) -> None:
     data = Tokens(records=Mixture(parts=parts, weights=(1, 2)), batch=4, length=64, packed=True)
     identity = data.prepare()
     made = sorted(cache.rglob("*.array_record"))
-    assert dataclasses.replace(data, records=Mixture(parts=parts, weights=(2, 1))).prepare() != identity
+    assert (
+        dataclasses.replace(data, records=Mixture(parts=parts, weights=(2, 1))).prepare()
+        != identity
+    )
     assert sorted(cache.rglob("*.array_record")) == made and len(made) == 4
 
 
 def test_a_tokenizer_learns_from_a_mixture_as_it_is_drawn(tmp_path: Path) -> None:
     parts = lettered(tmp_path, "a", 100), lettered(tmp_path, "b", 900)
     for weights, share in (((9, 1), 0.9), ((1, 9), 0.1)):
-        data = Tokens(records=Mixture(parts=parts, weights=weights), batch=4, length=64, learned_from=500)
+        data = Tokens(
+            records=Mixture(parts=parts, weights=weights), batch=4, length=64, learned_from=500
+        )
         texts = list(data.texts())
-        assert len(texts) == 500 and sum(text[:1] == b"a" for text in texts) / 500 == pytest.approx(share, abs=0.01)
+        assert len(texts) == 500 and sum(text[:1] == b"a" for text in texts) / 500 == pytest.approx(
+            share, abs=0.01
+        )
 
 
 @pytest.mark.slow
 def test_the_tokenizer_is_kept_with_the_run_and_another_is_another_run(
     jaxbig: Callable[..., Any], tmp_path: Path, cache: Path
 ) -> None:
-    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": f"the {n} of a {n}"}) + "\n" for n in range(60)))
+    (tmp_path / "texts.jsonl").write_text(
+        "".join(json.dumps({"text": f"the {n} of a {n}"}) + "\n" for n in range(60))
+    )
     (tmp_path / "mine.py").write_text(
         """import dataclasses
 from experiments import pytext_transformer
@@ -299,11 +355,16 @@ def config():
     assert done.returncode == 0, done.stderr
     kept = json.loads((tmp_path / "runs" / "mine" / "tokenizer.json").read_text())
     assert len(kept["model"]["vocab"]) <= 280
-    assert "BytePairs of" in json.loads((tmp_path / "runs" / "mine" / "run.json").read_text())["data_identity"]
+    assert (
+        "BytePairs of"
+        in json.loads((tmp_path / "runs" / "mine" / "run.json").read_text())["data_identity"]
+    )
     from_file = ["--data.tokenizer.file", "runs/mine/tokenizer.json"]
     other = jaxbig("train", "mine.py", "--steps", 3, *from_file, "--json", JAXBIG_CACHE=str(cache))
     assert other.returncode == 2 and "another run" in other.stderr
-    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": f"a {n} for {n}"}) + "\n" for n in range(60)))
+    (tmp_path / "texts.jsonl").write_text(
+        "".join(json.dumps({"text": f"a {n} for {n}"}) + "\n" for n in range(60))
+    )
     other = jaxbig("train", "mine.py", "--steps", 3, "--json", JAXBIG_CACHE=str(cache))
     assert other.returncode == 2 and "data_identity" in other.stderr
 
@@ -312,7 +373,11 @@ def config():
 def test_made_up_records_have_the_features_that_are_read(data: Any) -> None:
     more = {"classes": 2} if data is Sentences else {"source_feature": "en", "target_feature": "de"}
     few = data(
-        records=MADE_UP, batch=4, length=16, tokenizer=BytePairs(vocab=290, specials=("<start>", "<end>")), **more
+        records=MADE_UP,
+        batch=4,
+        length=16,
+        tokenizer=BytePairs(vocab=290, specials=("<start>", "<end>")),
+        **more,
     )
     made = few.made_up()
     made.prepare()

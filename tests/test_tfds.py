@@ -64,10 +64,20 @@ def builder_class(name: str) -> type[Builder]:
         return {"train": RECORDS[name], "test": RECORDS[name][:3]}
 
     def examples(self: Any, records: Any) -> Any:
-        for number, record in enumerate(records):  # TFDS makes a PNG of pixels with TensorFlow alone
-            yield number, record | ({"image": encoded(record["image"])} if "image" in record else {})
+        for number, record in enumerate(
+            records
+        ):  # TFDS makes a PNG of pixels with TensorFlow alone
+            yield (
+                number,
+                record | ({"image": encoded(record["image"])} if "image" in record else {}),
+            )
 
-    fields = {"features": lambda self: features, "records": records, "_generate_examples": examples, "name": name}
+    fields = {
+        "features": lambda self: features,
+        "records": records,
+        "_generate_examples": examples,
+        "name": name,
+    }
     if name == "imdb_reviews":
         fields["BUILDER_CONFIGS"] = [tfds.core.BuilderConfig(name="plain_text")]
     with tfds.core.registered.skip_registration():  # the catalogue has one of that name
@@ -105,7 +115,9 @@ CATALOGUE: list[Examples] = [
 ]
 
 
-@pytest.mark.parametrize("data", CATALOGUE, ids=lambda data: f"{type(data).__name__}-{data.records.name}")
+@pytest.mark.parametrize(
+    "data", CATALOGUE, ids=lambda data: f"{type(data).__name__}-{data.records.name}"
+)
 def test_the_catalogue_has_the_shapes_that_were_said(data: Examples, here: None) -> None:
     assert data.prepare() == data.prepare()
     for split, size in (("train", 4), ("eval", 3)):
@@ -114,7 +126,10 @@ def test_the_catalogue_has_the_shapes_that_were_said(data: Examples, here: None)
         for batch in (train_batch(source, 0, 1, 2), eval_batch(source, 1, 2)):
             assert specs(batch) == data.spec()
         some = source.rows(np.array([2, 0, 2]))  # in any order
-        assert all(np.array_equal(some[name], rows[[2, 0, 2]]) for name, rows in everything(data, split).items())
+        assert all(
+            np.array_equal(some[name], rows[[2, 0, 2]])
+            for name, rows in everything(data, split).items()
+        )
 
 
 def test_images_are_what_was_encoded_and_of_0_to_1_in_the_step(here: None) -> None:
@@ -151,7 +166,10 @@ def test_a_whole_image_keeps_its_shape_within_a_canvas(here: None) -> None:
 def test_texts_are_bytes_ended_by_0(here: None) -> None:
     rows = everything(CATALOGUE[4], "train")
     one, long = [ord(letter) for letter in "one"], [ord(letter) for letter in TEXTS[2][:8]]
-    assert rows["targets"][0].tolist() == [*one, 0, 0, 0, 0, 0] and rows["mask"][0].tolist() == [1] * 4 + [0] * 4
+    assert (
+        rows["targets"][0].tolist() == [*one, 0, 0, 0, 0, 0]
+        and rows["mask"][0].tolist() == [1] * 4 + [0] * 4
+    )
     assert rows["inputs"][0].tolist() == [0, *one, 0, 0, 0, 0]
     assert rows["targets"][2].tolist() == long and rows["inputs"][2].tolist() == [0, *long[:-1]]
     assert rows["mask"].sum(1).tolist() == [4, 8, 8, 1]
@@ -159,12 +177,16 @@ def test_texts_are_bytes_ended_by_0(here: None) -> None:
     assert np.array_equal(plain["inputs"], rows["targets"])
     assert plain["mask"].sum(1).tolist() == [3, 8, 8, 0]  # without the end
     sentences = everything(CATALOGUE[6], "train")
-    assert np.array_equal(sentences["inputs"], rows["targets"]) and sentences["lengths"].tolist() == [4, 8, 8, 1]
+    assert np.array_equal(sentences["inputs"], rows["targets"]) and sentences[
+        "lengths"
+    ].tolist() == [4, 8, 8, 1]
     assert sentences["targets"].tolist() == [0, 1, 0, 1] and sentences["mask"].tolist() == [1] * 4
 
 
 def test_a_special_end_is_the_end_and_the_end_may_be_what_is_kept(here: None) -> None:
-    data = Tokens(records=Tfds("lm1b"), batch=2, length=8, tokenizer=Bytes(specials=("<end>",)), keep="end")
+    data = Tokens(
+        records=Tfds("lm1b"), batch=2, length=8, tokenizer=Bytes(specials=("<end>",)), keep="end"
+    )
     rows = everything(data, "train")
     assert rows["targets"][0].tolist() == [*b"one", 256, 0, 0, 0, 0] and rows["inputs"][0, 0] == 256
     assert rows["targets"][2].tolist() == [*TEXTS[2].encode()[-7:], 256]
@@ -173,7 +195,9 @@ def test_a_special_end_is_the_end_and_the_end_may_be_what_is_kept(here: None) ->
 def test_pairs_end_with_the_end(here: None) -> None:
     data, rows = CATALOGUE[7], everything(CATALOGUE[7], "train")
     assert isinstance(data, Pairs) and (data.start, data.end, data.vocab) == (256, 257, 258)
-    assert rows["inputs"][0].tolist() == [*b"one", 257, 0, 0, 0, 0] and rows["lengths"].tolist() == [4, 8, 8, 1]
+    assert rows["inputs"][0].tolist() == [*b"one", 257, 0, 0, 0, 0] and rows[
+        "lengths"
+    ].tolist() == [4, 8, 8, 1]
     assert rows["targets"][0].tolist() == [*b"ONE", 257, 0, 0, 0, 0]
     assert rows["targets"][2].tolist() == [*TEXTS[2].upper().encode()[:7], 257]
     assert np.all((rows["targets"] == 257).sum(1) == 1)
@@ -187,13 +211,18 @@ def images(name: str, **fields: Any) -> Images:
     ("data", "words"),
     [
         (images("imagenet2012"), ("imagenet2012 is not prepared in", "jaxbig data prepare")),
-        (Sentences(records=Tfds("glue/sst2"), batch=2, length=8, classes=2), ("glue/sst2 is not", "TFDS_DATA_DIR")),
+        (
+            Sentences(records=Tfds("glue/sst2"), batch=2, length=8, classes=2),
+            ("glue/sst2 is not", "TFDS_DATA_DIR"),
+        ),
         (images("mnist:9.0.0"), ("mnist:9.0.0 is not prepared",)),
         (images("mnist", eval_split="dev"), ("no split 'dev'", "train (4), test (3)")),
     ],
     ids=str,
 )
-def test_what_is_not_there_is_refused_in_one_sentence(data: Examples, words: tuple[str, ...], here: None) -> None:
+def test_what_is_not_there_is_refused_in_one_sentence(
+    data: Examples, words: tuple[str, ...], here: None
+) -> None:
     with pytest.raises(Refused) as refused:
         data.prepare()
     assert all(word in str(refused.value) for word in words), refused.value
@@ -225,7 +254,9 @@ def test_without_a_network_fetching_is_refused_at_once(
     assert all(word in str(refused.value) for word in words), refused.value
 
 
-def test_what_was_fetched_half_is_fetched_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_fetched_half_is_fetched_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     left = tmp_path / "mnist" / "incomplete.ABCDEF_3.0.1"
     left.mkdir(parents=True)
@@ -242,7 +273,10 @@ def test_a_label_that_is_no_class_is_named_or_left_out(classes: int, here: None)
     if classes == 7:
         assert everything(data, "train")["targets"].tolist() == [3, 4, 5, 6]
         return
-    with pytest.raises(Exception, match=r"mnist.* train record 0 .*label.* is 3.*--data.classes 3.*skip-bad-records"):
+    with pytest.raises(
+        Exception,
+        match=r"mnist.* train record 0 .*label.* is 3.*--data.classes 3.*skip-bad-records",
+    ):
         everything(data, "train")
 
 
@@ -263,22 +297,33 @@ def test_a_label_that_is_no_class_is_named_or_left_out(classes: int, here: None)
 )
 def test_a_split_is_what_tfds_makes_of_it(split: str, numbers: list[int], here: None) -> None:
     opened = Tfds("lm1b", train_split=split).open("train")
-    assert [record["text"].decode() for record in opened.__getitems__(list(range(len(opened))))] == [
-        TEXTS[number] for number in numbers
-    ]
+    assert [
+        record["text"].decode() for record in opened.__getitems__(list(range(len(opened))))
+    ] == [TEXTS[number] for number in numbers]
 
 
-@pytest.mark.parametrize("split", ["train[:1%]", "train[9:]", " train", "Train", "dev", "train[5%", "train+dev", ""])
+@pytest.mark.parametrize(
+    "split", ["train[:1%]", "train[9:]", " train", "Train", "dev", "train[5%", "train+dev", ""]
+)
 @pytest.mark.parametrize("field", ["train_split", "eval_split"])
-def test_a_split_that_is_none_or_empty_is_refused_with_those_that_are_there(split: str, field: str, here: None) -> None:
-    with pytest.raises(Refused, match=r"^data set lm1b has no (split|record in) .*train \(4\), test \(3\)") as refused:
+def test_a_split_that_is_none_or_empty_is_refused_with_those_that_are_there(
+    split: str, field: str, here: None
+) -> None:
+    with pytest.raises(
+        Refused, match=r"^data set lm1b has no (split|record in) .*train \(4\), test \(3\)"
+    ) as refused:
         Tfds("lm1b", **{field: split}).prepare()
     assert repr(split) in str(refused.value) and "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
     ("train", "evaluation", "shared"),
-    [("train", "test", 0), ("all", "test", 3), ("train[:3]", "train[2:]", 1), ("train[:2]", "train[2:]", 0)],
+    [
+        ("train", "test", 0),
+        ("all", "test", 3),
+        ("train[:3]", "train[2:]", 1),
+        ("train[:2]", "train[2:]", 0),
+    ],
 )
 def test_records_that_are_trained_and_evaluated_on_are_counted(
     train: str, evaluation: str, shared: int, here: None, caplog: pytest.LogCaptureFixture
@@ -303,7 +348,10 @@ def test_a_feature_of_a_foreign_module_is_refused_and_not_imported(
     (tmp_path / "runs_when_imported.py").write_text("raise SystemExit('it was run')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    with pytest.raises(Refused, match=r"features\.json names a feature runs_when_imported\.Text, which is no part of"):
+    with pytest.raises(
+        Refused,
+        match=r"features\.json names a feature runs_when_imported\.Text, which is no part of",
+    ):
         Tfds("lm1b").prepare()
     assert "runs_when_imported" not in sys.modules
 
@@ -325,6 +373,8 @@ def test_the_identity_knows_another_byte_of_the_files_that_are_read(
     changed[-1] ^= 1
     file.write_bytes(changed)  # of the same size, as another label is
     assert whole.prepare() != before[0] and part.prepare() == before[1]
-    monkeypatch.setattr("jaxbig.data.contents.FILE_BYTES", 0)  # as of files that are too large to be read whole
+    monkeypatch.setattr(
+        "jaxbig.data.contents.FILE_BYTES", 0
+    )  # as of files that are too large to be read whole
     (tmp_path / "cache" / "digests").rename(tmp_path / "old")
     assert whole.prepare().endswith("of 64 blocks a file")

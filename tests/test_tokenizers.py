@@ -19,7 +19,10 @@ from hypothesis import strategies as st
 from jaxbig.data.tokenizers import BytePairs, Bytes, SentencePiece, Tokenizer, learn
 from jaxbig.errors import Refused
 
-TEXTS = [*Path(__file__).read_bytes().splitlines(), *["the cat sat on the mat by the öde Wörter".encode()] * 9]
+TEXTS = [
+    *Path(__file__).read_bytes().splitlines(),
+    *["the cat sat on the mat by the öde Wörter".encode()] * 9,
+]
 PIECES = 200
 ALL = ("<start>", "<end>", "<pad>", "<mask>")
 
@@ -78,9 +81,13 @@ def test_bytes_are_numbered_as_they_are_and_special_tokens_after_them() -> None:
 
 
 def test_a_special_token_that_is_not_there_is_refused_by_name() -> None:
-    with pytest.raises(Refused, match=r"Bytes has no mask token, but <end>: name one of <mask> \[MASK\] among"):
+    with pytest.raises(
+        Refused, match=r"Bytes has no mask token, but <end>: name one of <mask> \[MASK\] among"
+    ):
         _ = Bytes(specials=("<end>",)).mask
-    with pytest.raises(Refused, match="BytePairs has no start token, but none: name one of <start> <s>"):
+    with pytest.raises(
+        Refused, match="BytePairs has no start token, but none: name one of <start> <s>"
+    ):
         _ = BytePairs(specials=()).start
 
 
@@ -93,7 +100,11 @@ def test_what_bytes_are_is_their_identity() -> None:
 # -- there and back
 
 
-@given(st.one_of(st.text(), st.sampled_from(["<end>", "a <mask> b", "the <start>", "\r\n \t\u2028\x00"])))
+@given(
+    st.one_of(
+        st.text(), st.sampled_from(["<end>", "a <mask> b", "the <start>", "\r\n \t\u2028\x00"])
+    )
+)
 @settings(deadline=None)
 def test_decoding_what_was_encoded_gives_the_text_back(text: str) -> None:
     """Also a text that spells a special token; none is made of it."""
@@ -110,10 +121,16 @@ def test_decoding_what_was_encoded_gives_the_text_back(text: str) -> None:
 
 def test_many_texts_are_encoded_as_each_is(tmp_path: Path) -> None:
     (tmp_path / "a.model").write_bytes(piece_file())
-    for tokenizer in (Bytes(), from_file(tmp_path), SentencePiece(file=f"{tmp_path}/a.model", vocab=PIECES)):
+    for tokenizer in (
+        Bytes(),
+        from_file(tmp_path),
+        SentencePiece(file=f"{tmp_path}/a.model", vocab=PIECES),
+    ):
         texts = ["the cat", b"the dog", "", "ö"]
         many = tokenizer.encode_many(texts)
-        assert [tokens.tolist() for tokens in many] == [tokenizer.encode(text).tolist() for text in texts]
+        assert [tokens.tolist() for tokens in many] == [
+            tokenizer.encode(text).tolist() for text in texts
+        ]
         assert {tokens.dtype for tokens in many} == {np.dtype(np.int32)} and many[2].shape == (0,)
 
 
@@ -122,9 +139,14 @@ def test_a_token_out_of_range_is_refused(token: int, tmp_path: Path) -> None:
     (tmp_path / "a.model").write_bytes(piece_file())
     pieces = SentencePiece(file=f"{tmp_path}/a.model", vocab=300)
     for tokenizer in (Bytes(specials=("<s>",) * 44), from_file(tmp_path), pieces):
-        with pytest.raises(Refused, match=f"token {token} is none of the 300 of {type(tokenizer).__name__}"):
+        with pytest.raises(
+            Refused, match=f"token {token} is none of the 300 of {type(tokenizer).__name__}"
+        ):
             tokenizer.decode([1, token])
-        assert tokenizer.decode([299]) in ("", tokenizer.decode(np.array([299])))  # may stand for nothing
+        assert tokenizer.decode([299]) in (
+            "",
+            tokenizer.decode(np.array([299])),
+        )  # may stand for nothing
 
 
 # -- byte pairs
@@ -163,7 +185,9 @@ def test_learning_is_the_same_in_another_process_and_so_is_what_was_learned() ->
     with multiprocessing.get_context("spawn").Pool(2) as processes:
         assert set(processes.map(learn_here, range(2))) == {learn_here(0)}
         there = processes.map(pairs.encode, ["the cat", "ö"])
-    assert [tokens.tolist() for tokens in there] == [pairs.encode(text).tolist() for text in ("the cat", "ö")]
+    assert [tokens.tolist() for tokens in there] == [
+        pairs.encode(text).tolist() for text in ("the cat", "ö")
+    ]
 
 
 def test_what_a_run_keeps_reads_as_a_file(tmp_path: Path) -> None:
@@ -181,7 +205,12 @@ def test_a_file_adds_no_tokens_cuts_and_pads_nothing(tmp_path: Path) -> None:
     file = from_file(tmp_path)
     plain = file.encode("the cat sat").tolist()
     settings = json.loads(learned())
-    settings["truncation"] = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    settings["truncation"] = {
+        "direction": "Right",
+        "max_length": 2,
+        "strategy": "LongestFirst",
+        "stride": 0,
+    }
     pad = {"pad_id": 2, "pad_type_id": 0, "pad_token": "<pad>", "pad_to_multiple_of": None}
     settings["padding"] = {"strategy": {"Fixed": 20}, "direction": "Right", **pad}
     Path(file.file).write_text(json.dumps(settings))
@@ -191,10 +220,13 @@ def test_a_file_adds_no_tokens_cuts_and_pads_nothing(tmp_path: Path) -> None:
 def test_files_and_numbers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     file = from_file(tmp_path)
     with pytest.raises(
-        Refused, match=r"file\.json has no token <eos>; its special ones are <start> <end> <pad> <mask>"
+        Refused,
+        match=r"file\.json has no token <eos>; its special ones are <start> <end> <pad> <mask>",
     ):
         dataclasses.replace(file, specials=("<eos>",)).prepare(no_texts)
-    with pytest.raises(Refused, match=r"file\.json has 300 tokens, more than vocab 299: raise that"):
+    with pytest.raises(
+        Refused, match=r"file\.json has 300 tokens, more than vocab 299: raise that"
+    ):
         dataclasses.replace(file, vocab=299).prepare(no_texts)
     assert dataclasses.replace(file, vocab=512).decode([511]) == ""  # a model's may be padded
     with pytest.raises(Refused, match="vocab 256 is too small: it has 256 bytes and 1 specials"):
@@ -209,14 +241,18 @@ def test_files_and_numbers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
             kind(file=f"{tmp_path}/none").prepare(no_texts)
 
 
-def test_a_library_that_is_not_there_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_is_not_there_is_named_with_its_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = from_file(tmp_path)
     Path(file.file).write_text(learned() + " ")  # so that no model of it is there already
     monkeypatch.setitem(sys.modules, "tokenizers", None)  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "sentencepiece", None)  # type: ignore[arg-type]
     tokenizers: list[Tokenizer] = [file, BytePairs(), SentencePiece(file=file.file)]
     for tokenizer in tokenizers:
-        with pytest.raises(Refused, match=r"needs (tokenizers|sentencepiece), .* pip install 'jaxbig\[text\]'"):
+        with pytest.raises(
+            Refused, match=r"needs (tokenizers|sentencepiece), .* pip install 'jaxbig\[text\]'"
+        ):
             tokenizer.prepare(lambda: TEXTS)
 
 
@@ -229,7 +265,12 @@ def test_sentence_pieces_are_those_of_the_file(tmp_path: Path) -> None:
     assert f"{PIECES} tokens (<s> 1, </s> 2, <pad> 3, <mask> 4) sha256:" in pieces.prepare(no_texts)
     reference: Any = sentencepiece.SentencePieceProcessor(model_proto=piece_file())
     assert pieces.encode("the cat").tolist() == reference.encode("the cat")
-    assert (pieces.start, pieces.end, pieces.pad, pieces.mask) == (1, 2, 3, reference.piece_to_id("<mask>"))
+    assert (pieces.start, pieces.end, pieces.pad, pieces.mask) == (
+        1,
+        2,
+        3,
+        reference.piece_to_id("<mask>"),
+    )
     assert pieces.decode([1, *pieces.encode("the cat sat"), 2, 3]) == "the cat sat"
     assert pieces.kept() == {"tokenizer.model": piece_file()}
     with pytest.raises(Refused, match=r"a\.model has 200 tokens, more than vocab 199"):

@@ -37,7 +37,9 @@ DAMAGED = {
 
 
 @pytest.fixture
-def warned(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+def warned(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> pytest.LogCaptureFixture:
     monkeypatch.setattr(logging.getLogger("jaxbig"), "propagate", True)
     return caplog
 
@@ -50,7 +52,9 @@ def lines(*each: bytes) -> bytes:
 def test_a_damaged_line_is_named_and_the_run_is_not_lost(
     kind: str, tmp_path: Path, warned: pytest.LogCaptureFixture
 ) -> None:
-    whole = lines(json.dumps(GOOD).encode(), DAMAGED[kind], json.dumps({**GOOD, "step": 4}).encode())
+    whole = lines(
+        json.dumps(GOOD).encode(), DAMAGED[kind], json.dumps({**GOOD, "step": 4}).encode()
+    )
     (tmp_path / "metrics.jsonl").write_bytes(whole)
     assert [line["step"] for line in read_metrics(tmp_path)] == [2, 4]
     assert "metrics.jsonl: line 2 cannot be read and is left out" in warned.text
@@ -62,14 +66,18 @@ def test_a_damaged_line_is_named_and_the_run_is_not_lost(
     assert not warned.text and len(list((tmp_path / "broken").iterdir())) == 1
 
 
-def test_a_last_line_that_a_kill_cut_off_is_no_damage(tmp_path: Path, warned: pytest.LogCaptureFixture) -> None:
+def test_a_last_line_that_a_kill_cut_off_is_no_damage(
+    tmp_path: Path, warned: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "metrics.jsonl").write_bytes(lines(json.dumps(GOOD).encode()) + b'{"step": 3, "sp')
     assert read_metrics(tmp_path) == [GOOD] and not warned.text
 
 
 @pytest.mark.parametrize("content", [b"", b"\0\0", b"{", b"[]", b"3", b"\xff", b"null"])
 @pytest.mark.parametrize("file", ["run.json", "sweep.json", "left_out.json"])
-def test_a_file_of_json_that_is_damaged_is_a_sentence(file: str, content: bytes, tmp_path: Path) -> None:
+def test_a_file_of_json_that_is_damaged_is_a_sentence(
+    file: str, content: bytes, tmp_path: Path
+) -> None:
     (tmp_path / file).write_bytes(content)
     if file == LEFT_OUT and content == b"[]":
         assert left_out(tmp_path) == []
@@ -85,11 +93,16 @@ def test_a_file_of_json_that_is_damaged_is_a_sentence(file: str, content: bytes,
 
 def test_an_empty_run_json_is_told_from_others_and_how_to_go_on(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("")
-    with pytest.raises(Refused, match=r"it is empty, as a power loss leaves it; bring back a copy .*--adopt"):
+    with pytest.raises(
+        Refused, match=r"it is empty, as a power loss leaves it; bring back a copy .*--adopt"
+    ):
         read_run(tmp_path)
     assert read_run(tmp_path, adopt=True) is None
     (tmp_path / "run.json").write_text('{"experiment": {}, "data_identity": "x"}')
-    assert read_run(tmp_path, adopt=True) == {"experiment": {}, "data_identity": "x"}  # what is there still counts
+    assert read_run(tmp_path, adopt=True) == {
+        "experiment": {},
+        "data_identity": "x",
+    }  # what is there still counts
 
 
 @pytest.mark.parametrize("at", ["import", "begin", "write", "close"])
@@ -132,7 +145,12 @@ SHOWN: dict[str, tuple[Any, ...]] = {
     "start": (0, 10),
     "train": (1, {"loss": 1.0, "learning_rate": 0.1, "steps_per_second": 1.0}),
     "evaluation": (1, {"loss": 1.0}),
-    "result": ("title", {"metrics": {}, "best": None, "step": 1, "state_sha256": "x"}, Path("run"), ["next"]),
+    "result": (
+        "title",
+        {"metrics": {}, "best": None, "step": 1, "state_sha256": "x"},
+        Path("run"),
+        ["next"],
+    ),
     "stop": (),
 }
 
@@ -150,7 +168,9 @@ def test_a_screen_that_fails_ends_no_run(name: str, monkeypatch: pytest.MonkeyPa
     getattr(screen, name)(*SHOWN[name])
 
 
-def test_what_only_shows_a_run_logs_its_error_and_ctrl_c_passes(warned: pytest.LogCaptureFixture) -> None:
+def test_what_only_shows_a_run_logs_its_error_and_ctrl_c_passes(
+    warned: pytest.LogCaptureFixture,
+) -> None:
     with optional("no picture a.png"):
         raise ValueError("ParseException: \udcff")
     assert "no picture a.png: ValueError: ParseException: \ufffd; the run goes on" in warned.text
@@ -174,22 +194,38 @@ def test_pictures_take_any_name(tmp_path: Path) -> None:
     data, everywhere = Named(), np.ones((2, 10))
     images: Any = {"inputs": np.zeros((10, 4, 4, 3)), "targets": np.arange(10), "mask": np.ones(10)}
     runs = [
-        {"number": i, "setting": {"a.b": name}, "best": 0.1 * i, "best_step": 1, "folder": str(i), "state": "done"}
+        {
+            "number": i,
+            "setting": {"a.b": name},
+            "best": 0.1 * i,
+            "best_step": 1,
+            "folder": str(i),
+            "state": "done",
+        }
         for i, name in enumerate(NAMES)
     ]
     result = {"ranked": list(range(len(NAMES))), "runs": runs, "criterion": "loss"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a font may lack a glyph
-        maps(np.ones((2, 10, 10), np.float32), {**rows, "mask": everywhere}, data, tmp_path / "maps.png")  # type: ignore[arg-type]
+        maps(
+            np.ones((2, 10, 10), np.float32),
+            {**rows, "mask": everywhere},
+            data,
+            tmp_path / "maps.png",
+        )  # type: ignore[arg-type]
         draw(images, data, tmp_path / "images.png")  # type: ignore[arg-type]
         assert sweep.draw(result, tmp_path / "sweep.png")
     for name in ("maps", "images", "sweep"):
         assert Image.open(tmp_path / f"{name}.png").size[0] > 100
 
 
-def test_a_sweep_s_picture_that_cannot_be_written_ends_no_sweep(tmp_path: Path, warned: Any) -> None:
+def test_a_sweep_s_picture_that_cannot_be_written_ends_no_sweep(
+    tmp_path: Path, warned: Any
+) -> None:
     run = {"number": 0, "setting": {"a": 1}, "best": 0.1}
-    assert not sweep.draw({"ranked": [0], "runs": [run], "criterion": "loss"}, tmp_path / "nowhere" / "sweep.png")
+    assert not sweep.draw(
+        {"ranked": [0], "runs": [run], "criterion": "loss"}, tmp_path / "nowhere" / "sweep.png"
+    )
     assert "no picture" in warned.text
 
 

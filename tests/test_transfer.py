@@ -35,7 +35,9 @@ EVERY = {"steps": 12, "evaluate_every": 3, "checkpoint_every": 3, "keep_last": 9
 
 def digits(hidden: tuple[int, ...] = (16,), **changes: Any) -> Experiment:
     layers = (Dropout(0.25), *(Dense(width) for width in hidden))
-    return small("digits_convnet", **(EVERY | {"model": ConvNet(layers=layers, classes=10)} | changes))
+    return small(
+        "digits_convnet", **(EVERY | {"model": ConvNet(layers=layers, classes=10)} | changes)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +89,17 @@ def test_what_fits_is_loaded_and_each_other_leaf_is_told_of(
         screen = Screen()
         logging.getLogger("jaxbig").addHandler(caplog.handler)
         still = SGD(rate=Constant(0.0), momentum=0.0)
-        fit(digits(model=wider, steps=1, optimizer=still, initialize_from=source), tmp_path / "run", screen)
+        fit(
+            digits(model=wider, steps=1, optimizer=still, initialize_from=source),
+            tmp_path / "run",
+            screen,
+        )
     found = parameters(tmp_path / "run", 1)
     taken = {path for path in found if not np.array_equal(found[path], fresh[path])}
     assert taken == {"layers_1/linear/kernel", "head/bias"}
-    table = next(record.getMessage() for record in caplog.records if "fresh:" in record.getMessage())
+    table = next(
+        record.getMessage() for record in caplog.records if "fresh:" in record.getMessage()
+    )
     lines = dict(line.split(None, 1) for line in table.splitlines()[1:])
     assert lines["layers_1/linear/kernel"] == lines["head/bias"] == "loaded"
     assert lines["layers_1/linear/bias"] == lines["layers_2/linear/bias"] == "skipped"
@@ -99,12 +107,16 @@ def test_what_fits_is_loaded_and_each_other_leaf_is_told_of(
     assert lines["head/kernel"] == "reshaped: float32[16, 10] there, float32[8, 10] here"
 
 
-def test_a_run_that_was_started_so_goes_on_as_one_that_was_not_interrupted(parent: Path, tmp_path: Path) -> None:
+def test_a_run_that_was_started_so_goes_on_as_one_that_was_not_interrupted(
+    parent: Path, tmp_path: Path
+) -> None:
     source = InitializeFrom(run=str(parent))
     whole = fit(digits(initialize_from=source), tmp_path / "whole", Screen())
     fit(digits(initialize_from=source, steps=6), tmp_path / "parts", Screen())
     parts = fit(digits(initialize_from=source), tmp_path / "parts", Screen())
-    assert parts["step"] == whole["step"] == 12  # a schedule follows the steps, so the digests may differ
+    assert (
+        parts["step"] == whole["step"] == 12
+    )  # a schedule follows the steps, so the digests may differ
     again = fit(digits(initialize_from=source), tmp_path / "again", Screen())
     assert again["state_sha256"] == whole["state_sha256"]
 
@@ -128,11 +140,19 @@ def test_a_run_killed_before_its_first_save_begins_with_the_same_weights_or_not_
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        (InitializeFrom(run="nowhere"), ["--initialize-from.run nowhere", "no checkpoint", "train that run first"]),
-        (InitializeFrom(run="nowhere", pattern="("), ["--initialize-from.pattern", "'('", "regular expression"]),
+        (
+            InitializeFrom(run="nowhere"),
+            ["--initialize-from.run nowhere", "no checkpoint", "train that run first"],
+        ),
+        (
+            InitializeFrom(run="nowhere", pattern="("),
+            ["--initialize-from.pattern", "'('", "regular expression"],
+        ),
     ],
 )
-def test_a_source_that_cannot_be_used_is_refused(source: InitializeFrom, words: list[str], tmp_path: Path) -> None:
+def test_a_source_that_cannot_be_used_is_refused(
+    source: InitializeFrom, words: list[str], tmp_path: Path
+) -> None:
     with pytest.raises(Refused) as refused:
         fit(digits(initialize_from=source), tmp_path / "run", Screen())
     assert all(word in str(refused.value) for word in words)
@@ -140,7 +160,11 @@ def test_a_source_that_cannot_be_used_is_refused(source: InitializeFrom, words: 
 
 def test_a_pattern_that_takes_nothing_is_refused(parent: Path, tmp_path: Path) -> None:
     with pytest.raises(Refused, match="no leaf there"):
-        fit(digits(initialize_from=InitializeFrom(run=str(parent), pattern="nothing")), tmp_path / "run", Screen())
+        fit(
+            digits(initialize_from=InitializeFrom(run=str(parent), pattern="nothing")),
+            tmp_path / "run",
+            Screen(),
+        )
 
 
 # -- what is read of another run, and where it goes
@@ -183,26 +207,35 @@ def test_weights_alone_are_loaded_each_device_s_share_of_them(
         assert found["state_sha256"] == read_json(folder / "summary.json")["state_sha256"]
     else:
         source = InitializeFrom(run=str(parent) if way == "initialize" else "")
-        experiment = digits(mesh=split, optimizer=AdamW(rate=Constant(0.1)), initialize_from=source, seed=1)
+        experiment = digits(
+            mesh=split, optimizer=AdamW(rate=Constant(0.1)), initialize_from=source, seed=1
+        )
         begun = folder if way == "fork" else tmp_path / "begun"
         begun.mkdir(exist_ok=True)
         program = make_program(experiment)
         with program.activate():
             begin(program, Checkpoints(begun / "checkpoints"), begun, way == "fork")
     expected = leaves(make_program(experiment).abstract.params)
-    share = sum(leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in expected.values())
+    share = sum(
+        leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
+        for leaf in expected.values()
+    )
     whole = sum(leaf.dtype.itemsize * math.prod(leaf.shape) for leaf in expected.values())
     assert loads.paths == [f"params/{path}" for path in expected]
     assert loads.bytes == share < whole / 4
 
 
 def evaluated(folder: Path, step: int) -> dict[str, float]:
-    [line] = [line for line in read_metrics(folder) if line["split"] == "eval" and line["step"] == step]
+    [line] = [
+        line for line in read_metrics(folder) if line["split"] == "eval" and line["step"] == step
+    ]
     return {name: value for name, value in line.items() if name not in ("step", "split")}
 
 
 def test_an_evaluation_of_what_was_saved_has_the_bits_of_the_run_s_own(parent: Path) -> None:
-    assert evaluate_run(digits(optimizer=SGD(rate=Constant(0.5))), parent)["metrics"] == evaluated(parent, 12)
+    assert evaluate_run(digits(optimizer=SGD(rate=Constant(0.5))), parent)["metrics"] == evaluated(
+        parent, 12
+    )
 
 
 def test_parameters_and_batch_statistics_come_back_as_a_model_takes_them(tmp_path: Path) -> None:
@@ -224,9 +257,24 @@ def test_parameters_and_batch_statistics_come_back_as_a_model_takes_them(tmp_pat
 @pytest.mark.parametrize(
     ("model", "pattern", "frozen", "words"),
     [
-        ((Dense(16),), ".*", "^layers", r"freezes 2 parameters .* first layers_0/linear/bias \(missing\)"),
-        ((Dropout(0.25), Dense(8)), ".*", "kernel", r"freezes 2 .* first head/kernel \(reshaped: .*10\] there"),
-        ((Dropout(0.25), Dense(16)), "^head", "linear/bias", r"freezes 1 .*layers_1/linear/bias \(skipped\)"),
+        (
+            (Dense(16),),
+            ".*",
+            "^layers",
+            r"freezes 2 parameters .* first layers_0/linear/bias \(missing\)",
+        ),
+        (
+            (Dropout(0.25), Dense(8)),
+            ".*",
+            "kernel",
+            r"freezes 2 .* first head/kernel \(reshaped: .*10\] there",
+        ),
+        (
+            (Dropout(0.25), Dense(16)),
+            "^head",
+            "linear/bias",
+            r"freezes 1 .*layers_1/linear/bias \(skipped\)",
+        ),
         ((Dropout(0.25), Dense(16)), ".*", "^layers", ""),
         ((Dense(16),), ".*", "head", ""),
     ],
@@ -238,14 +286,21 @@ def test_parameters_that_are_frozen_but_were_never_loaded_are_refused(
         pytest.skip("a fork takes all that fits")
     source = InitializeFrom() if fork else InitializeFrom(run=str(parent), pattern=pattern)
     optimizer = SGD(rate=Constant(0.5), frozen=frozen)
-    experiment = digits(model=ConvNet(layers=model, classes=10), optimizer=optimizer, initialize_from=source, seed=1)
+    experiment = digits(
+        model=ConvNet(layers=model, classes=10), optimizer=optimizer, initialize_from=source, seed=1
+    )
     folder = tmp_path / "run"
     _ = shutil.copytree(parent, folder) if fork else folder.mkdir()
     before = sorted(folder.rglob("*"))
     program = make_program(experiment, jax.devices()[:1])
-    with program.activate(), pytest.raises(Refused, match=words) if words else contextlib.nullcontext():
+    with (
+        program.activate(),
+        pytest.raises(Refused, match=words) if words else contextlib.nullcontext(),
+    ):
         begin(program, Checkpoints(folder / "checkpoints"), folder, fork)
-    assert not words or {each.name for each in set(folder.rglob("*")) ^ set(before)} <= {"checkpoints"}
+    assert not words or {each.name for each in set(folder.rglob("*")) ^ set(before)} <= {
+        "checkpoints"
+    }
 
 
 # -- what learns, and how fast
@@ -253,7 +308,10 @@ def test_parameters_that_are_frozen_but_were_never_loaded_are_refused(
 
 def updates(optimizer: Any) -> dict[str, np.ndarray]:
     """How far each parameter goes in a first step."""
-    params = {"trunk": {"kernel": np.ones((2, 2), np.float32)}, "head": {"kernel": np.ones((2,), np.float32)}}
+    params = {
+        "trunk": {"kernel": np.ones((2, 2), np.float32)},
+        "head": {"kernel": np.ones((2,), np.float32)},
+    }
     gradient = jax.tree.map(lambda leaf: 3 * leaf, params)
     build = optimizer.build(10)
     found, _ = build.update(gradient, build.init(params), params)
@@ -266,7 +324,9 @@ def test_frozen_parameters_stay_and_have_no_moments(kind: Any) -> None:
     found, free = updates(optimizer), updates(dataclasses.replace(optimizer, frozen=None))
     assert not found["trunk/kernel"].any()  # not even decayed
     np.testing.assert_array_equal(found["head/kernel"], free["head/kernel"])
-    state = optimizer.build(10).init({"trunk": {"kernel": np.ones((2, 2))}, "head": {"kernel": np.ones(2)}})
+    state = optimizer.build(10).init(
+        {"trunk": {"kernel": np.ones((2, 2))}, "head": {"kernel": np.ones(2)}}
+    )
     assert not any("trunk" in path for path in leaves(state))
 
 
@@ -277,7 +337,11 @@ def test_clipping_does_not_count_what_is_frozen() -> None:
 
 def test_a_rate_factor_is_of_the_whole_update() -> None:
     plain = updates(AdamW(rate=Constant(0.1), weight_decay=0.5))
-    found = updates(AdamW(rate=Constant(0.1), weight_decay=0.5, rate_factors=(("^trunk", 0.25), ("kernel$", 2.0))))
+    found = updates(
+        AdamW(
+            rate=Constant(0.1), weight_decay=0.5, rate_factors=(("^trunk", 0.25), ("kernel$", 2.0))
+        )
+    )
     np.testing.assert_allclose(found["trunk/kernel"], 0.5 * plain["trunk/kernel"], rtol=1e-6)
     np.testing.assert_allclose(found["head/kernel"], 2 * plain["head/kernel"], rtol=1e-6)
 
@@ -287,7 +351,10 @@ def test_a_rate_factor_is_of_the_whole_update() -> None:
     [
         ({"frozen": "nothing"}, ["--optimizer.frozen", "'nothing'", "no parameter"]),
         ({"frozen": "("}, ["--optimizer.frozen", "regular expression"]),
-        ({"rate_factors": (("nothing", 2.0),)}, ["--optimizer.rate-factors", "'nothing'", "no parameter"]),
+        (
+            {"rate_factors": (("nothing", 2.0),)},
+            ["--optimizer.rate-factors", "'nothing'", "no parameter"],
+        ),
     ],
 )
 def test_patterns_that_choose_nothing_are_refused(fields: Any, words: list[str]) -> None:
@@ -296,7 +363,9 @@ def test_patterns_that_choose_nothing_are_refused(fields: Any, words: list[str])
     assert all(word in str(refused.value) for word in words)
 
 
-def test_a_frozen_trunk_under_a_new_head_is_trained_end_to_end(parent: Path, tmp_path: Path) -> None:
+def test_a_frozen_trunk_under_a_new_head_is_trained_end_to_end(
+    parent: Path, tmp_path: Path
+) -> None:
     source = InitializeFrom(run=str(parent))
     optimizer = AdamW(rate=Constant(1e-2), frozen="^layers")
     fit(digits(initialize_from=source, optimizer=optimizer), tmp_path / "run", Screen())

@@ -58,14 +58,18 @@ def weights(module: nn.Module, *inputs: Any, **named: Any) -> Any:
     """Numbers in the shapes of the module's parameters, so that no bias is 0 and no scale 1."""
     shapes = nn.meta.unbox(jax.eval_shape(lambda: module.init(KEY, *inputs, **named)))["params"]
     seeds = itertools.count(100)
-    return jax.tree.map(lambda leaf: np.float32(0.4) * normal(*leaf.shape, seed=next(seeds)), shapes)
+    return jax.tree.map(
+        lambda leaf: np.float32(0.4) * normal(*leaf.shape, seed=next(seeds)), shapes
+    )
 
 
 def run(module: nn.Module, p: Any, *inputs: Any, **named: Any) -> Any:
     return jax.jit(lambda p, inputs: module.apply({"params": p}, *inputs, **named))(p, inputs)
 
 
-def value_and_gradient(module: nn.Module, p: Any, *inputs: Any, mask: Any = 1.0, **named: Any) -> Any:
+def value_and_gradient(
+    module: nn.Module, p: Any, *inputs: Any, mask: Any = 1.0, **named: Any
+) -> Any:
     """The outputs, and the gradient of a sum of all outputs, each times a number of its own."""
 
     def total(p: Any) -> Any:
@@ -81,7 +85,9 @@ def close(ours: Any, expected: Any, tolerance: float = 1e-5) -> None:
 
     def compare(a: Any, b: Any) -> None:
         a, b = np.asarray(a), np.asarray(b)
-        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(np.abs(b).max(initial=0), 1e-3))
+        np.testing.assert_allclose(
+            a, b, rtol=0, atol=tolerance * max(np.abs(b).max(initial=0), 1e-3)
+        )
 
     jax.tree.map(compare, ours, expected)
 
@@ -137,11 +143,15 @@ def test_layer_norm_is_torchs() -> None:
     torch = pytest.importorskip("torch")
     x, scale, bias = normal(3, 5, 8), normal(8, seed=1), normal(8, seed=2)
     ours = lambda p, x: (LayerNorm(1e-5).apply({"params": p}, x) * jnp.cos(x)).sum()  # noqa: E731
-    value, (by_p, by_x) = jax.jit(jax.value_and_grad(ours, (0, 1)))({"scale": scale, "bias": bias}, x)
+    value, (by_p, by_x) = jax.jit(jax.value_and_grad(ours, (0, 1)))(
+        {"scale": scale, "bias": bias}, x
+    )
     norm = torch.nn.LayerNorm(8, eps=1e-5)
     norm.weight.data, norm.bias.data = torch.tensor(scale), torch.tensor(bias)
     there = torch.tensor(x, requires_grad=True)
-    total = (norm(there) * torch.cos(torch.tensor(x))).sum() + (norm(torch.tensor(x)).detach() * torch.cos(there)).sum()
+    total = (norm(there) * torch.cos(torch.tensor(x))).sum() + (
+        norm(torch.tensor(x)).detach() * torch.cos(there)
+    ).sum()
     total.backward()
     close(value, float(total.detach()) / 2)
     close((by_p["scale"], by_p["bias"], by_x), (norm.weight.grad, norm.bias.grad, there.grad))
@@ -198,15 +208,28 @@ def test_the_translation_transformer_and_its_gradients_are_torchs() -> None:
     model = EncoderDecoder(**SMALL, epsilon=1e-5)
     p = weights(model, x, y)
     there = torch.nn.Transformer(width, 4, 2, 2, 64, dropout=0.0, batch_first=True)
-    there.encoder.norm = there.decoder.norm = None  # post-norm has none at the end, and the paper neither
+    there.encoder.norm = there.decoder.norm = (
+        None  # post-norm has none at the end, and the paper neither
+    )
 
     def block(ours: Any, cross: bool) -> dict[str, Any]:
-        names = {"self_attn": "attention", "multihead_attn": "cross"} if cross else {"self_attn": "attention"}
+        names = (
+            {"self_attn": "attention", "multihead_attn": "cross"}
+            if cross
+            else {"self_attn": "attention"}
+        )
         norms = ["attention", "cross", "mlp"] if cross else ["attention", "mlp"]
-        found = {f"{a}.{k}": v for a, b in names.items() for k, v in to_torch(torch, ours[b], width).items()}
+        found = {
+            f"{a}.{k}": v
+            for a, b in names.items()
+            for k, v in to_torch(torch, ours[b], width).items()
+        }
         for number, name in enumerate(norms):
             norm = ours[f"{name}_norm"]
-            found |= {f"norm{number + 1}.weight": norm["scale"], f"norm{number + 1}.bias": norm["bias"]}
+            found |= {
+                f"norm{number + 1}.weight": norm["scale"],
+                f"norm{number + 1}.bias": norm["bias"],
+            }
         for a, b in (("linear1", "up"), ("linear2", "down")):
             found |= {f"{a}.weight": np.transpose(ours[b]["kernel"]), f"{a}.bias": ours[b]["bias"]}
         return {k: torch.tensor(np.array(v, np.float32)) for k, v in found.items()}
@@ -228,11 +251,19 @@ def test_the_translation_transformer_and_its_gradients_are_torchs() -> None:
 
     padding = torch.tensor(np.arange(6)[None] >= lengths[:, None])
     later = torch.triu(torch.ones(5, 5, dtype=torch.bool), 1)
-    out = there(embed(x), embed(y), tgt_mask=later, src_key_padding_mask=padding, memory_key_padding_mask=padding)
+    out = there(
+        embed(x),
+        embed(y),
+        tgt_mask=later,
+        src_key_padding_mask=padding,
+        memory_key_padding_mask=padding,
+    )
     logits = out @ table.T
     ours, gradient = value_and_gradient(model, p, x, y, lengths)
     close(ours, logits.detach())
-    (logits * torch.cos(torch.arange(logits.numel()).float()).reshape(logits.shape)).sum().backward()
+    (
+        logits * torch.cos(torch.arange(logits.numel()).float()).reshape(logits.shape)
+    ).sum().backward()
     close(gradient["tokens"]["embedding"], table.grad)
     found = whole(jax.tree.map(np.asarray, gradient))
     for name, each in there.named_parameters():
@@ -258,7 +289,8 @@ def test_attention_is_softmax_attention_within_its_window() -> None:
 
 
 @pytest.mark.parametrize(
-    ("causal", "window", "packed"), [(True, None, False), (False, None, True), (True, 32, True), (False, 16, False)]
+    ("causal", "window", "packed"),
+    [(True, None, False), (False, None, True), (True, 32, True), (False, 16, False)],
 )
 def test_the_splash_kernel_is_the_plain_one(causal: bool, window: int | None, packed: bool) -> None:
     q, k, v = normal(8, 256, 4, 16), normal(8, 256, 2, 16, seed=1), normal(8, 256, 2, 16, seed=2)
@@ -266,7 +298,9 @@ def test_the_splash_kernel_is_the_plain_one(causal: bool, window: int | None, pa
 
     def by(kernel: str) -> Any:
         def total(q: Any, k: Any, v: Any) -> Any:
-            return jnp.sum(jnp.sin(attend(q, k, v, causal=causal, window=window, segments=pair, kernel=kernel)))
+            return jnp.sum(
+                jnp.sin(attend(q, k, v, causal=causal, window=window, segments=pair, kernel=kernel))
+            )
 
         return jax.jit(jax.value_and_grad(total, (0, 1, 2)))(q, k, v)
 
@@ -279,7 +313,10 @@ def test_the_splash_kernel_is_the_plain_one(causal: bool, window: int | None, pa
 
 def test_heads_of_keys_that_do_not_divide_over_tensor_are_refused_by_the_splash_kernel() -> None:
     q, k = normal(8, 128, 8, 16), normal(8, 128, 2, 16)
-    with activate(Mesh(data=1, tensor=8).build()), pytest.raises(Refused, match="split 2 heads of keys over 8 devices"):
+    with (
+        activate(Mesh(data=1, tensor=8).build()),
+        pytest.raises(Refused, match="split 2 heads of keys over 8 devices"),
+    ):
         jax.eval_shape(lambda: attend(q, k, k, causal=True, kernel="splash"))
 
 
@@ -293,25 +330,55 @@ def count(model: nn.Module, *inputs: Any) -> int:
 
 TOKENS, IMAGE = jnp.zeros((1, 8), jnp.int32), jnp.zeros((1, 224, 224, 3))
 PUBLISHED = {
-    "GPT-2 124M": (Decoder(vocab=50_257, depth=12, width=768, heads=12, **GPT2), (TOKENS,), 124_439_808),
+    "GPT-2 124M": (
+        Decoder(vocab=50_257, depth=12, width=768, heads=12, **GPT2),
+        (TOKENS,),
+        124_439_808,
+    ),
     "Llama 2 7B": (
         Decoder(vocab=32_000, depth=32, width=4096, heads=32, mlp_width=11_008, scan=True, **LLAMA),
         (TOKENS,),
         6_738_415_616,
     ),
     "Llama 2 70B": (
-        Decoder(vocab=32_000, depth=80, width=8192, heads=64, kv_heads=8, mlp_width=28_672, scan=True, **LLAMA),
+        Decoder(
+            vocab=32_000,
+            depth=80,
+            width=8192,
+            heads=64,
+            kv_heads=8,
+            mlp_width=28_672,
+            scan=True,
+            **LLAMA,
+        ),
         (TOKENS,),
         68_976_648_192,
     ),
     "Llama 3 8B": (
-        Decoder(vocab=128_256, depth=32, width=4096, heads=32, kv_heads=8, mlp_width=14_336, scan=True, **LLAMA),
+        Decoder(
+            vocab=128_256,
+            depth=32,
+            width=4096,
+            heads=32,
+            kv_heads=8,
+            mlp_width=14_336,
+            scan=True,
+            **LLAMA,
+        ),
         (TOKENS,),
         8_030_261_248,
     ),
     "Mixtral 8x7B": (
         Decoder(
-            vocab=32_000, depth=32, width=4096, heads=32, kv_heads=8, mlp_width=14_336, experts=8, scan=True, **LLAMA
+            vocab=32_000,
+            depth=32,
+            width=4096,
+            heads=32,
+            kv_heads=8,
+            mlp_width=14_336,
+            experts=8,
+            scan=True,
+            **LLAMA,
         ),
         (TOKENS,),
         46_702_792_704,
@@ -321,7 +388,11 @@ PUBLISHED = {
         (TOKENS,),
         1_100_048_384,
     ),
-    "BERT-base, masked tokens": (Encoder(vocab=30_522, depth=12, width=768, heads=12, types=2), (TOKENS,), 109_514_298),
+    "BERT-base, masked tokens": (
+        Encoder(vocab=30_522, depth=12, width=768, heads=12, types=2),
+        (TOKENS,),
+        109_514_298,
+    ),
     # the published 109,482,240 of BERT-base with its pooler, and 2 x 768 + 2 of the head
     "BERT-base, two classes": (
         Encoder(vocab=30_522, depth=12, width=768, heads=12, types=2, classes=2),
@@ -354,16 +425,24 @@ def scanned(p: Any, depth: int) -> Any:
         return p
     blocks = [p[f"block_{layer}"] for layer in range(depth) if f"block_{layer}" in p]
     rest = {name: scanned(each, depth) for name, each in p.items() if not name.startswith("block_")}
-    return rest | ({"block": jax.tree.map(lambda *leaves: np.stack(leaves), *blocks)} if blocks else {})
+    return rest | (
+        {"block": jax.tree.map(lambda *leaves: np.stack(leaves), *blocks)} if blocks else {}
+    )
 
 
-SHAPES = {"length": st.integers(1, 9), "batch": st.integers(1, 3), "heads": st.sampled_from([1, 2, 4])}
+SHAPES = {
+    "length": st.integers(1, 9),
+    "batch": st.integers(1, 3),
+    "heads": st.sampled_from([1, 2, 4]),
+}
 PROPERTY = settings(max_examples=3, deadline=None)
 
 
 @given(**SHAPES, depth=st.integers(1, 3), relative=st.booleans())
 @PROPERTY
-def test_scanned_blocks_are_the_unrolled_ones(length: int, batch: int, heads: int, depth: int, relative: bool) -> None:
+def test_scanned_blocks_are_the_unrolled_ones(
+    length: int, batch: int, heads: int, depth: int, relative: bool
+) -> None:
     kind = {"positions": "relative" if relative else "rotary"}
     model = Decoder(vocab=11, depth=depth, width=16, heads=heads, **kind)
     x = tokens(batch, length)
@@ -383,13 +462,20 @@ def test_what_is_computed_anew_is_what_would_have_been_kept(
     x = tokens(batch, length)
     p = weights(model, x)
     named = {"train": True, "rngs": {"dropout": KEY}}
-    close(value_and_gradient(model.clone(remat=remat), p, x, **named), value_and_gradient(model, p, x, **named))
+    close(
+        value_and_gradient(model.clone(remat=remat), p, x, **named),
+        value_and_gradient(model, p, x, **named),
+    )
 
 
 @pytest.mark.parametrize(
-    ("group", "more"), [(2, {}), (2, {"remat": "full", "dtype": "bfloat16"}), (3, {"experts": 3})], ids=str
+    ("group", "more"),
+    [(2, {}), (2, {"remat": "full", "dtype": "bfloat16"}), (3, {"experts": 3})],
+    ids=str,
 )
-def test_groups_of_blocks_change_no_gradient_and_no_parameter(group: int, more: dict[str, Any]) -> None:
+def test_groups_of_blocks_change_no_gradient_and_no_parameter(
+    group: int, more: dict[str, Any]
+) -> None:
     model, x = Decoder(**(SMALL | {"depth": 6}), scan=True, **more), tokens(2, 8)
     p = weights(model, x)
     named = {"train": True, "mutable": ["losses"]} if "experts" in more else {"train": True}
@@ -413,7 +499,9 @@ def test_groups_of_blocks_keep_less() -> None:
         for group in (1, 8):
             model = Decoder(**(SMALL | {"depth": 64}), scan=True, remat="full", remat_group=group)
             p = jax.eval_shape(lambda model=model: nn.meta.unbox(model.init(KEY, x)))
-            gradient = jax.jit(jax.grad(lambda p, model=model: jnp.sum(jnp.sin(model.apply(p, x, train=True)))))
+            gradient = jax.jit(
+                jax.grad(lambda p, model=model: jnp.sum(jnp.sin(model.apply(p, x, train=True))))
+            )
             kept.append(gradient.lower(p).compile().memory_analysis().temp_size_in_bytes)
     finally:
         jax.config.update("jax_disable_most_optimizations", True)
@@ -428,10 +516,14 @@ def test_groups_that_cannot_be_are_refused(fields: dict[str, Any]) -> None:
 
 def test_each_policy_keeps_less_than_the_one_before_it_and_computes_more() -> None:
     kept, work, x = [], [], tokens(2, 512)
-    jax.config.update("jax_disable_most_optimizations", False)  # what is in memory is the full compiler's choice
+    jax.config.update(
+        "jax_disable_most_optimizations", False
+    )  # what is in memory is the full compiler's choice
     try:
         for remat in get_args(Remat):
-            model = Decoder(**(SMALL | {"width": 64, "depth": 4}), activation="swiglu", scan=True, remat=remat)
+            model = Decoder(
+                **(SMALL | {"width": 64, "depth": 4}), activation="swiglu", scan=True, remat=remat
+            )
             p = jax.eval_shape(lambda model=model: nn.meta.unbox(model.init(KEY, x)))
             gradient = jax.jit(jax.grad(lambda p, model=model: jnp.sum(jnp.sin(model.apply(p, x)))))
             kept.append(gradient.lower(p).compile().memory_analysis().temp_size_in_bytes)
@@ -468,7 +560,10 @@ def test_a_width_that_does_not_divide_into_pieces_is_refused() -> None:
     model = Decoder(**SMALL, mlp_width=48, mlp_chunks=5)
     with pytest.raises(Refused, match="5 pieces do not divide mlp 48: choose a divisor, or 0"):
         jax.eval_shape(lambda: model.init(KEY, tokens(1, 4)))
-    with activate(Mesh(data=1, tensor=8).build()), pytest.raises(Refused, match="mlp 48 on each of 8 devices"):
+    with (
+        activate(Mesh(data=1, tensor=8).build()),
+        pytest.raises(Refused, match="mlp 48 on each of 8 devices"),
+    ):
         jax.eval_shape(lambda: model.clone(mlp_chunks=4).init(KEY, tokens(1, 4)))
 
 
@@ -504,7 +599,9 @@ def test_a_translation_token_by_token_is_all_at_once(model: EncoderDecoder) -> N
 
     @jax.jit
     def apply(cache: Any, y: Array) -> Any:
-        return model.apply({"params": p, **cache}, y, memory, cache=5, method="decode", mutable=["cache"])
+        return model.apply(
+            {"params": p, **cache}, y, memory, cache=5, method="decode", mutable=["cache"]
+        )
 
     close(in_pieces(apply, y, [1] * 5), run(model, p, x, y, lengths))
 
@@ -517,9 +614,13 @@ def test_padding_changes_nothing_for_an_encoder(length: int, more: int, pooling:
         padded = np.concatenate([x, tokens(2, more, seed=5)], axis=1)
         p = weights(model, x)
         lengths = jnp.full(2, length)
-        mask = np.ones((2, 1)) if model.classes else (np.arange(length + more) < length)[None, :, None]
+        mask = (
+            np.ones((2, 1)) if model.classes else (np.arange(length + more) < length)[None, :, None]
+        )
         y, gradient = value_and_gradient(model, p, x, lengths)
-        other, padded_gradient = value_and_gradient(model, p, padded, lengths, mask=np.float32(mask))
+        other, padded_gradient = value_and_gradient(
+            model, p, padded, lengths, mask=np.float32(mask)
+        )
         close(other[:, : y.shape[1]], y)
         if model.classes:  # the sums of the others weigh outputs by their place
             close(padded_gradient, gradient)
@@ -529,7 +630,10 @@ def test_padding_of_the_source_changes_nothing_for_a_translation() -> None:
     x, y, lengths = tokens(2, 6), tokens(2, 5, seed=1), jnp.array([4, 4])
     for model in (TRANSLATOR.clone(depth=1), T5.clone(depth=1)):
         p = weights(model, x, y)
-        close(value_and_gradient(model, p, x, y, lengths), value_and_gradient(model, p, x[:, :4], y, lengths))
+        close(
+            value_and_gradient(model, p, x, y, lengths),
+            value_and_gradient(model, p, x[:, :4], y, lengths),
+        )
 
 
 @EACH
@@ -537,7 +641,10 @@ def test_packed_documents_are_what_each_is_alone(model: Decoder) -> None:
     first, second = tokens(1, 4), tokens(1, 3, seed=1)
     p = weights(model, first)
     packed = np.concatenate([first, second, [[0]]], axis=1).astype(np.int32)
-    segments, positions = jnp.array([[1] * 4 + [2] * 3 + [0]]), jnp.array([[0, 1, 2, 3, 0, 1, 2, 0]])
+    segments, positions = (
+        jnp.array([[1] * 4 + [2] * 3 + [0]]),
+        jnp.array([[0, 1, 2, 3, 0, 1, 2, 0]]),
+    )
     together = run(model, p, packed, segments, positions)
     close(together[:, :4], run(model, p, first))
     close(together[:, 4:7], run(model, p, second))
@@ -550,7 +657,9 @@ def sees(model: nn.Module, p: Any, x: Array, **named: Any) -> Array:
     """[L, L]: whether position i's outputs move at all with the vector that token j is looked up as."""
     table = "tokens"
 
-    def outputs(vectors: Any) -> Any:  # a token of its own at each place, so that its row of the table is its vector
+    def outputs(
+        vectors: Any,
+    ) -> Any:  # a token of its own at each place, so that its row of the table is its vector
         q = {**p, table: {"embedding": vectors}}
         return model.apply({"params": q}, x, **named)[0]
 
@@ -589,9 +698,14 @@ def test_patches_are_a_convolution_with_their_stride() -> None:
     model = ViT(classes=5, patch=4, depth=1, width=8, heads=2, pooling="average")
     p = weights(model, x)
     kernel = p["patches"]["kernel"]
-    conv = jax.lax.conv_general_dilated(x, kernel, (4, 4), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    conv = jax.lax.conv_general_dilated(
+        x, kernel, (4, 4), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
     _, kept = model.apply(
-        {"params": p}, x, capture_intermediates=lambda module, _: module.name == "patches", mutable=["intermediates"]
+        {"params": p},
+        x,
+        capture_intermediates=lambda module, _: module.name == "patches",
+        mutable=["intermediates"],
     )
     found = kept["intermediates"]["patches"]["__call__"][0]
     close(found, np.asarray(conv).reshape(2, 6, 8) + p["patches"]["bias"])
@@ -609,7 +723,9 @@ def test_without_positions_the_order_of_patches_does_not_matter(pooling: str) ->
 
 
 def test_sines_and_cosines_tell_row_and_column_apart() -> None:
-    model = ViT(classes=3, patch=2, depth=1, width=16, heads=2, positions="sincos", pooling="average")
+    model = ViT(
+        classes=3, patch=2, depth=1, width=16, heads=2, positions="sincos", pooling="average"
+    )
     grid = np.asarray(model.grid(2, 3))[0].reshape(2, 3, 16)
     assert (grid[0, :, :8] == grid[0, :1, :8]).all() and (grid[:, 0, 8:] == grid[:1, 0, 8:]).all()
     assert len(np.unique(grid.reshape(6, 16), axis=0)) == 6
@@ -625,7 +741,9 @@ def test_drop_path_leaves_out_whole_examples_and_more_of_them_in_later_blocks(sc
     p = weights(model, x)
     still, alone = run(model, p, x[:1]), run(model, p, x, train=True, rngs={"dropout": KEY})
     outcomes, counts = np.unique(np.round(np.asarray(alone)[:, 0, 0], 3), return_counts=True)
-    assert len(outcomes) == 4 and (abs(counts / 400 - 0.25) < 0.1).all()  # two branches, of the last block alone
+    assert (
+        len(outcomes) == 4 and (abs(counts / 400 - 0.25) < 0.1).all()
+    )  # two branches, of the last block alone
     assert abs(outcomes - float(still[0, 0, 0])).min() > 1e-3  # kept ones count double
 
 
@@ -636,17 +754,23 @@ def begun(model: nn.Module) -> dict[str, Array]:
     return leaves(jax.jit(lambda: nn.meta.unbox(model.init(KEY, x, *more)["params"]))())
 
 
-@pytest.mark.parametrize("model", [DECODERS["gpt-2"], DECODERS["llama, grouped"], BERT, T5], ids=str)
+@pytest.mark.parametrize(
+    "model", [DECODERS["gpt-2"], DECODERS["llama, grouped"], BERT, T5], ids=str
+)
 def test_parameters_begin_by_path_whatever_stands_beside_them(model: Any) -> None:
     deeper = begun(model.clone(depth=3))
     for path, leaf in begun(model).items():
         if not path.endswith(("out/kernel", "down/kernel")):  # these are scaled by the depth
             np.testing.assert_array_equal(leaf, deeper[path], err_msg=path)
-    kernels = [leaf.tobytes() for path, leaf in deeper.items() if path.endswith(("kernel", "embedding"))]
+    kernels = [
+        leaf.tobytes() for path, leaf in deeper.items() if path.endswith(("kernel", "embedding"))
+    ]
     assert len(set(kernels)) == len(kernels)
 
 
-@pytest.mark.parametrize("model", [DECODERS["gpt-2"], DECODERS["llama, grouped"], BERT, TRANSLATOR], ids=str)
+@pytest.mark.parametrize(
+    "model", [DECODERS["gpt-2"], DECODERS["llama, grouped"], BERT, TRANSLATOR], ids=str
+)
 def test_bfloat16_computes_in_it_from_float32_parameters(model: Any) -> None:
     x = tokens(2, 5)
     more = (x,) if isinstance(model, EncoderDecoder) else ()
@@ -698,5 +822,16 @@ def test_fields_that_do_not_fit_are_refused_with_their_names_and_numbers(words: 
 
 
 def test_every_field_has_one_meaning_in_all_transformers() -> None:
-    shared = {field.name for field in dataclasses.fields(Decoder(**SMALL))} & {f.name for f in dataclasses.fields(BERT)}
-    assert {"heads", "norm", "dropout", "scan", "remat", "dtype", "shared", "attention_kernel"} <= shared
+    shared = {field.name for field in dataclasses.fields(Decoder(**SMALL))} & {
+        f.name for f in dataclasses.fields(BERT)
+    }
+    assert {
+        "heads",
+        "norm",
+        "dropout",
+        "scan",
+        "remat",
+        "dtype",
+        "shared",
+        "attention_kernel",
+    } <= shared

@@ -45,17 +45,23 @@ print("done")
 
 
 def test_a_run_that_is_stuck_says_where_shows_its_stacks_and_ends_within_its_limit() -> None:
-    process = script(STUCK, 1, 15, "reads the next batch", "block")  # and three seconds of steps do not count
+    process = script(
+        STUCK, 1, 15, "reads the next batch", "block"
+    )  # and three seconds of steps do not count
     assert process.stdout and process.stdout.readline() == "now\n"
     began = time.monotonic()
     _, err = process.communicate(timeout=30)
     assert process.returncode == 1 and 0.5 < time.monotonic() - began < 3
     sentence = err.split("\n")[0]
-    assert sentence.startswith("jaxbig: nothing has moved for 1 s (--guard.stuck-after): the run reads the next batch")
+    assert sentence.startswith(
+        "jaxbig: nothing has moved for 1 s (--guard.stuck-after): the run reads the next batch"
+    )
     assert "at step 57" in sentence and "a_blocked_read" in err
 
 
-@pytest.mark.parametrize(("limit", "doing", "seconds"), [(0, "evaluates", 1.5), (0.6, "", 1.5)], ids=["never", "idle"])
+@pytest.mark.parametrize(
+    ("limit", "doing", "seconds"), [(0, "evaluates", 1.5), (0.6, "", 1.5)], ids=["never", "idle"]
+)
 def test_what_may_take_its_time_does(limit: float, doing: str, seconds: float) -> None:
     out, err = script(STUCK, limit, 1, doing, seconds).communicate(timeout=30)
     assert out == "now\ndone\n" and err == ""
@@ -74,8 +80,16 @@ def test_time_in_which_it_was_stopped_itself_does_not_count() -> None:
 @pytest.mark.parametrize(
     ("mine", "heard", "late"),
     [
-        ((300, WAITS), {1: (0.2, 299, "reads the next batch")}, "process 1 reads the next batch at step 299"),
-        ((300, WAITS), {1: (9.0, 299, WAITS), 2: (0.1, 300, WAITS)}, f"process 1 {WAITS} at step 299, silent for 9 s"),
+        (
+            (300, WAITS),
+            {1: (0.2, 299, "reads the next batch")},
+            "process 1 reads the next batch at step 299",
+        ),
+        (
+            (300, WAITS),
+            {1: (9.0, 299, WAITS), 2: (0.1, 300, WAITS)},
+            f"process 1 {WAITS} at step 299, silent for 9 s",
+        ),
         ((12, "saves"), {1: (8.0, 12, "saves")}, "process 1 saves at step 12, silent for 8 s"),
         ((12, "evaluates"), {1: (0.3, 12, WAITS)}, "process 0 evaluates at step 12"),
         ((12, WAITS), {1: (0.3, 11, WAITS), 2: (0.3, 12, WAITS)}, f"process 1 {WAITS} at step 11"),
@@ -87,7 +101,9 @@ def test_the_late_process_is_the_one_that_is_silent_or_does_not_wait_or_is_behin
 ) -> None:
     lifeline = Lifeline(0, {})
     now = time.monotonic()
-    lifeline.heard = {process: (now - ago, step, doing) for process, (ago, step, doing) in heard.items()}
+    lifeline.heard = {
+        process: (now - ago, step, doing) for process, (ago, step, doing) in heard.items()
+    }
     dog = Watchdog(0, lifeline)
     dog.at(*mine)
     assert dog.place().startswith(f"{late} (late); process ")
@@ -120,7 +136,9 @@ def save_twice(folder: Path, dog: Watched) -> Checkpoints:
     return checkpoints
 
 
-def slowed(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, seconds: Callable[[int], float]) -> list[int]:
+def slowed(
+    monkeypatch: pytest.MonkeyPatch, where: Any, name: str, seconds: Callable[[int], float]
+) -> list[int]:
     """Makes each call of a function longer; gives how many there were."""
     plain, calls = getattr(where, name), [0]
 
@@ -151,7 +169,9 @@ def test_a_save_of_many_times_the_limit_goes_on_as_long_as_it_moves(
 
 
 @pytest.mark.parametrize("what", LONG)
-def test_a_save_that_stands_still_is_found(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_save_that_stands_still_is_found(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dog, (where, name, doing) = watched(1.0, monkeypatch), LONG[what]
     slowed(monkeypatch, where, name, lambda call: 3.0 * (call == 2))
     save_twice(tmp_path, dog)
@@ -165,10 +185,16 @@ def test_a_restore_is_left_alone_while_its_files_are_verified_and_found_where_on
     checkpoints = save_twice(tmp_path, Watched(0))
     dog = watched(1.0, monkeypatch)
     checkpoints.tell = lambda doing: dog.at(0, doing)
-    slowed(monkeypatch, checkpoint, "_file_digest", lambda call: 3.0 * (call == 2) if stuck else 0.25)
+    slowed(
+        monkeypatch, checkpoint, "_file_digest", lambda call: 3.0 * (call == 2) if stuck else 0.25
+    )
     began = time.monotonic()
     assert checkpoints.restore_parameters() is not None and time.monotonic() - began > 2
-    assert dog.bitten.endswith("the run verifies its checkpoint of step 2 at step 0") if stuck else not dog.bitten
+    assert (
+        dog.bitten.endswith("the run verifies its checkpoint of step 2 at step 0")
+        if stuck
+        else not dog.bitten
+    )
 
 
 def spin(seconds: float) -> None:
@@ -181,7 +207,9 @@ def test_a_call_of_a_library_goes_on_while_it_computes_and_is_stuck_once_it_does
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     dog = watched(1.0, monkeypatch)
-    monkeypatch.setattr(watchdog, "ACTIVE", (0.002, 2**16))  # of a look of 0.1 s, on a machine that others use too
+    monkeypatch.setattr(
+        watchdog, "ACTIVE", (0.002, 2**16)
+    )  # of a look of 0.1 s, on a machine that others use too
     dog.at(0, RESTORES)
     working = threading.Thread(target=spin, args=(2.5,))
     working.start()
@@ -205,7 +233,9 @@ def test_a_call_that_reads_and_hardly_computes_goes_on(doing: str, tmp_path: Pat
     assert not dog.active()
 
 
-def test_compiling_and_waiting_for_another_process_take_as_long_as_they_like(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiling_and_waiting_for_another_process_take_as_long_as_they_like(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     dog = watched(0.5, monkeypatch)
     dog.at(3, COMPILES)
     time.sleep(1)
@@ -219,7 +249,9 @@ def test_compiling_and_waiting_for_another_process_take_as_long_as_they_like(mon
 
 
 @pytest.mark.parametrize("leads", [True, False])
-def test_who_waits_for_what_another_process_says_is_known_to_wait(leads: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_waits_for_what_another_process_says_is_known_to_wait(
+    leads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Service:
         def key_value_set(self, place: str, text: str) -> None:
             assert not lifeline.waiting.is_set()
@@ -269,11 +301,15 @@ def peers(folder: Path, how: str, which: int) -> list["subprocess.Popen[str]"]:
     command = [sys.executable, "-c", PEER]
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     started = [
-        subprocess.Popen([*command, str(n), str(folder / "place"), how, str(which)], text=True, **pipes)  # type: ignore[call-overload]
+        subprocess.Popen(
+            [*command, str(n), str(folder / "place"), how, str(which)], text=True, **pipes
+        )  # type: ignore[call-overload]
         for n in range(4)
     ]
     for process in started:
-        assert [process.stdout.readline() for _ in range(2)] == ["tied\n", "met\n"], process.stderr.read()
+        assert [process.stdout.readline() for _ in range(2)] == ["tied\n", "met\n"], (
+            process.stderr.read()
+        )
     return started
 
 
@@ -303,7 +339,9 @@ def test_when_one_ends_all_leave_within_seconds_and_say_which_and_why(
     assert time.monotonic() - began < 5
 
 
-def test_one_that_has_done_its_part_may_go_and_a_stranger_is_not_listened_to(tmp_path: Path) -> None:
+def test_one_that_has_done_its_part_may_go_and_a_stranger_is_not_listened_to(
+    tmp_path: Path,
+) -> None:
     started = peers(tmp_path, "finish", 2)
     _, port, _ = json.loads((tmp_path / "place").read_text())
     for line in (
@@ -318,7 +356,9 @@ def test_one_that_has_done_its_part_may_go_and_a_stranger_is_not_listened_to(tmp
             with contextlib.suppress(OSError):
                 assert stranger.recv(1) == b""  # shown the door
     started[2].communicate("\n", timeout=30)
-    assert [process.communicate(timeout=30)[1] for process in started if process is not started[2]] == [""] * 3
+    assert [
+        process.communicate(timeout=30)[1] for process in started if process is not started[2]
+    ] == [""] * 3
     assert [process.returncode for process in started] == [0] * 4
 
 

@@ -17,7 +17,16 @@ from jaxbig.data.base import Record
 from jaxbig.data.files import File, Files, Found, Opened, matched, row_hashes
 from jaxbig.errors import Refused
 
-BROKEN = (OSError, ValueError, EOFError, LookupError, OverflowError, MemoryError, NotImplementedError, RuntimeError)
+BROKEN = (
+    OSError,
+    ValueError,
+    EOFError,
+    LookupError,
+    OverflowError,
+    MemoryError,
+    NotImplementedError,
+    RuntimeError,
+)
 """What `zipfile` and `numpy` raise of files that are damaged, besides their own."""
 
 
@@ -58,21 +67,30 @@ class Arrays(Files):
         if not found:
             raise Refused(f"{file.path} has no array in it.")
         if single := [name for name, array in found.items() if not array.ndim]:
-            raise Refused(f"array {single[0]} in {file.path} is a single number, not one for each record.")
+            raise Refused(
+                f"array {single[0]} in {file.path} is a single number, not one for each record."
+            )
         lengths = {name: len(array) for name, array in found.items()}
         if len(set(lengths.values())) > 1:
             said = ", ".join(f"{name} {length}" for name, length in lengths.items())
-            raise Refused(f"the arrays in {file.path} are not of one length, a record each: {said}.")
+            raise Refused(
+                f"the arrays in {file.path} are not of one length, a record each: {said}."
+            )
         (rows,) = set(lengths.values())
         with open(file.path, "rb") as read:
             content = hashlib.file_digest(read, "sha256").digest()
-        return Found(np.arange(rows), np.zeros(rows, np.int64), row_hashes(file.name, rows), content)
+        return Found(
+            np.arange(rows), np.zeros(rows, np.int64), row_hashes(file.name, rows), content
+        )
 
 
 def arrays(path: str) -> dict[str, np.ndarray]:
     """The arrays of a file by name, mapped where they are not compressed; `Refused` if it holds anything else."""
     with whole(path), zipfile.ZipFile(path) as members:
-        return {info.filename.removesuffix(".npy"): member(path, members, info) for info in members.infolist()}
+        return {
+            info.filename.removesuffix(".npy"): member(path, members, info)
+            for info in members.infolist()
+        }
 
 
 def verify(path: str) -> None:
@@ -90,24 +108,33 @@ def whole(path: str) -> Iterator[None]:
     except Refused:
         raise
     except (*BROKEN, zipfile.BadZipFile, struct.error, zlib.error) as error:
-        raise Refused(f"{path} cannot be read as arrays of numpy.savez: {' '.join(str(error).split())}") from error
+        raise Refused(
+            f"{path} cannot be read as arrays of numpy.savez: {' '.join(str(error).split())}"
+        ) from error
 
 
 def member(path: str, members: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
     """One array of a file."""
     with members.open(info) as data:
         version = np.lib.format.read_magic(data)
-        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }
         if version not in header:
             raise ValueError(f"{info.filename} has version {version} of the format")
         shape, fortran, dtype = header[version](data)
         if dtype.hasobject:  # it would be a pickle, which runs what it says
-            raise Refused(f"array {info.filename} in {path} holds Python objects: save it as numbers.")
+            raise Refused(
+                f"array {info.filename} in {path} holds Python objects: save it as numbers."
+            )
         begin = data.tell()
         if info.compress_type != zipfile.ZIP_STORED:
             values = np.frombuffer(data.read(), dtype, math.prod(shape))
             return values.reshape(shape, order="F" if fortran else "C")
-    with open(path, "rb") as file:  # the array begins after the member's own header: 30 bytes, its name and extra field
+    with open(
+        path, "rb"
+    ) as file:  # the array begins after the member's own header: 30 bytes, its name and extra field
         file.seek(info.header_offset)
         name, extra = struct.unpack("<26xHH", file.read(30))
     begin += info.header_offset + 30 + name + extra

@@ -43,11 +43,16 @@ class Sounds(Labeled):
         return {"inputs": row, "targets": self.class_of(record), "mask": np.float32(1)}
 
     def transform(self, batch: Batch, keys: jax.Array, train: bool) -> Batch:
-        return {**batch, "inputs": self.spectrogram(batch["inputs"])[..., None]}  # [B, frames, mels, 1]
+        return {
+            **batch,
+            "inputs": self.spectrogram(batch["inputs"])[..., None],
+        }  # [B, frames, mels, 1]
 
     def made_up(self) -> "Sounds":
         """The same on made-up records."""
-        return dataclasses.replace(self, records=MadeUp(waves=(self.feature,), labels=(("label", self.classes),)))
+        return dataclasses.replace(
+            self, records=MadeUp(waves=(self.feature,), labels=(("label", self.classes),))
+        )
 
 
 def waveform(record: Record, name: str, option: str = "") -> np.ndarray:
@@ -55,7 +60,9 @@ def waveform(record: Record, name: str, option: str = "") -> np.ndarray:
     wave = array(present(record, name, option), name)
     if wave.dtype.kind not in "iuf" or (wave.dtype.kind == "u" and wave.dtype.itemsize > 1):
         dtypes = "int8, uint8, int16, int32 or floats"
-        raise Mismatch(f"its {name!r} is {kind(wave)}: samples are {dtypes} (a sound's file is to be decoded before)")
+        raise Mismatch(
+            f"its {name!r} is {kind(wave)}: samples are {dtypes} (a sound's file is to be decoded before)"
+        )
     if wave.ndim != 1 or not len(wave):
         mono = "; of several channels take the mean" if wave.ndim == 2 else ""
         raise Mismatch(f"its {name!r} has the shape {wave.shape}, not [samples]{mono}")
@@ -64,6 +71,10 @@ def waveform(record: Record, name: str, option: str = "") -> np.ndarray:
     full = FULL.get(wave.dtype.name, MOST)
     loudest = float(np.abs(finite(wave, name)).max())
     if loudest > full:
-        fix = "save it as int16 or int32" if wave.dtype.kind == "i" else "floats are of -1 to 1: divide them"
+        fix = (
+            "save it as int16 or int32"
+            if wave.dtype.kind == "i"
+            else "floats are of -1 to 1: divide them"
+        )
         raise Mismatch(f"its {name!r} is {wave.dtype} up to {loudest:g}: {fix}")
     return (wave / full).astype(np.float32) if wave.dtype.kind == "i" else wave.astype(np.float32)

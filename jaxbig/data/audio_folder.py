@@ -42,7 +42,9 @@ def decode_sound(data: bytes, sample_rate: int) -> np.ndarray:
     """A sound's file as samples float32 [n] of -1 to 1 at that rate; ValueError if it is none."""
     soundfile = soundfile_library()
     try:
-        wave, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)  # [n, channels]
+        wave, rate = soundfile.read(
+            io.BytesIO(data), dtype="float32", always_2d=True
+        )  # [n, channels]
     except soundfile.LibsndfileError as error:
         raise ValueError(f"it is no sound that can be read: {error}") from error
     if not len(wave):
@@ -65,5 +67,7 @@ def soundfile_library() -> Any:
     try:
         import soundfile  # here: an extra
     except (ImportError, OSError) as error:
-        raise Refused(f"sound files need the extra audio: pip install 'jaxbig[audio]' ({error}).") from None
+        raise Refused(
+            f"sound files need the extra audio: pip install 'jaxbig[audio]' ({error})."
+        ) from None
     return soundfile

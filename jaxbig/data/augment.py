@@ -49,7 +49,11 @@ def check_order(operations: Sequence[Augmentation], channels: int, field: str, f
     names = [type(operation).__name__ for operation in operations]
     normalized = ""
     for place, (operation, name) in enumerate(zip(operations, names, strict=True)):
-        later = [other for other, each in zip(names[place:], operations[place:], strict=True) if each.crops]
+        later = [
+            other
+            for other, each in zip(names[place:], operations[place:], strict=True)
+            if each.crops
+        ]
         if not full and not operation.crops and later:
             raise Refused(
                 f"--data.{field} has {name} before {later[0]}, where an image does not fill its canvas: {name} takes a "
@@ -61,7 +65,9 @@ def check_order(operations: Sequence[Augmentation], channels: int, field: str, f
                 f"--data.{field} has {name} after {normalized}, and takes numbers of 0 to 1: put {normalized} last."
             )
         if operation.colours and channels not in (1, 3):
-            raise Refused(f"--data.{field} has {name}, which takes images of 1 or 3 channels: they have {channels}.")
+            raise Refused(
+                f"--data.{field} has {name}, which takes images of 1 or 3 channels: they have {channels}."
+            )
         normalized = name if isinstance(operation, Normalize) else normalized
 
 
@@ -73,7 +79,9 @@ def whole(image: jax.Array) -> Sized:
 def given(size: int | None) -> int:
     """The size of a cut, which is known by now."""
     if size is None:
-        raise Refused("a crop has no size: give it one, or let a data set with a size of its own do it.")
+        raise Refused(
+            "a crop has no size: give it one, or let a data set with a size of its own do it."
+        )
     return size
 
 
@@ -102,7 +110,9 @@ class ResizedCrop(Augmentation):
         high = jnp.minimum(height, jnp.round(width * self.ratio).astype(jnp.int32))
         wide = jnp.minimum(width, jnp.round(height * self.ratio).astype(jnp.int32))
         middle = ((height - high) // 2, (width - wide) // 2, high, wide)
-        return tuple(jnp.where(found, drawn, other) for drawn, other in zip(box, middle, strict=True))  # type: ignore[return-value]
+        return tuple(
+            jnp.where(found, drawn, other) for drawn, other in zip(box, middle, strict=True)
+        )  # type: ignore[return-value]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,7 +129,11 @@ class CentralCrop(Augmentation):
     def __call__(self, image: jax.Array, size: jax.Array, key: jax.Array) -> Sized:
         size = jnp.maximum(size, 1)
         side = jnp.maximum(self.share * size.min(), 1)
-        return whole(resample(image, (size[0] - side) / 2, (size[1] - side) / 2, side, side, given(self.size)))
+        return whole(
+            resample(
+                image, (size[0] - side) / 2, (size[1] - side) / 2, side, side, given(self.size)
+            )
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -175,15 +189,22 @@ class ColorJitter(Augmentation):
         order_key, *keys = jax.random.split(key, 5)
         spreads = (self.brightness, self.contrast, self.saturation)
         changes = [
-            functools.partial(change, factor=jax.random.uniform(each, minval=max(0, 1 - spread), maxval=1 + spread))
-            for change, spread, each in zip((brightness, contrast, saturation), spreads, keys, strict=False)
+            functools.partial(
+                change,
+                factor=jax.random.uniform(each, minval=max(0, 1 - spread), maxval=1 + spread),
+            )
+            for change, spread, each in zip(
+                (brightness, contrast, saturation), spreads, keys, strict=False
+            )
         ]
         turn = jax.random.uniform(keys[3], minval=-self.hue, maxval=self.hue)
         changes = [*changes, functools.partial(hue, turn=turn)]
         strengths = (*spreads, self.hue)
         changes = [change for change, strength in zip(changes, strengths, strict=True) if strength]
         for place in jax.random.permutation(order_key, len(changes)):
-            image = jax.lax.switch(place, changes, image)  # under vmap all of them are computed, and one taken
+            image = jax.lax.switch(
+                place, changes, image
+            )  # under vmap all of them are computed, and one taken
         return image, size
 
 
@@ -202,16 +223,23 @@ class Erasing(Augmentation):
 
     def __call__(self, image: jax.Array, size: jax.Array, key: jax.Array) -> Sized:
         coin, box_key, noise_key = jax.random.split(key, 3)
-        found, (top, left, height, width) = random_box(box_key, size, self.least, self.most, self.ratio)
+        found, (top, left, height, width) = random_box(
+            box_key, size, self.least, self.most, self.ratio
+        )
         erased = inside(image, top, left, top + height, left + width) & found
         erased &= jax.random.bernoulli(coin, self.probability)
         return jnp.where(erased, jax.random.uniform(noise_key, image.shape), image), size
 
 
-def inside(image: jax.Array, top: jax.Array, left: jax.Array, bottom: jax.Array, right: jax.Array) -> jax.Array:
+def inside(
+    image: jax.Array, top: jax.Array, left: jax.Array, bottom: jax.Array, right: jax.Array
+) -> jax.Array:
     """Which pixels [Y, X, 1] are in a box."""
     rows, columns = jnp.arange(image.shape[0]), jnp.arange(image.shape[1])
-    return (((rows >= top) & (rows < bottom))[:, None] & ((columns >= left) & (columns < right))[None, :])[..., None]
+    return (
+        ((rows >= top) & (rows < bottom))[:, None]
+        & ((columns >= left) & (columns < right))[None, :]
+    )[..., None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -244,7 +272,9 @@ class Mixing(abc.ABC):
     on, of a batch that is shuffled already."""
 
     @abc.abstractmethod
-    def pair(self, images: jax.Array, targets: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def pair(
+        self, images: jax.Array, targets: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         """Two images [2, Y, X, C] and their targets [2, K], mixed."""
 
     def __call__(
@@ -259,9 +289,14 @@ class Mixing(abc.ABC):
         def pairs(array: jax.Array) -> jax.Array:
             return array.reshape(batch // 2, 2, *array.shape[1:])
 
-        def one(images: jax.Array, targets: jax.Array, mask: jax.Array, keys: jax.Array) -> tuple[jax.Array, ...]:
+        def one(
+            images: jax.Array, targets: jax.Array, mask: jax.Array, keys: jax.Array
+        ) -> tuple[jax.Array, ...]:
             mixed = self.pair(images, targets, keys[0])
-            return tuple(jnp.where((mask > 0).all(), *both) for both in zip(mixed, (images, targets), strict=True))
+            return tuple(
+                jnp.where((mask > 0).all(), *both)
+                for both in zip(mixed, (images, targets), strict=True)
+            )
 
         mixed = jax.vmap(one)(pairs(images), pairs(targets), pairs(mask), pairs(keys))
         return mixed[0].reshape(images.shape), mixed[1].reshape(targets.shape)
@@ -277,7 +312,9 @@ def symmetric_beta(key: jax.Array, alpha: float) -> jax.Array:
     1996): a loop until one is accepted would wait for the slowest row of all devices."""
     uniforms = jax.random.uniform(key, (2,))
     power, cosine = uniforms[0] ** (1 / alpha), jnp.cos(2 * math.pi * uniforms[1])
-    place = cosine * jnp.sqrt((1 - power) / (power + (1 - power) * cosine**2))  # -1 to 1, and beyond by a rounding
+    place = cosine * jnp.sqrt(
+        (1 - power) / (power + (1 - power) * cosine**2)
+    )  # -1 to 1, and beyond by a rounding
     return jnp.clip(0.5 + 0.5 * place, 0, 1)
 
 
@@ -288,7 +325,9 @@ class Mixup(Mixing):
     alpha: float = 0.2
     """Lambda is from Beta(alpha, alpha)."""
 
-    def pair(self, images: jax.Array, targets: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def pair(
+        self, images: jax.Array, targets: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         share = symmetric_beta(key, self.alpha)
         return mix(images, share), mix(targets, share)
 
@@ -301,7 +340,9 @@ class CutMix(Mixing):
     alpha: float = 1.0
     """Lambda is from Beta(alpha, alpha)."""
 
-    def pair(self, images: jax.Array, targets: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def pair(
+        self, images: jax.Array, targets: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         share_key, place_key = jax.random.split(key)
         side = jnp.sqrt(1 - symmetric_beta(share_key, self.alpha))
         sides = jnp.array(images.shape[1:3], jnp.int32)
@@ -322,7 +363,9 @@ class Either(Mixing):
     probability: float = 0.5
     """Of the first."""
 
-    def pair(self, images: jax.Array, targets: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def pair(
+        self, images: jax.Array, targets: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         coin, key = jax.random.split(key)
         taken = jax.random.bernoulli(coin, self.probability)
         both = self.first.pair(images, targets, key), self.second.pair(images, targets, key)

@@ -130,5 +130,7 @@ class Records(abc.ABC):
         start, and of more than 20,000 records or 1 GiB an even choice (contents.py). Where that is too slow
         or too little, override it: a version, or a sha256 over all files, is an identity too.
         """
-        said = ", ".join(f"{split} {digest_records(self.open(split))}" for split in ("train", "eval"))
+        said = ", ".join(
+            f"{split} {digest_records(self.open(split))}" for split in ("train", "eval")
+        )
         return f"{self} with records: {said}"

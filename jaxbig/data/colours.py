@@ -31,7 +31,9 @@ def brightness(image: jax.Array, factor: jax.Array) -> jax.Array:
 
 def contrast(image: jax.Array, factor: jax.Array) -> jax.Array:
     """The image between its mean grey and itself."""
-    mean = levels(grey(image)).sum() / (255 * image.shape[0] * image.shape[1])  # whole numbers add up the same anyhow
+    mean = levels(grey(image)).sum() / (
+        255 * image.shape[0] * image.shape[1]
+    )  # whole numbers add up the same anyhow
     return blend(mean, image, factor)
 
 

@@ -50,7 +50,10 @@ class Columns(Labeled):
 
         A record that cannot be read ends the run, or is left out, as in training.
         """
-        file = cache("statistics") / f"{sha256(f'{identity} {self.records} {self.inputs} {self.shape}')[:24]}.npy"
+        file = (
+            cache("statistics")
+            / f"{sha256(f'{identity} {self.records} {self.inputs} {self.shape}')[:24]}.npy"
+        )
         if not file.exists():
             log.info("reading all training records for their mean and standard deviation (once)")
             empty = {"inputs": np.zeros(self.shape, np.float32)}
@@ -64,14 +67,20 @@ class Columns(Labeled):
             count = 0
             mean = np.zeros(self.shape)
             squares = np.zeros(self.shape)
-            for start in range(0, len(source), AT_ONCE):  # Chan et al. (1979): a chunk's are added to those before
+            for start in range(
+                0, len(source), AT_ONCE
+            ):  # Chan et al. (1979): a chunk's are added to those before
                 rows, bad = source.attempt(np.arange(start, min(start + AT_ONCE, len(source))))
                 source.leave_out(bad)
-                values = np.delete(rows["inputs"], [index - start for index, _ in bad], 0).astype(np.float64)
+                values = np.delete(rows["inputs"], [index - start for index, _ in bad], 0).astype(
+                    np.float64
+                )
                 if not len(values):
                     continue
                 apart = values.mean(0) - mean
-                squares += values.var(0) * len(values) + apart**2 * count * len(values) / (count + len(values))
+                squares += values.var(0) * len(values) + apart**2 * count * len(values) / (
+                    count + len(values)
+                )
                 mean += apart * len(values) / (count + len(values))
                 count += len(values)
             deviation = np.sqrt(squares / max(count, 1))
@@ -99,10 +108,14 @@ class Columns(Labeled):
         """What the model sees of a record, not normalized yet: float32 [*shape]; ValueError if there is none."""
         parts = [numbers(record, name, "--data.inputs") for name in self.inputs]
         if len(shapes := {part.shape for part in parts}) > 1:
-            raise Mismatch(f"its {' '.join(self.inputs)} have the shapes {' '.join(map(str, shapes))}, and not one")
+            raise Mismatch(
+                f"its {' '.join(self.inputs)} have the shapes {' '.join(map(str, shapes))}, and not one"
+            )
         inputs = parts[0] if len(parts) == 1 else np.stack(parts)
         if inputs.shape != self.shape:
-            raise Mismatch(f"its {' '.join(self.inputs)} have the shape {inputs.shape}, and --data.shape {self.shape}")
+            raise Mismatch(
+                f"its {' '.join(self.inputs)} have the shape {inputs.shape}, and --data.shape {self.shape}"
+            )
         return inputs
 
     def read(self, record: Record) -> Example:

@@ -104,7 +104,9 @@ def flatten(value: Any, parts: list[bytes]) -> None:
     elif isinstance(value, set | frozenset):
         flatten(sorted(value, key=repr), parts)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        flatten({field.name: getattr(value, field.name) for field in dataclasses.fields(value)}, parts)
+        flatten(
+            {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}, parts
+        )
     elif isinstance(value, Path):
         flatten(str(value), parts)
     elif not (
@@ -127,7 +129,11 @@ def digest_files(files: Sequence[Path]) -> str:
     """The sha256 over the names, sizes and contents of files, or of a part of them that are many bytes."""
     sizes = [os.stat(file).st_size for file in files]
     whole = sum(sizes) <= FILE_BYTES
-    digest, pool, said = hashlib.sha256(), ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)), time.monotonic()
+    digest, pool, said = (
+        hashlib.sha256(),
+        ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)),
+        time.monotonic(),
+    )
     try:
         contents = pool.map(digest_file if whole else digest_blocks, files)
         for number, (file, size, content) in enumerate(zip(files, sizes, contents, strict=True), 1):

@@ -66,7 +66,9 @@ class Csv(Named):
         rows = table(file.path, self).num_rows
         with open(file.path, "rb") as read:
             content = hashlib.file_digest(read, "sha256").digest()
-        return Found(np.arange(rows), np.zeros(rows, np.int64), row_hashes(file.name, rows), content)
+        return Found(
+            np.arange(rows), np.zeros(rows, np.int64), row_hashes(file.name, rows), content
+        )
 
 
 def table(path: str, records: Csv) -> Any:
@@ -80,12 +82,18 @@ def table(path: str, records: Csv) -> Any:
             f"separator {records.separator!r} and quote {records.quote!r} of a CSV table: each is one character."
         )
     if not records.header and not records.columns:
-        raise Refused(f"{path} is read without a header: name all its columns, as in --data.records.columns x y label.")
+        raise Refused(
+            f"{path} is read without a header: name all its columns, as in --data.records.columns x y label."
+        )
     names = () if records.header else records.columns
     reading = csv.ReadOptions(
-        column_names=list(names), block_size=min(os.path.getsize(path) + 1, WHOLE), encoding=records.encoding
+        column_names=list(names),
+        block_size=min(os.path.getsize(path) + 1, WHOLE),
+        encoding=records.encoding,
     )
-    parsing = csv.ParseOptions(delimiter=separator, quote_char=records.quote, newlines_in_values=True)
+    parsing = csv.ParseOptions(
+        delimiter=separator, quote_char=records.quote, newlines_in_values=True
+    )
     converting = csv.ConvertOptions(
         null_values=list(records.missing),
         strings_can_be_null=True,
@@ -101,7 +109,9 @@ def table(path: str, records: Csv) -> Any:
             f"encoding {records.encoding}: {' '.join(str(error).split())}"
         ) from error
     if bytes_of := [
-        name for name, kind in zip(there, found.schema.types, strict=True) if pyarrow.types.is_binary(kind)
+        name
+        for name, kind in zip(there, found.schema.types, strict=True)
+        if pyarrow.types.is_binary(kind)
     ]:
         raise Refused(
             f"column {bytes_of[0]!r} of {path} is not text in {records.encoding}: name the file's encoding, as in "
@@ -135,4 +145,6 @@ def filled(found: Any, column: str, text: str, path: str) -> Any:
         raise Refused(
             f"fill {column} {text}: column {column!r} of {path} is of {values.type}: {' '.join(str(error).split())}"
         ) from error
-    return found.set_column(found.column_names.index(column), column, compute.fill_null(values, value))
+    return found.set_column(
+        found.column_names.index(column), column, compute.fill_null(values, value)
+    )

@@ -60,14 +60,20 @@ def written(day: datetime.date, form: str) -> str:
 
 def encode(text: str) -> np.ndarray:
     """Token numbers [len(text)] of characters of `ALPHABET`; others are left out."""
-    return np.array([END + 1 + ALPHABET.index(letter) for letter in text if letter in ALPHABET], np.int32)
+    return np.array(
+        [END + 1 + ALPHABET.index(letter) for letter in text if letter in ALPHABET], np.int32
+    )
 
 
 def decode(tokens: np.ndarray) -> str:
     """The text of tokens [L] up to the first `END`; padding and `START` are left out."""
     tokens = np.asarray(tokens)
     ends = np.flatnonzero(tokens == END)
-    return "".join(ALPHABET[token - END - 1] for token in tokens[: ends[0] if len(ends) else None] if token > END)
+    return "".join(
+        ALPHABET[token - END - 1]
+        for token in tokens[: ends[0] if len(ends) else None]
+        if token > END
+    )
 
 
 class JaxbigDates(Builder):
@@ -77,11 +83,18 @@ class JaxbigDates(Builder):
         return {"written": tfds.features.Text(), "iso": tfds.features.Text()}
 
     def records(self) -> dict[str, list[Record]]:
-        days = [FIRST + datetime.timedelta(days=int(i)) for i in order(0, 0, DAYS)[: TRAIN + HELD_OUT]]
+        days = [
+            FIRST + datetime.timedelta(days=int(i)) for i in order(0, 0, DAYS)[: TRAIN + HELD_OUT]
+        ]
         raw = np.random.Philox(key=np.array([0, 1], np.uint64)).random_raw(len(days))
         forms, cases = (raw >> np.uint64(32)) % np.uint64(len(FORMATS)), raw % np.uint64(len(CASES))
-        texts = [CASES[case](written(day, FORMATS[form])) for day, form, case in zip(days, forms, cases, strict=True)]
-        made = [{"written": text, "iso": day.isoformat()} for text, day in zip(texts, days, strict=True)]
+        texts = [
+            CASES[case](written(day, FORMATS[form]))
+            for day, form, case in zip(days, forms, cases, strict=True)
+        ]
+        made = [
+            {"written": text, "iso": day.isoformat()} for text, day in zip(texts, days, strict=True)
+        ]
         return {"train": made[:TRAIN], "eval": made[TRAIN:]}
 
 
@@ -102,7 +115,10 @@ class Dates(Data):
 
     def words(self, tokens: np.ndarray) -> list[str]:
         special = {0: "", START: "start", END: "end"}
-        return [special[int(t)] if t in special else ALPHABET[int(t) - END - 1].replace(" ", "_") for t in tokens]
+        return [
+            special[int(t)] if t in special else ALPHABET[int(t) - END - 1].replace(" ", "_")
+            for t in tokens
+        ]
 
     def prepare(self) -> str:
         return identity(prepared(JaxbigDates))
@@ -110,7 +126,9 @@ class Dates(Data):
     def source(self, split: str) -> Source:
         read = columns(prepared(JaxbigDates), split)
         inputs = [encode(text.decode()) for text in read["written"]]
-        targets = np.stack([np.append(encode(text.decode()), END) for text in read["iso"]]).astype(np.int32)
+        targets = np.stack([np.append(encode(text.decode()), END) for text in read["iso"]]).astype(
+            np.int32
+        )
         lengths = np.array([len(text) for text in inputs], np.int32)
         padded = np.stack([np.pad(text, (0, LENGTH - len(text))) for text in inputs])
         source = Arrays(inputs=padded, lengths=lengths, targets=targets)

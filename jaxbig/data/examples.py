@@ -67,10 +67,18 @@ class Examples(Data):
 class Reading:
     """A source over opened records, read one by one."""
 
-    def __init__(self, records: Sequence[Record], read: Callable[[Record], Example], empty: Rows, skip: int = 0):
+    def __init__(
+        self,
+        records: Sequence[Record],
+        read: Callable[[Record], Example],
+        empty: Rows,
+        skip: int = 0,
+    ):
         self.records, self.read, self.empty, self.skip = records, read, empty, skip
         self.bad: set[int] = set()
-        if hasattr(records, "draw"):  # they say themselves in which order they are trained on (mixture.py)
+        if hasattr(
+            records, "draw"
+        ):  # they say themselves in which order they are trained on (mixture.py)
             self.draw: Any = records.draw  # type: ignore[attr-defined]
 
     def __len__(self) -> int:
@@ -81,7 +89,9 @@ class Reading:
         self.leave_out(bad)
         return rows
 
-    def attempt(self, indices: np.ndarray, begin: Callable[[int], None] = lambda index: None) -> tuple[Rows, list[Bad]]:
+    def attempt(
+        self, indices: np.ndarray, begin: Callable[[int], None] = lambda index: None
+    ) -> tuple[Rows, list[Bad]]:
         """Those examples, and which of them could not be read: their rows are `empty`, and not counted yet.
 
         `begin` is called with the index of each before it is read; it is called by any thread or process.
@@ -90,13 +100,19 @@ class Reading:
         examples = self.examples(indices.tolist(), begin, bad)
         return {name: np.stack([example[name] for example in examples]) for name in self.empty}, bad
 
-    def examples(self, indices: list[int], begin: Callable[[int], None], bad: list[Bad]) -> list[Example]:
+    def examples(
+        self, indices: list[int], begin: Callable[[int], None], bad: list[Bad]
+    ) -> list[Example]:
         try:
-            return [self.example(index, record, begin) for index, record in self.fetched(indices, begin)]
+            return [
+                self.example(index, record, begin) for index, record in self.fetched(indices, begin)
+            ]
         except Exception:  # which one it was, the records one by one tell
             return [self.alone(index, begin, bad) for index in indices]
 
-    def fetched(self, indices: list[int], begin: Callable[[int], None]) -> Iterator[tuple[int, Record]]:
+    def fetched(
+        self, indices: list[int], begin: Callable[[int], None]
+    ) -> Iterator[tuple[int, Record]]:
         begin(indices[0])
         if hasattr(self.records, "__getitems__"):
             yield from zip(indices, fetch(self.records, indices), strict=True)
@@ -131,8 +147,12 @@ class Reading:
             raise Mismatch(f"no {lost[0]!r} is made of it, which the data set's `spec` has")
         for name, empty in self.empty.items():
             if np.shape(example[name]) != empty.shape:
-                raise Mismatch(f"its {name} has the shape {np.shape(example[name])}, and not {empty.shape}")
-        return example | {name: cast(example[name], empty.dtype, name) for name, empty in self.empty.items()}
+                raise Mismatch(
+                    f"its {name} has the shape {np.shape(example[name])}, and not {empty.shape}"
+                )
+        return example | {
+            name: cast(example[name], empty.dtype, name) for name, empty in self.empty.items()
+        }
 
     def check(self, split: str) -> None:
         """`Refused` where some records do not fit the experiment, as far as that can be seen by reading a few."""
@@ -141,7 +161,9 @@ class Reading:
         count = f"{len(bad)} of {tried} records of {split} that were tried"
         if unfit and (len(bad) == tried or not self.skip):
             index, error = unfit[0]
-            raise Refused(f"the experiment does not fit {count}, such as {self.where(index)}: {error}.")
+            raise Refused(
+                f"the experiment does not fit {count}, such as {self.where(index)}: {error}."
+            )
         if bad and len(bad) == tried:
             raise Refused(f"{count} cannot be read, such as {self.said(*bad[0])}.")
 
@@ -166,7 +188,9 @@ class Reading:
             self.bad.add(index)
             if len(self.bad) > self.skip:
                 more = f" ({len(self.bad)} are bad, and {self.skip} may be)" if self.skip else ""
-                raise Failed(f"{said}{more}; mend or remove it, or let it be left out with --data.skip-bad-records N.")
+                raise Failed(
+                    f"{said}{more}; mend or remove it, or let it be left out with --data.skip-bad-records N."
+                )
             log.warning("left out (%d of at most %d): %s", len(self.bad), self.skip, said)
 
     def where(self, index: int) -> str:
@@ -211,6 +235,8 @@ def spread(records: Sequence[Record]) -> list[int]:
     """Up to `TRIED` records, spread evenly over all and over each beginning of the list; of a mixture the first of
     each part comes first."""
     count = min(len(records), TRIED)
-    places = np.argsort(np.arange(count) * 0.6180339887498949 % 1)  # the golden ratio's: evenly at every length
+    places = np.argsort(
+        np.arange(count) * 0.6180339887498949 % 1
+    )  # the golden ratio's: evenly at every length
     firsts = [int(first) for first in getattr(records, "begins", [0])[:-1]]
     return list(dict.fromkeys([*firsts, *(int(place) * len(records) // count for place in places)]))

@@ -35,7 +35,9 @@ class Readers:
         """How many batches like this one are ahead, and in how many parts each is read. Four a thread, so that few wait
         while one is slow."""
         threads = max(1, self.threads) * max(1, self.workers)
-        ahead = max(1, min(4 * threads, self.limit // max(1, sum(each.nbytes for each in rows.values()))))
+        ahead = max(
+            1, min(4 * threads, self.limit // max(1, sum(each.nbytes for each in rows.values())))
+        )
         return ahead, min(-(-threads // ahead), len(rows["mask"]))
 
 
@@ -61,14 +63,20 @@ class Noting:
 
 
 def attempt(
-    read: Read, source: Source, step: int, places: np.ndarray, begin: Callable[[int], None] = lambda index: None
+    read: Read,
+    source: Source,
+    step: int,
+    places: np.ndarray,
+    begin: Callable[[int], None] = lambda index: None,
 ) -> Part:
     """Those rows of the batch of a step; `begin` is told of each record before it is read."""
     noting = Noting(source, begin)
     return read(noting, step=step, places=places), noting.bad
 
 
-def batches(read: Read, source: Source, steps: range, places: np.ndarray, readers: Readers) -> Generator[Rows]:
+def batches(
+    read: Read, source: Source, steps: range, places: np.ndarray, readers: Readers
+) -> Generator[Rows]:
     """The rows `places` of the batches of those steps, read ahead. Closing it ends the threads and processes."""
     if not steps or not (readers.threads or readers.workers):
         return (settled(source, [attempt(read, source, step, places)]) for step in steps)
@@ -79,7 +87,9 @@ def batches(read: Read, source: Source, steps: range, places: np.ndarray, reader
     return by_threads(read, source, steps, places, readers)
 
 
-def by_threads(read: Read, source: Source, steps: range, places: np.ndarray, readers: Readers) -> Generator[Rows]:
+def by_threads(
+    read: Read, source: Source, steps: range, places: np.ndarray, readers: Readers
+) -> Generator[Rows]:
     """The same, by threads."""
     pool, waiting = ThreadPoolExecutor(readers.threads), deque[list[Future[Part]]]()
     try:
@@ -99,7 +109,11 @@ def by_threads(read: Read, source: Source, steps: range, places: np.ndarray, rea
 
 
 def in_order(
-    first: Rows, steps: range, ahead: int, submit: Callable[[int], None], collect: Callable[[int], Rows]
+    first: Rows,
+    steps: range,
+    ahead: int,
+    submit: Callable[[int], None],
+    collect: Callable[[int], Rows],
 ) -> Generator[Rows]:
     """The first batch, then those that are collected, each after `ahead` more at most were submitted."""
     for step in steps[1 : 1 + ahead]:
@@ -118,4 +132,8 @@ def settled(source: Source, parts: list[Part]) -> Rows:
         if bad:
             source.leave_out(bad)  # type: ignore[attr-defined]
     rows = [rows for rows, _ in parts]
-    return rows[0] if len(rows) == 1 else {name: np.concatenate([each[name] for each in rows]) for name in rows[0]}
+    return (
+        rows[0]
+        if len(rows) == 1
+        else {name: np.concatenate([each[name] for each in rows]) for name in rows[0]}
+    )

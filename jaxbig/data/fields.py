@@ -34,7 +34,9 @@ def missing(record: Record, name: str, option: str = "") -> Mismatch:
     """The error about a field that a record does not have."""
     names = {str(each): str(each) if str(each).isprintable() else repr(each) for each in record}
     near = difflib.get_close_matches(name, names, 1, 0.0)
-    listed = ", ".join(each if len(each) < 60 else f"{each[:57]}..." for each in [*names.values()][:MOST])
+    listed = ", ".join(
+        each if len(each) < 60 else f"{each[:57]}..." for each in [*names.values()][:MOST]
+    )
     more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
     there = f"but {listed}{more}; the nearest is {names[near[0]]}" if near else "and no other field"
     return Mismatch(f"it has no {name!r}, {f'which {option} names, ' if option else ''}{there}")
@@ -48,19 +50,27 @@ def present(record: Record, name: str, option: str = "") -> Any:
     return value
 
 
-def class_of(record: Record, feature: str, classes: int, option: str = "", names: tuple[str, ...] = ()) -> np.int32:
+def class_of(
+    record: Record, feature: str, classes: int, option: str = "", names: tuple[str, ...] = ()
+) -> np.int32:
     """The class of a record, 0 to `classes` - 1, also where its label is one of the names; ValueError if it is none."""
     value = present(record, feature, option)
     if (name := text_of(value)) in names:
         return np.int32(names.index(name))
     if names and (name := word(value)) is not None:
         near = difflib.get_close_matches(name, names, 1, 0.0)[0]
-        raise Mismatch(f"its {feature!r} is {told(name)}, and no class has that name; the nearest is {near!r}")
+        raise Mismatch(
+            f"its {feature!r} is {told(name)}, and no class has that name; the nearest is {near!r}"
+        )
     number = whole_number(value)
     if number is None:
-        raise Mismatch(f"its {feature!r} is {told(value)}: a class is a whole number of 0 to {classes - 1}{fix(value)}")
+        raise Mismatch(
+            f"its {feature!r} is {told(value)}: a class is a whole number of 0 to {classes - 1}{fix(value)}"
+        )
     if not 0 <= number < classes:
-        without = "; a split without labels often has -1: name another split" if number == -1 else ""
+        without = (
+            "; a split without labels often has -1: name another split" if number == -1 else ""
+        )
         raise Mismatch(
             f"its {feature!r} is {reprlib.repr(number)}, and --data.classes {classes} means 0 to {classes - 1}: give "
             f"more classes, or number them from 0{without}"
@@ -101,15 +111,24 @@ def whole_number(value: Any) -> int | None:
     if isinstance(value, float | decimal.Decimal):
         return int(value) if np.isfinite(float(value)) and value == int(value) else None
     text = value.decode(errors="replace") if isinstance(value, bytes) else value
-    return int(text) if isinstance(text, str) and text.isascii() and text.isdecimal() and len(text) < 10 else None
+    return (
+        int(text)
+        if isinstance(text, str) and text.isascii() and text.isdecimal() and len(text) < 10
+        else None
+    )
 
 
 def fix(label: Any) -> str:
     """What to do about a label that is no whole number."""
-    if isinstance(label, str | bytes) or getattr(getattr(label, "dtype", None), "kind", "") in ("S", "U"):
+    if isinstance(label, str | bytes) or getattr(getattr(label, "dtype", None), "kind", "") in (
+        "S",
+        "U",
+    ):
         return ", and this is a word: name the classes with --data.class-names"
     if np.size(label) > 1:
-        return ", and this is not one number: of a one-hot row it is the place of the 1 (numpy.argmax)"
+        return (
+            ", and this is not one number: of a one-hot row it is the place of the 1 (numpy.argmax)"
+        )
     if isinstance(label, float | np.floating):
         return "; where numbers are to be learned, not classes, use Columns with classes None"
     return ""
@@ -131,7 +150,11 @@ def finite(value: np.ndarray, name: str) -> np.ndarray:
     if not good.all():
         bad = value.ravel()[np.flatnonzero(~good)[0]]
         where = f" (number {np.flatnonzero(~good)[0]})" if value.ndim else ""
-        why = "has a number that is not finite" if not np.isfinite(bad) else "has a number beyond float32"
+        why = (
+            "has a number that is not finite"
+            if not np.isfinite(bad)
+            else "has a number beyond float32"
+        )
         raise ValueError(f"its {name!r} {why}: {bad}{where}")
     return found
 
@@ -146,7 +169,11 @@ def array(value: Any, name: str) -> np.ndarray:
 
 def kind(value: np.ndarray) -> str:
     """What an array is of: its dtype, or the type of a Python object."""
-    return type(value.item()).__name__ if value.dtype == object and value.size == 1 else str(value.dtype)
+    return (
+        type(value.item()).__name__
+        if value.dtype == object and value.size == 1
+        else str(value.dtype)
+    )
 
 
 def as_bytes(record: Record, name: str, option: str = "--data.feature") -> bytes:
@@ -179,9 +206,13 @@ def cast(value: Any, dtype: Any, name: str) -> np.ndarray:
     with np.errstate(all="ignore"):
         new = found.astype(dtype) if found.dtype.kind in "biuf" else None
         same = new is not None and (
-            (new == found).all() if new.dtype.kind in "biu" else np.isfinite(new[np.isfinite(found)]).all()
+            (new == found).all()
+            if new.dtype.kind in "biu"
+            else np.isfinite(new[np.isfinite(found)]).all()
         )
     if new is None or not same:
         extent = f" from {found.min()} to {found.max()}" if new is not None and found.size else ""
-        raise Mismatch(f"its {name} is {kind(found)}{extent}, and {np.dtype(dtype)} cannot hold that")
+        raise Mismatch(
+            f"its {name} is {kind(found)}{extent}, and {np.dtype(dtype)} cannot hold that"
+        )
     return new

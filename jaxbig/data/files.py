@@ -78,7 +78,10 @@ class FileList(Sequence[File]):
     @classmethod
     def of(cls, files: Sequence[File]) -> "FileList":
         texts = [os.fsencode("\0".join(file)) for file in files]
-        return cls(np.frombuffer(b"".join(texts), np.uint8), np.cumsum([len(text) for text in texts], dtype=np.int64))
+        return cls(
+            np.frombuffer(b"".join(texts), np.uint8),
+            np.cumsum([len(text) for text in texts], dtype=np.int64),
+        )
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -101,7 +104,9 @@ class Index(NamedTuple):
 
     @classmethod
     def load(cls, folder: Path) -> "Index":
-        text, ends, *columns = (mapped(folder / f"{name}.npy") for name in ("text", "ends", *Places._fields))
+        text, ends, *columns = (
+            mapped(folder / f"{name}.npy") for name in ("text", "ends", *Places._fields)
+        )
         places, header = Places(*columns), json.loads((folder / "header.json").read_text())
         return cls(folder, FileList(text, ends), places, **header)
 
@@ -118,7 +123,10 @@ class Opened(abc.ABC, Sequence[Record]):
         self.records = records
         self.indexed = index
         self.split = split
-        self.chosen, self.repeat = kept_choice(records, index, split), records.repeat if split == "train" else 1
+        self.chosen, self.repeat = (
+            kept_choice(records, index, split),
+            records.repeat if split == "train" else 1,
+        )
 
     def __reduce__(self) -> Any:
         return reopened, (type(self), self.records, self.indexed.folder, self.split)
@@ -182,7 +190,9 @@ class Files(Records):
 
     def prepare(self) -> str:
         index = self.index()
-        vars(self)["prepared"] = index  # for `open`: files are not looked for again before they are prepared again
+        vars(self)["prepared"] = (
+            index  # for `open`: files are not looked for again before they are prepared again
+        )
         splits = {split: kept_choice(self, index, split) for split in ("train", "eval")}
         for split in splits if self.eval_share else ("train",):
             self.some(index, splits[split], split)
@@ -198,7 +208,11 @@ class Files(Records):
         if not len(places):
             count, more = len(index.places.which), len(index.files) - 1
             where = index.files[0].path + (f" and {more} other files" if more else "")
-            mend = "set another share, or name more files" if count else "write some, or name other files"
+            mend = (
+                "set another share, or name more files"
+                if count
+                else "write some, or name other files"
+            )
             raise Refused(
                 f"{self.kind} with eval_share {self.eval_share} has no record for {split}, of {count} in {where}: "
                 f"{mend}."
@@ -211,7 +225,11 @@ class Files(Records):
 
     def index(self) -> Index:
         """Where every record stands: as it was kept, if no file has changed, else made anew and kept."""
-        if not 0 <= self.eval_share < 1 or self.repeat < 1 or (self.limit is not None and self.limit < 1):
+        if (
+            not 0 <= self.eval_share < 1
+            or self.repeat < 1
+            or (self.limit is not None and self.limit < 1)
+        ):
             raise Refused(
                 f"{self.kind} with eval_share {self.eval_share}, limit {self.limit}, repeat {self.repeat}: the share "
                 "is at least 0 and below 1, the others are at least 1."
@@ -219,8 +237,15 @@ class Files(Records):
         with readable():
             files = self.found()
             stats = [os.stat(file.path) for file in files]
-        own = {field.name for field in dataclasses.fields(self)} - {field.name for field in dataclasses.fields(Files)}
-        settings = [VERSION, type(self).__module__, self.kind, [(name, getattr(self, name)) for name in sorted(own)]]
+        own = {field.name for field in dataclasses.fields(self)} - {
+            field.name for field in dataclasses.fields(Files)
+        }
+        settings = [
+            VERSION,
+            type(self).__module__,
+            self.kind,
+            [(name, getattr(self, name)) for name in sorted(own)],
+        ]
         key = hashlib.sha256(os.fsencode(repr(settings)))
         listed = FileList.of(files)
         key.update(listed.text.tobytes() + listed.ends.tobytes())
@@ -230,12 +255,20 @@ class Files(Records):
 
         def make(folder: Path) -> None:
             log.info("indexing %d files in %s (once)", len(files), common_folder(files))
-            save(folder, listed, joined(files, self.scanned(files), [stat.st_size for stat in stats]))
+            save(
+                folder, listed, joined(files, self.scanned(files), [stat.st_size for stat in stats])
+            )
 
         folder = made(target, make)
         try:
             return Index.load(folder)
-        except (OSError, ValueError, TypeError, KeyError, EOFError):  # it was cut off, by a full disk for example
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            KeyError,
+            EOFError,
+        ):  # it was cut off, by a full disk for example
             shutil.rmtree(target, ignore_errors=True)
             return Index.load(made(target, make))
 
@@ -302,10 +335,18 @@ def matched(patterns: str | tuple[str, ...], split: str = "") -> list[File]:
             root = os.path.dirname(root)
         if "**" not in pattern and len(there) > len(paths):
             inner = len(there) - len(paths)
-            log.warning("%s matches %d folders, which are passed over: ** is any folders within folders", given, inner)
+            log.warning(
+                "%s matches %d folders, which are passed over: ** is any folders within folders",
+                given,
+                inner,
+            )
         if root != os.path.dirname(pattern):
             warn_of_denied_folders(given, root)
-        found |= {path: File(path, os.path.relpath(path, root), split) for path in paths if path not in found}
+        found |= {
+            path: File(path, os.path.relpath(path, root), split)
+            for path in paths
+            if path not in found
+        }
     return list(found.values())
 
 
@@ -314,7 +355,9 @@ def warn_of_denied_folders(pattern: str, root: str) -> None:
 
     def warn(error: OSError) -> None:
         why = error.strerror or error
-        log.warning("%s: folder %s cannot be read (%s) and is passed over", pattern, error.filename, why)
+        log.warning(
+            "%s: folder %s cannot be read (%s) and is passed over", pattern, error.filename, why
+        )
 
     for _ in os.walk(root, onerror=warn):
         pass
@@ -348,14 +391,22 @@ def joined(files: Sequence[File], found: list[Found], sizes: list[int]) -> Joine
     numbers = np.repeat(np.arange(len(files), dtype=np.int32), [len(each.start) for each in found])
     start, size, hashes = (
         np.concatenate([column for column in columns], dtype=kind)
-        for columns, kind in zip(list(zip(*found, strict=True))[:3], (np.int64, np.int64, np.uint64), strict=True)
+        for columns, kind in zip(
+            list(zip(*found, strict=True))[:3], (np.int64, np.int64, np.uint64), strict=True
+        )
     )
     digest = hashlib.sha256()
     for file, each, length in zip(files, found, sizes, strict=True):
-        digest.update(b"%b\0%b\0%d\0%b" % (os.fsencode(file.name), file.split.encode(), length, each.content))
+        digest.update(
+            b"%b\0%b\0%d\0%b" % (os.fsencode(file.name), file.split.encode(), length, each.content)
+        )
     passed = []
-    if without := [file.path for file, each in zip(files, found, strict=True) if not len(each.start)]:
-        passed.append(f"{len(without)} of {len(files)} files have no record, {without[0]} the first")
+    if without := [
+        file.path for file, each in zip(files, found, strict=True) if not len(each.start)
+    ]:
+        passed.append(
+            f"{len(without)} of {len(files)} files have no record, {without[0]} the first"
+        )
     if blank := sum(each.blank for each in found):
         passed.append(f"{blank} blank lines are no records")
     header = {"bytes": sum(sizes), "sha256": digest.hexdigest(), "passed": "; ".join(passed)}
@@ -371,11 +422,17 @@ def save(folder: Path, files: FileList, index: Joined) -> None:
 
 def chosen(records: Files, index: Index, split: str) -> np.ndarray:
     """Which of all records are in a split, ascending."""
-    told = np.array([("train", "eval", "").index(file.split) for file in index.files])[index.places.which]
-    held_out = np.where(told < 2, told == 1, index.places.hash < np.uint64(int(records.eval_share * 2**64)))
+    told = np.array([("train", "eval", "").index(file.split) for file in index.files])[
+        index.places.which
+    ]
+    held_out = np.where(
+        told < 2, told == 1, index.places.hash < np.uint64(int(records.eval_share * 2**64))
+    )
     places = np.flatnonzero(held_out if split == "eval" else ~held_out)
     if split == "train" and records.limit is not None:
-        places = np.sort(places[np.argsort(index.places.hash[places], kind="stable")[-records.limit :]])
+        places = np.sort(
+            places[np.argsort(index.places.hash[places], kind="stable")[-records.limit :]]
+        )
     return places
 
 
@@ -402,7 +459,9 @@ def hashes(names: Iterable[bytes]) -> np.ndarray:
 def row_hashes(name: str, count: int) -> np.ndarray:
     """A hash of each row of a file, uint64 [count], by the file's name and the row's number: the sequence of SplitMix64
     (Steele, Lea and Flood, 2014) that begins at the name's hash."""
-    z = hashes([os.fsencode(name)]) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    z = hashes([os.fsencode(name)]) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(
+        0x9E3779B97F4A7C15
+    )
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))

@@ -80,10 +80,14 @@ class HuggingFace(Files):
         if not (self.root / "dataset_dict.json").exists():
             return {"": self.root}
         there = read(self.root / "dataset_dict.json")["splits"]
-        held_out = [self.eval_split] if self.eval_split else [name for name in EVALS if name in there]
+        held_out = (
+            [self.eval_split] if self.eval_split else [name for name in EVALS if name in there]
+        )
         if "train" not in there or not held_out or held_out[0] not in there:
             wanted = self.eval_split or f"one of {', '.join(EVALS)}"
-            raise Refused(f"{self.root} has the splits {', '.join(there)}, and it needs train and {wanted}.")
+            raise Refused(
+                f"{self.root} has the splits {', '.join(there)}, and it needs train and {wanted}."
+            )
         return {"train": self.root / "train", "eval": self.root / held_out[0]}
 
     def found(self) -> list[File]:
@@ -100,13 +104,17 @@ class HuggingFace(Files):
         rows = arrow_table(file.path).num_rows
         with open(file.path, "rb") as data:
             content = hashlib.file_digest(data, "sha256").digest()
-        return Found(np.arange(rows), np.zeros(rows, np.int64), row_hashes(file.name, rows), content)
+        return Found(
+            np.arange(rows), np.zeros(rows, np.int64), row_hashes(file.name, rows), content
+        )
 
 
 def read(path: Path) -> dict[str, Any]:
     """A JSON file of a saved data set; `Refused` if it is none."""
     if not path.exists():
-        raise Refused(f"{path.parent} has no {path.name}: name a folder that Dataset.save_to_disk has written.")
+        raise Refused(
+            f"{path.parent} has no {path.name}: name a folder that Dataset.save_to_disk has written."
+        )
     with readable(str(path)):
         try:
             found = json.loads(path.read_text())
@@ -122,7 +130,9 @@ def arrow_table(path: str) -> Any:
     try:
         return pyarrow.ipc.open_stream(pyarrow.memory_map(path)).read_all()
     except (OSError, pyarrow.ArrowException) as error:
-        raise Refused(f"{path} cannot be read as an Arrow file: {' '.join(str(error).split())}") from error
+        raise Refused(
+            f"{path} cannot be read as an Arrow file: {' '.join(str(error).split())}"
+        ) from error
 
 
 def plain(value: Any) -> Any:

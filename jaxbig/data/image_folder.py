@@ -72,22 +72,37 @@ class ClassFolder(Files):
         for split, root in self.splits().items():
             there = some_folders(root)
             if unknown := sorted(set(there) - set(classes)):
-                raise Refused(f"{root} has class {unknown[0]}, which the training {self.of}s have not.")
+                raise Refused(
+                    f"{root} has class {unknown[0]}, which the training {self.of}s have not."
+                )
             for name in there:
                 with os.scandir(os.path.join(root, name)) as entries:
                     there_are = [entry.name for entry in entries if entry.name[0] != "."]
                 names = sorted(each for each in there_are if each.lower().endswith(self.endings))
-                passed += [f"{name}/{each}" for each in there_are if not each.lower().endswith(self.endings)]
+                passed += [
+                    f"{name}/{each}"
+                    for each in there_are
+                    if not each.lower().endswith(self.endings)
+                ]
                 if not names:
                     raise Refused(
                         f"class {name} in {root} has no {self.of} ({' '.join(self.endings)}): put some in, or "
                         f"remove its folder."
                     )
-                files += [File(os.path.join(root, name, image), f"{name}/{image}", split) for image in names]
+                files += [
+                    File(os.path.join(root, name, image), f"{name}/{image}", split)
+                    for image in names
+                ]
         if passed:
             log.warning(
                 "%d files and folders in %s are no %ss by their endings (%s) and are passed over: %s%s",
-                *(len(passed), self.folder, self.of, " ".join(self.endings), ", ".join(sorted(passed)[:3])),
+                *(
+                    len(passed),
+                    self.folder,
+                    self.of,
+                    " ".join(self.endings),
+                    ", ".join(sorted(passed)[:3]),
+                ),
                 ", ..." if len(passed) > 3 else "",
             )
         return files
@@ -115,7 +130,9 @@ class ImageFolder(ClassFolder):
 def folders(root: str) -> list[str]:
     """The names of the folders in a folder, sorted."""
     with readable(), os.scandir(root) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        return sorted(
+            entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")
+        )
 
 
 def some_folders(root: str) -> list[str]:

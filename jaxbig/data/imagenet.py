@@ -8,7 +8,11 @@ COLOURS = Normalize(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
 def imagenet(
-    batch: int, size: int = 224, more: tuple[Augmentation, ...] = (), mix: tuple[Mixing, ...] = (), last: tuple = ()
+    batch: int,
+    size: int = 224,
+    more: tuple[Augmentation, ...] = (),
+    mix: tuple[Mixing, ...] = (),
+    last: tuple = (),
 ) -> Images:
     """The data set `imagenet2012`: Inception's crop (Szegedy et al., 2015) and a flip, then `more`, then colours
     normalized, then `last`; in evaluation the middle 7/8 of the shorter side, as 224 of 256."""

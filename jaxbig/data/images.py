@@ -66,7 +66,9 @@ class Images(Labeled):
 
     def check(self) -> None:
         if self.levels is not None and self.levels[0] == self.levels[1]:
-            raise Refused(f"--data.levels {self.levels[0]:g} {self.levels[1]:g}: black and white must differ.")
+            raise Refused(
+                f"--data.levels {self.levels[0]:g} {self.levels[1]:g}: black and white must differ."
+            )
         if len(self.names) > self.classes:
             raise Refused(
                 f"--data.classes {self.classes}: the records have {len(self.names)} classes: {', '.join(self.names)}."
@@ -95,7 +97,9 @@ class Images(Labeled):
         whole = jnp.full((images.shape[0], 2), self.canvas or self.size, jnp.int32)
         sizes = batch.pop("sizes", whole)
         operations = self.augment if train else self.center
-        check_order(operations, self.channels, "augment" if train else "center", full=not self.canvas)
+        check_order(
+            operations, self.channels, "augment" if train else "center", full=not self.canvas
+        )
         if self.canvas and not any(operation.crops for operation in operations):
             raise Refused(
                 f"images of many sizes, on a canvas of {self.canvas}, are to be cut to one of {self.size}: put a crop "
@@ -115,7 +119,9 @@ class Images(Labeled):
         if train and self.mix:
             targets = jax.nn.one_hot(targets, self.classes)
             for number, mixing in enumerate(self.mix):
-                images, targets = mixing(images, targets, batch["mask"], drawn(keys, len(self.augment) + number))
+                images, targets = mixing(
+                    images, targets, batch["mask"], drawn(keys, len(self.augment) + number)
+                )
             images, targets = images.astype(jnp.float32), targets.astype(jnp.float32)
         return {**batch, "inputs": images, "targets": targets}
 
@@ -134,7 +140,9 @@ def image_of(record: Record, levels: Levels = None) -> Image:
     if numbers.dtype.kind == "S" and not numbers.ndim:
         return numbers.item()
     if numbers.dtype.kind not in "biuf":
-        raise Mismatch(f"its 'image' is {kind(numbers)}: an image is the bytes of a file, or an array of numbers")
+        raise Mismatch(
+            f"its 'image' is {kind(numbers)}: an image is the bytes of a file, or an array of numbers"
+        )
     return eight_bits(numbers, levels)
 
 
@@ -173,7 +181,9 @@ def opened(image: Image, levels: Levels = None) -> Any:
         return plain(picture, levels)
 
 
-def scaled(picture: Any, size: tuple[int, int], box: tuple[float, float, float, float], channels: int) -> np.ndarray:
+def scaled(
+    picture: Any, size: tuple[int, int], box: tuple[float, float, float, float], channels: int
+) -> np.ndarray:
     """A box (left, top, right, bottom) of a Pillow image at a size (width, height): uint8 [height, width, channels]."""
     if channels not in (1, 3):
         raise Mismatch(

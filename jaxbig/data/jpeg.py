@@ -94,7 +94,9 @@ def shrunk(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if fast() is None or skips:  # interpolation would leave pixels out: Pillow averages them
         from PIL import Image  # here: slow to import
 
-        return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
+        return np.asarray(
+            Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
+        )
     _, cv2 = fast()
     return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
 

@@ -43,7 +43,10 @@ def no_room(folder: Path) -> Iterator[None]:
 
 def write(target: Path, make: Callable[[Path], Any]) -> None:
     """Writes a file under another name, and renames it when it is whole."""
-    with no_room(target.parent), tempfile.TemporaryDirectory(dir=target.parent, prefix=".part-") as folder:
+    with (
+        no_room(target.parent),
+        tempfile.TemporaryDirectory(dir=target.parent, prefix=".part-") as folder,
+    ):
         make(part := Path(folder) / target.name)
         os.replace(part, target)
 
@@ -65,6 +68,11 @@ def made(target: Path, make: Callable[[Path], Any]) -> Path:
 def digest_once(files: Sequence[Path]) -> str:
     """The digest of files (`digest_files`), cached until a path, a size or a time of change is another."""
     stats = [os.stat(file) for file in files]
-    times = [(str(f), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for f, stat in zip(files, stats, strict=True)]
+    times = [
+        (str(f), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        for f, stat in zip(files, stats, strict=True)
+    ]
     target = cache("digests") / sha256(repr([DIGEST, times]))[:24]
-    return (made(target, lambda folder: (folder / "sha256").write_text(digest_files(files))) / "sha256").read_text()
+    return (
+        made(target, lambda folder: (folder / "sha256").write_text(digest_files(files))) / "sha256"
+    ).read_text()

@@ -44,7 +44,11 @@ class Labeled(Examples):
 
     def named(self) -> tuple[str, ...]:
         """The names as they are given, or the words that were found, or as the records have them."""
-        return self.class_names or vars(self).get("words") or tuple(getattr(self.records, "classes", ()))
+        return (
+            self.class_names
+            or vars(self).get("words")
+            or tuple(getattr(self.records, "classes", ()))
+        )
 
     def prepare(self) -> str:
         """Also finds the words that labels are.
@@ -57,7 +61,10 @@ class Labeled(Examples):
             return identity
         vars(self)["words"] = () if self.class_names else self.words_of_labels(identity)
         vars(self)["found_names"] = self.named()
-        names, given = self.names, "--data.class-names" if self.class_names else f"the labels in {self.label_field!r}"
+        names, given = (
+            self.names,
+            "--data.class-names" if self.class_names else f"the labels in {self.label_field!r}",
+        )
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise Refused(f"{given} have {twice!r} twice: a class has one name.")
@@ -75,7 +82,10 @@ class Labeled(Examples):
         indices = [] if hasattr(records, "draw") else spread(records)[:PEEKED]
         if not any(self.word_of(record_or_error(records, index)) is not None for index in indices):
             return ()
-        file = cache("classes") / f"{sha256(f'{identity} {self.records} {self.label_field}')[:24]}.json"
+        file = (
+            cache("classes")
+            / f"{sha256(f'{identity} {self.records} {self.label_field}')[:24]}.json"
+        )
         if not file.exists():
             log.info("reading the labels of all records, which are words (once)")
             found = sorted({label for split in ("train", "eval") for label in self.labels(split)})

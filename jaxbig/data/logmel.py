@@ -45,9 +45,13 @@ class LogMel:
         """float32 [B, N] -> [B, F, M]."""
         frames = self.frames(waveform.shape[1])
         if not frames:
-            raise Refused(f"{waveform.shape[1]} samples make no frame of {self.window}: give longer clips.")
+            raise Refused(
+                f"{waveform.shape[1]} samples make no frame of {self.window}: give longer clips."
+            )
         places = jnp.arange(frames)[:, None] * self.hop + jnp.arange(self.window)[None, :]  # [F, W]
-        parts = product("bfw,wck->bfck", waveform[:, places], self.transform())  # real and imaginary
+        parts = product(
+            "bfw,wck->bfck", waveform[:, places], self.transform()
+        )  # real and imaginary
         bands = product("bfk,km->bfm", (parts**2).sum(2), self.filters())
         return jnp.log(jnp.maximum(bands, self.floor))
 
@@ -56,7 +60,9 @@ class LogMel:
         batch that is split over devices for its FFT, and this costs little beside a model."""
         place = np.arange(self.window)[:, None]
         hann = 0.5 - 0.5 * np.cos(2 * np.pi * place / self.window)  # periodic, as spectra have it
-        angle = 2 * np.pi * (place * np.arange(self.points() // 2 + 1) % self.points()) / self.points()
+        angle = (
+            2 * np.pi * (place * np.arange(self.points() // 2 + 1) % self.points()) / self.points()
+        )
         return np.stack([hann * np.cos(angle), -hann * np.sin(angle)], 1).astype(np.float32)
 
     def points(self) -> int:

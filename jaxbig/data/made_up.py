@@ -8,7 +8,22 @@ import numpy as np
 
 from jaxbig.data.base import Record, Records
 
-WORDS = ["the", "a", "one", "two", "red", "blue", "old", "house", "tree", "river", "bird", "reads", "sees", "slowly"]
+WORDS = [
+    "the",
+    "a",
+    "one",
+    "two",
+    "red",
+    "blue",
+    "old",
+    "house",
+    "tree",
+    "river",
+    "bird",
+    "reads",
+    "sees",
+    "slowly",
+]
 SPLITS = ("train", "eval")
 
 
@@ -33,10 +48,14 @@ class MadeUp(Records):
 
     def record(self, draw: np.random.Generator) -> Record:
         record: Record = {name: image(draw) for name in self.images}
-        record |= {name: " ".join(draw.choice(WORDS, draw.integers(3, 60))).encode() for name in self.texts}
+        record |= {
+            name: " ".join(draw.choice(WORDS, draw.integers(3, 60))).encode() for name in self.texts
+        }
         for name in self.waves:
             pitch, samples = draw.uniform(100, 4000), draw.integers(8_000, 16_001)
-            record[name] = (8_000 * np.sin(2 * np.pi * pitch / 16_000 * np.arange(samples))).astype(np.int16)
+            record[name] = (8_000 * np.sin(2 * np.pi * pitch / 16_000 * np.arange(samples))).astype(
+                np.int16
+            )
         return record | {name: int(draw.integers(count)) for name, count in self.labels}
 
 

@@ -52,16 +52,26 @@ class MaskFolder(Records):
         """The files of one of the two folders, by their names before the ending."""
         folder = Path(os.path.abspath(os.path.expanduser(self.folder))) / part
         with readable(str(folder)):
-            files = sorted(each for each in folder.iterdir() if each.suffix.lower() in ENDINGS and each.name[0] != ".")
+            files = sorted(
+                each
+                for each in folder.iterdir()
+                if each.suffix.lower() in ENDINGS and each.name[0] != "."
+            )
         found = {file.stem: file for file in files}
         if len(found) < len(files) or not files:
-            why = "two files of one name before their endings" if files else f"no image ({' '.join(ENDINGS)})"
+            why = (
+                "two files of one name before their endings"
+                if files
+                else f"no image ({' '.join(ENDINGS)})"
+            )
             raise Refused(f"{folder} has {why}: give each image one file.")
         return found
 
     def prepare(self) -> str:
         if not 0 < self.eval_share < 1:
-            raise Refused(f"MaskFolder with eval_share {self.eval_share}: it is above 0 and below 1.")
+            raise Refused(
+                f"MaskFolder with eval_share {self.eval_share}: it is above 0 and below 1."
+            )
         pairs = self.pairs()
         sizes = [len(self.open(split)) for split in ("train", "eval")]
         if 0 in sizes:
@@ -74,8 +84,12 @@ class MaskFolder(Records):
 
     def open(self, split: str) -> "ImageMasks":
         pairs = self.pairs()
-        held_out = hashes([os.fsencode(image.stem) for image, _ in pairs]) < np.uint64(int(self.eval_share * 2**64))
-        return ImageMasks([pair for pair, out in zip(pairs, held_out, strict=True) if out == (split == "eval")])
+        held_out = hashes([os.fsencode(image.stem) for image, _ in pairs]) < np.uint64(
+            int(self.eval_share * 2**64)
+        )
+        return ImageMasks(
+            [pair for pair, out in zip(pairs, held_out, strict=True) if out == (split == "eval")]
+        )
 
 
 class ImageMasks(Sequence[Record]):
@@ -132,7 +146,11 @@ class Masks(Examples):
                 f"its mask has a pixel of {beyond}, and --data.classes {self.classes} means 0 to {self.classes - 1}: "
                 f"give more classes, or --data.ignore {beyond}"
             )
-        return {"inputs": image, "targets": np.where(real, targets, 0), "mask": real.astype(np.float32)}
+        return {
+            "inputs": image,
+            "targets": np.where(real, targets, 0),
+            "mask": real.astype(np.float32),
+        }
 
     def transform(self, batch: Batch, keys: jax.Array, train: bool) -> Batch:
         batch = {**batch, "inputs": batch["inputs"].astype(jnp.float32) / 255}
@@ -154,7 +172,11 @@ def height_width(image: bytes | np.ndarray) -> tuple[int, int]:
 
     with Image.open(io.BytesIO(image)) as picture:
         width, height = picture.size
-        return (width, height) if picture.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8) else (height, width)
+        return (
+            (width, height)
+            if picture.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+            else (height, width)
+        )
 
 
 def check_shapes(image: tuple[int, int], mask: tuple[int, ...]) -> None:
@@ -175,12 +197,16 @@ def pixels_of(record: Record) -> np.ndarray:
     if isinstance(value, bytes):
         with Image.open(io.BytesIO(value)) as picture:
             if picture.mode not in ("1", "L", "P", "I", "I;16"):
-                raise Mismatch(f"its mask is an image of mode {picture.mode}: classes are grey levels or a palette")
+                raise Mismatch(
+                    f"its mask is an image of mode {picture.mode}: classes are grey levels or a palette"
+                )
             values = np.asarray(picture).astype(np.int64)
     else:
         values = array(value, "mask")
     if values.ndim != 2 or values.dtype.kind not in "biu":
-        raise Mismatch(f"its mask is {kind(values)} of shape {values.shape}: it is whole numbers [Y, X]")
+        raise Mismatch(
+            f"its mask is {kind(values)} of shape {values.shape}: it is whole numbers [Y, X]"
+        )
     return values
 
 

@@ -61,20 +61,34 @@ class Mixture(Records):
 
     def open(self, split: str) -> "Mixed":
         self.check()
-        mixed = Mixed([relabelled(part.open(split), part, self.classes) for part in self.parts], self.weights)
+        mixed = Mixed(
+            [relabelled(part.open(split), part, self.classes) for part in self.parts], self.weights
+        )
         for place, size in enumerate(mixed.sizes):
             if not size:
-                raise Refused(f"part {place + 1} of a mixture, {self.parts[place]}, has no record in {split}.")
+                raise Refused(
+                    f"part {place + 1} of a mixture, {self.parts[place]}, has no record in {split}."
+                )
         return mixed
 
     def check(self) -> None:
         """`Refused` where weights and parts cannot be right."""
         if len(self.parts) != len(self.weights) or not self.parts:
-            raise Refused(f"a mixture of {len(self.parts)} parts has {len(self.weights)} weights: give each part one.")
+            raise Refused(
+                f"a mixture of {len(self.parts)} parts has {len(self.weights)} weights: give each part one."
+            )
         if not all(0 < weight < math.inf for weight in self.weights):
-            raise Refused(f"a mixture has the weights {self.weights}: each must be above 0; leave a part of 0 out.")
-        if (place := next((i for i, part in enumerate(self.parts) if isinstance(part, Mixture)), None)) is not None:
-            raise Refused(f"part {place + 1} of a mixture is a mixture itself: list its parts in the outer one.")
+            raise Refused(
+                f"a mixture has the weights {self.weights}: each must be above 0; leave a part of 0 out."
+            )
+        if (
+            place := next(
+                (i for i, part in enumerate(self.parts) if isinstance(part, Mixture)), None
+            )
+        ) is not None:
+            raise Refused(
+                f"part {place + 1} of a mixture is a mixture itself: list its parts in the outer one."
+            )
         self.check_classes()
 
     def check_classes(self) -> None:
@@ -93,10 +107,16 @@ def named_classes(records: Records) -> tuple[str, ...]:
     return tuple(getattr(records, "classes", ()))
 
 
-def relabelled(opened: Sequence[Record], part: Records, classes: tuple[str, ...]) -> Sequence[Record]:
+def relabelled(
+    opened: Sequence[Record], part: Records, classes: tuple[str, ...]
+) -> Sequence[Record]:
     """A part's records with the labels of the whole mixture's classes."""
     own = named_classes(part)
-    return opened if own in ((), classes) else Relabelled(opened, [classes.index(name) for name in own])
+    return (
+        opened
+        if own in ((), classes)
+        else Relabelled(opened, [classes.index(name) for name in own])
+    )
 
 
 class Relabelled(Sequence[Record]):
@@ -113,7 +133,10 @@ class Relabelled(Sequence[Record]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Record]:
         found = fetch(self.records, list(indices))
-        return [each if each["label"] < 0 else {**each, "label": self.numbers[each["label"]]} for each in found]
+        return [
+            each if each["label"] < 0 else {**each, "label": self.numbers[each["label"]]}
+            for each in found
+        ]
 
     def where(self, index: int) -> str:
         return where(self.records, index)
@@ -127,7 +150,10 @@ class Mixed(Sequence[Record]):
         self.begins = np.cumsum([0, *self.sizes])
         shares = [Fraction(weight) for weight in weights]
         ends = itertools.accumulate(shares)
-        self.bounds = [0, *(int(RANGE * end / sum(shares)) for end in ends)]  # of the parts' intervals, in 0 .. 2**64
+        self.bounds = [
+            0,
+            *(int(RANGE * end / sum(shares)) for end in ends),
+        ]  # of the parts' intervals, in 0 .. 2**64
 
     def __len__(self) -> int:
         return int(self.begins[-1])

@@ -17,7 +17,10 @@ def loaded() -> Files:
     """The modules of this process."""
     specs = {name: getattr(each, "__spec__", None) for name, each in sys.modules.items()}
     files = {
-        name: (spec.origin if spec.has_location else None, list(spec.submodule_search_locations or []))
+        name: (
+            spec.origin if spec.has_location else None,
+            list(spec.submodule_search_locations or []),
+        )
         for name, spec in specs.items()
         if isinstance(spec, ModuleSpec)
     }
@@ -39,7 +42,9 @@ class Finder:
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         file, folders = self.files.get(name, (None, []))
         if file:
-            return importlib.util.spec_from_file_location(name, file, submodule_search_locations=folders or None)
+            return importlib.util.spec_from_file_location(
+                name, file, submodule_search_locations=folders or None
+            )
         spec = ModuleSpec(name, None, is_package=True)
         spec.submodule_search_locations = folders
         return spec if folders else None

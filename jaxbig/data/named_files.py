@@ -92,7 +92,9 @@ class WithFiles(Sequence[Record]):
     def __getitem__(self, index: int) -> Record:  # type: ignore[override]
         record = self.table[index]
         data = self.records.path(record).read_bytes()
-        value = data if self.records.kind == "image" else decode_sound(data, self.records.sample_rate)
+        value = (
+            data if self.records.kind == "image" else decode_sound(data, self.records.sample_rate)
+        )
         return {**record, self.records.kind: value}
 
     def where(self, index: int) -> str:

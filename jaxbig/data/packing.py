@@ -35,7 +35,9 @@ class Header(NamedTuple):
     tokens: int
     sha256: str  # over the rows
     empty: int  # documents without a token, which are left out
-    bad: list[tuple[int, str]]  # records that were left out because they cannot be read: which one, and why
+    bad: list[
+        tuple[int, str]
+    ]  # records that were left out because they cannot be read: which one, and why
 
     @property
     def padding(self) -> float:
@@ -43,13 +45,17 @@ class Header(NamedTuple):
         return 1 - self.tokens / (self.rows * self.length)
 
 
-def pack(documents: Iterable[np.ndarray], length: int, most: int = OPEN) -> Iterator[list[np.ndarray]]:
+def pack(
+    documents: Iterable[np.ndarray], length: int, most: int = OPEN
+) -> Iterator[list[np.ndarray]]:
     """Rows, each the pieces [n] of documents [any] in it, of `length` tokens together at most.
 
     Every token stands in them once, and those of a piece in order; the same documents always give the same rows. An
     empty document has no piece.
     """
-    spaces: list[tuple[int, int]] = []  # of the open rows, ascending: the space that is left, and which row it is
+    spaces: list[
+        tuple[int, int]
+    ] = []  # of the open rows, ascending: the space that is left, and which row it is
     rows: dict[int, list[np.ndarray]] = {}
     for number, document in enumerate(documents):
         whole = len(document) // length * length
@@ -70,7 +76,10 @@ def to_bytes(pieces: list[np.ndarray]) -> bytes:
     """A row: the bytes a token, how many pieces and their lengths, as four bytes each; then the tokens."""
     tokens = np.concatenate(pieces)
     width = next(width for width, kind in KINDS.items() if tokens.max() <= np.iinfo(kind).max)
-    return np.array([width, len(pieces), *map(len, pieces)], "<u4").tobytes() + tokens.astype(KINDS[width]).tobytes()
+    return (
+        np.array([width, len(pieces), *map(len, pieces)], "<u4").tobytes()
+        + tokens.astype(KINDS[width]).tobytes()
+    )
 
 
 def from_bytes(row: bytes, length: int) -> dict[str, np.ndarray]:
@@ -85,7 +94,10 @@ def from_bytes(row: bytes, length: int) -> dict[str, np.ndarray]:
         "segments": np.repeat(np.arange(1, count + 1), lengths),
         "positions": np.arange(len(tokens)) - begins,
     }
-    return {name: np.pad(each.astype(np.int32), (0, length - len(tokens))) for name, each in filled.items()}
+    return {
+        name: np.pad(each.astype(np.int32), (0, length - len(tokens)))
+        for name, each in filled.items()
+    }
 
 
 class Packed(Sequence[dict[str, np.ndarray]]):
@@ -95,7 +107,9 @@ class Packed(Sequence[dict[str, np.ndarray]]):
         self.folder = folder
         try:
             found = json.loads((folder / "header.json").read_text())
-            self.header = Header(**{**found, "bad": [(int(index), str(said)) for index, said in found["bad"]]})
+            self.header = Header(
+                **{**found, "bad": [(int(index), str(said)) for index, said in found["bad"]]}
+            )
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise corrupt(folder) from error
         self.lock, self.opened = threading.Lock(), None
@@ -122,7 +136,9 @@ class Packed(Sequence[dict[str, np.ndarray]]):
     def records(self) -> Any:
         with self.lock:
             if self.opened is None:
-                from array_record.python.array_record_data_source import ArrayRecordDataSource  # here: slow to import
+                from array_record.python.array_record_data_source import (
+                    ArrayRecordDataSource,
+                )  # here: slow to import
 
                 self.opened = ArrayRecordDataSource(str(self.folder / "rows.array_record"))
                 if len(self.opened) != len(self):
@@ -140,7 +156,10 @@ class Packed(Sequence[dict[str, np.ndarray]]):
 
 
 def packed(
-    key: str, documents: Callable[[], Iterable[np.ndarray]], length: int, bad: Sequence[tuple[int, str]] = ()
+    key: str,
+    documents: Callable[[], Iterable[np.ndarray]],
+    length: int,
+    bad: Sequence[tuple[int, str]] = (),
 ) -> Packed:
     """Documents of tokens [any] in rows of `length`; packed once, by one process while others wait, and kept in the
     folder that JAXBIG_CACHE names.
@@ -166,7 +185,9 @@ def packed(
 
 def save(folder: Path, documents: Iterable[np.ndarray], length: int) -> Header:
     """Writes the rows of documents, as they come, into a file that is read in any order."""
-    from array_record.python.array_record_module import ArrayRecordWriter  # here: not needed to read what is there
+    from array_record.python.array_record_module import (
+        ArrayRecordWriter,
+    )  # here: not needed to read what is there
 
     writer = ArrayRecordWriter(str(folder / "rows.array_record"), "group_size:1")
     digest, rows, tokens, count, empty = hashlib.sha256(), 0, 0, 0, 0
@@ -174,7 +195,11 @@ def save(folder: Path, documents: Iterable[np.ndarray], length: int) -> Header:
     def counted() -> Iterator[np.ndarray]:
         nonlocal tokens, count, empty
         for document in documents:
-            tokens, count, empty = tokens + len(document), count + (len(document) > 0), empty + (not len(document))
+            tokens, count, empty = (
+                tokens + len(document),
+                count + (len(document) > 0),
+                empty + (not len(document)),
+            )
             yield document
 
     for pieces in pack(counted(), length):
@@ -184,7 +209,9 @@ def save(folder: Path, documents: Iterable[np.ndarray], length: int) -> Header:
         rows += 1
     writer.close()
     if not rows:
-        raise Refused(f"there is no token to pack into rows of {length}: every document is empty, or there is none.")
+        raise Refused(
+            f"there is no token to pack into rows of {length}: every document is empty, or there is none."
+        )
     return Header(rows, length, count, tokens, digest.hexdigest(), empty, [])
 
 
@@ -197,9 +224,13 @@ def checked(documents: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
                 f"document {number} is {document.dtype} {list(document.shape)}, not a row of whole numbers, its tokens."
             )
         if document.size and not 0 <= document.min() <= document.max() < 2**31:
-            raise Refused(f"document {number} has tokens {document.min()} to {document.max()}: they are 0 to 2^31 - 1.")
+            raise Refused(
+                f"document {number} has tokens {document.min()} to {document.max()}: they are 0 to 2^31 - 1."
+            )
         yield document
 
 
 def corrupt(folder: Path) -> Refused:
-    return Refused(f"packed rows in {folder} are corrupt: delete that folder, and they are made anew.")
+    return Refused(
+        f"packed rows in {folder} are corrupt: delete that folder, and they are made anew."
+    )

@@ -23,7 +23,9 @@ class Rows(Opened):
 
     def __init__(self, *args: Any):
         super().__init__(*args)
-        self.opened: dict[str, tuple[Any, np.ndarray]] = {}  # a file, and the first row of each row group and the end
+        self.opened: dict[
+            str, tuple[Any, np.ndarray]
+        ] = {}  # a file, and the first row of each row group and the end
         self.groups: collections.OrderedDict[tuple[str, int], Any] = collections.OrderedDict()
         self.lock = threading.Lock()  # a Parquet file is not read by two threads at once
 
@@ -52,7 +54,9 @@ class Rows(Opened):
         if (path, number) not in self.groups:
             columns = list(self.records.columns) or None
             self.groups[path, number] = file.read_row_group(number, columns=columns)
-            while len(self.groups) > 1 and sum(group.nbytes for group in self.groups.values()) > KEPT:
+            while (
+                len(self.groups) > 1 and sum(group.nbytes for group in self.groups.values()) > KEPT
+            ):
                 self.groups.popitem(last=False)
         self.groups.move_to_end((path, number))
         return self.groups[path, number], int(firsts[number])
@@ -82,7 +86,9 @@ class Parquet(Named):
                 )
         with open(file.path, "rb") as read:
             content = hashlib.file_digest(read, "sha256").digest()
-        return Found(np.arange(rows), np.zeros(rows, np.int64), row_hashes(file.name, rows), content)
+        return Found(
+            np.arange(rows), np.zeros(rows, np.int64), row_hashes(file.name, rows), content
+        )
 
 
 def parquet_file(path: str) -> Any:
@@ -93,4 +99,6 @@ def parquet_file(path: str) -> Any:
     try:
         return pyarrow.parquet.ParquetFile(path)
     except (OSError, pyarrow.ArrowInvalid) as error:
-        raise Refused(f"{path} cannot be read as a Parquet file: {' '.join(str(error).split())}") from error
+        raise Refused(
+            f"{path} cannot be read as a Parquet file: {' '.join(str(error).split())}"
+        ) from error

@@ -21,18 +21,28 @@ def permuted(positions: np.ndarray, size: int, seed: int, epoch: Epoch) -> np.nd
     epoch: one for all positions, or one for each [N]. Positions are below `size`, which is below 2**62.
     """
     columns = math.isqrt(max(size - 1, 0)) + 1  # the least whose square is enough
-    columns += columns % 2  # rotations of an odd number of places would make even permutations alone
+    columns += (
+        columns % 2
+    )  # rotations of an odd number of places would make even permutations alone
     sides = np.uint64(-(-size // columns)), np.uint64(columns)
-    mixed = hashed(hashed(np.array([seed], np.uint64)) + np.asarray(epoch, np.uint64))  # [N], or [1] for all
+    mixed = hashed(
+        hashed(np.array([seed], np.uint64)) + np.asarray(epoch, np.uint64)
+    )  # [N], or [1] for all
     rounds = ROUNDS if size > SMALL else 3 * ROUNDS
-    keys = np.stack([hashed(mixed + np.uint64(number)) for number in range(rounds)])  # [rounds, N or 1]
+    keys = np.stack(
+        [hashed(mixed + np.uint64(number)) for number in range(rounds)]
+    )  # [rounds, N or 1]
     numbers = feistel(positions.astype(np.uint64), keys, sides)
     while (beyond := np.flatnonzero(numbers >= size)).size:
-        numbers[beyond] = feistel(numbers[beyond], keys if keys.shape[1] == 1 else keys[:, beyond], sides)
+        numbers[beyond] = feistel(
+            numbers[beyond], keys if keys.shape[1] == 1 else keys[:, beyond], sides
+        )
     return numbers.astype(np.int64)
 
 
-def feistel(numbers: np.ndarray, keys: np.ndarray, sides: tuple[np.uint64, np.uint64]) -> np.ndarray:
+def feistel(
+    numbers: np.ndarray, keys: np.ndarray, sides: tuple[np.uint64, np.uint64]
+) -> np.ndarray:
     """The image of each number [N] below a * b, by keys [rounds, N or 1]; sides (a, b)."""
     left, right = np.divmod(numbers, sides[1])
     for number, key in enumerate(keys):

@@ -41,7 +41,9 @@ def eight_bits(image: np.ndarray, levels: Levels = None) -> np.ndarray:
         raise ValueError("its image has a number that is not finite")
     extent = f"its image is {pixels.dtype} from {low:g} to {high:g}"
     if levels is None:
-        first, last = next((pair for pair in GUESSES if pair[0] <= low and high <= pair[1]), (low, high))
+        first, last = next(
+            (pair for pair in GUESSES if pair[0] <= low and high <= pair[1]), (low, high)
+        )
         raise Mismatch(
             f"{extent}, which does not say what is black and what is white: say it, as in --data.levels {first:g} "
             f"{last:g}, or save it as uint8 from 0 to 255"
@@ -49,8 +51,12 @@ def eight_bits(image: np.ndarray, levels: Levels = None) -> np.ndarray:
     black, white = levels
     half = abs(white - black) / 510  # of a level of grey: what interpolation may add
     if low < min(levels) - half or high > max(levels) + half:
-        raise Mismatch(f"{extent}, beyond --data.levels {black:g} {white:g}: give levels that it stays within")
-    return np.rint(np.clip((pixels.astype(np.float64) - black) / (white - black), 0, 1) * 255).astype(np.uint8)
+        raise Mismatch(
+            f"{extent}, beyond --data.levels {black:g} {white:g}: give levels that it stays within"
+        )
+    return np.rint(
+        np.clip((pixels.astype(np.float64) - black) / (white - black), 0, 1) * 255
+    ).astype(np.uint8)
 
 
 def picture_of(pixels: np.ndarray) -> Any:
@@ -59,8 +65,14 @@ def picture_of(pixels: np.ndarray) -> Any:
 
     count = pixels.shape[-1]
     if count > 4:
-        last = "; its channels come first: move them last (numpy.moveaxis)" if pixels.shape[0] <= 4 else ""
-        raise Mismatch(f"its image has the shape {pixels.shape}, and an image has 1 to 4 channels{last}")
+        last = (
+            "; its channels come first: move them last (numpy.moveaxis)"
+            if pixels.shape[0] <= 4
+            else ""
+        )
+        raise Mismatch(
+            f"its image has the shape {pixels.shape}, and an image has 1 to 4 channels{last}"
+        )
     return plain(Image.fromarray(pixels[..., 0] if count == 1 else np.ascontiguousarray(pixels)))
 
 
@@ -78,12 +90,16 @@ def plain(picture: Any, levels: Levels = None) -> Any:
         return Image.fromarray(eight_bits(np.asarray(picture), levels)[..., 0])
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert(
+            "RGB"
+        )
     wanted = "L" if picture.mode in ("1", "L") else "RGB"
     try:
         return picture if picture.mode == wanted else picture.convert(wanted)
     except ValueError as error:
-        raise ValueError(f"its colours are {picture.mode}, which cannot be made RGB: save it as RGB") from error
+        raise ValueError(
+            f"its colours are {picture.mode}, which cannot be made RGB: save it as RGB"
+        ) from error
 
 
 @contextlib.contextmanager

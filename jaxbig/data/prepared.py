@@ -45,7 +45,9 @@ class Builder(tfds.core.GeneratorBasedBuilder, abc.ABC):
     def _info(self) -> tfds.core.DatasetInfo:
         features = tfds.features.FeaturesDict(self.features())
         metadata = tfds.core.MetadataDict()
-        return tfds.core.DatasetInfo(builder=self, features=features, metadata=metadata, disable_shuffling=True)
+        return tfds.core.DatasetInfo(
+            builder=self, features=features, metadata=metadata, disable_shuffling=True
+        )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         splits, digest = self.records(), hashlib.sha256()
@@ -90,7 +92,10 @@ def prepare_whole(builder: tfds.core.DatasetBuilder) -> None:
         shutil.rmtree(leftover)
     log.info("preparing data set %s in %s (once)", builder.name, target)
     tfds.disable_progress_bar()
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # TFDS prints; that is for results
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+    ):  # TFDS prints; that is for results
         builder.download_and_prepare()
 
 

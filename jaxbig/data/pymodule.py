@@ -32,11 +32,15 @@ def lines() -> dict[str, list[list[bytes]]]:
     A line is there once. One that stands in two packages (or in a package and a module outside) is left out, and
     one that stands in a training file is no line for evaluation.
     """
-    found: dict[bytes, set[tuple[str, bool]]] = defaultdict(set)  # where a line stands: package, held out
+    found: dict[bytes, set[tuple[str, bool]]] = defaultdict(
+        set
+    )  # where a line stands: package, held out
     for name, text in library_files().items():
         for line in text.split(b"\n"):
             found[line.strip()].add((name.split("/")[0], held_out(name)))
-    splits: dict[str, list[list[bytes]]] = {split: [[] for _ in PACKAGES] for split in ("train", "eval")}
+    splits: dict[str, list[list[bytes]]] = {
+        split: [[] for _ in PACKAGES] for split in ("train", "eval")
+    }
     for line, where in sorted(found.items()):
         package, *others = {name for name, _ in where}
         if package in PACKAGES and not others and SHORTEST <= len(line) <= LONGEST:
@@ -54,13 +58,19 @@ class JaxbigPymodule(Builder):
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=f"python_{platform.python_version()}")]  # noqa: RUF012
 
     def features(self) -> dict[str, Any]:
-        return {"package": tfds.features.Text(), "lines": tfds.features.Tensor(shape=(None,), dtype=np.uint8)}
+        return {
+            "package": tfds.features.Text(),
+            "lines": tfds.features.Tensor(shape=(None,), dtype=np.uint8),
+        }
 
     def records(self) -> dict[str, list[Record]]:
         def record(package: str, kept: list[bytes]) -> Record:
             return {"package": package, "lines": np.frombuffer(b"\n".join(kept), np.uint8)}
 
-        return {split: list(map(record, PACKAGES, of_packages)) for split, of_packages in lines().items()}
+        return {
+            split: list(map(record, PACKAGES, of_packages))
+            for split, of_packages in lines().items()
+        }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,7 +103,12 @@ class PyModule(Data):
 
     def source(self, split: str) -> Source:
         packages = columns(prepared(JaxbigPymodule), split)["lines"]
-        kept = [(line, number) for number, text in enumerate(packages) for line in text.tobytes().split(b"\n") if line]
+        kept = [
+            (line, number)
+            for number, text in enumerate(packages)
+            for line in text.tobytes().split(b"\n")
+            if line
+        ]
         padded = b"".join(line.ljust(LONGEST, b"\0") for line, _ in kept)
         return Arrays(
             inputs=np.frombuffer(padded, np.uint8).reshape(-1, LONGEST).astype(np.int32),

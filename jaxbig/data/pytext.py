@@ -18,14 +18,24 @@ import tensorflow_datasets as tfds
 from jaxbig.data.base import Data, Rows, Source, Spec
 from jaxbig.data.prepared import Builder, Record, columns, identity, prepared
 
-LEFT_OUT = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test", "lib2to3"}
+LEFT_OUT = {
+    "site-packages",
+    "dist-packages",
+    "__pycache__",
+    "test",
+    "tests",
+    "idle_test",
+    "lib2to3",
+}
 
 
 def library_files() -> dict[str, bytes]:
     """The .py files of the standard library without its tests, by path relative to it, in order of path."""
     root = Path(sysconfig.get_paths()["stdlib"])
     found = {path.relative_to(root).as_posix(): path for path in root.rglob("*.py")}
-    kept = {name: path for name, path in sorted(found.items()) if not LEFT_OUT & set(name.split("/"))}
+    kept = {
+        name: path for name, path in sorted(found.items()) if not LEFT_OUT & set(name.split("/"))
+    }
     return {name: path.read_bytes() for name, path in kept.items()}
 
 
@@ -40,12 +50,17 @@ class JaxbigPytext(Builder):
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=f"python_{platform.python_version()}")]  # noqa: RUF012
 
     def features(self) -> dict[str, Any]:
-        return {"name": tfds.features.Text(), "text": tfds.features.Tensor(shape=(None,), dtype=np.uint8)}
+        return {
+            "name": tfds.features.Text(),
+            "text": tfds.features.Tensor(shape=(None,), dtype=np.uint8),
+        }
 
     def records(self) -> dict[str, list[Record]]:
         splits: dict[str, list[Record]] = {"train": [], "eval": []}
         for name, text in library_files().items():
-            splits["eval" if held_out(name) else "train"].append({"name": name, "text": np.frombuffer(text, np.uint8)})
+            splits["eval" if held_out(name) else "train"].append(
+                {"name": name, "text": np.frombuffer(text, np.uint8)}
+            )
         return splits
 
 
@@ -114,8 +129,14 @@ class PyText(Library):
     def spec(self) -> Spec:
         shape = (self.batch, self.length)
         tokens = jax.ShapeDtypeStruct(shape, np.int32)
-        spec = {"inputs": tokens, "targets": tokens, "mask": jax.ShapeDtypeStruct(shape, np.float32)}
-        return spec | ({"starts": jax.ShapeDtypeStruct((self.batch,), np.int32)} if self.contiguous else {})
+        spec = {
+            "inputs": tokens,
+            "targets": tokens,
+            "mask": jax.ShapeDtypeStruct(shape, np.float32),
+        }
+        return spec | (
+            {"starts": jax.ShapeDtypeStruct((self.batch,), np.int32)} if self.contiguous else {}
+        )
 
     def source(self, split: str) -> Source:
         return Windows(self.joined(split), self.length, self.contiguous)
@@ -130,7 +151,10 @@ class PyTextRows(Library):
 
     def spec(self) -> Spec:
         shape = (self.batch, self.length)
-        return {"inputs": jax.ShapeDtypeStruct(shape, np.int32), "mask": jax.ShapeDtypeStruct(shape, np.float32)}
+        return {
+            "inputs": jax.ShapeDtypeStruct(shape, np.int32),
+            "mask": jax.ShapeDtypeStruct(shape, np.float32),
+        }
 
     def source(self, split: str) -> Source:
         return PlainWindows(self.joined(split), self.length)

@@ -74,14 +74,18 @@ def affine(image: jax.Array, across: tuple, down: tuple) -> jax.Array:
     column = jnp.floor(across[0] * x + across[1] * y + across[2]).astype(jnp.int32)
     row = jnp.floor(down[0] * x + down[1] * y + down[2]).astype(jnp.int32)
     real = (column >= 0) & (column < columns) & (row >= 0) & (row < rows)
-    return jnp.where(real[..., None], image[jnp.clip(row, 0, rows - 1), jnp.clip(column, 0, columns - 1)], GREY)
+    return jnp.where(
+        real[..., None], image[jnp.clip(row, 0, rows - 1), jnp.clip(column, 0, columns - 1)], GREY
+    )
 
 
 def rotate(image: jax.Array, amount: jax.Array) -> jax.Array:
     """Turned about its middle by `amount` degrees, against the clock."""
     sine, cosine = jnp.sin(amount * math.pi / 180), jnp.cos(amount * math.pi / 180)
     y, x = image.shape[0] / 2, image.shape[1] / 2
-    return affine(image, (cosine, -sine, x - cosine * x + sine * y), (sine, cosine, y - sine * x - cosine * y))
+    return affine(
+        image, (cosine, -sine, x - cosine * x + sine * y), (sine, cosine, y - sine * x - cosine * y)
+    )
 
 
 def shear_x(image: jax.Array, amount: jax.Array) -> jax.Array:
@@ -158,8 +162,13 @@ class RandAugment(Augmentation):
         strength = self.magnitude / 10
 
         def applied(operation: Operation) -> Callable[[jax.Array], jax.Array]:
-            amount = operation.start + (sign if operation.signed else jnp.ones(())) * operation.slope * strength
-            return lambda image: operation.apply(image, amount.astype(image.dtype)).astype(image.dtype)
+            amount = (
+                operation.start
+                + (sign if operation.signed else jnp.ones(())) * operation.slope * strength
+            )
+            return lambda image: operation.apply(image, amount.astype(image.dtype)).astype(
+                image.dtype
+            )
 
         which = jax.random.randint(which_key, (), 0, len(OPERATIONS))
         return jax.lax.switch(which, [applied(operation) for operation in OPERATIONS], image)

@@ -13,7 +13,12 @@ SLIVER = 1e-3  # a pixel of which less than this is in a box is outside, so that
 
 
 def resample(
-    image: jax.Array, top: jax.Array, left: jax.Array, height: jax.Array, width: jax.Array, size: int
+    image: jax.Array,
+    top: jax.Array,
+    left: jax.Array,
+    height: jax.Array,
+    width: jax.Array,
+    size: int,
 ) -> jax.Array:
     """The box of an image [Y, X, C], in pixels and fractions of them, as [size, size, C].
 
@@ -21,7 +26,10 @@ def resample(
     the coarser side, over the pixels of the box alone, its weights normalized. The box lies in the image; one of
     less than a pixel (a row left out has size 0) is taken as one pixel.
     """
-    rows, columns = weights(top, height, image.shape[0], size), weights(left, width, image.shape[1], size)
+    rows, columns = (
+        weights(top, height, image.shape[0], size),
+        weights(left, width, image.shape[1], size),
+    )
     # highest: accelerators else round pixels to 8 bits or so
     image = jnp.einsum("jx,yxc->yjc", columns, image, precision=jax.lax.Precision.HIGHEST)
     return jnp.einsum("iy,yjc->ijc", rows, image, precision=jax.lax.Precision.HIGHEST)
@@ -43,12 +51,16 @@ Box = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 """Top, left, height and width, int32."""
 
 
-def random_box(key: jax.Array, size: jax.Array, least: float, most: float, ratio: float) -> tuple[jax.Array, Box]:
+def random_box(
+    key: jax.Array, size: jax.Array, least: float, most: float, ratio: float
+) -> tuple[jax.Array, Box]:
     """A box in an image of `size` (height, width), whose share of the area is uniform from `least` to `most` and whose
     width over height is log-uniform from 1 / `ratio` to `ratio`; and whether one of 10 tries gave one that fits."""
     area_key, ratio_key, top_key, left_key = jax.random.split(key, 4)
     height, width = size[0], size[1]
-    area = (height * width).astype(jnp.float32) * jax.random.uniform(area_key, (TRIES,), minval=least, maxval=most)
+    area = (height * width).astype(jnp.float32) * jax.random.uniform(
+        area_key, (TRIES,), minval=least, maxval=most
+    )
     span = math.log(ratio)
     aspect = jnp.exp(jax.random.uniform(ratio_key, (TRIES,), minval=-span, maxval=span))
     heights = jnp.round(jnp.sqrt(area / aspect)).astype(jnp.int32)

@@ -41,7 +41,9 @@ def drawn(positions: np.ndarray, size: int, seed: int) -> np.ndarray:
     epochs, places = np.divmod(positions, size)
     if size > TABLE:
         return permuted(places, size, seed, epochs)
-    return np.concatenate([order(seed, int(epoch), size)[places[epochs == epoch]] for epoch in np.unique(epochs)])
+    return np.concatenate(
+        [order(seed, int(epoch), size)[places[epochs == epoch]] for epoch in np.unique(epochs)]
+    )
 
 
 def train_indices(source: Source, seed: int, step: int, batch: int) -> np.ndarray:
@@ -104,10 +106,18 @@ def train_batches(
 
 
 def eval_batches(
-    source: Source, batch: int, readers: int, places: Places = EVERY, read_ahead: int = 1024, most: int | None = None
+    source: Source,
+    batch: int,
+    readers: int,
+    places: Places = EVERY,
+    read_ahead: int = 1024,
+    most: int | None = None,
 ) -> Generator[Rows]:
     """The evaluation batches, or the first `most` of them, read ahead by threads."""
-    read, who = functools.partial(eval_batch, batch=batch), Readers(threads=readers, limit=read_ahead * 2**20)
+    read, who = (
+        functools.partial(eval_batch, batch=batch),
+        Readers(threads=readers, limit=read_ahead * 2**20),
+    )
     count = eval_steps(source, batch)
     steps = range(min(most or count, count))
     return batches(read, source, steps, np.arange(batch)[places], who)

@@ -107,7 +107,9 @@ class Text(Examples):
         records = self.records.open("train")
         count = min(len(records), SAMPLE)
         places, bad = [place * len(records) // count for place in range(count)], []
-        found = self.reading(records).examples(places, lambda index: None, bad)  # what is bad is told when it is needed
+        found = self.reading(records).examples(
+            places, lambda index: None, bad
+        )  # what is bad is told when it is needed
         texts = [text for each in found if each for text in each["texts"]]
         longer = sum(len(tokens) + 1 > self.length for tokens in self.tokenizer.encode_many(texts))
         if longer:
@@ -131,16 +133,23 @@ class Text(Examples):
     def shaped(self, **shapes: Any) -> Spec:
         """A spec; each shape without the batch. All are int32 but `mask`."""
         kinds = {name: np.float32 if name == "mask" else np.int32 for name in shapes}
-        return {name: jax.ShapeDtypeStruct((self.batch, *shape), kinds[name]) for name, shape in shapes.items()}
+        return {
+            name: jax.ShapeDtypeStruct((self.batch, *shape), kinds[name])
+            for name, shape in shapes.items()
+        }
 
     def words(self, tokens: np.ndarray) -> list[str]:
         names = {number: name for name, number in self.tokenizer.numbers.items()}
         return [names.get(int(token)) or self.tokenizer.decode(token[None]) for token in tokens]
 
     def text(self, tokens: np.ndarray) -> str:
-        special = np.flatnonzero(np.isin(tokens, list(self.tokenizer.numbers.values())))  # they have no text
+        special = np.flatnonzero(
+            np.isin(tokens, list(self.tokenizer.numbers.values()))
+        )  # they have no text
         parts = np.split(tokens, np.unique([*special, *(special + 1)]))
-        return "".join(self.words(part)[0] if len(part) == 1 else self.tokenizer.decode(part) for part in parts)
+        return "".join(
+            self.words(part)[0] if len(part) == 1 else self.tokenizer.decode(part) for part in parts
+        )
 
     def made_up(self) -> "Text":
         """The same on made-up records, with a tokenizer that is learned from them."""
@@ -181,7 +190,9 @@ class Tokens(Text):
         if not self.packed:
             return super().prepare()
         if self.keep != "beginning":
-            raise Refused(f"packed texts are not cut, so --data.keep {self.keep} says nothing: leave out one of them.")
+            raise Refused(
+                f"packed texts are not cut, so --data.keep {self.keep} says nothing: leave out one of them."
+            )
         if isinstance(self.records, Mixture):
             parts, identities = self.records.parts, self.records.identities()
             records = self.records.named(identities)
@@ -191,11 +202,16 @@ class Tokens(Text):
         tokenizer = self.prepare_tokenizer(records)
         keys = [f"{identity}; {tokenizer}" for identity in identities]
         rows = {
-            split: [self.packed_rows(part, split, key) for part, key in zip(parts, keys, strict=True)]
+            split: [
+                self.packed_rows(part, split, key) for part, key in zip(parts, keys, strict=True)
+            ]
             for split in ("train", "eval")
         }
         vars(self)["rows"] = rows  # for `source`, which need not look for files again
-        said = (f"{split} {' and '.join(each.identity for each in of_parts)}" for split, of_parts in rows.items())
+        said = (
+            f"{split} {' and '.join(each.identity for each in of_parts)}"
+            for split, of_parts in rows.items()
+        )
         return f"{records}; {tokenizer}; packed: {', '.join(said)}"
 
     def packed_rows(self, records: Records, split: str, key: str) -> Packed:
@@ -208,7 +224,9 @@ class Tokens(Text):
             reading.check(split)
             for count, texts in self.readable(reading, range(len(reading)), bad):
                 for text, tokens in zip(texts, self.tokenizer.encode_many(texts), strict=True):
-                    yield np.append(tokens, self.tokenizer.end) if text else tokens  # an empty one is counted
+                    yield (
+                        np.append(tokens, self.tokenizer.end) if text else tokens
+                    )  # an empty one is counted
                 if time.monotonic() > said + EVERY:
                     said = time.monotonic()
                     log.info("%d of %d texts of %s are packed", count, len(reading), split)
@@ -231,11 +249,19 @@ class Tokens(Text):
 
     def of_row(self, row: Record) -> Example:
         """The example of a packed row."""
-        targets, segments, positions = (row[name].astype(np.int32) for name in ("tokens", "segments", "positions"))
+        targets, segments, positions = (
+            row[name].astype(np.int32) for name in ("tokens", "segments", "positions")
+        )
         first = np.append(True, segments[1:] != segments[:-1])  # of a text, or of a piece of it
         inputs = np.where(first, self.tokenizer.end, np.append(0, targets[:-1])).astype(np.int32)
         mask = (segments > 0).astype(np.float32)
-        return {"inputs": inputs, "targets": targets, "segments": segments, "positions": positions, "mask": mask}
+        return {
+            "inputs": inputs,
+            "targets": targets,
+            "segments": segments,
+            "positions": positions,
+            "mask": mask,
+        }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -321,7 +347,9 @@ class Pairs(Text):
         return self.tokenizer.end
 
     def spec(self) -> Spec:
-        return self.shaped(inputs=(self.length,), lengths=(), targets=(self.length,), mask=(self.length,))
+        return self.shaped(
+            inputs=(self.length,), lengths=(), targets=(self.length,), mask=(self.length,)
+        )
 
     def read(self, record: Record) -> Example:
         inputs = self.tokens(as_bytes(record, self.source_feature, "--data.source-feature"))

@@ -28,8 +28,12 @@ class Spans(Opened):
         if handle is None:
             handle = open(file.path, "rb")  # noqa: SIM115 - closed with the records, or below
             if len(self.handles) < OPEN:
-                handle = self.handles.setdefault(file.path, handle)  # another thread may have been first
-        data = os.pread(handle.fileno(), size, start)  # needs no position, so threads share a handle
+                handle = self.handles.setdefault(
+                    file.path, handle
+                )  # another thread may have been first
+        data = os.pread(
+            handle.fileno(), size, start
+        )  # needs no position, so threads share a handle
         if self.handles.get(file.path) is not handle:
             handle.close()
         if len(data) < size:
@@ -67,12 +71,20 @@ class TextFiles(Named):
         with open(file.path, "rb") as text:
             content = hashlib.file_digest(text, "sha256").digest()
             sizes = np.array([text.tell()] if text.tell() else [], np.int64)
-        return Found(np.zeros_like(sizes), sizes, hashes([os.fsencode(file.name)] * len(sizes)), content)
+        return Found(
+            np.zeros_like(sizes), sizes, hashes([os.fsencode(file.name)] * len(sizes)), content
+        )
 
 
 def scan_lines(path: str, paragraphs: bool = False) -> Found:
     """Where the lines or paragraphs of a file stand, and the hash of each one's bytes."""
-    starts, sizes, marks, digest, lines = array.array("q"), array.array("q"), [], hashlib.sha256(), 0
+    starts, sizes, marks, digest, lines = (
+        array.array("q"),
+        array.array("q"),
+        [],
+        hashlib.sha256(),
+        0,
+    )
 
     def read(file: BinaryIO) -> Iterator[bytes]:
         nonlocal lines
@@ -87,7 +99,13 @@ def scan_lines(path: str, paragraphs: bool = False) -> Found:
             sizes.append(len(text))
             marks.append(hash64(text))
     blank = 0 if paragraphs else lines - len(starts)
-    return Found(np.array(starts), np.array(sizes), np.frombuffer(b"".join(marks), "<u8"), digest.digest(), blank)
+    return Found(
+        np.array(starts),
+        np.array(sizes),
+        np.frombuffer(b"".join(marks), "<u8"),
+        digest.digest(),
+        blank,
+    )
 
 
 def spans(lines: Iterable[bytes], paragraphs: bool) -> Iterator[tuple[int, bytes]]:

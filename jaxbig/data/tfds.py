@@ -65,7 +65,9 @@ class Tfds(Records):
 
     def instructions(self, builder: tfds.core.DatasetBuilder, split: str) -> list[Any]:
         """What TFDS reads of which files for a split; `Refused` if that is none or nothing."""
-        there = ", ".join(f"{name} ({each.num_examples})" for name, each in builder.info.splits.items())
+        there = ", ".join(
+            f"{name} ({each.num_examples})" for name, each in builder.info.splits.items()
+        )
         try:
             found = builder.info.splits[split].file_instructions
         except (ValueError, KeyError, AssertionError) as error:
@@ -75,16 +77,26 @@ class Tfds(Records):
                 f"train[:90%] and train+test: {' '.join(why.split())}."
             ) from None
         if not sum(each.examples_in_shard if each.take == -1 else each.take for each in found):
-            raise Refused(f"data set {self.name} has no record in {split!r}, of {there}: name a larger part.")
+            raise Refused(
+                f"data set {self.name} has no record in {split!r}, of {there}: name a larger part."
+            )
         return found
 
     def prepare(self) -> str:
         builder = self.builder()
         info, used = builder.info, (self.train_split, self.eval_split)
-        sizes = [f"{name} {split.num_examples} examples {split.num_bytes} bytes" for name, split in info.splits.items()]
+        sizes = [
+            f"{name} {split.num_examples} examples {split.num_bytes} bytes"
+            for name, split in info.splits.items()
+        ]
         instructions = [self.instructions(builder, split) for split in used]
         if shared := overlap(*instructions):
-            log.warning("%d records of %s are in both %s (to train) and %s (to evaluate)", shared, self.name, *used)
+            log.warning(
+                "%d records of %s are in both %s (to train) and %s (to evaluate)",
+                shared,
+                self.name,
+                *used,
+            )
         files = {Path(each.filename) for each in itertools.chain(*instructions)}
         return f"{info.full_name} {', '.join(sizes)} {digest_once(sorted(files))}"
 
@@ -96,13 +108,18 @@ class Tfds(Records):
         return tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else ()
 
     def open(self, split: str) -> Sequence[Record]:
-        builder, chosen = self.builder(), {"train": self.train_split, "eval": self.eval_split}[split]
+        builder, chosen = (
+            self.builder(),
+            {"train": self.train_split, "eval": self.eval_split}[split],
+        )
         encoded = {  # images are decoded by who reads them, who knows how large they are wanted
             name: tfds.decode.SkipDecoding()
             for name, feature in builder.info.features.items()  # type: ignore[union-attr]
             if isinstance(feature, tfds.features.Image)
         }
-        return Opened(builder.as_data_source(chosen, decoders=encoded), f"{builder.data_path} {chosen}")  # type: ignore[call-arg]
+        return Opened(
+            builder.as_data_source(chosen, decoders=encoded), f"{builder.data_path} {chosen}"
+        )  # type: ignore[call-arg]
 
     def fetch(self) -> None:
         """Downloads and prepares what is not there: one process does, others wait; what was half-way is begun anew."""
@@ -129,7 +146,8 @@ class Tfds(Records):
         except registered.DatasetNotFoundError as error:
             near = str(error).split("Did you mean:")[1:]
             raise Refused(
-                f"TFDS knows no data set {self.name}" + (f"; the nearest is{near[0].split(chr(10))[0]}" if near else "")
+                f"TFDS knows no data set {self.name}"
+                + (f"; the nearest is{near[0].split(chr(10))[0]}" if near else "")
             ) from None
         except ImportError as error:  # a few are made by TensorFlow alone
             raise Refused(
@@ -163,7 +181,9 @@ def refuse_foreign_features(file: Path) -> None:
     try:
         content = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise Refused(f"{file} cannot be read: {error}; move that folder away, or prepare it again.") from error
+        raise Refused(
+            f"{file} cannot be read: {error}; move that folder away, or prepare it again."
+        ) from error
     for name in feature_names(content):
         if not name.startswith("tensorflow_datasets."):
             raise Refused(
@@ -177,7 +197,9 @@ def feature_names(value: Any) -> Iterator[str]:
     for key, each in value.items() if isinstance(value, dict) else enumerate(value):
         if isinstance(each, dict | list):
             yield from feature_names(each)
-        elif key in ("pythonClassName", "type") and isinstance(each, str) and "." in each:  # since TFDS 4.4, and before
+        elif (
+            key in ("pythonClassName", "type") and isinstance(each, str) and "." in each
+        ):  # since TFDS 4.4, and before
             yield each
 
 

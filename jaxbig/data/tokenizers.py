@@ -38,7 +38,9 @@ def extra(library: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:  # of it, or of its version
-        raise Refused(f"this tokenizer needs {library}, which is not there: pip install 'jaxbig[text]'.") from error
+        raise Refused(
+            f"this tokenizer needs {library}, which is not there: pip install 'jaxbig[text]'."
+        ) from error
 
 
 class Tokenizer(abc.ABC):
@@ -110,7 +112,9 @@ class Tokenizer(abc.ABC):
     end = property(lambda self: self.needed("end"), doc="The token after a text's last.")
     start = property(lambda self: self.needed("start"), doc="The token before a text's first.")
     pad = property(lambda self: self.needed("pad"), doc="The token where there is none.")
-    mask = property(lambda self: self.needed("mask"), doc="The token in place of one that is to be found.")
+    mask = property(
+        lambda self: self.needed("mask"), doc="The token in place of one that is to be found."
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,7 +137,9 @@ class Bytes(Tokenizer):
         return 0 if number is None and role == "end" else number
 
     def encode(self, text: Text) -> np.ndarray:
-        return np.frombuffer(text.encode() if isinstance(text, str) else text, np.uint8).astype(np.int32)
+        return np.frombuffer(text.encode() if isinstance(text, str) else text, np.uint8).astype(
+            np.int32
+        )
 
     def text(self, tokens: list[int]) -> str:
         return bytes(tokens).decode(errors="replace")
@@ -158,7 +164,9 @@ class FromFile(Tokenizer):
         try:
             return Path(self.file).expanduser().read_bytes()
         except OSError as error:
-            raise Refused(f"tokenizer file {self.file} cannot be read: {error.strerror or error}.") from error
+            raise Refused(
+                f"tokenizer file {self.file} cannot be read: {error.strerror or error}."
+            ) from error
 
     @property
     def model(self) -> Any:
@@ -168,7 +176,9 @@ class FromFile(Tokenizer):
         except Refused:
             raise
         except Exception as error:  # the libraries raise no narrower one
-            raise Refused(f"tokenizer file {self.file} is none of {type(self).__name__}: {error}") from error
+            raise Refused(
+                f"tokenizer file {self.file} is none of {type(self).__name__}: {error}"
+            ) from error
 
     @abc.abstractmethod
     def load(self) -> Any: ...
@@ -178,9 +188,14 @@ class FromFile(Tokenizer):
         """How many tokens the file has."""
 
     def prepare(self, texts: Callable[[], Iterable[bytes]], key: str = "") -> str:
-        count, numbers = self.found(), ", ".join(f"{name} {number}" for name, number in self.numbers.items())
+        count, numbers = (
+            self.found(),
+            ", ".join(f"{name} {number}" for name, number in self.numbers.items()),
+        )
         if count > self.vocab:
-            raise Refused(f"tokenizer file {self.file} has {count} tokens, more than vocab {self.vocab}: raise that.")
+            raise Refused(
+                f"tokenizer file {self.file} has {count} tokens, more than vocab {self.vocab}: raise that."
+            )
         return f"{type(self).__name__} of {count} tokens ({numbers}) sha256:{hashlib.sha256(self.data).hexdigest()}"
 
     def kept(self) -> dict[str, bytes]:
@@ -207,7 +222,11 @@ class BytePairs(FromFile):
             return {name: number for number, name in enumerate(self.specials)}
         found = {name: self.model.token_to_id(name) for name in self.specials}
         if lost := [name for name, number in found.items() if number is None]:
-            known = [token.content for token in self.model.get_added_tokens_decoder().values() if token.special]
+            known = [
+                token.content
+                for token in self.model.get_added_tokens_decoder().values()
+                if token.special
+            ]
             raise Refused(
                 f"tokenizer file {self.file} has no token {lost[0]}; its special ones are {' '.join(known) or 'none'}."
             )
@@ -220,12 +239,21 @@ class BytePairs(FromFile):
 
     def learned(self, texts: Callable[[], Iterable[bytes]], key: str) -> bytes:
         if self.vocab < BYTES + len(self.specials):
-            raise Refused(f"vocab {self.vocab} is too small: it has {BYTES} bytes and {len(self.specials)} specials.")
-        key = key or hashlib.sha256(b"".join(hashlib.sha256(text).digest() for text in texts())).hexdigest()
+            raise Refused(
+                f"vocab {self.vocab} is too small: it has {BYTES} bytes and {len(self.specials)} specials."
+            )
+        key = (
+            key
+            or hashlib.sha256(
+                b"".join(hashlib.sha256(text).digest() for text in texts())
+            ).hexdigest()
+        )
         what = sha256(repr([VERSION, self.version, self.vocab, self.specials, key]))[:24]
         folder = made(
             cache("tokenizers") / what,
-            lambda part: (part / self.name).write_text(learn(texts(), self.vocab, self.specials), encoding="utf-8"),
+            lambda part: (part / self.name).write_text(
+                learn(texts(), self.vocab, self.specials), encoding="utf-8"
+            ),
         )
         return (folder / self.name).read_bytes()
 
@@ -239,7 +267,9 @@ class BytePairs(FromFile):
         return self.encode_many([text])[0]
 
     def encode_many(self, texts: Sequence[Text]) -> list[np.ndarray]:
-        unicode = [text if isinstance(text, str) else text.decode(errors="replace") for text in texts]
+        unicode = [
+            text if isinstance(text, str) else text.decode(errors="replace") for text in texts
+        ]
         found = self.model.encode_batch_fast(unicode, add_special_tokens=False)
         return [np.array(each.ids, np.int32) for each in found]
 
@@ -272,7 +302,10 @@ def learn(texts: Iterable[bytes], vocab: int, specials: tuple[str, ...]) -> str:
     model.train_from_iterator(
         (text.decode(errors="replace") for text in texts),
         trainers.BpeTrainer(
-            vocab_size=vocab, special_tokens=list(specials), initial_alphabet=every_byte, show_progress=False
+            vocab_size=vocab,
+            special_tokens=list(specials),
+            initial_alphabet=every_byte,
+            show_progress=False,
         ),
     )
     return model.to_str()
@@ -312,4 +345,6 @@ def load_sentence_piece(data: bytes) -> tuple[Any, dict[str, int]]:
     import sentencepiece  # here: it is an extra
 
     model: Any = sentencepiece.SentencePieceProcessor(model_proto=data)
-    return model, {model.id_to_piece(i): i for i in range(model.vocab_size()) if model.is_control(i)}
+    return model, {
+        model.id_to_piece(i): i for i in range(model.vocab_size()) if model.is_control(i)
+    }

@@ -30,7 +30,9 @@ from jaxbig.data.modules import loaded, look_there
 from jaxbig.errors import Failed, Refused
 from jaxbig.signals import STOP
 
-PROGRAM = "import sys; from jaxbig.data.workers import work; work(int(sys.argv[1]), int(sys.argv[2]))"
+PROGRAM = (
+    "import sys; from jaxbig.data.workers import work; work(int(sys.argv[1]), int(sys.argv[2]))"
+)
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**27)}
 """glibc keeps what is freed for the next image, instead of having it zeroed and mapped page by page each time."""
 Task = tuple[int, int]
@@ -39,7 +41,9 @@ Field = tuple[str, tuple[int, ...], np.dtype]
 """Name, shape and dtype of an array of a batch."""
 
 
-def by_workers(read: Read, source: Source, steps: range, places: np.ndarray, readers: Readers) -> Generator[Rows]:
+def by_workers(
+    read: Read, source: Source, steps: range, places: np.ndarray, readers: Readers
+) -> Generator[Rows]:
     """The rows `places` of the batches of those steps, in order (feeding.py)."""
     workers = Workers(source)
     try:
@@ -59,7 +63,9 @@ class Shared:
     def __init__(self, file: int, fields: list[Field], slots: int, parts: int):
         self.slots = slots
         fields = [*fields, ("", (parts,), np.dtype(np.int64))]
-        sizes = [-(-slots * math.prod(shape) * kind.itemsize // 64) * 64 for _, shape, kind in fields]
+        sizes = [
+            -(-slots * math.prod(shape) * kind.itemsize // 64) * 64 for _, shape, kind in fields
+        ]
         os.ftruncate(file, sum(sizes))
         memory, starts = mmap.mmap(file, 0), itertools.accumulate([0, *sizes])
         self.arrays = {
@@ -81,11 +87,18 @@ class Workers:
         self.processes: list[subprocess.Popen[bytes]] = []
         self.sockets: list[Connection] = []
         self.asked: dict[Task, int] = {}  # the worker of each
-        self.answers: dict[Task, tuple[list[Any], tuple[str, str] | None]] = {}  # bad records; an error
+        self.answers: dict[
+            Task, tuple[list[Any], tuple[str, str] | None]
+        ] = {}  # bad records; an error
 
     def start(self, read: Read, readers: Readers) -> None:
         """Starts them, and tells them what to read; they can be told so once."""
-        environment = {**os.environ, **ALLOCATOR, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
+        environment = {
+            **os.environ,
+            **ALLOCATOR,
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        }
         for _ in range(readers.workers):
             here, there = Pipe()
             self.sockets.append(here)
@@ -95,7 +108,9 @@ class Workers:
             masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *STOP})  # inherited
             try:
                 self.processes.append(
-                    subprocess.Popen(command, pass_fds=files, stdin=subprocess.DEVNULL, stdout=2, env=environment)
+                    subprocess.Popen(
+                        command, pass_fds=files, stdin=subprocess.DEVNULL, stdout=2, env=environment
+                    )
                 )
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, masked)
@@ -167,12 +182,20 @@ class Workers:
         process = self.processes[number]
         try:
             code = process.wait(10)
-            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            how = (
+                f"was killed by {signal.Signals(-code).name}"
+                if code < 0
+                else f"ended with exit code {code}"
+            )
         except subprocess.TimeoutExpired:
             how = "closed its connection and has not ended yet"
         mine = sorted(task for task, worker in self.asked.items() if worker == number)
         records = [int(self.memory.at[step % self.memory.slots, part]) for step, part in mine]
-        names = [self.source.where(record) for record in records if record >= 0 and hasattr(self.source, "where")]  # type: ignore[attr-defined]
+        names = [
+            self.source.where(record)
+            for record in records
+            if record >= 0 and hasattr(self.source, "where")
+        ]  # type: ignore[attr-defined]
         what = f" while it read the batch of step {mine[0][0] + 1}" if mine else ""
         what += f", at or after {' or '.join(names)}" if names else ""
         return Failed(
@@ -218,7 +241,13 @@ def work(channel: int, file: int) -> None:
 
             try:
                 rows, bad = attempt(read, source, step, pieces[part], begin)
-                fill({name: each[starts[part] : starts[part + 1]] for name, each in memory.batch(step).items()}, rows)
+                fill(
+                    {
+                        name: each[starts[part] : starts[part + 1]]
+                        for name, each in memory.batch(step).items()
+                    },
+                    rows,
+                )
                 answer((step, part), bad, None)
             except BaseException as error:
                 answer((step, part), [], told(error))

@@ -38,10 +38,14 @@ class AlexNet(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Images [B, Y, X, C] of 224x224 or 227x227, or any of 64x64 or more -> logits [B, classes]."""
         if len(self.channels) != len(KERNELS):
-            raise Refused(f"channels {self.channels}: AlexNet has {len(KERNELS)} convolutions, so give {len(KERNELS)}.")
+            raise Refused(
+                f"channels {self.channels}: AlexNet has {len(KERNELS)} convolutions, so give {len(KERNELS)}."
+            )
         rows, columns = x.shape[1:3]
         if min(rows, columns) < SMALLEST:
-            raise Refused(f"AlexNet on images of {rows}x{columns}: they must be {SMALLEST}x{SMALLEST} or larger.")
+            raise Refused(
+                f"AlexNet on images of {rows}x{columns}: they must be {SMALLEST}x{SMALLEST} or larger."
+            )
         # 227 fits its strides of 4 without padding; 224 takes 2 pixels; both give 55x55
         first = 0 if rows % 4 == columns % 4 == 3 else 2
         x = cast(x, self.dtype)
@@ -52,7 +56,9 @@ class AlexNet(nn.Module):
                 x = nn.max_pool(x, (3, 3), (2, 2))  # 55 -> 27, 27 -> 13, 13 -> 6
             x = constrain(x, "batch", None, None, None)
         for i in (6, 7):
-            x = drop(Dense(self.width, name=f"dense_{i}")(x, train), self.dropout, train)  # [B, width]
+            x = drop(
+                Dense(self.width, name=f"dense_{i}")(x, train), self.dropout, train
+            )  # [B, width]
         x = constrain(x, "batch", None)
         logits = Linear((self.classes,), ("embed", "classes"), name="head")(x)
         return constrain(exact(logits), "batch", None)

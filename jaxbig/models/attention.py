@@ -28,9 +28,13 @@ PROJECTION = "projection"
 def sinusoidal(positions: jax.Array, width: int) -> jax.Array:
     """Vaswani et al. (2017), section 3.5: positions [...] -> [..., width], sines then cosines, float32."""
     if width % 2:
-        raise Refused(f"width {width} is odd, and sinusoidal positions are pairs of a sine and a cosine.")
+        raise Refused(
+            f"width {width} is odd, and sinusoidal positions are pairs of a sine and a cosine."
+        )
     frequency = 10_000.0 ** (-jnp.arange(0, width, 2) / width)  # [D/2]
-    angle = positions[..., None].astype(jnp.float32) * jnp.broadcast_to(frequency, (*positions.shape, width // 2))
+    angle = positions[..., None].astype(jnp.float32) * jnp.broadcast_to(
+        frequency, (*positions.shape, width // 2)
+    )
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
@@ -40,10 +44,14 @@ def rotary(x: jax.Array, positions: jax.Array | None = None, base: float = 10_00
     width = x.shape[3]
     positions = jnp.arange(x.shape[1])[None] if positions is None else positions  # [1 or B, T]
     frequency = base ** (-jnp.arange(0, width, 2) / width)  # [K/2]
-    angle = positions[:, :, None, None].astype(jnp.float32) * frequency[None, None, None]  # [B, T, 1, K/2]
+    angle = (
+        positions[:, :, None, None].astype(jnp.float32) * frequency[None, None, None]
+    )  # [B, T, 1, K/2]
     sin, cos = jnp.sin(angle), jnp.cos(angle)
     first, second = jnp.split(exact(x), 2, axis=-1)  # [B, T, H, K/2] each
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    return jnp.concatenate(
+        [first * cos - second * sin, second * cos + first * sin], axis=-1
+    ).astype(x.dtype)
 
 
 class RelativePositions(nn.Module):
@@ -65,11 +73,19 @@ class RelativePositions(nn.Module):
             shift = jnp.where(distance < 0, buckets, 0)
             distance = jnp.abs(distance)
         distance = jnp.maximum(distance, 0)
-        exact = buckets // 2  # the near ones have a bucket each, the others one a range that grows as a power
-        grown = jnp.log(jnp.maximum(distance, 1) / exact) / math.log(self.farthest / exact) * (buckets - exact)
+        exact = (
+            buckets // 2
+        )  # the near ones have a bucket each, the others one a range that grows as a power
+        grown = (
+            jnp.log(jnp.maximum(distance, 1) / exact)
+            / math.log(self.farthest / exact)
+            * (buckets - exact)
+        )
         far = jnp.minimum(exact + grown.astype(jnp.int32), buckets - 1)
         bucket = shift + jnp.where(distance < exact, distance, far)
-        table = Embedding(self.buckets, self.heads, std=0.02, axis=None, second="heads", name="table")
+        table = Embedding(
+            self.buckets, self.heads, std=0.02, axis=None, second="heads", name="table"
+        )
         return jnp.moveaxis(table(bucket), -1, 0)[None]  # [1, H, T, S]
 
 
@@ -98,12 +114,23 @@ def attend(
     choose("kernel", kernel, Kernel)
     lengths = query.shape[1], key.shape[1]
     split = math.prod(pieces().values())
-    fusible = offset is None and query.dtype == jnp.bfloat16 and not query.shape[3] % 8 and query.shape[3] <= 128
+    fusible = (
+        offset is None
+        and query.dtype == jnp.bfloat16
+        and not query.shape[3] % 8
+        and query.shape[3] <= 128
+    )
     # cuDNN sees no window to both sides, and takes a mask or bias for even lengths alone
-    fusible &= (window is None or causal) and ((bias is None and segments is None) or not any(n % 2 for n in lengths))
+    fusible &= (window is None or causal) and (
+        (bias is None and segments is None) or not any(n % 2 for n in lengths)
+    )
     fusible &= split == 1 and has_cudnn()  # its partition rule takes no split length
     if kernel == "auto":
-        whole = offset is None and bias is None and not any(n % 128 for n in (lengths[0] / split, lengths[1]))
+        whole = (
+            offset is None
+            and bias is None
+            and not any(n % 128 for n in (lengths[0] / split, lengths[1]))
+        )
         on = {"tpu": "splash" if whole else "plain", "gpu": "fused" if fusible else "plain"}
         kernel = on.get(platform(), "plain")
     if kernel == "ring" and split == 1:
@@ -125,11 +152,20 @@ def attend(
             f"without causal no window: use --model.attention-kernel plain."
         )
     if kernel == "fused":
-        mask = None if segments is None else visible(*places(query, key, None), False, None, segments)
+        mask = (
+            None if segments is None else visible(*places(query, key, None), False, None, segments)
+        )
         reach = None if window is None else (window - 1, 0 if causal else window - 1)
         key, value = (one_for_each_device(each, query.shape[2]) for each in (key, value))
         return jax.nn.dot_product_attention(
-            query, key, value, bias, mask, is_causal=causal, local_window_size=reach, implementation="cudnn"
+            query,
+            key,
+            value,
+            bias,
+            mask,
+            is_causal=causal,
+            local_window_size=reach,
+            implementation="cudnn",
         )
     mask = None
     if causal or window is not None or segments is not None:
@@ -147,7 +183,9 @@ def has_cudnn() -> bool:
         return True
     if is_deterministic():
         return False
-    capability = str(getattr(jax.devices()[0], "compute_capability", ""))  # "9.0"; of AMD's GPUs "gfx90a"
+    capability = str(
+        getattr(jax.devices()[0], "compute_capability", "")
+    )  # "9.0"; of AMD's GPUs "gfx90a"
     found = re.fullmatch(r"(\d+)\.\d+", capability)
     return found is not None and int(found[1]) >= 8
 
@@ -185,7 +223,11 @@ softmax.defvjp(softmax_forward, softmax_backward)
 
 
 def plain(
-    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None, mask: jax.Array | None
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array | None,
+    mask: jax.Array | None,
 ) -> jax.Array:
     """As `attend`, with the scores of all pairs in memory; bias and mask are [1 or B, 1 or H, T, S]."""
     (batch, length, heads, width), groups = query.shape, key.shape[2]
@@ -193,12 +235,18 @@ def plain(
     def grouped(x: jax.Array | None) -> jax.Array | None:
         """[1 or B, 1 or H, T, S] -> [1 or B, 1 or G, H / G, T, S]."""
         if x is None or x.shape[1] == 1:
-            return x if x is None else jnp.broadcast_to(x[:, :, None], (*x.shape[:2], heads // groups, *x.shape[2:]))
+            return (
+                x
+                if x is None
+                else jnp.broadcast_to(x[:, :, None], (*x.shape[:2], heads // groups, *x.shape[2:]))
+            )
         return x.reshape(x.shape[0], groups, heads // groups, *x.shape[2:])
 
     query = query.reshape(batch, length, groups, heads // groups, width)
     each = jax.vmap(of_heads, in_axes=(3, None, None, 2, 2), out_axes=3)
-    return each(query, key, value, grouped(bias), grouped(mask)).reshape(batch, length, heads, width)
+    return each(query, key, value, grouped(bias), grouped(mask)).reshape(
+        batch, length, heads, width
+    )
 
 
 def of_heads(query: jax.Array, key: jax.Array, value: jax.Array, bias: Any, mask: Any) -> jax.Array:
@@ -208,7 +256,9 @@ def of_heads(query: jax.Array, key: jax.Array, value: jax.Array, bias: Any, mask
     if bias is not None:
         scores = scores + jnp.broadcast_to(bias, scores.shape).astype(scores.dtype)
     if mask is not None:
-        scores = jnp.where(jnp.broadcast_to(mask, scores.shape), scores, -0.7 * jnp.finfo(scores.dtype).max)
+        scores = jnp.where(
+            jnp.broadcast_to(mask, scores.shape), scores, -0.7 * jnp.finfo(scores.dtype).max
+        )
     return jnp.einsum("bhts,bshk->bthk", softmax(scores).astype(value.dtype), value)
 
 
@@ -257,16 +307,24 @@ class Attention(nn.Module, kw_only=True):
                 f"width {width} does not divide into heads {self.heads} of {'an even' if self.rotary else 'one'} width."
             )
         if self.heads % kv_heads:
-            raise Refused(f"kv_heads {kv_heads} does not divide heads {self.heads}: make it a divisor.")
+            raise Refused(
+                f"kv_heads {kv_heads} does not divide heads {self.heads}: make it a divisor."
+            )
         if self.window is not None and self.window < 1:
-            raise Refused(f"window {self.window}: a position sees at least itself, so make it 1 or more.")
+            raise Refused(
+                f"window {self.window}: a position sees at least itself, so make it 1 or more."
+            )
         axes, source = ("embed", "heads", None), x if memory is None else memory
         query = Linear((self.heads, head), axes, bias=self.bias, name="query")(x)  # [B, T, H, K]
         shared = None if kv_heads == 1 else "heads"  # a single head cannot be split over the mesh
         joint = ("embed", None, shared, None)
-        both = Linear((2, kv_heads, head), joint, bias=self.bias, name="key_value")(source)  # [B, S, 2, G, K]
+        both = Linear((2, kv_heads, head), joint, bias=self.bias, name="key_value")(
+            source
+        )  # [B, S, 2, G, K]
         if cache and (segments is not None or x.shape[1] > cache):
-            raise Refused(f"a cache of {cache} takes at most so many tokens (here {x.shape[1]}), and no segments.")
+            raise Refused(
+                f"a cache of {cache} takes at most so many tokens (here {x.shape[1]}), and no segments."
+            )
         query, both = checkpoint_name(query, PROJECTION), checkpoint_name(both, PROJECTION)
         query = constrain(query, "batch", "length", "heads", None)
         split = "length" if self.kernel == "ring" else None  # else each place has all keys
@@ -277,7 +335,10 @@ class Attention(nn.Module, kw_only=True):
                 positions = jnp.arange(x.shape[1])[None] + offset
             query, key = (rotary(each, positions, self.rotary_base) for each in (query, key))
         if cache and memory is None:
-            key, value = self._remember("key", key, cache, offset), self._remember("value", value, cache, offset)
+            key, value = (
+                self._remember("key", key, cache, offset),
+                self._remember("value", value, cache, offset),
+            )
         pair = None
         if segments is not None and not cache:
             pair = segments, segments if memory is None else memory_segments
@@ -296,10 +357,19 @@ class Attention(nn.Module, kw_only=True):
             anew=self.anew,
         )
         y = constrain(y, "batch", "length", "heads", None)
-        out = Linear((width,), ("heads", None, "embed"), inputs=2, bias=self.bias, scale=self.scale, name="out")
+        out = Linear(
+            (width,),
+            ("heads", None, "embed"),
+            inputs=2,
+            bias=self.bias,
+            scale=self.scale,
+            name="out",
+        )
         return constrain(checkpoint_name(out(y), PROJECTION), "batch", "length", None)
 
-    def _remember(self, name: str, new: jax.Array, cache: int, offset: jax.Array | None) -> jax.Array:
+    def _remember(
+        self, name: str, new: jax.Array, cache: int, offset: jax.Array | None
+    ) -> jax.Array:
         """All keys or values up to now, [B, cache, G, K]; those beyond are zero and not seen."""
         shape = (new.shape[0], cache, *new.shape[2:])
         kept = self.variable("cache", name, jnp.zeros, shape, new.dtype)

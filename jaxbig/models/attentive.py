@@ -22,7 +22,9 @@ Attend = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 """Queries [B, W] -> contexts [B, M] and weights [B, S], which sum to 1 and are exactly 0 where the mask is."""
 
 
-def attending(score: Callable[[jax.Array], jax.Array], memory: jax.Array, mask: jax.Array | None) -> Attend:
+def attending(
+    score: Callable[[jax.Array], jax.Array], memory: jax.Array, mask: jax.Array | None
+) -> Attend:
     """From scores [B, S] of a query to the mean of the memory [B, S, M], weighted by their softmax."""
 
     def attend(query: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -44,7 +46,9 @@ class Additive(nn.Module):
         """A function of the query alone; the memory's products and the parameters are taken once, not each step."""
         keys = Linear((self.width,), ("embed", "hidden"), name="keys")(memory)  # [B, S, W]
         init = nn.initializers.lecun_normal()
-        kernel = parameter(self, "query", init, (self.width, self.width), ("embed", "hidden"), memory.dtype)
+        kernel = parameter(
+            self, "query", init, (self.width, self.width), ("embed", "hidden"), memory.dtype
+        )
         vector = parameter(self, "score", init, (self.width, 1), ("hidden", None), memory.dtype)
 
         def score(query: jax.Array) -> jax.Array:
@@ -75,7 +79,11 @@ class Multiplicative(nn.Module):
                 f"dot attention of a query of {self.width} and a memory of {memory.shape[-1]}: make them equally "
                 f"wide (bidirectional False), or the attention general."
             )
-        keys = Linear((self.width,), ("embed", "hidden"), bias=False, name="keys")(memory) if self.general else memory
+        keys = (
+            Linear((self.width,), ("embed", "hidden"), bias=False, name="keys")(memory)
+            if self.general
+            else memory
+        )
         return attending(lambda query: jnp.einsum("bw,bsw->bs", query, keys), memory, mask)
 
     def __call__(
@@ -93,7 +101,9 @@ class AttentiveDecoder(nn.Module):
     attention: AttentionName
 
     @nn.compact
-    def __call__(self, x: jax.Array, memory: dict[str, Any], cached: bool) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, x: jax.Array, memory: dict[str, Any], cached: bool
+    ) -> tuple[jax.Array, jax.Array]:
         """Embedded tokens [B, T, W] -> states with their contexts [B, T, W + M], weights [B, T, S].
 
         cached: go on from where the last call ended.
@@ -108,7 +118,9 @@ class AttentiveDecoder(nn.Module):
         layer = Layer(self.width, self.cell, name=self.cell)
         inputs, kernel, bias = layer.products(jnp.swapaxes(x, 0, 1))  # [T, B, G, W]
         shape, axes = (memory["states"].shape[-1], *inputs.shape[2:]), ("embed", None, "hidden")
-        from_context = parameter(self, "context", nn.initializers.lecun_normal(0, (1, 2)), shape, axes, x.dtype)
+        from_context = parameter(
+            self, "context", nn.initializers.lecun_normal(0, (1, 2)), shape, axes, x.dtype
+        )
 
         def step(carry: Carry, inputs: jax.Array) -> tuple[Carry, Any]:
             context, weights = attend(carry[0].astype(x.dtype))
@@ -124,7 +136,9 @@ class AttentiveDecoder(nn.Module):
         else:
             kept = self.variable("cache", "carry", lambda: start)
             kept.value, (states, weights) = jax.lax.scan(step, kept.value, inputs)
-        return constrain(jnp.swapaxes(states, 0, 1), "batch", "length", None), jnp.swapaxes(weights, 0, 1)
+        return constrain(jnp.swapaxes(states, 0, 1), "batch", "length", None), jnp.swapaxes(
+            weights, 0, 1
+        )
 
 
 class RNNEncoderDecoder(nn.Module):
@@ -155,14 +169,18 @@ class RNNEncoderDecoder(nn.Module):
         self.head = Linear((self.target_vocab,), ("embed", "vocab"), name="head")
         self.dropping = nn.Dropout(self.dropout)
 
-    def encode(self, inputs: jax.Array, lengths: jax.Array | None = None, train: bool = False) -> dict[str, Any]:
+    def encode(
+        self, inputs: jax.Array, lengths: jax.Array | None = None, train: bool = False
+    ) -> dict[str, Any]:
         """Source tokens [B, S], lengths [B] -> the memory: states [B, S, M], mask [B, S] or None, last [B, M]."""
         x = self.dropping(cast(self.sources(inputs), self.dtype), deterministic=not train)
         states, last, _ = self.encoder(x, lengths, train=train)
         mask = None if lengths is None else within(lengths, inputs.shape[1])
         return {"states": states, "mask": mask, "last": last}
 
-    def decode(self, previous: jax.Array, memory: dict[str, Any], train: bool = False, cache: int = 0) -> jax.Array:
+    def decode(
+        self, previous: jax.Array, memory: dict[str, Any], train: bool = False, cache: int = 0
+    ) -> jax.Array:
         """Target tokens before each position [B, T] -> logits [B, T, V], float32.
 
         cache: 1 or more: the tokens are the next ones after those of the call before, whose carry is in the collection
@@ -176,7 +194,11 @@ class RNNEncoderDecoder(nn.Module):
         return constrain(exact(self.head(y)), "batch", "length", "vocab")
 
     def __call__(
-        self, inputs: jax.Array, previous: jax.Array, lengths: jax.Array | None = None, train: bool = False
+        self,
+        inputs: jax.Array,
+        previous: jax.Array,
+        lengths: jax.Array | None = None,
+        train: bool = False,
     ) -> jax.Array:
         """Source tokens [B, S], target tokens before each position [B, T], lengths [B] -> logits [B, T, V], float32."""
         return self.decode(previous, self.encode(inputs, lengths, train), train)

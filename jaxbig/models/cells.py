@@ -47,7 +47,9 @@ def squash(gates: jax.Array, scales: tuple[float, ...]) -> jax.Array:
 def parts(gates: jax.Array) -> list[jax.Array]:
     """[..., G, W] -> G of [..., W]; its gradient is one concatenation, where that of indices is a sum of G."""
     axis = gates.ndim - 2
-    return [jnp.squeeze(part, axis) for part in jax.lax.split(gates, (1,) * gates.shape[axis], axis)]
+    return [
+        jnp.squeeze(part, axis) for part in jax.lax.split(gates, (1,) * gates.shape[axis], axis)
+    ]
 
 
 def lstm(gates: jax.Array, carry: Carry) -> Carry:
@@ -80,7 +82,9 @@ def gru_join(inputs: jax.Array, product: jax.Array) -> jax.Array:
 
 
 def gru_split(gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return gradient[..., :3, :], jnp.concatenate([gradient[..., :2, :], gradient[..., 3:, :]], axis=-2)
+    return gradient[..., :3, :], jnp.concatenate(
+        [gradient[..., :2, :], gradient[..., 3:, :]], axis=-2
+    )
 
 
 def add(inputs: jax.Array, product: jax.Array) -> jax.Array:
@@ -114,10 +118,16 @@ def pinned(carry: Carry) -> Carry:
 
 def select(alive: jax.Array | None, new: Carry, old: Carry) -> Carry:
     """`new` in rows that are alive [B, 1], `old` in the others; all are where it is None."""
-    return new if alive is None else tuple(jnp.where(alive, a, b) for a, b in zip(new, old, strict=True))
+    return (
+        new
+        if alive is None
+        else tuple(jnp.where(alive, a, b) for a, b in zip(new, old, strict=True))
+    )
 
 
-def advanced(cell: Equations, kernel: jax.Array, bias: jax.Array, inputs: jax.Array, carry: Carry) -> Any:
+def advanced(
+    cell: Equations, kernel: jax.Array, bias: jax.Array, inputs: jax.Array, carry: Carry
+) -> Any:
     """One step: W x_t [B, G, W] and the carry before -> what `cell.join` gives, and the carry after.
 
     The products are in the dtype of the inputs; the carry, which adds up over all steps, and the functions
@@ -166,7 +176,9 @@ def scan_backward(cell: Equations, reverse: bool, saved: Any, gradient: Any) -> 
     """The scan takes back the carry's gradient alone; that of U is one product of all steps, after it."""
     kernel, start, alive, gates, carries = saved
     of_states, of_last = gradient
-    before = tuple(shifted(part, first, reverse) for part, first in zip(carries, start, strict=True))
+    before = tuple(
+        shifted(part, first, reverse) for part, first in zip(carries, start, strict=True)
+    )
 
     def step(carry: Carry, now: Any) -> tuple[Carry, jax.Array]:
         of_state, gates, before, alive = now
@@ -178,20 +190,26 @@ def scan_backward(cell: Equations, reverse: bool, saved: Any, gradient: Any) -> 
         of_hidden = jnp.tensordot(cell.split(of_gates)[1], kernel, axes=((1, 2), (1, 2)))
         of_before = (of_before[0] + of_hidden.astype(of_state.dtype), *of_before[1:])
         if alive is not None:
-            of_before = tuple(a + b for a, b in zip(of_before, select(alive, zeros, carry), strict=True))
+            of_before = tuple(
+                a + b for a, b in zip(of_before, select(alive, zeros, carry), strict=True)
+            )
         return pinned(of_before), of_gates
 
     steps = (of_states, gates, before, alive)
     of_start, of_gates = jax.lax.scan(step, of_last, steps, reverse=not reverse)
     of_inputs, of_product = cell.split(of_gates)  # [L, B, G, W]
-    of_kernel = jnp.tensordot(before[0].astype(kernel.dtype), of_product, axes=((0, 1), (0, 1)))  # [W, G, W]
+    of_kernel = jnp.tensordot(
+        before[0].astype(kernel.dtype), of_product, axes=((0, 1), (0, 1))
+    )  # [W, G, W]
     return of_kernel, jnp.sum(of_product, axis=(0, 1)), of_inputs, of_start, None
 
 
 scan.defvjp(scan_forward, scan_backward)
 
 
-def forget_one(key: jax.Array, shape: Any, dtype: Any = None, out_sharding: Any = None) -> jax.Array:
+def forget_one(
+    key: jax.Array, shape: Any, dtype: Any = None, out_sharding: Any = None
+) -> jax.Array:
     """Initial biases [4, W]: 1 for the forget gate, 0 for the others."""
     return jnp.zeros(shape, dtype or jnp.float32).at[1].set(1.0)
 
@@ -210,14 +228,20 @@ class Layer(nn.Module):
         """[L, B, D] -> all W x_t [L, B, G, W], then U [W, G, W] and b [G, W], for whoever scans."""
         cell = choose("cell", self.cell, EQUATIONS)
         shape, axes = (self.width, cell.gates, self.width), ("embed", None, "hidden")
-        within = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", 0, (1, 2))  # +- 1 / sqrt(W), as PyTorch
+        within = nn.initializers.variance_scaling(
+            1 / 3, "fan_in", "uniform", 0, (1, 2)
+        )  # +- 1 / sqrt(W), as PyTorch
         kernel = parameter(self, "recurrent", within, shape, axes, x.dtype)
         zeros = forget_one if self.cell == "lstm" else nn.initializers.zeros
         bias = parameter(self, "bias", zeros, shape[1:], axes[1:], x.dtype)
         return Linear(shape[1:], axes, bias=self.cell == "gru", name="input")(x), kernel, bias
 
     def __call__(
-        self, x: jax.Array, lengths: jax.Array | None = None, start: Carry | None = None, reverse: bool = False
+        self,
+        x: jax.Array,
+        lengths: jax.Array | None = None,
+        start: Carry | None = None,
+        reverse: bool = False,
     ) -> tuple[jax.Array, Carry]:
         """[B, L, D], lengths [B] and the first carry (zeros) -> each h_t [B, L, W] and the last carry, parts [B, W].
 

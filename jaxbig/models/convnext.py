@@ -12,7 +12,15 @@ import jax.numpy as jnp
 from jaxbig.dtypes import Dtype, exact
 from jaxbig.errors import Refused
 from jaxbig.models.convolutional import Convolution
-from jaxbig.models.layers import ACTIVATIONS, LayerNorm, Linear, cast, constrain, drop_path, parameter
+from jaxbig.models.layers import (
+    ACTIVATIONS,
+    LayerNorm,
+    Linear,
+    cast,
+    constrain,
+    drop_path,
+    parameter,
+)
 
 STD = 0.02  # of all initial kernels, as the paper's
 NORMAL = nn.initializers.normal(STD)
@@ -30,11 +38,15 @@ class Block(nn.Module):
         width = x.shape[-1]
         y = Convolution(width, kernel=7, groups=width, initial=NORMAL, name="depthwise")(x)
         y = LayerNorm(name="norm")(y)
-        y = Linear((4 * width,), ("embed", "mlp"), scale=STD * math.sqrt(width), name="up")(y)  # [B, Y, X, 4 C]
+        y = Linear((4 * width,), ("embed", "mlp"), scale=STD * math.sqrt(width), name="up")(
+            y
+        )  # [B, Y, X, 4 C]
         y = ACTIVATIONS["gelu"](y)
         y = Linear((width,), ("mlp", "embed"), scale=STD * math.sqrt(4 * width), name="down")(y)
         init = nn.initializers.constant(self.layer_scale)
-        y = y * jnp.broadcast_to(parameter(self, "layer_scale", init, (width,), (None,), y.dtype), y.shape)
+        y = y * jnp.broadcast_to(
+            parameter(self, "layer_scale", init, (width,), (None,), y.dtype), y.shape
+        )
         return constrain(x + drop_path(y, self.drop_path, train), "batch", None, None, None)
 
 
@@ -61,7 +73,9 @@ class ConvNeXt(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Images [B, Y, X, C] -> logits [B, classes]."""
         if not self.stages or len(self.stages) != len(self.widths) or min(self.stages) < 1:
-            raise Refused(f"stages {self.stages} and widths {self.widths}: give as many of both, each 1 or more.")
+            raise Refused(
+                f"stages {self.stages} and widths {self.widths}: give as many of both, each 1 or more."
+            )
         if not 0 <= self.drop_path < 1:
             raise Refused(f"drop_path {self.drop_path}: it must be 0 or more and below 1.")
         x = cast(x, self.dtype)
@@ -80,5 +94,7 @@ class ConvNeXt(nn.Module):
         # pinned: left free here, a plausible mesh once gave a wrong kernel gradient (jax 0.10 to 0.12, CPU)
         x = constrain(jnp.mean(x, axis=(1, 2)), "batch", None)  # [B, C]
         x = LayerNorm(name="norm")(x)
-        logits = Linear((self.classes,), ("embed", "classes"), scale=STD * math.sqrt(x.shape[-1]), name="head")(x)
+        logits = Linear(
+            (self.classes,), ("embed", "classes"), scale=STD * math.sqrt(x.shape[-1]), name="head"
+        )(x)
         return constrain(exact(logits), "batch", None)

@@ -41,21 +41,31 @@ class Convolution(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, Y, X, C] -> [B, Y', X', channels]; with padding "same" Y' = ceil(Y / stride), and X' likewise."""
         self._check(x.shape)
-        pad = self.padding.upper() if isinstance(self.padding, str) else [(self.padding, self.padding)] * 2
+        pad = (
+            self.padding.upper()
+            if isinstance(self.padding, str)
+            else [(self.padding, self.padding)] * 2
+        )
         shape = (self.kernel, self.kernel, x.shape[-1] // self.groups, self.channels)
         kernel = parameter(self, "kernel", self.initial, shape, (None, None, None, "channels"))
         if self.standardized:  # in float32, as every statistic
             kernel = kernel - jnp.mean(kernel, axis=(0, 1, 2), keepdims=True)
-            kernel = kernel * jax.lax.rsqrt(jnp.mean(jnp.square(kernel), axis=(0, 1, 2), keepdims=True) + 1e-10)
+            kernel = kernel * jax.lax.rsqrt(
+                jnp.mean(jnp.square(kernel), axis=(0, 1, 2), keepdims=True) + 1e-10
+            )
         convolve = functools.partial(
             jax.lax.conv_general_dilated,
             window_strides=(self.stride, self.stride),
             padding=pad,
             feature_group_count=self.groups,
         )
-        y = (turned(convolve) if self.groups == 1 else by_rows(usual(convolve)))(x, kernel.astype(x.dtype))
+        y = (turned(convolve) if self.groups == 1 else by_rows(usual(convolve)))(
+            x, kernel.astype(x.dtype)
+        )
         if self.bias:
-            bias = parameter(self, "bias", nn.initializers.zeros, (self.channels,), ("channels",), x.dtype)
+            bias = parameter(
+                self, "bias", nn.initializers.zeros, (self.channels,), ("channels",), x.dtype
+            )
             y = y + jnp.broadcast_to(bias, y.shape)
         return y
 
@@ -75,7 +85,9 @@ class Convolution(nn.Module):
                 f"kernel={side} on an image of {rows}x{columns}: use larger images, or shrink them less before."
             )
         if channels % self.groups or self.channels % self.groups:
-            raise Refused(f"groups={self.groups} does not divide {channels} channels in and {self.channels} out.")
+            raise Refused(
+                f"groups={self.groups} does not divide {channels} channels in and {self.channels} out."
+            )
 
 
 def usual(convolve: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -91,7 +103,10 @@ def turned(convolve: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """
     if platform() != "cpu":
         return usual(convolve)
-    as_it_is, with_turned = usual(convolve), functools.partial(convolve, dimension_numbers=("CHWN", "IHWO", "HWNC"))
+    as_it_is, with_turned = (
+        usual(convolve),
+        functools.partial(convolve, dimension_numbers=("CHWN", "IHWO", "HWNC")),
+    )
 
     def forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, Any]:
         return as_it_is(x, kernel), (x, kernel)
@@ -100,7 +115,9 @@ def turned(convolve: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         x, kernel = saved
         (of_x,) = jax.linear_transpose(lambda x: as_it_is(x, kernel), x)(gradient)
         alone = functools.partial(with_turned, x.transpose(3, 1, 2, 0))  # [C, Y, X, B]
-        (of_kernel,) = jax.linear_transpose(alone, kernel.transpose(2, 0, 1, 3))(gradient.transpose(1, 2, 0, 3))
+        (of_kernel,) = jax.linear_transpose(alone, kernel.transpose(2, 0, 1, 3))(
+            gradient.transpose(1, 2, 0, 3)
+        )
         return of_x, of_kernel.transpose(1, 2, 0, 3)
 
     function = jax.custom_vjp(as_it_is)
@@ -160,7 +177,9 @@ class BatchNorm(nn.Module):
                 for name, now in (("mean", mean), ("var", unbiased)):
                     after = self.momentum * running[name].value + (1 - self.momentum) * now
                     running[name].value = jnp.where(some, after, running[name].value)
-        y = (y - jnp.broadcast_to(mean, y.shape)) * jnp.broadcast_to(jax.lax.rsqrt(variance + self.epsilon), y.shape)
+        y = (y - jnp.broadcast_to(mean, y.shape)) * jnp.broadcast_to(
+            jax.lax.rsqrt(variance + self.epsilon), y.shape
+        )
         return scaled(self, y, self.zero).astype(x.dtype)
 
 
@@ -190,7 +209,9 @@ class GroupNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, ..., C] -> [B, ..., C]. In float32, as BatchNorm."""
         if self.groups < 1 or x.shape[-1] % self.groups:
-            raise Refused(f"groups={self.groups} does not divide {x.shape[-1]} channels: GroupNorm needs equal groups.")
+            raise Refused(
+                f"groups={self.groups} does not divide {x.shape[-1]} channels: GroupNorm needs equal groups."
+            )
         y = exact(x).reshape(x.shape[0], -1, self.groups, x.shape[-1] // self.groups)
         y = y - jnp.mean(y, axis=(1, 3), keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=(1, 3), keepdims=True) + self.epsilon)
@@ -218,7 +239,9 @@ class Conv(nn.Module):
 
     def setup(self) -> None:
         self.convolution = Convolution(self.channels, self.kernel, self.stride, self.padding)
-        nn.share_scope(self, self.convolution)  # its parameters are this layer's, not a level deeper
+        nn.share_scope(
+            self, self.convolution
+        )  # its parameters are this layer's, not a level deeper
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[B, Y, X, C] -> [B, Y / stride, X / stride, channels], less at the border with padding "valid"."""
@@ -235,7 +258,9 @@ class Pool(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[B, Y, X, C] -> [B, Y // window, X // window, C]."""
         if not 1 <= self.window <= min(x.shape[1:3]):
-            raise Refused(f"Pool(window={self.window}) on an image of {x.shape[1]}x{x.shape[2]}: pool less, or later.")
+            raise Refused(
+                f"Pool(window={self.window}) on an image of {x.shape[1]}x{x.shape[2]}: pool less, or later."
+            )
         pool = nn.max_pool if self.kind == "max" else nn.avg_pool
         return pool(x, (self.window, self.window), (self.window, self.window))
 

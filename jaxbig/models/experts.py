@@ -54,10 +54,16 @@ class Experts(nn.Module):
         Without segments the batch's mask says what is padding. No expert computes it, and the added terms leave it out.
         """
         if not 1 <= self.chosen <= self.experts:
-            raise Refused(f"experts_per_token {self.chosen} of experts {self.experts}: make it 1 to {self.experts}.")
+            raise Refused(
+                f"experts_per_token {self.chosen} of experts {self.experts}: make it 1 to {self.experts}."
+            )
         width = x.shape[-1]
         router = parameter(
-            self, "router_kernel", nn.initializers.normal(width**-0.5), (width, self.experts), ("embed", None)
+            self,
+            "router_kernel",
+            nn.initializers.normal(width**-0.5),
+            (width, self.experts),
+            ("embed", None),
         )
         # in float32: which experts are highest hangs on little, and a softmax lies in less
         scores = jnp.tensordot(exact(x), router, axes=1, precision=HIGHEST)  # [B, L, E]
@@ -69,8 +75,13 @@ class Experts(nn.Module):
         if real is not None:
             numbers = jnp.where(real[..., None], numbers, self.experts)  # none of them
         names = ["up_kernel", "gate_kernel"] if self.gated else ["up_kernel"]
-        kernels = [stored(self, name, _initial(1.0), (self.experts, width, self.hidden), INWARD) for name in names]
-        last = stored(self, "down_kernel", _initial(self.scale), (self.experts, self.hidden, width), OUTWARD)
+        kernels = [
+            stored(self, name, _initial(1.0), (self.experts, width, self.hidden), INWARD)
+            for name in names
+        ]
+        last = stored(
+            self, "down_kernel", _initial(self.scale), (self.experts, self.hidden, width), OUTWARD
+        )
         y = over_mesh(self._mix)(x, nn.softmax(best), numbers, *kernels, last)
         return constrain(y, "batch", "length", None)
 
@@ -78,16 +89,30 @@ class Experts(nn.Module):
         seen = True if real is None else real
         real = jnp.broadcast_to(seen, scores.shape[:2]).astype(scores.dtype)  # [B, L]
         count = jnp.sum(real, axis=1)[:, None]  # [B, 1]
-        taken = jnp.sum(jax.nn.one_hot(numbers, self.experts), axis=2) * real[:, :, None]  # [B, L, E]
+        taken = (
+            jnp.sum(jax.nn.one_hot(numbers, self.experts), axis=2) * real[:, :, None]
+        )  # [B, L, E]
         share = jnp.sum(taken, axis=1) / jnp.maximum(count, 1)  # [B, E]
-        mean = jnp.sum(nn.softmax(scores) * real[:, :, None], axis=1) / jnp.maximum(count, 1)  # [B, E]
-        even = jnp.sum(share * mean, axis=1, keepdims=True) * self.experts / self.chosen  # [B, 1], 1 where even
+        mean = jnp.sum(nn.softmax(scores) * real[:, :, None], axis=1) / jnp.maximum(
+            count, 1
+        )  # [B, E]
+        even = (
+            jnp.sum(share * mean, axis=1, keepdims=True) * self.experts / self.chosen
+        )  # [B, 1], 1 where even
         square = jnp.square(nn.logsumexp(scores, axis=-1)) * real
         terms = self.balance * jnp.sum(even * count) + self.router_z_loss * jnp.sum(square)
-        self.sow(LOSSES, "router", terms, init_fn=lambda: jnp.zeros((), terms.dtype), reduce_fn=jnp.add)
+        self.sow(
+            LOSSES, "router", terms, init_fn=lambda: jnp.zeros((), terms.dtype), reduce_fn=jnp.add
+        )
 
     def _mix(
-        self, x: jax.Array, weights: jax.Array, numbers: jax.Array, *kernels: jax.Array, first: Any, gather: Any
+        self,
+        x: jax.Array,
+        weights: jax.Array,
+        numbers: jax.Array,
+        *kernels: jax.Array,
+        first: Any,
+        gather: Any,
     ) -> jax.Array:
         """Rows [B, L, D], the weights and numbers [B, L, K] of their experts, and the experts from `first` on,
         [E, D, F] and [E, F, D] as they are stored -> what these make of the rows [B, L, D]."""
@@ -95,7 +120,9 @@ class Experts(nn.Module):
         places, here, sizes, count = sort(numbers.reshape(-1) - first, experts)
         copies = jnp.arange(len(places)) // self.chosen
         source = jnp.zeros(count, jnp.int32).at[places].set(copies)  # the token in each row
-        real = jnp.zeros(count, bool).at[places].set(here)[:, None]  # what no expert here is given must not be read
+        real = (
+            jnp.zeros(count, bool).at[places].set(here)[:, None]
+        )  # what no expert here is given must not be read
         rows = jnp.where(real, tokens[source], 0)  # [N, D]
 
         def work(rows: jax.Array, *kernels: jax.Array) -> jax.Array:
@@ -107,7 +134,11 @@ class Experts(nn.Module):
         y = in_pieces(self.chunks, "mlp", work, rows, list(zip(kernels, axes, strict=True)), gather)
         y = exact(y[places])  # [T K, D]
         y = jnp.where(here[:, None], y, 0) * weights.reshape(-1, 1)
-        return jnp.sum(y.reshape(-1, self.chosen, y.shape[-1]), axis=1).reshape(x.shape).astype(x.dtype)
+        return (
+            jnp.sum(y.reshape(-1, self.chosen, y.shape[-1]), axis=1)
+            .reshape(x.shape)
+            .astype(x.dtype)
+        )
 
 
 def _initial(scale: float) -> Any:
@@ -123,7 +154,9 @@ def sort(numbers: jax.Array, experts: int) -> tuple[jax.Array, jax.Array, jax.Ar
     sizes = jnp.bincount(numbers, length=experts + 1)
     rooms = -(-sizes // tile) * tile  # whole tiles
     order = jnp.argsort(numbers, stable=True)
-    rank = jnp.arange(len(numbers)) - (jnp.cumsum(sizes) - sizes)[numbers[order]]  # within its expert
+    rank = (
+        jnp.arange(len(numbers)) - (jnp.cumsum(sizes) - sizes)[numbers[order]]
+    )  # within its expert
     places = jnp.zeros_like(order).at[order].set((jnp.cumsum(rooms) - rooms)[numbers[order]] + rank)
     count = -(-(len(numbers) + (experts + 1) * (tile - 1)) // tile) * tile
     return places, here, rooms[:experts], count
@@ -147,22 +180,32 @@ def over_mesh(mix: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size == 1 or not nn.get_logical_axis_rules():
-        return lambda *arguments: mix(*arguments, first=0, gather=lambda kernel, _, dtype: kernel.astype(dtype))
+        return lambda *arguments: mix(
+            *arguments, first=0, gather=lambda kernel, _, dtype: kernel.astype(dtype)
+        )
     placed: Any = map(nn.logical_to_mesh_axes, (INWARD, OUTWARD, ("batch", "length", "mlp")))
     inward, outward, tokens = placed
     rows = PartitionSpec(*tokens[:2])
-    spread, wide = as_tuple(inward[0]), tuple(axis for axis in as_tuple(inward[2]) if axis != "fsdp")
-    if spread not in ((), ("expert",)) or set(wide) & {axis for each in rows for axis in as_tuple(each)}:
+    spread, wide = (
+        as_tuple(inward[0]),
+        tuple(axis for axis in as_tuple(inward[2]) if axis != "fsdp"),
+    )
+    if spread not in ((), ("expert",)) or set(wide) & {
+        axis for each in rows for axis in as_tuple(each)
+    }:
         raise Refused(
             f"a mixture's experts are split over expert or none, and their mlp over no axis of the tokens, not over "
             f"{'+'.join(spread)} and {'+'.join(wide)}: change --mesh.overrides."
         )
 
-    def local(x: jax.Array, weights: jax.Array, numbers: jax.Array, *kernels: jax.Array) -> jax.Array:
+    def local(
+        x: jax.Array, weights: jax.Array, numbers: jax.Array, *kernels: jax.Array
+    ) -> jax.Array:
         first = jax.lax.axis_index("expert") * len(kernels[0]) if spread else jnp.int32(0)
         if apart := spread and mesh.shape["expert"] > 1:
             x, weights, numbers = (
-                jax.lax.all_gather(each, "expert", axis=0, tiled=True) for each in (x, weights, numbers)
+                jax.lax.all_gather(each, "expert", axis=0, tiled=True)
+                for each in (x, weights, numbers)
             )
         y = jax.lax.psum(mix(x, weights, numbers, *kernels, first=first, gather=gather), wide)
         return jax.lax.psum_scatter(y, "expert", scatter_dimension=0, tiled=True) if apart else y
@@ -174,7 +217,9 @@ def over_mesh(mix: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
                 kernel = jax.lax.all_gather(kernel, "fsdp", axis=at, tiled=True)
         return kernel
 
-    def mapped(x: jax.Array, weights: jax.Array, numbers: jax.Array, *kernels: jax.Array) -> jax.Array:
+    def mapped(
+        x: jax.Array, weights: jax.Array, numbers: jax.Array, *kernels: jax.Array
+    ) -> jax.Array:
         specs = (rows, rows, rows, *[inward] * (len(kernels) - 1), outward)
         return jax.shard_map(local, in_specs=specs, out_specs=rows)(x, weights, numbers, *kernels)
 

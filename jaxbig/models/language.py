@@ -13,7 +13,17 @@ from jaxbig.batch_mask import rows_only
 from jaxbig.dtypes import HIGHEST, exact, wide
 from jaxbig.errors import Refused
 from jaxbig.models.attention import sinusoidal
-from jaxbig.models.layers import Embedding, LayerNorm, Linear, cast, choose, constrain, drop, parameter, to_logits
+from jaxbig.models.layers import (
+    Embedding,
+    LayerNorm,
+    Linear,
+    cast,
+    choose,
+    constrain,
+    drop,
+    parameter,
+    to_logits,
+)
 from jaxbig.models.masks import from_lengths
 from jaxbig.models.transformers import Context, Fields, Gate, Positions, Stack
 
@@ -34,14 +44,18 @@ class Text(Fields, kw_only=True):
     """Multiply embeddings by the root of the width (Vaswani et al., 2017, section 3.4)."""
 
     def table(self, name: str, vocab: int | None = None) -> Embedding:
-        return Embedding(vocab or self.vocab, self.width, self.width**-0.5 if self.shared else 1.0, name=name)
+        return Embedding(
+            vocab or self.vocab, self.width, self.width**-0.5 if self.shared else 1.0, name=name
+        )
 
     def position_table(self, name: str) -> Embedding | None:
         if self.positions != "learned":
             return None
         return Embedding(self.max_length, self.width, 0.02, axis=None, name=name)
 
-    def embed(self, table: Embedding, learned: Embedding | None, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+    def embed(
+        self, table: Embedding, learned: Embedding | None, tokens: jax.Array, positions: jax.Array
+    ) -> jax.Array:
         """Tokens [B, L] at positions [1 or B, L] -> [B, L, D]."""
         x = table(tokens) * (self.width**0.5 if self.scale_embedding else 1.0)
         if learned is not None:
@@ -50,7 +64,9 @@ class Text(Fields, kw_only=True):
             x = x + jnp.broadcast_to(sinusoidal(positions, self.width), x.shape)
         return constrain(cast(x, self.dtype), "batch", "length", None)
 
-    def places(self, tokens: jax.Array, positions: jax.Array | None, offset: Any, cache: int) -> jax.Array:
+    def places(
+        self, tokens: jax.Array, positions: jax.Array | None, offset: Any, cache: int
+    ) -> jax.Array:
         """The positions of tokens [B, L], [1 or B, L]; `Refused` if learned ones do not suffice."""
         length = max(tokens.shape[1], cache)
         if self.positions == "learned" and length > self.max_length:
@@ -87,7 +103,11 @@ class Decoder(Text, kw_only=True):
         self.blocks = Stack(**self.shared_fields(), depth=self.depth, causal=True, name="blocks")
         self.cached = Count()
         self.dropping = nn.Dropout(self.dropout)
-        self.head = None if self.shared else Embedding(self.vocab, self.width, self.width**-0.5, name="head")
+        self.head = (
+            None
+            if self.shared
+            else Embedding(self.vocab, self.width, self.width**-0.5, name="head")
+        )
 
     def hidden(
         self,
@@ -103,7 +123,9 @@ class Decoder(Text, kw_only=True):
         """
         offset = self.cached(tokens.shape[1]) if cache else None
         at = self.places(tokens, positions, offset, cache)
-        x = self.dropping(self.embed(self.tokens, self.learned, tokens, at), deterministic=not train)
+        x = self.dropping(
+            self.embed(self.tokens, self.learned, tokens, at), deterministic=not train
+        )
         return self.blocks(x, Context(segments=segments, positions=at, offset=offset), train, cache)
 
     def unembedding(self) -> jax.Array:
@@ -163,26 +185,43 @@ class Encoder(Text, kw_only=True):
         x = drop(x, self.dropout, train)
         blocks = Stack(**self.shared_fields(), depth=self.depth, name="blocks")
         x = blocks(x, Context(segments=segments, positions=at), train)  # [B, L, D]
-        return self.of_tokens(x, table) if self.classes is None else self.of_rows(x, segments, self.classes, train)
+        return (
+            self.of_tokens(x, table)
+            if self.classes is None
+            else self.of_rows(x, segments, self.classes, train)
+        )
 
     def of_tokens(self, x: jax.Array, table: Embedding) -> jax.Array:
         """[B, L, D] -> [B, L, V]: a linear layer, GELU and a norm before the vocabulary, as BERT has it."""
         x = nn.gelu(Linear((self.width,), ("embed", None), name="transform")(x), approximate=False)
         x = constrain(x, "batch", "length", None)
         x = LayerNorm(self.epsilon, name="transform_norm")(x)
-        head = table if self.shared else Embedding(self.vocab, self.width, self.width**-0.5, name="head")
+        head = (
+            table
+            if self.shared
+            else Embedding(self.vocab, self.width, self.width**-0.5, name="head")
+        )
         logits = to_logits(x, head.output())
         bias = parameter(self, "bias", nn.initializers.zeros, (self.vocab,), ("vocab",))
         return constrain(logits + jnp.broadcast_to(bias, logits.shape), "batch", "length", "vocab")
 
-    def of_rows(self, x: jax.Array, segments: jax.Array | None, classes: int, train: bool) -> jax.Array:
+    def of_rows(
+        self, x: jax.Array, segments: jax.Array | None, classes: int, train: bool
+    ) -> jax.Array:
         """[B, L, D] -> [B, classes]."""
         if choose("pooling", self.pooling, ("first", "mean")) == "first":
             x = jnp.tanh(Linear((self.width,), ("embed", None), name="pooler")(x[:, 0]))
         else:
             # in float32: bf16 cannot count beyond 256
-            real = jnp.ones(x.shape[:2], wide(x.dtype)) if segments is None else (segments > 0).astype(wide(x.dtype))
-            x = jnp.einsum("bld,bl->bd", x, real, precision=HIGHEST) / jnp.maximum(real.sum(1), 1)[:, None]
+            real = (
+                jnp.ones(x.shape[:2], wide(x.dtype))
+                if segments is None
+                else (segments > 0).astype(wide(x.dtype))
+            )
+            x = (
+                jnp.einsum("bld,bl->bd", x, real, precision=HIGHEST)
+                / jnp.maximum(real.sum(1), 1)[:, None]
+            )
         x = constrain(drop(x, self.dropout, train), "batch", None)
         logits = Linear((classes,), ("embed", "classes"), name="classifier")(x)
         return constrain(exact(logits), "batch", None)
@@ -204,7 +243,11 @@ class EncoderDecoder(Text, kw_only=True):
 
     def setup(self) -> None:
         self.sources = self.table("tokens")
-        self.targets = self.sources if self.target_vocab is None else self.table("target_tokens", self.target_vocab)
+        self.targets = (
+            self.sources
+            if self.target_vocab is None
+            else self.table("target_tokens", self.target_vocab)
+        )
         self.source_positions, self.target_positions = (
             self.position_table("positions"),
             self.position_table("target_positions"),
@@ -215,27 +258,41 @@ class EncoderDecoder(Text, kw_only=True):
         self.encoder = Stack(**fields, depth=self.depth, name="encoder")
         self.decoder = Stack(**fields, depth=self.depth, causal=True, cross=True, name="decoder")
         count = self.target_vocab or self.vocab
-        self.head = None if self.shared else Embedding(count, self.width, self.width**-0.5, name="head")
+        self.head = (
+            None if self.shared else Embedding(count, self.width, self.width**-0.5, name="head")
+        )
 
-    def encode(self, inputs: jax.Array, lengths: jax.Array | None = None, train: bool = False) -> Any:
+    def encode(
+        self, inputs: jax.Array, lengths: jax.Array | None = None, train: bool = False
+    ) -> Any:
         """Source tokens [B, S] of lengths [B] -> the memory: vectors [B, S, D] and which of them are real [B, S]."""
         segments = None if lengths is None else from_lengths(lengths, inputs.shape[1])
         at = self.places(inputs, None, None, 0)
-        x = self.dropping(self.embed(self.sources, self.source_positions, inputs, at), deterministic=not train)
+        x = self.dropping(
+            self.embed(self.sources, self.source_positions, inputs, at), deterministic=not train
+        )
         with rows_only():  # the mask's positions are those of the target
             return self.encoder(x, Context(segments=segments, positions=at), train), segments
 
-    def decode(self, previous: jax.Array, memory: Any, train: bool = False, cache: int = 0) -> jax.Array:
+    def decode(
+        self, previous: jax.Array, memory: Any, train: bool = False, cache: int = 0
+    ) -> jax.Array:
         """Target tokens before each position [B, T] -> logits [B, T, V], float32; cache: as in Decoder."""
         offset = self.cached(previous.shape[1]) if cache else None
         at = self.places(previous, None, offset, cache)
-        x = self.dropping(self.embed(self.targets, self.target_positions, previous, at), deterministic=not train)
+        x = self.dropping(
+            self.embed(self.targets, self.target_positions, previous, at), deterministic=not train
+        )
         context = Context(memory=memory[0], memory_segments=memory[1], positions=at, offset=offset)
         x = self.decoder(x, context, train, cache)
         return to_logits(x, (self.targets if self.head is None else self.head).whole().T)
 
     def __call__(
-        self, inputs: jax.Array, previous: jax.Array, lengths: jax.Array | None = None, train: bool = False
+        self,
+        inputs: jax.Array,
+        previous: jax.Array,
+        lengths: jax.Array | None = None,
+        train: bool = False,
     ) -> jax.Array:
         """Source tokens [B, S] and the target's tokens before each position [B, T] -> logits [B, T, V], float32."""
         return self.decode(previous, self.encode(inputs, lengths, train), train)

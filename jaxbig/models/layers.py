@@ -30,7 +30,12 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def parameter(
-    module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...], axes: Axes, dtype: Any = None
+    module: nn.Module,
+    name: str,
+    init: Initializer,
+    shape: tuple[int, ...],
+    axes: Axes,
+    dtype: Any = None,
 ) -> jax.Array:
     """Declares a parameter whose axes have logical names; gives it in `dtype` (None: exact), gathered over `fsdp`.
 
@@ -41,7 +46,9 @@ def parameter(
     return gather(value, axes, dtype or wide(value.dtype))
 
 
-def stored(module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...], axes: Axes) -> jax.Array:
+def stored(
+    module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...], axes: Axes
+) -> jax.Array:
     """Declares a parameter as `parameter` does, and gives it as it is stored: for `in_pieces`."""
     return module.param(name, nn.with_logical_partitioning(init, axes), shape)  # type: ignore[return-value]
 
@@ -76,9 +83,13 @@ def in_pieces(
     pieces = [split(kernel, axes.index(axis), axis, count) for kernel, axes in kernels]
     start = jnp.zeros(jax.eval_shape(piece, [each[0] for each in pieces]).shape, summed.dtype)
     # within shard_map it is known over which axes of the mesh a value varies
-    varying = set[str]().union(*(jax.typeof(each).manual_axis_type.varying for each in (summed, *pieces)))
+    varying = set[str]().union(
+        *(jax.typeof(each).manual_axis_type.varying for each in (summed, *pieces))
+    )
     start = jax.lax.pcast(start, tuple(varying), to="varying")
-    total, _ = jax.lax.scan(jax.checkpoint(lambda total, now: (total + piece(now), None)), start, pieces)
+    total, _ = jax.lax.scan(
+        jax.checkpoint(lambda total, now: (total + piece(now), None)), start, pieces
+    )
     return total.astype(x.dtype)
 
 
@@ -145,7 +156,9 @@ class Stored(nn.Module):
     def __call__(self) -> tuple[jax.Array, jax.Array | None]:
         kernel = stored(self, "kernel", linear_init(self.scale, 1, 1), self.shape, self.axes)
         zeros = nn.initializers.zeros
-        return kernel, stored(self, "bias", zeros, self.shape[1:], self.axes[1:]) if self.bias else None
+        return kernel, stored(
+            self, "bias", zeros, self.shape[1:], self.axes[1:]
+        ) if self.bias else None
 
 
 class Linear(nn.Module):
@@ -169,7 +182,9 @@ class Linear(nn.Module):
         kernel = parameter(self, "kernel", init, kernel_shape, self.axes, x.dtype)
         y = jnp.tensordot(x, kernel, axes=self.inputs)
         if self.bias:
-            bias = parameter(self, "bias", nn.initializers.zeros, self.shape, self.axes[self.inputs :], x.dtype)
+            bias = parameter(
+                self, "bias", nn.initializers.zeros, self.shape, self.axes[self.inputs :], x.dtype
+            )
             y = y + jnp.broadcast_to(bias, y.shape)
         return y
 
@@ -186,7 +201,9 @@ class Embedding(nn.Module):
     second: str | None = "embed"
 
     def setup(self) -> None:
-        init = nn.with_logical_partitioning(nn.initializers.normal(self.std), (self.axis, self.second))
+        init = nn.with_logical_partitioning(
+            nn.initializers.normal(self.std), (self.axis, self.second)
+        )
         self.table: Any = self.param("embedding", init, (self.count, self.width))
 
     def __call__(self, numbers: jax.Array) -> jax.Array:
@@ -235,7 +252,9 @@ class RMSNorm(nn.Module):
         scale = parameter(self, "scale", nn.initializers.ones, (x.shape[-1],), (None,))
         y = exact(x)
         mean_square = jnp.mean(jnp.square(y), axis=-1, keepdims=True)
-        return (y * jax.lax.rsqrt(mean_square + self.epsilon) * jnp.broadcast_to(scale, x.shape)).astype(x.dtype)
+        return (
+            y * jax.lax.rsqrt(mean_square + self.epsilon) * jnp.broadcast_to(scale, x.shape)
+        ).astype(x.dtype)
 
 
 class LayerNorm(nn.Module):

@@ -14,7 +14,17 @@ import jax.numpy as jnp
 from jaxbig.dtypes import HIGHEST, Dtype, exact
 from jaxbig.errors import Refused
 from jaxbig.models.attention import Attention
-from jaxbig.models.layers import Embedding, Linear, RMSNorm, cast, choose, constrain, drop, parameter, to_logits
+from jaxbig.models.layers import (
+    Embedding,
+    Linear,
+    RMSNorm,
+    cast,
+    choose,
+    constrain,
+    drop,
+    parameter,
+    to_logits,
+)
 
 RecurrenceName = Literal["rglru", "lru"]
 
@@ -49,11 +59,17 @@ class LRU(nn.Module):
 
     def setup(self) -> None:
         if not 0 < self.smallest < self.largest < 1:
-            raise Refused(f"smallest {self.smallest}, largest {self.largest}: they must be in order between 0 and 1.")
+            raise Refused(
+                f"smallest {self.smallest}, largest {self.largest}: they must be in order between 0 and 1."
+            )
 
-    def ring(self, key: jax.Array, shape: Any, dtype: Any = None, out_sharding: Any = None) -> jax.Array:
+    def ring(
+        self, key: jax.Array, shape: Any, dtype: Any = None, out_sharding: Any = None
+    ) -> jax.Array:
         """Initial nu: |lambda|^2 uniform, as of points uniform over the ring's area."""
-        square = jax.random.uniform(key, shape, dtype or jnp.float32, self.smallest**2, self.largest**2)
+        square = jax.random.uniform(
+            key, shape, dtype or jnp.float32, self.smallest**2, self.largest**2
+        )
         return jnp.log(-0.5 * jnp.log(square))
 
     @nn.compact
@@ -63,10 +79,16 @@ class LRU(nn.Module):
         real = exact(x)
         nu = parameter(self, "nu", self.ring, (self.width,), one, real.dtype)
 
-        def angles(key: jax.Array, shape: Any, dtype: Any = None, out_sharding: Any = None) -> jax.Array:
-            return jnp.log(jax.random.uniform(key, shape, dtype or jnp.float32, 1e-4 * self.phase, self.phase))
+        def angles(
+            key: jax.Array, shape: Any, dtype: Any = None, out_sharding: Any = None
+        ) -> jax.Array:
+            return jnp.log(
+                jax.random.uniform(key, shape, dtype or jnp.float32, 1e-4 * self.phase, self.phase)
+            )
 
-        def normalizing(key: jax.Array, shape: Any, dtype: Any = None, out_sharding: Any = None) -> jax.Array:
+        def normalizing(
+            key: jax.Array, shape: Any, dtype: Any = None, out_sharding: Any = None
+        ) -> jax.Array:
             return 0.5 * jnp.log(-jnp.expm1(-2 * jnp.exp(nu)))
 
         theta = parameter(self, "theta", angles, (self.width,), one, real.dtype)
@@ -78,9 +100,14 @@ class LRU(nn.Module):
         c = parameter(self, "output", out, shapes[1], (None, "hidden", "embed"), real.dtype)
         d = parameter(self, "skip", nn.initializers.normal(1.0), (width,), (None,), real.dtype)
 
-        driven = jnp.einsum("bld,cdw->cblw", real, b, precision=HIGHEST) * jnp.exp(gamma)[None, None, None]
+        driven = (
+            jnp.einsum("bld,cdw->cblw", real, b, precision=HIGHEST)
+            * jnp.exp(gamma)[None, None, None]
+        )
         decay = jnp.exp(jax.lax.complex(-jnp.exp(nu), jnp.exp(theta)))[None, None]
-        states = associative(jnp.broadcast_to(decay, driven.shape[1:]), jax.lax.complex(driven[0], driven[1]))
+        states = associative(
+            jnp.broadcast_to(decay, driven.shape[1:]), jax.lax.complex(driven[0], driven[1])
+        )
         states = constrain(states, "batch", "length", "hidden")
         of_real = jnp.tensordot(states.real, c[0], axes=1, precision=HIGHEST)
         y = of_real - jnp.tensordot(states.imag, c[1], axes=1, precision=HIGHEST)
@@ -101,7 +128,9 @@ class RGLRU(nn.Module):
     power: float = 8.0
     """c."""
 
-    def slow(self, key: jax.Array, shape: Any, dtype: Any = None, out_sharding: Any = None) -> jax.Array:
+    def slow(
+        self, key: jax.Array, shape: Any, dtype: Any = None, out_sharding: Any = None
+    ) -> jax.Array:
         a = jax.random.uniform(key, shape, dtype or jnp.float32, 0.9, 0.999) ** (1 / self.power)
         return jnp.log(a) - jnp.log1p(-a)
 
@@ -110,12 +139,28 @@ class RGLRU(nn.Module):
         """[B, L, W] -> [B, L, W]."""
         batch, length, width = x.shape
         if self.heads < 1 or width % self.heads:
-            raise Refused(f"width {width} does not divide into heads {self.heads}: make it a multiple.")
+            raise Refused(
+                f"width {width} does not divide into heads {self.heads}: make it a multiple."
+            )
         head = width // self.heads
         real = exact(x)
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", 2, 3, (0, 1))
-        kernel = parameter(self, "gates", init, (2, self.heads, head, head), (None, "heads", None, None), real.dtype)
-        bias = parameter(self, "bias", nn.initializers.zeros, (2, self.heads, head), (None, "heads", None), real.dtype)
+        kernel = parameter(
+            self,
+            "gates",
+            init,
+            (2, self.heads, head, head),
+            (None, "heads", None, None),
+            real.dtype,
+        )
+        bias = parameter(
+            self,
+            "bias",
+            nn.initializers.zeros,
+            (2, self.heads, head),
+            (None, "heads", None),
+            real.dtype,
+        )
         parts = real.reshape(batch, length, self.heads, head)
         gates = jnp.einsum("blhk,chkj->cblhj", parts, kernel, precision=HIGHEST)
         gates = nn.sigmoid(gates + bias[:, None, None]).reshape(2, batch, length, width)
@@ -140,7 +185,10 @@ class CausalConv(nn.Module):
         kernel = parameter(self, "kernel", init, (self.size, width), (None, "hidden"), x.dtype)
         bias = parameter(self, "bias", nn.initializers.zeros, (width,), ("hidden",), x.dtype)
         past = jnp.pad(x, ((0, 0), (self.size - 1, 0), (0, 0)))
-        shifts = (past[:, self.size - 1 - k :][:, :length] * kernel[k][None, None] for k in range(self.size))
+        shifts = (
+            past[:, self.size - 1 - k :][:, :length] * kernel[k][None, None]
+            for k in range(self.size)
+        )
         return sum(shifts, jnp.broadcast_to(bias, x.shape))
 
 
@@ -157,8 +205,14 @@ class RecurrentMixing(nn.Module):
         gate = nn.gelu(Linear((width,), axes, name="gate")(x))
         y = CausalConv(name="convolution")(Linear((width,), axes, name="input")(x))
         y = constrain(y, "batch", "length", "hidden")
-        y = RGLRU(self.heads, name="recurrence")(y) if self.recurrence == "rglru" else LRU(width, name="recurrence")(y)
-        return Linear((width,), ("hidden", "embed"), name="out")(constrain(gate * y, "batch", "length", "hidden"))
+        y = (
+            RGLRU(self.heads, name="recurrence")(y)
+            if self.recurrence == "rglru"
+            else LRU(width, name="recurrence")(y)
+        )
+        return Linear((width,), ("hidden", "embed"), name="out")(
+            constrain(gate * y, "batch", "length", "hidden")
+        )
 
 
 class Griffin(nn.Module):
@@ -193,8 +247,14 @@ class Griffin(nn.Module):
                 f"depth {self.depth}, attention_every {self.attention_every}: a Griffin has 1 block or more, and "
                 f"attention in none (0) or each so many-th."
             )
-        self.tokens = Embedding(self.vocab, self.width, self.width**-0.5 if self.shared else 1.0, name="tokens")
-        self.head = None if self.shared else Embedding(self.vocab, self.width, self.width**-0.5, name="head")
+        self.tokens = Embedding(
+            self.vocab, self.width, self.width**-0.5 if self.shared else 1.0, name="tokens"
+        )
+        self.head = (
+            None
+            if self.shared
+            else Embedding(self.vocab, self.width, self.width**-0.5, name="head")
+        )
 
     @nn.compact
     def hidden(self, tokens: jax.Array, train: bool = False) -> jax.Array:
@@ -203,13 +263,20 @@ class Griffin(nn.Module):
         for block in range(self.depth):
             y = RMSNorm(name=f"norm_{block}_mixing")(x)
             if self.attention_every and block % self.attention_every == self.attention_every - 1:
-                fields = {"kv_heads": self.kv_heads, "causal": True, "window": self.window, "rotary": True}
+                fields = {
+                    "kv_heads": self.kv_heads,
+                    "causal": True,
+                    "window": self.window,
+                    "rotary": True,
+                }
                 y = Attention(heads=self.heads, **fields, name=f"attention_{block}")(y)
             else:
                 y = RecurrentMixing(self.heads, self.recurrence, name=f"recurrent_{block}")(y)
             x = constrain(x + drop(y, self.dropout, train), "batch", "length", None)
             y = RMSNorm(name=f"norm_{block}_mlp")(x)
-            both = Linear((2, self.expansion * self.width), ("embed", None, "mlp"), name=f"up_{block}")(y)
+            both = Linear(
+                (2, self.expansion * self.width), ("embed", None, "mlp"), name=f"up_{block}"
+            )(y)
             y = constrain(nn.gelu(both[..., 0, :]) * both[..., 1, :], "batch", "length", "mlp")
             y = Linear((self.width,), ("mlp", "embed"), name=f"down_{block}")(y)
             x = constrain(x + drop(y, self.dropout, train), "batch", "length", None)

@@ -20,7 +20,9 @@ def from_lengths(lengths: jax.Array, length: int) -> jax.Array:
     return within(lengths, length).astype(jnp.int32)
 
 
-def visible(queries: jax.Array, keys: jax.Array, causal: bool, window: int | None, segments: Segments) -> jax.Array:
+def visible(
+    queries: jax.Array, keys: jax.Array, causal: bool, window: int | None, segments: Segments
+) -> jax.Array:
     """Which keys at positions [S] each query at [T] sees: [1 or B, 1, T, S]."""
     distance = queries[:, None] - keys[None]  # [T, S]
     seen = distance >= 0 if causal else jnp.full(distance.shape, True)
@@ -32,6 +34,8 @@ def visible(queries: jax.Array, keys: jax.Array, causal: bool, window: int | Non
     return (jnp.broadcast_to(seen[None], same.shape) & same)[:, None]
 
 
-def places(query: jax.Array, key: jax.Array, offset: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+def places(
+    query: jax.Array, key: jax.Array, offset: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
     """Positions of queries [T] and of keys [S]."""
     return jnp.arange(query.shape[1]) + (0 if offset is None else offset), jnp.arange(key.shape[1])

@@ -29,7 +29,11 @@ class Recurrence(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, lengths: jax.Array | None = None, carries: Any = None, train: bool = False
+        self,
+        x: jax.Array,
+        lengths: jax.Array | None = None,
+        carries: Any = None,
+        train: bool = False,
     ) -> tuple[jax.Array, jax.Array, dict[str, Carry]]:
         """[B, L, D], lengths [B] and carries as given back -> states [B, L, W], each row's last [B, W], carries.
 
@@ -46,7 +50,9 @@ class Recurrence(nn.Module):
             directions = []
             for reverse in (False, True)[: 1 + self.bidirectional]:
                 name = f"{self.cell}_{layer}" + "_reverse" * reverse
-                states, after[name] = Layer(self.width, self.cell, name=name)(x, lengths, carries.get(name), reverse)
+                states, after[name] = Layer(self.width, self.cell, name=name)(
+                    x, lengths, carries.get(name), reverse
+                )
                 directions.append((states, after[name][0].astype(x.dtype)))
             x, last = (jnp.concatenate(parts, axis=-1) for parts in zip(*directions, strict=True))
             x, last = constrain(x, "batch", "length", None), constrain(last, "batch", None)
@@ -84,7 +90,9 @@ class RNN(nn.Module):
     dtype: Dtype = "float32"
 
     @nn.compact
-    def __call__(self, x: jax.Array, lengths: jax.Array | None = None, train: bool = False) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, lengths: jax.Array | None = None, train: bool = False
+    ) -> jax.Array:
         """Sequences [B, L, ...] (an image is one of its rows) or tokens [B, L], lengths [B] -> logits [B, classes].
 
         With pooling none, [B, L, classes].
@@ -97,7 +105,9 @@ class RNN(nn.Module):
                 f"inputs of shape {x.shape} and no vocab: give --model.vocab for tokens, or vectors [B, L, D]."
             )
         x = cast(x.reshape(*x.shape[:2], -1), self.dtype)  # [B, L, D]
-        trunk = Recurrence(self.width, self.cell, self.layers, self.bidirectional, self.dropout, name="trunk")
+        trunk = Recurrence(
+            self.width, self.cell, self.layers, self.bidirectional, self.dropout, name="trunk"
+        )
         states, pooled, _ = trunk(x, lengths, train=train)
         if self.pooling == "none":
             pooled = states
@@ -114,7 +124,9 @@ class RNN(nn.Module):
         scores = jnp.zeros(states.shape[:2])
         if self.pooling == "attention":
             score = jnp.tanh(Linear((self.width,), ("embed", "hidden"), name="pooling")(states))
-            scores = Linear((1,), ("hidden", None), bias=False, name="score")(score)[..., 0]  # [B, L]
+            scores = Linear((1,), ("hidden", None), bias=False, name="score")(score)[
+                ..., 0
+            ]  # [B, L]
         weights = shares(scores, within(ends, states.shape[1])).astype(states.dtype)
         return jnp.einsum("bl,blw->bw", weights, states)
 
@@ -134,12 +146,22 @@ class RNNLanguageModel(nn.Module):
     dtype: Dtype = "float32"
 
     def setup(self) -> None:
-        self.tokens = Embedding(self.vocab, self.width, self.width**-0.5 if self.shared else 1.0, name="tokens")
-        self.head = None if self.shared else Embedding(self.vocab, self.width, self.width**-0.5, name="head")
-        self.trunk = Recurrence(self.width, self.cell, self.layers, dropout=self.dropout, name="trunk")
+        self.tokens = Embedding(
+            self.vocab, self.width, self.width**-0.5 if self.shared else 1.0, name="tokens"
+        )
+        self.head = (
+            None
+            if self.shared
+            else Embedding(self.vocab, self.width, self.width**-0.5, name="head")
+        )
+        self.trunk = Recurrence(
+            self.width, self.cell, self.layers, dropout=self.dropout, name="trunk"
+        )
 
     @nn.compact
-    def hidden(self, tokens: jax.Array, starts: jax.Array | None = None, train: bool = False) -> jax.Array:
+    def hidden(
+        self, tokens: jax.Array, starts: jax.Array | None = None, train: bool = False
+    ) -> jax.Array:
         """Token numbers [B, L] -> what the logits are made of, [B, L, W].
 
         With starts [B] a row goes on where it ended in the batch before (truncated backpropagation through time), or
@@ -148,7 +170,9 @@ class RNNLanguageModel(nn.Module):
         x = drop(cast(self.tokens(tokens), self.dtype), self.dropout, train)
         if starts is None or not self.is_mutable_collection("carry"):
             return drop(self.trunk(x, train=train)[0], self.dropout, train)
-        memory = {f"{self.cell}_{n}": self.memory(n, x.shape[0], x.dtype) for n in range(self.layers)}
+        memory = {
+            f"{self.cell}_{n}": self.memory(n, x.shape[0], x.dtype) for n in range(self.layers)
+        }
         carries = {name: tuple(part.value for part in each) for name, each in memory.items()}
         carries = jax.tree.map(lambda part: jnp.where((starts == 1)[:, None], 0, part), carries)
         x, _, carries = self.trunk(x, carries=jax.lax.stop_gradient(carries), train=train)
@@ -160,18 +184,27 @@ class RNNLanguageModel(nn.Module):
 
     def memory(self, layer: int, batch: int, dtype: Any) -> list[Any]:
         """A layer's carry as variables [B, W], zeros at first."""
-        shape, zeros = (batch, self.width), nn.with_logical_partitioning(jnp.zeros, ("batch", "hidden"))
-        names = [f"layer_{layer}_{part}" for part in range(choose("cell", self.cell, EQUATIONS).carries)]
+        shape, zeros = (
+            (batch, self.width),
+            nn.with_logical_partitioning(jnp.zeros, ("batch", "hidden")),
+        )
+        names = [
+            f"layer_{layer}_{part}" for part in range(choose("cell", self.cell, EQUATIONS).carries)
+        ]
         found = [self.variable("carry", name, zeros, shape, wide(dtype)) for name in names]
         rows = jnp.shape(found[0].value)[0]  # type: ignore[arg-type]
         if rows != batch:
-            raise Refused(f"the carry holds {rows} rows and the batch {batch}: keep the batch's size.")
+            raise Refused(
+                f"the carry holds {rows} rows and the batch {batch}: keep the batch's size."
+            )
         return found
 
     def unembedding(self) -> jax.Array:
         """The matrix [W, V] that makes logits of `hidden`."""
         return (self.tokens if self.head is None else self.head).output()
 
-    def __call__(self, tokens: jax.Array, starts: jax.Array | None = None, train: bool = False) -> jax.Array:
+    def __call__(
+        self, tokens: jax.Array, starts: jax.Array | None = None, train: bool = False
+    ) -> jax.Array:
         """Token numbers [B, L] -> logits [B, L, V], float32."""
         return to_logits(self.hidden(tokens, starts, train), self.unembedding())

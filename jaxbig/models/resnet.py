@@ -32,7 +32,9 @@ FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 def resnet(depth: int, classes: int, **fields: Any) -> "ResNet":
     """The `ResNet` of a published depth: 18, 34, 50, 101 or 152; `fields` are its others."""
     if depth not in DEPTHS:
-        raise Refused(f"ResNet of depth {depth}: it must be one of {', '.join(map(str, DEPTHS))}, or give `stages`.")
+        raise Refused(
+            f"ResNet of depth {depth}: it must be one of {', '.join(map(str, DEPTHS))}, or give `stages`."
+        )
     stages, bottleneck = DEPTHS[depth]
     return ResNet(classes=classes, stages=stages, bottleneck=bottleneck, **fields)
 
@@ -52,7 +54,17 @@ class ConvNorm(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[B, Y, X, C] -> [B, Y / stride, X / stride, channels]."""
         grouped, padding = self.norm == "group", self.kernel // 2
-        conv = Convolution(self.channels, self.kernel, self.stride, padding, 1, False, grouped, FAN_OUT, name="conv")
+        conv = Convolution(
+            self.channels,
+            self.kernel,
+            self.stride,
+            padding,
+            1,
+            False,
+            grouped,
+            FAN_OUT,
+            name="conv",
+        )
         if grouped:
             return GroupNorm(self.groups, zero=self.zero, name="norm")(conv(x))
         return BatchNorm(zero=self.zero, name="norm")(conv(x), train)
@@ -116,7 +128,9 @@ class ResNet(nn.Module):
         """Images [B, Y, X, C] -> logits [B, classes]."""
         norm, stem = choose("norm", self.norm, Norm), choose("stem", self.stem, Stem)
         if not self.stages or min(self.stages) < 1:
-            raise Refused(f"stages {self.stages}: give one number of blocks or more, each 1 or more.")
+            raise Refused(
+                f"stages {self.stages}: give one number of blocks or more, each 1 or more."
+            )
         x = cast(x, self.dtype)
         kernel, stride = (7, 2) if stem == "imagenet" else (3, 1)
         x = nn.relu(ConvNorm(self.width, kernel, stride, norm, self.groups, name="stem")(x, train))
@@ -127,7 +141,12 @@ class ResNet(nn.Module):
             for i in range(blocks):
                 stride = 2 if stage > 0 and i == 0 else 1
                 block = Block(
-                    self.width * 2**stage, stride, self.bottleneck, norm, self.groups, name=f"block_{stage}_{i}"
+                    self.width * 2**stage,
+                    stride,
+                    self.bottleneck,
+                    norm,
+                    self.groups,
+                    name=f"block_{stage}_{i}",
                 )
                 x = block(x, train)
         # pinned: left free here, a plausible mesh once gave a wrong kernel gradient (jax 0.10 to 0.12, CPU)

@@ -36,7 +36,12 @@ def pieces() -> dict[str, int]:
 
 
 def ring(
-    query: jax.Array, key: jax.Array, value: jax.Array, causal: bool, window: int | None, segments: Segments
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    causal: bool,
+    window: int | None,
+    segments: Segments,
 ) -> jax.Array:
     """As `attend`, where there are `pieces`: [B, N T, H, K] and twice [B, N S, G, K] -> [B, N T, H, K]."""
     over, lengths = pieces(), (query.shape[1], key.shape[1])
@@ -52,7 +57,9 @@ def ring(
     few = places if key.shape[2] == 1 else heads  # a single head cannot be split
     each = functools.partial(local, Round(tuple(over), count, causal, window))
     specs = heads, few, few, None if segments is None else (places, places)
-    return jax.shard_map(each, in_specs=specs, out_specs=heads, check_vma=False)(query, key, value, segments)
+    return jax.shard_map(each, in_specs=specs, out_specs=heads, check_vma=False)(
+        query, key, value, segments
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,30 +82,47 @@ class Round:
         to = [(device, (device + by) % self.count) for device in range(self.count)]
         return jax.lax.ppermute(tree, self.axes, to)
 
-    def scores(self, query: Any, first: Any, whose: Any, at: Any, key: Any, segments: Any) -> tuple[Any, Any]:
+    def scores(
+        self, query: Any, first: Any, whose: Any, at: Any, key: Any, segments: Any
+    ) -> tuple[Any, Any]:
         """Queries [B, T, G, R, K] at positions from `first` on, and keys [B, C, G, K] from `at` on, of segments [B, T]
         and [B, C] or None -> scores, and which of them count: [B, G, R, T, C] and [1 or B, 1, 1, T, C]."""
-        found = jnp.einsum("btgrk,bcgk->bgrtc", query, key, preferred_element_type=wide(query.dtype))
+        found = jnp.einsum(
+            "btgrk,bcgk->bgrtc", query, key, preferred_element_type=wide(query.dtype)
+        )
         found = found * query.shape[-1] ** -0.5
         pair = None if segments is None else (whose, segments)
         places = first + jnp.arange(query.shape[1]), at + jnp.arange(key.shape[1])
         seen = visible(*places, self.causal, self.window, pair)[:, :, None]
-        return jnp.where(jnp.broadcast_to(seen, found.shape), found, -0.7 * jnp.finfo(found.dtype).max), seen
+        return jnp.where(
+            jnp.broadcast_to(seen, found.shape), found, -0.7 * jnp.finfo(found.dtype).max
+        ), seen
 
     def near(self, first: Any, queries: int, at: Any, keys: int) -> Any:
         """Whether so many queries from `first` on may see any of the keys from `at` on."""
-        farthest, nearest = first + queries - 1 - at, first - (at + keys - 1)  # distances, from query to key
+        farthest, nearest = (
+            first + queries - 1 - at,
+            first - (at + keys - 1),
+        )  # distances, from query to key
         near = farthest >= 0 if self.causal else True
-        return near if self.window is None else near & (nearest < self.window) & (farthest > -self.window)
+        return (
+            near
+            if self.window is None
+            else near & (nearest < self.window) & (farthest > -self.window)
+        )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def local(round: Round, query: jax.Array, key: jax.Array, value: jax.Array, segments: Segments) -> jax.Array:
+def local(
+    round: Round, query: jax.Array, key: jax.Array, value: jax.Array, segments: Segments
+) -> jax.Array:
     """A device's queries [B, T, H, K], keys and values [B, S, G, K] -> [B, T, H, K]."""
     return forward(round, query, key, value, segments)[0]
 
 
-def forward(round: Round, query: Any, key: Any, value: Any, segments: Segments) -> tuple[jax.Array, Any]:
+def forward(
+    round: Round, query: Any, key: Any, value: Any, segments: Segments
+) -> tuple[jax.Array, Any]:
     (batch, length, heads, width), groups = query.shape, key.shape[2]
     whose, theirs = (None, None) if segments is None else segments
     q = query.reshape(batch, length, groups, heads // groups, width)
@@ -119,13 +143,21 @@ def forward(round: Round, query: Any, key: Any, value: Any, segments: Segments) 
             scores, _ = round.scores(q, here * length, whose, at, key, theirs)
             higher = jnp.maximum(top, jnp.max(scores, axis=-1))  # [B, G, R, T]
             powers, shrunk = jnp.exp(scores - higher[..., None]), jnp.exp(top - higher)
-            more = jnp.einsum("bgrtc,bcgk->bgrtk", powers.astype(value.dtype), value, preferred_element_type=dtype)
+            more = jnp.einsum(
+                "bgrtc,bcgk->bgrtk", powers.astype(value.dtype), value, preferred_element_type=dtype
+            )
             return out * shrunk[..., None] + more, higher, total * shrunk + jnp.sum(powers, axis=-1)
 
-        return jax.lax.cond(round.near(here * length, length, at, key.shape[1]), add, lambda state: state, state), None
+        return jax.lax.cond(
+            round.near(here * length, length, at, key.shape[1]), add, lambda state: state, state
+        ), None
 
     shape = batch, groups, heads // groups, length
-    start = jnp.zeros((*shape, width), dtype), jnp.full(shape, -jnp.inf, dtype), jnp.zeros(shape, dtype)
+    start = (
+        jnp.zeros((*shape, width), dtype),
+        jnp.full(shape, -jnp.inf, dtype),
+        jnp.zeros(shape, dtype),
+    )
     passed = blocks(key), blocks(value), blocks(theirs)
     ((out, top, total), _), _ = jax.lax.scan(turn, (start, passed), jnp.arange(round.turns(length)))
     out = jnp.moveaxis(out / total[..., None], 3, 1).reshape(query.shape).astype(value.dtype)
@@ -138,7 +170,9 @@ def backward(round: Round, saved: Any, gradient: jax.Array) -> tuple[Any, Any, A
     whose, theirs = (None, None) if segments is None else segments
     here, dtype = jax.lax.axis_index(round.axes), wide(query.dtype)
     product = functools.partial(jnp.einsum, preferred_element_type=dtype)
-    q, above, out = (x.reshape(batch, length, groups, heads // groups, width) for x in (query, gradient, out))
+    q, above, out = (
+        x.reshape(batch, length, groups, heads // groups, width) for x in (query, gradient, out)
+    )
     of_total = product("btgrk,btgrk->bgrt", above, out)
 
     def turn(carry: Any, number: jax.Array) -> tuple[Any, None]:
@@ -155,7 +189,9 @@ def backward(round: Round, saved: Any, gradient: jax.Array) -> tuple[Any, Any, A
             scores, seen = round.scores(q, here * length, whose, at, key, theirs)
             shares = jnp.exp(scores - top[..., None]) / total[..., None]  # [B, G, R, T, C]
             of_shares = product("btgrk,bcgk->bgrtc", above, value)
-            of_scores = jnp.where(seen, shares * (of_shares - of_total[..., None]) * width**-0.5, 0).astype(q.dtype)
+            of_scores = jnp.where(
+                seen, shares * (of_shares - of_total[..., None]) * width**-0.5, 0
+            ).astype(q.dtype)
             of_value = product("bgrtc,btgrk->bcgk", shares.astype(above.dtype), above)
             of_key = product("bgrtc,btgrk->bcgk", of_scores, q)
             return of_query + product("bgrtc,bcgk->btgrk", of_scores, key), (of_key, of_value)
@@ -168,7 +204,9 @@ def backward(round: Round, saved: Any, gradient: jax.Array) -> tuple[Any, Any, A
     start = jnp.zeros(q.shape, dtype), passed, (jnp.zeros(passed[0].shape, dtype),) * 2
     turns = round.turns(length)
     (of_query, _, there), _ = jax.lax.scan(turn, start, jnp.arange(turns))
-    of_key, of_value = (jnp.moveaxis(each, 0, 1) for each in round.pass_on(there, 1 - turns))  # home
+    of_key, of_value = (
+        jnp.moveaxis(each, 0, 1) for each in round.pass_on(there, 1 - turns)
+    )  # home
     of_key, of_value = (each.reshape(key.shape).astype(key.dtype) for each in (of_key, of_value))
     return of_query.reshape(query.shape).astype(query.dtype), of_key, of_value, None
 

@@ -18,7 +18,12 @@ from jaxbig.models.masks import Segments
 
 
 def splash(
-    query: jax.Array, key: jax.Array, value: jax.Array, causal: bool, window: int | None, segments: Segments
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    causal: bool,
+    window: int | None,
+    segments: Segments,
 ) -> jax.Array:
     """As `attend`: [B, T, H, K] and [B, S, G, K] -> [B, T, H, K]. Elsewhere than on a TPU it is interpreted, slowly.
 
@@ -30,9 +35,13 @@ def splash(
     over = [math.prod(spread(names).values()) for names in queries]
     if lengths[0] % (128 * over[1]) or lengths[1] % 128:
         each = f", of queries on each of {over[1]} devices," if over[1] > 1 else ""
-        raise Refused(f"kernel 'splash' takes lengths in 128s{each} not {lengths[0]} and {lengths[1]}.")
+        raise Refused(
+            f"kernel 'splash' takes lengths in 128s{each} not {lengths[0]} and {lengths[1]}."
+        )
     if key.shape[2] > 1 and key.shape[2] % over[2]:
-        raise Refused(f"kernel 'splash' cannot split {key.shape[2]} heads of keys over {over[2]} devices (tensor).")
+        raise Refused(
+            f"kernel 'splash' cannot split {key.shape[2]} heads of keys over {over[2]} devices (tensor)."
+        )
     if not causal and (window is None or window >= max(lengths)):
         # the same for all queries: of such a mask jax 0.10.2 cannot make parts
         mask: masks.Mask = masks.FullMask((lengths[0] // over[1], lengths[1]))
@@ -43,14 +52,18 @@ def splash(
             mask = mask & masks.LocalMask(lengths, (window - 1, 0 if causal else window - 1), 0)
         parts, place = over[1], queries[1]
     every_head = masks.MultiHeadMask([mask] * query.shape[2])
-    kernel = pallas.make_splash_mha(every_head, head_shards=over[2], q_seq_shards=parts, interpret=platform() != "tpu")
+    kernel = pallas.make_splash_mha(
+        every_head, head_shards=over[2], q_seq_shards=parts, interpret=platform() != "tpu"
+    )
     if not nn.get_logical_axis_rules():
         return _local(kernel, query, key, value, segments)
     rows, mesh = queries[0], jax.sharding.get_abstract_mesh()
     keys = PartitionSpec(rows, None, None if key.shape[2] == 1 else queries[2])
     pair = None if segments is None else (PartitionSpec(*queries[:2]), PartitionSpec(rows))
     of_kernel = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(queries[2], place)))
-    placed = jax.shard_map(_local, in_specs=(of_kernel, queries, keys, keys, pair), out_specs=queries, check_vma=False)
+    placed = jax.shard_map(
+        _local, in_specs=(of_kernel, queries, keys, keys, pair), out_specs=queries, check_vma=False
+    )
     return placed(kernel, query, key, value, segments)
 
 
@@ -60,5 +73,7 @@ def _local(kernel: Any, query: Any, key: Any, value: Any, segments: Any) -> jax.
     if segments is None:
         out = jax.vmap(kernel)(*heads_first)
     else:
-        out = jax.vmap(lambda q, k, v, t, s: kernel(q, k, v, pallas.SegmentIds(t, s)))(*heads_first, *segments)
+        out = jax.vmap(lambda q, k, v, t, s: kernel(q, k, v, pallas.SegmentIds(t, s)))(
+            *heads_first, *segments
+        )
     return out.swapaxes(1, 2)

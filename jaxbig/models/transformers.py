@@ -97,7 +97,11 @@ class Fields(nn.Module, kw_only=True):
 
     def shared_fields(self) -> dict[str, Any]:
         """These fields' values by name, for a part made of the same."""
-        names = [field.name for field in dataclasses.fields(Fields) if field.name not in ("parent", "name")]
+        names = [
+            field.name
+            for field in dataclasses.fields(Fields)
+            if field.name not in ("parent", "name")
+        ]
         return {name: getattr(self, name) for name in names}
 
     def normalize(self, name: str) -> nn.Module:
@@ -134,11 +138,22 @@ class Block(Fields, kw_only=True):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, context: Context, scores: Any, rate: float | jax.Array, train: bool, cache: int = 0
+        self,
+        x: jax.Array,
+        context: Context,
+        scores: Any,
+        rate: float | jax.Array,
+        train: bool,
+        cache: int = 0,
     ) -> jax.Array:
         """[B, L, D] -> [B, L, D]; scores: biases of attention [1, H, L, S]; rate: of drop path, in this block."""
         width, c = x.shape[-1], context
-        same = {"bias": self.bias, "scale": self.out_scale, "kernel": self.attention_kernel, "kv_heads": self.kv_heads}
+        same = {
+            "bias": self.bias,
+            "scale": self.out_scale,
+            "kernel": self.attention_kernel,
+            "kv_heads": self.kv_heads,
+        }
         same["anew"] = self.remat == "attention"
 
         def add(x: jax.Array, name: str, branch: Any) -> jax.Array:
@@ -147,12 +162,24 @@ class Block(Fields, kw_only=True):
             x = x + drop_path(drop(y, self.dropout, train), rate, train)
             return x if self.norm_first else norm(x)  # type: ignore[operator]
 
-        turned = {"rotary": self.positions == "rotary", "rotary_base": self.rotary_base, "window": self.window}
-        attention = Attention(heads=self.heads, causal=self.causal, **same, **turned, name="attention")
-        x = add(x, "attention", lambda y: attention(y, None, c.segments, None, c.positions, scores, c.offset, cache))
+        turned = {
+            "rotary": self.positions == "rotary",
+            "rotary_base": self.rotary_base,
+            "window": self.window,
+        }
+        attention = Attention(
+            heads=self.heads, causal=self.causal, **same, **turned, name="attention"
+        )
+        x = add(
+            x,
+            "attention",
+            lambda y: attention(y, None, c.segments, None, c.positions, scores, c.offset, cache),
+        )
         if self.cross:
             cross = Attention(heads=self.heads, **same, name="cross")
-            x = add(x, "cross", lambda y: cross(y, c.memory, c.segments, c.memory_segments, cache=cache))
+            x = add(
+                x, "cross", lambda y: cross(y, c.memory, c.segments, c.memory_segments, cache=cache)
+            )
         return add(x, "mlp", lambda y: self.perceptron(y, width, c.segments))
 
     def perceptron(self, x: jax.Array, width: int, segments: jax.Array | None) -> jax.Array:
@@ -188,20 +215,38 @@ class Block(Fields, kw_only=True):
         y = Linear((width,), ("mlp", "embed"), bias=self.bias, scale=self.out_scale, name="down")(y)
         return constrain(y, "batch", "length", None)
 
-    def in_pieces(self, x: jax.Array, width: int, hidden: int, gated: bool, activation: Any) -> jax.Array:
+    def in_pieces(
+        self, x: jax.Array, width: int, hidden: int, gated: bool, activation: Any
+    ) -> jax.Array:
         """The same, with the same parameters, in pieces of the hidden width."""
         inward, outward = ("embed", "mlp"), ("mlp", "embed")
-        parts = [Stored((width, hidden), inward, self.bias, name=name)() for name in ("up", "gate")[: 1 + gated]]
+        parts = [
+            Stored((width, hidden), inward, self.bias, name=name)()
+            for name in ("up", "gate")[: 1 + gated]
+        ]
         kernel, bias = Stored((hidden, width), outward, self.bias, self.out_scale, name="down")()
         kernels: list[Any] = [(each, inward) for each, _ in parts] + [(kernel, outward)]
         kernels += [(each, inward[1:]) for _, each in parts if each is not None]
 
         def work(x: jax.Array, *kernels: jax.Array) -> jax.Array:
-            into, down, biases = kernels[: len(parts)], kernels[len(parts)], kernels[len(parts) + 1 :]
-            up, *gate = (constrain(x @ each[None], "batch", "length", "mlp") for each in into)  # [B, L, F/C]
-            up, *gate = (y + b[None, None] for y, b in zip((up, *gate), biases, strict=True)) if biases else (up, *gate)
+            into, down, biases = (
+                kernels[: len(parts)],
+                kernels[len(parts)],
+                kernels[len(parts) + 1 :],
+            )
+            up, *gate = (
+                constrain(x @ each[None], "batch", "length", "mlp") for each in into
+            )  # [B, L, F/C]
+            up, *gate = (
+                (y + b[None, None] for y, b in zip((up, *gate), biases, strict=True))
+                if biases
+                else (up, *gate)
+            )
             return constrain(
-                (up * activation(gate[0]) if gate else activation(up)) @ down[None], "batch", "length", None
+                (up * activation(gate[0]) if gate else activation(up)) @ down[None],
+                "batch",
+                "length",
+                None,
             )
 
         y = in_pieces(self.mlp_chunks, "mlp", work, x, kernels)
@@ -232,10 +277,16 @@ class Stack(Fields, kw_only=True):
             relative = RelativePositions(self.heads, self.causal, name="relative")
             scores = relative(queries, jnp.arange(cache or x.shape[1])).astype(x.dtype)
 
-        def run(block: Block, x: jax.Array, context: Context, scores: Any, rate: float | jax.Array) -> jax.Array:
-            fixed = isinstance(rate, float)  # not an argument then: a rate that is known to be 0 costs nothing
+        def run(
+            block: Block, x: jax.Array, context: Context, scores: Any, rate: float | jax.Array
+        ) -> jax.Array:
+            fixed = isinstance(
+                rate, float
+            )  # not an argument then: a rate that is known to be 0 costs nothing
 
-            def inner(block: Block, x: jax.Array, context: Context, scores: Any, varying: Any) -> jax.Array:
+            def inner(
+                block: Block, x: jax.Array, context: Context, scores: Any, varying: Any
+            ) -> jax.Array:
                 return block(x, context, scores, rate if fixed else varying, train, cache)
 
             if self.remat in POLICIES:
@@ -243,16 +294,26 @@ class Stack(Fields, kw_only=True):
             return inner(block, x, context, scores, None if fixed else rate)
 
         branches = (3 if self.cross else 2) * self.depth
-        fields = self.shared_fields() | {"causal": self.causal, "cross": self.cross, "out_scale": branches**-0.5}
+        fields = self.shared_fields() | {
+            "causal": self.causal,
+            "cross": self.cross,
+            "out_scale": branches**-0.5,
+        }
         rates = [self.drop_path * layer / max(self.depth - 1, 1) for layer in range(self.depth)]
         if self.scan:
             varying = jnp.array(rates) if self.drop_path else None
             grouped = self.remat_group > 1 and train and not self.is_initializing()
 
-            def one(block: Block, x: jax.Array, rate: Any, context: Context, scores: Any) -> tuple[jax.Array, None]:
+            def one(
+                block: Block, x: jax.Array, rate: Any, context: Context, scores: Any
+            ) -> tuple[jax.Array, None]:
                 return run(block, x, context, scores, 0.0 if rate is None else rate), None
 
-            stack = in_groups(one, self.depth, self.remat_group) if grouped else scanned(one, self.depth)
+            stack = (
+                in_groups(one, self.depth, self.remat_group)
+                if grouped
+                else scanned(one, self.depth)
+            )
             x, _ = stack(Block(**fields, name="block"), x, varying, context, scores)
         else:
             for layer, rate in enumerate(rates):
@@ -278,10 +339,14 @@ def in_groups(one: Any, depth: int, group: int) -> Any:
     def apart(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: leaf.reshape(depth // group, group, *leaf.shape[1:]), tree)
 
-    def few(block: Block, x: jax.Array, rates: Any, context: Context, scores: Any) -> tuple[jax.Array, None]:
+    def few(
+        block: Block, x: jax.Array, rates: Any, context: Context, scores: Any
+    ) -> tuple[jax.Array, None]:
         return scanned(one, group)(block, x, rates, context, scores)
 
     def all_of_them(block: Block, x: jax.Array, rates: Any, *rest: Any) -> tuple[jax.Array, None]:
-        return scanned(nn.remat(few, prevent_cse=False), depth // group)(block, x, apart(rates), *rest)
+        return scanned(nn.remat(few, prevent_cse=False), depth // group)(
+            block, x, apart(rates), *rest
+        )
 
     return nn.map_variables(all_of_them, "params", trans_in_fn=apart)

@@ -52,11 +52,20 @@ class ViT(Fields, kw_only=True):
         rows, columns, p = height // self.patch, across // self.patch, self.patch
         x = cast(x, self.dtype).reshape(batch, rows, p, columns, p, channels)
         x = jnp.moveaxis(x, 3, 2).reshape(batch, rows * columns, p, p, channels)  # [B, N, P, P, C]
-        x = Linear((self.width,), (None, None, None, "embed"), inputs=3, name="patches")(x)  # [B, N, D]
+        x = Linear((self.width,), (None, None, None, "embed"), inputs=3, name="patches")(
+            x
+        )  # [B, N, D]
         if self.positions == "sincos":
             x = x + jnp.broadcast_to(self.grid(rows, columns).astype(x.dtype), x.shape)
         if self.pooling == "token":
-            token = parameter(self, "token", nn.initializers.zeros, (1, 1, self.width), (None, None, "embed"), x.dtype)
+            token = parameter(
+                self,
+                "token",
+                nn.initializers.zeros,
+                (1, 1, self.width),
+                (None, None, "embed"),
+                x.dtype,
+            )
             x = jnp.concatenate([jnp.broadcast_to(token, (batch, 1, self.width)), x], axis=1)
         if self.positions == "learned":
             table = Embedding(x.shape[1], self.width, 0.02, axis=None, name="positions").whole()
@@ -66,10 +75,16 @@ class ViT(Fields, kw_only=True):
         x = Stack(**fields, depth=self.depth, name="blocks")(x, Context(), train)
         if self.pooling == "attention":
             query = parameter(
-                self, "query", nn.initializers.normal(self.width**-0.5), (1, 1, self.width), (None, None, "embed")
+                self,
+                "query",
+                nn.initializers.normal(self.width**-0.5),
+                (1, 1, self.width),
+                (None, None, "embed"),
             )
             probe = jnp.broadcast_to(query.astype(x.dtype), (batch, 1, self.width))
-            x = Attention(heads=self.heads, bias=self.bias, kernel=self.attention_kernel, name="pooling")(probe, x)
+            x = Attention(
+                heads=self.heads, bias=self.bias, kernel=self.attention_kernel, name="pooling"
+            )(probe, x)
         x = x.mean(axis=1) if self.pooling == "average" else x[:, 0]
         x = constrain(x, "batch", None)
         logits = Linear((self.classes,), ("embed", "classes"), name="head")(x)

@@ -71,7 +71,9 @@ def call(forward: nn.Module, batch: Batch, train: bool, method: str = "__call__"
     taken = inspect.signature(model).parameters
     for name in side:
         if name not in taken and not any(each.kind is each.VAR_KEYWORD for each in taken.values()):
-            raise Refused(f"the data gives {name}, which {type(forward).__name__} does not take: change one of them.")
+            raise Refused(
+                f"the data gives {name}, which {type(forward).__name__} does not take: change one of them."
+            )
     inputs, mask = batch["inputs"], batch["mask"]
     with batch_mask(mask if mask.shape == inputs.shape else of_rows(mask)):
         return model(inputs, **side, train=train)
@@ -92,7 +94,9 @@ def cross_entropy(logits: jax.Array, targets: jax.Array, smoothing: float = 0.0)
 def check_logits(logits: jax.Array, kinds: int, name: str) -> None:
     """`Refused` unless logits [..., K] are as many as there are kinds."""
     if logits.shape[-1] != kinds:
-        raise Refused(f"the model gives {logits.shape[-1]} logits for {kinds} {name}: make them equal.")
+        raise Refused(
+            f"the model gives {logits.shape[-1]} logits for {kinds} {name}: make them equal."
+        )
 
 
 def check_share(field: str, value: float) -> None:

@@ -22,7 +22,9 @@ def check() -> None:
         raise Refused("BLEU is scored by sacrebleu, which is not installed: pip install sacrebleu.")
 
 
-def counts(hypothesis: jax.Array, hypothesis_length: jax.Array, reference: jax.Array, length: jax.Array) -> Sums:
+def counts(
+    hypothesis: jax.Array, hypothesis_length: jax.Array, reference: jax.Array, length: jax.Array
+) -> Sums:
     """Tokens [B, T] and how many of each row count [B], twice -> `NAMES`: n-grams found, n-grams given, lengths.
 
     An n-gram is found as often as the reference has it: the occurrence counts if fewer equal ones came before it
@@ -34,10 +36,18 @@ def counts(hypothesis: jax.Array, hypothesis_length: jax.Array, reference: jax.A
     earlier = jnp.triu(jnp.ones((size, size), bool), 1)[None]
     same_gram, found_gram = same, found
     correct, total = [], []
-    for n in range(1, ORDER + 1):  # grams that begin at a place; those that run over the end are not there
+    for n in range(
+        1, ORDER + 1
+    ):  # grams that begin at a place; those that run over the end are not there
         if n > 1:
-            same_gram, found_gram = same_gram & _later(same, n - 1), found_gram & _later(found, n - 1)
-        there, in_reference = _begins(hypothesis_length, n, size), _begins(length, n, reference.shape[1])
+            same_gram, found_gram = (
+                same_gram & _later(same, n - 1),
+                found_gram & _later(found, n - 1),
+            )
+        there, in_reference = (
+            _begins(hypothesis_length, n, size),
+            _begins(length, n, reference.shape[1]),
+        )
         rank = jnp.sum(same_gram & earlier & there[:, :, None], axis=1)  # [B, T]
         most = jnp.sum(found_gram & in_reference[:, None, :], axis=2)
         correct.append(jnp.sum(there & (rank < most)))
@@ -45,13 +55,18 @@ def counts(hypothesis: jax.Array, hypothesis_length: jax.Array, reference: jax.A
     lengths = jnp.sum(hypothesis_length), jnp.sum(length)
     values = (jnp.stack(correct), jnp.stack(total), *lengths)
     rows = jnp.sum((length > 0).astype(jnp.float32))
-    return {name: Sum(value.astype(jnp.float32), rows) for name, value in zip(NAMES, values, strict=True)}
+    return {
+        name: Sum(value.astype(jnp.float32), rows)
+        for name, value in zip(NAMES, values, strict=True)
+    }
 
 
 def _later(pairs: jax.Array, by: int) -> jax.Array:
     """[B, T, T] -> the same at (i + by, j + by); False beyond the end."""
     ahead = pairs[:, by:, by:]
-    return jnp.pad(ahead, ((0, 0), (0, pairs.shape[1] - ahead.shape[1]), (0, pairs.shape[2] - ahead.shape[2])))
+    return jnp.pad(
+        ahead, ((0, 0), (0, pairs.shape[1] - ahead.shape[1]), (0, pairs.shape[2] - ahead.shape[2]))
+    )
 
 
 def _begins(lengths: jax.Array, n: int, size: int) -> jax.Array:

@@ -12,7 +12,17 @@ import numpy as np
 
 from jaxbig.dtypes import exact
 from jaxbig.errors import Refused
-from jaxbig.objectives.base import Batch, Objective, Sum, Sums, call, check_logits, check_share, cross_entropy, masked
+from jaxbig.objectives.base import (
+    Batch,
+    Objective,
+    Sum,
+    Sums,
+    call,
+    check_logits,
+    check_share,
+    cross_entropy,
+    masked,
+)
 
 COUNTS = ("true_positives", "predicted", "actual")
 
@@ -45,13 +55,19 @@ class Classification(Objective):
     def __call__(self, forward: nn.Module, batch: Batch, key: jax.Array, train: bool) -> Sums:
         check_share("smoothing", self.smoothing)
         if self.class_weights and len(self.class_weights) != self.classes:
-            raise Refused(f"class_weights are {len(self.class_weights)} for {self.classes} classes: make them equal.")
+            raise Refused(
+                f"class_weights are {len(self.class_weights)} for {self.classes} classes: make them equal."
+            )
         logits, targets, mask = call(forward, batch, train), batch["targets"], batch["mask"]
         check_logits(logits, self.classes, "classes")
         spread = targets.ndim == logits.ndim  # targets say something of each class
-        if targets.shape not in ((logits.shape,) if self.multi_label else (logits.shape[:-1], logits.shape)):
+        if targets.shape not in (
+            (logits.shape,) if self.multi_label else (logits.shape[:-1], logits.shape)
+        ):
             wanted = logits.shape if self.multi_label else f"{logits.shape[:-1]} or {logits.shape}"
-            raise Refused(f"targets have the shape {targets.shape} for logits {logits.shape}: it must be {wanted}.")
+            raise Refused(
+                f"targets have the shape {targets.shape} for logits {logits.shape}: it must be {wanted}."
+            )
         logits = exact(logits)
         losses, weights = self._losses(logits, targets, spread)
         sums = {"loss": Sum(masked(losses, mask).total, masked(weights, mask).total)}
@@ -64,7 +80,10 @@ class Classification(Objective):
             sums["accuracy"] = masked(right, jnp.broadcast_to(mask[..., None], right.shape))
             sums["exact_match"] = masked(jnp.all(right, axis=-1), mask)
         else:
-            best, number = jnp.argmax(logits, axis=-1), jnp.argmax(targets, axis=-1) if spread else targets
+            best, number = (
+                jnp.argmax(logits, axis=-1),
+                jnp.argmax(targets, axis=-1) if spread else targets,
+            )
             sums["accuracy"] = masked(best == number, mask)
             if self.classes > 5:
                 five = jax.lax.top_k(logits, 5)[1] == number[..., None]
@@ -74,12 +93,17 @@ class Classification(Objective):
                 jax.nn.one_hot(number, self.classes, dtype=bool),
             )
         if self.macro and not train:
-            seen, rest = jnp.broadcast_to(mask[..., None] > 0, actual.shape), tuple(range(actual.ndim - 1))
+            seen, rest = (
+                jnp.broadcast_to(mask[..., None] > 0, actual.shape),
+                tuple(range(actual.ndim - 1)),
+            )
             for name, each in zip(COUNTS, (chosen & actual, chosen, actual), strict=True):
                 sums[name] = Sum(exact(jnp.sum(each & seen, axis=rest)), jnp.sum(exact(mask)))
         return sums
 
-    def _losses(self, logits: jax.Array, targets: jax.Array, spread: bool) -> tuple[jax.Array, jax.Array]:
+    def _losses(
+        self, logits: jax.Array, targets: jax.Array, spread: bool
+    ) -> tuple[jax.Array, jax.Array]:
         """[B, K] -> each example's weighted loss [B] and its weight [B].
 
         A class number weighs as its class, as in PyTorch; a distribution as the mean of its classes' weights.
@@ -87,9 +111,13 @@ class Classification(Objective):
         if not (spread or self.class_weights):
             losses = cross_entropy(logits, targets, self.smoothing)
             return losses, jnp.ones_like(losses)
-        weights = jnp.broadcast_to(jnp.array(self.class_weights or (1.0,), logits.dtype), logits.shape)
+        weights = jnp.broadcast_to(
+            jnp.array(self.class_weights or (1.0,), logits.dtype), logits.shape
+        )
         shares = targets.astype(logits.dtype) if spread else jax.nn.one_hot(targets, self.classes)
-        smooth = (1 - self.smoothing) * shares + self.smoothing / (2 if self.multi_label else self.classes)
+        smooth = (1 - self.smoothing) * shares + self.smoothing / (
+            2 if self.multi_label else self.classes
+        )
         if self.multi_label:
             losses = jax.nn.softplus(logits) - smooth * logits
             return jnp.sum(weights * losses, axis=-1), jnp.sum(weights, axis=-1)
@@ -97,11 +125,18 @@ class Classification(Objective):
         return losses, jnp.sum(weights * shares, axis=-1)
 
     def summarize(self, sums: Sums) -> dict[str, float]:
-        metrics = super().summarize({name: each for name, each in sums.items() if name not in COUNTS})
+        metrics = super().summarize(
+            {name: each for name, each in sums.items() if name not in COUNTS}
+        )
         if COUNTS[0] not in sums:
             return metrics
-        right, predicted, actual = (np.asarray(sums[name].total, np.float64) for name in COUNTS)  # [K] each
-        precision, recall = right / np.maximum(predicted, 1), right / np.maximum(actual, 1)  # 0 of 0 is 0
+        right, predicted, actual = (
+            np.asarray(sums[name].total, np.float64) for name in COUNTS
+        )  # [K] each
+        precision, recall = (
+            right / np.maximum(predicted, 1),
+            right / np.maximum(actual, 1),
+        )  # 0 of 0 is 0
         f1 = 2 * right / np.maximum(predicted + actual, 1)
         macro = {"macro_precision": precision, "macro_recall": recall, "macro_f1": f1}
         return metrics | {name: float(each.mean()) for name, each in macro.items()}

@@ -37,14 +37,21 @@ class CTC(Objective):
         check_logits(logits, self.classes, "classes")
         frames = batch["inputs"].shape[1]
         if logits.shape[1] != frames:
-            raise Refused(f"the model gives {logits.shape[1]} frames for {frames}: CTC needs one for each.")
+            raise Refused(
+                f"the model gives {logits.shape[1]} frames for {frames}: CTC needs one for each."
+            )
         logits, tokens = exact(logits), mask > 0
         absent = jnp.arange(frames)[None] >= batch["lengths"][:, None]  # [B, L]
         repeats = (targets[:, 1:] == targets[:, :-1]) & tokens[:, 1:]  # a blank must come between
         needed = jnp.sum(tokens, axis=1) + jnp.sum(repeats, axis=1)
         rows, fits = jnp.any(tokens, axis=1), needed <= batch["lengths"]
-        nats = optax.ctc_loss(logits, absent.astype(logits.dtype), targets, 1.0 - tokens, blank_id=BLANK)
-        sums = {"loss": masked(jnp.where(fits, nats, 0), rows & fits), "impossible": masked(~fits, rows)}
+        nats = optax.ctc_loss(
+            logits, absent.astype(logits.dtype), targets, 1.0 - tokens, blank_id=BLANK
+        )
+        sums = {
+            "loss": masked(jnp.where(fits, nats, 0), rows & fits),
+            "impossible": masked(~fits, rows),
+        }
         if train:
             return sums
         best = jnp.argmax(logits, axis=-1)
@@ -56,17 +63,27 @@ class CTC(Objective):
         return sums | {"exact_match": masked(edits == 0, rows)}
 
 
-def edit_distance(given: jax.Array, present: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
+def edit_distance(
+    given: jax.Array, present: jax.Array, targets: jax.Array, mask: jax.Array
+) -> jax.Array:
     """Levenshtein's distance of each row: the tokens of given [B, L] where present [B, L] against the first of
     targets [B, T] as mask [B, T] counts them -> int32 [B].
     """
-    places = jnp.broadcast_to(jnp.arange(targets.shape[1] + 1)[None], (len(targets), targets.shape[1] + 1))
+    places = jnp.broadcast_to(
+        jnp.arange(targets.shape[1] + 1)[None], (len(targets), targets.shape[1] + 1)
+    )
 
     def step(before: jax.Array, now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        token, there = now  # [B] each; before [B, T + 1]: distance of what was given to each beginning of the target
+        token, there = (
+            now  # [B] each; before [B, T + 1]: distance of what was given to each beginning of the target
+        )
         changed = before[:, :-1] + (token[:, None] != targets)
-        after = jnp.concatenate([before[:, :1] + 1, jnp.minimum(before[:, 1:] + 1, changed)], axis=1)
-        after = jax.lax.cummin(after - places, axis=1) + places  # tokens left out: min over k <= j of after_k + j - k
+        after = jnp.concatenate(
+            [before[:, :1] + 1, jnp.minimum(before[:, 1:] + 1, changed)], axis=1
+        )
+        after = (
+            jax.lax.cummin(after - places, axis=1) + places
+        )  # tokens left out: min over k <= j of after_k + j - k
         return jnp.where(there[:, None], after, before), None
 
     last, _ = jax.lax.scan(step, places, (given.T, present.T))

@@ -11,7 +11,16 @@ import jax
 import jax.numpy as jnp
 
 from jaxbig.errors import Refused
-from jaxbig.objectives.base import Batch, Objective, Sums, call, check_logits, cross_entropy, exponential, masked
+from jaxbig.objectives.base import (
+    Batch,
+    Objective,
+    Sums,
+    call,
+    check_logits,
+    cross_entropy,
+    exponential,
+    masked,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,15 +47,22 @@ class MaskedToken(Objective):
         if not 0 < self.rate <= 1:
             raise Refused(f"rate {self.rate}: it must be above 0 and at most 1.")
         if not 0 <= self.mask_token < self.vocab or self.vocab < 2:
-            raise Refused(f"mask_token {self.mask_token} must be one of the {self.vocab} tokens, of 2 or more.")
+            raise Refused(
+                f"mask_token {self.mask_token} must be one of the {self.vocab} tokens, of 2 or more."
+            )
         targets = batch["inputs"]
         inputs, chosen = self.corrupt(targets, batch["mask"], key)
         logits = call(forward, {**batch, "inputs": inputs}, train)
         check_logits(logits, self.vocab, "tokens")
         right = jnp.argmax(logits, axis=-1) == targets
-        return {"loss": masked(cross_entropy(logits, targets), chosen), "accuracy": masked(right, chosen)}
+        return {
+            "loss": masked(cross_entropy(logits, targets), chosen),
+            "accuracy": masked(right, chosen),
+        }
 
-    def corrupt(self, tokens: jax.Array, mask: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def corrupt(
+        self, tokens: jax.Array, mask: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         """Tokens and mask [B, L] -> what the model sees [B, L], and which positions are chosen [B, L]."""
         length = tokens.shape[1]
 
@@ -72,7 +88,9 @@ class MaskedToken(Objective):
 
 def fingerprint(tokens: jax.Array, mask: jax.Array) -> jax.Array:
     """A number a row of [B, L] -> uint32 [B]: a polynomial in the tokens modulo 2**32; padding adds nothing."""
-    factor = jnp.full(tokens.shape[1], 2_654_435_761, jnp.uint32)  # odd: no token's part is lost (Knuth, 6.4)
+    factor = jnp.full(
+        tokens.shape[1], 2_654_435_761, jnp.uint32
+    )  # odd: no token's part is lost (Knuth, 6.4)
     powers = jnp.cumprod(factor, dtype=jnp.uint32)
     terms = (tokens.astype(jnp.uint32) + 1) * jnp.broadcast_to(powers, tokens.shape)
     return jnp.sum(jnp.where(mask > 0, terms, 0), axis=1, dtype=jnp.uint32)

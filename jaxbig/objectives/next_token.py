@@ -14,7 +14,16 @@ import jax.numpy as jnp
 from jaxbig.dtypes import exact
 from jaxbig.errors import Refused
 from jaxbig.mesh import split
-from jaxbig.objectives.base import Batch, Objective, Sums, call, check_logits, cross_entropy, exponential, masked
+from jaxbig.objectives.base import (
+    Batch,
+    Objective,
+    Sums,
+    call,
+    check_logits,
+    cross_entropy,
+    exponential,
+    masked,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,10 +55,15 @@ class NextToken(Objective):
         loss, right, square = values
         sums = {"loss": masked(loss, batch["mask"]), "accuracy": masked(right, batch["mask"])}
         if self.z_loss:
-            sums |= {"cross_entropy": sums["loss"], "loss": masked(loss + self.z_loss * square, batch["mask"])}
+            sums |= {
+                "cross_entropy": sums["loss"],
+                "loss": masked(loss + self.z_loss * square, batch["mask"]),
+            }
         return sums
 
-    def _values(self, logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def _values(
+        self, logits: jax.Array, targets: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """[B, L, V] and [B, L] -> cross entropy, right or wrong, and log(sum(exp(logits)))**2, each [B, L]."""
         check_logits(logits, self.vocab, "tokens")
         square = jnp.square(jax.nn.logsumexp(exact(logits), axis=-1))
@@ -58,14 +72,22 @@ class NextToken(Objective):
     def _in_pieces(self, forward: Any, batch: Batch, train: bool) -> tuple[jax.Array, ...]:
         """The same from the model's last hidden states, with the logits of one piece in memory at a time."""
         if not (hasattr(forward, "hidden") and hasattr(forward, "unembedding")):
-            raise Refused(f"chunks {self.chunks}: {type(forward).__name__} has no `hidden` and `unembedding`: use 0.")
-        hidden, kernel, targets = call(forward, batch, train, "hidden"), forward.unembedding(), batch["targets"]
+            raise Refused(
+                f"chunks {self.chunks}: {type(forward).__name__} has no `hidden` and `unembedding`: use 0."
+            )
+        hidden, kernel, targets = (
+            call(forward, batch, train, "hidden"),
+            forward.unembedding(),
+            batch["targets"],
+        )
         check_logits(kernel, self.vocab, "tokens")
         x = exact(hidden)  # so that its gradient is added up over the pieces in float32
 
         @jax.checkpoint  # the backward pass makes a piece's logits again
         def piece(so_far: tuple[jax.Array, ...], now: list[jax.Array]) -> Any:
-            most, total, wanted = so_far  # the greatest logit, sum(exp(logits - most)), the target's logit, [B, L] each
+            most, total, wanted = (
+                so_far  # the greatest logit, sum(exp(logits - most)), the target's logit, [B, L] each
+            )
             numbers, columns = now  # which tokens these are, [V/C], and their columns, [D, V/C]
             # cast, then gathered here, so that its gradient is added up in the pieces it is stored in
             stored = nn.with_logical_constraint(columns.astype(hidden.dtype), ("embed", "vocab"))
@@ -73,13 +95,18 @@ class NextToken(Objective):
             logits = exact(jnp.tensordot(x.astype(hidden.dtype), whole, axes=1))
             logits = nn.with_logical_constraint(logits, ("batch", "length", "vocab"))  # [B, L, V/C]
             greatest = jnp.maximum(most, jax.lax.stop_gradient(jnp.max(logits, axis=-1)))
-            total = total * jnp.exp(most - greatest) + jnp.sum(jnp.exp(logits - greatest[..., None]), axis=-1)
+            total = total * jnp.exp(most - greatest) + jnp.sum(
+                jnp.exp(logits - greatest[..., None]), axis=-1
+            )
             found = jnp.where(numbers[None, None] == targets[..., None], logits, 0)
             return (greatest, total, wanted + jnp.sum(found, axis=-1)), None
 
         nothing = jnp.zeros(targets.shape)
         start = jnp.full(targets.shape, -1e30), nothing, nothing
-        pieces = [split(jnp.arange(self.vocab), 0, "vocab", self.chunks), split(kernel, 1, "vocab", self.chunks)]
+        pieces = [
+            split(jnp.arange(self.vocab), 0, "vocab", self.chunks),
+            split(kernel, 1, "vocab", self.chunks),
+        ]
         (most, total, wanted), _ = jax.lax.scan(piece, start, pieces)
         normalizer = most + jnp.log(total)
         return normalizer - wanted, wanted >= most, jnp.square(normalizer)

@@ -44,7 +44,9 @@ class Regression(Objective):
         mask = exact(batch["mask"])
         given = given[:, 0] if given.shape == (*targets.shape, 1) else given
         if given.shape != targets.shape:
-            raise Refused(f"the model gives {given.shape} for targets {targets.shape}: make them equal.")
+            raise Refused(
+                f"the model gives {given.shape} for targets {targets.shape}: make them equal."
+            )
         error = (given - targets).reshape(len(targets), -1)  # [B, K]
         squares, sizes = jnp.square(error), jnp.abs(error)
         huber = jnp.where(sizes < self.delta, squares / 2, self.delta * (sizes - self.delta / 2))
@@ -52,18 +54,29 @@ class Regression(Objective):
         values["loss"] = {**values, "huber": huber}[self.loss]
         sums = {name: masked(jnp.mean(each, axis=1), mask) for name, each in values.items()}
         if self.center and len(self.center) != error.shape[1]:
-            raise Refused(f"center has {len(self.center)} numbers for {error.shape[1]} targets: make them equal.")
+            raise Refused(
+                f"center has {len(self.center)} numbers for {error.shape[1]} targets: make them equal."
+            )
         if not train:
-            y = targets.reshape(error.shape) - jnp.broadcast_to(jnp.array(self.center or (0.0,)), error.shape)
+            y = targets.reshape(error.shape) - jnp.broadcast_to(
+                jnp.array(self.center or (0.0,)), error.shape
+            )
             for name, each in zip(COLUMNS, (squares, y, jnp.square(y)), strict=True):
-                sums[name] = Sum(jnp.sum(each * jnp.broadcast_to(mask[:, None], each.shape), axis=0), jnp.sum(mask))
+                sums[name] = Sum(
+                    jnp.sum(each * jnp.broadcast_to(mask[:, None], each.shape), axis=0),
+                    jnp.sum(mask),
+                )
         return sums
 
     def summarize(self, sums: Sums) -> dict[str, float]:
-        metrics = super().summarize({name: each for name, each in sums.items() if name not in COLUMNS})
+        metrics = super().summarize(
+            {name: each for name, each in sums.items() if name not in COLUMNS}
+        )
         if COLUMNS[0] not in sums:
             return metrics
-        error, mean, square = (np.asarray(sums[name].mean(), np.float64) for name in COLUMNS)  # [K] each
+        error, mean, square = (
+            np.asarray(sums[name].mean(), np.float64) for name in COLUMNS
+        )  # [K] each
         variance = np.maximum(square - mean**2, 0)
         constant = variance == 0  # as scikit-learn: 1 for a perfect answer to a constant, else 0
         r2 = np.where(constant, error == 0, 1 - error / np.where(constant, 1, variance))

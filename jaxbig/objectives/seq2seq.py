@@ -13,7 +13,15 @@ import jax.numpy as jnp
 from jaxbig.batch_mask import batch_mask
 from jaxbig.errors import Refused
 from jaxbig.objectives import bleu
-from jaxbig.objectives.base import Batch, Objective, Sums, check_logits, check_share, cross_entropy, masked
+from jaxbig.objectives.base import (
+    Batch,
+    Objective,
+    Sums,
+    check_logits,
+    check_share,
+    cross_entropy,
+    masked,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +65,10 @@ class Seq2Seq(Objective):
             logits = forward(batch["inputs"], previous, **_lengths(batch), train=train)  # type: ignore[operator]
         check_logits(logits, self.vocab, "tokens")  # [B, T, V]
         loss = cross_entropy(logits, targets, self.smoothing)
-        sums = {"loss": masked(loss, mask), "accuracy": masked(jnp.argmax(logits, axis=-1) == targets, mask)}
+        sums = {
+            "loss": masked(loss, mask),
+            "accuracy": masked(jnp.argmax(logits, axis=-1) == targets, mask),
+        }
         if train:
             return sums
         if self.smoothing:
@@ -70,12 +81,17 @@ class Seq2Seq(Objective):
         sums["exact_match"] = masked(jnp.all((tokens == targets) | (mask == 0), axis=1), rows)
         if self.bleu:
             sums |= bleu.counts(
-                tokens, jnp.where(rows, before(tokens, self.end), 0), targets, before(targets, self.end, mask)
+                tokens,
+                jnp.where(rows, before(tokens, self.end), 0),
+                targets,
+                before(targets, self.end, mask),
             )
         return sums
 
     def summarize(self, sums: Sums) -> dict[str, float]:
-        metrics = super().summarize({name: each for name, each in sums.items() if name not in bleu.NAMES})
+        metrics = super().summarize(
+            {name: each for name, each in sums.items() if name not in bleu.NAMES}
+        )
         return metrics | {"bleu": bleu.score(sums)} if bleu.NAMES[0] in sums else metrics
 
 
@@ -92,12 +108,16 @@ def greedy(forward: nn.Module, batch: Batch, start: int, end: int, length: int) 
     def write(cache: Any, token: jax.Array, ended: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
         """The cache, the token before [B] and whether its row has ended [B] -> the same a token later."""
         state: Any = {**variables, **cache}
-        logits, cache = apply(state, token[:, None], memory, cache=length, method="decode", mutable=["cache"])
+        logits, cache = apply(
+            state, token[:, None], memory, cache=length, method="decode", mutable=["cache"]
+        )
         token = jnp.argmax(logits[:, 0], axis=-1).astype(batch["targets"].dtype)
         token = nn.with_logical_constraint(jnp.where(ended, 0, token), ("batch",))
         return cache, token, ended | (token == end)
 
-    first = write({}, jnp.full(rows, start, batch["targets"].dtype), jnp.zeros(rows, bool))  # makes the cache
+    first = write(
+        {}, jnp.full(rows, start, batch["targets"].dtype), jnp.zeros(rows, bool)
+    )  # makes the cache
     step = lambda carry, _: (write(*carry), carry[1])  # noqa: E731
     (_, last, _), tokens = jax.lax.scan(step, first, length=length - 1)
     return jnp.concatenate([tokens, last[None]]).T

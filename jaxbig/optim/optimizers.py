@@ -23,12 +23,18 @@ def chosen(field: str, pattern: str, needed: bool = True) -> Any:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise Refused(f"--optimizer.{field} {pattern!r} is no regular expression: {error}.") from None
+        raise Refused(
+            f"--optimizer.{field} {pattern!r} is no regular expression: {error}."
+        ) from None
 
     def mask(params: Any) -> Any:
-        found = jax.tree_util.tree_map_with_path(lambda path, _: bool(compiled.search(path_name(path))), params)
+        found = jax.tree_util.tree_map_with_path(
+            lambda path, _: bool(compiled.search(path_name(path))), params
+        )
         if needed and not any(jax.tree.leaves(found)):
-            raise Refused(f"--optimizer.{field} {pattern!r} matches no parameter; `jaxbig show` lists their paths.")
+            raise Refused(
+                f"--optimizer.{field} {pattern!r} matches no parameter; `jaxbig show` lists their paths."
+            )
         return found
 
     return mask
@@ -71,7 +77,9 @@ class Optimizer(abc.ABC):
         """The optax transformation for a run of so many steps."""
         mask = self.penalized()
         with_penalties = optax.stateless(
-            lambda grads, params: jax.tree.map(lambda g, w: g + self.l1 * jnp.sign(w) + self.l2 * w, grads, params)
+            lambda grads, params: jax.tree.map(
+                lambda g, w: g + self.l1 * jnp.sign(w) + self.l2 * w, grads, params
+            )
         )
         parts = [optax.masked(with_penalties, mask)] if self.l1 or self.l2 else []
         parts += [] if self.clip is None else [optax.clip_by_global_norm(self.clip)]
@@ -85,7 +93,9 @@ class Optimizer(abc.ABC):
         # frozen ones have no moments, and the clipping does not count them
         frozen = chosen("frozen", self.frozen)
         trained = lambda params: jax.tree.map(lambda found: not found, frozen(params))  # noqa: E731
-        return optax.chain(optax.masked(optax.chain(*parts), trained), optax.masked(optax.set_to_zero(), frozen))
+        return optax.chain(
+            optax.masked(optax.chain(*parts), trained), optax.masked(optax.set_to_zero(), frozen)
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,4 +131,6 @@ class AdamW(Adam):
     """Each step takes `rate * weight_decay * w` off each chosen parameter w."""
 
     def direction(self) -> optax.GradientTransformation:
-        return optax.chain(super().direction(), optax.add_decayed_weights(self.weight_decay, self.penalized()))
+        return optax.chain(
+            super().direction(), optax.add_decayed_weights(self.weight_decay, self.penalized())
+        )

@@ -17,12 +17,23 @@ Buffer = dict[str, Any]
 def largest(module: Module, program: Program) -> list[Buffer]:
     """The arguments and temporaries that take most memory; not all are there at once."""
     found = arguments(program)
-    fused = {name for each, _, _ in module.run() if each.opcode == "fusion" for _, name in called(each)}
+    fused = {
+        name for each, _, _ in module.run() if each.opcode == "fusion" for _, name in called(each)
+    }
     for name in module.times:
         for each in module.computations[name] if name not in fused else ():
-            if each.opcode not in FREE and not each.opcode.endswith("-done") and not in_place(module, each):
-                made = [(shape, size) for shape, size, on_chip in arrays(each.result) if not on_chip]
-                found += [{"bytes": size, "array": shape, "source": module.source(each)} for shape, size in made]
+            if (
+                each.opcode not in FREE
+                and not each.opcode.endswith("-done")
+                and not in_place(module, each)
+            ):
+                made = [
+                    (shape, size) for shape, size, on_chip in arrays(each.result) if not on_chip
+                ]
+                found += [
+                    {"bytes": size, "array": shape, "source": module.source(each)}
+                    for shape, size in made
+                ]
     return _top(found)
 
 
@@ -47,7 +58,9 @@ def arguments(program: Program) -> list[Buffer]:
             continue
         shape = leaf.sharding.shard_shape(leaf.shape)
         size = math.prod(shape) * leaf.dtype.itemsize
-        rows.append({"bytes": size, "array": f"{leaf.dtype}[{','.join(map(str, shape))}]", "source": path})
+        rows.append(
+            {"bytes": size, "array": f"{leaf.dtype}[{','.join(map(str, shape))}]", "source": path}
+        )
     return rows
 
 

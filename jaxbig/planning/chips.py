@@ -11,7 +11,10 @@ import re
 from jaxbig.errors import Refused
 
 GiB = 2**30
-GOOGLE, NVIDIA = "https://docs.cloud.google.com/tpu/docs/{}", "NVIDIA {} Tensor Core GPU datasheet, SXM"
+GOOGLE, NVIDIA = (
+    "https://docs.cloud.google.com/tpu/docs/{}",
+    "NVIDIA {} Tensor Core GPU datasheet, SXM",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +69,9 @@ def gpu_fraction() -> float:
     for name in FRACTIONS:
         if text := os.environ.get(name):
             if not re.fullmatch(r"\d*\.?\d+", text) or float(text) == 0:
-                raise Refused(f"{name}={text!r}: it must be the part of a GPU's memory to use, as in 0.9.")
+                raise Refused(
+                    f"{name}={text!r}: it must be the part of a GPU's memory to use, as in 0.9."
+                )
             return float(text)
     return 0.75
 
@@ -78,7 +83,10 @@ def fraction_note() -> str:
 
 def peak_of(device_kind: str) -> float | None:
     """bf16 FLOP/s of a device by JAX's name for its kind; None for one that is not in the table, such as a CPU."""
-    return next((CHIPS[name].peak_flops for name, kind in KINDS.items() if re.search(kind, device_kind)), None)
+    return next(
+        (CHIPS[name].peak_flops for name, kind in KINDS.items() if re.search(kind, device_kind)),
+        None,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +128,9 @@ def parse_topology(name: str, slices: int = 1) -> Topology:
     sides = CHIPS[kind].dimensions or 1
     if len(shape) != sides or 0 in shape:
         example = "x".join(["4"] * sides) if sides > 1 else "64"
-        raise Refused(f"--topology {name!r}: a {kind} has {sides} side{'s'[: sides > 1]}, as in {kind}:{example}.")
+        raise Refused(
+            f"--topology {name!r}: a {kind} has {sides} side{'s'[: sides > 1]}, as in {kind}:{example}."
+        )
     if slices < 1 or (slices > 1 and sides == 1):
         raise Refused(f"--slices {slices}: it must be 1 or more, and more than 1 for TPUs alone.")
     return Topology(name, kind, shape, slices)

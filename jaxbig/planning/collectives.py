@@ -11,7 +11,14 @@ import numpy as np
 from jaxbig.planning.chips import Topology
 from jaxbig.planning.hlo import Module
 
-KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
+KINDS = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+)
 Groups = list[list[int]]
 MESHED = r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(?([^)]*\)?)\)?)? ?\{([^}]*)\}"
 
@@ -27,12 +34,16 @@ class Collective:
 
     def axes(self, mesh: dict[str, int]) -> tuple[str, ...]:
         """The mesh axes along which the members of a group differ."""
-        at = np.array(np.unravel_index(np.array(self.groups[0]), tuple(mesh.values())))  # [axes, members]
+        at = np.array(
+            np.unravel_index(np.array(self.groups[0]), tuple(mesh.values()))
+        )  # [axes, members]
         return tuple(axis for axis, places in zip(mesh, at, strict=True) if len(set(places)) > 1)
 
     def renumbered(self, chips: Sequence[int]) -> "Collective":
         """The same between chips by their number in the topology, from places in the mesh."""
-        return dataclasses.replace(self, groups=[[chips[place] for place in group] for group in self.groups])
+        return dataclasses.replace(
+            self, groups=[[chips[place] for place in group] for group in self.groups]
+        )
 
     def seconds(self, topology: Topology) -> float:
         """The least a ring takes, all runs together.
@@ -44,8 +55,16 @@ class Collective:
         far = len({member // topology.island for member in group})
         near = len(group) // far
         passes = 2 if self.kind == "all-reduce" else 1
-        share = (1.0, 1.0) if self.kind == "collective-permute" else ((near - 1) / near, (far - 1) / far / near)
-        inside = share[0] * self.bytes / (chip.interconnect_bandwidth / 2) if near > 1 or far == 1 else 0.0
+        share = (
+            (1.0, 1.0)
+            if self.kind == "collective-permute"
+            else ((near - 1) / near, (far - 1) / far / near)
+        )
+        inside = (
+            share[0] * self.bytes / (chip.interconnect_bandwidth / 2)
+            if near > 1 or far == 1
+            else 0.0
+        )
         between = share[1] * self.bytes / chip.network_bandwidth if far > 1 else 0.0
         return self.times * passes * (inside + between)
 
@@ -56,7 +75,9 @@ def find_collectives(module: Module, devices: int, island: int = 0) -> list[Coll
     found: dict[Any, Collective] = {}
     for number, (each, times, known) in enumerate(module.run()):
         kind = each.opcode.removesuffix("-start")
-        if between := re.search(r'_xla_megascale_transfer_type="(\w+)"', each.attributes if kind == "send" else ""):
+        if between := re.search(
+            r'_xla_megascale_transfer_type="(\w+)"', each.attributes if kind == "send" else ""
+        ):
             kind, size = between[1].lower().replace("_", "-"), known[each.operands[0]].bytes
             alike = [list(range(chip, devices, island)) for chip in range(island)]
             found[number] = Collective(kind, alike, size, times)
@@ -65,7 +86,9 @@ def find_collectives(module: Module, devices: int, island: int = 0) -> list[Coll
             continue
         groups = parse_groups(each.attributes, devices)
         given = sum(known[name].bytes for name in each.operands)
-        result = each.bytes - (given if each.opcode in ("all-gather-start", "collective-permute-start") else 0)
+        result = each.bytes - (
+            given if each.opcode in ("all-gather-start", "collective-permute-start") else 0
+        )
         channel = re.search(r"channel_id=(\d+)", each.attributes)
         # those of a shard_map share a channel too, and a ring's passes are all there is of them
         key = (kind, channel[1]) if channel and kind != "collective-permute" else number
@@ -82,7 +105,10 @@ def table(collectives: Sequence[Collective], mesh: dict[str, int]) -> list[dict[
         key = each.kind, " x ".join(each.axes(mesh))
         count[key] += each.times
         size[key] += each.times * each.bytes
-    rows = [{"kind": kind, "axes": axes, "count": count[kind, axes], "bytes": n} for (kind, axes), n in size.items()]
+    rows = [
+        {"kind": kind, "axes": axes, "count": count[kind, axes], "bytes": n}
+        for (kind, axes), n in size.items()
+    ]
     return sorted(rows, key=lambda row: -row["bytes"])
 
 
@@ -91,8 +117,12 @@ def parse_groups(attributes: str, devices: int) -> Groups:
     if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", attributes):
         return [list(map(int, pair.split(","))) for pair in re.findall(r"\{(\d+,\d+)", pairs[0])]
     if listed := re.search(r"replica_groups=\{(\{.*?\})\}", attributes):
-        return [list(map(int, group.split(","))) for group in re.findall(r"\{([\d,]+)\}", listed[1])]
-    if ranged := re.search(r"replica_groups=\[([\d,]+)\](<=\[[\d,]+\](?:T\([\d,]+\))?)", attributes):
+        return [
+            list(map(int, group.split(","))) for group in re.findall(r"\{([\d,]+)\}", listed[1])
+        ]
+    if ranged := re.search(
+        r"replica_groups=\[([\d,]+)\](<=\[[\d,]+\](?:T\([\d,]+\))?)", attributes
+    ):
         return _range(ranged[2]).reshape(_numbers(ranged[1])).tolist()
     if meshed := re.search(MESHED, attributes):
         return _along(meshed[1], meshed[2] or "", re.findall(r"'[^']*'(?::\(\d+\)\d+)?", meshed[3]))
@@ -122,7 +152,9 @@ def _along(mesh: str, order: str, axes: list[str]) -> Groups:
             parts.append((size, bool(asked)))
             continue
         done = 1
-        for before, length in sorted(map(tuple, (map(int, re.findall(r"\d+", a.split(":")[1])) for a in asked))):
+        for before, length in sorted(
+            map(tuple, (map(int, re.findall(r"\d+", a.split(":")[1])) for a in asked))
+        ):
             parts += [(before // done, False), (length, True)]
             done = before * length
         parts.append((size // done, False))

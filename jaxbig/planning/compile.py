@@ -32,9 +32,13 @@ def devices_of(topology: Topology) -> Sequence[Any]:
     if topology.slices > 1:
         options["num_slices"] = topology.slices
     try:
-        described = topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **options)
+        described = topologies.get_topology_desc(
+            platform="tpu", topology_name=topology.name, **options
+        )
     except jax.errors.JaxRuntimeError as error:
-        raise Refused(f"--topology {topology.name!r} is none that libtpu knows: {_sentence(error)}.") from None
+        raise Refused(
+            f"--topology {topology.name!r} is none that libtpu knows: {_sentence(error)}."
+        ) from None
     return described.devices
 
 
@@ -52,7 +56,9 @@ def measure(experiment: Experiment, topology: Topology) -> dict[str, Any]:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
-                raise Failed(f"the compiler for {topology.name} failed: {_sentence(error)}.") from None
+                raise Failed(
+                    f"the compiler for {topology.name} failed: {_sentence(error)}."
+                ) from None
             used = _used(str(error))
     plan: dict[str, Any] = {
         "topology": topology.name,
@@ -72,15 +78,32 @@ def measure(experiment: Experiment, topology: Topology) -> dict[str, Any]:
         "model_flops_per_step": of_model,
     }
     if compiled is None:
-        plan["memory"] |= {"temporary_bytes": used, "peak_bytes": used + plan["memory"]["argument_bytes"]}
+        plan["memory"] |= {
+            "temporary_bytes": used,
+            "peak_bytes": used + plan["memory"]["argument_bytes"],
+        }
         buffers = largest_traced(traced.jaxpr, program)
-        return plan | {"fits": False, "buffers": buffers, "collectives": None, "step_seconds": None, "mfu": None}
+        return plan | {
+            "fits": False,
+            "buffers": buffers,
+            "collectives": None,
+            "step_seconds": None,
+            "mfu": None,
+        }
     memory, module = compiled.memory_analysis(), hlo.parse(compiled.as_text())
-    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes  # the donated state is counted once
-    given = memory.argument_size_in_bytes - (0 if topology.is_tpu else host)  # a CPU's compiler counts it in
+    outputs = (
+        memory.output_size_in_bytes - memory.alias_size_in_bytes
+    )  # the donated state is counted once
+    given = memory.argument_size_in_bytes - (
+        0 if topology.is_tpu else host
+    )  # a CPU's compiler counts it in
     whole = given + memory.temp_size_in_bytes + outputs
     peak = max(whole, memory.peak_memory_in_bytes) if topology.is_tpu else whole
-    plan["memory"] |= {"argument_bytes": given, "temporary_bytes": memory.temp_size_in_bytes, "peak_bytes": peak}
+    plan["memory"] |= {
+        "argument_bytes": given,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "peak_bytes": peak,
+    }
     sent = collectives.find_collectives(module, topology.devices, topology.island)
     placed = [each.renumbered(layout(topology, mesh)) for each in sent]
     bounds = roofline.seconds(flops, roofline.memory_traffic(module), placed, topology)
@@ -100,13 +123,18 @@ def layout(topology: Topology, mesh: dict[str, int]) -> list[int]:
     other. What is compiled here for GPUs runs on CPU devices, which are one host."""
     if topology.is_tpu:  # slices are in the order of `data` already
         return list(range(topology.devices))
-    hosts = [range(first, min(first + SERVER, topology.devices)) for first in range(0, topology.devices, SERVER)]
+    hosts = [
+        range(first, min(first + SERVER, topology.devices))
+        for first in range(0, topology.devices, SERVER)
+    ]
     return over_hosts(tuple(mesh.values()), hosts).reshape(-1).tolist()
 
 
 def _used(message: str) -> int:
     """Bytes that the program needs besides its arguments, from the compiler's refusal; 0 if it does not say."""
-    found = re.search(r"temporaries \(([\d.]+)([KMGT])\)", message) or re.search(r"Used ([\d.]+)([KMGT])", message)
+    found = re.search(r"temporaries \(([\d.]+)([KMGT])\)", message) or re.search(
+        r"Used ([\d.]+)([KMGT])", message
+    )
     return int(float(found[1]) * GiB * 1024.0 ** ("KMGT".index(found[2]) - 2)) if found else 0
 
 

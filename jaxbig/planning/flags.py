@@ -24,7 +24,11 @@ GPU = {
     "--xla_gpu_reduce_scatter_combine_threshold_bytes=134217728": "adds up the gradients of fsdp so",
     "--xla_gpu_all_reduce_combine_threshold_bytes=134217728": "adds up the gradients of data so",
 }
-MORE = {"v6e": {"--xla_tpu_scoped_vmem_limit_kib=98304": "larger tiles in fast memory, of which a v6e has more"}}
+MORE = {
+    "v6e": {
+        "--xla_tpu_scoped_vmem_limit_kib=98304": "larger tiles in fast memory, of which a v6e has more"
+    }
+}
 
 
 def flags(chip: str) -> dict[str, Any]:

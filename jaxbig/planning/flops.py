@@ -39,22 +39,30 @@ def model_flops(experiment: Experiment, program: Program, jaxpr: Any = None) -> 
     settings |= {"attention_kernel": "auto" if here else "plain"}
     parts = {"model": experiment.model, "objective": experiment.objective}
     plain = {
-        name: dataclasses.replace(part, **{field: value for field, value in settings.items() if hasattr(part, field)})  # type: ignore[type-var]
+        name: dataclasses.replace(
+            part, **{field: value for field, value in settings.items() if hasattr(part, field)}
+        )  # type: ignore[type-var]
         for name, part in parts.items()
     }
     if jaxpr is not None and plain == parts and program.mesh.shape["expert"] == 1:
         return count_flops(jaxpr) - of_transform(program)
-    alone = dataclasses.replace(experiment, **plain, mesh=Mesh(data=1), accumulate=1, reproducible=0)
+    alone = dataclasses.replace(
+        experiment, **plain, mesh=Mesh(data=1), accumulate=1, reproducible=0
+    )
     other = make_program(alone, program.mesh.devices.flatten()[:1].tolist())
     with other.activate():
-        return count_flops(other.train_step.trace(other.abstract, other.batch).jaxpr) - of_transform(other)
+        return count_flops(
+            other.train_step.trace(other.abstract, other.batch).jaxpr
+        ) - of_transform(other)
 
 
 def of_transform(program: Program) -> int:
     """FLOPs of what the data does in a train step, which are not the model's."""
     data, rows = program.experiment.data, program.experiment.data.batch
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
-    return count_flops(jax.make_jaxpr(lambda batch, keys: data.transform(batch, keys, True))(program.batch, keys))
+    return count_flops(
+        jax.make_jaxpr(lambda batch, keys: data.transform(batch, keys, True))(program.batch, keys)
+    )
 
 
 def _of(equation: Any) -> int:
@@ -62,7 +70,11 @@ def _of(equation: Any) -> int:
     shapes = [v.aval.shape for v in equation.invars if hasattr(v.aval, "shape")]
     if name == "dot_general":
         ((summed, _), _) = params["dimension_numbers"]
-        return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(shapes[0][axis] for axis in summed)
+        return (
+            2
+            * math.prod(equation.outvars[0].aval.shape)
+            * math.prod(shapes[0][axis] for axis in summed)
+        )
     if name == "conv_general_dilated":
         return _convolution(shapes[0], shapes[1], equation.outvars[0].aval.shape, params)
     if name.startswith("ragged_dot"):
@@ -82,8 +94,14 @@ def _of(equation: Any) -> int:
 
 def inner_jaxprs(equation: Any) -> Iterator[Any]:
     """The jaxprs that an equation runs."""
-    held = jax.tree.leaves(tuple(equation.params.values()), is_leaf=lambda value: hasattr(value, "eqns"))
-    yield from (getattr(value, "jaxpr", value) for value in held if hasattr(value, "eqns") or hasattr(value, "jaxpr"))
+    held = jax.tree.leaves(
+        tuple(equation.params.values()), is_leaf=lambda value: hasattr(value, "eqns")
+    )
+    yield from (
+        getattr(value, "jaxpr", value)
+        for value in held
+        if hasattr(value, "eqns") or hasattr(value, "jaxpr")
+    )
 
 
 def _convolution(image: Any, kernel: Any, out: Any, params: Any) -> int:
@@ -94,7 +112,9 @@ def _convolution(image: Any, kernel: Any, out: Any, params: Any) -> int:
     ):
         hole = params["lhs_dilation"][i]
         starts = np.arange(out[at_out]) * params["window_strides"][i] - params["padding"][i][0]
-        places = starts[:, None] + np.arange(kernel[at_kernel]) * params["rhs_dilation"][i]  # [outputs, kernel]
+        places = (
+            starts[:, None] + np.arange(kernel[at_kernel]) * params["rhs_dilation"][i]
+        )  # [outputs, kernel]
         real = (places >= 0) & (places <= (image[at_in] - 1) * hole) & (places % hole == 0)
         pairs *= int(real.sum())
     rows, channels = out[layout.out_spec[0]], out[layout.out_spec[1]]

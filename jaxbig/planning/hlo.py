@@ -8,8 +8,12 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-SHAPE = re.compile(r"([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](?:\{[^{}]*?(S\([1-9]\d*\))?\})?")  # S(1): memory on the chip
-CALLED = re.compile(r"(calls|body|condition|branch_computations|called_computations|to_apply)=(\{[^}]*\}|%[\w.-]+)")
+SHAPE = re.compile(
+    r"([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](?:\{[^{}]*?(S\([1-9]\d*\))?\})?"
+)  # S(1): memory on the chip
+CALLED = re.compile(
+    r"(calls|body|condition|branch_computations|called_computations|to_apply)=(\{[^}]*\}|%[\w.-]+)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,14 +81,18 @@ class Module:
 
     @functools.cached_property
     def frames(self) -> dict[int, tuple[int, int]]:
-        found = re.findall(r"^(\d+) \{file_location_id=(\d+)(?: parent_frame_id=(\d+))?", self.header, re.M)
+        found = re.findall(
+            r"^(\d+) \{file_location_id=(\d+)(?: parent_frame_id=(\d+))?", self.header, re.M
+        )
         return {int(frame): (int(location), int(parent or 1)) for frame, location, parent in found}
 
     @functools.cached_property
     def locations(self) -> dict[int, tuple[str, int]]:
         names = self.header.partition("FileNames")[2].partition("FunctionNames")[0]
         files = dict(re.findall(r'^(\d+) "(.*)"$', names, re.M))
-        found = re.findall(r"^(\d+) \{file_name_id=(\d+) function_name_id=\d+ line=(\d+)", self.header, re.M)
+        found = re.findall(
+            r"^(\d+) \{file_name_id=(\d+) function_name_id=\d+ line=(\d+)", self.header, re.M
+        )
         return {int(location): (files[file], int(line)) for location, file, line in found}
 
 
@@ -137,7 +145,12 @@ def called(instruction: Instruction) -> Iterator[tuple[str, str]]:
             yield from ((role, name) for name in re.findall(r"%([\w.-]+)", names))
 
 
-def _count(computations: dict[str, list[Instruction]], name: str, times: int, total: collections.Counter[str]) -> None:
+def _count(
+    computations: dict[str, list[Instruction]],
+    name: str,
+    times: int,
+    total: collections.Counter[str],
+) -> None:
     total[name] += times
     for instruction in computations[name]:
         inner = list(called(instruction))
@@ -152,5 +165,9 @@ def trip_count(loop: Instruction, condition: list[Instruction]) -> int:
     """How often a while loop runs: said by the compiler, or the number its counter is compared with; else 1."""
     if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes):
         return int(known[1])
-    numbers = [int(each.operands[0]) for each in condition if each.opcode == "constant" and each.result[:3] == "s32"]
+    numbers = [
+        int(each.operands[0])
+        for each in condition
+        if each.opcode == "constant" and each.result[:3] == "s32"
+    ]
     return max(numbers, default=1)

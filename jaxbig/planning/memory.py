@@ -35,14 +35,19 @@ def available_bytes() -> int | None:
         return limit
     if device.platform != "cpu" or (free := free_bytes()) is None:
         return None
-    own = sum(shard.data.nbytes for array in jax.live_arrays() for shard in array.addressable_shards)
+    own = sum(
+        shard.data.nbytes for array in jax.live_arrays() for shard in array.addressable_shards
+    )
     return (free + own) // jax.local_device_count()
 
 
 def free_bytes(root: Path = Path("/")) -> int | None:
     """Bytes that this machine can still give to this process: what Linux estimates without swapping, and no more than
     any of its control groups may still take (Slurm's, a container's, a pod's); None if that is not known."""
-    found = [_kilobytes(root / "proc/meminfo").get("MemAvailable"), *(_left(group) for group in _groups(root))]
+    found = [
+        _kilobytes(root / "proc/meminfo").get("MemAvailable"),
+        *(_left(group) for group in _groups(root)),
+    ]
     return min((each for each in found if each is not None), default=None)
 
 
@@ -73,8 +78,13 @@ def _left(group: tuple[Path, str, str]) -> int | None:
     """Bytes that a control group may still take; files that it has only read are given back first."""
     folder, limit, usage = group
     try:
-        most, used = int((folder / limit).read_text()), int((folder / usage).read_text())  # "max" is no number
-        given_back = re.search(r"^(?:total_)?inactive_file (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
+        most, used = (
+            int((folder / limit).read_text()),
+            int((folder / usage).read_text()),
+        )  # "max" is no number
+        given_back = re.search(
+            r"^(?:total_)?inactive_file (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE
+        )
     except (OSError, ValueError):
         return None
     return max(most - used + (int(given_back[1]) if given_back else 0), 0)
@@ -82,7 +92,10 @@ def _left(group: tuple[Path, str, str]) -> int | None:
 
 def check_memory(program: Program, compiled: Any = None) -> None:
     """`Refused` if the state, or the compiled step, is more than a device here has."""
-    have, need = available_bytes(), peak_bytes(compiled) if compiled else bytes_per_device(program)["total"]
+    have, need = (
+        available_bytes(),
+        peak_bytes(compiled) if compiled else bytes_per_device(program)["total"],
+    )
     if have is not None and need > have:
         raise Refused(lacking(program, compiled))
 
@@ -101,14 +114,23 @@ def enough_memory(program: Program, compiled: Any = None) -> Iterator[None]:
 def lacking(program: Program, compiled: Any = None) -> str:
     """What is needed, what there is, and what may mend it: the first of each kind that `jaxbig plan` would try."""
     state, have, devices = bytes_per_device(program)["total"], available_bytes(), program.mesh.size
-    need = "" if compiled is None else f"a step needs {peak_bytes(compiled) / GiB:.2f} GiB, and of that "
+    need = (
+        ""
+        if compiled is None
+        else f"a step needs {peak_bytes(compiled) / GiB:.2f} GiB, and of that "
+    )
     first = jax.devices()[0]
     part = {"gpu": f" ({fraction_note()})", "cpu": " free"}.get(first.platform, "")
-    here = f"{devices} {first.device_kind} devices" + (f" with {have / GiB:.2f} GiB{part}" if have else "")
+    here = f"{devices} {first.device_kind} devices" + (
+        f" with {have / GiB:.2f} GiB{part}" if have else ""
+    )
     slices = count_slices(list(program.mesh.devices.flat))
     tried = [" ".join(each) for each in remedies(program.experiment, devices, slices)]
     spread = [each for each in tried if each.startswith("--mesh")]
-    smaller = [next((each for each in tried if kind in each), "") for kind in ("remat=full", "accumulate", "batch")]
+    smaller = [
+        next((each for each in tried if kind in each), "")
+        for kind in ("remat=full", "accumulate", "batch")
+    ]
     ways = spread[:1] if have and state > have else [*filter(None, smaller), *spread[:1]]
     return (
         f"out of memory: on each of {here} {need}the state and a batch need {state / GiB:.2f} GiB: try "

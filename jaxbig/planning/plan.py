@@ -25,7 +25,11 @@ Plan = dict[str, Any]
 
 
 def plan(
-    command: Sequence[str], experiment: Experiment, topology: Topology, timeout: float, say: Callable[[str], None]
+    command: Sequence[str],
+    experiment: Experiment,
+    topology: Topology,
+    timeout: float,
+    say: Callable[[str], None],
 ) -> Plan:
     """The plan of an experiment; `command` is what follows `jaxbig`, and makes the same plan in the child.
 
@@ -84,7 +88,10 @@ def remedies(experiment: Experiment, devices: int, slices: int = 1) -> Iterator[
     yield from ([*remat[-1], *each] for each in fewer_rows(experiment, rows))
     if sizes != fsdp and experiment.data.batch % devices == 0:
         sharded = [f"--mesh.{axis}={size}" for axis, size in zip(AXES, fsdp, strict=True)]
-        yield from (sharded + policy for policy in {tuple(each): each for each in (remat[0], remat[-1])}.values())
+        yield from (
+            sharded + policy
+            for policy in {tuple(each): each for each in (remat[0], remat[-1])}.values()
+        )
         yield from ([*sharded, *remat[-1], *each] for each in fewer_rows(experiment, devices))
 
 
@@ -107,7 +114,9 @@ def compile_in_child(command: Sequence[str], topology: Topology, timeout: float)
     absent = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     count = {} if topology.is_tpu else {"JAX_NUM_CPU_DEVICES": str(topology.devices)}
     # by an exception, so that the child ends too
-    before = {each: signal.signal(each, lambda *_: sys.exit(INTERRUPTED)) for each in stop_signals()}
+    before = {
+        each: signal.signal(each, lambda *_: sys.exit(INTERRUPTED)) for each in stop_signals()
+    }
     child = subprocess.Popen(
         [sys.executable, "-m", "jaxbig", *command, "--here", "--json"],
         env={**os.environ, **quiet, **absent, **count},
@@ -128,11 +137,19 @@ def compile_in_child(command: Sequence[str], topology: Topology, timeout: float)
             signal.signal(each, handler)
     if child.returncode == 0:
         return json.loads(out[out.index("{") :])
-    said = [line.removeprefix("jaxbig: ") for line in error.splitlines() if line.startswith("jaxbig: ")]
+    said = [
+        line.removeprefix("jaxbig: ") for line in error.splitlines() if line.startswith("jaxbig: ")
+    ]
     if child.returncode in (1, 2) and said:
         raise (Refused if child.returncode == 2 else Failed)(said[-1])
-    how = signal.Signals(-child.returncode).name if child.returncode < 0 else f"exit code {child.returncode}"
-    raise Failed(f"the compiler for {topology.name} crashed ({how}): the last it said was {_last(error)!r}.")
+    how = (
+        signal.Signals(-child.returncode).name
+        if child.returncode < 0
+        else f"exit code {child.returncode}"
+    )
+    raise Failed(
+        f"the compiler for {topology.name} crashed ({how}): the last it said was {_last(error)!r}."
+    )
 
 
 def _last(text: str) -> str:
@@ -142,9 +159,15 @@ def _last(text: str) -> str:
 
 def rows(result: Plan) -> list[tuple[str, list[dict[str, Any]]]]:
     """A plan as tables, each a title and rows."""
-    memory, chip = result["memory"], "estimate, from the CPU's compiler" if result["estimate"] else "the compiler's own"
+    memory, chip = (
+        result["memory"],
+        "estimate, from the CPU's compiler" if result["estimate"] else "the compiler's own",
+    )
     fits = "yes" if result["fits"] else "no"
-    sized = [{"a chip": name.removesuffix("_bytes"), "GiB": f"{size / GiB:.3f}"} for name, size in memory.items()]
+    sized = [
+        {"a chip": name.removesuffix("_bytes"), "GiB": f"{size / GiB:.3f}"}
+        for name, size in memory.items()
+    ]
     sized += [{"a chip": "fits", "GiB": fits}]
     facts: dict[str, Any] = {
         "parameters": f"{result['parameters']:,}",
@@ -155,7 +178,9 @@ def rows(result: Plan) -> list[tuple[str, list[dict[str, Any]]]]:
     if result["step_seconds"]:
         bound = max(result["bounds"], key=result["bounds"].get)
         each = ", ".join(f"{name} {seconds:.4g}" for name, seconds in result["bounds"].items())
-        facts["seconds a step, at least"] = f"{result['step_seconds']:.4g}, bound by {bound} ({each})"
+        facts["seconds a step, at least"] = (
+            f"{result['step_seconds']:.4g}, bound by {bound} ({each})"
+        )
         facts["MFU, at most"] = f"{result['mfu']:.1%}"
     if result["estimate"]:
         facts["of a GPU's memory JAX takes"] = f"{result['memory_fraction']:g} ({FRACTIONS[0]})"
@@ -165,10 +190,15 @@ def rows(result: Plan) -> list[tuple[str, list[dict[str, Any]]]]:
         ("", [{"step": name, "value": value} for name, value in facts.items()]),
         (
             "\nlargest buffers",
-            [{"MiB": f"{each.pop('bytes') / 2**20:.1f}", **each} for each in map(dict, result["buffers"])],
+            [
+                {"MiB": f"{each.pop('bytes') / 2**20:.1f}", **each}
+                for each in map(dict, result["buffers"])
+            ],
         ),
     ]
     if result["collectives"]:
-        sent = [{**row, "bytes": f"{row['bytes'] / 2**20:,.1f} MiB"} for row in result["collectives"]]
+        sent = [
+            {**row, "bytes": f"{row['bytes'] / 2**20:,.1f} MiB"} for row in result["collectives"]
+        ]
         tables.append(("\ncollectives a step, on each chip", sent))
     return tables

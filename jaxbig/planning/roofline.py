@@ -7,10 +7,22 @@ from jaxbig.planning.collectives import Collective
 from jaxbig.planning.hlo import Instruction, Module, called
 
 SLICES = ("dynamic-slice", "gather")
-FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all")
+FREE = (
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "while",
+    "conditional",
+    "call",
+    "after-all",
+)
 
 
-def seconds(flops: int, traffic: int, collectives: Sequence[Collective], topology: Topology) -> dict[str, float]:
+def seconds(
+    flops: int, traffic: int, collectives: Sequence[Collective], topology: Topology
+) -> dict[str, float]:
     """Of one step, if each chip does its share at its peak: no other work, no waiting, all three at once.
 
     flops: over all devices; traffic: bytes of memory on one.
@@ -27,7 +39,9 @@ def memory_traffic(module: Module) -> int:
 
     Values inside a fusion never reach memory, a slice is not the whole, and what lies on the chip is free.
     """
-    fused = {name for each, _, _ in module.run() if each.opcode == "fusion" for _, name in called(each)}
+    fused = {
+        name for each, _, _ in module.run() if each.opcode == "fusion" for _, name in called(each)
+    }
     total = 0
     for name, times in module.times.items():
         known = {each.name: each for each in module.computations[name]}
@@ -43,14 +57,22 @@ def _read(module: Module, instruction: Instruction, known: dict[str, Instruction
     given = [(i, known[name].memory_bytes) for i, name in enumerate(instruction.operands)]
     if instruction.opcode == "dynamic-update-slice":
         return given[1][1]
-    inner = next((name for _, name in called(instruction)), None) if instruction.opcode == "fusion" else None
+    inner = (
+        next((name for _, name in called(instruction)), None)
+        if instruction.opcode == "fusion"
+        else None
+    )
     return sum(min(size, _used(module, inner, i)) if inner and size else size for i, size in given)
 
 
 def _used(module: Module, computation: str, number: int) -> int:
     """Bytes that a fusion takes of its parameter of that number: all, or the slices it cuts."""
     inside = module.computations[computation]
-    names = {each.name for each in inside if each.opcode == "parameter" and each.operands == (str(number),)}
+    names = {
+        each.name
+        for each in inside
+        if each.opcode == "parameter" and each.operands == (str(number),)
+    }
     used = 0
     for each in inside:  # in the order of computation
         if not names & set(each.operands) or each.opcode == "parameter":
@@ -61,14 +83,22 @@ def _used(module: Module, computation: str, number: int) -> int:
             used += each.bytes
         elif each.opcode == "fusion":
             inner = next(name for _, name in called(each))
-            used += sum(_used(module, inner, i) for i, name in enumerate(each.operands) if name in names)
-        elif not (each.opcode == "dynamic-update-slice" and each.operands[0] in names):  # which is done in place
+            used += sum(
+                _used(module, inner, i) for i, name in enumerate(each.operands) if name in names
+            )
+        elif not (
+            each.opcode == "dynamic-update-slice" and each.operands[0] in names
+        ):  # which is done in place
             return max(known.bytes for known in inside if known.name in names)
     return used
 
 
 def _written(module: Module, instruction: Instruction) -> int:
-    inner = next((name for _, name in called(instruction)), None) if instruction.opcode == "fusion" else None
+    inner = (
+        next((name for _, name in called(instruction)), None)
+        if instruction.opcode == "fusion"
+        else None
+    )
     if instruction.opcode == "dynamic-update-slice" or (inner and _root(module, inner) is not None):
         return 0 if not instruction.memory_bytes else _update(module, instruction, inner)
     return instruction.memory_bytes

@@ -59,17 +59,26 @@ def search(
         options, began = to_options(setting, names), time.monotonic()
         try:
             plan = compile_in_child([*command, *options], topology, timeout)
-        except (Refused, Failed) as error:  # a setting that cannot be is an answer too, and others may be better
+        except (
+            Refused,
+            Failed,
+        ) as error:  # a setting that cannot be is an answer too, and others may be better
             say(f"{shlex.join(options)}: {error}")
             continue
         except KeyboardInterrupt:
             say("stopped: what follows was found before")
             break
-        told = {"options": options, "remat": names[setting.remat] if names else "", "batch": setting.batch}
+        told = {
+            "options": options,
+            "remat": names[setting.remat] if names else "",
+            "batch": setting.batch,
+        }
         tried.append((setting, plan | told))
         said = f"{plan['step_seconds']:.4g} s a step" if plan["fits"] else "does not fit"
         what = f"{in_words(plan['mesh'])}; {' '.join(options[len(AXES) :])}"
-        say(f"[{len(tried)} of {limit}] {what}: {said} (compiled in {time.monotonic() - began:.0f} s)")
+        say(
+            f"[{len(tried)} of {limit}] {what}: {said} (compiled in {time.monotonic() - began:.0f} s)"
+        )
     if not tried:
         raise Failed(f"no setting could be planned for {topology.name}.")
     return ranked([plan for _, plan in tried])
@@ -90,7 +99,9 @@ def settings(experiment: Experiment, devices: int, slices: int = 1) -> list[Sett
 
     found = [
         Setting(mesh, policy, batch * times)
-        for mesh, policy, times in itertools.product(meshes(own, devices, slices), range(max(len(names), 1)), TIMES)
+        for mesh, policy, times in itertools.product(
+            meshes(own, devices, slices), range(max(len(names), 1)), TIMES
+        )
         if not batch * times % rows(mesh)
     ]
     return sorted(found, key=changes)
@@ -105,7 +116,9 @@ def meshes(own: tuple[int, ...], devices: int, slices: int = 1) -> Iterator[tupl
     for tensor in (size for size in TENSOR if not left % size):
         each = left // tensor
         for data in sorted({1, each, *(size for size in (2, 4, 8) if not each % size)}):
-            mesh = tuple((fixed | {"data": data * slices, "fsdp": each // data, "tensor": tensor}).values())
+            mesh = tuple(
+                (fixed | {"data": data * slices, "fsdp": each // data, "tensor": tensor}).values()
+            )
             if mesh != own:
                 yield mesh
 
@@ -117,17 +130,31 @@ def rows(mesh: tuple[int, ...]) -> int:
 
 def to_options(setting: Setting, names: Sequence[str]) -> list[str]:
     sizes = [f"--mesh.{axis}={size}" for axis, size in zip(AXES, setting.mesh, strict=True)]
-    return [*sizes, *([f"--model.remat={names[setting.remat]}"] if names else []), f"--data.batch={setting.batch}"]
+    return [
+        *sizes,
+        *([f"--model.remat={names[setting.remat]}"] if names else []),
+        f"--data.batch={setting.batch}",
+    ]
 
 
 def ranked(plans: Sequence[Plan]) -> list[dict[str, Any]]:
     """What fits before what does not, then by seconds an example, then by memory."""
     timed = [
-        plan | {"seconds_per_example": plan["step_seconds"] / plan["batch"] if plan["step_seconds"] else None}
+        plan
+        | {
+            "seconds_per_example": plan["step_seconds"] / plan["batch"]
+            if plan["step_seconds"]
+            else None
+        }
         for plan in plans
     ]
     return sorted(
-        timed, key=lambda plan: (not plan["fits"], plan["seconds_per_example"] or 0.0, plan["memory"]["peak_bytes"])
+        timed,
+        key=lambda plan: (
+            not plan["fits"],
+            plan["seconds_per_example"] or 0.0,
+            plan["memory"]["peak_bytes"],
+        ),
     )
 
 
@@ -141,7 +168,9 @@ def ranking(plans: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             "fits": "yes" if plan["fits"] else "no",
             "GiB a chip": f"{plan['memory']['peak_bytes'] / GiB:.2f}",
             "s a step": f"{plan['step_seconds']:.4g}" if plan["step_seconds"] else "",
-            "examples/s": f"{1 / plan['seconds_per_example']:,.1f}" if plan["seconds_per_example"] else "",
+            "examples/s": f"{1 / plan['seconds_per_example']:,.1f}"
+            if plan["seconds_per_example"]
+            else "",
             "MFU, at most": f"{plan['mfu']:.1%}" if plan["mfu"] else "",
         }
         for plan in plans

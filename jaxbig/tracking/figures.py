@@ -22,4 +22,6 @@ def optional(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         said = " ".join(str(error).split()) or type(error).__name__
-        log.warning("%s: %s: %s; the run goes on", what, type(error).__name__, printable(said)[:300])
+        log.warning(
+            "%s: %s: %s; the run goes on", what, type(error).__name__, printable(said)[:300]
+        )

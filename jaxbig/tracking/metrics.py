@@ -62,7 +62,9 @@ class Board:
     """TensorBoard's event file of a run, from a step on; written without a thread, which could die unseen."""
 
     def __init__(self, folder: Path, start: int):
-        from tensorboardX import summary  # here: it looks for the libraries of clouds, which a launcher has no need of
+        from tensorboardX import (
+            summary,
+        )  # here: it looks for the libraries of clouds, which a launcher has no need of
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto import event_pb2
 
@@ -70,7 +72,9 @@ class Board:
         self._scalar, self._event = summary.scalar, event_pb2.Event  # type: ignore[attr-defined]
         folder.mkdir(exist_ok=True)
         self._writer = EventsWriter(str(folder / "events"))
-        self._writer.write_event(self._event(step=start + 1, session_log=session(status=session.START)))
+        self._writer.write_event(
+            self._event(step=start + 1, session_log=session(status=session.START))
+        )
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
         for name, value in values.items():
@@ -100,12 +104,20 @@ def read_metrics(workdir: Path, keep_damaged: bool = False) -> list[dict[str, An
     if not file.exists():
         return []
     content = file.read_bytes()
-    texts = content.decode(errors="replace").split("\n")[:-1]  # what follows the last newline is cut off or nothing
+    texts = content.decode(errors="replace").split("\n")[
+        :-1
+    ]  # what follows the last newline is cut off or nothing
     lines = {number: _metrics(text) for number, text in enumerate(texts, 1) if text}
     if damaged := [number for number, line in lines.items() if line is None]:
         which = f"line{'s' * (len(damaged) > 1)} {', '.join(map(str, damaged[:5]))}{', ...' * (len(damaged) > 5)}"
         copy = f"; the file is copied to {_copy_to_broken(file, content)}" if keep_damaged else ""
-        log.warning("%s: %s cannot be read and %s left out%s", file, which, "are" if damaged[1:] else "is", copy)
+        log.warning(
+            "%s: %s cannot be read and %s left out%s",
+            file,
+            which,
+            "are" if damaged[1:] else "is",
+            copy,
+        )
     return [line for line in lines.values() if line is not None]
 
 
@@ -115,7 +127,11 @@ def _metrics(text: str) -> dict[str, Any] | None:
         line = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(line, dict) or type(line.get("step")) is not int or not isinstance(line.get("split"), str):
+    if (
+        not isinstance(line, dict)
+        or type(line.get("step")) is not int
+        or not isinstance(line.get("split"), str)
+    ):
         return None
     values = (value for name, value in line.items() if name != "split")
     return line if all(value is None or type(value) in (int, float) for value in values) else None
@@ -166,8 +182,16 @@ def read_json(file: Path, kind: type = dict) -> Any:
     try:
         value = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        why = "it is empty, as a power loss leaves it" if file.is_file() and not file.stat().st_size else error
-        raise Refused(f"{file} cannot be read: {why}; bring back a copy of it, or give another folder.") from None
+        why = (
+            "it is empty, as a power loss leaves it"
+            if file.is_file() and not file.stat().st_size
+            else error
+        )
+        raise Refused(
+            f"{file} cannot be read: {why}; bring back a copy of it, or give another folder."
+        ) from None
     if not isinstance(value, kind):
-        raise Refused(f"{file} was not written by jaxbig: it holds no JSON {kind.__name__}; give another folder.")
+        raise Refused(
+            f"{file} was not written by jaxbig: it holds no JSON {kind.__name__}; give another folder."
+        )
     return value

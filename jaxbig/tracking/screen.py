@@ -48,7 +48,11 @@ class Screen:
         self._steps = steps
         if self.console.is_terminal:
             left = MofNCompleteColumn(), BarColumn(bar_width=None)
-            right = TextColumn("{task.description}"), TimeRemainingColumn(compact=True), TextColumn("left")
+            right = (
+                TextColumn("{task.description}"),
+                TimeRemainingColumn(compact=True),
+                TextColumn("left"),
+            )
             self._progress = Progress("step", *left, *right, console=self.console, transient=True)
             self._task = self._progress.add_task("", total=steps, completed=step)
             self._progress.start()
@@ -56,9 +60,7 @@ class Screen:
     @shown
     def train(self, step: int, values: dict[str, float]) -> None:
         """Training metrics of a step."""
-        text = (
-            f"loss {values['loss']:.4f}  rate {values['learning_rate']:.1e}  {values['steps_per_second']:.1f} steps/s"
-        )
+        text = f"loss {values['loss']:.4f}  rate {values['learning_rate']:.1e}  {values['steps_per_second']:.1f} steps/s"
         if self._progress is not None:
             self._progress.update(self._task, completed=step, description=text)
         elif time.monotonic() - self._last_line > 10:
@@ -83,10 +85,22 @@ class Screen:
     @shown
     def result(self, title: str, summary: dict[str, Any], workdir: Path, hints: list[str]) -> None:
         """The last screen: what was reached, where everything is, the digest, and what to try next."""
-        rows = [(name, _cell(value)) for name, value in summary["metrics"].items() if name.startswith("eval/")]
-        best = [f"{name} {_cell(value)}" for name, value in (summary["best"] or {}).items() if name != "step"]
+        rows = [
+            (name, _cell(value))
+            for name, value in summary["metrics"].items()
+            if name.startswith("eval/")
+        ]
+        best = [
+            f"{name} {_cell(value)}"
+            for name, value in (summary["best"] or {}).items()
+            if name != "step"
+        ]
         rows += [("best", f"{text} at step {summary['best']['step']}") for text in best]
-        rows += [("steps", f"{summary['step']:,}"), ("folder", str(workdir)), ("digest", summary["state_sha256"])]
+        rows += [
+            ("steps", f"{summary['step']:,}"),
+            ("folder", str(workdir)),
+            ("digest", summary["state_sha256"]),
+        ]
         rows += [("next" if hint is hints[0] else "", hint) for hint in hints]
         grid = Table.grid(padding=(0, 2))
         for name, value in rows:

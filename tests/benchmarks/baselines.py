@@ -49,7 +49,10 @@ def texts() -> tuple[np.ndarray, np.ndarray]:
 def grams(text: np.ndarray, length: int) -> np.ndarray:
     """The `length` bytes that end at each place from `length` - 1 on, as one number each."""
     count = len(text) - length + 1
-    parts = (text[i : i + count].astype(np.uint64) << np.uint64(8 * (length - 1 - i)) for i in range(length))
+    parts = (
+        text[i : i + count].astype(np.uint64) << np.uint64(8 * (length - 1 - i))
+        for i in range(length)
+    )
     return sum(parts, np.zeros(count, np.uint64))
 
 
@@ -59,13 +62,17 @@ def looked_up(keys: np.ndarray, counts: np.ndarray, wanted: np.ndarray) -> np.nd
     return np.where(keys[places] == wanted, counts[places], 0)
 
 
-def witten_bell(train: np.ndarray, held_out: np.ndarray, longest: int) -> Iterator[tuple[int, float]]:
+def witten_bell(
+    train: np.ndarray, held_out: np.ndarray, longest: int
+) -> Iterator[tuple[int, float]]:
     """For n-grams of 1 to `longest` bytes: n, and the bits per byte of the held-out text, interpolated as Witten and
     Bell (1991): p(w | h) = (c(hw) + t(h) p(w | shorter h)) / (c(h) + t(h)), t(h) the different bytes after h."""
     probability = np.full(len(held_out), 1 / 256)
     for length in range(1, longest + 1):
         keys, counts = np.unique(grams(train, length), return_counts=True)
-        before, first = np.unique(keys >> np.uint64(8), return_index=True)  # the contexts of the n-grams
+        before, first = np.unique(
+            keys >> np.uint64(8), return_index=True
+        )  # the contexts of the n-grams
         kinds, totals = np.diff(np.append(first, len(keys))), np.add.reduceat(counts, first)
         wanted = grams(held_out, length)
         context = wanted >> np.uint64(8)
@@ -99,13 +106,24 @@ def masked() -> Iterator[Result]:
     train, held_out = texts()
     guesses = np.full(len(held_out), np.bincount(train, minlength=256).argmax())
     yield "most frequent byte", "accuracy", float((guesses == held_out).mean())
-    for name, sides in {"left neighbour": (1, 0), "left and right": (1, 1), "two on each side": (2, 2)}.items():
+    for name, sides in {
+        "left neighbour": (1, 0),
+        "left and right": (1, 1),
+        "two on each side": (2, 2),
+    }.items():
         keys, counts = np.unique(around(train, *sides), return_counts=True)
-        by_count = np.lexsort((counts, keys >> np.uint64(8)))  # each context's most frequent byte comes last
-        contexts, guess = (keys >> np.uint64(8))[by_count], (keys & np.uint64(255))[by_count].astype(np.int64)
+        by_count = np.lexsort(
+            (counts, keys >> np.uint64(8))
+        )  # each context's most frequent byte comes last
+        contexts, guess = (
+            (keys >> np.uint64(8))[by_count],
+            (keys & np.uint64(255))[by_count].astype(np.int64),
+        )
         ends = np.append(contexts[1:] != contexts[:-1], True)
         wanted = around(held_out, *sides) >> np.uint64(8)
-        found = looked_up(contexts[ends], guess[ends] + 1, wanted)  # 0: never seen, so the guess before stays
+        found = looked_up(
+            contexts[ends], guess[ends] + 1, wanted
+        )  # 0: never seen, so the guess before stays
         inside = slice(sides[0], len(held_out) - sides[1])
         guesses[inside] = np.where(found > 0, found - 1, guesses[inside])
         yield name, "accuracy", float((guesses == held_out).mean())
@@ -164,12 +182,19 @@ def packages() -> Iterator[Result]:
     logistic = LogisticRegression(max_iter=2000, C=10)
     models = {
         "most frequent package of training": DummyClassifier(),
-        "words, tf-idf, logistic regression": make_pipeline(TfidfVectorizer(token_pattern=r"\w+"), logistic),
+        "words, tf-idf, logistic regression": make_pipeline(
+            TfidfVectorizer(token_pattern=r"\w+"), logistic
+        ),
         "1 to 4 characters, tf-idf, logistic regression": make_pipeline(
-            TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 4), sublinear_tf=True, min_df=2), logistic
+            TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 4), sublinear_tf=True, min_df=2),
+            logistic,
         ),
     }
-    yield "most frequent package of held-out", "accuracy", float(np.bincount(truth).max() / len(truth))
+    yield (
+        "most frequent package of held-out",
+        "accuracy",
+        float(np.bincount(truth).max() / len(truth)),
+    )
     for name, model in models.items():
         yield name, "accuracy", float(model.fit(train, targets).score(held_out, truth))
 
@@ -178,7 +203,9 @@ PARTS = {part.__name__: part for part in (text, masked, digits, diabetes, packag
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
     for name in parser.parse_args().only:
         for method, metric, value in PARTS[name]():

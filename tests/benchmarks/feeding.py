@@ -115,27 +115,38 @@ def write_pictures(folder: Path) -> None:
     photographs, draw = sklearn.datasets.load_sample_images().images, np.random.default_rng(0)
     for number in range(IMAGES):
         photograph = photographs[number % len(photographs)]  # [427, 640, 3]
-        top, left = draw.integers(0, photograph.shape[0] - 374), draw.integers(0, photograph.shape[1] - 499)
+        top, left = (
+            draw.integers(0, photograph.shape[0] - 374),
+            draw.integers(0, photograph.shape[1] - 499),
+        )
         data = io.BytesIO()
-        Image.fromarray(photograph[top : top + 375, left : left + 500]).save(data, "JPEG", quality=90)
+        Image.fromarray(photograph[top : top + 375, left : left + 500]).save(
+            data, "JPEG", quality=90
+        )
         (folder / f"{number:04}.jpg").write_bytes(data.getvalue())
 
 
 def ours(folder: Path, readers: int, workers: int) -> Result:
     """jaxbig's."""
     source = Pictures(batch=BATCH, records=Folder(folder=str(folder))).source("train")
-    with contextlib.closing(train_batches(source, 0, 0, 10**6, BATCH, readers, workers=workers)) as batches:
+    with contextlib.closing(
+        train_batches(source, 0, 0, 10**6, BATCH, readers, workers=workers)
+    ) as batches:
         for _ in range(AHEAD):
             next(batches)
         began, cpu = time.perf_counter(), processor()
         for _ in range(MEASURED):
             next(batches)
-        return (time.perf_counter() - began) / BATCH / MEASURED, (processor() - cpu) / BATCH / MEASURED
+        return (time.perf_counter() - began) / BATCH / MEASURED, (
+            processor() - cpu
+        ) / BATCH / MEASURED
 
 
 def processor() -> float:
     """Processor seconds of this process and those that it has started."""
-    children = [each.cpu_times() for each in psutil.Process().children() if each.name().startswith("python")]
+    children = [
+        each.cpu_times() for each in psutil.Process().children() if each.name().startswith("python")
+    ]
     return time.process_time() + sum(times.user + times.system for times in children)
 
 
@@ -144,7 +155,9 @@ def rival(python: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
     """A process that measures a round of tf.data for each line it is sent."""
     numbers = map(str, (SIZE, BATCH, AHEAD, MEASURED, CORES))
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen([python, "-c", TENSORFLOW, str(folder), *numbers], text=True, **pipes)
+    process = subprocess.Popen(
+        [python, "-c", TENSORFLOW, str(folder), *numbers], text=True, **pipes
+    )
     try:
         assert process.stdout and process.stdout.readline() == "ready\n", "TensorFlow did not begin"
         yield process
@@ -170,9 +183,15 @@ def install(folder: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tensorflow", default="", help="a Python that has it; else it is installed in a new folder")
+    parser.add_argument(
+        "--tensorflow",
+        default="",
+        help="a Python that has it; else it is installed in a new folder",
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         pictures = Path(folder) / "pictures"
@@ -186,13 +205,21 @@ def main() -> None:
                 results[WHOLE].append(theirs(process, "whole"))
                 results["workers"].append(ours(pictures, 1, CORES))
                 results[MIDDLE].append(theirs(process, "middle"))
-                print(f"round {number + 1}:", {n: f"{1 / r[-1][0]:.0f}/s" for n, r in results.items()}, file=sys.stderr)
-    print(f"medians of {options.rounds} rounds on {CORES} cores; load of the machine {os.getloadavg()[0]:.1f}")
+                print(
+                    f"round {number + 1}:",
+                    {n: f"{1 / r[-1][0]:.0f}/s" for n, r in results.items()},
+                    file=sys.stderr,
+                )
+    print(
+        f"medians of {options.rounds} rounds on {CORES} cores; load of the machine {os.getloadavg()[0]:.1f}"
+    )
     print(f"{'':16}  images/s x {WHOLE}  x {MIDDLE}    processor ms/image x {WHOLE}  x {MIDDLE}")
     for name, found in results.items():
         seconds, cpu = (statistics.median(column) for column in zip(*found, strict=True))
         faster = [
-            statistics.median(b[which] / a[which] for a, b in zip(found, results[other], strict=True))
+            statistics.median(
+                b[which] / a[which] for a, b in zip(found, results[other], strict=True)
+            )
             for which in (0, 1)
             for other in (WHOLE, MIDDLE)
         ]

@@ -43,12 +43,16 @@ def compiled(module: nn.Module, x: jax.Array) -> tuple[Any, Any]:
         states = module.apply(variables, x)
         return jnp.mean(jnp.square(states[0] if isinstance(states, tuple) else states))
 
-    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1))), nn.meta.unbox(jax.jit(module.init)(jax.random.key(0), x))
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1))), nn.meta.unbox(
+        jax.jit(module.init)(jax.random.key(0), x)
+    )
 
 
 def main() -> None:
     x = jax.random.normal(jax.random.key(1), (BATCH, LENGTH, WIDTH))
-    print(f"width {WIDTH}, {LENGTH} steps, batch {BATCH}, {jax.devices()[0].device_kind}, median of {ROUNDS} rounds")
+    print(
+        f"width {WIDTH}, {LENGTH} steps, batch {BATCH}, {jax.devices()[0].device_kind}, median of {ROUNDS} rounds"
+    )
     print("layers   ours ms   flax ms   ratio")
     for layers in (1, 2):
         pairs = [compiled(Recurrence(width=WIDTH, layers=layers), x), compiled(Flax(layers), x)]

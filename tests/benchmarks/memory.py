@@ -35,7 +35,9 @@ def jpeg(root: Path) -> Pictures:
 def measured(source: Source, steps: int, readers: int, workers: int) -> tuple[float, float]:
     """MiB in the first steps, and in the last."""
     found, processes = [], []
-    with contextlib.closing(train_batches(source, 0, 0, steps, BATCH, readers, workers=workers)) as batches:
+    with contextlib.closing(
+        train_batches(source, 0, 0, steps, BATCH, readers, workers=workers)
+    ) as batches:
         for step, _ in enumerate(batches):
             processes = processes or [psutil.Process(), *psutil.Process().children()]
             if step % EVERY == 0:
@@ -45,11 +47,17 @@ def measured(source: Source, steps: int, readers: int, workers: int) -> tuple[fl
 
 def main() -> int:
     kinds = {"jpeg": jpeg, **KINDS}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=5_000)
     parser.add_argument("--only", nargs="+", choices=kinds, default=kinds, metavar="KIND")
     options, worst = parser.parse_args(), 0.0
-    print(f"{'':10}{'2 threads':>28}{'2 processes':>31}\n{'':10}" + 2 * "   MiB first    last   change  " + "seconds")
+    print(
+        f"{'':10}{'2 threads':>28}{'2 processes':>31}\n{'':10}"
+        + 2 * "   MiB first    last   change  "
+        + "seconds"
+    )
     for kind in options.only:
         with tempfile.TemporaryDirectory() as folder:
             os.environ |= {"JAXBIG_CACHE": f"{folder}/cache", "TFDS_DATA_DIR": f"{folder}/prepared"}

@@ -31,7 +31,9 @@ def main() -> None:
         rates.append(STEPS * data.batch * data.length / (time.perf_counter() - began))
     taken = bench(experiment, 20, Screen(json=True))["tokens_per_second"]
     read = statistics.median(rates)
-    print(f"read {read:,.0f} tokens a second on one thread, taken {taken:,.0f}: {read / taken:.0f} times")
+    print(
+        f"read {read:,.0f} tokens a second on one thread, taken {taken:,.0f}: {read / taken:.0f} times"
+    )
 
 
 if __name__ == "__main__":

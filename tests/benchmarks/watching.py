@@ -57,11 +57,15 @@ def stepper(name: str, watched: bool) -> Callable[[], float]:
     """Makes `STEPS` steps; gives the seconds that each took."""
     experiment, watch = load(name), room.make_watch
     if not watched:
-        room.make_watch = lambda *_, **__: lambda before, after, loss, gradient: (after, jnp.int32(0))
+        room.make_watch = lambda *_, **__: (
+            lambda before, after, loss, gradient: (after, jnp.int32(0))
+        )
     experiment.data.prepare()
     program = make_program(experiment)
     with program.activate():
-        batch = put(train_batch(experiment.data.source("train"), 0, 0, experiment.data.batch), program.mesh)
+        batch = put(
+            train_batch(experiment.data.source("train"), 0, 0, experiment.data.batch), program.mesh
+        )
         train_step = program.train_step.trace(program.abstract, program.batch).lower().compile()
         state = [train_step(program.init(), batch)[0]]
     room.make_watch = watch
@@ -87,7 +91,9 @@ def main() -> int:
             warm()
         ratio = statistics.median(with_it() / without() for _ in range(PAIRS))
         worst = max(worst, count * one / seconds)
-        print(f"{name:20} {count:15.1f} {count * one / seconds:10.4%} {ratio - 1:+8.2%}", flush=True)
+        print(
+            f"{name:20} {count:15.1f} {count * one / seconds:10.4%} {ratio - 1:+8.2%}", flush=True
+        )
     print(f"{'under' if worst < 0.001 else 'NOT under'} 0.1% of a step")
     return worst >= 0.001
 
