@@ -172,7 +172,7 @@ def run_attention(kernel: str, case: dict[str, Any], arrays: dict[str, Any]) -> 
 def attention_step(kernel: str, causal: bool, window: int | None) -> Callable[..., Any]:
     import jax
 
-    from jaxbig.models.attention import attend
+    from jaxbig.models.layers.attention import attend
 
     key = (kernel, causal, window)
     if key not in _STEPS:
@@ -254,10 +254,10 @@ def one_family(family: str) -> list[Line]:
     """One step in float32, as is and with products of full precision, and in bfloat16."""
     import jax
 
-    from jaxbig.check import apart, step
-    from jaxbig.experiment import load
-    from jaxbig.precision import Precision
-    from jaxbig.sibling import random_batch, replaced, small_program
+    from jaxbig.config.discover import load
+    from jaxbig.config.precision import Precision
+    from jaxbig.tools.check_sharding import apart, step
+    from jaxbig.tools.shrink import random_batch, replaced, small_program
 
     here, cpu = jax.devices()[:1], jax.devices("cpu")[:1]
     experiment = load(FAMILIES[family])
@@ -469,14 +469,14 @@ def one_case(case: str, small: bool) -> list[Line]:
     """Times the compiled train step on random rows that are on the device."""
     import jax
 
-    from jaxbig.experiment import load
-    from jaxbig.mesh import put
-    from jaxbig.options import Overridden, parse
-    from jaxbig.pace import rates
-    from jaxbig.planning.flops import model_flops
-    from jaxbig.planning.memory import available_bytes, peak_bytes
-    from jaxbig.sibling import random_batch
-    from jaxbig.step import make_program
+    from jaxbig.config.discover import load
+    from jaxbig.config.overrides import Overridden, parse
+    from jaxbig.cost.flops import model_flops
+    from jaxbig.cost.memory import available_bytes, peak_bytes
+    from jaxbig.distributed.sharding import put
+    from jaxbig.program.program import make_program
+    from jaxbig.tools.shrink import random_batch
+    from jaxbig.train.step_reporter import rates
 
     name, options = SPEED[case]
     if small:

@@ -8,8 +8,8 @@ Full size, not run here: `jaxbig data prepare` fetches its data first; `--smoke`
 import dataclasses
 
 from experiments import c4_llama_7b
-from jaxbig.data.tokenizers import BytePairs
-from jaxbig.experiment import Experiment
+from jaxbig.config.experiment import Experiment
+from jaxbig.data.tokenize.tokenizers import BytePairs
 from jaxbig.objectives.next_token import NextToken
 
 

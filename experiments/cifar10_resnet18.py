@@ -7,11 +7,11 @@ It has not been run here at full size; it needs the data. SGD with momentum as H
 with half a cosine and a weight decay of 5e-4 (DeVries and Taylor, 2017), their random crops and flips.
 """
 
-from jaxbig.data.augment import Flip, Normalize, RandomCrop
+from jaxbig.config.experiment import Experiment
 from jaxbig.data.images import Images
-from jaxbig.data.tfds import Tfds
-from jaxbig.experiment import Experiment
-from jaxbig.mesh import Mesh
+from jaxbig.data.records.tfds import Tfds
+from jaxbig.data.transforms.augment import Flip, Normalize, RandomCrop
+from jaxbig.distributed.mesh import Mesh
 from jaxbig.models.resnet import resnet
 from jaxbig.objectives.classification import Classification
 from jaxbig.optim.optimizers import SGD

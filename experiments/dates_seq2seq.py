@@ -6,10 +6,10 @@ Two cores of an AMD EPYC. Exact match on 1,000 held-out dates after 1,000 steps,
 what has to be beaten is 0.990: there are no simple rules to compare with (tests/benchmarks/baselines.py).
 """
 
-from jaxbig.data.dates import Dates
-from jaxbig.experiment import Experiment
-from jaxbig.mesh import Mesh
-from jaxbig.models.attentive import RNNEncoderDecoder
+from jaxbig.config.experiment import Experiment
+from jaxbig.data.builtin.dates import Dates
+from jaxbig.distributed.mesh import Mesh
+from jaxbig.models.rnn_seq2seq import RNNEncoderDecoder
 from jaxbig.objectives.seq2seq import Seq2Seq
 from jaxbig.optim.optimizers import AdamW
 from jaxbig.optim.schedules import WarmupCosine

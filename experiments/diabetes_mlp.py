@@ -10,9 +10,9 @@ ridge is behind: 0.486 against 0.506. So few held-out rows do not tell the two a
 0's recipe) has a standard error of 0.028.
 """
 
-from jaxbig.data.diabetes import Diabetes
-from jaxbig.experiment import Experiment
-from jaxbig.mesh import Mesh
+from jaxbig.config.experiment import Experiment
+from jaxbig.data.builtin.diabetes import Diabetes
+from jaxbig.distributed.mesh import Mesh
 from jaxbig.models.mlp import MLP
 from jaxbig.objectives.regression import Regression
 from jaxbig.optim.optimizers import AdamW

@@ -6,9 +6,9 @@ Two cores of an AMD EPYC. Accuracy on the 360 held-out images after 500 steps, s
 support vector classification has 0.978 on the same images (tests/benchmarks/baselines.py).
 """
 
-from jaxbig.data.digits import Digits
-from jaxbig.experiment import Experiment
-from jaxbig.mesh import Mesh
+from jaxbig.config.experiment import Experiment
+from jaxbig.data.builtin.digits import Digits
+from jaxbig.distributed.mesh import Mesh
 from jaxbig.models.resnet import ResNet
 from jaxbig.objectives.classification import Classification
 from jaxbig.optim.optimizers import AdamW

@@ -7,10 +7,10 @@ logistic regression has 0.967 on the same images (tests/benchmarks/baselines.py)
 changes its cell.
 """
 
-from jaxbig.data.digits import Digits
-from jaxbig.experiment import Experiment
-from jaxbig.mesh import Mesh
-from jaxbig.models.recurrent import RNN
+from jaxbig.config.experiment import Experiment
+from jaxbig.data.builtin.digits import Digits
+from jaxbig.distributed.mesh import Mesh
+from jaxbig.models.rnn import RNN
 from jaxbig.objectives.classification import Classification
 from jaxbig.optim.optimizers import AdamW
 from jaxbig.optim.schedules import WarmupCosine

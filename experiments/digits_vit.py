@@ -7,9 +7,9 @@ support vector classification has 0.978 on the same images (tests/benchmarks/bas
 had 0.975, 0.961, 0.964; held-out quarters of the training rows said the same, 0.951 against 0.978.
 """
 
-from jaxbig.data.digits import Digits
-from jaxbig.experiment import Experiment
-from jaxbig.mesh import Mesh
+from jaxbig.config.experiment import Experiment
+from jaxbig.data.builtin.digits import Digits
+from jaxbig.distributed.mesh import Mesh
 from jaxbig.models.vit import ViT
 from jaxbig.objectives.classification import Classification
 from jaxbig.optim.optimizers import AdamW

@@ -8,9 +8,9 @@ al. (2012), with half a cosine in place of three drops, and Inception's crops in
 colours.
 """
 
-from jaxbig.data.imagenet import imagenet
-from jaxbig.experiment import Experiment
-from jaxbig.mesh import Mesh
+from jaxbig.config.experiment import Experiment
+from jaxbig.data.builtin.imagenet import imagenet
+from jaxbig.distributed.mesh import Mesh
 from jaxbig.models.alexnet import AlexNet
 from jaxbig.objectives.classification import Classification
 from jaxbig.optim.optimizers import SGD

@@ -7,11 +7,11 @@ It has not been run here at full size; it needs the data. Batch, rate, warm-up o
 label smoothing, RandAugment, random erasing, mixup and CutMix of Liu et al. (2022); without averaging.
 """
 
-from jaxbig.data.augment import CutMix, Either, Erasing, Mixup
-from jaxbig.data.imagenet import imagenet
-from jaxbig.data.randaugment import RandAugment
-from jaxbig.experiment import Experiment
-from jaxbig.mesh import Mesh
+from jaxbig.config.experiment import Experiment
+from jaxbig.data.builtin.imagenet import imagenet
+from jaxbig.data.transforms.augment import CutMix, Either, Erasing, Mixup
+from jaxbig.data.transforms.randaugment import RandAugment
+from jaxbig.distributed.mesh import Mesh
 from jaxbig.models.convnext import ConvNeXt
 from jaxbig.objectives.classification import Classification
 from jaxbig.optim.optimizers import AdamW

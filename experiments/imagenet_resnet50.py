@@ -7,9 +7,9 @@ It has not been run here at full size; it needs the data. Rate 0.1 for each 256 
 weight decay as Goyal et al. (2017), half a cosine and label smoothing as He et al. (2019).
 """
 
-from jaxbig.data.imagenet import imagenet
-from jaxbig.experiment import Experiment
-from jaxbig.mesh import Mesh
+from jaxbig.config.experiment import Experiment
+from jaxbig.data.builtin.imagenet import imagenet
+from jaxbig.distributed.mesh import Mesh
 from jaxbig.models.resnet import resnet
 from jaxbig.objectives.classification import Classification
 from jaxbig.optim.optimizers import SGD

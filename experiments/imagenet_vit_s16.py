@@ -5,11 +5,11 @@
 Full size, not run here: `jaxbig data prepare` fetches its data first; `--smoke` tries it without.
 """
 
-from jaxbig.data.augment import Mixup
-from jaxbig.data.imagenet import imagenet
-from jaxbig.data.randaugment import RandAugment
-from jaxbig.experiment import Experiment
-from jaxbig.mesh import Mesh
+from jaxbig.config.experiment import Experiment
+from jaxbig.data.builtin.imagenet import imagenet
+from jaxbig.data.transforms.augment import Mixup
+from jaxbig.data.transforms.randaugment import RandAugment
+from jaxbig.distributed.mesh import Mesh
 from jaxbig.models.vit import ViT
 from jaxbig.objectives.classification import Classification
 from jaxbig.optim.optimizers import AdamW

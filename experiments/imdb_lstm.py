@@ -5,12 +5,12 @@
 Full size, not run here: `jaxbig data prepare` fetches its data first; `--smoke` tries it without.
 """
 
+from jaxbig.config.experiment import Experiment
+from jaxbig.data.records.tfds import Tfds
 from jaxbig.data.text import Sentences
-from jaxbig.data.tfds import Tfds
-from jaxbig.data.tokenizers import BytePairs
-from jaxbig.experiment import Experiment
-from jaxbig.mesh import Mesh
-from jaxbig.models.recurrent import RNN
+from jaxbig.data.tokenize.tokenizers import BytePairs
+from jaxbig.distributed.mesh import Mesh
+from jaxbig.models.rnn import RNN
 from jaxbig.objectives.classification import Classification
 from jaxbig.optim.optimizers import AdamW
 from jaxbig.optim.schedules import WarmupCosine

@@ -5,12 +5,12 @@
 Full size, not run here: `jaxbig data prepare` fetches its data first; `--smoke` tries it without.
 """
 
+from jaxbig.config.experiment import Experiment
+from jaxbig.data.records.tfds import Tfds
 from jaxbig.data.text import Tokens
-from jaxbig.data.tfds import Tfds
-from jaxbig.data.tokenizers import BytePairs
-from jaxbig.experiment import Experiment
-from jaxbig.mesh import Mesh
-from jaxbig.models.language import Decoder
+from jaxbig.data.tokenize.tokenizers import BytePairs
+from jaxbig.distributed.mesh import Mesh
+from jaxbig.models.language_model import Decoder
 from jaxbig.objectives.next_token import NextToken
 from jaxbig.optim.optimizers import AdamW
 from jaxbig.optim.schedules import WarmupInverseRoot

@@ -6,11 +6,11 @@
 It has not been run here; it needs the data. 30 epochs with AdamW.
 """
 
+from jaxbig.config.experiment import Experiment
 from jaxbig.data.images import Images
-from jaxbig.data.tfds import Tfds
-from jaxbig.experiment import Experiment
-from jaxbig.mesh import Mesh
-from jaxbig.models.convolutional import Conv, ConvNet, Dense, Dropout, Pool
+from jaxbig.data.records.tfds import Tfds
+from jaxbig.distributed.mesh import Mesh
+from jaxbig.models.convnet import Conv, ConvNet, Dense, Dropout, Pool
 from jaxbig.objectives.classification import Classification
 from jaxbig.optim.optimizers import AdamW
 from jaxbig.optim.schedules import WarmupCosine

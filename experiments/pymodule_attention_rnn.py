@@ -7,10 +7,10 @@ Two cores of an AMD EPYC. Accuracy on 3,314 lines of held-out files after 1,200 
 0.757, which this does not reach (tests/benchmarks/baselines.py).
 """
 
-from jaxbig.data.pymodule import PyModule
-from jaxbig.experiment import Experiment
-from jaxbig.mesh import Mesh
-from jaxbig.models.recurrent import RNN
+from jaxbig.config.experiment import Experiment
+from jaxbig.data.builtin.pymodule import PyModule
+from jaxbig.distributed.mesh import Mesh
+from jaxbig.models.rnn import RNN
 from jaxbig.objectives.classification import Classification
 from jaxbig.optim.optimizers import AdamW
 from jaxbig.optim.schedules import WarmupCosine

@@ -12,8 +12,8 @@ most frequent package has 0.321, logistic regression on words (tf-idf) 0.666, wh
 import dataclasses
 
 from experiments import pytext_bert
-from jaxbig.data.pymodule import PyModule
-from jaxbig.experiment import Experiment, InitializeFrom
+from jaxbig.config.experiment import Experiment, InitializeFrom
+from jaxbig.data.builtin.pymodule import PyModule
 from jaxbig.objectives.classification import Classification
 from jaxbig.optim.optimizers import AdamW
 from jaxbig.optim.schedules import WarmupCosine

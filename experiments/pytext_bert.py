@@ -6,10 +6,10 @@ On the held-out bytes of Python 3.11.7's library, after 1,200 steps, seeds 0 to 
 bytes are found; from the two neighbours of a byte, unhidden, 0.546 are (tests/benchmarks/baselines.py).
 """
 
-from jaxbig.data.pytext import PyTextRows
-from jaxbig.experiment import Experiment
-from jaxbig.mesh import Mesh
-from jaxbig.models.language import Encoder
+from jaxbig.config.experiment import Experiment
+from jaxbig.data.builtin.pytext import PyTextRows
+from jaxbig.distributed.mesh import Mesh
+from jaxbig.models.language_model import Encoder
 from jaxbig.objectives.masked_token import MaskedToken
 from jaxbig.optim.optimizers import AdamW
 from jaxbig.optim.schedules import WarmupCosine

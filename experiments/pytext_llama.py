@@ -7,10 +7,10 @@ seeds 0 to 2: 2.054, 2.043, 2.062; a model of byte 4-grams with Witten-Bell smoo
 text, has 2.098 (tests/benchmarks/baselines.py).
 """
 
-from jaxbig.data.pytext import PyText
-from jaxbig.experiment import Experiment
-from jaxbig.mesh import Mesh
-from jaxbig.models.language import Decoder
+from jaxbig.config.experiment import Experiment
+from jaxbig.data.builtin.pytext import PyText
+from jaxbig.distributed.mesh import Mesh
+from jaxbig.models.language_model import Decoder
 from jaxbig.objectives.next_token import NextToken
 from jaxbig.optim.optimizers import AdamW
 from jaxbig.optim.schedules import WarmupCosine

@@ -8,10 +8,10 @@ seeds 0 to 2: 2.011, 2.024, 2.018; a model of byte 4-grams with Witten-Bell smoo
 text, has 2.098 (tests/benchmarks/baselines.py).
 """
 
-from jaxbig.data.pytext import PyText
-from jaxbig.experiment import Experiment
-from jaxbig.mesh import Mesh
-from jaxbig.models.recurrent import RNNLanguageModel
+from jaxbig.config.experiment import Experiment
+from jaxbig.data.builtin.pytext import PyText
+from jaxbig.distributed.mesh import Mesh
+from jaxbig.models.rnn import RNNLanguageModel
 from jaxbig.objectives.next_token import NextToken
 from jaxbig.optim.optimizers import AdamW
 from jaxbig.optim.schedules import WarmupCosine

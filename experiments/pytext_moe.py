@@ -11,7 +11,7 @@ Eight experts of half the parent's hidden width, two a token: about as many FLOP
 import dataclasses
 
 from experiments import pytext_transformer
-from jaxbig.experiment import Experiment
+from jaxbig.config.experiment import Experiment
 
 
 def config() -> Experiment:

@@ -8,10 +8,10 @@ text, has 2.098 (tests/benchmarks/baselines.py).
 LayerNorm, biases and GELU as GPT-2, positions rotary: learned ones had 2.593 after 1,000 steps.
 """
 
-from jaxbig.data.pytext import PyText
-from jaxbig.experiment import Experiment
-from jaxbig.mesh import Mesh
-from jaxbig.models.language import Decoder
+from jaxbig.config.experiment import Experiment
+from jaxbig.data.builtin.pytext import PyText
+from jaxbig.distributed.mesh import Mesh
+from jaxbig.models.language_model import Decoder
 from jaxbig.objectives.next_token import NextToken
 from jaxbig.optim.optimizers import AdamW
 from jaxbig.optim.schedules import WarmupCosine

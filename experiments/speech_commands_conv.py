@@ -6,11 +6,11 @@ Full size, not run here. TFDS needs TensorFlow to prepare this one: `tfds build 
 --file_format=array_record`, on a machine that has it; `--smoke` tries it without.
 """
 
+from jaxbig.config.experiment import Experiment
 from jaxbig.data.audio import Sounds
-from jaxbig.data.tfds import Tfds
-from jaxbig.experiment import Experiment
-from jaxbig.mesh import Mesh
-from jaxbig.models.convolutional import Conv, ConvNet, Dense, Dropout, Pool
+from jaxbig.data.records.tfds import Tfds
+from jaxbig.distributed.mesh import Mesh
+from jaxbig.models.convnet import Conv, ConvNet, Dense, Dropout, Pool
 from jaxbig.objectives.classification import Classification
 from jaxbig.optim.optimizers import AdamW
 from jaxbig.optim.schedules import WarmupCosine

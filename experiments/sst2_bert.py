@@ -8,9 +8,9 @@ Full size, not run here: `jaxbig data prepare` fetches its data first; `--smoke`
 import dataclasses
 
 from experiments import wikipedia_bert_base
+from jaxbig.config.experiment import Experiment, InitializeFrom
+from jaxbig.data.records.tfds import Tfds
 from jaxbig.data.text import Sentences
-from jaxbig.data.tfds import Tfds
-from jaxbig.experiment import Experiment, InitializeFrom
 from jaxbig.objectives.classification import Classification
 from jaxbig.optim.optimizers import AdamW
 from jaxbig.optim.schedules import WarmupLinear

@@ -5,12 +5,12 @@
 Full size, not run here: `jaxbig data prepare` fetches its data first; `--smoke` tries it without.
 """
 
+from jaxbig.config.experiment import Experiment
+from jaxbig.data.records.tfds import Tfds
 from jaxbig.data.text import Pairs
-from jaxbig.data.tfds import Tfds
-from jaxbig.data.tokenizers import BytePairs
-from jaxbig.experiment import Experiment
-from jaxbig.mesh import Mesh
-from jaxbig.models.language import EncoderDecoder
+from jaxbig.data.tokenize.tokenizers import BytePairs
+from jaxbig.distributed.mesh import Mesh
+from jaxbig.models.language_model import EncoderDecoder
 from jaxbig.objectives.seq2seq import Seq2Seq
 from jaxbig.optim.optimizers import Adam
 from jaxbig.optim.schedules import WarmupInverseRoot

@@ -16,9 +16,9 @@ from typing import Annotated, Any
 import tyro
 import yaml
 
+from jaxbig.config.overrides import parse, resolve
 from jaxbig.errors import Failed, Refused
-from jaxbig.options import parse, resolve
-from jaxbig.streams import make_lasting
+from jaxbig.system.standard_streams import make_lasting
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 NAME = r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?"

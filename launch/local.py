@@ -18,8 +18,8 @@ import threading
 import time
 from typing import IO
 
-from jaxbig.children import Process, asked_to_stop, gpus, kill, spawn, tell
 from jaxbig.errors import PEER_LOST, Refused
+from jaxbig.system.process_group import Process, asked_to_stop, gpus, kill, spawn, tell
 from launch.common import Launcher, at_least, main
 
 GRACE = 10.0

@@ -19,9 +19,10 @@ from typing import Any
 import jax
 import pytest
 
-from jaxbig.experiment import Experiment, load
-from jaxbig.models.convolutional import Conv, Dense, Dropout, Pool
-from jaxbig.tracking.screen import Screen
+from jaxbig.config.discover import load
+from jaxbig.config.experiment import Experiment
+from jaxbig.models.convnet import Conv, Dense, Dropout, Pool
+from jaxbig.tracking.console import Screen
 
 # nohup and background shells ignore them, and so would the processes of the tests
 signal.signal(signal.SIGHUP, signal.SIG_DFL)

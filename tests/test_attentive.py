@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from scipy.special import expit, softmax
 
+from jaxbig.distributed.mesh import Mesh, activate
+from jaxbig.distributed.sharding import parameter_shardings
 from jaxbig.errors import Refused
-from jaxbig.mesh import Mesh, activate, parameter_shardings
-from jaxbig.models.attentive import Additive, Multiplicative, RNNEncoderDecoder
+from jaxbig.models.rnn_seq2seq import Additive, Multiplicative, RNNEncoderDecoder
 
 Array = np.ndarray
 KEY = jax.random.key(0)

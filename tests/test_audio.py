@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxbig.data.audio import Sounds, waveform
-from jaxbig.data.made_up import MadeUp
+from jaxbig.data.records.synthetic import MadeUp
 
 SAMPLES = 1_600
 WAVE = 0.9 * np.sin(2 * np.pi * 440 * np.arange(SAMPLES) / 16_000)

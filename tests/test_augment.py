@@ -14,8 +14,8 @@ import sklearn.datasets
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from PIL import Image, ImageEnhance
 
-from jaxbig.data import colours
-from jaxbig.data.augment import (
+from jaxbig.data.transforms import color
+from jaxbig.data.transforms.augment import (
     Augmentation,
     CentralCrop,
     ColorJitter,
@@ -31,8 +31,8 @@ from jaxbig.data.augment import (
     check_order,
     symmetric_beta,
 )
-from jaxbig.data.randaugment import RandAugment
-from jaxbig.data.resample import resample, weights
+from jaxbig.data.transforms.randaugment import RandAugment
+from jaxbig.data.transforms.resample import resample, weights
 from jaxbig.errors import Refused
 
 PHOTO = sklearn.datasets.load_sample_image("china.jpg")  # 427 x 640
@@ -206,7 +206,7 @@ ENHANCERS = {
 def test_colours_are_pillows(name: str, factor: float) -> None:
     for photo in (PHOTO, FLOWER):
         theirs = ENHANCERS[name](Image.fromarray(photo)).enhance(factor)
-        assert difference(getattr(colours, name)(pixels(photo), factor), theirs) < 0.7
+        assert difference(getattr(color, name)(pixels(photo), factor), theirs) < 0.7
         assert difference(pixels(photo), theirs) > 3
 
 
@@ -218,14 +218,14 @@ def test_hue_is_pillows(turn: float) -> None:
         theirs = Image.merge(
             "HSV", [Image.fromarray(each) for each in np.moveaxis(turned, 2, 0)]
         ).convert("RGB")
-        assert difference(colours.hue(pixels(photo), jnp.float32(turn)), theirs) < 1.5
+        assert difference(color.hue(pixels(photo), jnp.float32(turn)), theirs) < 1.5
         assert difference(pixels(photo), theirs) > 3
 
 
 def test_hue_by_hand() -> None:
     colour = jnp.array([[[1, 0, 0], [0.5, 0.25, 0], [0.2, 0.2, 0.2]]])
     third = [[[0, 1, 0], [0, 0.5, 0.25], [0.2, 0.2, 0.2]]]
-    np.testing.assert_allclose(colours.hue(colour, jnp.float32(1 / 3)), third, atol=1e-6)
+    np.testing.assert_allclose(color.hue(colour, jnp.float32(1 / 3)), third, atol=1e-6)
 
 
 def test_jitter_applies_all_four_in_every_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,10 +241,10 @@ def test_jitter_applies_all_four_in_every_order(monkeypatch: pytest.MonkeyPatch)
         )
         ours = jax.vmap(lambda key: jitter(image, jnp.array([6, 6]), key)[0])(keys(400))
     changes = [
-        (colours.brightness, 1.6),
-        (colours.contrast, 1.7),
-        (colours.saturation, 1.8),
-        (colours.hue, 0.2),
+        (color.brightness, 1.6),
+        (color.contrast, 1.7),
+        (color.saturation, 1.8),
+        (color.hue, 0.2),
     ]
     expected = []
     for order in itertools.permutations(changes):

@@ -19,17 +19,17 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from jaxbig.data.arrays import Arrays
 from jaxbig.data.audio import Sounds
-from jaxbig.data.base import Data, Rows
-from jaxbig.data.columns import Columns
-from jaxbig.data.examples import Reading
-from jaxbig.data.image_folder import ImageFolder
+from jaxbig.data.core.dataset import Data, Rows
+from jaxbig.data.core.examples import Reading
 from jaxbig.data.images import Images
-from jaxbig.data.json_lines import JsonLines
-from jaxbig.data.parquet import Parquet
+from jaxbig.data.records.arrays import Arrays
+from jaxbig.data.records.image_folder import ImageFolder
+from jaxbig.data.records.json_lines import JsonLines
+from jaxbig.data.records.parquet import Parquet
+from jaxbig.data.records.text_files import TextFiles
+from jaxbig.data.tabular import Columns
 from jaxbig.data.text import Sentences, Tokens
-from jaxbig.data.text_files import TextFiles
 from jaxbig.errors import Failed, Refused
 
 CLASSES = 3

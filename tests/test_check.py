@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from conftest import small
 
-from jaxbig.check import apart, check, devices_for
+from jaxbig.arrays.tree import leaves
+from jaxbig.config.discover import load
+from jaxbig.distributed.mesh import Mesh
 from jaxbig.errors import Refused
-from jaxbig.experiment import load
-from jaxbig.mesh import Mesh
-from jaxbig.models.convolutional import ConvNet
-from jaxbig.models.layers import Linear
-from jaxbig.sibling import fewer, least, small_program
-from jaxbig.state import leaves
-from jaxbig.step import make_program
+from jaxbig.models.convnet import ConvNet
+from jaxbig.models.layers.basic import Linear
+from jaxbig.program.program import make_program
+from jaxbig.tools.check_sharding import apart, check, devices_for
+from jaxbig.tools.shrink import fewer, least, small_program
 
 SPLIT = Mesh(data=2, fsdp=2, tensor=2)
 LONG = [

@@ -19,10 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxbig import checkpoint
-from jaxbig.checkpoint import Checkpoints
+from jaxbig.arrays.tree import leaves
+from jaxbig.checkpoint import manager
+from jaxbig.checkpoint.manager import Checkpoints
 from jaxbig.errors import Failed, Refused
-from jaxbig.state import TrainState, leaves
+from jaxbig.program.state import TrainState
 
 
 def make_state(step: int, devices: int = 8) -> TrainState:
@@ -210,8 +211,8 @@ def test_a_checkpoint_that_one_process_alone_finds_broken_is_passed_over_by_all(
         asked.append(problem)
         return [problem, "" if here or len(asked) != round_of_fault + 1 else "is broken there"]
 
-    monkeypatch.setattr(checkpoint, "gather", gather)
-    load, digests, calls = checkpoint.ocp.load, checkpoint.digests, itertools.count()
+    monkeypatch.setattr(manager, "gather", gather)
+    load, digests, calls = manager.ocp.load, manager.digests, itertools.count()
 
     def unread(path: str, *rest: Any) -> Any:
         return load(path if next(calls) else "nowhere", *rest)
@@ -222,9 +223,7 @@ def test_a_checkpoint_that_one_process_alone_finds_broken_is_passed_over_by_all(
 
     if here:
         monkeypatch.setattr(
-            *(checkpoint.ocp, "load", unread)
-            if at == "reading"
-            else (checkpoint, "digests", others)
+            *(manager.ocp, "load", unread) if at == "reading" else (manager, "digests", others)
         )
     restored = Checkpoints(folder).restore(abstract(make_state(0)))
     words = (
@@ -449,7 +448,7 @@ def test_a_file_that_goes_while_a_save_is_watched_ends_nothing(
         return real(path, **options)
 
     monkeypatch.setattr(os, "stat", stat)
-    assert checkpoint._bytes_in(folder, "saving-30*") == 3
+    assert manager._bytes_in(folder, "saving-30*") == 3
 
 
 def test_a_save_without_room_fails_in_one_sentence_gives_its_room_back_and_can_be_made_again(

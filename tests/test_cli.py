@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from conftest import EXPERIMENTS, HASTY
 
-from jaxbig import command_line
-from jaxbig.command_line import main
+from jaxbig.cli import main as command_line
+from jaxbig.cli.main import main
 from jaxbig.errors import Failed
 
 PERCEPTRON = '''"""A single hidden layer on the digits."""
@@ -21,8 +21,8 @@ PERCEPTRON = '''"""A single hidden layer on the digits."""
 import dataclasses
 
 from experiments import digits_convnet
-from jaxbig.experiment import Experiment
-from jaxbig.models.convolutional import ConvNet, Dense
+from jaxbig.config.experiment import Experiment
+from jaxbig.models.convnet import ConvNet, Dense
 
 
 def config() -> Experiment:
@@ -370,5 +370,5 @@ def test_a_command_that_ends_in_its_midst_does_not_wait_for_python_s_own_end(
     monkeypatch.setattr(os, "_exit", end)
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written))
     with pytest.raises(SystemExit) as ended:
-        command_line.main()
+        main.main()
     assert (ended.value.code, output) == (code, [b"printed\n"])

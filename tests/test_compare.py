@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxbig.compare import compare, read_curves
-from jaxbig.tracking.metrics import write_json
+from jaxbig.system.json_files import write_json
+from jaxbig.tools.compare_runs import compare, read_curves
 
 SPEEDS = [
     "steps_per_second",

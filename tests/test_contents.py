@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxbig.data.base import Record, Records
-from jaxbig.data.contents import RECORDS, digest_files, digest_records, flatten
-from jaxbig.data.made_up import MadeUp
+from jaxbig.config.fingerprint import identity
+from jaxbig.data.core.content_digest import RECORDS, digest_files, digest_records, flatten
+from jaxbig.data.core.dataset import Record, Records
+from jaxbig.data.records.synthetic import MadeUp
 from jaxbig.errors import Refused
-from jaxbig.experiment import identity
-from jaxbig.resume import differences
+from jaxbig.train.resume import differences
 
 
 def parts(value: Any) -> list[bytes]:
@@ -74,7 +74,7 @@ def test_equal_values_have_equal_parts() -> None:
 
 def test_a_set_is_the_same_in_another_process() -> None:
     """Whose strings have other hashes."""
-    program = "from jaxbig.data.contents import digest_records; print(digest_records([{'x': set('abcdefgh'), 'y': 1.5}]))"
+    program = "from jaxbig.data.core.content_digest import digest_records; print(digest_records([{'x': set('abcdefgh'), 'y': 1.5}]))"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
@@ -137,7 +137,7 @@ class Counted(Sequence[Record]):
 
 
 def test_of_many_records_an_even_choice_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jaxbig.data.contents.RECORDS", 300)
+    monkeypatch.setattr("jaxbig.data.core.content_digest.RECORDS", 300)
     whole, many = Counted(300), Counted(30_000)
     assert "of them" not in digest_records(whole) and len(whole.read) == 300
     assert digest_records(many).endswith(" of 300 of them") and len(many.read) == 300
@@ -149,7 +149,7 @@ def test_of_many_records_an_even_choice_is_read(monkeypatch: pytest.MonkeyPatch)
     )
     seen = next(iter(many.read))
     assert digest_records(Counted(30_000, changed=seen)) != digest_records(many)
-    monkeypatch.setattr("jaxbig.data.contents.RECORD_BYTES", 2**25)
+    monkeypatch.setattr("jaxbig.data.core.content_digest.RECORD_BYTES", 2**25)
     large = Counted(300, large=True)
     assert (
         digest_records(large).endswith(" of 32 of them") and len(large.read) == 32
@@ -171,9 +171,9 @@ def test_files_are_known_by_name_size_and_content(
         for name, content in files.items():
             (tmp_path / name).write_bytes(content)
         paths = [tmp_path / name for name in files]
-        monkeypatch.setattr("jaxbig.data.contents.FILE_BYTES", 2**34)
+        monkeypatch.setattr("jaxbig.data.core.content_digest.FILE_BYTES", 2**34)
         whole = digest_files(paths)
-        monkeypatch.setattr("jaxbig.data.contents.FILE_BYTES", 0)
+        monkeypatch.setattr("jaxbig.data.core.content_digest.FILE_BYTES", 0)
         return [whole, digest_files(paths)]
 
     content = bytes(2**22)

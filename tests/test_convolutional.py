@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxbig.arrays.tree import leaves
+from jaxbig.distributed.mesh import Mesh, activate
+from jaxbig.distributed.sharding import batch_sharding, parameter_shardings
 from jaxbig.errors import Refused
-from jaxbig.mesh import Mesh, activate, batch_sharding, parameter_shardings
 from jaxbig.models import convnext, resnet
 from jaxbig.models.alexnet import AlexNet
-from jaxbig.models.convnext import ConvNeXt
-from jaxbig.models.convolutional import (
+from jaxbig.models.convnet import (
     BatchNorm,
     Conv,
     ConvNet,
@@ -29,8 +30,8 @@ from jaxbig.models.convolutional import (
     Padding,
     Pool,
 )
+from jaxbig.models.convnext import ConvNeXt
 from jaxbig.models.resnet import ConvNorm, ResNet
-from jaxbig.state import leaves
 
 torch = pytest.importorskip("torch")
 torch.set_num_threads(1)

@@ -15,11 +15,10 @@ import sklearn.datasets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxbig.data.base import Data, Rows, Source
-from jaxbig.data.digits import Digits
-from jaxbig.data.prepared import Arrays, columns, prepared
-from jaxbig.data.pytext import JaxbigPytext, PyText, Windows
-from jaxbig.data.stream import (
+from jaxbig.data.builtin.digits import Digits
+from jaxbig.data.builtin.pytext import JaxbigPytext, PyText, Windows
+from jaxbig.data.core.dataset import Data, Rows, Source
+from jaxbig.data.pipeline.sampler import (
     Places,
     eval_batch,
     eval_steps,
@@ -28,6 +27,7 @@ from jaxbig.data.stream import (
     train_batches,
     train_indices,
 )
+from jaxbig.data.records.tfds_builder import Arrays, columns, prepared
 from jaxbig.errors import Refused
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -179,7 +179,7 @@ def test_windows_are_the_same_in_any_order() -> None:
 
 PREPARE = """
 import hashlib, sys
-from jaxbig.data.digits import Digits
+from jaxbig.data.builtin.digits import Digits
 print("ready", flush=True)
 sys.stdin.read()
 identity, source = Digits(batch=1).prepare(), Digits(batch=1).source("train")
@@ -187,7 +187,7 @@ print(identity, hashlib.sha256(source.arrays["inputs"].tobytes()).hexdigest())
 """
 KILLED = """
 import os, signal
-from jaxbig.data.digits import Digits, JaxbigDigits
+from jaxbig.data.builtin.digits import Digits, JaxbigDigits
 def half(self, records):
     yield from enumerate(records[:300])
     os.kill(os.getpid(), signal.SIGKILL)
@@ -356,12 +356,14 @@ def test_the_identity_is_of_the_bytes(
     assert before == PyText(batch=8, length=9).prepare() != Digits(batch=1).prepare()
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     monkeypatch.setattr(
-        "jaxbig.data.pytext.library_files", lambda: {"a.py": b"pass\n", "b.py": b"1\n", **NAMED}
+        "jaxbig.data.builtin.pytext.library_files",
+        lambda: {"a.py": b"pass\n", "b.py": b"1\n", **NAMED},
     )
     ours = PyText(batch=1).prepare()
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "other"))
     monkeypatch.setattr(
-        "jaxbig.data.pytext.library_files", lambda: {"a.py": b"pass\n", "b.py": b"2\n", **NAMED}
+        "jaxbig.data.builtin.pytext.library_files",
+        lambda: {"a.py": b"pass\n", "b.py": b"2\n", **NAMED},
     )
     assert len({before, ours, PyText(batch=1).prepare()}) == 3
 

@@ -17,25 +17,25 @@ import tensorflow_datasets as tfds
 import tokenizers
 from PIL import Image
 
-from jaxbig.data.arrays import Arrays
 from jaxbig.data.audio import Sounds
-from jaxbig.data.base import Record, Records
-from jaxbig.data.columns import Columns
-from jaxbig.data.examples import Examples
-from jaxbig.data.files import Files
-from jaxbig.data.image_folder import ImageFolder
+from jaxbig.data.core.dataset import Record, Records
+from jaxbig.data.core.examples import Examples
 from jaxbig.data.images import Images
-from jaxbig.data.json_lines import JsonLines
-from jaxbig.data.logmel import LogMel
-from jaxbig.data.made_up import MadeUp
-from jaxbig.data.mixture import Mixture
-from jaxbig.data.parquet import Parquet
-from jaxbig.data.prepared import Builder, prepared
-from jaxbig.data.stream import eval_batch, eval_steps, train_batch
+from jaxbig.data.pipeline.sampler import eval_batch, eval_steps, train_batch
+from jaxbig.data.records.arrays import Arrays
+from jaxbig.data.records.file_index import Files
+from jaxbig.data.records.image_folder import ImageFolder
+from jaxbig.data.records.json_lines import JsonLines
+from jaxbig.data.records.mixture import Mixture
+from jaxbig.data.records.parquet import Parquet
+from jaxbig.data.records.synthetic import MadeUp
+from jaxbig.data.records.text_files import TextFiles
+from jaxbig.data.records.tfds import Tfds
+from jaxbig.data.records.tfds_builder import Builder, prepared
+from jaxbig.data.tabular import Columns
 from jaxbig.data.text import Pairs, Sentences, TokenRows, Tokens
-from jaxbig.data.text_files import TextFiles
-from jaxbig.data.tfds import Tfds
-from jaxbig.data.tokenizers import BytePairs, Bytes
+from jaxbig.data.tokenize.tokenizers import BytePairs, Bytes
+from jaxbig.data.transforms.log_mel import LogMel
 from jaxbig.errors import Failed, Refused
 
 COUNT, CLASSES, LENGTH, BATCH, SAMPLES = 30, 3, 10, 4, 40

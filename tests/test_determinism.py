@@ -5,9 +5,9 @@ import os
 import jax
 import pytest
 
-from jaxbig import determinism
-from jaxbig.determinism import FLAG, is_deterministic, set_deterministic
 from jaxbig.errors import Refused
+from jaxbig.system import determinism
+from jaxbig.system.determinism import FLAG, is_deterministic, set_deterministic
 
 
 @pytest.fixture(autouse=True)

@@ -8,10 +8,10 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from jaxbig import disk
-from jaxbig.checkpoint import Checkpoints
+from jaxbig.checkpoint.manager import Checkpoints
 from jaxbig.errors import Failed
-from jaxbig.tracking.metrics import write_atomically, write_json
+from jaxbig.system import disk
+from jaxbig.system.json_files import write_atomically, write_json
 
 
 def save_checkpoint(folder: Path) -> Path:

@@ -11,14 +11,21 @@ import sklearn.datasets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxbig.data import dates
-from jaxbig.data.base import Data, Rows
-from jaxbig.data.dates import FORMATS, Dates, decode, encode, written
-from jaxbig.data.diabetes import Diabetes
-from jaxbig.data.prepared import Arrays
-from jaxbig.data.pymodule import LONGEST, PACKAGES, PyModule
-from jaxbig.data.pytext import PlainWindows, PyText, PyTextRows, Windows, held_out, library_files
-from jaxbig.data.stream import eval_batch, eval_steps, train_batch, train_batches
+from jaxbig.data.builtin import dates
+from jaxbig.data.builtin.dates import FORMATS, Dates, decode, encode, written
+from jaxbig.data.builtin.diabetes import Diabetes
+from jaxbig.data.builtin.pymodule import LONGEST, PACKAGES, PyModule
+from jaxbig.data.builtin.pytext import (
+    PlainWindows,
+    PyText,
+    PyTextRows,
+    Windows,
+    held_out,
+    library_files,
+)
+from jaxbig.data.core.dataset import Data, Rows
+from jaxbig.data.pipeline.sampler import eval_batch, eval_steps, train_batch, train_batches
+from jaxbig.data.records.tfds_builder import Arrays
 
 few = settings(max_examples=20, deadline=None)
 SOME = (

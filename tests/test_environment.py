@@ -7,12 +7,12 @@ from typing import Any
 import jax
 import pytest
 
-from jaxbig import environment
-from jaxbig.environment import NEEDED, PROGRAM, RANDOM, config, devices, flags
+from jaxbig.config.discover import load
 from jaxbig.errors import Refused
-from jaxbig.experiment import load
-from jaxbig.resume import other_draws
-from jaxbig.step import make_program
+from jaxbig.program.program import make_program
+from jaxbig.system import environment
+from jaxbig.system.environment import NEEDED, PROGRAM, RANDOM, config, devices, flags
+from jaxbig.train.resume import other_draws
 
 
 @pytest.fixture

@@ -12,22 +12,22 @@ import numpy as np
 import pytest
 from conftest import small
 
-from jaxbig import loop
-from jaxbig.data.arrays import Arrays
 from jaxbig.data.audio import Sounds
-from jaxbig.data.augment import CentralCrop, Flip, Mixup, ResizedCrop
-from jaxbig.data.base import Data, Record, Records
-from jaxbig.data.columns import Columns
-from jaxbig.data.examples import Examples, spread
-from jaxbig.data.image_folder import ImageFolder
+from jaxbig.data.core.dataset import Data, Record, Records
+from jaxbig.data.core.examples import Examples, spread
 from jaxbig.data.images import Images
-from jaxbig.data.json_lines import JsonLines
-from jaxbig.data.logmel import LogMel
-from jaxbig.data.made_up import MadeUp, image
-from jaxbig.data.mixture import Mixture
+from jaxbig.data.records.arrays import Arrays
+from jaxbig.data.records.image_folder import ImageFolder
+from jaxbig.data.records.json_lines import JsonLines
+from jaxbig.data.records.mixture import Mixture
+from jaxbig.data.records.synthetic import MadeUp, image
+from jaxbig.data.tabular import Columns
 from jaxbig.data.text import Pairs, Sentences, Tokens
+from jaxbig.data.transforms.augment import CentralCrop, Flip, Mixup, ResizedCrop
+from jaxbig.data.transforms.log_mel import LogMel
 from jaxbig.errors import Failed, Refused
-from jaxbig.tracking.screen import Screen
+from jaxbig.tracking.console import Screen
+from jaxbig.train import trainer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -298,14 +298,14 @@ def test_nothing_is_compiled_or_written_for_an_experiment_that_does_not_fit(
     data = Columns(records=TABLE, batch=16, inputs=("a", "bb"), shape=(2,), targets="y")
     experiment = dataclasses.replace(small("diabetes_mlp"), data=data)
     monkeypatch.setattr(jax.stages.Lowered, "compile", lambda *_: pytest.fail("compiled"))
-    monkeypatch.setattr(loop, "compile_step", lambda *_: pytest.fail("compiled"))
+    monkeypatch.setattr(trainer, "compile_step", lambda *_: pytest.fail("compiled"))
     caplog.set_level(logging.INFO)
     if verb == "train":
         with pytest.raises(Refused, match=r"which --data\.inputs names"):
-            loop.fit(experiment, tmp_path / "run", Screen())
+            trainer.fit(experiment, tmp_path / "run", Screen())
         assert not (tmp_path / "run" / "run.json").exists()
     else:
-        from jaxbig.resume import prepare
+        from jaxbig.train.resume import prepare
 
         with pytest.raises(Refused, match=r"which --data\.inputs names"):
             prepare(experiment)

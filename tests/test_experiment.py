@@ -13,8 +13,19 @@ import flax.linen as nn
 import pytest
 from conftest import EXPERIMENTS, ROOT
 
+from jaxbig.config.discover import available, load, summary
+from jaxbig.config.experiment import Experiment, InitializeFrom
+from jaxbig.config.fingerprint import FREE, diff, fingerprint, identity
+from jaxbig.config.guard import Guard
+from jaxbig.config.serialize import to_json
 from jaxbig.data.audio import Sounds
-from jaxbig.data.augment import (
+from jaxbig.data.builtin.digits import Digits
+from jaxbig.data.builtin.pytext import PyText
+from jaxbig.data.images import Images
+from jaxbig.data.records.image_folder import ImageFolder
+from jaxbig.data.records.synthetic import MadeUp
+from jaxbig.data.tabular import Columns
+from jaxbig.data.transforms.augment import (
     CentralCrop,
     ColorJitter,
     CutMix,
@@ -26,37 +37,18 @@ from jaxbig.data.augment import (
     RandomCrop,
     ResizedCrop,
 )
-from jaxbig.data.columns import Columns
-from jaxbig.data.digits import Digits
-from jaxbig.data.image_folder import ImageFolder
-from jaxbig.data.images import Images
-from jaxbig.data.logmel import LogMel
-from jaxbig.data.made_up import MadeUp
-from jaxbig.data.pytext import PyText
-from jaxbig.data.randaugment import RandAugment
+from jaxbig.data.transforms.log_mel import LogMel
+from jaxbig.data.transforms.randaugment import RandAugment
+from jaxbig.distributed.mesh import Mesh
 from jaxbig.errors import Refused
-from jaxbig.experiment import (
-    FREE,
-    Experiment,
-    InitializeFrom,
-    available,
-    diff,
-    fingerprint,
-    identity,
-    load,
-    summary,
-    to_json,
-)
-from jaxbig.guard import Guard
-from jaxbig.mesh import Mesh
-from jaxbig.models.convolutional import Conv, ConvNet, Dense
-from jaxbig.models.language import Decoder
-from jaxbig.models.recurrent import RNN
+from jaxbig.models.convnet import Conv, ConvNet, Dense
+from jaxbig.models.language_model import Decoder
+from jaxbig.models.rnn import RNN
 from jaxbig.objectives.classification import Classification
 from jaxbig.objectives.next_token import NextToken
 from jaxbig.optim.optimizers import SGD, AdamW
 from jaxbig.optim.schedules import Constant, WarmupCosine, WarmupLinear
-from jaxbig.resume import differences
+from jaxbig.train.resume import differences
 
 BASE = Experiment(
     model=ConvNet((Conv(4), Dense(8)), classes=10),

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from conftest import EMBEDDED, EXPERIMENTS, SPINE, small
 
+from jaxbig.config.discover import available, load, summary
+from jaxbig.distributed.mesh import Mesh
+from jaxbig.distributed.sharding import put
 from jaxbig.errors import Refused
-from jaxbig.experiment import available, load, summary
-from jaxbig.loop import evaluate
-from jaxbig.mesh import Mesh, put
-from jaxbig.show import show
-from jaxbig.sibling import random_batch
-from jaxbig.step import make_program
+from jaxbig.program.program import make_program
+from jaxbig.tools.describe import show
+from jaxbig.tools.shrink import random_batch
+from jaxbig.train.trainer import evaluate
 
 FULL_SIZE = [name for name in EXPERIMENTS if name not in EMBEDDED]
 PARAMETERS = {

@@ -12,14 +12,15 @@ import pytest
 from conftest import small
 from flax.core import meta
 
+from jaxbig.arrays.tree import leaves
+from jaxbig.distributed.mesh import Mesh, activate
+from jaxbig.distributed.sharding import put
 from jaxbig.errors import Refused
-from jaxbig.gradient import make_gradient
-from jaxbig.mesh import Mesh, activate, put
-from jaxbig.models import experts
-from jaxbig.models.experts import LOSSES, Experts, sort
-from jaxbig.models.linear_recurrent import LRU, RGLRU
-from jaxbig.sibling import random_batch
-from jaxbig.state import leaves
+from jaxbig.models.griffin import LRU, RGLRU
+from jaxbig.models.layers import mixture_of_experts
+from jaxbig.models.layers.mixture_of_experts import LOSSES, Experts, sort
+from jaxbig.program.gradient import make_gradient
+from jaxbig.tools.shrink import random_batch
 
 FIELDS: dict[str, Any] = {
     "experts": 4,
@@ -63,7 +64,7 @@ def test_a_mixture_is_what_a_loop_says(
 ) -> None:
     """With the tiles of a CPU, and with the ragged product of the other platforms."""
     if ragged:
-        monkeypatch.setattr(experts, "platform", lambda: "tpu")
+        monkeypatch.setattr(mixture_of_experts, "platform", lambda: "tpu")
     model, params, x = made(chosen=chosen, gated=gated)
     np.testing.assert_allclose(
         model.apply({"params": params}, x),
@@ -80,7 +81,7 @@ def test_tiles_and_the_ragged_product_have_one_gradient(monkeypatch: pytest.Monk
         params, x
     )
     tiled = leaves(gradient())
-    monkeypatch.setattr(experts, "platform", lambda: "tpu")
+    monkeypatch.setattr(mixture_of_experts, "platform", lambda: "tpu")
     for path, leaf in leaves(gradient()).items():
         np.testing.assert_allclose(leaf, tiled[path], rtol=1e-4, atol=1e-5, err_msg=path)
 
@@ -103,7 +104,7 @@ def test_nothing_is_dropped_where_all_choose_the_same() -> None:
 def test_copies_are_sorted_by_expert_in_whole_tiles(
     tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(experts, "TILE", tile)
+    monkeypatch.setattr(mixture_of_experts, "TILE", tile)
     numbers = jnp.array([2, 0, 2, 5, -1, 2, 0])  # 5 and -1 are elsewhere
     places, here, sizes, count = sort(numbers, 3)
     assert here.tolist() == [True, True, True, False, False, True, True]

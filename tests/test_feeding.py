@@ -19,11 +19,11 @@ import pytest
 from conftest import HASTY, small
 from PIL import Image
 
-from jaxbig.data.base import Rows
-from jaxbig.data.feeding import Readers, in_order
-from jaxbig.data.image_folder import ImageFolder
+from jaxbig.config.discover import import_file
+from jaxbig.data.core.dataset import Rows
 from jaxbig.data.images import Images
-from jaxbig.data.stream import (
+from jaxbig.data.pipeline.prefetch import Readers, in_order
+from jaxbig.data.pipeline.sampler import (
     eval_batch,
     eval_batches,
     eval_steps,
@@ -31,17 +31,17 @@ from jaxbig.data.stream import (
     train_batches,
     train_indices,
 )
+from jaxbig.data.records.image_folder import ImageFolder
 from jaxbig.errors import Failed, Refused
-from jaxbig.experiment import import_file
-from jaxbig.pace import SLOW, WARN_EVERY, Report
+from jaxbig.train.step_reporter import SLOW, WARN_EVERY, Report
 
 # A user's own file, which no other Python can import by the name that it is loaded under.
 FILE = '''
 """Numbers, some of which cannot be read."""
 import dataclasses, os, signal
 import jax, numpy as np
-from jaxbig.data.base import Records
-from jaxbig.data.examples import Examples
+from jaxbig.data.core.dataset import Records
+from jaxbig.data.core.examples import Examples
 from beside import square
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -401,8 +401,8 @@ RUN = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
 from pathlib import Path
-from jaxbig.data.stream import train_batches
-from jaxbig.experiment import import_file
+from jaxbig.data.pipeline.sampler import train_batches
+from jaxbig.config.experiment import import_file
 file = import_file(Path(sys.argv[1]))
 source = file.Squares(batch=8, records=file.Numbers()).source("train")
 for number, _ in enumerate(train_batches(source, 0, 0, 10**9, 8, 2, workers=2)):
@@ -435,7 +435,7 @@ def test_nothing_is_left_of_a_run_that_is_ended(file: Any, number: signal.Signal
 
 SCRIPT = """
 import numpy as np
-from jaxbig.data.stream import train_batches
+from jaxbig.data.pipeline.sampler import train_batches
 class Mine:
     def __len__(self):
         return 5
@@ -461,7 +461,7 @@ EXPERIMENT = """
 import dataclasses
 import numpy as np
 from experiments.digits_convnet import config as parent
-from jaxbig.data.digits import Digits
+from jaxbig.data.builtin.digits import Digits
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mine(Digits):
     def source(self, split):

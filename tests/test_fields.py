@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxbig.data.fields import Mismatch, as_bytes, cast, class_of, field, numbers
+from jaxbig.data.core.fields import Mismatch, as_bytes, cast, class_of, field, numbers
 
 LABELS: dict[str, tuple[Any, int]] = {
     "int": (2, 2),

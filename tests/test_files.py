@@ -23,14 +23,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from jaxbig.data.arrays import Arrays
-from jaxbig.data.base import Record
-from jaxbig.data.files import Files, Opened, row_hashes
-from jaxbig.data.image_folder import ImageFolder
-from jaxbig.data.json_lines import JsonLines
-from jaxbig.data.parquet import Parquet
-from jaxbig.data.stream import train_indices
-from jaxbig.data.text_files import TextFiles, spans
+from jaxbig.data.core.dataset import Record
+from jaxbig.data.pipeline.sampler import train_indices
+from jaxbig.data.records.arrays import Arrays
+from jaxbig.data.records.file_index import Files, Opened, row_hashes
+from jaxbig.data.records.image_folder import ImageFolder
+from jaxbig.data.records.json_lines import JsonLines
+from jaxbig.data.records.parquet import Parquet
+from jaxbig.data.records.text_files import TextFiles, spans
 from jaxbig.errors import Refused
 
 
@@ -178,7 +178,7 @@ def test_threads_read_the_same(kind: str, tmp_path: Path) -> None:
 
 
 def test_more_files_are_read_than_are_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jaxbig.data.text_files.OPEN", 3)
+    monkeypatch.setattr("jaxbig.data.records.text_files.OPEN", 3)
     for number in range(9):
         json_lines(tmp_path / f"{number}.jsonl", {"n": number}, {"n": number})
     opened: Any = JsonLines(files=f"{tmp_path}/*.jsonl", eval_share=0).open("train")
@@ -368,7 +368,7 @@ def test_a_run_looks_for_files_once(
 def test_what_is_sent_to_a_worker_does_not_grow_with_the_records(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jaxbig.data.files.MAPPED", 0)
+    monkeypatch.setattr("jaxbig.data.records.file_index.MAPPED", 0)
     records = each_kind(tmp_path / "data")[kind][0]
     records.prepare()
     opened = records.open("train")
@@ -707,7 +707,8 @@ def test_decoded_row_groups_are_few(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     list(opened)
     assert len(opened.groups) == 9
     monkeypatch.setattr(
-        "jaxbig.data.parquet.KEPT", 2 * max(group.nbytes for group in opened.groups.values())
+        "jaxbig.data.records.parquet.KEPT",
+        2 * max(group.nbytes for group in opened.groups.values()),
     )
     assert opened[59]["label"] == 59 and opened[0]["label"] == 0
     opened.groups.popitem()
@@ -717,8 +718,8 @@ def test_decoded_row_groups_are_few(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_few_parquet_files_are_open_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jaxbig.data.parquet.OPEN", 3)
-    monkeypatch.setattr("jaxbig.data.parquet.KEPT", 1)
+    monkeypatch.setattr("jaxbig.data.records.parquet.OPEN", 3)
+    monkeypatch.setattr("jaxbig.data.records.parquet.KEPT", 1)
     for number in range(9):
         table(tmp_path / f"{number}.parquet", number, 2)
     opened: Any = Parquet(files=f"{tmp_path}/*.parquet", columns=("label",), eval_share=0).open(

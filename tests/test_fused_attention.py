@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
+from jaxbig.distributed.mesh import Mesh, activate
+from jaxbig.distributed.sharding import batch_sharding, replicated
 from jaxbig.errors import Refused
-from jaxbig.mesh import Mesh, activate, batch_sharding, replicated
-from jaxbig.models import attention
-from jaxbig.models.attention import Attention, attend, has_cudnn
+from jaxbig.models.layers import attention
+from jaxbig.models.layers.attention import Attention, attend, has_cudnn
 
 MESHES: dict[str, Any] = {
     "data": {"mesh": Mesh(data=8)},

@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 from conftest import SPINE, small
 
-from jaxbig import gradient
+from jaxbig.arrays.tree import leaves
+from jaxbig.checkpoint.digest import digests
+from jaxbig.config.experiment import Experiment
+from jaxbig.distributed.mesh import Mesh
+from jaxbig.distributed.sharding import put
 from jaxbig.errors import Refused
-from jaxbig.experiment import Experiment
-from jaxbig.gradient import Gradient, make_gradient
-from jaxbig.mesh import Mesh, put
-from jaxbig.sibling import random_batch
-from jaxbig.state import digests, leaves
-from jaxbig.step import make_program
+from jaxbig.program import gradient
+from jaxbig.program.gradient import Gradient, make_gradient
+from jaxbig.program.program import make_program
+from jaxbig.tools.shrink import random_batch
 
 BATCH = 64
 

@@ -15,31 +15,24 @@ import pytest
 from conftest import small
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
-from jaxbig.checkpoint import Checkpoints
-from jaxbig.data.base import Rows, Source
-from jaxbig.data.digits import Digits
-from jaxbig.data.stream import train_indices
+from jaxbig.arrays.tree import leaves
+from jaxbig.checkpoint.manager import Checkpoints
+from jaxbig.config.experiment import Experiment
+from jaxbig.config.guard import Guard
+from jaxbig.config.precision import Precision
+from jaxbig.data.builtin.digits import Digits
+from jaxbig.data.core.dataset import Rows, Source
+from jaxbig.data.pipeline.sampler import train_indices
 from jaxbig.errors import Failed, Refused
-from jaxbig.evaluate import evaluate_run
-from jaxbig.experiment import Experiment
-from jaxbig.guard import (
-    GRADIENT,
-    LEFT_OUT,
-    LOSS,
-    SPIKE,
-    Bad,
-    Guard,
-    leave_out,
-    left_out,
-    make_watch,
-    watching,
-)
-from jaxbig.loop import fit
-from jaxbig.models.convolutional import ConvNet, Dense
-from jaxbig.precision import Precision, keeping
-from jaxbig.state import TrainState, leaves
-from jaxbig.tracking.metrics import read_metrics
-from jaxbig.tracking.screen import Screen
+from jaxbig.models.convnet import ConvNet, Dense
+from jaxbig.program.bad_steps import GRADIENT, LOSS, SPIKE, make_watch, watching
+from jaxbig.program.mixed_precision import keeping
+from jaxbig.program.state import TrainState
+from jaxbig.tracking.console import Screen
+from jaxbig.tracking.metrics_writer import read_metrics
+from jaxbig.train.bad_step_policy import LEFT_OUT, Bad, leave_out, left_out
+from jaxbig.train.evaluate import evaluate_run
+from jaxbig.train.trainer import fit
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from life import RUN, Life, done, settings
 
-from jaxbig import hold as room
+from jaxbig.distributed import run_lock as room
+from jaxbig.distributed.run_lock import Hold, hold
 from jaxbig.errors import Failed, Refused
-from jaxbig.hold import Hold, hold
 
 
 @pytest.fixture(autouse=True)
@@ -193,7 +193,7 @@ SLEEPER = """
 import fcntl, time
 from jaxbig import hold
 from jaxbig.__main__ import main
-from jaxbig.pace import Report
+from jaxbig.train.step_reporter import Report
 hold.machine = lambda: "another"  # whose locks are not seen here
 fcntl.flock = lambda *given: None
 push = Report.push

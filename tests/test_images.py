@@ -9,20 +9,29 @@ import numpy as np
 import pytest
 from conftest import small
 
-from jaxbig.data.augment import CentralCrop, CutMix, Either, Erasing, Flip, Mixup, ResizedCrop
-from jaxbig.data.base import Batch
+from jaxbig.arrays.tree import leaves
+from jaxbig.config.experiment import Experiment
+from jaxbig.data.core.dataset import Batch
 from jaxbig.data.images import Images
-from jaxbig.data.made_up import MadeUp
-from jaxbig.data.randaugment import RandAugment
-from jaxbig.data.stream import train_batch
+from jaxbig.data.pipeline.sampler import train_batch
+from jaxbig.data.records.synthetic import MadeUp
+from jaxbig.data.transforms.augment import (
+    CentralCrop,
+    CutMix,
+    Either,
+    Erasing,
+    Flip,
+    Mixup,
+    ResizedCrop,
+)
+from jaxbig.data.transforms.randaugment import RandAugment
+from jaxbig.distributed.mesh import Mesh
+from jaxbig.distributed.sharding import put
 from jaxbig.errors import Failed, Refused
-from jaxbig.experiment import Experiment
-from jaxbig.gradient import make_gradient
-from jaxbig.loop import evaluate
-from jaxbig.mesh import Mesh, put
 from jaxbig.objectives.classification import Classification
-from jaxbig.state import leaves
-from jaxbig.step import make_program
+from jaxbig.program.gradient import make_gradient
+from jaxbig.program.program import make_program
+from jaxbig.train.trainer import evaluate
 
 CLASSES = 3
 DATA = Images(

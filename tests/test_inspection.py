@@ -12,15 +12,15 @@ import pytest
 from conftest import small
 from PIL import Image
 
-from jaxbig.data.arrays import Arrays
-from jaxbig.data.base import Record
-from jaxbig.data.columns import Columns
-from jaxbig.data.examples import Examples
+from jaxbig.data.core.dataset import Record
+from jaxbig.data.core.examples import Examples
 from jaxbig.data.images import Images
-from jaxbig.data.made_up import MadeUp
-from jaxbig.data.stream import eval_batch, train_batch
+from jaxbig.data.pipeline.sampler import eval_batch, train_batch
+from jaxbig.data.records.arrays import Arrays
+from jaxbig.data.records.synthetic import MadeUp
+from jaxbig.data.tabular import Columns
 from jaxbig.errors import Refused
-from jaxbig.inspection import digest_of, inspect
+from jaxbig.tools.inspect_batch import digest_of, inspect
 
 
 def counted(targets: Any) -> dict[str, int]:
@@ -74,13 +74,13 @@ def test_text_is_told_as_text(tmp_path: Path) -> None:
 def test_mixed_images_are_over_both_their_classes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from jaxbig import inspection
-    from jaxbig.data.augment import Mixup
+    from jaxbig.data.transforms.augment import Mixup
+    from jaxbig.tools import inspect_batch
 
     records = MadeUp(images=("image",), labels=(("label", 3),))
     data = Images(records=records, batch=16, size=16, classes=3, mix=(Mixup(alpha=1.0),))
     said = []
-    monkeypatch.setattr(inspection, "label", lambda target, data: said.append(target) or "x")
+    monkeypatch.setattr(inspect_batch, "label", lambda target, data: said.append(target) or "x")
     inspect(
         dataclasses.replace(small("digits_convnet"), data=data), 0, "train", 1, tmp_path / "a.png"
     )
@@ -88,8 +88,8 @@ def test_mixed_images_are_over_both_their_classes(
         target.shape == (3,) and abs(target.sum() - 1) < 1e-5 for target in said
     )
     monkeypatch.undo()
-    assert inspection.label(np.array([0.25, 0.0, 0.75]), data) == "2 75%, 0 25%"
-    assert inspection.label(np.array([0.0, 1.0, 0.0]), data) == "1"
+    assert inspect_batch.label(np.array([0.25, 0.0, 0.75]), data) == "2 75%, 0 25%"
+    assert inspect_batch.label(np.array([0.0, 1.0, 0.0]), data) == "1"
 
 
 class Masks(Examples):
@@ -155,7 +155,7 @@ def test_numbers_to_be_learned_stay_numbers(target: tuple[str, ...], tmp_path: P
 def test_inputs_of_any_channels_and_one_value_are_drawn(
     shape: tuple[int, ...], value: float, tmp_path: Path
 ) -> None:
-    from jaxbig.inspection import draw
+    from jaxbig.tools.inspect_batch import draw
 
     data = MadeUp(labels=(("label", 3),))
     batch = {
@@ -167,7 +167,7 @@ def test_inputs_of_any_channels_and_one_value_are_drawn(
 
 
 def test_class_named_as_a_formula_is_drawn_as_it_is_written(tmp_path: Path) -> None:
-    from jaxbig.inspection import draw
+    from jaxbig.tools.inspect_batch import draw
 
     class Named:
         names = ("$10_$20",)

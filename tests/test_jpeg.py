@@ -11,7 +11,7 @@ from PIL import Image
 pytest.importorskip("simplejpeg")
 pytest.importorskip("cv2")
 
-from jaxbig.data.jpeg import decode
+from jaxbig.data.transforms.jpeg import decode
 
 PHOTOGRAPH = Image.fromarray(sklearn.datasets.load_sample_image("china.jpg"))  # 640 x 427
 

@@ -15,26 +15,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
-from jaxbig import keys
-from jaxbig.errors import Refused
-from jaxbig.mesh import (
-    AXES,
-    PRESETS,
-    RULES,
-    Mesh,
-    Preset,
-    activate,
-    as_tuple,
+from jaxbig.arrays.tree import HOST, apart_on_host, leaves
+from jaxbig.checkpoint.digest import digests
+from jaxbig.distributed.logical_axes import PRESETS, RULES, Preset, as_tuple, gathered
+from jaxbig.distributed.mesh import Mesh, activate
+from jaxbig.distributed.placement import AXES
+from jaxbig.distributed.sharding import (
     batch_sharding,
     check_batch,
     check_length,
-    gathered,
     parameter_shardings,
     put,
     replicated,
 )
-from jaxbig.state import HOST, TrainState, apart_on_host, digests, leaves
-from jaxbig.step import make_init
+from jaxbig.errors import Refused
+from jaxbig.program import rng
+from jaxbig.program.program import make_init
+from jaxbig.program.state import TrainState
 
 few = settings(max_examples=50, deadline=None)
 
@@ -51,24 +48,24 @@ def test_streams_differ_by_seed_name_and_step() -> None:
         (0, 1, 2**32 - 1),
         (0, 1, 1_000_000),
     )
-    streams = [data(keys.stream(seed, name)) for seed in seeds for name in names]
+    streams = [data(rng.stream(seed, name)) for seed in seeds for name in names]
     streams += [
-        data(keys.at_step(seed, name, step)) for seed in seeds for name in names for step in steps
+        data(rng.at_step(seed, name, step)) for seed in seeds for name in names for step in steps
     ]
     assert len(set(streams)) == len(streams) == 3 * 4 * 4
 
 
 def test_streams_are_what_they_always_were() -> None:
-    assert data(keys.stream(0, "init")) == (3020537540, 2946840664)
-    assert data(keys.stream(1, "dropout")) == (1161922192, 2353339733)
-    assert data(keys.at_step(0, "dropout", 7)) == (2631462806, 2197055503)
+    assert data(rng.stream(0, "init")) == (3020537540, 2946840664)
+    assert data(rng.stream(1, "dropout")) == (1161922192, 2353339733)
+    assert data(rng.at_step(0, "dropout", 7)) == (2631462806, 2197055503)
 
 
 def test_a_step_on_the_device_has_the_key_of_its_number() -> None:
-    on_device = jax.jit(lambda step: jax.random.key_data(keys.at_step(3, "dropout", step)))(
+    on_device = jax.jit(lambda step: jax.random.key_data(rng.at_step(3, "dropout", step)))(
         jnp.int32(7)
     )
-    assert tuple(on_device.tolist()) == data(keys.at_step(3, "dropout", 7))
+    assert tuple(on_device.tolist()) == data(rng.at_step(3, "dropout", 7))
 
 
 # -- digests

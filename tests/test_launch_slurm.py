@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 from slurm_cluster import missing, two_nodes
 
-from jaxbig.tracking.metrics import read_metrics
+from jaxbig.tracking.metrics_writer import read_metrics
 from launch.slurm import Slurm
 
 pytestmark = [

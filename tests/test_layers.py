@@ -10,16 +10,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxbig.arrays.tree import leaves
 from jaxbig.errors import Refused
-from jaxbig.models.attentive import RNNEncoderDecoder
-from jaxbig.models.convolutional import Conv, ConvNet, Dense, Dropout, Pool
-from jaxbig.models.language import Decoder, Encoder, EncoderDecoder
-from jaxbig.models.layers import Embedding, LayerNorm, Linear, RMSNorm, cast, choose, drop_path
-from jaxbig.models.linear_recurrent import Griffin
+from jaxbig.models.convnet import Conv, ConvNet, Dense, Dropout, Pool
+from jaxbig.models.griffin import Griffin
+from jaxbig.models.language_model import Decoder, Encoder, EncoderDecoder
+from jaxbig.models.layers.basic import (
+    Embedding,
+    LayerNorm,
+    Linear,
+    RMSNorm,
+    cast,
+    choose,
+    drop_path,
+)
 from jaxbig.models.mlp import MLP
-from jaxbig.models.recurrent import RNN
+from jaxbig.models.rnn import RNN
+from jaxbig.models.rnn_seq2seq import RNNEncoderDecoder
 from jaxbig.models.vit import ViT
-from jaxbig.state import leaves
 
 KEY = jax.random.key(0)
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from jaxbig import lifeline
-from jaxbig.lifeline import (
+from jaxbig.distributed import peer_monitor
+from jaxbig.distributed.peer_monitor import (
     Lifeline,
     address_towards,
     listen,
@@ -101,15 +101,15 @@ def test_a_stranger_is_closed_and_a_process_of_the_run_is_heard_afterwards(
         except ConnectionError:
             pass  # closed with some of it unread
         assert is_heard(zero, process) and zero.ended is None
-        assert max(map(len, zero._text.values())) <= lifeline.LINE
+        assert max(map(len, zero._text.values())) <= peer_monitor.LINE
     assert capsys.readouterr().err == ""
 
 
 def test_strangers_that_say_nothing_are_few_and_given_up_and_whoever_waits_is_let_in(
     zero: Ended, server: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lifeline, "STRANGERS", 4)
-    monkeypatch.setattr(lifeline, "SLOW", 0.5)
+    monkeypatch.setattr(peer_monitor, "STRANGERS", 4)
+    monkeypatch.setattr(peer_monitor, "SLOW", 0.5)
     silent = [connect(server) for _ in range(10)]
     with peer(server) as process:
         most = 0
@@ -132,7 +132,7 @@ def test_without_a_free_file_descriptor_connections_wait_and_are_accepted_later(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(lifeline, "TICK", 0.1)
+    monkeypatch.setattr(peer_monitor, "TICK", 0.1)
     accept, full = socket.socket.accept, [True]
 
     def accepting(self: socket.socket) -> Any:
@@ -155,7 +155,7 @@ def test_whatever_goes_wrong_in_its_thread_it_goes_on_and_says_so(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(lifeline, "TICK", 0.05)
+    monkeypatch.setattr(peer_monitor, "TICK", 0.05)
     with peer(server) as process:
         assert is_heard(zero, process)
         fails = [True]
@@ -171,7 +171,7 @@ def test_whatever_goes_wrong_in_its_thread_it_goes_on_and_says_so(
 
 def test_as_many_files_may_be_open_as_the_system_allows() -> None:
     code = (
-        "import resource; from jaxbig.lifeline import raise_file_limit\n"
+        "import resource; from jaxbig.distributed.peer_monitor import raise_file_limit\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 300)); raise_file_limit(); print(resource.getrlimit(7))\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 300)); raise_file_limit(200); print(resource.getrlimit(7))\n"
         "raise_file_limit(100); print(resource.getrlimit(7))\n"
@@ -215,8 +215,8 @@ def test_a_machine_that_vanishes_without_a_word_is_noticed_and_named(
     server: socket.socket, monkeypatch: pytest.MonkeyPatch, noticed: Callable[[float], None]
 ) -> None:
     """Its system sends no FIN and acknowledges nothing."""
-    monkeypatch.setattr(lifeline, "SILENT", 1.0)
-    monkeypatch.setattr(lifeline, "TICK", 0.1)
+    monkeypatch.setattr(peer_monitor, "SILENT", 1.0)
+    monkeypatch.setattr(peer_monitor, "TICK", 0.1)
     zero = Ended(0, {}, "secret", server)
     with peer(server) as process:
         assert is_heard(zero, process)
@@ -231,8 +231,8 @@ def test_a_process_that_is_only_stopped_is_not_taken_for_dead(
     server: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its system acknowledges for it, however long it reads and says nothing."""
-    monkeypatch.setattr(lifeline, "SILENT", 0.5)
-    monkeypatch.setattr(lifeline, "TICK", 0.1)
+    monkeypatch.setattr(peer_monitor, "SILENT", 0.5)
+    monkeypatch.setattr(peer_monitor, "TICK", 0.1)
     zero = Ended(0, {}, "secret", server)
     with peer(server) as process:
         assert is_heard(zero, process)
@@ -310,13 +310,13 @@ def test_others_connect_to_the_address_that_process_0_listens_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """And not to what they take the coordinator's name for."""
-    monkeypatch.setattr(lifeline, "Lifeline", Ended)
+    monkeypatch.setattr(peer_monitor, "Lifeline", Ended)
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    monkeypatch.setattr(lifeline, "_mine", None)
+    monkeypatch.setattr(peer_monitor, "_mine", None)
     published: list[str] = []
-    zero = lifeline.tie(0, "127.0.0.1", published.append, lambda: "")
+    zero = peer_monitor.tie(0, "127.0.0.1", published.append, lambda: "")
     assert json.loads(published[0])[0] == "127.0.0.1" and zero is not None
-    one = lifeline.tie(1, "coordinator.invalid", published.append, lambda: published[0])
+    one = peer_monitor.tie(1, "coordinator.invalid", published.append, lambda: published[0])
     assert one is not None and until(lambda: 1 in zero.heard)
 
 
@@ -330,8 +330,8 @@ def test_where_process_0_cannot_listen_all_go_on_and_say_so(
             else RuntimeError("DEADLINE_EXCEEDED: 20s")
         )
 
-    monkeypatch.setattr(lifeline, "listen", fail)
-    monkeypatch.setattr(lifeline, "_mine", None)
+    monkeypatch.setattr(peer_monitor, "listen", fail)
+    monkeypatch.setattr(peer_monitor, "_mine", None)
     for process in (0, 1):
-        assert lifeline.tie(process, "127.0.0.1", print, fail) is None
+        assert peer_monitor.tie(process, "127.0.0.1", print, fail) is None
         assert f"process {process} will notice late" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import pytest
 import scipy.signal
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxbig.data.logmel import LogMel, mel
+from jaxbig.data.transforms.log_mel import LogMel, mel
 from jaxbig.errors import Refused
 
 

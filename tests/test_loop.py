@@ -19,22 +19,23 @@ from conftest import HASTY, SPINE, small
 from flax.traverse_util import unflatten_dict
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
-from jaxbig import checkpoint, loop
-from jaxbig.checkpoint import Checkpoints
-from jaxbig.data.pytext import PyText
+from jaxbig.arrays.tree import leaves
+from jaxbig.checkpoint import manager
+from jaxbig.checkpoint.manager import Checkpoints
+from jaxbig.config.experiment import Experiment
+from jaxbig.data.builtin.pytext import PyText
+from jaxbig.distributed.mesh import Mesh
+from jaxbig.distributed.run_lock import hold
 from jaxbig.errors import Refused
-from jaxbig.experiment import Experiment
-from jaxbig.guard import LEFT_OUT
-from jaxbig.hold import hold
-from jaxbig.loop import fit, summarize
-from jaxbig.mesh import Mesh
-from jaxbig.models.convolutional import ConvNet, Dense, Dropout
-from jaxbig.models.recurrent import RNN
+from jaxbig.models.convnet import ConvNet, Dense, Dropout
+from jaxbig.models.rnn import RNN
 from jaxbig.optim.optimizers import AdamW
 from jaxbig.optim.schedules import Constant
-from jaxbig.pace import Report, rates
-from jaxbig.state import leaves
-from jaxbig.tracking.screen import Screen
+from jaxbig.tracking.console import Screen
+from jaxbig.train import trainer
+from jaxbig.train.bad_step_policy import LEFT_OUT
+from jaxbig.train.step_reporter import Report, rates
+from jaxbig.train.trainer import fit, summarize
 
 PACE = {"data_wait", "mfu"}  # and what is a second: of the machine's speed, not of the run
 EVERY = {"steps": 20, "log_every": 3, "evaluate_every": 8, "checkpoint_every": 5, "keep_last": 9}
@@ -230,8 +231,8 @@ class Struck:
     """Evaluates; in the one of that number it sends this process SIGTERM. Notes what is saved and evaluated when."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int):
-        self.number, self.calls, self.plain, self.done = number, 0, loop.evaluate, []
-        monkeypatch.setattr(loop, "evaluate", self)
+        self.number, self.calls, self.plain, self.done = number, 0, trainer.evaluate, []
+        monkeypatch.setattr(trainer, "evaluate", self)
         save = Checkpoints.save
 
         def saved(checkpoints: Checkpoints, step: int, *rest: Any) -> str:
@@ -305,8 +306,8 @@ def test_all_that_a_run_does_is_named_to_the_watchdog(
     def watched(limit: float) -> Iterator[Callable[[int, str], None]]:
         yield lambda step, doing: told.append(doing)
 
-    monkeypatch.setattr(loop, "watchdog", watched)
-    monkeypatch.setattr(checkpoint, "POLL", 0.001)
+    monkeypatch.setattr(trainer, "watchdog", watched)
+    monkeypatch.setattr(manager, "POLL", 0.001)
     fit(tiny(steps=4, evaluate_every=2, checkpoint_every=2), tmp_path, Screen())
     begun = {"prepares the data", "opens the data", "compiles", "reads run.json"}
     each = {"reads the next batch", "is in the loop", "waits for the devices", "evaluates", "saves"}
@@ -337,7 +338,7 @@ def test_rates_are_those_of_examples_or_tokens_and_of_the_chips_peak(
         "examples_per_second_per_device": 4.0,  # on eight
         "model_flops_per_second": 2000.0,
     }
-    monkeypatch.setattr("jaxbig.pace.peak_of", lambda kind: {"cpu": 500.0}[kind])
+    monkeypatch.setattr("jaxbig.train.step_reporter.peak_of", lambda kind: {"cpu": 500.0}[kind])
     assert rates(text, 1000, 2.0, real=0.75) == {
         "steps_per_second": 2.0,
         "examples_per_second": 32.0,
@@ -679,7 +680,7 @@ def test_a_picture_that_fails_ends_no_run(
     def fail(*arguments: Any) -> bool:
         raise ValueError("ParseFatalException: Expected end of text")
 
-    monkeypatch.setattr(loop, "draw_attention", fail)
+    monkeypatch.setattr(trainer, "draw_attention", fail)
     assert fit(tiny(steps=2, evaluate_every=2, checkpoint_every=2), tmp_path, screen)["step"] == 2
 
 

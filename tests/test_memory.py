@@ -6,10 +6,11 @@ import jax
 import pytest
 from conftest import small
 
+from jaxbig.cost import memory
+from jaxbig.cost.memory import available_bytes, free_bytes
+from jaxbig.cost.out_of_memory import check_memory
 from jaxbig.errors import Refused
-from jaxbig.planning import memory
-from jaxbig.planning.memory import available_bytes, check_memory, free_bytes
-from jaxbig.step import make_program
+from jaxbig.program.program import make_program
 
 GiB = 2**30
 MEMINFO = "MemTotal:       25165824 kB\nMemFree:  1 kB\nMemAvailable:   12582912 kB\n"  # 24 GiB, of which 12 free

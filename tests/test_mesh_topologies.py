@@ -18,16 +18,16 @@ import pytest
 from conftest import small
 from jax.experimental import mesh_utils
 
+from jaxbig.config.discover import load
+from jaxbig.cost.hardware import SERVER, parse_topology
+from jaxbig.distributed.mesh import Mesh
+from jaxbig.distributed.placement import AXES, count_slices, place
 from jaxbig.errors import Refused
-from jaxbig.experiment import load
-from jaxbig.mesh import Mesh
-from jaxbig.placement import AXES, count_slices, place
-from jaxbig.planning.chips import SERVER, parse_topology
-from jaxbig.planning.compile import layout
-from jaxbig.planning.plan import check_possible
+from jaxbig.planning.aot_compile import layout
+from jaxbig.planning.planner import check_possible
 from jaxbig.planning.search import meshes as searched
 from jaxbig.planning.search import settings
-from jaxbig.step import make_program
+from jaxbig.program.program import make_program
 
 Sizes = tuple[int, ...]
 KINDS = {"v4": "TPU v4", "v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite"}
@@ -329,9 +329,9 @@ def test_simulated_topologies_are_those_of_the_compiler() -> None:
     ]
     program = """if True:
         import json, sys
-        from jaxbig.placement import place
-        from jaxbig.planning.chips import parse_topology
-        from jaxbig.planning.compile import devices_of
+        from jaxbig.distributed.placement import place
+        from jaxbig.cost.hardware import parse_topology
+        from jaxbig.planning.aot_compile import devices_of
         for kind, shape, slices, sizes in json.load(sys.stdin):
             devices = devices_of(parse_topology(f"{kind}:{shape}", slices))
             placed = [(getattr(each, "slice_index", 0), *each.coords) for each in place(tuple(sizes), devices).flat]

@@ -19,18 +19,21 @@ import numpy as np
 import pytest
 from conftest import EMBEDDED, EXPERIMENTS, SPINE, small
 
-from jaxbig.check import apart
-from jaxbig.data.base import Rows, Source
-from jaxbig.data.pytext import PlainWindows, PyText, PyTextRows, Windows
-from jaxbig.data.stream import train_batch
-from jaxbig.experiment import Experiment, load
-from jaxbig.gradient import make_gradient
-from jaxbig.mesh import Mesh, activate, put
+from jaxbig.arrays.tree import leaves, path_name
+from jaxbig.config.discover import load
+from jaxbig.config.experiment import Experiment
+from jaxbig.data.builtin.pytext import PlainWindows, PyText, PyTextRows, Windows
+from jaxbig.data.core.dataset import Rows, Source
+from jaxbig.data.pipeline.sampler import train_batch
+from jaxbig.distributed.mesh import Mesh, activate
+from jaxbig.distributed.sharding import put
 from jaxbig.optim.optimizers import SGD
 from jaxbig.optim.schedules import Constant
-from jaxbig.sibling import random_batch
-from jaxbig.state import TrainState, leaves, path_name
-from jaxbig.step import make_init, make_program, make_train_step
+from jaxbig.program.gradient import make_gradient
+from jaxbig.program.program import make_init, make_program, make_train_step
+from jaxbig.program.state import TrainState
+from jaxbig.tools.check_sharding import apart
+from jaxbig.tools.shrink import random_batch
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 TEXT = np.frombuffer(

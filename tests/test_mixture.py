@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxbig.data.base import Record, Records, Spec
-from jaxbig.data.examples import Example, Examples
-from jaxbig.data.mixture import GOLDEN, RANGE, Mixed, Mixture, Relabelled, below, floor_sum
-from jaxbig.data.permutation import permuted
-from jaxbig.data.stream import eval_batch, eval_steps, train_batch, train_batches
+from jaxbig.data.core.dataset import Record, Records, Spec
+from jaxbig.data.core.examples import Example, Examples
+from jaxbig.data.core.permutation import GOLDEN, permuted
+from jaxbig.data.pipeline.sampler import eval_batch, eval_steps, train_batch, train_batches
+from jaxbig.data.records.mixture import RANGE, Mixed, Mixture, Relabelled, below, floor_sum
 from jaxbig.errors import Failed, Refused
 
 few = settings(max_examples=40, deadline=None)

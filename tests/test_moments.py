@@ -16,13 +16,13 @@ from jaxbig.errors import PEER_LOST
 pytestmark = pytest.mark.slow
 
 TRAIN = [*RUN, "--steps=60", "--evaluate-every=10", "--checkpoint-every=10"]
-COMPILES = "jaxbig.loop", "compile_step"
-EVALUATES = "jaxbig.loop", "evaluate"
-PREPARES = "jaxbig.resume", "prepare"
-RESTORES = "jaxbig.checkpoint:Checkpoints", "restore"
-SAVES = "jaxbig.checkpoint:Checkpoints", "_commit"
-STEPS = "jaxbig.pace:Report", "push"
-READS = "jaxbig.data.prepared:Arrays", "rows"
+COMPILES = "jaxbig.train.trainer", "compile_step"
+EVALUATES = "jaxbig.train.trainer", "evaluate"
+PREPARES = "jaxbig.train.resume", "prepare"
+RESTORES = "jaxbig.checkpoint.manager:Checkpoints", "restore"
+SAVES = "jaxbig.checkpoint.manager:Checkpoints", "_commit"
+STEPS = "jaxbig.train.step_reporter:Report", "push"
+READS = "jaxbig.data.records.tfds_builder:Arrays", "rows"
 
 
 @pytest.fixture(scope="module")
@@ -156,8 +156,8 @@ def test_one_that_is_stuck_is_named_within_the_limit(
     ("stuck", "doing"),
     [
         (PREPARES, "prepares the data"),
-        (("jaxbig.checkpoint", "_file_digest"), "verifies its checkpoint of step 1"),
-        (("jaxbig.checkpoint:ocp", "load"), "restores a checkpoint"),
+        (("jaxbig.checkpoint.manager", "_file_digest"), "verifies its checkpoint of step 1"),
+        (("jaxbig.checkpoint.manager:ocp", "load"), "restores a checkpoint"),
     ],
     ids=lambda value: value[1] if isinstance(value, tuple) else "",
 )

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax, logsumexp, softmax
 from sklearn import metrics as sklearn_metrics
 
+from jaxbig.distributed.mesh import Mesh, activate
+from jaxbig.distributed.sharding import put
 from jaxbig.errors import Refused
-from jaxbig.mesh import Mesh, activate, put
-from jaxbig.models.layers import parameter
+from jaxbig.models.layers.basic import parameter
 from jaxbig.objectives import bleu
 from jaxbig.objectives.base import Objective, Sum, Sums, cross_entropy, masked
 from jaxbig.objectives.classification import Classification

@@ -16,11 +16,11 @@ from conftest import EXPERIMENTS, small
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxbig.arrays.tree import leaves
 from jaxbig.errors import Refused
 from jaxbig.optim.optimizers import SGD, Adam, AdamW, Optimizer, chosen
 from jaxbig.optim.schedules import Constant, Schedule, WarmupCosine, WarmupLinear
-from jaxbig.state import leaves
-from jaxbig.step import make_init
+from jaxbig.program.program import make_init
 
 float32 = functools.partial(np.array, dtype=np.float32)
 RATE = WarmupCosine(peak=0.1, warmup=5, end=0.01)

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
+from jaxbig.cli.command import run_name
+from jaxbig.cli.compare import Compare
+from jaxbig.cli.data import DataInspect
+from jaxbig.cli.train import Train
+from jaxbig.config.discover import load
+from jaxbig.config.overrides import lasting, parse, resolve, without
 from jaxbig.errors import Refused
-from jaxbig.experiment import load
-from jaxbig.options import lasting, parse, resolve, without
-from jaxbig.verb import run_name
-from jaxbig.verbs import Compare, DataInspect, Train
 
 
 def train(name: str, *options: str) -> Train:

@@ -15,19 +15,19 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from jaxbig.data.arrays import Arrays
-from jaxbig.data.audio_folder import AudioFolder, decode_sound, resampled
-from jaxbig.data.columns import Columns
-from jaxbig.data.csv import Csv
-from jaxbig.data.fields import Mismatch
-from jaxbig.data.hugging_face import HuggingFace
-from jaxbig.data.json_lines import JsonLines
+from jaxbig.data.core.fields import Mismatch
 from jaxbig.data.masks import MaskFolder, Masks
-from jaxbig.data.named_files import NamedFiles
-from jaxbig.data.pixels import ORIENTATION
-from jaxbig.data.stream import eval_batch
+from jaxbig.data.pipeline.sampler import eval_batch
+from jaxbig.data.records.arrays import Arrays
+from jaxbig.data.records.audio_folder import AudioFolder, decode_sound, resampled
+from jaxbig.data.records.csv import Csv
+from jaxbig.data.records.hugging_face import HuggingFace
+from jaxbig.data.records.json_lines import JsonLines
+from jaxbig.data.records.named_files import NamedFiles
+from jaxbig.data.tabular import Columns
 from jaxbig.data.text import Sentences
 from jaxbig.data.token_arrays import TokenArrays
+from jaxbig.data.transforms.pixels import ORIENTATION
 from jaxbig.errors import Failed, Refused
 
 KINDS = ("daisy", "iris", "rose")
@@ -542,7 +542,7 @@ def test_files_are_not_read_for_labels_and_only_once_for_the_identity(
     identity = records.prepare()
     read = []
     monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path))
-    monkeypatch.setattr("jaxbig.data.kept.digest_files", lambda files: read.append(files))
+    monkeypatch.setattr("jaxbig.data.core.cache.digest_files", lambda files: read.append(files))
     data = dataclasses.replace(data, records=records)
     assert data.prepare().startswith(identity) and data.names == KINDS
     assert not read
@@ -753,7 +753,7 @@ def test_more_files_than_are_open_at_once_are_read_by_threads(
         )
     state["_data_files"] = [{"filename": f"{number}.arrow"} for number in range(6)]
     (folder / "saved" / "train" / "state.json").write_text(json.dumps(state))
-    monkeypatch.setattr("jaxbig.data.hugging_face.OPEN", most)
+    monkeypatch.setattr("jaxbig.data.records.hugging_face.OPEN", most)
     opened = HuggingFace(folder="saved").open("train")
     places = np.random.default_rng(0).permutation(np.repeat(np.arange(len(opened)), 20)).tolist()
     with ThreadPoolExecutor(8) as pool:

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxbig.data.packing import from_bytes, pack, packed, to_bytes
-from jaxbig.data.pytext import library_files
+from jaxbig.data.builtin.pytext import library_files
+from jaxbig.data.tokenize.packing import from_bytes, pack, packed, to_bytes
 from jaxbig.errors import Refused
 
 LENGTHS = st.lists(st.integers(0, 40), max_size=60)

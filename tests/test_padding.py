@@ -11,21 +11,22 @@ import numpy as np
 import pytest
 from conftest import small
 
-from jaxbig.data.columns import Columns
-from jaxbig.data.made_up import MadeUp
+from jaxbig.arrays.tree import leaves
+from jaxbig.config.experiment import Experiment
+from jaxbig.config.guard import Guard
+from jaxbig.data.records.synthetic import MadeUp
+from jaxbig.data.tabular import Columns
 from jaxbig.data.text import TokenRows
-from jaxbig.experiment import Experiment
-from jaxbig.gradient import with_losses
-from jaxbig.guard import FAULT, Guard
-from jaxbig.mesh import Mesh, put
-from jaxbig.models.attentive import RNNEncoderDecoder
-from jaxbig.models.convolutional import BatchNorm
-from jaxbig.models.experts import LOSSES
-from jaxbig.models.language import Decoder, Encoder, EncoderDecoder
-from jaxbig.models.linear_recurrent import Griffin
+from jaxbig.distributed.mesh import Mesh
+from jaxbig.distributed.sharding import put
+from jaxbig.models.convnet import BatchNorm
+from jaxbig.models.griffin import Griffin
+from jaxbig.models.language_model import Decoder, Encoder, EncoderDecoder
+from jaxbig.models.layers.mixture_of_experts import LOSSES
 from jaxbig.models.mlp import MLP
-from jaxbig.models.recurrent import RNN, RNNLanguageModel
 from jaxbig.models.resnet import ResNet
+from jaxbig.models.rnn import RNN, RNNLanguageModel
+from jaxbig.models.rnn_seq2seq import RNNEncoderDecoder
 from jaxbig.models.vit import ViT
 from jaxbig.objectives.classification import Classification
 from jaxbig.objectives.ctc import CTC
@@ -35,8 +36,9 @@ from jaxbig.objectives.regression import Regression
 from jaxbig.objectives.seq2seq import Seq2Seq
 from jaxbig.optim.optimizers import AdamW
 from jaxbig.optim.schedules import Constant
-from jaxbig.state import leaves
-from jaxbig.step import make_program
+from jaxbig.program.bad_steps import FAULT
+from jaxbig.program.gradient import with_losses
+from jaxbig.program.program import make_program
 
 ROWS, LENGTH, VOCAB, KEY = 3, 5, 11, jax.random.key(3)
 Batch = dict[str, np.ndarray]

@@ -10,8 +10,8 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxbig.data.permutation import permuted
-from jaxbig.data.stream import TABLE, order, train_batch, train_indices
+from jaxbig.data.core.permutation import permuted
+from jaxbig.data.pipeline.sampler import TABLE, order, train_batch, train_indices
 
 few = settings(max_examples=40, deadline=None)
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxbig.data import jpeg
-from jaxbig.data.fields import Mismatch
+from jaxbig.data.core.fields import Mismatch
 from jaxbig.data.images import Images, bounded
-from jaxbig.data.made_up import MadeUp
-from jaxbig.data.pixels import plain
+from jaxbig.data.records.synthetic import MadeUp
+from jaxbig.data.transforms import jpeg
+from jaxbig.data.transforms.pixels import plain
 from jaxbig.errors import Refused
 
 SIDE = 32

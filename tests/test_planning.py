@@ -20,16 +20,18 @@ import pytest
 from conftest import small
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxbig.config.discover import load
+from jaxbig.cost import remedies
+from jaxbig.cost.flops import count_flops, model_flops
+from jaxbig.cost.hardware import CHIPS, FRACTIONS, gpu_fraction, parse_topology, peak_of
+from jaxbig.distributed.logical_axes import platform
+from jaxbig.distributed.mesh import Mesh, activate
 from jaxbig.errors import Failed, Refused
-from jaxbig.experiment import load
-from jaxbig.mesh import Mesh, activate, platform
-from jaxbig.models.language import Decoder
+from jaxbig.models.language_model import Decoder
 from jaxbig.objectives.next_token import NextToken
-from jaxbig.planning import collectives, hlo, plan, roofline
-from jaxbig.planning.chips import CHIPS, FRACTIONS, gpu_fraction, parse_topology, peak_of
-from jaxbig.planning.flags import flags
-from jaxbig.planning.flops import count_flops, model_flops
-from jaxbig.step import make_program
+from jaxbig.planning import collectives, hlo, planner, roofline
+from jaxbig.planning.xla_flags import flags
+from jaxbig.program.program import make_program
 
 Answer = tuple[Any, str, str]
 DRAW = np.random.default_rng(0)
@@ -315,15 +317,15 @@ def test_a_part_of_memory_that_is_none_is_refused(
 def test_where_a_gpu_lacks_memory_its_part_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.8")
     memory = {"peak_bytes": 3 * 2**30, "available_bytes": 2**30}
-    words = plan.lacking({"memory": memory, "estimate": True})
+    words = planner.lacking({"memory": memory, "estimate": True})
     assert (
         "2.00 GiB too many (JAX takes 0.8 of a GPU's memory: XLA_CLIENT_MEM_FRACTION=0.9" in words
     )
-    assert "JAX takes" not in plan.lacking({"memory": memory, "estimate": False})
+    assert "JAX takes" not in planner.lacking({"memory": memory, "estimate": False})
 
 
 def test_over_slices_the_remedy_that_stores_in_pieces_keeps_data_between_them() -> None:
-    found = list(plan.remedies(small("c4_llama_7b", mesh=Mesh(data=-1)), 8, 2))
+    found = list(remedies.remedies(small("c4_llama_7b", mesh=Mesh(data=-1)), 8, 2))
     spread = [each for each in found if each[0].startswith("--mesh")]
     assert spread and {tuple(each[:2]) for each in spread} == {("--mesh.data=2", "--mesh.fsdp=4")}
 
@@ -349,7 +351,7 @@ def test_remedies_cost_little_first() -> None:
         "--mesh.sequence=1",
         "--mesh.expert=1",
     ]
-    assert list(plan.remedies(plain, 4)) == [
+    assert list(remedies.remedies(plain, 4)) == [
         ["--model.remat=attention"],
         ["--model.remat=dots"],
         ["--model.remat=projections"],
@@ -361,7 +363,7 @@ def test_remedies_cost_little_first() -> None:
         [*fsdp, "--model.remat=full", "--accumulate=2"],
         [*fsdp, "--model.remat=full", "--accumulate=4"],
     ]
-    *_, fewest = plan.remedies(dataclasses.replace(plain, reproducible=4), 4)
+    *_, fewest = remedies.remedies(dataclasses.replace(plain, reproducible=4), 4)
     assert fewest == [*fsdp, "--model.remat=full", "--data.batch=4"]
 
 
@@ -381,7 +383,7 @@ def test_remedies_cost_little_first() -> None:
 def test_what_cannot_be_planned_is_refused_in_one_sentence(
     line: str, named: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from jaxbig.command_line import main
+    from jaxbig.cli.main import main
 
     monkeypatch.setattr("sys.argv", ["jaxbig", *line.split()])
     with pytest.raises(SystemExit) as stop:
@@ -398,7 +400,7 @@ def test_without_the_compiler_a_tpu_is_refused_with_what_to_install(
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(Refused, match=r"pip install 'jaxbig\[tpu\]'"):
-        plan.plan([], load("digits_convnet"), parse_topology("v5e:4x4"), 60, print)
+        planner.plan([], load("digits_convnet"), parse_topology("v5e:4x4"), 60, print)
 
 
 def test_a_compiler_that_crashes_or_takes_too_long_is_a_sentence(
@@ -406,10 +408,10 @@ def test_a_compiler_that_crashes_or_takes_too_long_is_a_sentence(
 ) -> None:
     pod = parse_topology("h100:8")
     with pytest.raises(Failed, match=r"not done after 0\.1 s: give it more with --timeout"):
-        plan.compile_in_child(["plan", "digits_convnet", "--topology", "h100:8"], pod, 0.1)
+        planner.compile_in_child(["plan", "digits_convnet", "--topology", "h100:8"], pod, 0.1)
     monkeypatch.setattr("sys.executable", "/bin/false")
     with pytest.raises(Failed, match=r"crashed \(exit code 1\)"):
-        plan.compile_in_child(["plan", "digits_convnet", "--topology", "h100:8"], pod, 60)
+        planner.compile_in_child(["plan", "digits_convnet", "--topology", "h100:8"], pod, 60)
 
 
 def answer(done: Any) -> dict[str, Any]:
@@ -535,7 +537,7 @@ def test_the_flags_of_a_chip_are_ones_that_its_compiler_knows(chip: str) -> None
 
 
 def test_flags_are_printed_to_be_exported(capsys: pytest.CaptureFixture[str]) -> None:
-    from jaxbig.command_line import run
+    from jaxbig.cli.main import run
 
     assert run(["flags", "v5p", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -15,17 +15,20 @@ import optax
 import pytest
 from conftest import small
 
-from jaxbig.checkpoint import Checkpoints
+from jaxbig.arrays.tree import leaves
+from jaxbig.checkpoint.digest import digests
+from jaxbig.checkpoint.manager import Checkpoints
+from jaxbig.config.experiment import Experiment, InitializeFrom
+from jaxbig.config.precision import Precision
+from jaxbig.cost.memory import bytes_per_device
+from jaxbig.distributed.mesh import Mesh, activate
+from jaxbig.distributed.sharding import put
 from jaxbig.errors import Refused
-from jaxbig.experiment import Experiment, InitializeFrom
-from jaxbig.float32_sums import float32_sums
-from jaxbig.gradient import make_gradient
-from jaxbig.loop import fit
-from jaxbig.mesh import Mesh, activate, put
 from jaxbig.optim.optimizers import SGD
 from jaxbig.optim.schedules import Constant
-from jaxbig.precision import (
-    Precision,
+from jaxbig.program.float32_reductions import float32_sums
+from jaxbig.program.gradient import make_gradient
+from jaxbig.program.mixed_precision import (
     Scale,
     keeping,
     make_update,
@@ -33,12 +36,12 @@ from jaxbig.precision import (
     round_all,
     round_at_random,
 )
-from jaxbig.resume import begin
-from jaxbig.show import bytes_per_device
-from jaxbig.sibling import random_batch, replaced
-from jaxbig.state import TrainState, digests, leaves
-from jaxbig.step import Program, make_program
-from jaxbig.tracking.screen import Screen
+from jaxbig.program.program import Program, make_program
+from jaxbig.program.state import TrainState
+from jaxbig.tools.shrink import random_batch, replaced
+from jaxbig.tracking.console import Screen
+from jaxbig.train.resume import begin
+from jaxbig.train.trainer import fit
 
 BETWEEN = 1 + 2.0**-7 / 4  # a quarter of the way from 1 to the next bfloat16
 

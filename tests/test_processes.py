@@ -20,10 +20,9 @@ import numpy as np
 import pytest
 from conftest import HASTY
 
-from jaxbig import processes, resume
-from jaxbig.errors import PEER_LOST, Failed, Refused
-from jaxbig.mesh import Mesh, local_rows, put
-from jaxbig.processes import (
+from jaxbig.distributed import multihost
+from jaxbig.distributed.mesh import Mesh
+from jaxbig.distributed.multihost import (
     agree,
     first,
     gather,
@@ -33,13 +32,16 @@ from jaxbig.processes import (
     started_together,
     taken,
 )
-from jaxbig.resume import parent_folder
-from jaxbig.tracking.metrics import read_metrics
+from jaxbig.distributed.sharding import local_rows, put
+from jaxbig.errors import PEER_LOST, Failed, Refused
+from jaxbig.tracking.metrics_writer import read_metrics
+from jaxbig.train import resume
+from jaxbig.train.resume import parent_folder
 
 SMALL = """
 import dataclasses
 from experiments import digits_convnet
-from jaxbig.models.convolutional import Conv, Dense, Dropout, Pool
+from jaxbig.models.convnet import Conv, Dense, Dropout, Pool
 
 def config():
     parent = digits_convnet.config()
@@ -369,9 +371,9 @@ def test_processes_that_were_told_otherwise_or_are_others_are_named(
 
 
 NUMBERS = """
-from jaxbig.data.columns import Columns
-from jaxbig.data.json_lines import JsonLines
-from jaxbig.experiment import Experiment
+from jaxbig.data.tabular import Columns
+from jaxbig.data.records.json_lines import JsonLines
+from jaxbig.config.experiment import Experiment
 from jaxbig.models.mlp import MLP
 from jaxbig.objectives.classification import Classification
 from jaxbig.optim.optimizers import AdamW
@@ -386,7 +388,7 @@ def config():
     )
 """
 ILL_DISK = """
-from jaxbig.data.columns import Columns
+from jaxbig.data.tabular import Columns
 read = Columns.read
 def fails(self, record):
     if record["a"] == 7:
@@ -546,8 +548,8 @@ def together(monkeypatch: pytest.MonkeyPatch) -> Together:
 
     def run(act: Callable[[int], Any], count: int = 3, service: Service | None = None) -> list[Any]:
         service = service or Service()
-        monkeypatch.setattr(processes, "_service", lambda: service)
-        monkeypatch.setattr(processes, "_rounds", rounds := Rounds())
+        monkeypatch.setattr(multihost, "_service", lambda: service)
+        monkeypatch.setattr(multihost, "_rounds", rounds := Rounds())
         monkeypatch.setattr(jax, "process_count", lambda: count)
         monkeypatch.setattr(jax, "process_index", lambda: here.number)
         monkeypatch.setattr(socket, "gethostname", lambda: f"host{here.number // 2}")
@@ -702,9 +704,9 @@ def test_hosts_of_other_software_flags_configuration_code_or_devices_are_refused
         "devices": DEVICES,
     }
     for each, value in here.items():
-        monkeypatch.setattr(processes, each, lambda value=value: value)
+        monkeypatch.setattr(multihost, each, lambda value=value: value)
     assert together(lambda _: refuse_differences(3)) == [None] * 3
-    monkeypatch.setattr(processes, name, lambda: there if jax.process_index() == 2 else here[name])
+    monkeypatch.setattr(multihost, name, lambda: there if jax.process_index() == 2 else here[name])
     said = together(lambda _: refuse_differences(3))
     assert [type(each) for each in said] == [Refused] * 3
     assert str(said[0]).startswith("process 2 on host1 has ") and words in str(said[0])
@@ -715,18 +717,18 @@ def test_a_commit_that_one_host_cannot_know_is_no_difference(
     together: Together, monkeypatch: pytest.MonkeyPatch, unknown: int
 ) -> None:
     monkeypatch.setattr(
-        processes, "git_commit", lambda: None if jax.process_index() == unknown else "cafe"
+        multihost, "git_commit", lambda: None if jax.process_index() == unknown else "cafe"
     )
-    monkeypatch.setattr(processes, "devices", lambda: DEVICES)
+    monkeypatch.setattr(multihost, "devices", lambda: DEVICES)
     assert together(lambda _: refuse_differences(3)) == [None] * 3
 
 
 def test_processes_know_how_many_of_them_share_a_host(
     together: Together, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processes, "devices", lambda: DEVICES)
-    monkeypatch.setattr(processes, "git_commit", lambda: None)
-    monkeypatch.setattr(processes, "_on_host", 1)
+    monkeypatch.setattr(multihost, "devices", lambda: DEVICES)
+    monkeypatch.setattr(multihost, "git_commit", lambda: None)
+    monkeypatch.setattr(multihost, "_on_host", 1)
     counts = together(lambda _: [refuse_differences(4), on_this_host()][1], 4)
     assert counts == [2] * 4
 

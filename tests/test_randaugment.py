@@ -10,8 +10,8 @@ import sklearn.datasets
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from PIL import Image, ImageEnhance, ImageOps
 
-from jaxbig.data import randaugment
-from jaxbig.data.randaugment import OPERATIONS, RandAugment
+from jaxbig.data.transforms import randaugment
+from jaxbig.data.transforms.randaugment import OPERATIONS, RandAugment
 
 # of odd and even sides; one with half the contrast, so that autocontrast has something to do; one nearly all edge
 PHOTOS = (

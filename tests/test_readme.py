@@ -17,7 +17,7 @@ from conftest import EMBEDDED, HASTY, ROOT
 from PIL import Image
 
 from jaxbig.data.audio import Sounds
-from jaxbig.data.stream import train_batch
+from jaxbig.data.pipeline.sampler import train_batch
 
 
 def recipe(folder: Path) -> list[str]:
@@ -82,7 +82,7 @@ def test_a_new_kind_of_records_is_one_dataclass_with_one_method(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needs = "import dataclasses\nfrom collections.abc import Sequence\nimport numpy as np\n"
-    needs += "from jaxbig.data.base import Record, Records\n"
+    needs += "from jaxbig.data.core.dataset import Record, Records\n"
     (tmp_path / "waves.py").write_text(needs + code("### A new kind of records is one dataclass"))
     monkeypatch.syspath_prepend(tmp_path)
     data = Sounds(records=importlib.import_module("waves").Waves(count=20), classes=2, batch=4)

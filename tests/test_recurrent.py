@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 from scipy.special import expit, softmax
 
+from jaxbig.distributed.mesh import Mesh, activate
+from jaxbig.distributed.sharding import parameter_shardings
 from jaxbig.errors import Refused
-from jaxbig.mesh import Mesh, activate, parameter_shardings
-from jaxbig.models.cells import EQUATIONS, GRU, LSTM, Elman, Layer
-from jaxbig.models.linear_recurrent import LRU, RGLRU, CausalConv, Griffin, associative
-from jaxbig.models.recurrent import RNN, Recurrence, RNNLanguageModel
+from jaxbig.models.griffin import LRU, RGLRU, CausalConv, Griffin, associative
+from jaxbig.models.layers.rnn_cells import EQUATIONS, GRU, LSTM, Elman, Layer
+from jaxbig.models.rnn import RNN, Recurrence, RNNLanguageModel
 
 Array = np.ndarray
 KEY = jax.random.key(0)

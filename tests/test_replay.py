@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import pytest
 from test_guard import contents, tiny
 
-from jaxbig.blame import bad_inputs, first_bad
+from jaxbig.config.experiment import Experiment
 from jaxbig.errors import Failed, Refused
-from jaxbig.experiment import Experiment
-from jaxbig.loop import fit
-from jaxbig.models.layers import Linear
-from jaxbig.replay import replay
-from jaxbig.tracking.metrics import read_metrics
-from jaxbig.tracking.screen import Screen
+from jaxbig.models.layers.basic import Linear
+from jaxbig.tools.nan_origin import bad_inputs, first_bad
+from jaxbig.tools.replay_step import replay
+from jaxbig.tracking.console import Screen
+from jaxbig.tracking.metrics_writer import read_metrics
+from jaxbig.train.trainer import fit
 
 PLANTED = 57
 

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxbig.distributed.mesh import Mesh, activate
 from jaxbig.errors import Refused
-from jaxbig.mesh import Mesh, activate
-from jaxbig.models import ring
-from jaxbig.models.attention import Attention, attend
+from jaxbig.models.layers import ring_attention
+from jaxbig.models.layers.attention import Attention, attend
 
 LENGTH, HEADS = 48, 4
 PACKED = jnp.array(
@@ -57,7 +57,7 @@ def same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
 def test_a_ring_is_the_plain_kernel(
     mesh: Mesh, case: str, groups: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ring, "BLOCK", 4)  # several blocks in a piece, of 3 or 4 keys
+    monkeypatch.setattr(ring_attention, "BLOCK", 4)  # several blocks in a piece, of 3 or 4 keys
     arrays = draw(groups)
     expected = attended("plain", arrays, **CASES[case])
     with activate(mesh.build()):
@@ -88,11 +88,13 @@ def test_where_length_is_not_split_it_is_the_plain_kernel_itself(mesh: Mesh | No
 
 def test_a_window_ends_the_round_when_all_it_sees_has_come_by() -> None:
     turns = {
-        window: ring.Round(("sequence",), 8, True, window).turns(6)
+        window: ring_attention.Round(("sequence",), 8, True, window).turns(6)
         for window in (1, 2, 7, 8, 13, 14, 100, None)
     }
     assert turns == {1: 1, 2: 2, 7: 2, 8: 3, 13: 3, 14: 4, 100: 8, None: 8}
-    assert ring.Round(("sequence",), 8, False, 2).turns(6) == 8  # what is later comes last
+    assert (
+        ring_attention.Round(("sequence",), 8, False, 2).turns(6) == 8
+    )  # what is later comes last
 
 
 def temporary_bytes(kernel: str, length: int) -> int:

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from conftest import small
 
+from jaxbig.config.experiment import Experiment
+from jaxbig.cost.hardware import parse_topology
+from jaxbig.distributed.mesh import Mesh
 from jaxbig.errors import Failed, Refused
-from jaxbig.experiment import Experiment
-from jaxbig.mesh import Mesh
 from jaxbig.planning import search
-from jaxbig.planning.chips import parse_topology
 from jaxbig.planning.search import Setting, meshes, ranked, settings
 
 POD = parse_topology("h100:8")

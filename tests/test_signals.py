@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from jaxbig.children import asked_to_stop
-from jaxbig.processes import interruptible
-from jaxbig.signals import INTERRUPTED, STOP, ctrl_c_leaves, leave, say
+from jaxbig.distributed.multihost import interruptible
+from jaxbig.system.process_group import asked_to_stop
+from jaxbig.system.signals import INTERRUPTED, STOP, ctrl_c_leaves, leave, say
 
 NAMES = [number.name for number in STOP]
 # what a process does when it is asked, after main's first line: Python code, or C code that lets no handler run
@@ -29,7 +29,7 @@ def started() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     processes: list[subprocess.Popen[str]] = []
 
     def start(code: str, before: str = "") -> subprocess.Popen[str]:
-        program = f"{before}\nfrom jaxbig.signals import exit_when_asked\nexit_when_asked()\nprint('on', flush=True)\n"
+        program = f"{before}\nfrom jaxbig.system.signals import exit_when_asked\nexit_when_asked()\nprint('on', flush=True)\n"
         process = subprocess.Popen(
             [sys.executable, "-c", program + code],
             stdout=subprocess.PIPE,
@@ -92,7 +92,7 @@ def test_importing_jaxbig_installs_no_handler() -> None:
     code = (
         "import signal; numbers = [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT]\n"
         "before = [signal.getsignal(number) for number in numbers]\n"
-        "import jaxbig, jaxbig.loop, jaxbig.verbs, jaxbig.command_line, jaxbig.__main__\n"
+        "import jaxbig, jaxbig.train.trainer, jaxbig.cli.commands, jaxbig.cli.main, jaxbig.__main__\n"
         "assert [signal.getsignal(number) for number in numbers] == before\n"
         "assert signal.set_wakeup_fd(-1) == -1\n"
     )

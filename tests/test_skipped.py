@@ -6,11 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from jaxbig import loop, skipped
-from jaxbig.data.base import Rows
-from jaxbig.data.examples import Reading
+from jaxbig.data.core.dataset import Rows
+from jaxbig.data.core.examples import Reading
 from jaxbig.errors import Failed
-from jaxbig.skipped import agree_on_skipped
+from jaxbig.train import skipped_records, trainer
+from jaxbig.train.skipped_records import agree_on_skipped
 
 ROWS = {0: np.arange(4), 1: np.arange(4), 2: np.arange(4, 8), 3: np.arange(4, 8)}
 """Two processes each read the same half of a batch, as with an axis `tensor` over hosts."""
@@ -32,7 +32,7 @@ def outcome(
     said: list[Any] = []
 
     def act(number: int, gather: Any) -> Any:
-        monkeypatch.setattr(skipped, "gather", gather)
+        monkeypatch.setattr(skipped_records, "gather", gather)
         both = source(bad.get(number, set())), source(held_out.get(number, set()))
         try:
             return agree_on_skipped(both, ROWS[number])
@@ -80,7 +80,7 @@ def test_what_processes_left_out_is_compared_where_they_read_the_same_and_counte
 def test_nothing_is_sent_where_nothing_may_be_left_out_or_a_process_is_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(skipped, "gather", lambda value: 1 / 0)
+    monkeypatch.setattr(skipped_records, "gather", lambda value: 1 / 0)
     agree_on_skipped([source({5}, skip=2)], ROWS[0])
     monkeypatch.setattr(jax, "process_count", lambda: 4)
     agree_on_skipped([source(set(), skip=0), object()], ROWS[0])
@@ -92,5 +92,5 @@ def test_what_a_host_may_read_ahead_is_shared_by_its_processes(
 ) -> None:
     from conftest import small
 
-    monkeypatch.setattr(loop, "on_this_host", lambda: processes)
-    assert loop.ahead(small("digits_convnet", read_ahead=1000)) == share
+    monkeypatch.setattr(trainer, "on_this_host", lambda: processes)
+    assert trainer.ahead(small("digits_convnet", read_ahead=1000)) == share

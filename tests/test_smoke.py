@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 from conftest import EMBEDDED, EXPERIMENTS
 
-from jaxbig.data.arrays import Arrays
-from jaxbig.data.base import Record, Spec
-from jaxbig.data.examples import Example, Examples
-from jaxbig.data.made_up import MadeUp
-from jaxbig.data.pytext import PyText, PyTextRows
-from jaxbig.data.stream import train_batch
+from jaxbig.config.experiment import Experiment
+from jaxbig.data.builtin.pytext import PyText, PyTextRows
+from jaxbig.data.core.dataset import Record, Spec
+from jaxbig.data.core.examples import Example, Examples
+from jaxbig.data.pipeline.sampler import train_batch
+from jaxbig.data.records.arrays import Arrays
+from jaxbig.data.records.synthetic import MadeUp
 from jaxbig.data.text import Tokens
-from jaxbig.experiment import Experiment
-from jaxbig.models.recurrent import RNN
+from jaxbig.models.rnn import RNN
 from jaxbig.objectives.classification import Classification
 from jaxbig.optim.optimizers import Adam
 from jaxbig.optim.schedules import Constant
-from jaxbig.smoke import smoke
+from jaxbig.tools.smoke_test import smoke
 
 QUICK = ("mnist_convnet",)
 LINES = Tokens(records=MadeUp(texts=("text",)), batch=4, length=100)

@@ -14,22 +14,22 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from jaxbig.data.arrays import Arrays
 from jaxbig.data.audio import Sounds
-from jaxbig.data.base import Data
-from jaxbig.data.columns import Columns
-from jaxbig.data.image_folder import ImageFolder
+from jaxbig.data.core.dataset import Data
 from jaxbig.data.images import Images
-from jaxbig.data.json_lines import JsonLines
-from jaxbig.data.made_up import MadeUp
-from jaxbig.data.mixture import Mixture
-from jaxbig.data.parquet import Parquet
-from jaxbig.data.prepared import Builder, prepared
-from jaxbig.data.stream import eval_batch, train_batch, train_batches
+from jaxbig.data.pipeline.sampler import eval_batch, train_batch, train_batches
+from jaxbig.data.records.arrays import Arrays
+from jaxbig.data.records.image_folder import ImageFolder
+from jaxbig.data.records.json_lines import JsonLines
+from jaxbig.data.records.mixture import Mixture
+from jaxbig.data.records.parquet import Parquet
+from jaxbig.data.records.synthetic import MadeUp
+from jaxbig.data.records.text_files import TextFiles
+from jaxbig.data.records.tfds import Tfds
+from jaxbig.data.records.tfds_builder import Builder, prepared
+from jaxbig.data.tabular import Columns
 from jaxbig.data.text import Sentences, TokenRows, Tokens
-from jaxbig.data.text_files import TextFiles
-from jaxbig.data.tfds import Tfds
-from jaxbig.data.tokenizers import BytePairs
+from jaxbig.data.tokenize.tokenizers import BytePairs
 from jaxbig.errors import Failed
 
 BATCH = 8

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from jaxbig import streams
-from jaxbig.streams import Stream, lasting
+from jaxbig.system import standard_streams
+from jaxbig.system.standard_streams import Stream, lasting
 
 PRINTS = """
 import logging, os, sys
-from jaxbig.streams import make_lasting
-from jaxbig.tracking.screen import Screen, table
+from jaxbig.system.standard_streams import make_lasting
+from jaxbig.tracking.console import Screen, table
 make_lasting()
 screen = Screen({json})
 screen.start(0, 1000)
@@ -65,7 +65,7 @@ def test_once_nobody_reads_what_is_written_is_discarded(
     assert stream.write(b"seen") == 4 and os.read(read, 4) == b"seen"
     os.close(read)
     with monkeypatch.context() as patched:
-        patched.setattr(streams, "GONE", (number,))
+        patched.setattr(standard_streams, "GONE", (number,))
         if number != errno.EPIPE:  # this pipe says EPIPE
             with pytest.raises(BrokenPipeError):
                 stream.write(b"lost")
@@ -130,7 +130,7 @@ def test_a_run_piped_into_head_trains_to_its_end(pipe: str, tmp_path: Path) -> N
 
 
 def test_line_on_standard_error_is_there_at_once() -> None:
-    script = "import sys, time; from jaxbig.streams import make_lasting; make_lasting()\n"
+    script = "import sys, time; from jaxbig.system.standard_streams import make_lasting; make_lasting()\n"
     script += "print('waits', file=sys.stderr); time.sleep(60)"
     began = time.monotonic()
     with subprocess.Popen(

@@ -13,12 +13,12 @@ import pytest
 from conftest import HASTY
 from PIL import Image
 
+from jaxbig.cli.sweep import Sweep as SweepVerb
+from jaxbig.config.discover import load
 from jaxbig.errors import Refused
-from jaxbig.experiment import load
-from jaxbig.settings import Range, axis, literal, options, settings
-from jaxbig.sweep import Sweep, draw, table
-from jaxbig.sweep_verb import Sweep as SweepVerb
-from jaxbig.tracking.metrics import write_json
+from jaxbig.sweep.search_space import Range, axis, literal, options, settings
+from jaxbig.sweep.sweep import Sweep, draw, table
+from jaxbig.system.json_files import write_json
 
 SMALL = [
     f"--model.layers.{layer}=8" for layer in ("0.channels", "1.channels", "4.channels", "7.width")

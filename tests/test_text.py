@@ -12,15 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxbig.data.base import Record, Records
-from jaxbig.data.json_lines import JsonLines
-from jaxbig.data.made_up import MadeUp
-from jaxbig.data.mixture import Mixture
-from jaxbig.data.stream import eval_batch, train_batch
+from jaxbig.data.core.dataset import Record, Records
+from jaxbig.data.pipeline.sampler import eval_batch, train_batch
+from jaxbig.data.records.json_lines import JsonLines
+from jaxbig.data.records.mixture import Mixture
+from jaxbig.data.records.synthetic import MadeUp
 from jaxbig.data.text import Pairs, Sentences, Tokens
-from jaxbig.data.tokenizers import BytePairs, Bytes
+from jaxbig.data.tokenize.tokenizers import BytePairs, Bytes
 from jaxbig.errors import Failed, Refused
-from jaxbig.models.language import Decoder
+from jaxbig.models.language_model import Decoder
 from jaxbig.objectives.next_token import NextToken
 
 MADE_UP = MadeUp(texts=("text",), labels=(("label", 2),))
@@ -338,9 +338,9 @@ def test_the_tokenizer_is_kept_with_the_run_and_another_is_another_run(
     (tmp_path / "mine.py").write_text(
         """import dataclasses
 from experiments import pytext_transformer
-from jaxbig.data.json_lines import JsonLines
+from jaxbig.data.records.json_lines import JsonLines
 from jaxbig.data.text import Tokens
-from jaxbig.data.tokenizers import BytePairs
+from jaxbig.data.tokenize.tokenizers import BytePairs
 from jaxbig.objectives.next_token import NextToken
 
 def config():

@@ -14,14 +14,14 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from jaxbig.data.base import Data, Rows
-from jaxbig.data.examples import Examples
+from jaxbig.data.core.dataset import Data, Rows
+from jaxbig.data.core.examples import Examples
 from jaxbig.data.images import Images, bounded, square
-from jaxbig.data.prepared import Builder, prepared
-from jaxbig.data.stream import eval_batch, train_batch
+from jaxbig.data.pipeline.sampler import eval_batch, train_batch
+from jaxbig.data.records.tfds import Tfds
+from jaxbig.data.records.tfds_builder import Builder, prepared
 from jaxbig.data.text import Pairs, Sentences, TokenRows, Tokens
-from jaxbig.data.tfds import Tfds
-from jaxbig.data.tokenizers import Bytes
+from jaxbig.data.tokenize.tokenizers import Bytes
 from jaxbig.errors import Refused
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (4, 28, 28, 1), dtype=np.uint8)
@@ -262,7 +262,7 @@ def test_what_was_fetched_half_is_fetched_anew(
     left.mkdir(parents=True)
     builder = builder_class("mnist")(data_dir=tmp_path, file_format="array_record")
     monkeypatch.setattr(Tfds, "_catalogued", lambda self, root: builder)
-    monkeypatch.setattr("jaxbig.data.tfds.reachable", lambda host: True)
+    monkeypatch.setattr("jaxbig.data.records.tfds.reachable", lambda host: True)
     MNIST.fetch()
     assert len(MNIST.source("train")) == 4 and not left.exists()
 
@@ -374,7 +374,7 @@ def test_the_identity_knows_another_byte_of_the_files_that_are_read(
     file.write_bytes(changed)  # of the same size, as another label is
     assert whole.prepare() != before[0] and part.prepare() == before[1]
     monkeypatch.setattr(
-        "jaxbig.data.contents.FILE_BYTES", 0
+        "jaxbig.data.core.content_digest.FILE_BYTES", 0
     )  # as of files that are too large to be read whole
     (tmp_path / "cache" / "digests").rename(tmp_path / "old")
     assert whole.prepare().endswith("of 64 blocks a file")

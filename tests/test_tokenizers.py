@@ -16,7 +16,7 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxbig.data.tokenizers import BytePairs, Bytes, SentencePiece, Tokenizer, learn
+from jaxbig.data.tokenize.tokenizers import BytePairs, Bytes, SentencePiece, Tokenizer, learn
 from jaxbig.errors import Refused
 
 TEXTS = [

@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxbig import sweep
 from jaxbig.errors import Failed, Refused
-from jaxbig.guard import LEFT_OUT, left_out
-from jaxbig.inspection import draw
-from jaxbig.pictures import maps
-from jaxbig.tracking import metrics as room
+from jaxbig.sweep import sweep
+from jaxbig.system.json_files import read_json
+from jaxbig.tools.inspect_batch import draw
+from jaxbig.tracking import metrics_writer as room
+from jaxbig.tracking.console import Screen
 from jaxbig.tracking.figures import optional, printable
-from jaxbig.tracking.metrics import Metrics, read_json, read_metrics
-from jaxbig.tracking.screen import Screen
-from jaxbig.workdir import read_run
+from jaxbig.tracking.metrics_writer import Metrics, read_metrics
+from jaxbig.train.attention_maps import maps
+from jaxbig.train.bad_step_policy import LEFT_OUT, left_out
+from jaxbig.train.run_directory import read_run
 
 GOOD = {"step": 2, "split": "train", "loss": 0.5}
 DAMAGED = {

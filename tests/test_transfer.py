@@ -14,21 +14,22 @@ import numpy as np
 import pytest
 from conftest import small
 
-from jaxbig import checkpoint
-from jaxbig.checkpoint import Checkpoints
+from jaxbig.arrays.tree import leaves
+from jaxbig.checkpoint import manager
+from jaxbig.checkpoint.manager import Checkpoints
+from jaxbig.config.experiment import Experiment, InitializeFrom
+from jaxbig.distributed.mesh import Mesh
 from jaxbig.errors import Refused
-from jaxbig.evaluate import evaluate_run
-from jaxbig.experiment import Experiment, InitializeFrom
-from jaxbig.loop import fit
-from jaxbig.mesh import Mesh
-from jaxbig.models.convolutional import ConvNet, Dense, Dropout
+from jaxbig.models.convnet import ConvNet, Dense, Dropout
 from jaxbig.optim.optimizers import SGD, AdamW
 from jaxbig.optim.schedules import Constant
-from jaxbig.resume import begin
-from jaxbig.state import leaves
-from jaxbig.step import make_program
-from jaxbig.tracking.metrics import read_json, read_metrics
-from jaxbig.tracking.screen import Screen
+from jaxbig.program.program import make_program
+from jaxbig.system.json_files import read_json
+from jaxbig.tracking.console import Screen
+from jaxbig.tracking.metrics_writer import read_metrics
+from jaxbig.train.evaluate import evaluate_run
+from jaxbig.train.resume import begin
+from jaxbig.train.trainer import fit
 
 EVERY = {"steps": 12, "evaluate_every": 3, "checkpoint_every": 3, "keep_last": 9}
 
@@ -175,8 +176,8 @@ class Loads:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.paths: list[str] = []
-        self.bytes, self.plain = 0, checkpoint.ocp.load
-        monkeypatch.setattr(checkpoint.ocp, "load", self)
+        self.bytes, self.plain = 0, manager.ocp.load
+        monkeypatch.setattr(manager.ocp, "load", self)
 
     def __call__(self, path: str, abstract: Any) -> Any:
         before = on_first_device()

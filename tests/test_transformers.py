@@ -16,16 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
 
+from jaxbig.arrays.tree import leaves
+from jaxbig.cost.flops import count_flops
+from jaxbig.distributed.mesh import Mesh, activate
 from jaxbig.errors import Refused
-from jaxbig.mesh import Mesh, activate
-from jaxbig.models.attention import Attention, RelativePositions, attend, rotary, sinusoidal
-from jaxbig.models.language import Decoder, Encoder, EncoderDecoder
-from jaxbig.models.layers import LayerNorm
-from jaxbig.models.masks import from_lengths
-from jaxbig.models.transformers import Remat
+from jaxbig.models.language_model import Decoder, Encoder, EncoderDecoder
+from jaxbig.models.layers.attention import Attention, RelativePositions, attend, rotary, sinusoidal
+from jaxbig.models.layers.attention_mask import from_lengths
+from jaxbig.models.layers.basic import LayerNorm
+from jaxbig.models.transformer import Remat
 from jaxbig.models.vit import ViT
-from jaxbig.planning.flops import count_flops
-from jaxbig.state import leaves
 
 Array = np.ndarray
 KEY = jax.random.key(0)

@@ -16,11 +16,13 @@ from typing import Any
 import jax.numpy as jnp
 import pytest
 
-from jaxbig import checkpoint, lifeline, processes, state, watchdog
-from jaxbig.checkpoint import Checkpoints
+from jaxbig.arrays import tree
+from jaxbig.checkpoint import manager
+from jaxbig.checkpoint.manager import Checkpoints
+from jaxbig.distributed import multihost, peer_monitor, watchdog
+from jaxbig.distributed.peer_monitor import WAITS_FOR_OTHERS, Lifeline
+from jaxbig.distributed.watchdog import BY_ACTIVITY, COMPILES, RESTORES, WAITS, Watchdog
 from jaxbig.errors import PEER_LOST
-from jaxbig.lifeline import WAITS_FOR_OTHERS, Lifeline
-from jaxbig.watchdog import BY_ACTIVITY, COMPILES, RESTORES, WAITS, Watchdog
 
 # -- alone
 
@@ -32,7 +34,7 @@ def script(code: str, *arguments: object) -> "subprocess.Popen[str]":
 
 STUCK = """
 import sys, time
-from jaxbig.watchdog import watchdog
+from jaxbig.distributed.watchdog import watchdog
 def a_blocked_read(): time.sleep(60)
 with watchdog(float(sys.argv[1])) as at:
     for step in range(int(sys.argv[2])):
@@ -101,7 +103,7 @@ def test_the_late_process_is_the_one_that_is_silent_or_does_not_wait_or_is_behin
 ) -> None:
     lifeline = Lifeline(0, {})
     now = time.monotonic()
-    lifeline.heard = {
+    peer_monitor.heard = {
         process: (now - ago, step, doing) for process, (ago, step, doing) in heard.items()
     }
     dog = Watchdog(0, lifeline)
@@ -152,8 +154,8 @@ def slowed(
 
 
 LONG = {
-    "each file's hash": (checkpoint, "_file_digest", "waits for its save of step 1"),
-    "each leaf's hash": (state, "whole", "saves"),
+    "each file's hash": (manager, "_file_digest", "waits for its save of step 1"),
+    "each leaf's hash": (tree, "whole", "saves"),
 }
 
 
@@ -185,9 +187,7 @@ def test_a_restore_is_left_alone_while_its_files_are_verified_and_found_where_on
     checkpoints = save_twice(tmp_path, Watched(0))
     dog = watched(1.0, monkeypatch)
     checkpoints.tell = lambda doing: dog.at(0, doing)
-    slowed(
-        monkeypatch, checkpoint, "_file_digest", lambda call: 3.0 * (call == 2) if stuck else 0.25
-    )
+    slowed(monkeypatch, manager, "_file_digest", lambda call: 3.0 * (call == 2) if stuck else 0.25)
     began = time.monotonic()
     assert checkpoints.restore_parameters() is not None and time.monotonic() - began > 2
     assert (
@@ -239,11 +239,11 @@ def test_compiling_and_waiting_for_another_process_take_as_long_as_they_like(
     dog = watched(0.5, monkeypatch)
     dog.at(3, COMPILES)
     time.sleep(1)
-    lifeline.waiting.set()
+    peer_monitor.waiting.set()
     dog.at(3, "evaluates")
     time.sleep(1)
     assert not dog.bitten
-    lifeline.waiting.clear()
+    peer_monitor.waiting.clear()
     time.sleep(1)
     assert dog.bitten.endswith("the run evaluates at step 3")
 
@@ -254,18 +254,18 @@ def test_who_waits_for_what_another_process_says_is_known_to_wait(
 ) -> None:
     class Service:
         def key_value_set(self, place: str, text: str) -> None:
-            assert not lifeline.waiting.is_set()
+            assert not peer_monitor.waiting.is_set()
 
         def blocking_key_value_get(self, place: str, limit: int) -> str:
-            assert lifeline.waiting.is_set()
+            assert peer_monitor.waiting.is_set()
             return '["", 1]'
 
-    monkeypatch.setattr(processes, "_service", Service)
-    monkeypatch.setattr(processes, "leading", lambda: leads)
-    monkeypatch.setattr(processes.jax, "process_count", lambda: 2)
-    processes.gather("here")
-    assert processes.first(lambda: lifeline.waiting.is_set()) == (0 if leads else 1)
-    assert not lifeline.waiting.is_set()
+    monkeypatch.setattr(multihost, "_service", Service)
+    monkeypatch.setattr(multihost, "leading", lambda: leads)
+    monkeypatch.setattr(multihost.jax, "process_count", lambda: 2)
+    multihost.gather("here")
+    assert multihost.first(lambda: peer_monitor.waiting.is_set()) == (0 if leads else 1)
+    assert not peer_monitor.waiting.is_set()
 
 
 # -- several

@@ -5,12 +5,12 @@ import dataclasses
 import jax
 import numpy as np
 
-from jaxbig.data.base import Batch, Record, Spec
-from jaxbig.data.examples import Example
-from jaxbig.data.fields import Mismatch, array, finite, kind, present
+from jaxbig.data.core.dataset import Batch, Record, Spec
+from jaxbig.data.core.examples import Example
+from jaxbig.data.core.fields import Mismatch, array, finite, kind, present
 from jaxbig.data.labeled import Labeled
-from jaxbig.data.logmel import LogMel
-from jaxbig.data.made_up import MadeUp
+from jaxbig.data.records.synthetic import MadeUp
+from jaxbig.data.transforms.log_mel import LogMel
 
 FULL = {"int8": 2**7, "int16": 2**15, "int32": 2**31, "int64": 2**15}
 """The loudest that samples of a dtype can be; those of int64 are lists of Python, or TFDS's, and mean int16."""

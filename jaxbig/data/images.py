@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbig.data.augment import Augmentation, Mixing, check_order
-from jaxbig.data.base import Batch, Record, Spec
-from jaxbig.data.examples import Example
-from jaxbig.data.fields import Mismatch, array, kind, present
-from jaxbig.data.jpeg import decode, decoder, wanted
+from jaxbig.data.core.dataset import Batch, Record, Spec
+from jaxbig.data.core.examples import Example
+from jaxbig.data.core.fields import Mismatch, array, kind, present
 from jaxbig.data.labeled import Labeled
-from jaxbig.data.made_up import MadeUp
-from jaxbig.data.pixels import Levels, decoding, eight_bits, picture_of, plain
+from jaxbig.data.records.synthetic import MadeUp
+from jaxbig.data.transforms.augment import Augmentation, Mixing, check_order
+from jaxbig.data.transforms.jpeg import decode, decoder, wanted
+from jaxbig.data.transforms.pixels import Levels, decoding, eight_bits, picture_of, plain
 from jaxbig.errors import Refused
 
 Image = bytes | np.ndarray

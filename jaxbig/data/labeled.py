@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxbig.data.base import Record
-from jaxbig.data.examples import Examples, fetch_each, record_or_error, spread
-from jaxbig.data.fields import Mismatch, class_of, text_of, told, word
-from jaxbig.data.kept import cache, sha256, write
+from jaxbig.data.core.cache import cache, sha256, write
+from jaxbig.data.core.dataset import Record
+from jaxbig.data.core.examples import Examples, fetch_each, record_or_error, spread
+from jaxbig.data.core.fields import Mismatch, class_of, text_of, told, word
 from jaxbig.errors import Refused
 
 log = logging.getLogger("jaxbig")

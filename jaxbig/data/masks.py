@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbig.data.base import Batch, Record, Records, Spec
-from jaxbig.data.examples import Example, Examples
-from jaxbig.data.fields import Mismatch, array, kind, present
-from jaxbig.data.files import hashes, readable
-from jaxbig.data.image_folder import ENDINGS
+from jaxbig.data.core.cache import digest_once
+from jaxbig.data.core.dataset import Batch, Record, Records, Spec
+from jaxbig.data.core.examples import Example, Examples
+from jaxbig.data.core.fields import Mismatch, array, kind, present
 from jaxbig.data.images import image_of, square
-from jaxbig.data.kept import digest_once
-from jaxbig.data.pixels import ORIENTATION, decoding
+from jaxbig.data.records.file_index import hashes, readable
+from jaxbig.data.records.image_folder import ENDINGS
+from jaxbig.data.transforms.pixels import ORIENTATION, decoding
 from jaxbig.errors import Refused
 
 

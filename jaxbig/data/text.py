@@ -14,14 +14,14 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from jaxbig.data.base import Record, Records, Source, Spec
-from jaxbig.data.examples import Bad, Example, Examples, Reading
-from jaxbig.data.fields import as_bytes
+from jaxbig.data.core.dataset import Record, Records, Source, Spec
+from jaxbig.data.core.examples import Bad, Example, Examples, Reading
+from jaxbig.data.core.fields import as_bytes
 from jaxbig.data.labeled import Labeled
-from jaxbig.data.made_up import MadeUp
-from jaxbig.data.mixture import Mixed, Mixture
-from jaxbig.data.packing import Packed, packed
-from jaxbig.data.tokenizers import BytePairs, Bytes, Tokenizer
+from jaxbig.data.records.mixture import Mixed, Mixture
+from jaxbig.data.records.synthetic import MadeUp
+from jaxbig.data.tokenize.packing import Packed, packed
+from jaxbig.data.tokenize.tokenizers import BytePairs, Bytes, Tokenizer
 from jaxbig.errors import Refused
 
 log = logging.getLogger("jaxbig")

@@ -6,9 +6,9 @@ from typing import Literal
 import jax
 import numpy as np
 
-from jaxbig.data.base import Record, Spec
-from jaxbig.data.examples import Example
-from jaxbig.data.fields import Mismatch, array, kind, present, whole_number
+from jaxbig.data.core.dataset import Record, Spec
+from jaxbig.data.core.examples import Example
+from jaxbig.data.core.fields import Mismatch, array, kind, present, whole_number
 from jaxbig.data.labeled import Labeled
 
 

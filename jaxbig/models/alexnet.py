@@ -6,10 +6,10 @@ Letters in shape comments: B batch, Y and X height and width, C channels.
 import flax.linen as nn
 import jax
 
-from jaxbig.dtypes import Dtype, exact
+from jaxbig.arrays.dtypes import Dtype, exact
 from jaxbig.errors import Refused
-from jaxbig.models.convolutional import Convolution, Dense
-from jaxbig.models.layers import Linear, cast, constrain, drop
+from jaxbig.models.convnet import Convolution, Dense
+from jaxbig.models.layers.basic import Linear, cast, constrain, drop
 
 KERNELS = (11, 5, 3, 3, 3)
 POOLED = (0, 1, 4)  # the convolutions that a max pool follows

@@ -9,10 +9,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxbig.dtypes import Dtype, exact
+from jaxbig.arrays.dtypes import Dtype, exact
 from jaxbig.errors import Refused
-from jaxbig.models.convolutional import Convolution
-from jaxbig.models.layers import (
+from jaxbig.models.convnet import Convolution
+from jaxbig.models.layers.basic import (
     ACTIVATIONS,
     LayerNorm,
     Linear,

@@ -6,9 +6,17 @@ Letters in shape comments: B batch, D width, K outputs.
 import flax.linen as nn
 import jax
 
-from jaxbig.dtypes import Dtype, exact
+from jaxbig.arrays.dtypes import Dtype, exact
 from jaxbig.errors import Refused
-from jaxbig.models.layers import ACTIVATIONS, Activation, Linear, cast, choose, constrain, drop
+from jaxbig.models.layers.basic import (
+    ACTIVATIONS,
+    Activation,
+    Linear,
+    cast,
+    choose,
+    constrain,
+    drop,
+)
 
 
 class MLP(nn.Module):

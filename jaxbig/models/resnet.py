@@ -10,10 +10,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxbig.dtypes import Dtype, exact
+from jaxbig.arrays.dtypes import Dtype, exact
 from jaxbig.errors import Refused
-from jaxbig.models.convolutional import BatchNorm, Convolution, GroupNorm
-from jaxbig.models.layers import Linear, cast, choose, constrain
+from jaxbig.models.convnet import BatchNorm, Convolution, GroupNorm
+from jaxbig.models.layers.basic import Linear, cast, choose, constrain
 
 Norm = Literal["batch", "group"]
 Stem = Literal["imagenet", "small"]

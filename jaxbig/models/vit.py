@@ -9,11 +9,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxbig.dtypes import exact
+from jaxbig.arrays.dtypes import exact
 from jaxbig.errors import Refused
-from jaxbig.models.attention import Attention, sinusoidal
-from jaxbig.models.layers import Embedding, Linear, cast, choose, constrain, drop, parameter
-from jaxbig.models.transformers import Context, Fields, Gate, Stack
+from jaxbig.models.layers.attention import Attention, sinusoidal
+from jaxbig.models.layers.basic import Embedding, Linear, cast, choose, constrain, drop, parameter
+from jaxbig.models.transformer import Context, Fields, Gate, Stack
 
 Pooling = Literal["token", "average", "attention"]
 

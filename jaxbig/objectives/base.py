@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxbig.batch_mask import batch_mask, of_rows
-from jaxbig.dtypes import exact
+from jaxbig.arrays.batch_mask import batch_mask, of_rows
+from jaxbig.arrays.dtypes import exact
 from jaxbig.errors import Refused
 
 Batch = dict[str, jax.Array]

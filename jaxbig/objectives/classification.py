@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbig.dtypes import exact
+from jaxbig.arrays.dtypes import exact
 from jaxbig.errors import Refused
 from jaxbig.objectives.base import (
     Batch,

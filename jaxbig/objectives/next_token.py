@@ -11,9 +11,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxbig.dtypes import exact
+from jaxbig.arrays.dtypes import exact
+from jaxbig.distributed.logical_axes import split
 from jaxbig.errors import Refused
-from jaxbig.mesh import split
 from jaxbig.objectives.base import (
     Batch,
     Objective,

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxbig.batch_mask import batch_mask
+from jaxbig.arrays.batch_mask import batch_mask
 from jaxbig.errors import Refused
 from jaxbig.objectives import bleu
 from jaxbig.objectives.base import (

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxbig.arrays.tree import path_name
 from jaxbig.errors import Refused
 from jaxbig.optim.schedules import Schedule
-from jaxbig.state import path_name
 
 
 def chosen(field: str, pattern: str, needed: bool = True) -> Any:

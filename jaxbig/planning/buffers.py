@@ -4,11 +4,11 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from jaxbig.planning.flops import inner_jaxprs
+from jaxbig.arrays.tree import HOST, leaves
+from jaxbig.cost.flops import inner_jaxprs
 from jaxbig.planning.hlo import Module, arrays, called, shorter
 from jaxbig.planning.roofline import FREE, in_place
-from jaxbig.state import HOST, leaves
-from jaxbig.step import Program
+from jaxbig.program.program import Program
 
 COUNT = 8
 Buffer = dict[str, Any]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxbig.planning.chips import Topology
+from jaxbig.cost.hardware import Topology
 from jaxbig.planning.hlo import Module
 
 KINDS = (

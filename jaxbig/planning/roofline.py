@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from jaxbig.planning.chips import Topology
+from jaxbig.cost.hardware import Topology
 from jaxbig.planning.collectives import Collective
 from jaxbig.planning.hlo import Instruction, Module, called
 

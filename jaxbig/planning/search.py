@@ -8,13 +8,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, get_args
 
+from jaxbig.config.experiment import Experiment
+from jaxbig.cost.hardware import GiB, Topology
+from jaxbig.distributed.logical_axes import ROWS
+from jaxbig.distributed.mesh import in_words
+from jaxbig.distributed.placement import AXES
 from jaxbig.errors import Failed, Refused
-from jaxbig.experiment import Experiment
-from jaxbig.mesh import AXES, ROWS, in_words
-from jaxbig.models.layers import choose
-from jaxbig.models.transformers import Remat
-from jaxbig.planning.chips import GiB, Topology
-from jaxbig.planning.plan import Plan, check_possible, compile_in_child
+from jaxbig.models.layers.basic import choose
+from jaxbig.models.transformer import Remat
+from jaxbig.planning.planner import Plan, check_possible, compile_in_child
 
 TIMES = (1, 2, 4)
 """How many times the experiment's batch is tried."""

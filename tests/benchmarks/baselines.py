@@ -20,11 +20,11 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import SVC
 
-from jaxbig.data.base import Data
-from jaxbig.data.diabetes import Diabetes
-from jaxbig.data.digits import Digits
-from jaxbig.data.pymodule import PyModule
-from jaxbig.data.pytext import PyText
+from jaxbig.data.builtin.diabetes import Diabetes
+from jaxbig.data.builtin.digits import Digits
+from jaxbig.data.builtin.pymodule import PyModule
+from jaxbig.data.builtin.pytext import PyText
+from jaxbig.data.core.dataset import Data
 
 Result = tuple[str, str, float]  # method, metric, value
 ORDERS = 6  # of the longest n-grams

@@ -29,10 +29,10 @@ import psutil
 import sklearn.datasets
 from PIL import Image
 
-from jaxbig.data.base import Record, Records, Spec
-from jaxbig.data.examples import Example, Examples
-from jaxbig.data.jpeg import decode
-from jaxbig.data.stream import train_batches
+from jaxbig.data.core.dataset import Record, Records, Spec
+from jaxbig.data.core.examples import Example, Examples
+from jaxbig.data.pipeline.sampler import train_batches
+from jaxbig.data.transforms.jpeg import decode
 
 SIZE, BATCH, IMAGES, AHEAD, MEASURED = 224, 64, 600, 12, 40
 WHOLE, MIDDLE = "tf.data", "tf.data, middle"

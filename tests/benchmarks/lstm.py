@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxbig.models.recurrent import Recurrence
+from jaxbig.models.rnn import Recurrence
 
 WIDTH, LENGTH, BATCH, ROUNDS = 128, 100, 128, 15
 

@@ -21,8 +21,8 @@ from feeding import Folder, Pictures, write_pictures
 sys.path.append(str(Path(__file__).parent.parent))
 from test_sources import BATCH, KINDS
 
-from jaxbig.data.base import Source
-from jaxbig.data.stream import train_batches
+from jaxbig.data.core.dataset import Source
+from jaxbig.data.pipeline.sampler import train_batches
 
 SPAN, EVERY = 1_000, 10
 

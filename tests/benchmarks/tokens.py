@@ -8,12 +8,12 @@ import sysconfig
 import time
 from pathlib import Path
 
-from jaxbig.bench import bench
-from jaxbig.data.stream import train_batch
+from jaxbig.config.discover import load
+from jaxbig.data.pipeline.sampler import train_batch
+from jaxbig.data.records.text_files import TextFiles
 from jaxbig.data.text import Tokens
-from jaxbig.data.text_files import TextFiles
-from jaxbig.experiment import load
-from jaxbig.tracking.screen import Screen
+from jaxbig.tools.benchmark import bench
+from jaxbig.tracking.console import Screen
 
 STEPS, ROUNDS = 300, 5
 

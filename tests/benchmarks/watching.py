@@ -15,15 +15,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxbig import step as room
-from jaxbig.bench import bench
-from jaxbig.data.stream import train_batch
-from jaxbig.experiment import load
-from jaxbig.mesh import put
-from jaxbig.pace import Report
-from jaxbig.step import make_program
-from jaxbig.tracking.screen import Screen
-from jaxbig.watchdog import Watchdog
+from jaxbig.config.discover import load
+from jaxbig.data.pipeline.sampler import train_batch
+from jaxbig.distributed.sharding import put
+from jaxbig.distributed.watchdog import Watchdog
+from jaxbig.program import program as room
+from jaxbig.program.program import make_program
+from jaxbig.tools.benchmark import bench
+from jaxbig.tracking.console import Screen
+from jaxbig.train.step_reporter import Report
 
 TELLINGS, PAIRS, STEPS = 1_000_000, 40, 10
 NAMES = "digits_convnet", "digits_rnn", "pytext_transformer"

@@ -1,0 +1,106 @@
+"""An experiment: everything a run is, in one typed value that a Python file returns.
+
+A Flax module is a typed, frozen, documented dataclass already, so the experiment holds the model itself, and
+the command line's options and help come from the fields.
+"""
+
+import ast
+import contextlib
+import difflib
+import importlib
+import importlib.util
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+from jaxbig.config.experiment import Experiment
+from jaxbig.errors import Refused
+
+
+def available() -> dict[str, Path]:
+    """The experiment files by name: those in ./experiments, then those that come with jaxbig."""
+    folders = [Path.cwd() / "experiments", Path(__file__).parent.parent / "experiments"]
+    files = [
+        file
+        for folder in folders
+        for file in sorted(folder.glob("*.py"))
+        if file.stem != "__init__"
+    ]
+    return {file.stem: file for file in reversed(files)}
+
+
+def summary(file: Path) -> str:
+    """The first line of an experiment file's docstring, without running it."""
+    try:
+        return (ast.get_docstring(ast.parse(file.read_bytes())) or "").split("\n")[0]
+    except (SyntaxError, ValueError) as error:
+        return f"cannot be read: line {getattr(error, 'lineno', None) or '?'}: {error}"
+
+
+def find(name: str) -> types.ModuleType:
+    """The module of an experiment by its name, `.py` path, or dotted name; `Refused` says what is nearest."""
+    known = available()
+    if name in known or name.endswith(".py"):
+        return import_file(known.get(name, Path(name)))
+    if "." in name and all(part.isidentifier() for part in name.split(".")):
+        return import_dotted(name)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    hint = f"the nearest are {', '.join(near)}" if near else "`jaxbig list` names them"
+    raise Refused(f"no experiment named {name!r}: {hint}.")
+
+
+def load(name: str) -> Experiment:
+    """What `config()` in the module that `find` finds returns; `Refused` if that is no experiment."""
+    module = find(name)
+    if not callable(getattr(module, "config", None)):
+        raise Refused(
+            f"{module.__file__} has no function config(): it must return a jaxbig Experiment."
+        )
+    experiment = module.config()
+    if not isinstance(experiment, Experiment):
+        raise Refused(
+            f"config() in {module.__file__} returned {type(experiment).__name__}, not an Experiment."
+        )
+    return experiment
+
+
+@contextlib.contextmanager
+def importing(folder: Path) -> Iterator[None]:
+    """A folder's modules can be imported inside; `Refused` names the line of a syntax error."""
+    sys.path.insert(0, str(folder.resolve()))
+    try:
+        yield
+    except SyntaxError as error:
+        raise Refused(f"{error.filename} line {error.lineno}: {error.msg}.") from None
+    finally:
+        sys.path.pop(0)
+
+
+def import_file(path: Path) -> types.ModuleType:
+    """Runs a `.py` file as a module; it can import what lies beside it."""
+    name = f"jaxbig_experiment_{path.stem}"  # no other module's name
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise Refused(
+            f"no experiment file {path}: name a .py file, or one of those that `jaxbig list` shows."
+        )
+    module = sys.modules[name] = importlib.util.module_from_spec(
+        spec
+    )  # where dataclasses look for it
+    with importing(path.parent):
+        spec.loader.exec_module(module)
+    return module
+
+
+def import_dotted(name: str) -> types.ModuleType:
+    """Imports a module by its dotted name, as Python would from the current folder."""
+    with importing(Path.cwd()):
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise  # the module is there, and lacks one that it needs
+            raise Refused(
+                f"no module {name!r} ({error}): name one that Python can import from here."
+            ) from None

@@ -1,0 +1,47 @@
+"""An experiment: everything a run is, in one typed value that a Python file returns.
+
+A Flax module is a typed, frozen, documented dataclass already, so the experiment holds the model itself, and
+the command line's options and help come from the fields.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+
+from jaxbig.errors import Refused
+
+
+def to_json(value: Any) -> Any:
+    """An experiment, or any field of one, as plain JSON: a dataclass is its type's name and its fields."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        hidden = ("parent", "name") if isinstance(value, nn.Module) else ()
+        names = [field.name for field in dataclasses.fields(value) if field.name not in hidden]
+        return {
+            "type": type(value).__name__,
+            **{name: to_json(getattr(value, name)) for name in names},
+        }
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    raise Refused(
+        f"an experiment's field holds {value!r}, a {type(value).__name__}: use numbers, text or dataclasses."
+    )
+
+
+def flat(value: Any, path: str = "") -> list[tuple[str, Any]]:
+    """Nested JSON as (dotted path, value), as options are written on the command line."""
+    if isinstance(value, dict | list) and value:
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return [
+            line
+            for name, item in items
+            for line in flat(item, f"{path}.{name}" if path else str(name))
+        ]
+    return [(path, value)]

@@ -1,0 +1,121 @@
+"""Floating-point operations of a program, counted from its jaxpr: the compiler's own count sees a scan's body once."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxbig.config.experiment import Experiment
+from jaxbig.distributed.mesh import Mesh
+from jaxbig.program.program import Program, make_program
+
+
+def count_flops(jaxpr: Any) -> int:
+    """FLOPs of matrix products and convolutions over all devices, a multiplication and an addition being two.
+
+    dot_general: 2 * (numbers in the result) * (size of what is summed over).
+    conv_general_dilated: 2 * (rows) * (output channels) * (input channels a group) * (pairs of an output place and a
+    kernel place that meet a real input, neither padding nor a hole of dilation).
+    ragged_dot: 2 * (numbers on the left) * (last axis of the result).
+    scan multiplies its body by its length, shard_map by its devices, a Pallas kernel by its grid (an upper bound: all
+    blocks of causal attention, though the kernel skips those above the diagonal); of a cond the costliest branch
+    counts; a while loop of unknown length counts once. Element-wise work is left out.
+    """
+    return sum(_of(equation) for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns)
+
+
+def model_flops(experiment: Experiment, program: Program, jaxpr: Any = None) -> int:
+    """FLOPs of a train step with nothing computed twice: by this, MFU counts no recomputation (Chowdhery et al., 2022,
+    appendix B). Attention counts whole, causal or not.
+
+    jaxpr: the step's own, which is counted where nothing in it is computed twice; else one is traced for that.
+    """
+    settings: dict[str, Any] = {"remat": "none", "chunks": 0, "mlp_chunks": 0}
+    # of a CPU the plain one is its own
+    here = program.mesh.devices.flat[0].platform == "cpu"
+    settings |= {"attention_kernel": "auto" if here else "plain"}
+    parts = {"model": experiment.model, "objective": experiment.objective}
+    plain = {
+        name: dataclasses.replace(
+            part, **{field: value for field, value in settings.items() if hasattr(part, field)}
+        )  # type: ignore[type-var]
+        for name, part in parts.items()
+    }
+    if jaxpr is not None and plain == parts and program.mesh.shape["expert"] == 1:
+        return count_flops(jaxpr) - of_transform(program)
+    alone = dataclasses.replace(
+        experiment, **plain, mesh=Mesh(data=1), accumulate=1, reproducible=0
+    )
+    other = make_program(alone, program.mesh.devices.flatten()[:1].tolist())
+    with other.activate():
+        return count_flops(
+            other.train_step.trace(other.abstract, other.batch).jaxpr
+        ) - of_transform(other)
+
+
+def of_transform(program: Program) -> int:
+    """FLOPs of what the data does in a train step, which are not the model's."""
+    data, rows = program.experiment.data, program.experiment.data.batch
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+    return count_flops(
+        jax.make_jaxpr(lambda batch, keys: data.transform(batch, keys, True))(program.batch, keys)
+    )
+
+
+def _of(equation: Any) -> int:
+    name, params = equation.primitive.name, equation.params
+    shapes = [v.aval.shape for v in equation.invars if hasattr(v.aval, "shape")]
+    if name == "dot_general":
+        ((summed, _), _) = params["dimension_numbers"]
+        return (
+            2
+            * math.prod(equation.outvars[0].aval.shape)
+            * math.prod(shapes[0][axis] for axis in summed)
+        )
+    if name == "conv_general_dilated":
+        return _convolution(shapes[0], shapes[1], equation.outvars[0].aval.shape, params)
+    if name.startswith("ragged_dot"):
+        return 2 * math.prod(shapes[0]) * equation.outvars[0].aval.shape[-1]
+    inner = [count_flops(jaxpr) for jaxpr in inner_jaxprs(equation)]
+    if name == "cond":
+        return max(inner)
+    times = 1
+    if name == "scan":
+        times = params["length"]
+    elif name == "shard_map":
+        times = math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
+    elif name == "pallas_call":
+        times = math.prod(params["grid_mapping"].grid)
+    return times * sum(inner)
+
+
+def inner_jaxprs(equation: Any) -> Iterator[Any]:
+    """The jaxprs that an equation runs."""
+    held = jax.tree.leaves(
+        tuple(equation.params.values()), is_leaf=lambda value: hasattr(value, "eqns")
+    )
+    yield from (
+        getattr(value, "jaxpr", value)
+        for value in held
+        if hasattr(value, "eqns") or hasattr(value, "jaxpr")
+    )
+
+
+def _convolution(image: Any, kernel: Any, out: Any, params: Any) -> int:
+    layout = params["dimension_numbers"]
+    pairs = 1
+    for i, (at_in, at_kernel, at_out) in enumerate(
+        zip(layout.lhs_spec[2:], layout.rhs_spec[2:], layout.out_spec[2:], strict=True)
+    ):
+        hole = params["lhs_dilation"][i]
+        starts = np.arange(out[at_out]) * params["window_strides"][i] - params["padding"][i][0]
+        places = (
+            starts[:, None] + np.arange(kernel[at_kernel]) * params["rhs_dilation"][i]
+        )  # [outputs, kernel]
+        real = (places >= 0) & (places <= (image[at_in] - 1) * hole) & (places % hole == 0)
+        pairs *= int(real.sum())
+    rows, channels = out[layout.out_spec[0]], out[layout.out_spec[1]]
+    return 2 * rows * channels * kernel[layout.rhs_spec[1]] * pairs

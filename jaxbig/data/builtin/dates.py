@@ -1,0 +1,136 @@
+"""Dates as people write them, to be translated to ISO 8601: "the 9th of May, 98" -> "1998-05-09".
+
+A small task for sequence to sequence models, in which attention can be seen. Days are of 1970 to 2029. Every
+text has one reading, by these rules: in `5.9.1998` the day is first, in `5/9/1998` the month, in `1998-5-9` the
+year; a year of two digits is of 1970 to 2029.
+"""
+
+import dataclasses
+import datetime
+from typing import Any
+
+import jax
+import numpy as np
+import tensorflow_datasets as tfds
+
+from jaxbig.data.core.dataset import Data, Source, Spec
+from jaxbig.data.pipeline.sampler import order
+from jaxbig.data.records.tfds_builder import Arrays, Builder, Record, columns, identity, prepared
+
+PADDING, START, END = range(3)
+ALPHABET = " ',-./0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+LENGTH = 40  # of a written date
+TRAIN, HELD_OUT = 10_000, 1_000
+FIRST, DAYS = datetime.date(1970, 1, 1), 21_915  # to the end of 2029
+
+MONTHS = ("January", "February", "March", "April", "May", "June", "July",
+          "August", "September", "October", "November", "December")  # fmt: skip
+WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+FORMATS = (
+    "{d} {month} {year}", "{month} {d}, {year}", "{month} {d} {year}", "{nth} {month} {year}",
+    "{month} {nth}, {year}", "{nth} of {month} {year}", "the {nth} of {month}, {year}", "{month} the {nth}, {year}",
+    "{d} {mon} {year}", "{mon} {d}, {year}", "{d}-{mon}-{year}", "{dd}-{mon}-{yy}", "{mon} {nth} {year}",
+    "{d} {mon}. {year}", "{weekday}, {d} {month} {year}", "{weekday}, {month} {d}, {year}", "{day}, {d} {mon} {year}",
+    "{day} {mon} {d} {year}", "{weekday} the {nth} of {month} {year}", "{weekday}, {dd}.{mm}.{yy}", "{dd}.{mm}.{year}",
+    "{d}.{m}.{year}", "{d}.{m}.{yy}", "{d}. {month} {year}", "{mm}/{dd}/{year}", "{m}/{d}/{year}", "{m}/{d}/{yy}",
+    "{year}-{mm}-{dd}", "{year}-{m}-{d}", "{year} {month} {d}", "{year}, {mon} {dd}", "{d} {month} '{yy}",
+    "{mon} {d} '{yy}", "{year}{mm}{dd}",
+)  # fmt: skip
+CASES = (str, str.lower, str.upper)
+
+
+def written(day: datetime.date, form: str) -> str:
+    """The day in one of `FORMATS`."""
+    suffix = "th" if 10 < day.day < 14 else {1: "st", 2: "nd", 3: "rd"}.get(day.day % 10, "th")
+    month, weekday = MONTHS[day.month - 1], WEEKDAYS[day.weekday()]
+    return form.format(
+        d=day.day,
+        dd=f"{day.day:02}",
+        nth=f"{day.day}{suffix}",
+        m=day.month,
+        mm=f"{day.month:02}",
+        month=month,
+        mon=month[:3],
+        weekday=weekday,
+        day=weekday[:3],
+        year=day.year,
+        yy=f"{day.year % 100:02}",
+    )
+
+
+def encode(text: str) -> np.ndarray:
+    """Token numbers [len(text)] of characters of `ALPHABET`; others are left out."""
+    return np.array(
+        [END + 1 + ALPHABET.index(letter) for letter in text if letter in ALPHABET], np.int32
+    )
+
+
+def decode(tokens: np.ndarray) -> str:
+    """The text of tokens [L] up to the first `END`; padding and `START` are left out."""
+    tokens = np.asarray(tokens)
+    ends = np.flatnonzero(tokens == END)
+    return "".join(
+        ALPHABET[token - END - 1]
+        for token in tokens[: ends[0] if len(ends) else None]
+        if token > END
+    )
+
+
+class JaxbigDates(Builder):
+    """Days, each once, in one of the formats and in normal, small or capital letters; no day is in both splits."""
+
+    def features(self) -> dict[str, Any]:
+        return {"written": tfds.features.Text(), "iso": tfds.features.Text()}
+
+    def records(self) -> dict[str, list[Record]]:
+        days = [
+            FIRST + datetime.timedelta(days=int(i)) for i in order(0, 0, DAYS)[: TRAIN + HELD_OUT]
+        ]
+        raw = np.random.Philox(key=np.array([0, 1], np.uint64)).random_raw(len(days))
+        forms, cases = (raw >> np.uint64(32)) % np.uint64(len(FORMATS)), raw % np.uint64(len(CASES))
+        texts = [
+            CASES[case](written(day, FORMATS[form]))
+            for day, form, case in zip(days, forms, cases, strict=True)
+        ]
+        made = [
+            {"written": text, "iso": day.isoformat()} for text, day in zip(texts, days, strict=True)
+        ]
+        return {"train": made[:TRAIN], "eval": made[TRAIN:]}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dates(Data):
+    """Dates as written, `inputs` [B, 40] with `lengths` [B], and in ISO 8601, `targets` [B, 11], the last the end."""
+
+    vocab = -(-(END + 1 + len(ALPHABET)) // 8) * 8  # in eights, to divide over a mesh
+    start, end = START, END
+
+    def spec(self) -> Spec:
+        return {
+            "inputs": jax.ShapeDtypeStruct((self.batch, LENGTH), np.int32),
+            "lengths": jax.ShapeDtypeStruct((self.batch,), np.int32),
+            "targets": jax.ShapeDtypeStruct((self.batch, 11), np.int32),
+            "mask": jax.ShapeDtypeStruct((self.batch, 11), np.float32),
+        }
+
+    def words(self, tokens: np.ndarray) -> list[str]:
+        special = {0: "", START: "start", END: "end"}
+        return [
+            special[int(t)] if t in special else ALPHABET[int(t) - END - 1].replace(" ", "_")
+            for t in tokens
+        ]
+
+    def prepare(self) -> str:
+        return identity(prepared(JaxbigDates))
+
+    def source(self, split: str) -> Source:
+        read = columns(prepared(JaxbigDates), split)
+        inputs = [encode(text.decode()) for text in read["written"]]
+        targets = np.stack([np.append(encode(text.decode()), END) for text in read["iso"]]).astype(
+            np.int32
+        )
+        lengths = np.array([len(text) for text in inputs], np.int32)
+        padded = np.stack([np.pad(text, (0, LENGTH - len(text))) for text in inputs])
+        source = Arrays(inputs=padded, lengths=lengths, targets=targets)
+        source.arrays["mask"] = np.ones(targets.shape, np.float32)  # of each token, not of each row
+        return source

@@ -1,0 +1,64 @@
+"""The diabetes study that comes with scikit-learn: 442 patients, 10 measurements each (Efron et al., 2004).
+
+The target is the progress of the disease after a year. The split is fixed: 353 to train and 89 to evaluate, after
+one fixed shuffle of all.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+import tensorflow_datasets as tfds
+
+from jaxbig.data.core.dataset import Data, Source, Spec
+from jaxbig.data.pipeline.sampler import order
+from jaxbig.data.records.tfds_builder import Arrays, Builder, Record, columns, identity, prepared
+
+
+class JaxbigDiabetes(Builder):
+    """scikit-learn's diabetes study in its own units."""
+
+    def features(self) -> dict[str, Any]:
+        return {
+            "measurements": tfds.features.Tensor(shape=(10,), dtype=np.float32),
+            "progress": tfds.features.Scalar(np.float32),
+        }
+
+    def records(self) -> dict[str, list[Record]]:
+        import sklearn.datasets  # here: slow to import, and needed once
+
+        study = sklearn.datasets.load_diabetes(return_X_y=True, scaled=False)
+        measurements, progress = (np.asarray(each, np.float32) for each in study)
+        rows = order(0, 0, len(progress))
+        all_records = [{"measurements": measurements[i], "progress": progress[i]} for i in rows]
+        return {"train": all_records[:353], "eval": all_records[353:]}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Diabetes(Data):
+    """scikit-learn's diabetes study: `inputs` [B, 10] and `targets` [B], of mean 0 and standard deviation 1 over
+    the training rows."""
+
+    def spec(self) -> Spec:
+        return {
+            "inputs": jax.ShapeDtypeStruct((self.batch, 10), np.float32),
+            "targets": jax.ShapeDtypeStruct((self.batch,), np.float32),
+            "mask": jax.ShapeDtypeStruct((self.batch,), np.float32),
+        }
+
+    def prepare(self) -> str:
+        return identity(prepared(JaxbigDiabetes))
+
+    def source(self, split: str) -> Source:
+        builder = prepared(JaxbigDiabetes)
+        train, read = columns(builder, "train"), columns(builder, split)
+        return Arrays(
+            inputs=_standardized(read["measurements"], train["measurements"]),
+            targets=_standardized(read["progress"], train["progress"]),
+        )
+
+
+def _standardized(values: list[Any], train: list[Any]) -> np.ndarray:
+    statistics = np.asarray(train, np.float64)
+    return ((np.asarray(values) - statistics.mean(0)) / statistics.std(0)).astype(np.float32)

@@ -1,0 +1,53 @@
+"""Handwritten digits that come with scikit-learn: 1,797 images of 8x8 (Alpaydin and Kaynak, 1998).
+
+The split is fixed: 1,437 to train and 360 to evaluate, after one fixed shuffle of all.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+import tensorflow_datasets as tfds
+
+from jaxbig.data.core.dataset import Data, Source, Spec
+from jaxbig.data.pipeline.sampler import order
+from jaxbig.data.records.tfds_builder import Arrays, Builder, Record, columns, identity, prepared
+
+
+class JaxbigDigits(Builder):
+    """scikit-learn's handwritten digits, 8x8 pixels of 0 to 16."""
+
+    def features(self) -> dict[str, Any]:
+        image = tfds.features.Tensor(shape=(8, 8), dtype=np.uint8)
+        return {"image": image, "label": tfds.features.Scalar(np.int32)}
+
+    def records(self) -> dict[str, list[Record]]:
+        import sklearn.datasets  # here: slow to import, and needed once
+
+        images, labels = sklearn.datasets.load_digits(return_X_y=True)
+        images, labels = images.reshape(-1, 8, 8).astype(np.uint8), labels.astype(np.int32)
+        all_records = [{"image": images[i], "label": labels[i]} for i in order(0, 0, len(images))]
+        return {"train": all_records[:1437], "eval": all_records[1437:]}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Digits(Data):
+    """scikit-learn's handwritten digits: `inputs` [B, 8, 8, 1] of 0 to 1, `targets` [B]."""
+
+    classes = 10
+
+    def spec(self) -> Spec:
+        return {
+            "inputs": jax.ShapeDtypeStruct((self.batch, 8, 8, 1), np.float32),
+            "targets": jax.ShapeDtypeStruct((self.batch,), np.int32),
+            "mask": jax.ShapeDtypeStruct((self.batch,), np.float32),
+        }
+
+    def prepare(self) -> str:
+        return identity(prepared(JaxbigDigits))
+
+    def source(self, split: str) -> Source:
+        read = columns(prepared(JaxbigDigits), split)
+        images = np.stack(read["image"]).astype(np.float32)[..., None] / 16
+        return Arrays(inputs=images, targets=np.array(read["label"], np.int32))

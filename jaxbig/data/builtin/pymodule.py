@@ -1,0 +1,117 @@
+"""Which package of Python's standard library a line of source comes from: a small text classification.
+
+The packages are those with held-out files in pytext's split, and a line for evaluation stands in held-out files
+alone: so an encoder that was pre-trained on pytext has seen none of them, labelled or not.
+"""
+
+import dataclasses
+import platform
+from collections import defaultdict
+from typing import Any
+
+import jax
+import numpy as np
+import tensorflow_datasets as tfds
+
+from jaxbig.data.builtin.pytext import held_out, library_files
+from jaxbig.data.core.dataset import Data, Source, Spec
+from jaxbig.data.pipeline.sampler import order
+from jaxbig.data.records.tfds_builder import Arrays, Builder, Record, columns, identity, prepared
+
+# The same ones in Python 3.11 and 3.12.
+PACKAGES = (
+    "asyncio", "dbm", "email", "encodings", "idlelib", "importlib", "turtledemo", "unittest", "wsgiref", "xml"
+)  # fmt: skip
+SHORTEST, LONGEST = 20, 96  # bytes of a line
+MOST = 3000  # training lines a package
+
+
+def lines() -> dict[str, list[list[bytes]]]:
+    """For each split and package its lines, stripped, in order of their text.
+
+    A line is there once. One that stands in two packages (or in a package and a module outside) is left out, and
+    one that stands in a training file is no line for evaluation.
+    """
+    found: dict[bytes, set[tuple[str, bool]]] = defaultdict(
+        set
+    )  # where a line stands: package, held out
+    for name, text in library_files().items():
+        for line in text.split(b"\n"):
+            found[line.strip()].add((name.split("/")[0], held_out(name)))
+    splits: dict[str, list[list[bytes]]] = {
+        split: [[] for _ in PACKAGES] for split in ("train", "eval")
+    }
+    for line, where in sorted(found.items()):
+        package, *others = {name for name, _ in where}
+        if package in PACKAGES and not others and SHORTEST <= len(line) <= LONGEST:
+            split = "train" if (package, False) in where else "eval"
+            splits[split][PACKAGES.index(package)].append(line)
+    for number, kept in enumerate(splits["train"]):
+        if len(kept) > MOST:
+            splits["train"][number] = [kept[i] for i in sorted(order(0, 0, len(kept))[:MOST])]
+    return splits
+
+
+class JaxbigPymodule(Builder):
+    """Lines of a Python's standard library: a record a package, its lines joined."""
+
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=f"python_{platform.python_version()}")]  # noqa: RUF012
+
+    def features(self) -> dict[str, Any]:
+        return {
+            "package": tfds.features.Text(),
+            "lines": tfds.features.Tensor(shape=(None,), dtype=np.uint8),
+        }
+
+    def records(self) -> dict[str, list[Record]]:
+        def record(package: str, kept: list[bytes]) -> Record:
+            return {"package": package, "lines": np.frombuffer(b"\n".join(kept), np.uint8)}
+
+        return {
+            split: list(map(record, PACKAGES, of_packages))
+            for split, of_packages in lines().items()
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PyModule(Data):
+    """Lines of Python's standard library: bytes `inputs` [B, 96] with `lengths` [B], and the package `targets` [B]."""
+
+    packages = PACKAGES
+    classes = len(PACKAGES)
+    vocab = 256  # as PyTextRows, so that an encoder can begin as what was learned there
+
+    def spec(self) -> Spec:
+        number = jax.ShapeDtypeStruct((self.batch,), np.int32)
+        return {
+            "inputs": jax.ShapeDtypeStruct((self.batch, LONGEST), np.int32),
+            "lengths": number,
+            "targets": number,
+            "mask": jax.ShapeDtypeStruct((self.batch,), np.float32),
+        }
+
+    def prepare(self) -> str:
+        return identity(prepared(JaxbigPymodule))
+
+    def text(self, tokens: np.ndarray) -> str:
+        return tokens.astype(np.uint8).tobytes().decode(errors="replace")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the classes."""
+        return PACKAGES
+
+    def source(self, split: str) -> Source:
+        packages = columns(prepared(JaxbigPymodule), split)["lines"]
+        kept = [
+            (line, number)
+            for number, text in enumerate(packages)
+            for line in text.tobytes().split(b"\n")
+            if line
+        ]
+        padded = b"".join(line.ljust(LONGEST, b"\0") for line, _ in kept)
+        return Arrays(
+            inputs=np.frombuffer(padded, np.uint8).reshape(-1, LONGEST).astype(np.int32),
+            lengths=np.array([len(line) for line, _ in kept], np.int32),
+            targets=np.array([number for _, number in kept], np.int32),
+        )

@@ -1,0 +1,160 @@
+"""The source text of the running Python's standard library, as bytes.
+
+It differs between versions of Python, so its sha256 is its identity. The split is by file: a file whose name
+hashes into one of twenty parts is held out whole.
+"""
+
+import dataclasses
+import hashlib
+import platform
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tensorflow_datasets as tfds
+
+from jaxbig.data.core.dataset import Data, Rows, Source, Spec
+from jaxbig.data.records.tfds_builder import Builder, Record, columns, identity, prepared
+
+LEFT_OUT = {
+    "site-packages",
+    "dist-packages",
+    "__pycache__",
+    "test",
+    "tests",
+    "idle_test",
+    "lib2to3",
+}
+
+
+def library_files() -> dict[str, bytes]:
+    """The .py files of the standard library without its tests, by path relative to it, in order of path."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    found = {path.relative_to(root).as_posix(): path for path in root.rglob("*.py")}
+    kept = {
+        name: path for name, path in sorted(found.items()) if not LEFT_OUT & set(name.split("/"))
+    }
+    return {name: path.read_bytes() for name, path in kept.items()}
+
+
+def held_out(name: str) -> bool:
+    """Whether a file is for evaluation: one in twenty, by the hash of its name."""
+    return int(hashlib.sha256(name.encode()).hexdigest(), 16) % 20 == 0
+
+
+class JaxbigPytext(Builder):
+    """The source files of a Python's standard library."""
+
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=f"python_{platform.python_version()}")]  # noqa: RUF012
+
+    def features(self) -> dict[str, Any]:
+        return {
+            "name": tfds.features.Text(),
+            "text": tfds.features.Tensor(shape=(None,), dtype=np.uint8),
+        }
+
+    def records(self) -> dict[str, list[Record]]:
+        splits: dict[str, list[Record]] = {"train": [], "eval": []}
+        for name, text in library_files().items():
+            splits["eval" if held_out(name) else "train"].append(
+                {"name": name, "text": np.frombuffer(text, np.uint8)}
+            )
+        return splits
+
+
+class Windows:
+    """A text cut into windows of `length` tokens: `inputs` is the text one token late, after a 0.
+
+    Every token of the text is a target exactly once; the last window is filled up with `mask` 0.
+    """
+
+    def __init__(self, text: np.ndarray, length: int, contiguous: bool = False):
+        self.text, self.length, self.contiguous = text, length, contiguous
+
+    def __len__(self) -> int:
+        return -(-len(self.text) // self.length)
+
+    def rows(self, indices: np.ndarray) -> Rows:
+        places = indices[:, None] * self.length + np.arange(self.length)  # [B, L]
+        mask = places < len(self.text)
+        targets = self.text[np.where(mask, places, 0)]
+        before = self.text[np.where(mask, places, 1) - 1]
+        return {
+            "inputs": np.where(places == 0, 0, before).astype(np.int32),
+            "targets": targets.astype(np.int32),
+            "mask": mask.astype(np.float32),
+        }
+
+
+class PlainWindows(Windows):
+    """The same windows as they are: `inputs` is the text itself, and 0 beyond its end."""
+
+    def rows(self, indices: np.ndarray) -> Rows:
+        late = super().rows(indices)
+        return {"inputs": late["targets"] * late["mask"].astype(np.int32), "mask": late["mask"]}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Library(Data):
+    """Python's standard library as bytes, files joined by a 0."""
+
+    length: int = 256
+    """Tokens (bytes) a row."""
+
+    cuts_to_length = True
+
+    def prepare(self) -> str:
+        return identity(prepared(JaxbigPytext))
+
+    def text(self, tokens: np.ndarray) -> str:
+        return tokens.astype(np.uint8).tobytes().decode(errors="replace")
+
+    def joined(self, split: str) -> np.ndarray:
+        """The bytes of a split, each file followed by a 0."""
+        files = columns(prepared(JaxbigPytext), split)["text"]
+        return np.concatenate([part for file in files for part in (file, np.zeros(1, np.uint8))])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PyText(Library):
+    """Python's standard library to be continued: `inputs` and `targets` [B, L]."""
+
+    contiguous: bool = False
+    """Each row goes on where it ended a step before; `starts` [B] is 1 where it begins anew."""
+
+    vocab = 256
+
+    def spec(self) -> Spec:
+        shape = (self.batch, self.length)
+        tokens = jax.ShapeDtypeStruct(shape, np.int32)
+        spec = {
+            "inputs": tokens,
+            "targets": tokens,
+            "mask": jax.ShapeDtypeStruct(shape, np.float32),
+        }
+        return spec | (
+            {"starts": jax.ShapeDtypeStruct((self.batch,), np.int32)} if self.contiguous else {}
+        )
+
+    def source(self, split: str) -> Source:
+        return Windows(self.joined(split), self.length, self.contiguous)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PyTextRows(Library):
+    """Python's standard library to be filled in: `inputs` [B, L] as they stand in the text, to be masked."""
+
+    vocab = 256
+    mask_token = 255  # a byte that UTF-8 never has
+
+    def spec(self) -> Spec:
+        shape = (self.batch, self.length)
+        return {
+            "inputs": jax.ShapeDtypeStruct(shape, np.int32),
+            "mask": jax.ShapeDtypeStruct(shape, np.float32),
+        }
+
+    def source(self, split: str) -> Source:
+        return PlainWindows(self.joined(split), self.length)

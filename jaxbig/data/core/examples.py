@@ -1,0 +1,242 @@
+"""Examples made of records: what every data set of files has in common."""
+
+import abc
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxbig.data.core.dataset import Data, Record, Records, Rows, Source
+from jaxbig.data.core.fields import Mismatch, cast, class_of, missing
+from jaxbig.errors import Failed, Refused
+
+__all__ = ["Example", "Examples", "class_of"]  # what a data set of one's own needs
+log = logging.getLogger("jaxbig")
+Example = dict[str, Any]
+"""One row of a batch: arrays [...] by field, with its `mask`."""
+Bad = tuple[int, str]
+"""The index of a record that cannot be read, and what is wrong with it."""
+
+TRIED, FEWEST, SECONDS = 512, 16, 1.0
+"""Records of a split that are tried before a run, spread evenly: at most, and at least if that takes so long."""
+AT_ONCE = 256
+"""Records that are read at once where all are."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Examples(Data):
+    """A data set whose every record is made an example when a batch needs it."""
+
+    records: Records
+    """Where they come from: a name of TFDS, a folder, files."""
+    skip_bad_records: int = 0
+    """How many records that cannot be read or made an example may be left out, by all processes of a run together, each
+    a row with `mask` 0; 0: the first ends the run, naming it."""
+
+    @abc.abstractmethod
+    def read(self, record: Record) -> Example:
+        """The example of a record; raises ValueError, saying what is wrong, if there is none in it."""
+
+    def fetch(self) -> None:
+        self.records.fetch()
+
+    def prepare(self) -> str:
+        return self.records.prepare()
+
+    def check(self) -> None:
+        super().check()
+        for split in ("train", "eval"):
+            source = self.source(split)
+            if isinstance(source, Reading):
+                source.check(split)
+
+    def may_leave_out(self) -> bool:
+        return self.skip_bad_records > 0
+
+    def source(self, split: str) -> Source:
+        return Reading(self.records.open(split), self.read, self.empty(), self.skip_bad_records)
+
+    def empty(self) -> Example:
+        """What stands for an example that is left out."""
+        return {name: np.zeros(each.shape[1:], each.dtype) for name, each in self.spec().items()}
+
+
+class Reading:
+    """A source over opened records, read one by one."""
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        read: Callable[[Record], Example],
+        empty: Rows,
+        skip: int = 0,
+    ):
+        self.records, self.read, self.empty, self.skip = records, read, empty, skip
+        self.bad: set[int] = set()
+        if hasattr(
+            records, "draw"
+        ):  # they say themselves in which order they are trained on (mixture.py)
+            self.draw: Any = records.draw  # type: ignore[attr-defined]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def rows(self, indices: np.ndarray) -> Rows:
+        rows, bad = self.attempt(indices)
+        self.leave_out(bad)
+        return rows
+
+    def attempt(
+        self, indices: np.ndarray, begin: Callable[[int], None] = lambda index: None
+    ) -> tuple[Rows, list[Bad]]:
+        """Those examples, and which of them could not be read: their rows are `empty`, and not counted yet.
+
+        `begin` is called with the index of each before it is read; it is called by any thread or process.
+        """
+        bad: list[Bad] = []
+        examples = self.examples(indices.tolist(), begin, bad)
+        return {name: np.stack([example[name] for example in examples]) for name in self.empty}, bad
+
+    def examples(
+        self, indices: list[int], begin: Callable[[int], None], bad: list[Bad]
+    ) -> list[Example]:
+        try:
+            return [
+                self.example(index, record, begin) for index, record in self.fetched(indices, begin)
+            ]
+        except Exception:  # which one it was, the records one by one tell
+            return [self.alone(index, begin, bad) for index in indices]
+
+    def fetched(
+        self, indices: list[int], begin: Callable[[int], None]
+    ) -> Iterator[tuple[int, Record]]:
+        begin(indices[0])
+        if hasattr(self.records, "__getitems__"):
+            yield from zip(indices, fetch(self.records, indices), strict=True)
+            return
+        for index in indices:
+            begin(index)
+            yield index, self.records[index]
+
+    def alone(self, index: int, begin: Callable[[int], None], bad: list[Bad]) -> Example:
+        begin(index)
+        try:
+            return self.example(index, fetch(self.records, [index])[0], begin)
+        except Exception as error:
+            bad.append((index, self.said(index, error)))
+            return self.empty
+
+    def said(self, index: int, error: Exception) -> str:
+        """What is wrong with a record, by name."""
+        if isinstance(error, Mismatch):
+            return f"{self.where(index)} does not fit the experiment: {error}"
+        return f"{self.where(index)} cannot be read: {type(error).__name__}: {' '.join(str(error).split())}"
+
+    def example(self, index: int, record: Record, begin: Callable[[int], None]) -> Example:
+        begin(index)
+        try:
+            example = self.read(record)
+        except KeyError as error:
+            if error.args and error.args[0] not in record:
+                raise missing(record, str(error.args[0])) from error
+            raise
+        if lost := [name for name in self.empty if name not in example]:
+            raise Mismatch(f"no {lost[0]!r} is made of it, which the data set's `spec` has")
+        for name, empty in self.empty.items():
+            if np.shape(example[name]) != empty.shape:
+                raise Mismatch(
+                    f"its {name} has the shape {np.shape(example[name])}, and not {empty.shape}"
+                )
+        return example | {
+            name: cast(example[name], empty.dtype, name) for name, empty in self.empty.items()
+        }
+
+    def check(self, split: str) -> None:
+        """`Refused` where some records do not fit the experiment, as far as that can be seen by reading a few."""
+        tried, bad = self.tried()
+        unfit = [each for each in bad if isinstance(each[1], Mismatch)]
+        count = f"{len(bad)} of {tried} records of {split} that were tried"
+        if unfit and (len(bad) == tried or not self.skip):
+            index, error = unfit[0]
+            raise Refused(
+                f"the experiment does not fit {count}, such as {self.where(index)}: {error}."
+            )
+        if bad and len(bad) == tried:
+            raise Refused(f"{count} cannot be read, such as {self.said(*bad[0])}.")
+
+    def tried(self) -> tuple[int, list[tuple[int, Exception]]]:
+        """How many records were read to see whether they can be, and which could not."""
+        bad: list[tuple[int, Exception]] = []
+        indices, ends = spread(self.records), time.monotonic() + SECONDS
+        for number, index in enumerate(indices):
+            if number >= FEWEST and time.monotonic() > ends:
+                return number, bad
+            try:
+                self.example(index, fetch(self.records, [index])[0], lambda index: None)
+            except Exception as error:
+                bad.append((index, error))
+        return len(indices), bad
+
+    def leave_out(self, bad: list[Bad]) -> None:
+        """Counts and logs those, each once; `Failed` if they are more than may be left out."""
+        for index, said in bad:
+            if index in self.bad:
+                continue
+            self.bad.add(index)
+            if len(self.bad) > self.skip:
+                more = f" ({len(self.bad)} are bad, and {self.skip} may be)" if self.skip else ""
+                raise Failed(
+                    f"{said}{more}; mend or remove it, or let it be left out with --data.skip-bad-records N."
+                )
+            log.warning("left out (%d of at most %d): %s", len(self.bad), self.skip, said)
+
+    def where(self, index: int) -> str:
+        """What names a record for who has to mend it."""
+        return where(self.records, index)
+
+
+def fetch(records: Sequence[Record], indices: list[int]) -> list[Record]:
+    """Those records, at once where they can be read so."""
+    many: Any = getattr(records, "__getitems__", None)
+    return many(indices) if many else [records[index] for index in indices]
+
+
+def fetch_each(records: Sequence[Record]) -> Iterator[tuple[int, Record | Exception]]:
+    """Every record with its index, in order; in place of one that cannot be read, the error."""
+    for start in range(0, len(records), AT_ONCE):
+        indices = list(range(start, min(start + AT_ONCE, len(records))))
+        try:
+            found: list[Record | Exception] = [*fetch(records, indices)]
+        except Exception:  # which record it was shows one by one
+            found = [record_or_error(records, index) for index in indices]
+        yield from zip(indices, found, strict=True)
+
+
+def record_or_error(records: Sequence[Record], index: int) -> Record | Exception:
+    """A record, or why it cannot be read."""
+    try:
+        return fetch(records, [index])[0]
+    except Refused:  # it is about all records, such as a library that is not installed
+        raise
+    except Exception as error:
+        return error
+
+
+def where(records: Sequence[Record], index: int) -> str:
+    """What names a record for who has to mend it."""
+    named: Any = getattr(records, "where", None)
+    return named(index) if named else f"record {index}"
+
+
+def spread(records: Sequence[Record]) -> list[int]:
+    """Up to `TRIED` records, spread evenly over all and over each beginning of the list; of a mixture the first of
+    each part comes first."""
+    count = min(len(records), TRIED)
+    places = np.argsort(
+        np.arange(count) * 0.6180339887498949 % 1
+    )  # the golden ratio's: evenly at every length
+    firsts = [int(first) for first in getattr(records, "begins", [0])[:-1]]
+    return list(dict.fromkeys([*firsts, *(int(place) * len(records) // count for place in places)]))

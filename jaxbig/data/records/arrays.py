@@ -1,0 +1,145 @@
+"""Records in a file of NumPy arrays, as `numpy.savez` writes it."""
+
+import contextlib
+import dataclasses
+import hashlib
+import math
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from jaxbig.data.core.dataset import Record
+from jaxbig.data.records.file_index import File, Files, Found, Opened, matched, row_hashes
+from jaxbig.errors import Refused
+
+BROKEN = (
+    OSError,
+    ValueError,
+    EOFError,
+    LookupError,
+    OverflowError,
+    MemoryError,
+    NotImplementedError,
+    RuntimeError,
+)
+"""What `zipfile` and `numpy` raise of files that are damaged, besides their own."""
+
+
+class Rows(Opened):
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.arrays: dict[str, dict[str, np.ndarray]] = {}
+
+    def read(self, file: File, start: int, size: int) -> Record:
+        if file.path not in self.arrays:
+            self.arrays[file.path] = arrays(file.path)
+        return {name: np.array(array[start]) for name, array in self.arrays[file.path].items()}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arrays(Files):
+    """Arrays of one length in a `.npz` file: record i is {name: array[i]} of them all.
+
+    They are mapped into memory, or read whole if the file is compressed. The hash that decides for train or eval is
+    of the file's name and the row's number.
+    """
+
+    file: str
+    """The file."""
+    eval_file: str = ""
+    """A file for evaluation: `file` is then all for training, and `eval_share` says nothing."""
+
+    opened = Rows
+
+    def found(self) -> list[File]:
+        if not self.eval_file:
+            return matched(self.file)
+        return matched(self.file, "train") + matched(self.eval_file, "eval")
+
+    def scan(self, file: File) -> Found:
+        verify(file.path)
+        found = arrays(file.path)
+        if not found:
+            raise Refused(f"{file.path} has no array in it.")
+        if single := [name for name, array in found.items() if not array.ndim]:
+            raise Refused(
+                f"array {single[0]} in {file.path} is a single number, not one for each record."
+            )
+        lengths = {name: len(array) for name, array in found.items()}
+        if len(set(lengths.values())) > 1:
+            said = ", ".join(f"{name} {length}" for name, length in lengths.items())
+            raise Refused(
+                f"the arrays in {file.path} are not of one length, a record each: {said}."
+            )
+        (rows,) = set(lengths.values())
+        with open(file.path, "rb") as read:
+            content = hashlib.file_digest(read, "sha256").digest()
+        return Found(
+            np.arange(rows), np.zeros(rows, np.int64), row_hashes(file.name, rows), content
+        )
+
+
+def arrays(path: str) -> dict[str, np.ndarray]:
+    """The arrays of a file by name, mapped where they are not compressed; `Refused` if it holds anything else."""
+    with whole(path), zipfile.ZipFile(path) as members:
+        return {
+            info.filename.removesuffix(".npy"): member(path, members, info)
+            for info in members.infolist()
+        }
+
+
+def verify(path: str) -> None:
+    """`Refused` if an array's bytes are not those that were written: what is mapped into memory checks nothing."""
+    with whole(path), zipfile.ZipFile(path) as members:
+        if broken := members.testzip():
+            raise ValueError(f"the checksum of {broken} is another than when it was written")
+
+
+@contextlib.contextmanager
+def whole(path: str) -> Iterator[None]:
+    """`Refused` if a file is no zip of arrays, or not all of one."""
+    try:
+        yield
+    except Refused:
+        raise
+    except (*BROKEN, zipfile.BadZipFile, struct.error, zlib.error) as error:
+        raise Refused(
+            f"{path} cannot be read as arrays of numpy.savez: {' '.join(str(error).split())}"
+        ) from error
+
+
+def member(path: str, members: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+    """One array of a file."""
+    with members.open(info) as data:
+        version = np.lib.format.read_magic(data)
+        header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }
+        if version not in header:
+            raise ValueError(f"{info.filename} has version {version} of the format")
+        shape, fortran, dtype = header[version](data)
+        if dtype.hasobject:  # it would be a pickle, which runs what it says
+            raise Refused(
+                f"array {info.filename} in {path} holds Python objects: save it as numbers."
+            )
+        begin = data.tell()
+        if info.compress_type != zipfile.ZIP_STORED:
+            values = np.frombuffer(data.read(), dtype, math.prod(shape))
+            return values.reshape(shape, order="F" if fortran else "C")
+    with open(
+        path, "rb"
+    ) as file:  # the array begins after the member's own header: 30 bytes, its name and extra field
+        file.seek(info.header_offset)
+        name, extra = struct.unpack("<26xHH", file.read(30))
+    begin += info.header_offset + 30 + name + extra
+    if begin + dtype.itemsize * math.prod(shape) > os.path.getsize(path):
+        raise ValueError(f"{info.filename} is cut off")
+    if not math.prod(shape):  # nothing cannot be mapped
+        return np.zeros(shape, dtype)
+    return np.memmap(path, dtype, "r", begin, shape, order="F" if fortran else "C")

@@ -1,0 +1,35 @@
+"""Records in JSON lines: a file with one JSON object a line (jsonlines.org)."""
+
+import dataclasses
+import json
+import os
+
+from jaxbig.data.core.dataset import Record
+from jaxbig.data.records.file_index import File, Found, Named
+from jaxbig.data.records.text_files import Spans, scan_lines
+from jaxbig.errors import Refused
+
+
+class Lines(Spans):
+    def read(self, file: File, start: int, size: int) -> Record:
+        text = self.span(file, start, size)
+        try:
+            record = json.loads(text.decode("utf-8-sig"))  # a file may begin with a byte order mark
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"the line is not JSON in UTF-8: {error}") from error
+        if not isinstance(record, dict):
+            raise ValueError(f"the line holds a {type(record).__name__}, not an object {{...}}")
+        return record
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JsonLines(Named):
+    """JSON objects, a record a line; blank lines are none. The hash that decides for train or eval is of the line's
+    bytes, so that a line that stands twice is on one side."""
+
+    opened = Lines
+
+    def scan(self, file: File) -> Found:
+        if not os.path.getsize(file.path):
+            raise Refused(f"{file.path} is empty: write it again, or remove it.")
+        return scan_lines(file.path)

@@ -1,0 +1,101 @@
+"""Records whose files are named in a table."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxbig.data.core.cache import digest_once
+from jaxbig.data.core.dataset import Record, Records
+from jaxbig.data.core.examples import fetch_each, where
+from jaxbig.data.core.fields import present
+from jaxbig.data.records.audio_folder import decode_sound
+from jaxbig.errors import Refused
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NamedFiles(Records):
+    """Records of a table with a column of file names, and what is in each file: {..., "image": the file's bytes} or
+    {..., "audio": samples float32 [n] of -1 to 1}.
+
+    The split is the table's. All files must be there, and the identity is of their contents.
+    """
+
+    table: Records
+    """The table: `Csv`, `JsonLines`, `Parquet`, ..."""
+    column: str = "file"
+    """Which of its columns names the file."""
+    folder: str = "."
+    """The folder from which names go."""
+    kind: Literal["image", "audio"] = "image"
+    """What is in the files; the record has it under this name."""
+    sample_rate: int = 16_000
+    """Samples a second that sounds are resampled to."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, where the table has some."""
+        return tuple(getattr(self.table, "classes", ()))
+
+    def fetch(self) -> None:
+        self.table.fetch()
+
+    def prepare(self) -> str:
+        table = self.table.prepare()
+        files: dict[Path, str] = {}
+        bad = ""  # a row that cannot be read, or names no file: the run names it when it needs it
+        for split in ("train", "eval"):
+            try:
+                records = self.table.open(split)
+            except Refused:  # a prepared table without a record in this split, as with eval_share 0
+                continue
+            for index, record in fetch_each(records):
+                try:
+                    if isinstance(record, Exception):
+                        raise record
+                    files.setdefault(self.path(record), where(records, index))
+                except Exception as error:
+                    bad = bad or f"{where(records, index)}: {error}"
+        if not files:
+            raise Refused(f"no row of the table names a file, such as {bad}.")
+        lost = [(path, row) for path, row in files.items() if not path.is_file()]
+        if lost:
+            path, row = lost[0]
+            raise Refused(
+                f"{len(lost)} of {len(files)} files that column {self.column!r} names are not there: {path} of {row} "
+                f"the first; the names go from --data.records.folder {self.folder}."
+            )
+        return f"{self.kind} files of ({table}), {len(files)} files {digest_once(sorted(files))}"
+
+    def path(self, record: Record) -> Path:
+        """Where a record's file is."""
+        name = present(record, self.column, "--data.records.column")
+        name = os.fsdecode(name) if isinstance(name, bytes) else str(name)
+        return Path(os.path.abspath(os.path.expanduser(self.folder))) / name
+
+    def open(self, split: str) -> "WithFiles":
+        return WithFiles(self, self.table.open(split))
+
+
+class WithFiles(Sequence[Record]):
+    """The opened records of a table, each with what its file holds."""
+
+    def __init__(self, records: NamedFiles, opened: Sequence[Record]):
+        self.records, self.table = records, opened
+        if hasattr(opened, "draw"):  # a mixture says itself in which order it is trained on
+            self.draw: Any = opened.draw  # type: ignore[attr-defined]
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> Record:  # type: ignore[override]
+        record = self.table[index]
+        data = self.records.path(record).read_bytes()
+        value = (
+            data if self.records.kind == "image" else decode_sound(data, self.records.sample_rate)
+        )
+        return {**record, self.records.kind: value}
+
+    def where(self, index: int) -> str:
+        return where(self.table, index)

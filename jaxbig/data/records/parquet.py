@@ -1,0 +1,104 @@
+"""Records in Parquet files: a record a row."""
+
+import collections
+import dataclasses
+import difflib
+import hashlib
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxbig.data.core.dataset import Record
+from jaxbig.data.records.file_index import File, Found, Named, Opened, row_hashes
+from jaxbig.errors import Refused
+
+KEPT = 1 << 28  # bytes of decoded row groups
+OPEN = 64  # files at once
+
+
+class Rows(Opened):
+    """Rows, read a row group at a time; the last ones used are kept, at most `KEPT` bytes or one."""
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.opened: dict[
+            str, tuple[Any, np.ndarray]
+        ] = {}  # a file, and the first row of each row group and the end
+        self.groups: collections.OrderedDict[tuple[str, int], Any] = collections.OrderedDict()
+        self.lock = threading.Lock()  # a Parquet file is not read by two threads at once
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Record]:
+        """Those rows; read in the order of their places, so that a row group is decoded once."""
+        found: dict[int, Record] = {}
+        for index in sorted(set(indices), key=lambda index: index % len(self.chosen)):
+            found[index] = self[index]
+        return [dict(found[index]) for index in indices]
+
+    def read(self, file: File, start: int, size: int) -> Record:
+        with self.lock:
+            group, first = self.group(file.path, start)
+        return group.slice(start - first, 1).to_pylist()[0]
+
+    def group(self, path: str, row: int) -> tuple[Any, int]:
+        """The row group with that row of a file, and its first row."""
+        if path not in self.opened:
+            file = parquet_file(path)
+            sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+            self.opened[path] = file, np.cumsum([0, *sizes])
+            if len(self.opened) > OPEN:
+                self.opened.pop(next(iter(self.opened)))[0].close()
+        file, firsts = self.opened[path]
+        number = int(np.searchsorted(firsts, row, side="right")) - 1
+        if (path, number) not in self.groups:
+            columns = list(self.records.columns) or None
+            self.groups[path, number] = file.read_row_group(number, columns=columns)
+            while (
+                len(self.groups) > 1 and sum(group.nbytes for group in self.groups.values()) > KEPT
+            ):
+                self.groups.popitem(last=False)
+        self.groups.move_to_end((path, number))
+        return self.groups[path, number], int(firsts[number])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parquet(Named):
+    """Rows of Parquet files: records {column: value} of plain Python values.
+
+    The hash that decides for train or eval is of the file's name and the row's number. To read one row its row group
+    is decoded, so files that are read in any order want small ones (some thousand rows).
+    """
+
+    columns: tuple[str, ...] = ()
+    """The columns to read; none: all."""
+
+    opened = Rows
+
+    def scan(self, file: File) -> Found:
+        opened = parquet_file(file.path)
+        there, rows = opened.schema_arrow.names, opened.metadata.num_rows
+        for column in self.columns:
+            if column not in there:
+                near = difflib.get_close_matches(column, there, 1, 0.3) or there
+                raise Refused(
+                    f"{file.path} has no column {column}; the nearest is {near[0]} of {len(there)}: {', '.join(there)}."
+                )
+        with open(file.path, "rb") as read:
+            content = hashlib.file_digest(read, "sha256").digest()
+        return Found(
+            np.arange(rows), np.zeros(rows, np.int64), row_hashes(file.name, rows), content
+        )
+
+
+def parquet_file(path: str) -> Any:
+    """A Parquet file, opened; `Refused` if it is none."""
+    import pyarrow  # here: slow to import, and not every data set needs it
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.ParquetFile(path)
+    except (OSError, pyarrow.ArrowInvalid) as error:
+        raise Refused(
+            f"{path} cannot be read as a Parquet file: {' '.join(str(error).split())}"
+        ) from error

@@ -1,0 +1,70 @@
+"""Records that are made up, with the features of true ones: to try an experiment whose data is not here."""
+
+import dataclasses
+import io
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxbig.data.core.dataset import Record, Records
+
+WORDS = [
+    "the",
+    "a",
+    "one",
+    "two",
+    "red",
+    "blue",
+    "old",
+    "house",
+    "tree",
+    "river",
+    "bird",
+    "reads",
+    "sees",
+    "slowly",
+]
+SPLITS = ("train", "eval")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MadeUp(Records):
+    """The same few records each time; a feature is of the kind whose field names it."""
+
+    count: int = 48
+    """How many records a split has."""
+    images: tuple[str, ...] = ()
+    """JPEG images of sizes around 100 x 100."""
+    texts: tuple[str, ...] = ()
+    """Texts of 3 to 60 words."""
+    waves: tuple[str, ...] = ()
+    """Sounds of up to 16,000 int16 samples."""
+    labels: tuple[tuple[str, int], ...] = ()
+    """Numbers below what stands beside the name."""
+
+    def open(self, split: str) -> Sequence[Record]:
+        draw = np.random.Generator(np.random.Philox(key=SPLITS.index(split)))
+        return [self.record(draw) for _ in range(self.count)]
+
+    def record(self, draw: np.random.Generator) -> Record:
+        record: Record = {name: image(draw) for name in self.images}
+        record |= {
+            name: " ".join(draw.choice(WORDS, draw.integers(3, 60))).encode() for name in self.texts
+        }
+        for name in self.waves:
+            pitch, samples = draw.uniform(100, 4000), draw.integers(8_000, 16_001)
+            record[name] = (8_000 * np.sin(2 * np.pi * pitch / 16_000 * np.arange(samples))).astype(
+                np.int16
+            )
+        return record | {name: int(draw.integers(count)) for name, count in self.labels}
+
+
+def image(draw: np.random.Generator) -> bytes:
+    """A JPEG of a few large patches of colour."""
+    from PIL import Image  # here: slow to import, and not every data set needs it
+
+    height, width = draw.integers(80, 140, 2).tolist()
+    patches = Image.fromarray(draw.integers(0, 256, (4, 5, 3), dtype=np.uint8))
+    file = io.BytesIO()
+    patches.resize((width, height), Image.Resampling.BICUBIC).save(file, "jpeg", quality=90)
+    return file.getvalue()

@@ -1,0 +1,134 @@
+"""Records that are texts: whole files, or each line or paragraph of one."""
+
+import array
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+
+from jaxbig.data.core.dataset import Record
+from jaxbig.data.records.file_index import File, Found, Named, Opened, hash64, hashes
+
+OPEN = 64  # files at once
+CHUNK = 1 << 20  # bytes
+
+
+class Spans(Opened):
+    """Records that are bytes of files. The first `OPEN` files that are read stay open."""
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.handles: dict[str, BinaryIO] = {}
+
+    def span(self, file: File, start: int, size: int) -> bytes:
+        handle = self.handles.get(file.path)
+        if handle is None:
+            handle = open(file.path, "rb")  # noqa: SIM115 - closed with the records, or below
+            if len(self.handles) < OPEN:
+                handle = self.handles.setdefault(
+                    file.path, handle
+                )  # another thread may have been first
+        data = os.pread(
+            handle.fileno(), size, start
+        )  # needs no position, so threads share a handle
+        if self.handles.get(file.path) is not handle:
+            handle.close()
+        if len(data) < size:
+            raise ValueError(f"the file ends {size - len(data)} bytes too early")
+        return data
+
+    def where(self, index: int) -> str:
+        file, start, _ = self.place(index)
+        return f"{file.path} line {line_number(file.path, start)}"
+
+
+class Texts(Spans):
+    def read(self, file: File, start: int, size: int) -> Record:
+        return {"name": file.name, "text": self.span(file, start, size)}
+
+    def where(self, index: int) -> str:
+        return self.place(index)[0].path if self.records.by == "file" else super().where(index)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextFiles(Named):
+    """Texts: records {"name": the file's, "text": bytes}. Empty files and blank lines are no records.
+
+    The hash that decides for train or eval is of the file's name, or of the line's or paragraph's bytes.
+    """
+
+    by: Literal["file", "line", "paragraph"] = "file"
+    """What a record is; paragraphs are what blank lines divide."""
+
+    opened = Texts
+
+    def scan(self, file: File) -> Found:
+        if self.by != "file":
+            return scan_lines(file.path, self.by == "paragraph")
+        with open(file.path, "rb") as text:
+            content = hashlib.file_digest(text, "sha256").digest()
+            sizes = np.array([text.tell()] if text.tell() else [], np.int64)
+        return Found(
+            np.zeros_like(sizes), sizes, hashes([os.fsencode(file.name)] * len(sizes)), content
+        )
+
+
+def scan_lines(path: str, paragraphs: bool = False) -> Found:
+    """Where the lines or paragraphs of a file stand, and the hash of each one's bytes."""
+    starts, sizes, marks, digest, lines = (
+        array.array("q"),
+        array.array("q"),
+        [],
+        hashlib.sha256(),
+        0,
+    )
+
+    def read(file: BinaryIO) -> Iterator[bytes]:
+        nonlocal lines
+        for line in file:
+            digest.update(line)
+            lines += 1
+            yield line
+
+    with open(path, "rb") as file:
+        for start, text in spans(read(file), paragraphs):
+            starts.append(start)
+            sizes.append(len(text))
+            marks.append(hash64(text))
+    blank = 0 if paragraphs else lines - len(starts)
+    return Found(
+        np.array(starts),
+        np.array(sizes),
+        np.frombuffer(b"".join(marks), "<u8"),
+        digest.digest(),
+        blank,
+    )
+
+
+def spans(lines: Iterable[bytes], paragraphs: bool) -> Iterator[tuple[int, bytes]]:
+    """The first byte and the text of each line that is not blank, or of each run of such lines, without the last
+    line's end."""
+    at, begun, part = 0, 0, []
+    for line in lines:
+        blank = not line.strip()
+        if not blank:
+            begun = begun if part else at
+            part.append(line)
+        if part and (blank or not paragraphs):
+            yield begun, b"".join(part).rstrip(b"\r\n")
+            part = []
+        at += len(line)
+    if part:
+        yield begun, b"".join(part).rstrip(b"\r\n")
+
+
+def line_number(path: str, start: int) -> int:
+    """The number, from 1, of the line with that byte."""
+    number = 1
+    with open(path, "rb") as file:
+        while start > 0 and (read := file.read(min(CHUNK, start))):
+            number, start = number + read.count(b"\n"), start - len(read)
+    return number

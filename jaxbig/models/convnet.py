@@ -1,0 +1,319 @@
+"""Convolutional nets for images.
+
+Letters in shape comments: B batch, Y and X height and width, C channels.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.nn.initializers import Initializer
+
+from jaxbig.arrays.batch_mask import real_rows
+from jaxbig.arrays.dtypes import Dtype, exact
+from jaxbig.distributed.logical_axes import platform
+from jaxbig.errors import Refused
+from jaxbig.models.layers.basic import Linear, cast, constrain, parameter
+
+Padding = Literal["same", "valid"]
+
+
+class Convolution(nn.Module):
+    """A convolution and its bias alone, with the initial values of He et al. (2015) unless told otherwise."""
+
+    channels: int
+    kernel: int = 3
+    stride: int = 1
+    padding: Padding | int = "same"
+    """Zeros around the image: as many as keep its size, none, or so many pixels on each side."""
+    groups: int = 1
+    """Output channels of a group see the input channels of that group alone."""
+    bias: bool = True
+    standardized: bool = False
+    """Each output channel's kernel has mean 0 and variance 1 (weight standardization, Qiao et al., 2019)."""
+    initial: Initializer = nn.initializers.he_normal()
+    """Of its kernel."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, Y, X, C] -> [B, Y', X', channels]; with padding "same" Y' = ceil(Y / stride), and X' likewise."""
+        self._check(x.shape)
+        pad = (
+            self.padding.upper()
+            if isinstance(self.padding, str)
+            else [(self.padding, self.padding)] * 2
+        )
+        shape = (self.kernel, self.kernel, x.shape[-1] // self.groups, self.channels)
+        kernel = parameter(self, "kernel", self.initial, shape, (None, None, None, "channels"))
+        if self.standardized:  # in float32, as every statistic
+            kernel = kernel - jnp.mean(kernel, axis=(0, 1, 2), keepdims=True)
+            kernel = kernel * jax.lax.rsqrt(
+                jnp.mean(jnp.square(kernel), axis=(0, 1, 2), keepdims=True) + 1e-10
+            )
+        convolve = functools.partial(
+            jax.lax.conv_general_dilated,
+            window_strides=(self.stride, self.stride),
+            padding=pad,
+            feature_group_count=self.groups,
+        )
+        y = (turned(convolve) if self.groups == 1 else by_rows(usual(convolve)))(
+            x, kernel.astype(x.dtype)
+        )
+        if self.bias:
+            bias = parameter(
+                self, "bias", nn.initializers.zeros, (self.channels,), ("channels",), x.dtype
+            )
+            y = y + jnp.broadcast_to(bias, y.shape)
+        return y
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        if len(shape) != 4:
+            raise Refused(
+                f"a convolution on an array of {len(shape)} axes: it needs images [B, Y, X, C], before Dense."
+            )
+        (rows, columns, channels), side = shape[1:], self.kernel
+        if self.padding == "same" and side % 2 == 0:
+            raise Refused(
+                f"kernel={side} is even, so padding='same' cannot centre it: make it odd, or padding='valid'."
+            )
+        around = 0 if isinstance(self.padding, str) else 2 * self.padding
+        if self.padding != "same" and min(rows, columns) + around < side:
+            raise Refused(
+                f"kernel={side} on an image of {rows}x{columns}: use larger images, or shrink them less before."
+            )
+        if channels % self.groups or self.channels % self.groups:
+            raise Refused(
+                f"groups={self.groups} does not divide {channels} channels in and {self.channels} out."
+            )
+
+
+def usual(convolve: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Images [B, Y, X, C] and kernels [Y, X, C, C'] -> [B, Y, X, C']."""
+    return functools.partial(convolve, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def turned(convolve: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """The same, where on a CPU the kernel's gradient is that of a convolution whose axes are turned, B for C.
+
+    Inside a loop (accumulated or reproducible gradients) XLA's CPU compiler does not turn them itself, and computes
+    that gradient thirty times slower (jax 0.10.2); the numbers are equal.
+    """
+    if platform() != "cpu":
+        return usual(convolve)
+    as_it_is, with_turned = (
+        usual(convolve),
+        functools.partial(convolve, dimension_numbers=("CHWN", "IHWO", "HWNC")),
+    )
+
+    def forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, Any]:
+        return as_it_is(x, kernel), (x, kernel)
+
+    def backward(saved: Any, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x, kernel = saved
+        (of_x,) = jax.linear_transpose(lambda x: as_it_is(x, kernel), x)(gradient)
+        alone = functools.partial(with_turned, x.transpose(3, 1, 2, 0))  # [C, Y, X, B]
+        (of_kernel,) = jax.linear_transpose(alone, kernel.transpose(2, 0, 1, 3))(
+            gradient.transpose(1, 2, 0, 3)
+        )
+        return of_x, of_kernel.transpose(1, 2, 0, 3)
+
+    function = jax.custom_vjp(as_it_is)
+    function.defvjp(forward, backward)
+    return function
+
+
+def by_rows(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """`function(x, kernel)` where each device takes its own rows of x and the whole kernel.
+
+    For grouped convolutions: left to the partitioner on a mesh with both rows and `tensor` split, the output is
+    exact and the kernel's gradient comes out `tensor` times too large (jax 0.10.2, CPU).
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size == 1 or not nn.get_logical_axis_rules():
+        return function
+    rows = nn.logical_to_mesh_axes(("batch",))
+    return jax.shard_map(function, in_specs=(rows, jax.sharding.PartitionSpec()), out_specs=rows)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalization (Ioffe and Szegedy, 2015): `(x - mean) / sqrt(variance + epsilon) * scale + bias`, a channel.
+
+    In training the statistics are the batch's, and running ones in `batch_stats` follow them; in evaluation they
+    are the running ones. The batch is the global one: under jit a mean over a split axis is the mean over all
+    devices, with no axis name. The running variance follows the unbiased one (n - 1), as PyTorch's does.
+    Rows that the batch's mask leaves out count in no statistic (`batch_mask.py`).
+    """
+
+    momentum: float = 0.9
+    """Share of the running statistics that each step keeps (PyTorch writes 0.1 for this 0.9)."""
+    epsilon: float = 1e-5
+    zero: bool = False
+    """Start with scale 0 instead of 1."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[..., C] -> [..., C], C each with its own statistics. In float32: a variance in less is noise."""
+        running: dict[str, nn.Variable[Any]] = {}
+        for name, start in (("mean", jnp.zeros), ("var", jnp.ones)):
+            init: Any = nn.with_logical_partitioning(start, ("channels",))
+            running[name] = self.variable("batch_stats", name, init, x.shape[-1:])
+        mean, variance = running["mean"].value, running["var"].value  # [C] each
+        y = exact(x)
+        if train:
+            count: Any = x.size // x.shape[-1]
+            if count < 2:
+                raise Refused(
+                    "BatchNorm in training on 1 value a channel: use a larger batch, larger images or GroupNorm."
+                )
+            real = real_rows(x.shape[0])
+            mean = average(y, real)
+            variance = average(jnp.square(y - jnp.broadcast_to(mean, y.shape)), real)
+            if not self.is_initializing():
+                count, some = (count, True) if real is None else (of_rows(real, y), jnp.any(real))
+                unbiased = variance * count / jnp.maximum(count - 1, 1)
+                for name, now in (("mean", mean), ("var", unbiased)):
+                    after = self.momentum * running[name].value + (1 - self.momentum) * now
+                    running[name].value = jnp.where(some, after, running[name].value)
+        y = (y - jnp.broadcast_to(mean, y.shape)) * jnp.broadcast_to(
+            jax.lax.rsqrt(variance + self.epsilon), y.shape
+        )
+        return scaled(self, y, self.zero).astype(x.dtype)
+
+
+def average(y: jax.Array, real: jax.Array | None) -> jax.Array:
+    """The mean of [B, ..., C] a channel, [C], over the rows that are real [B]; 0 over none."""
+    axes = tuple(range(y.ndim - 1))
+    if real is None:
+        return jnp.mean(y, axes)
+    kept = jnp.where(real.reshape(-1, *(1,) * (y.ndim - 1)), y, 0)
+    return jnp.sum(kept, axes) / jnp.maximum(of_rows(real, y), 1)
+
+
+def of_rows(real: jax.Array, y: jax.Array) -> jax.Array:
+    """How many values a channel the real rows [B] of [B, ..., C] have."""
+    return jnp.sum(real.astype(y.dtype)) * (y[0].size // y.shape[-1])
+
+
+class GroupNorm(nn.Module):
+    """Group normalization (Wu and He, 2018): each example's channels in groups, each group to mean 0 and variance 1."""
+
+    groups: int = 32
+    epsilon: float = 1e-5
+    zero: bool = False
+    """Start with scale 0 instead of 1."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, ..., C] -> [B, ..., C]. In float32, as BatchNorm."""
+        if self.groups < 1 or x.shape[-1] % self.groups:
+            raise Refused(
+                f"groups={self.groups} does not divide {x.shape[-1]} channels: GroupNorm needs equal groups."
+            )
+        y = exact(x).reshape(x.shape[0], -1, self.groups, x.shape[-1] // self.groups)
+        y = y - jnp.mean(y, axis=(1, 3), keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=(1, 3), keepdims=True) + self.epsilon)
+        return scaled(self, y.reshape(x.shape), self.zero).astype(x.dtype)
+
+
+def scaled(module: nn.Module, y: jax.Array, zero: bool) -> jax.Array:
+    """`y * scale + bias`, a channel: parameters of the module; y [..., C]."""
+    init = nn.initializers.zeros if zero else nn.initializers.ones
+    scale = parameter(module, "scale", init, y.shape[-1:], ("channels",))
+    bias = parameter(module, "bias", nn.initializers.zeros, y.shape[-1:], ("channels",))
+    return y * jnp.broadcast_to(scale, y.shape) + jnp.broadcast_to(bias, y.shape)
+
+
+class Conv(nn.Module):
+    """Convolution, then ReLU."""
+
+    channels: int
+    """How many it puts out."""
+    kernel: int = 3
+    """Side of the square kernel, in pixels."""
+    stride: int = 1
+    padding: Padding = "same"
+    """Zeros around the image: as many as keep its size, or none."""
+
+    def setup(self) -> None:
+        self.convolution = Convolution(self.channels, self.kernel, self.stride, self.padding)
+        nn.share_scope(
+            self, self.convolution
+        )  # its parameters are this layer's, not a level deeper
+
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[B, Y, X, C] -> [B, Y / stride, X / stride, channels], less at the border with padding "valid"."""
+        return nn.relu(self.convolution(x))
+
+
+class Pool(nn.Module):
+    """The largest or mean value of each window; windows do not overlap."""
+
+    window: int = 2
+    """Side of the square window, in pixels."""
+    kind: Literal["max", "mean"] = "max"
+
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[B, Y, X, C] -> [B, Y // window, X // window, C]."""
+        if not 1 <= self.window <= min(x.shape[1:3]):
+            raise Refused(
+                f"Pool(window={self.window}) on an image of {x.shape[1]}x{x.shape[2]}: pool less, or later."
+            )
+        pool = nn.max_pool if self.kind == "max" else nn.avg_pool
+        return pool(x, (self.window, self.window), (self.window, self.window))
+
+
+class Dropout(nn.Module):
+    """Sets a share of the values to zero in training (Srivastava et al., 2014)."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        if not 0 <= self.rate < 1:
+            raise Refused(f"Dropout(rate={self.rate}): it must be 0 or more and below 1.")
+        return nn.Dropout(self.rate, deterministic=not train)(x)
+
+
+class Dense(nn.Module):
+    """Fully connected layer, then ReLU; an image is flattened first."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[B, ...] -> [B, width]."""
+        x = constrain(x.reshape(x.shape[0], -1), "batch", None)  # [B, Y * X * C]
+        return nn.relu(Linear((self.width,), ("embed", "mlp"), name="linear")(x))
+
+
+class ConvNet(nn.Module):
+    """A stack of `Conv`, `Pool`, `Dropout` and `Dense`, then one logit a class (LeCun et al., 1998).
+
+    Two that tutorials train on 28x28 images of one channel, with `valid = functools.partial(Conv, padding="valid")`:
+
+        PyTorch, 1,199,882 parameters:
+            valid(32), valid(64), Pool(), Dropout(0.25), Dense(128), Dropout(0.5)
+        Keras and TensorFlow, 93,322 parameters:
+            valid(32), Pool(), valid(64), Pool(), valid(64), Dense(64)
+    """
+
+    layers: tuple[nn.Module, ...]
+    """From the image up."""
+    classes: int
+    """How many logits it puts out."""
+    dtype: Dtype = "float32"
+    """What it computes in; parameters and logits are float32."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Images [B, Y, X, C] -> logits [B, classes]."""
+        x = cast(x, self.dtype)
+        for layer in self.layers:
+            x = layer(x, train)  # type: ignore[operator]
+        # pinned: left free here, a plausible mesh once gave a wrong kernel gradient (jax 0.10 to 0.12, CPU)
+        x = constrain(x.reshape(x.shape[0], -1), "batch", None)
+        logits = Linear((self.classes,), ("embed", "classes"), name="head")(x)
+        return constrain(exact(logits), "batch", None)

@@ -1,0 +1,291 @@
+"""Linear recurrences, computed in parallel over time: LRU, RG-LRU, and Griffin, a language model of them.
+
+Letters in shape comments: B batch, L length, D width of the input, W width of the state, H heads, K width of a head,
+V vocabulary.
+"""
+
+import math
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxbig.arrays.dtypes import HIGHEST, Dtype, exact
+from jaxbig.errors import Refused
+from jaxbig.models.layers.attention import Attention
+from jaxbig.models.layers.basic import (
+    Embedding,
+    Linear,
+    RMSNorm,
+    cast,
+    choose,
+    constrain,
+    drop,
+    parameter,
+    to_logits,
+)
+
+RecurrenceName = Literal["rglru", "lru"]
+
+
+def associative(decay: jax.Array, x: jax.Array) -> jax.Array:
+    """h_t = decay_t * h_(t-1) + x_t from h_(-1) = 0, for all t at once; both [B, L, W] -> [B, L, W].
+
+    Steps (a, x) compose to a step: (a2 a1, a2 x1 + x2); so they reduce in log L rounds (Blelloch, 1990).
+    """
+
+    def compose(first: tuple[jax.Array, jax.Array], second: tuple[jax.Array, jax.Array]) -> Any:
+        return second[0] * first[0], second[0] * first[1] + second[1]
+
+    return jax.lax.associative_scan(compose, (decay, x), axis=1)[1]
+
+
+class LRU(nn.Module):
+    """Linear recurrent unit (Orvieto et al., 2023, equations 3 to 7), over a diagonal of complex numbers:
+
+        h_t = lambda h_(t-1) + exp(gamma) B x_t,    y_t = Re(C h_t) + d x_t
+        lambda = exp(-exp(nu) + i exp(theta))
+
+    |lambda| starts in a ring from `smallest` to `largest`, and gamma at log sqrt(1 - |lambda|^2). In float32.
+    """
+
+    width: int
+    """W, of the complex state."""
+    smallest: float = 0.9
+    largest: float = 0.999
+    phase: float = math.tau
+    """The largest angle of lambda at the start; a small one remembers slow changes."""
+
+    def setup(self) -> None:
+        if not 0 < self.smallest < self.largest < 1:
+            raise Refused(
+                f"smallest {self.smallest}, largest {self.largest}: they must be in order between 0 and 1."
+            )
+
+    def ring(
+        self, key: jax.Array, shape: Any, dtype: Any = None, out_sharding: Any = None
+    ) -> jax.Array:
+        """Initial nu: |lambda|^2 uniform, as of points uniform over the ring's area."""
+        square = jax.random.uniform(
+            key, shape, dtype or jnp.float32, self.smallest**2, self.largest**2
+        )
+        return jnp.log(-0.5 * jnp.log(square))
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, L, D] -> [B, L, D]."""
+        width, one = x.shape[-1], ("hidden",)
+        real = exact(x)
+        nu = parameter(self, "nu", self.ring, (self.width,), one, real.dtype)
+
+        def angles(
+            key: jax.Array, shape: Any, dtype: Any = None, out_sharding: Any = None
+        ) -> jax.Array:
+            return jnp.log(
+                jax.random.uniform(key, shape, dtype or jnp.float32, 1e-4 * self.phase, self.phase)
+            )
+
+        def normalizing(
+            key: jax.Array, shape: Any, dtype: Any = None, out_sharding: Any = None
+        ) -> jax.Array:
+            return 0.5 * jnp.log(-jnp.expm1(-2 * jnp.exp(nu)))
+
+        theta = parameter(self, "theta", angles, (self.width,), one, real.dtype)
+        gamma = parameter(self, "gamma", normalizing, (self.width,), one, real.dtype)
+        into, out = (nn.initializers.normal(std) for std in ((2 * width) ** -0.5, self.width**-0.5))
+        shapes = (2, width, self.width), (2, self.width, width)
+        # the real parts, then the imaginary ones
+        b = parameter(self, "input", into, shapes[0], (None, "embed", "hidden"), real.dtype)
+        c = parameter(self, "output", out, shapes[1], (None, "hidden", "embed"), real.dtype)
+        d = parameter(self, "skip", nn.initializers.normal(1.0), (width,), (None,), real.dtype)
+
+        driven = (
+            jnp.einsum("bld,cdw->cblw", real, b, precision=HIGHEST)
+            * jnp.exp(gamma)[None, None, None]
+        )
+        decay = jnp.exp(jax.lax.complex(-jnp.exp(nu), jnp.exp(theta)))[None, None]
+        states = associative(
+            jnp.broadcast_to(decay, driven.shape[1:]), jax.lax.complex(driven[0], driven[1])
+        )
+        states = constrain(states, "batch", "length", "hidden")
+        of_real = jnp.tensordot(states.real, c[0], axes=1, precision=HIGHEST)
+        y = of_real - jnp.tensordot(states.imag, c[1], axes=1, precision=HIGHEST)
+        return constrain((y + real * d[None, None]).astype(x.dtype), "batch", "length", None)
+
+
+class RGLRU(nn.Module):
+    """Real-gated linear recurrent unit (De et al., 2024, equations 1 to 4); its gates take a head's part of x each:
+
+        r_t = sigmoid(W_a x_t + b_a),    i_t = sigmoid(W_x x_t + b_x)
+        a_t = sigmoid(Lambda)^(c r_t),    h_t = a_t h_(t-1) + sqrt(1 - a_t^2) (i_t x_t)
+
+    sigmoid(Lambda)^c starts between 0.9 and 0.999. In float32: bf16 has no number between 0.996 and 1.
+    """
+
+    heads: int = 1
+    """Blocks of the gates' block-diagonal weights."""
+    power: float = 8.0
+    """c."""
+
+    def slow(
+        self, key: jax.Array, shape: Any, dtype: Any = None, out_sharding: Any = None
+    ) -> jax.Array:
+        a = jax.random.uniform(key, shape, dtype or jnp.float32, 0.9, 0.999) ** (1 / self.power)
+        return jnp.log(a) - jnp.log1p(-a)
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, L, W] -> [B, L, W]."""
+        batch, length, width = x.shape
+        if self.heads < 1 or width % self.heads:
+            raise Refused(
+                f"width {width} does not divide into heads {self.heads}: make it a multiple."
+            )
+        head = width // self.heads
+        real = exact(x)
+        init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", 2, 3, (0, 1))
+        kernel = parameter(
+            self,
+            "gates",
+            init,
+            (2, self.heads, head, head),
+            (None, "heads", None, None),
+            real.dtype,
+        )
+        bias = parameter(
+            self,
+            "bias",
+            nn.initializers.zeros,
+            (2, self.heads, head),
+            (None, "heads", None),
+            real.dtype,
+        )
+        parts = real.reshape(batch, length, self.heads, head)
+        gates = jnp.einsum("blhk,chkj->cblhj", parts, kernel, precision=HIGHEST)
+        gates = nn.sigmoid(gates + bias[:, None, None]).reshape(2, batch, length, width)
+        slowness = parameter(self, "lambda", self.slow, (width,), ("hidden",), real.dtype)
+        log_a = -self.power * gates[0] * nn.softplus(-slowness)[None, None]
+        # bounded from below: the root has no derivative at 0
+        driven = jnp.sqrt(jnp.maximum(-jnp.expm1(2 * log_a), 1e-6)) * (gates[1] * real)
+        states = associative(jnp.exp(log_a), driven)
+        return constrain(states.astype(x.dtype), "batch", "length", "hidden")
+
+
+class CausalConv(nn.Module):
+    """A convolution over time of each channel alone: y_t = b + sum_k w_k x_(t-k), k below `size`."""
+
+    size: int = 4
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, L, W] -> [B, L, W]."""
+        length, width = x.shape[1:]
+        init = nn.initializers.normal(self.size**-0.5)
+        kernel = parameter(self, "kernel", init, (self.size, width), (None, "hidden"), x.dtype)
+        bias = parameter(self, "bias", nn.initializers.zeros, (width,), ("hidden",), x.dtype)
+        past = jnp.pad(x, ((0, 0), (self.size - 1, 0), (0, 0)))
+        shifts = (
+            past[:, self.size - 1 - k :][:, :length] * kernel[k][None, None]
+            for k in range(self.size)
+        )
+        return sum(shifts, jnp.broadcast_to(bias, x.shape))
+
+
+class RecurrentMixing(nn.Module):
+    """Griffin's recurrent block (De et al., 2024, section 2.3): GELU branch times convolution and recurrence."""
+
+    heads: int
+    recurrence: RecurrenceName
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, L, D] -> [B, L, D]."""
+        width, axes = x.shape[-1], ("embed", "hidden")
+        gate = nn.gelu(Linear((width,), axes, name="gate")(x))
+        y = CausalConv(name="convolution")(Linear((width,), axes, name="input")(x))
+        y = constrain(y, "batch", "length", "hidden")
+        y = (
+            RGLRU(self.heads, name="recurrence")(y)
+            if self.recurrence == "rglru"
+            else LRU(width, name="recurrence")(y)
+        )
+        return Linear((width,), ("hidden", "embed"), name="out")(
+            constrain(gate * y, "batch", "length", "hidden")
+        )
+
+
+class Griffin(nn.Module):
+    """A language model of gated linear recurrences and local attention (De et al., 2024), two blocks to one."""
+
+    vocab: int
+    """How many different tokens there are."""
+    depth: int = 6
+    """How many blocks, each a mixing over time and a gated MLP."""
+    width: int = 256
+    heads: int = 4
+    """Of the attention's queries, and blocks of the recurrence's gates."""
+    kv_heads: int = 1
+    """Of the attention's keys and values."""
+    window: int = 1024
+    """How far attention sees back, the position itself counted."""
+    attention_every: int = 3
+    """Each so many-th block attends in place of recurring; 0: none (Hawk)."""
+    expansion: int = 3
+    """The gated MLP's width over that of the model."""
+    recurrence: RecurrenceName = "rglru"
+    dropout: float = 0.0
+    """Share of values dropped after each part of a block."""
+    shared: bool = True
+    """One table embeds the tokens and gives the logits (Press and Wolf, 2017)."""
+    dtype: Dtype = "float32"
+
+    def setup(self) -> None:
+        choose("recurrence", self.recurrence, RecurrenceName)
+        if self.depth < 1 or self.attention_every < 0:
+            raise Refused(
+                f"depth {self.depth}, attention_every {self.attention_every}: a Griffin has 1 block or more, and "
+                f"attention in none (0) or each so many-th."
+            )
+        self.tokens = Embedding(
+            self.vocab, self.width, self.width**-0.5 if self.shared else 1.0, name="tokens"
+        )
+        self.head = (
+            None
+            if self.shared
+            else Embedding(self.vocab, self.width, self.width**-0.5, name="head")
+        )
+
+    @nn.compact
+    def hidden(self, tokens: jax.Array, train: bool = False) -> jax.Array:
+        """Token numbers [B, L] -> what the logits are made of, [B, L, D]."""
+        x = cast(self.tokens(tokens), self.dtype) * (self.width**0.5 if self.shared else 1.0)
+        for block in range(self.depth):
+            y = RMSNorm(name=f"norm_{block}_mixing")(x)
+            if self.attention_every and block % self.attention_every == self.attention_every - 1:
+                fields = {
+                    "kv_heads": self.kv_heads,
+                    "causal": True,
+                    "window": self.window,
+                    "rotary": True,
+                }
+                y = Attention(heads=self.heads, **fields, name=f"attention_{block}")(y)
+            else:
+                y = RecurrentMixing(self.heads, self.recurrence, name=f"recurrent_{block}")(y)
+            x = constrain(x + drop(y, self.dropout, train), "batch", "length", None)
+            y = RMSNorm(name=f"norm_{block}_mlp")(x)
+            both = Linear(
+                (2, self.expansion * self.width), ("embed", None, "mlp"), name=f"up_{block}"
+            )(y)
+            y = constrain(nn.gelu(both[..., 0, :]) * both[..., 1, :], "batch", "length", "mlp")
+            y = Linear((self.width,), ("mlp", "embed"), name=f"down_{block}")(y)
+            x = constrain(x + drop(y, self.dropout, train), "batch", "length", None)
+        return RMSNorm(name="norm")(x)
+
+    def unembedding(self) -> jax.Array:
+        """The matrix [D, V] that makes logits of `hidden`."""
+        return (self.tokens if self.head is None else self.head).output()
+
+    def __call__(self, tokens: jax.Array, train: bool = False) -> jax.Array:
+        """Token numbers [B, L] -> logits [B, L, V], float32."""
+        return to_logits(self.hidden(tokens, train), self.unembedding())

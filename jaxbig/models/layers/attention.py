@@ -1,0 +1,380 @@
+"""Attention: positions, the kernel that computes it, and the layer.
+
+Letters in shape comments: B batch, T queries, S keys, D width, H heads, G heads of keys and values, K width of a head.
+"""
+
+import math
+import re
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from jaxbig.arrays.dtypes import exact, wide
+from jaxbig.distributed.logical_axes import platform, spread
+from jaxbig.errors import Refused
+from jaxbig.models.layers.attention_mask import Segments, places, visible
+from jaxbig.models.layers.basic import Embedding, Linear, choose, constrain
+from jaxbig.models.layers.ring_attention import pieces, ring
+from jaxbig.system.determinism import is_deterministic
+
+Kernel = Literal["auto", "plain", "fused", "splash", "ring"]
+PROJECTION = "projection"
+"""The name of attention's products with its parameters, for a policy that keeps them alone."""
+
+
+def sinusoidal(positions: jax.Array, width: int) -> jax.Array:
+    """Vaswani et al. (2017), section 3.5: positions [...] -> [..., width], sines then cosines, float32."""
+    if width % 2:
+        raise Refused(
+            f"width {width} is odd, and sinusoidal positions are pairs of a sine and a cosine."
+        )
+    frequency = 10_000.0 ** (-jnp.arange(0, width, 2) / width)  # [D/2]
+    angle = positions[..., None].astype(jnp.float32) * jnp.broadcast_to(
+        frequency, (*positions.shape, width // 2)
+    )
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+def rotary(x: jax.Array, positions: jax.Array | None = None, base: float = 10_000.0) -> jax.Array:
+    """Rotary positions (Su et al., 2021, eq. 34): turns pairs of [B, T, H, K] by angles that grow with positions
+    [B, T] (0, 1, ... if not given). Angles are float32: bf16 cannot count beyond 256."""
+    width = x.shape[3]
+    positions = jnp.arange(x.shape[1])[None] if positions is None else positions  # [1 or B, T]
+    frequency = base ** (-jnp.arange(0, width, 2) / width)  # [K/2]
+    angle = (
+        positions[:, :, None, None].astype(jnp.float32) * frequency[None, None, None]
+    )  # [B, T, 1, K/2]
+    sin, cos = jnp.sin(angle), jnp.cos(angle)
+    first, second = jnp.split(exact(x), 2, axis=-1)  # [B, T, H, K/2] each
+    return jnp.concatenate(
+        [first * cos - second * sin, second * cos + first * sin], axis=-1
+    ).astype(x.dtype)
+
+
+class RelativePositions(nn.Module):
+    """Biases by distance, a number a head and bucket of distances (Raffel et al., 2020, section 2.1; T5)."""
+
+    heads: int
+    causal: bool
+    buckets: int = 32
+    farthest: int = 128
+    """Distances from here on share the last bucket."""
+
+    @nn.compact
+    def __call__(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
+        """Positions [T] and [S] -> biases [1, H, T, S]."""
+        distance = queries[:, None] - keys[None]  # [T, S]
+        buckets, shift = self.buckets, jnp.zeros_like(distance)
+        if not self.causal:  # half of the buckets for what comes later
+            buckets //= 2
+            shift = jnp.where(distance < 0, buckets, 0)
+            distance = jnp.abs(distance)
+        distance = jnp.maximum(distance, 0)
+        exact = (
+            buckets // 2
+        )  # the near ones have a bucket each, the others one a range that grows as a power
+        grown = (
+            jnp.log(jnp.maximum(distance, 1) / exact)
+            / math.log(self.farthest / exact)
+            * (buckets - exact)
+        )
+        far = jnp.minimum(exact + grown.astype(jnp.int32), buckets - 1)
+        bucket = shift + jnp.where(distance < exact, distance, far)
+        table = Embedding(
+            self.buckets, self.heads, std=0.02, axis=None, second="heads", name="table"
+        )
+        return jnp.moveaxis(table(bucket), -1, 0)[None]  # [1, H, T, S]
+
+
+def attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    causal: bool,
+    window: int | None = None,
+    segments: Segments = None,
+    bias: jax.Array | None = None,
+    offset: jax.Array | None = None,
+    kernel: str = "auto",
+    anew: bool = False,
+) -> jax.Array:
+    """softmax(query key^T / sqrt(K) + bias) value; [B, T, H, K] with keys and values [B, S, G, K] -> [B, T, H, K].
+
+    The one place that chooses the kernel. "auto" takes cuDNN's fused one on a GPU (`fused`, half precision), the
+    splash kernel on a TPU (`splash`, lengths in 128s, no bias), and the plain one elsewhere. "ring" is for a mesh that
+    splits length; without one it is the plain kernel. All compute scores and softmax in float32.
+
+    offset: where the queries begin among the keys (a cache); window: how near a key must be, itself counted; anew: the
+    plain kernel's scores are computed again in the backward pass, as the other kernels do by themselves.
+    """
+    choose("kernel", kernel, Kernel)
+    lengths = query.shape[1], key.shape[1]
+    split = math.prod(pieces().values())
+    fusible = (
+        offset is None
+        and query.dtype == jnp.bfloat16
+        and not query.shape[3] % 8
+        and query.shape[3] <= 128
+    )
+    # cuDNN sees no window to both sides, and takes a mask or bias for even lengths alone
+    fusible &= (window is None or causal) and (
+        (bias is None and segments is None) or not any(n % 2 for n in lengths)
+    )
+    fusible &= split == 1 and has_cudnn()  # its partition rule takes no split length
+    if kernel == "auto":
+        whole = (
+            offset is None
+            and bias is None
+            and not any(n % 128 for n in (lengths[0] / split, lengths[1]))
+        )
+        on = {"tpu": "splash" if whole else "plain", "gpu": "fused" if fusible else "plain"}
+        kernel = on.get(platform(), "plain")
+    if kernel == "ring" and split == 1:
+        kernel = "plain"
+    if kernel in ("splash", "ring") and (offset is not None or bias is not None):
+        raise Refused(
+            f"kernel {kernel!r} takes neither a cache nor relative positions: use --model.attention-kernel plain."
+        )
+    if kernel == "ring":
+        return ring(query, key, value, causal, window, segments)
+    if kernel == "splash":
+        from jaxbig.models.layers.splash_attention import (
+            splash,  # here: Pallas takes a second to import
+        )
+
+        return splash(query, key, value, causal, window, segments)
+    if kernel == "fused" and (not fusible or platform() != "gpu"):
+        raise Refused(
+            f"attention kernel 'fused' needs an NVIDIA GPU of compute capability 8.0 or more, bfloat16, a head width "
+            f"in 8s up to 128 (here {query.shape[3]}), no cache, no mesh axis sequence, no --deterministic, and "
+            f"without causal no window: use --model.attention-kernel plain."
+        )
+    if kernel == "fused":
+        mask = (
+            None if segments is None else visible(*places(query, key, None), False, None, segments)
+        )
+        reach = None if window is None else (window - 1, 0 if causal else window - 1)
+        key, value = (one_for_each_device(each, query.shape[2]) for each in (key, value))
+        return jax.nn.dot_product_attention(
+            query,
+            key,
+            value,
+            bias,
+            mask,
+            is_causal=causal,
+            local_window_size=reach,
+            implementation="cudnn",
+        )
+    mask = None
+    if causal or window is not None or segments is not None:
+        mask = visible(*places(query, key, offset), causal, window, segments)
+    return (jax.checkpoint(plain) if anew else plain)(query, key, value, bias, mask)
+
+
+def has_cudnn() -> bool:
+    """Whether the GPUs here run cuDNN's fused attention: NVIDIA's from Ampere on; True where none is here to ask.
+
+    A deterministic run has none: with XLA's flag the compiled step fails when it is called ("raw_hash_map::at", jax
+    0.11.2 on an H200).
+    """
+    if jax.default_backend() != "gpu":
+        return True
+    if is_deterministic():
+        return False
+    capability = str(
+        getattr(jax.devices()[0], "compute_capability", "")
+    )  # "9.0"; of AMD's GPUs "gfx90a"
+    found = re.fullmatch(r"(\d+)\.\d+", capability)
+    return found is not None and int(found[1]) >= 8
+
+
+def one_for_each_device(x: jax.Array, heads: int) -> jax.Array:
+    """A single head of keys or values [B, S, 1, K] as one for each device that has some of the query's heads, since
+    cuDNN's partition rule wants keys split as queries are: [B, S, N, K]. Other numbers of heads stay as they are."""
+    [names] = nn.logical_to_mesh_axes(("heads",)) or (None,)
+    devices = math.prod(spread(names).values())
+    if x.shape[2] > 1 or heads == 1 or devices == 1:
+        return x
+    return constrain(jnp.repeat(x, devices, axis=2), "batch", None, "heads", None)
+
+
+@jax.custom_vjp
+def softmax(scores: jax.Array) -> jax.Array:
+    """Over the last axis. Its derivative is written out, since XLA makes a quotient's in one way or another by what
+    else is in the program, and the last bit with it (`Experiment.reproducible`)."""
+    return softmax_forward(scores)[0]
+
+
+def softmax_forward(scores: jax.Array) -> tuple[jax.Array, Any]:
+    powers = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+    total = jnp.sum(powers, axis=-1, keepdims=True)
+    return powers / total, (powers, total)
+
+
+def softmax_backward(saved: Any, gradient: jax.Array) -> tuple[jax.Array]:
+    powers, total = saved
+    of_total = -jnp.sum(gradient * total**-2 * powers, axis=-1, keepdims=True)
+    return ((gradient * (1 / total) + of_total) * powers,)
+
+
+softmax.defvjp(softmax_forward, softmax_backward)
+
+
+def plain(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array | None,
+    mask: jax.Array | None,
+) -> jax.Array:
+    """As `attend`, with the scores of all pairs in memory; bias and mask are [1 or B, 1 or H, T, S]."""
+    (batch, length, heads, width), groups = query.shape, key.shape[2]
+
+    def grouped(x: jax.Array | None) -> jax.Array | None:
+        """[1 or B, 1 or H, T, S] -> [1 or B, 1 or G, H / G, T, S]."""
+        if x is None or x.shape[1] == 1:
+            return (
+                x
+                if x is None
+                else jnp.broadcast_to(x[:, :, None], (*x.shape[:2], heads // groups, *x.shape[2:]))
+            )
+        return x.reshape(x.shape[0], groups, heads // groups, *x.shape[2:])
+
+    query = query.reshape(batch, length, groups, heads // groups, width)
+    each = jax.vmap(of_heads, in_axes=(3, None, None, 2, 2), out_axes=3)
+    return each(query, key, value, grouped(bias), grouped(mask)).reshape(
+        batch, length, heads, width
+    )
+
+
+def of_heads(query: jax.Array, key: jax.Array, value: jax.Array, bias: Any, mask: Any) -> jax.Array:
+    """Queries [B, T, H, K], keys and values [B, S, H, K] -> [B, T, H, K]."""
+    scores = jnp.einsum("bthk,bshk->bhts", query, key, preferred_element_type=wide(query.dtype))
+    scores = scores * query.shape[3] ** -0.5
+    if bias is not None:
+        scores = scores + jnp.broadcast_to(bias, scores.shape).astype(scores.dtype)
+    if mask is not None:
+        scores = jnp.where(
+            jnp.broadcast_to(mask, scores.shape), scores, -0.7 * jnp.finfo(scores.dtype).max
+        )
+    return jnp.einsum("bhts,bshk->bthk", softmax(scores).astype(value.dtype), value)
+
+
+class Attention(nn.Module, kw_only=True):
+    """Multi-head attention (Vaswani et al., 2017, section 3.2.2), with `kv_heads` grouped-query (Ainslie et al., 2023).
+
+    To itself, or with `memory` to another sequence. With `cache` it takes the next tokens alone, and keeps the keys
+    and values of those before in the collection "cache".
+    """
+
+    heads: int
+    kv_heads: int | None = None
+    """Heads of keys and values; None: as many as heads."""
+    causal: bool = False
+    """No position sees a later one."""
+    window: int | None = None
+    """How far a position sees, itself counted; None: everything."""
+    rotary: bool = False
+    """Turn queries and keys by their positions."""
+    rotary_base: float = 10_000.0
+    bias: bool = False
+    scale: float = 1.0
+    """Of the output projection's initial values."""
+    kernel: Kernel = "auto"
+    anew: bool = False
+    """Compute scores again in the backward pass, and keep none."""
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        memory: jax.Array | None = None,
+        segments: jax.Array | None = None,
+        memory_segments: jax.Array | None = None,
+        positions: jax.Array | None = None,
+        scores: jax.Array | None = None,
+        offset: jax.Array | None = None,
+        cache: int = 0,
+    ) -> jax.Array:
+        """x [B, T, D], memory [B, S, D], segments [B, T] and [B, S], positions [B, T], scores [1, H, T, S] (added
+        before the softmax), offset [] (tokens in the cache) -> [B, T, D]."""
+        width, kv_heads = x.shape[-1], self.heads if self.kv_heads is None else self.kv_heads
+        head = width // self.heads
+        if width % self.heads or (self.rotary and head % 2):
+            raise Refused(
+                f"width {width} does not divide into heads {self.heads} of {'an even' if self.rotary else 'one'} width."
+            )
+        if self.heads % kv_heads:
+            raise Refused(
+                f"kv_heads {kv_heads} does not divide heads {self.heads}: make it a divisor."
+            )
+        if self.window is not None and self.window < 1:
+            raise Refused(
+                f"window {self.window}: a position sees at least itself, so make it 1 or more."
+            )
+        axes, source = ("embed", "heads", None), x if memory is None else memory
+        query = Linear((self.heads, head), axes, bias=self.bias, name="query")(x)  # [B, T, H, K]
+        shared = None if kv_heads == 1 else "heads"  # a single head cannot be split over the mesh
+        joint = ("embed", None, shared, None)
+        both = Linear((2, kv_heads, head), joint, bias=self.bias, name="key_value")(
+            source
+        )  # [B, S, 2, G, K]
+        if cache and (segments is not None or x.shape[1] > cache):
+            raise Refused(
+                f"a cache of {cache} takes at most so many tokens (here {x.shape[1]}), and no segments."
+            )
+        query, both = checkpoint_name(query, PROJECTION), checkpoint_name(both, PROJECTION)
+        query = constrain(query, "batch", "length", "heads", None)
+        split = "length" if self.kernel == "ring" else None  # else each place has all keys
+        both = constrain(both, "batch", split, None, shared, None)
+        key, value = both[:, :, 0], both[:, :, 1]  # [B, S, G, K] each
+        if self.rotary:
+            if positions is None and offset is not None:
+                positions = jnp.arange(x.shape[1])[None] + offset
+            query, key = (rotary(each, positions, self.rotary_base) for each in (query, key))
+        if cache and memory is None:
+            key, value = (
+                self._remember("key", key, cache, offset),
+                self._remember("value", value, cache, offset),
+            )
+        pair = None
+        if segments is not None and not cache:
+            pair = segments, segments if memory is None else memory_segments
+        elif memory_segments is not None and memory is not None:
+            pair = jnp.ones(x.shape[:2], jnp.int32), memory_segments
+        y = attend(
+            query,
+            key,
+            value,
+            causal=self.causal and memory is None,
+            window=self.window if memory is None else None,
+            segments=pair,  # type: ignore[arg-type]
+            bias=scores,
+            offset=offset if cache and memory is None else None,
+            kernel=self.kernel,
+            anew=self.anew,
+        )
+        y = constrain(y, "batch", "length", "heads", None)
+        out = Linear(
+            (width,),
+            ("heads", None, "embed"),
+            inputs=2,
+            bias=self.bias,
+            scale=self.scale,
+            name="out",
+        )
+        return constrain(checkpoint_name(out(y), PROJECTION), "batch", "length", None)
+
+    def _remember(
+        self, name: str, new: jax.Array, cache: int, offset: jax.Array | None
+    ) -> jax.Array:
+        """All keys or values up to now, [B, cache, G, K]; those beyond are zero and not seen."""
+        shape = (new.shape[0], cache, *new.shape[2:])
+        kept = self.variable("cache", name, jnp.zeros, shape, new.dtype)
+        at = (0, jnp.int32(0) if offset is None else offset, 0, 0)
+        kept.value = jax.lax.dynamic_update_slice(kept.value, new, at)
+        return kept.value

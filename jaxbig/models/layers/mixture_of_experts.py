@@ -1,0 +1,226 @@
+"""A mixture of experts in place of a block's perceptron: each token is seen by a few of many, and none is dropped.
+
+Letters in shape comments: B batch, L length, D width, F hidden width, E experts, K experts a token, T tokens here, N
+rows that are multiplied.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from jaxbig.arrays.batch_mask import real_positions
+from jaxbig.arrays.dtypes import HIGHEST, exact
+from jaxbig.distributed.logical_axes import as_tuple, platform
+from jaxbig.errors import Refused
+from jaxbig.models.layers.basic import ACTIVATIONS, Axes, constrain, in_pieces, parameter, stored
+
+INWARD, OUTWARD = ("experts", "embed", "mlp"), ("experts", "mlp", "embed")
+LOSSES = "losses"
+"""The collection of what a model adds to the loss in training: sums over tokens, as losses are."""
+TILE = 32
+"""Rows that one expert is given at a time on a CPU, where a ragged product is ten times slower than tiles."""
+
+
+class Experts(nn.Module):
+    """Each token's vector goes through the `chosen` experts that its router scores highest, and their outputs are added
+    by the softmax of those scores (Jiang et al., 2024, Mixtral, section 2.1). Dropless: every copy is computed.
+
+    In training two terms are added to the loss, sums over tokens, so that parts and devices change nothing. Balance:
+    `balance * E / K * sum_e f_e P_e`, f_e the share of a row's copies that expert e gets (times K), P_e its mean
+    probability: Fedus et al. (2021, eq. 4), taken in each row as DeepSeek-AI (2024, V3, eq. 17 to 20) do; it is
+    `balance` where all are even. And `router_z_loss * logsumexp(scores)^2` (Zoph et al., 2022, eq. 5).
+    """
+
+    experts: int
+    chosen: int
+    hidden: int
+    activation: str
+    gated: bool
+    chunks: int = 0
+    """Pieces of the hidden width that are computed one at a time; 0: all at once."""
+    balance: float = 0.0
+    router_z_loss: float = 0.0
+    scale: float = 1.0
+    """Of the last product's initial values."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, segments: jax.Array | None = None) -> jax.Array:
+        """[B, L, D], and segments [B, L], 0 for padding -> [B, L, D], 0 at padding.
+
+        Without segments the batch's mask says what is padding. No expert computes it, and the added terms leave it out.
+        """
+        if not 1 <= self.chosen <= self.experts:
+            raise Refused(
+                f"experts_per_token {self.chosen} of experts {self.experts}: make it 1 to {self.experts}."
+            )
+        width = x.shape[-1]
+        router = parameter(
+            self,
+            "router_kernel",
+            nn.initializers.normal(width**-0.5),
+            (width, self.experts),
+            ("embed", None),
+        )
+        # in float32: which experts are highest hangs on little, and a softmax lies in less
+        scores = jnp.tensordot(exact(x), router, axes=1, precision=HIGHEST)  # [B, L, E]
+        scores = constrain(scores, "batch", "length", None)
+        best, numbers = jax.lax.top_k(scores, self.chosen)  # [B, L, K] each
+        real = real_positions(*x.shape[:2]) if segments is None else segments > 0  # [B, L]
+        if not self.is_initializing():
+            self._add_losses(scores, numbers, real)
+        if real is not None:
+            numbers = jnp.where(real[..., None], numbers, self.experts)  # none of them
+        names = ["up_kernel", "gate_kernel"] if self.gated else ["up_kernel"]
+        kernels = [
+            stored(self, name, _initial(1.0), (self.experts, width, self.hidden), INWARD)
+            for name in names
+        ]
+        last = stored(
+            self, "down_kernel", _initial(self.scale), (self.experts, self.hidden, width), OUTWARD
+        )
+        y = over_mesh(self._mix)(x, nn.softmax(best), numbers, *kernels, last)
+        return constrain(y, "batch", "length", None)
+
+    def _add_losses(self, scores: jax.Array, numbers: jax.Array, real: jax.Array | None) -> None:
+        seen = True if real is None else real
+        real = jnp.broadcast_to(seen, scores.shape[:2]).astype(scores.dtype)  # [B, L]
+        count = jnp.sum(real, axis=1)[:, None]  # [B, 1]
+        taken = (
+            jnp.sum(jax.nn.one_hot(numbers, self.experts), axis=2) * real[:, :, None]
+        )  # [B, L, E]
+        share = jnp.sum(taken, axis=1) / jnp.maximum(count, 1)  # [B, E]
+        mean = jnp.sum(nn.softmax(scores) * real[:, :, None], axis=1) / jnp.maximum(
+            count, 1
+        )  # [B, E]
+        even = (
+            jnp.sum(share * mean, axis=1, keepdims=True) * self.experts / self.chosen
+        )  # [B, 1], 1 where even
+        square = jnp.square(nn.logsumexp(scores, axis=-1)) * real
+        terms = self.balance * jnp.sum(even * count) + self.router_z_loss * jnp.sum(square)
+        self.sow(
+            LOSSES, "router", terms, init_fn=lambda: jnp.zeros((), terms.dtype), reduce_fn=jnp.add
+        )
+
+    def _mix(
+        self,
+        x: jax.Array,
+        weights: jax.Array,
+        numbers: jax.Array,
+        *kernels: jax.Array,
+        first: Any,
+        gather: Any,
+    ) -> jax.Array:
+        """Rows [B, L, D], the weights and numbers [B, L, K] of their experts, and the experts from `first` on,
+        [E, D, F] and [E, F, D] as they are stored -> what these make of the rows [B, L, D]."""
+        tokens, experts = x.reshape(-1, x.shape[-1]), len(kernels[0])  # [T, D]
+        places, here, sizes, count = sort(numbers.reshape(-1) - first, experts)
+        copies = jnp.arange(len(places)) // self.chosen
+        source = jnp.zeros(count, jnp.int32).at[places].set(copies)  # the token in each row
+        real = (
+            jnp.zeros(count, bool).at[places].set(here)[:, None]
+        )  # what no expert here is given must not be read
+        rows = jnp.where(real, tokens[source], 0)  # [N, D]
+
+        def work(rows: jax.Array, *kernels: jax.Array) -> jax.Array:
+            y, act = multiply(rows, kernels[0], sizes), ACTIVATIONS[self.activation]  # [N, F]
+            y = y * act(multiply(rows, kernels[1], sizes)) if self.gated else act(y)
+            return multiply(y, kernels[-1], sizes)  # [N, D]
+
+        axes = [INWARD] * (len(kernels) - 1) + [OUTWARD]
+        y = in_pieces(self.chunks, "mlp", work, rows, list(zip(kernels, axes, strict=True)), gather)
+        y = exact(y[places])  # [T K, D]
+        y = jnp.where(here[:, None], y, 0) * weights.reshape(-1, 1)
+        return (
+            jnp.sum(y.reshape(-1, self.chosen, y.shape[-1]), axis=1)
+            .reshape(x.shape)
+            .astype(x.dtype)
+        )
+
+
+def _initial(scale: float) -> Any:
+    return nn.initializers.variance_scaling(scale**2, "fan_in", "truncated_normal", batch_axis=0)
+
+
+def sort(numbers: jax.Array, experts: int) -> tuple[jax.Array, jax.Array, jax.Array, int]:
+    """The expert of each copy [T K], 0 to E or another -> the place of each copy in rows that are sorted by expert,
+    whether it is one of these experts', how many rows each expert has [E], and N."""
+    tile = TILE if platform() == "cpu" else 1
+    here = (numbers >= 0) & (numbers < experts)
+    numbers = jnp.where(here, numbers, experts)
+    sizes = jnp.bincount(numbers, length=experts + 1)
+    rooms = -(-sizes // tile) * tile  # whole tiles
+    order = jnp.argsort(numbers, stable=True)
+    rank = (
+        jnp.arange(len(numbers)) - (jnp.cumsum(sizes) - sizes)[numbers[order]]
+    )  # within its expert
+    places = jnp.zeros_like(order).at[order].set((jnp.cumsum(rooms) - rooms)[numbers[order]] + rank)
+    count = -(-(len(numbers) + (experts + 1) * (tile - 1)) // tile) * tile
+    return places, here, rooms[:experts], count
+
+
+def multiply(rows: jax.Array, kernels: jax.Array, sizes: jax.Array) -> jax.Array:
+    """Rows [N, D], the first sizes[0] of the first expert and so on, times kernels [E, D, F] -> [N, F]."""
+    if platform() != "cpu":
+        return jax.lax.ragged_dot(rows, kernels, sizes.astype(jnp.int32))
+    tiles = rows.reshape(-1, TILE, rows.shape[-1])
+    whose = jnp.searchsorted(jnp.cumsum(sizes), jnp.arange(len(tiles)) * TILE, side="right")
+    each = kernels[jnp.minimum(whose, len(kernels) - 1)]  # [N / TILE, D, F]
+    return jnp.einsum("ntd,ndf->ntf", tiles, each).reshape(len(rows), -1)
+
+
+def over_mesh(mix: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """`mix` on each device, with the rows of its group over `expert` and the experts that are here.
+
+    A product of ragged groups cannot be split by the partitioner, so it is said who does what: over `expert` the tokens
+    are gathered and the outputs scattered again, over the axes of `mlp` each has a piece of the hidden width.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size == 1 or not nn.get_logical_axis_rules():
+        return lambda *arguments: mix(
+            *arguments, first=0, gather=lambda kernel, _, dtype: kernel.astype(dtype)
+        )
+    placed: Any = map(nn.logical_to_mesh_axes, (INWARD, OUTWARD, ("batch", "length", "mlp")))
+    inward, outward, tokens = placed
+    rows = PartitionSpec(*tokens[:2])
+    spread, wide = (
+        as_tuple(inward[0]),
+        tuple(axis for axis in as_tuple(inward[2]) if axis != "fsdp"),
+    )
+    if spread not in ((), ("expert",)) or set(wide) & {
+        axis for each in rows for axis in as_tuple(each)
+    }:
+        raise Refused(
+            f"a mixture's experts are split over expert or none, and their mlp over no axis of the tokens, not over "
+            f"{'+'.join(spread)} and {'+'.join(wide)}: change --mesh.overrides."
+        )
+
+    def local(
+        x: jax.Array, weights: jax.Array, numbers: jax.Array, *kernels: jax.Array
+    ) -> jax.Array:
+        first = jax.lax.axis_index("expert") * len(kernels[0]) if spread else jnp.int32(0)
+        if apart := spread and mesh.shape["expert"] > 1:
+            x, weights, numbers = (
+                jax.lax.all_gather(each, "expert", axis=0, tiled=True)
+                for each in (x, weights, numbers)
+            )
+        y = jax.lax.psum(mix(x, weights, numbers, *kernels, first=first, gather=gather), wide)
+        return jax.lax.psum_scatter(y, "expert", scatter_dimension=0, tiled=True) if apart else y
+
+    def gather(kernel: jax.Array, axes: Axes, dtype: Any) -> jax.Array:
+        kernel = kernel.astype(dtype)
+        for at, names in enumerate(nn.logical_to_mesh_axes(axes) or ()):
+            if "fsdp" in as_tuple(names):
+                kernel = jax.lax.all_gather(kernel, "fsdp", axis=at, tiled=True)
+        return kernel
+
+    def mapped(
+        x: jax.Array, weights: jax.Array, numbers: jax.Array, *kernels: jax.Array
+    ) -> jax.Array:
+        specs = (rows, rows, rows, *[inward] * (len(kernels) - 1), outward)
+        return jax.shard_map(local, in_specs=specs, out_specs=rows)(x, weights, numbers, *kernels)
+
+    return mapped

@@ -1,0 +1,219 @@
+"""Recurrent nets: stacks of layers, a classifier and a language model.
+
+Letters in shape comments: B batch, L length, D width of the input, W width of the state, V vocabulary.
+"""
+
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxbig.arrays.dtypes import Dtype, exact, wide
+from jaxbig.errors import Refused
+from jaxbig.models.layers.basic import (
+    Embedding,
+    Linear,
+    cast,
+    choose,
+    constrain,
+    drop,
+    to_logits,
+    within,
+)
+from jaxbig.models.layers.rnn_cells import EQUATIONS, Carry, CellName, Layer
+
+Pooling = Literal["last", "mean", "attention", "none"]
+
+
+class Recurrence(nn.Module):
+    """Recurrent layers one after another, each in one direction or in both (Schuster and Paliwal, 1997)."""
+
+    width: int
+    cell: CellName = "lstm"
+    layers: int = 1
+    bidirectional: bool = False
+    dropout: float = 0.0
+    """Share of values dropped between layers."""
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        lengths: jax.Array | None = None,
+        carries: Any = None,
+        train: bool = False,
+    ) -> tuple[jax.Array, jax.Array, dict[str, Carry]]:
+        """[B, L, D], lengths [B] and carries as given back -> states [B, L, W], each row's last [B, W], carries.
+
+        With bidirectional, 2W in place of W, forward first; the last of the other direction has read token 0 last.
+        """
+        if self.width < 1 or self.layers < 1 or not 0 <= self.dropout < 1:
+            raise Refused(
+                f"width {self.width}, layers {self.layers}, dropout {self.dropout}: a recurrent net has a width and "
+                f"layers of 1 or more and drops a share from 0 to below 1."
+            )
+        carries, after, last = carries or {}, {}, x[:, 0]
+        for layer in range(self.layers):
+            x = drop(x, self.dropout, train) if layer else x
+            directions = []
+            for reverse in (False, True)[: 1 + self.bidirectional]:
+                name = f"{self.cell}_{layer}" + "_reverse" * reverse
+                states, after[name] = Layer(self.width, self.cell, name=name)(
+                    x, lengths, carries.get(name), reverse
+                )
+                directions.append((states, after[name][0].astype(x.dtype)))
+            x, last = (jnp.concatenate(parts, axis=-1) for parts in zip(*directions, strict=True))
+            x, last = constrain(x, "batch", "length", None), constrain(last, "batch", None)
+        return x, last, after
+
+
+def shares(scores: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Softmax over the last axis where `mask` is 1, in float32: exactly 0 elsewhere, and in a row without any 1."""
+    scores = exact(scores)
+    if mask is None:
+        return jax.nn.softmax(scores)
+    scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
+    return jnp.where(mask, jax.nn.softmax(scores), 0)
+
+
+class RNN(nn.Module):
+    """A recurrent net over a sequence of vectors or tokens, then one logit a class."""
+
+    width: int
+    """Of each layer's state."""
+    classes: int
+    """How many logits it puts out."""
+    layers: int = 1
+    dropout: float = 0.0
+    """Share of values dropped between layers and before the logits."""
+    cell: CellName = "lstm"
+    bidirectional: bool = False
+    pooling: Pooling = "last"
+    """What the logits see: the last state, the mean of all, a weighted mean (Yang et al., 2016, section 2.2), or each
+    state by itself, as CTC wants it."""
+    vocab: int | None = None
+    """How many different tokens there are; None: the input is not of tokens but of vectors or images."""
+    embedding: int | None = None
+    """Width of a token's vector; None: that of the state."""
+    dtype: Dtype = "float32"
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, lengths: jax.Array | None = None, train: bool = False
+    ) -> jax.Array:
+        """Sequences [B, L, ...] (an image is one of its rows) or tokens [B, L], lengths [B] -> logits [B, classes].
+
+        With pooling none, [B, L, classes].
+        """
+        choose("pooling", self.pooling, Pooling)
+        if self.vocab:
+            x = Embedding(self.vocab, self.embedding or self.width, name="embedding")(x)
+        elif x.ndim < 3:
+            raise Refused(
+                f"inputs of shape {x.shape} and no vocab: give --model.vocab for tokens, or vectors [B, L, D]."
+            )
+        x = cast(x.reshape(*x.shape[:2], -1), self.dtype)  # [B, L, D]
+        trunk = Recurrence(
+            self.width, self.cell, self.layers, self.bidirectional, self.dropout, name="trunk"
+        )
+        states, pooled, _ = trunk(x, lengths, train=train)
+        if self.pooling == "none":
+            pooled = states
+        elif self.pooling != "last":
+            pooled = self.mean(states, lengths)
+        pinned = ("batch", *(None,) * (pooled.ndim - 1))
+        pooled = constrain(drop(pooled, self.dropout, train), *pinned)
+        logits = Linear((self.classes,), ("embed", "classes"), name="head")(pooled)
+        return constrain(exact(logits), *pinned)
+
+    def mean(self, states: jax.Array, lengths: jax.Array | None) -> jax.Array:
+        """The mean of the states [B, L, W] within each row's length [B, W]; weighted, if pooling is attention."""
+        ends = jnp.full(states.shape[:1], states.shape[1]) if lengths is None else lengths
+        scores = jnp.zeros(states.shape[:2])
+        if self.pooling == "attention":
+            score = jnp.tanh(Linear((self.width,), ("embed", "hidden"), name="pooling")(states))
+            scores = Linear((1,), ("hidden", None), bias=False, name="score")(score)[
+                ..., 0
+            ]  # [B, L]
+        weights = shares(scores, within(ends, states.shape[1])).astype(states.dtype)
+        return jnp.einsum("bl,blw->bw", weights, states)
+
+
+class RNNLanguageModel(nn.Module):
+    """A recurrent language model: each position's logits see the tokens up to and including it, and no later one."""
+
+    vocab: int
+    """How many different tokens there are."""
+    width: int = 256
+    layers: int = 1
+    cell: CellName = "lstm"
+    dropout: float = 0.0
+    """Share of values dropped between layers, and before and after them."""
+    shared: bool = False
+    """One table embeds the tokens and gives the logits (Press and Wolf, 2017)."""
+    dtype: Dtype = "float32"
+
+    def setup(self) -> None:
+        self.tokens = Embedding(
+            self.vocab, self.width, self.width**-0.5 if self.shared else 1.0, name="tokens"
+        )
+        self.head = (
+            None
+            if self.shared
+            else Embedding(self.vocab, self.width, self.width**-0.5, name="head")
+        )
+        self.trunk = Recurrence(
+            self.width, self.cell, self.layers, dropout=self.dropout, name="trunk"
+        )
+
+    @nn.compact
+    def hidden(
+        self, tokens: jax.Array, starts: jax.Array | None = None, train: bool = False
+    ) -> jax.Array:
+        """Token numbers [B, L] -> what the logits are made of, [B, L, W].
+
+        With starts [B] a row goes on where it ended in the batch before (truncated backpropagation through time), or
+        begins anew where it is 1; the state between is in the collection `carry`. Without, each row begins anew.
+        """
+        x = drop(cast(self.tokens(tokens), self.dtype), self.dropout, train)
+        if starts is None or not self.is_mutable_collection("carry"):
+            return drop(self.trunk(x, train=train)[0], self.dropout, train)
+        memory = {
+            f"{self.cell}_{n}": self.memory(n, x.shape[0], x.dtype) for n in range(self.layers)
+        }
+        carries = {name: tuple(part.value for part in each) for name, each in memory.items()}
+        carries = jax.tree.map(lambda part: jnp.where((starts == 1)[:, None], 0, part), carries)
+        x, _, carries = self.trunk(x, carries=jax.lax.stop_gradient(carries), train=train)
+        if not self.is_initializing():
+            for name, each in memory.items():
+                for part, value in zip(each, carries[name], strict=True):
+                    part.value = value
+        return drop(x, self.dropout, train)
+
+    def memory(self, layer: int, batch: int, dtype: Any) -> list[Any]:
+        """A layer's carry as variables [B, W], zeros at first."""
+        shape, zeros = (
+            (batch, self.width),
+            nn.with_logical_partitioning(jnp.zeros, ("batch", "hidden")),
+        )
+        names = [
+            f"layer_{layer}_{part}" for part in range(choose("cell", self.cell, EQUATIONS).carries)
+        ]
+        found = [self.variable("carry", name, zeros, shape, wide(dtype)) for name in names]
+        rows = jnp.shape(found[0].value)[0]  # type: ignore[arg-type]
+        if rows != batch:
+            raise Refused(
+                f"the carry holds {rows} rows and the batch {batch}: keep the batch's size."
+            )
+        return found
+
+    def unembedding(self) -> jax.Array:
+        """The matrix [W, V] that makes logits of `hidden`."""
+        return (self.tokens if self.head is None else self.head).output()
+
+    def __call__(
+        self, tokens: jax.Array, starts: jax.Array | None = None, train: bool = False
+    ) -> jax.Array:
+        """Token numbers [B, L] -> logits [B, L, V], float32."""
+        return to_logits(self.hidden(tokens, starts, train), self.unembedding())

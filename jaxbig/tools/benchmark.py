@@ -1,0 +1,87 @@
+"""How fast the real loop runs, against its own compiled step called in a bare `for` over arrays that are there."""
+
+import contextlib
+import dataclasses
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxbig.config.experiment import Experiment
+from jaxbig.cost.memory import peak_bytes
+from jaxbig.data.pipeline.sampler import train_batch
+from jaxbig.distributed.sharding import put
+from jaxbig.errors import Refused
+from jaxbig.program.program import make_program
+from jaxbig.tracking.console import Screen
+from jaxbig.tracking.metrics_writer import Metrics
+from jaxbig.train.step_reporter import Report, rates
+from jaxbig.train.trainer import compile_step, feed, run_steps
+
+ROUNDS = 5
+
+
+def bench(experiment: Experiment, steps: int, screen: Screen) -> dict[str, Any]:
+    """Seconds a step, in `ROUNDS` rounds of so many steps of each in turn; `ratio` is the median over rounds.
+
+    The loop reads ahead, moves its batches and logs to files and screen as in training; it does not evaluate or save.
+    """
+    if steps < 1:
+        raise Refused(f"--steps-a-round {steps}: it must be 1 or more.")
+    program = make_program(experiment)
+    experiment.data.prepare()
+    source = experiment.data.source("train")
+    ours, bare, waits, padding = [], [], [], []
+    batches = contextlib.closing(feed(program, source, 0, steps * ROUNDS))
+    with program.activate(), tempfile.TemporaryDirectory() as folder, batches as ahead:
+        metrics = Metrics(Path(folder), 0)
+        screen.start(0, steps * ROUNDS)
+
+        def log(step: int, values: dict[str, float]) -> None:
+            waits.append(values["data_wait"])
+            padding.append(values.get("padding", 0.0))
+            metrics.write(step, "train", values)
+            screen.train(step, values)
+
+        began = time.perf_counter()
+        train_step, flops = compile_step(program)
+        compile_seconds = time.perf_counter() - began
+        batch = put(train_batch(source, experiment.seed, 0, experiment.data.batch), program.mesh)
+        state, values = train_step(program.init(), batch)  # the first call is slower
+        for number in range(ROUNDS):
+            began = time.perf_counter()
+            for _ in range(steps):
+                state, values = train_step(state, batch)
+            jax.block_until_ready((state, values))
+            bare.append((time.perf_counter() - began) / steps)
+            report = Report(dataclasses.replace(experiment, steps=steps * (number + 1)), log, flops)
+            began = time.perf_counter()
+            for _, latest in run_steps(program, train_step, state, ahead, steps * number, report):
+                state = latest
+            report.flush()
+            jax.block_until_ready(state)
+            ours.append((time.perf_counter() - began) / steps)
+            screen.say(
+                f"round {number + 1} of {ROUNDS}: loop {ours[-1]:.4f} s a step, bare step {bare[-1]:.4f} s"
+            )
+        screen.stop()
+        metrics.close()
+    seconds = statistics.median(ours)
+    return {
+        "step_seconds": seconds,
+        **rates(
+            experiment, flops, 1 / seconds, 1 - (statistics.fmean(padding) if padding else 0.0)
+        ),
+        "model_flops_per_step": flops,
+        "ratio": statistics.median(b / o for b, o in zip(bare, ours, strict=True)),
+        "against": "the same compiled step in a bare loop, on one batch that is on the device already",
+        "data_wait": statistics.fmean(waits) if waits else None,
+        "compile_seconds": compile_seconds,
+        "peak_bytes": peak_bytes(train_step),
+        "rounds": ROUNDS,
+        "steps_a_round": steps,
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }

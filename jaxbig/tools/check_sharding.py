@@ -1,0 +1,150 @@
+"""Whether a mesh changes the result: loss and every gradient of a step against one device, on a CPU."""
+
+import dataclasses
+import math
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxbig.arrays.tree import leaves
+from jaxbig.config.experiment import Experiment
+from jaxbig.config.fingerprint import diff
+from jaxbig.config.precision import Precision
+from jaxbig.config.serialize import to_json
+from jaxbig.data.core.dataset import Rows
+from jaxbig.distributed.mesh import Mesh
+from jaxbig.distributed.placement import AXES
+from jaxbig.distributed.sharding import put
+from jaxbig.errors import Refused
+from jaxbig.program.gradient import make_gradient
+from jaxbig.program.program import Program, make_program
+from jaxbig.tools.shrink import random_batch, replaced, small_program
+
+TOLERANCE = {"float64": 1e-8, "float32": 1e-4}
+"""Of the loss, and of each gradient, relative: far above what they round to."""
+ROWS = (16, 64)
+"""Of the batches that are compared: the partitioner splits a program by its sizes, and may be wrong in one alone."""
+NUMBERS = 2**20
+"""Of a batch's inputs, beyond which the larger one is left out."""
+DEVICES = 256
+"""More than these one CPU need not play: what is split, not in how many, makes a gradient wrong."""
+
+
+def devices_for(mesh: Mesh) -> int:
+    """How many devices a mesh asks for; with an axis of -1 up to 8, or up to what JAX_NUM_CPU_DEVICES says. `Refused`
+    if they cannot be, are one, or too many."""
+    sizes = [getattr(mesh, axis) for axis in AXES]
+    fixed = math.prod(size for size in sizes if size > 0)
+    rest = int(os.environ.get("JAX_NUM_CPU_DEVICES", 8)) // fixed if -1 in sizes else 1
+    count = fixed * max(rest, 1)
+    mesh.sizes(count)
+    if count == 1:
+        raise Refused(
+            "the mesh is one device, so there is nothing to compare: give an axis more, as in --mesh.data 8."
+        )
+    if count > DEVICES:
+        raise Refused(
+            f"the mesh asks for {count:,} devices, and {DEVICES} are the most: give the same axes less each."
+        )
+    return count
+
+
+def use_cpu(mesh: Mesh) -> None:
+    """Gives JAX as many CPU devices as a mesh asks for; must be called before a device is touched."""
+    count = devices_for(mesh)
+    for name, value in (("jax_platforms", "cpu"), ("jax_num_cpu_devices", count)):
+        if getattr(jax.config, name) != value:
+            jax.config.update(name, value)
+
+
+def check(experiment: Experiment, tolerance: float | None = None) -> dict[str, Any]:
+    """The loss and gradient of a batch of random numbers on the experiment's mesh and on one device, and how far they
+    are apart; of a small sibling where the experiment is large, and in float64 where its model can compute in that. The
+    worse of two sizes of batch is given.
+
+    The gradient is that of the train step. Each leaf's error is the norm of the difference over the leaf's norm; `ok`
+    if the loss and all leaves are within the tolerance.
+    """
+    if tolerance is not None and not 0 < tolerance < 1:
+        raise Refused(f"--tolerance {tolerance}: it must be above 0 and below 1.")
+    inputs = experiment.data.spec()["inputs"]
+    every = ROWS if inputs.size // inputs.shape[0] * ROWS[-1] <= NUMBERS else ROWS[:1]
+    found = [compared(experiment, rows, tolerance) for rows in every]
+    return max(found, key=lambda each: (not each["ok"], each["gradient_relative_error"]))
+
+
+def compared(experiment: Experiment, rows: int, tolerance: float | None) -> dict[str, Any]:
+    """The same of so many rows."""
+    if hasattr(experiment.model, "dtype"):
+        try:
+            return compared_in("float64", experiment, rows, tolerance)
+        except (
+            TypeError
+        ):  # of a model that makes float32 numbers of its own, and then cannot mix the two
+            pass
+    return compared_in("float32", experiment, rows, tolerance)
+
+
+def compared_in(
+    dtype: str, experiment: Experiment, rows: int, tolerance: float | None
+) -> dict[str, Any]:
+    tolerance = tolerance or TOLERANCE[dtype]
+    fields: dict[str, Any] = {
+        "precision": Precision(),
+        "offload": False,
+    }  # rounding is not what is compared
+    experiment = dataclasses.replace(
+        experiment, model=replaced(experiment.model, {"dtype": dtype}), **fields
+    )
+    devices = jax.devices()[: devices_for(experiment.mesh)]
+    with jax.enable_x64(dtype == "float64"):
+        over = small_program(experiment, devices, rows)
+        alone = make_program(dataclasses.replace(over.experiment, mesh=Mesh(data=1)), devices[:1])
+        batch = random_batch(over.experiment)
+        (loss, found), (expected_loss, expected) = step(over, batch), step(alone, batch)
+    errors = apart(found, expected)
+    worst = max(errors, key=lambda path: math.inf if math.isnan(errors[path]) else errors[path])
+    of_loss = abs(loss - expected_loss) / max(abs(expected_loss), 1e-30)
+    return {
+        "mesh": dict(over.mesh.shape),
+        "dtype": dtype,
+        "changed": diff(to_json(experiment), to_json(over.experiment)),
+        "loss_relative_error": of_loss,
+        "gradient_relative_error": errors[worst],
+        "worst_parameter": worst,
+        "tolerance": tolerance,
+        "ok": of_loss < tolerance and errors[worst] < tolerance,
+        "errors": errors,
+    }
+
+
+def step(program: Program, batch: Rows) -> tuple[float, dict[str, np.ndarray]]:
+    """The loss of a batch at the initial parameters, and its gradient by path."""
+    with program.activate():
+        state, gradient = program.init(), make_gradient(program.experiment, program.mesh)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, program.abstract.params)
+        compiled = jax.jit(
+            lambda *arguments: gradient(*arguments)[:2], out_shardings=(shardings, None)
+        )
+        found, sums = compiled(
+            state.params, state.variables, put(batch, program.mesh), jnp.int32(0)
+        )
+        return float(sums["loss"].mean()), {
+            path: np.asarray(leaf) for path, leaf in leaves(found).items()
+        }
+
+
+def apart(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> dict[str, float]:
+    """How far each leaf is from what is expected: norm of the difference over norm.
+
+    A leaf whose gradient nearly cancels is measured against 1/300 of the whole: the rest of it is rounding.
+    """
+    least = math.sqrt(sum(float(np.linalg.norm(leaf)) ** 2 for leaf in expected.values())) / 300
+    return {
+        path: float(np.linalg.norm(found[path] - leaf))
+        / max(float(np.linalg.norm(leaf)), least, 1e-30)
+        for path, leaf in expected.items()
+    }

@@ -1,0 +1,79 @@
+"""What differs between runs: experiment, versions, data, devices, and how far their curves are apart."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from jaxbig.config.fingerprint import diff
+from jaxbig.errors import Refused
+from jaxbig.system.json_files import read_json
+from jaxbig.tracking.metrics_writer import read_metrics
+from jaxbig.train.run_directory import read_run
+
+SECTIONS = (
+    "experiment",
+    "data_identity",
+    "versions",
+    "flags",
+    "config",
+    "devices",
+    "mesh",
+    "git_commit",
+)
+NOT_CURVES = re.compile(r"step|split|data_wait|padding|mfu|.*_per_second(_.*)?")
+"""Of a line of metrics: what is no metric of the model, but of a machine, or of the few steps before the line."""
+Curves = dict[str, dict[int, float]]
+
+
+def compare(workdirs: list[Path]) -> dict[str, Any]:
+    """Each run's end, and each run against the first: what differs, and the widest gap of each curve."""
+    if len(workdirs) < 2:
+        raise Refused(f"compare needs two or more folders and got {len(workdirs)}.")
+    ends, differences, gaps, first_run, first_curves = [], [], [], {}, {}
+    for workdir in workdirs:
+        run, curves = read_run(workdir), read_curves(workdir)
+        if run is None:
+            raise Refused(
+                f"{workdir} holds no run (no run.json): name folders that `jaxbig train` has written."
+            )
+        run = {name: run.get(name) for name in SECTIONS}
+        end = read_json(workdir / "summary.json") or {
+            "step": None,
+            "state_sha256": None,
+            "metrics": {},
+        }
+        ends.append(
+            {
+                "workdir": str(workdir),
+                **{key: end.get(key, {}) for key in ("step", "state_sha256", "metrics")},
+            }
+        )
+        if workdir is workdirs[0]:
+            first_run, first_curves = run, curves
+            continue
+        differences += [{"workdir": str(workdir), "differs": line} for line in diff(first_run, run)]
+        gaps += [{"workdir": str(workdir), **gap} for gap in widest_gaps(first_curves, curves)]
+    return {"runs": ends, "differences": differences, "curves": gaps}
+
+
+def read_curves(workdir: Path) -> Curves:
+    """metric -> step -> value, of the metrics that do not tell of the machine's speed."""
+    curves: Curves = {}
+    for line in read_metrics(workdir):
+        for name in line:
+            if line[name] is not None and not NOT_CURVES.fullmatch(name):
+                curves.setdefault(f"{line['split']}/{name}", {})[line["step"]] = line[name]
+    return curves
+
+
+def widest_gaps(first: Curves, other: Curves) -> list[dict[str, Any]]:
+    """For each metric that both have: at how many steps, the widest gap, and the step where that is."""
+    gaps = []
+    for name in sorted(first.keys() & other.keys()):
+        steps = first[name].keys() & other[name].keys()
+        if steps:
+            gap, step = max((abs(first[name][s] - other[name][s]), s) for s in steps)
+            gaps.append(
+                {"metric": name, "shared_steps": len(steps), "widest_gap": gap, "at_step": step}
+            )
+    return gaps

@@ -1,0 +1,191 @@
+"""What a model will see: the batch of a step as a picture or as text, and what is in it."""
+
+import collections
+import hashlib
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxbig.config.experiment import Experiment
+from jaxbig.data.core.dataset import Data, Rows
+from jaxbig.data.pipeline.sampler import eval_batch, eval_steps, train_batch
+from jaxbig.errors import Refused
+from jaxbig.program.gradient import row_keys
+from jaxbig.tracking.figures import PLAIN, optional, printable
+
+SHOWN = 25
+"""Rows of a batch that are drawn or written at most."""
+
+
+def inspect(
+    experiment: Experiment, step: int, split: str, batches: int, picture: Path
+) -> dict[str, Any]:
+    """{`step`, `split`, `examples`, `batch_sha256`, `fields`, `classes`, `padding`, `rows`, `picture`} of the batch
+    that the step after `step` takes, as the objective gets it. `classes` and `padding` are of so many batches from
+    there on; `rows` are its texts, and images are drawn into the file `picture`.
+    """
+    if split not in ("train", "eval"):
+        raise Refused(f"--split {split!r}: it is train or eval.")
+    if step < 0 or batches < 1:
+        raise Refused(f"--step {step} --batches {batches}: they must be 0 or more, and 1 or more.")
+    experiment.data.check()
+    data, source = experiment.data, experiment.data.source(split)
+    if split == "eval" and step + batches > (most := eval_steps(source, data.batch)):
+        raise Refused(
+            f"--step {step} --batches {batches}: an evaluation has {most} batches of {data.batch}."
+        )
+    digest, first, classes, padding = "", {}, collections.Counter(), []
+    for number in range(step, step + batches):
+        read = eval_batch(source, number, data.batch) if split == "eval" else None
+        rows = train_batch(source, experiment.seed, number, data.batch) if read is None else read
+        if number == step:
+            digest, first = digest_of(rows), seen(experiment, rows, step, split)
+        if rows["mask"].ndim > 1:
+            padding.append(1 - float(rows["mask"].mean()))
+        if of_classes(data, rows):
+            classes.update(rows["targets"][rows["mask"] > 0].tolist())
+    draws, drawn = first["inputs"].ndim == 4, False
+    with optional(f"no picture {picture}"):
+        if draws:
+            draw(first, data, picture)
+            drawn = True
+    return {
+        "step": step,
+        "split": split,
+        "examples": len(source),
+        "batch_sha256": digest,
+        "fields": [described(name, field) for name, field in first.items()],
+        "classes": {named(data, number): count for number, count in sorted(classes.items())},
+        "padding": float(np.mean(padding)) if padding else None,
+        "rows": [] if draws else texts(first, data),
+        "picture": str(picture) if drawn else None,
+    }
+
+
+def of_classes(data: Data, rows: Rows) -> bool:
+    """Whether the targets of a batch are a class for each place that counts: of a row, or of a pixel."""
+    targets = rows.get("targets", np.empty(0))
+    there = getattr(data, "classes", None) is not None and np.issubdtype(targets.dtype, np.integer)
+    return there and targets.shape == rows["mask"].shape
+
+
+def digest_of(rows: Rows) -> str:
+    """The sha256 over a batch's bytes, fields in order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(rows):
+        digest.update(
+            f"{name} {rows[name].dtype} {rows[name].shape}".encode() + rows[name].tobytes()
+        )
+    return digest.hexdigest()
+
+
+def seen(experiment: Experiment, rows: Rows, step: int, split: str) -> Rows:
+    """The batch as the objective gets it at a step of training, or in evaluation."""
+    train, places = split == "train", jnp.arange(experiment.data.batch)
+    keys = row_keys(experiment, "augment" if train else "evaluation", step if train else 0, places)
+    batch = jax.jit(lambda rows, keys: experiment.data.transform(rows, keys, train))(rows, keys)
+    return {name: np.asarray(field) for name, field in batch.items()}
+
+
+def described(name: str, field: np.ndarray) -> dict[str, Any]:
+    """A row of the table of fields."""
+    numbers = {"least": field.min(), "mean": field.mean(dtype=np.float64), "greatest": field.max()}
+    shape = " x ".join(map(str, field.shape))
+    return {
+        "field": name,
+        "shape": shape,
+        "dtype": str(field.dtype),
+        **{k: float(v) for k, v in numbers.items()},
+    }
+
+
+def named(data: Data, number: int) -> str:
+    names = getattr(data, "names", ())
+    return names[number] if number < len(names) else str(number)
+
+
+def texts(batch: Rows, data: Data) -> list[dict[str, str]]:
+    """The first rows: tokens as text, numbers as they are; what the mask leaves out is left out."""
+    shown = []
+    for row in range(min(SHOWN, len(batch["mask"]))):
+        fields = {name: batch[name][row] for name in ("inputs", "targets") if name in batch}
+        if "lengths" in batch:
+            fields["inputs"] = fields["inputs"][: int(batch["lengths"][row])]
+        if batch["mask"].ndim > 1 and "targets" in fields:
+            fields["targets"] = fields["targets"][batch["mask"][row] > 0]
+        shown.append({name: told(name, field, data) for name, field in fields.items()})
+    return shown
+
+
+def told(name: str, field: np.ndarray, data: Data) -> str:
+    if name == "targets" and field.ndim == 0 and getattr(data, "classes", None) is not None:
+        return named(data, int(field))
+    if field.ndim == 1 and np.issubdtype(field.dtype, np.integer):
+        return data.text(field)
+    return np.array2string(field, precision=3, threshold=8)
+
+
+def draw(batch: Rows, data: Data, file: Path) -> None:
+    """The first images of a batch in a grid, each over its class, or over its mask where each pixel has a class; those
+    that are not of 0 to 1 are drawn from least to greatest."""
+    from matplotlib.figure import Figure  # here: slow to import
+
+    images, targets = (
+        drawable(batch["inputs"][:SHOWN]),
+        batch.get("targets", np.empty((SHOWN, 0)))[:SHOWN],
+    )
+    masks = targets.shape[1:] == images.shape[1:3]
+    across = math.ceil(len(images) ** 0.5) * (2 if masks else 1)
+    panels = [
+        panel
+        for image, target in zip(images, targets, strict=False)
+        for panel in [image, target][: 1 + masks]
+    ]
+    figure = Figure(
+        figsize=(1.8 * across, 2 * math.ceil(len(panels) / across)), layout="constrained"
+    )
+    for place, panel in enumerate(panels):
+        axes = figure.add_subplot(math.ceil(len(panels) / across), across, place + 1)
+        if panel.ndim == 2:
+            axes.imshow(
+                panel,
+                vmin=targets.min(),
+                vmax=max(targets.max(), targets.min() + 1),
+                interpolation="nearest",
+            )
+        else:
+            axes.imshow(
+                panel[..., 0] if panel.shape[-1] == 1 else panel, cmap="gray", vmin=0, vmax=1
+            )
+        if not masks:
+            axes.set_title(printable(label(targets[place], data)), fontsize=8, **PLAIN)
+        axes.axis("off")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=110)
+
+
+def drawable(images: np.ndarray) -> np.ndarray:
+    """Images [B, Y, X, C] as they are drawn: from 0 to 1; of channels that are no colours the mean."""
+    if images.shape[-1] not in (1, 3):
+        images = images.mean(-1, keepdims=True)
+    least, greatest = float(images.min()), float(images.max())
+    if least < 0 or greatest > 1:
+        images = (images - least) / ((greatest - least) or 1)
+    return images
+
+
+def label(target: np.ndarray, data: Data) -> str:
+    """A class, the two greatest shares of a mixed one, or numbers that are to be learned."""
+    if target.ndim == 0 and np.issubdtype(target.dtype, np.integer):
+        return named(data, int(target))
+    if target.ndim > 1:
+        return " x ".join(map(str, target.shape))
+    if not target.ndim or len(target) != getattr(data, "classes", None):
+        return np.array2string(target, precision=3, threshold=4) if target.size else ""
+    first, second = np.argsort(-target)[:2].tolist()
+    shares = [f"{named(data, k)} {target[k]:.0%}" for k in (first, second) if target[k] > 0]
+    return named(data, first) if len(shares) == 1 else ", ".join(shares)

@@ -1,0 +1,106 @@
+"""One step of a run again, exactly, from the checkpoint before it; reads the run's folder and writes nothing."""
+
+import contextlib
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxbig.checkpoint.digest import digests
+from jaxbig.checkpoint.manager import Broken, Checkpoints
+from jaxbig.config.experiment import Experiment
+from jaxbig.config.fingerprint import identity
+from jaxbig.config.serialize import flat, to_json
+from jaxbig.data.core.dataset import Rows
+from jaxbig.distributed.multihost import agree, first
+from jaxbig.distributed.sharding import put
+from jaxbig.errors import Refused
+from jaxbig.program.bad_steps import FAULT, as_asked, as_saved
+from jaxbig.program.program import make_program
+from jaxbig.tools.nan_origin import bad_inputs, first_bad
+from jaxbig.train.bad_step_policy import Watch, left_out
+from jaxbig.train.resume import differences, fresh, other_draws, prepare
+from jaxbig.train.run_directory import read_run
+from jaxbig.train.trainer import compile_step, feed, open_checkpoints
+
+
+def replay(experiment: Experiment, workdir: Path, step: int) -> dict[str, Any]:
+    """{`step`, `from`: the step it was made from, `metrics`, `state_sha256`: after it, `saved_sha256`: what the run
+    saved there, if it is still there, `left_out`: whether a rollback left its batch out, `fault`: what is bad, `bad`:
+    the leaves that were not finite before the step or in its batch, `operations`: the first that made an infinity, and
+    the first that made a NaN}.
+
+    `Refused` if there is no such run or step. The steps up to it are the run's; then, where it is bad, it is made once
+    more, an operation at a time.
+    """
+    agree({"workdir": str(workdir), "step": step, **dict(flat(to_json(experiment)))})
+    run = first(lambda: read_run(workdir))
+    if run is None:
+        raise Refused(f"{workdir} holds no run: name its folder with --workdir.")
+    if not 1 <= step <= experiment.steps:
+        raise Refused(f"--step {step}: the run has steps 1 to {experiment.steps}.")
+    described = to_json(experiment)
+    fixed = {
+        **identity(described, prepare(experiment)),
+        "steps": experiment.steps,
+    }  # which the schedule follows
+    if lines := differences(run, fixed) + other_draws(run):
+        raise Refused(
+            f"{workdir} holds another run ({'; '.join(lines)}): give the options it was trained with."
+        )
+    program, checkpoints = make_program(experiment), open_checkpoints(experiment, workdir)
+    operations: list[dict[str, str]] = []
+    with program.activate():
+        restored = checkpoints.restore(program.abstract, as_saved, most=step - 1)
+        start, without = restored.step if restored else 0, first(lambda: left_out(workdir))
+        state: Any = (
+            as_asked(restored.state, program.abstract)
+            if restored
+            else fresh(program, workdir, run)[0]
+        )
+        train_step, _ = compile_step(program)
+
+        def made(state: Any, rows: Rows, number: int) -> tuple[Any, dict[str, jax.Array]]:
+            if number in without:
+                return state.replace(step=state.step + 1), {}
+            return train_step(state, put(rows, program.mesh))
+
+        with contextlib.closing(
+            feed(program, experiment.data.source("train"), start, step)
+        ) as batches:
+            for number in range(start + 1, step):
+                state, _ = made(state, next(batches), number)
+            rows = next(batches)
+        before, batch = (
+            jax.tree.map(jnp.copy, state),
+            put(rows, program.mesh),
+        )  # the step gives its own state away
+        state, metrics = made(state, rows, step)
+        if fault := int(metrics.pop(FAULT, 0)):
+            # what stands inside `shard_map` cannot be made an operation at a time
+            plain = make_program(dataclasses.replace(experiment, reproducible=0))
+            operations = first_bad(
+                plain.train_step.trace(before, batch).jaxpr, jax.tree.leaves((before, batch))
+            )
+        bad = bad_inputs({"batch": batch, "state": before})
+    return {
+        "step": step,
+        "from": start,
+        "metrics": {name: float(value) for name, value in jax.device_get(metrics).items()},
+        "state_sha256": digests(state)[1],
+        "saved_sha256": first(lambda: saved_digest(checkpoints, step)),
+        "left_out": step in without,
+        "fault": Watch(experiment.guard, program.abstract.params).why(fault) if fault else "",
+        "bad": bad,
+        "operations": operations,
+    }
+
+
+def saved_digest(checkpoints: Checkpoints, step: int) -> str | None:
+    """The digest of the state that a run saved at a step, or None if that is not there or is broken."""
+    try:
+        return checkpoints.manifest(step)["state_sha256"]
+    except Broken:
+        return None
