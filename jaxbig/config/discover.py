@@ -20,7 +20,7 @@ from jaxbig.errors import Refused
 
 def available() -> dict[str, Path]:
     """The experiment files by name: those in ./experiments, then those that come with jaxbig."""
-    folders = [Path.cwd() / "experiments", Path(__file__).parent.parent / "experiments"]
+    folders = [Path.cwd() / "experiments", Path(__file__).parents[2] / "experiments"]
     files = [
         file
         for folder in folders

@@ -1,0 +1,216 @@
+"""What simple methods reach on the held-out rows of the data sets that ship; headers of experiments name them.
+
+    python benchmarks/baselines.py [--only text masked digits diabetes packages]
+
+Everything is fitted on the training rows alone. 90 s of processor time.
+"""
+
+import argparse
+import bz2
+import gzip
+import lzma
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from sklearn.dummy import DummyClassifier
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.svm import SVC
+
+from jaxbig.data.builtin.diabetes import Diabetes
+from jaxbig.data.builtin.digits import Digits
+from jaxbig.data.builtin.pymodule import PyModule
+from jaxbig.data.builtin.pytext import PyText
+from jaxbig.data.core.dataset import Data
+
+Result = tuple[str, str, float]  # method, metric, value
+ORDERS = 6  # of the longest n-grams
+
+
+def table(data: Data, split: str) -> tuple[np.ndarray, np.ndarray, Any]:
+    """Every row of a split: inputs [N, ...], targets [N], lengths [N] where there are some."""
+    source = data.source(split)
+    rows = source.rows(np.arange(len(source)))
+    return rows["inputs"], rows["targets"], rows.get("lengths")
+
+
+def texts() -> tuple[np.ndarray, np.ndarray]:
+    data = PyText(batch=1)
+    data.prepare()
+    return data.joined("train"), data.joined("eval")
+
+
+# -- text
+
+
+def grams(text: np.ndarray, length: int) -> np.ndarray:
+    """The `length` bytes that end at each place from `length` - 1 on, as one number each."""
+    count = len(text) - length + 1
+    parts = (
+        text[i : i + count].astype(np.uint64) << np.uint64(8 * (length - 1 - i))
+        for i in range(length)
+    )
+    return sum(parts, np.zeros(count, np.uint64))
+
+
+def looked_up(keys: np.ndarray, counts: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """The count of each wanted key, 0 for one that is not there; keys are sorted."""
+    places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where(keys[places] == wanted, counts[places], 0)
+
+
+def witten_bell(
+    train: np.ndarray, held_out: np.ndarray, longest: int
+) -> Iterator[tuple[int, float]]:
+    """For n-grams of 1 to `longest` bytes: n, and the bits per byte of the held-out text, interpolated as Witten and
+    Bell (1991): p(w | h) = (c(hw) + t(h) p(w | shorter h)) / (c(h) + t(h)), t(h) the different bytes after h."""
+    probability = np.full(len(held_out), 1 / 256)
+    for length in range(1, longest + 1):
+        keys, counts = np.unique(grams(train, length), return_counts=True)
+        before, first = np.unique(
+            keys >> np.uint64(8), return_index=True
+        )  # the contexts of the n-grams
+        kinds, totals = np.diff(np.append(first, len(keys))), np.add.reduceat(counts, first)
+        wanted = grams(held_out, length)
+        context = wanted >> np.uint64(8)
+        seen, after = looked_up(keys, counts, wanted), looked_up(before, kinds, context)
+        total = looked_up(before, totals, context)
+        shorter = probability[length - 1 :]
+        mixed = (seen + after * shorter) / np.maximum(total + after, 1)
+        probability[length - 1 :] = np.where(total > 0, mixed, shorter)
+        yield length, float(-np.log2(probability).mean())
+
+
+def text() -> Iterator[Result]:
+    train, held_out = texts()
+    compressors: dict[str, Callable[[bytes], bytes]] = {
+        "gzip -9": lambda data: gzip.compress(data, 9),
+        "bzip2 -9": lambda data: bz2.compress(data, 9),
+        "xz -9": lambda data: lzma.compress(data, preset=9),
+    }
+    for name, compress in compressors.items():
+        yield (
+            f"{name}, of the held-out text alone",
+            "bits per byte",
+            len(compress(held_out.tobytes())) * 8 / len(held_out),
+        )
+    for length, bits in witten_bell(train, held_out, ORDERS):
+        yield f"{length}-grams, Witten-Bell", "bits per byte", bits
+
+
+def masked() -> Iterator[Result]:
+    """A byte guessed as the one most often seen between its neighbours, at every place of the held-out text."""
+    train, held_out = texts()
+    guesses = np.full(len(held_out), np.bincount(train, minlength=256).argmax())
+    yield "most frequent byte", "accuracy", float((guesses == held_out).mean())
+    for name, sides in {
+        "left neighbour": (1, 0),
+        "left and right": (1, 1),
+        "two on each side": (2, 2),
+    }.items():
+        keys, counts = np.unique(around(train, *sides), return_counts=True)
+        by_count = np.lexsort(
+            (counts, keys >> np.uint64(8))
+        )  # each context's most frequent byte comes last
+        contexts, guess = (
+            (keys >> np.uint64(8))[by_count],
+            (keys & np.uint64(255))[by_count].astype(np.int64),
+        )
+        ends = np.append(contexts[1:] != contexts[:-1], True)
+        wanted = around(held_out, *sides) >> np.uint64(8)
+        found = looked_up(
+            contexts[ends], guess[ends] + 1, wanted
+        )  # 0: never seen, so the guess before stays
+        inside = slice(sides[0], len(held_out) - sides[1])
+        guesses[inside] = np.where(found > 0, found - 1, guesses[inside])
+        yield name, "accuracy", float((guesses == held_out).mean())
+
+
+def around(text: np.ndarray, left: int, right: int) -> np.ndarray:
+    """Each byte's neighbours and, in the last eight bits, the byte itself, as one number."""
+    count = len(text) - left - right
+    whole = np.zeros(count, np.uint64)
+    for place in [*range(left), *range(left + 1, left + 1 + right), left]:
+        whole = whole << np.uint64(8) | text[place : place + count]
+    return whole
+
+
+# -- tables
+
+
+def digits() -> Iterator[Result]:
+    data = Digits(batch=1)
+    data.prepare()
+    (inputs, targets, _), (held_out, truth, _) = table(data, "train"), table(data, "eval")
+    models = {
+        "logistic regression": LogisticRegression(max_iter=5000),
+        "support vectors, radial": SVC(C=10),
+        "nearest neighbour": KNeighborsClassifier(1),
+    }
+    for name, model in models.items():
+        model.fit(inputs.reshape(len(inputs), -1), targets)
+        yield name, "accuracy", float(model.score(held_out.reshape(len(held_out), -1), truth))
+
+
+def diabetes() -> Iterator[Result]:
+    data = Diabetes(batch=1)
+    data.prepare()
+    (inputs, targets, _), (held_out, truth, _) = table(data, "train"), table(data, "eval")
+    guesses = {"mean of training": np.full(len(truth), targets.mean())}
+    guesses["ridge, its strength by cross-validation"] = (
+        RidgeCV(np.logspace(-3, 3, 25)).fit(inputs, targets).predict(held_out)
+    )
+    for name, guess in guesses.items():
+        error = float(np.mean((guess - truth) ** 2))
+        yield name, "mean squared error", error
+        yield name, "R2", 1 - error / float(np.var(truth))
+
+
+def packages() -> Iterator[Result]:
+    data = PyModule(batch=1)
+    data.prepare()
+
+    def lines(split: str) -> tuple[list[str], np.ndarray]:
+        inputs, targets, lengths = table(data, split)
+        rows = zip(inputs.astype(np.uint8), lengths, strict=True)
+        return [row[:length].tobytes().decode("latin-1") for row, length in rows], targets
+
+    (train, targets), (held_out, truth) = lines("train"), lines("eval")
+    logistic = LogisticRegression(max_iter=2000, C=10)
+    models = {
+        "most frequent package of training": DummyClassifier(),
+        "words, tf-idf, logistic regression": make_pipeline(
+            TfidfVectorizer(token_pattern=r"\w+"), logistic
+        ),
+        "1 to 4 characters, tf-idf, logistic regression": make_pipeline(
+            TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 4), sublinear_tf=True, min_df=2),
+            logistic,
+        ),
+    }
+    yield (
+        "most frequent package of held-out",
+        "accuracy",
+        float(np.bincount(truth).max() / len(truth)),
+    )
+    for name, model in models.items():
+        yield name, "accuracy", float(model.fit(train, targets).score(held_out, truth))
+
+
+PARTS = {part.__name__: part for part in (text, masked, digits, diabetes, packages)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
+    for name in parser.parse_args().only:
+        for method, metric, value in PARTS[name]():
+            print(f"{name:<9} {method:<48} {metric:<19} {value:.4f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""Every experiment that ships: it is shown, refused without its data, and takes steps."""
+
+import ast
+import dataclasses
+import math
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from support.experiments import EMBEDDED, EXPERIMENTS, SPINE, small
+
+from jaxbig.config.discover import available, load, summary
+from jaxbig.distributed.mesh import Mesh
+from jaxbig.distributed.sharding import put
+from jaxbig.errors import Refused
+from jaxbig.program.program import make_program
+from jaxbig.tools.describe import show
+from jaxbig.tools.shrink import random_batch
+from jaxbig.train.trainer import evaluate
+
+FULL_SIZE = [name for name in EXPERIMENTS if name not in EMBEDDED]
+PARAMETERS = {
+    "imagenet_alexnet": 62_378_344,
+    "imagenet_resnet50": 25_557_032,
+    "imagenet_convnext_t": 28_589_128,
+    "wikipedia_bert_base": 109_514_298,
+    "wmt14_transformer_base": 63_082_496,
+    "c4_gpt2_124m": 124_439_808,
+    "c4_llama_1b": 1_100_048_384,
+    "c4_llama_7b": 6_738_415_616,
+    "c4_llama_70b": 68_976_648_192,
+}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_it_is_shown_with_all_its_parameters(name: str) -> None:
+    shown = show(load(name))
+    assert shown["parameters"] == PARAMETERS.get(name, shown["parameters"]) > 0
+    assert sum(row["numbers"] for row in shown["table"]) == shown["parameters"]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_its_header_says_what_it_is_and_how_to_run_it(name: str) -> None:
+    text = available()[name].read_text()
+    assert (
+        summary(available()[name]).endswith((".", ":", '"')) or len(summary(available()[name])) > 40
+    )
+    assert f"jaxbig train {name}" in text and "MEASURE" not in text
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in SPINE else pytest.param(n, marks=pytest.mark.slow) for n in EXPERIMENTS]
+)
+def test_shrunk_it_takes_steps_over_a_mesh_with_one_compilation(name: str) -> None:
+    experiment = small(name, mesh=Mesh(data=2, fsdp=2, tensor=2))
+    program = make_program(experiment)
+    with program.activate():
+        state = program.init()
+        before = jax.tree.map(np.asarray, state.params)
+        for step in range(2):
+            state, metrics = program.train_step(
+                state, put(random_batch(experiment, step), program.mesh)
+            )
+            assert all(np.isfinite(jax.device_get(list(metrics.values()))))
+        assert program.train_step._cache_size() == 1
+        after = jax.tree.map(np.asarray, state.params)
+        assert not all(jax.tree.leaves(jax.tree.map(np.array_equal, before, after)))
+
+        class Few:
+            contiguous = getattr(experiment.data, "contiguous", False)
+
+            def __len__(self) -> int:
+                return 24  # one batch and a half
+
+            def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+                rows = random_batch(experiment)
+                rows.pop("starts", None)
+                return {
+                    key: np.concatenate([value, value])[indices % 24] for key, value in rows.items()
+                }
+
+        means = evaluate(program, state, Few())
+        assert math.isfinite(means["loss"]) and experiment.objective.criterion in means
+
+
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_without_its_data_it_is_refused_in_a_sentence(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    experiment = load(name)
+    with pytest.raises(Refused) as refused:
+        experiment.data.prepare()
+    assert experiment.data.records.name in str(refused.value) and "--smoke" in str(refused.value)  # type: ignore[attr-defined]
+
+
+def test_every_experiment_that_runs_here_names_what_it_has_to_beat() -> None:
+    numbers = r"\d\.\d{3}"  # the score of three seeds or more, and of what they are compared with
+    for name in EMBEDDED:
+        header = " ".join(
+            (ast.get_docstring(ast.parse(available()[name].read_text())) or "").split()
+        )
+        assert f"jaxbig train {name}" in header and re.search(r"seeds 0 to [2-9]", header), name
+        assert len(re.findall(numbers, header)) >= 3 and "baselines.py" in header, name
+
+
+def test_a_variant_is_its_parent_with_some_fields_replaced() -> None:
+    child, parent = load("pymodule_bert"), load("pytext_bert")
+    same = {"vocab", "depth", "width", "heads", "positions", "norm_first"}
+    assert all(getattr(child.model, field) == getattr(parent.model, field) for field in same)
+    assert dataclasses.replace(child.mesh) == parent.mesh

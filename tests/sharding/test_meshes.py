@@ -1,0 +1,376 @@
+"""Gradients over any mesh are those of one device, and losses are those of the day they were written down.
+
+`python tests/sharding/test_meshes.py` writes the losses of this platform down anew.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support.experiments import EMBEDDED, EXPERIMENTS, ROOT, SPINE, small
+
+from jaxbig.arrays.tree import leaves, path_name
+from jaxbig.config.discover import load
+from jaxbig.config.experiment import Experiment
+from jaxbig.data.builtin.pytext import PlainWindows, PyText, PyTextRows, Windows
+from jaxbig.data.core.dataset import Rows, Source
+from jaxbig.data.pipeline.sampler import train_batch
+from jaxbig.distributed.mesh import Mesh, activate
+from jaxbig.distributed.sharding import put
+from jaxbig.optim.optimizers import SGD
+from jaxbig.optim.schedules import Constant
+from jaxbig.program.gradient import make_gradient
+from jaxbig.program.program import make_init, make_program, make_train_step
+from jaxbig.program.state import TrainState
+from jaxbig.tools.check_sharding import apart
+from jaxbig.tools.shrink import random_batch
+
+GOLDEN = ROOT / "tests" / "golden" / "losses.json"
+TEXT = np.frombuffer(
+    " ".join(map(str, range(1000))).encode(), np.uint8
+)  # the same with every version of Python
+SETTINGS: dict[str, dict[str, Any]] = {
+    "scanned": {"scan": True, "remat": "full", "drop_path": 0.1},
+    "pieces": {"mlp_chunks": 3},
+    "heads": {"heads": 8},
+    "ring": {"attention_kernel": "ring", "kv_heads": 2, "window": 12},
+    "t5": {"positions": "relative", "norm": "rms", "bias": False},
+    "gru": {"cell": "gru", "bidirectional": True, "layers": 2},
+    "elman": {"cell": "elman", "pooling": "mean"},
+    "lru": {"recurrence": "lru"},
+    "group": {"norm": "group", "groups": 4},
+    "token": {"pooling": "token", "positions": "sincos"},
+}
+STEADY = [name for name in EMBEDDED if not name.startswith("pymodule")]
+# every model; the first ones with every test, the others with the slow ones
+QUICK = [*SPINE, "dates_transformer", "digits_vit", "pytext_griffin"]
+# made small, the Llamas of 1B and 70B are the same program as that of 8B, and that of 7B is it with a head for each
+LONG = [
+    name
+    for name in EXPERIMENTS
+    if name not in QUICK and not name.startswith(("c4_llama_1b", "c4_llama_7"))
+]
+LONG += [
+    "pytext_transformer, scanned",
+    "pytext_moe, pieces",
+    "dates_transformer, t5",
+    "digits_rnn, gru",
+    "digits_rnn, elman",
+]
+LONG += ["pytext_griffin, lru", "digits_resnet, group", "digits_vit, token"]
+# of each family that is not among the quick ones, one goes over every mesh; the others over the mesh that splits all
+OTHERS = [
+    "imagenet_alexnet",
+    "imagenet_convnext_t",
+    "diabetes_mlp",
+    "pytext_bert",
+    "pytext_moe",
+    "dates_seq2seq",
+]
+Gradients = dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def compiled(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A hasty compiler splits arrays as the full one does, in a third of the time; some tests use both."""
+    jax.config.update("jax_disable_most_optimizations", request.param == "hastily")
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+    on_one_device.cache_clear()
+    over.cache_clear()
+
+
+@contextlib.contextmanager
+def hastily() -> Iterator[None]:
+    """Compiles what is inside hastily: of drawing parameters the full compiler takes five times as long."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def in_full_precision(name: str) -> Experiment:
+    """An experiment that ships, small, in float32, with dropout where the model has it; its sizes divide by 8."""
+    name, _, setting = name.partition(", ")
+    experiment = small(name)
+    model: Any = experiment.model
+    fields = {field.name for field in dataclasses.fields(model)}
+    changes = {"dtype": "float32"} if "dtype" in fields else {}
+    changes |= {"dropout": 0.1} if "dropout" in fields else {}
+    changes |= SETTINGS.get(setting, {})
+    return dataclasses.replace(experiment, model=dataclasses.replace(model, **changes))
+
+
+def source(experiment: Experiment) -> Source:
+    """Its examples, of a text that never changes in place of the library's."""
+    if isinstance(experiment.data, PyTextRows):
+        return PlainWindows(TEXT, experiment.data.length)
+    if isinstance(experiment.data, PyText):
+        return Windows(TEXT, experiment.data.length, experiment.data.contiguous)
+    experiment.data.prepare()
+    return experiment.data.source("train")
+
+
+def batch(name: str, experiment: Experiment, step: int) -> Rows:
+    if name not in STEADY:  # data that is not here, or differs between versions of Python
+        return random_batch(experiment, step)
+    return train_batch(source(experiment), experiment.seed, step, experiment.data.batch)
+
+
+def one_device() -> jax.sharding.Mesh:
+    return Mesh(data=1).build(jax.devices()[:1])
+
+
+def perturbed(params: Any) -> Any:
+    """The parameters a little elsewhere, where none is 0 and every one has a gradient."""
+
+    def move(path: Any, leaf: jax.Array) -> jax.Array:
+        draw = np.random.default_rng(zlib.crc32(path_name(path).encode()))
+        noise = 0.1 * draw.standard_normal(leaf.shape).astype(leaf.dtype)
+        return jax.device_put(np.asarray(leaf) + noise, leaf.sharding)
+
+    return jax.tree_util.tree_map_with_path(move, params)
+
+
+def arrays(tree: Any) -> Gradients:
+    return {path: np.array(leaf) for path, leaf in leaves(tree).items()}
+
+
+@functools.cache
+def on_one_device(name: str) -> tuple[Gradients, Gradients]:
+    """The initial parameters and the gradient of the first step, on one device."""
+    experiment, mesh = in_full_precision(name), one_device()
+    with activate(mesh):
+        with hastily():
+            variables = nn.meta.unbox(jax.jit(make_init(experiment))())
+        params = variables.pop("params")
+        gradient = jax.jit(make_gradient(experiment, mesh))
+        found, _, _ = gradient(
+            perturbed(params), variables, put(batch(name, experiment, 0), mesh), jnp.int32(0)
+        )
+        assert all(len(leaf.devices()) == 1 for leaf in jax.tree.leaves(found))
+    return arrays(params), arrays(found)
+
+
+@functools.cache
+def over(name: str, mesh: Mesh) -> tuple[Gradients, Gradients]:
+    """The same from the compiled train step of a run: the momentum after a first step of SGD is the gradient."""
+    optimizer = SGD(rate=Constant(0.1), momentum=0.9)
+    experiment = dataclasses.replace(in_full_precision(name), mesh=mesh, optimizer=optimizer)
+    program = make_program(experiment)
+    with program.activate():
+        with hastily():
+            state = program.init()
+        params = arrays(state.params)
+        state = state.replace(params=perturbed(state.params))  # type: ignore[attr-defined]
+        state, _ = program.train_step(state, put(batch(name, experiment, 0), program.mesh))
+        assert all(len(leaf.devices()) == 8 for leaf in jax.tree.leaves(state))
+    trace = {
+        path.split("trace/")[1]: leaf
+        for path, leaf in arrays(state.opt_state).items()
+        if "trace/" in path
+    }
+    return params, trace
+
+
+def worst(found: Gradients, expected: Gradients) -> tuple[str, float]:
+    """The leaf that is furthest from what is expected, and how far."""
+    assert found.keys() == expected.keys()
+    errors = apart(found, expected)
+    return max(errors.items(), key=lambda item: item[1] if np.isfinite(item[1]) else np.inf)
+
+
+SLOW = pytest.mark.slow
+SPLIT, OVER_ROWS = Mesh(data=2, fsdp=2, tensor=2), (Mesh(data=8), Mesh(data=1, fsdp=8))
+ATTENTIVE = [
+    "pytext_transformer",
+    "dates_transformer",
+    "digits_vit",
+    "pytext_griffin",
+    "pytext_bert",
+]
+OVER_EXPERTS = [
+    Mesh(data=2, expert=4),
+    Mesh(data=1, fsdp=2, tensor=2, expert=2),
+    Mesh(data=1, expert=2, sequence=4),
+]
+OVER_LENGTH = [Mesh(data=1, sequence=8), Mesh(data=2, tensor=2, sequence=2)]
+BETWEEN = Mesh(data=2, tensor=2, sequence=2, rules="length_over_tensor")
+OVERRIDDEN = Mesh(
+    data=2,
+    fsdp=2,
+    tensor=2,
+    overrides=(("embed", "none"), ("mlp", "tensor+fsdp"), ("vocab", "none")),
+)
+OVER_RING = ["digits_vit, ring", "pymodule_bert, ring"]
+TENSOR = Mesh(data=1, tensor=8)
+OVER_TENSOR = [name for name in SPINE if name != "pytext_transformer"] + [
+    "pytext_transformer, heads",
+    "pytext_moe, heads",
+]
+CASES = [
+    *(("hastily", name, SPLIT) for name in QUICK),
+    *(pytest.param("hastily", name, SPLIT, marks=SLOW) for name in LONG),
+    *(
+        pytest.param("hastily", name, mesh, marks=SLOW)
+        for name in (*QUICK, *OTHERS)
+        for mesh in OVER_ROWS
+    ),
+    *(
+        pytest.param("fully", name, mesh, marks=SLOW)
+        for name in SPINE
+        for mesh in (SPLIT, OVER_ROWS[1])
+    ),
+]
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize(
+    ("compiled", "name", "mesh"),
+    [("hastily", "pytext_transformer", OVER_LENGTH[1]), ("hastily", "pytext_moe", OVER_EXPERTS[1])]
+    + [("hastily", "pytext_transformer, ring", OVER_LENGTH[1])]
+    + [pytest.param("hastily", name, OVER_LENGTH[0], marks=SLOW) for name in OVER_RING]
+    + [("hastily", "pytext_transformer", mesh) for mesh in (BETWEEN, OVERRIDDEN)]
+    + [pytest.param("hastily", "pytext_moe", mesh, marks=SLOW) for mesh in (BETWEEN, OVERRIDDEN)]
+    + [
+        pytest.param("hastily", "pytext_moe", mesh, marks=SLOW)
+        for mesh in (*OVER_EXPERTS, OVER_LENGTH[0])
+    ]
+    + [pytest.param("hastily", "pytext_moe, pieces", OVER_EXPERTS[1], marks=SLOW)]
+    + [pytest.param("hastily", name, TENSOR, marks=SLOW) for name in OVER_TENSOR]
+    + [
+        pytest.param("hastily", name, mesh, marks=SLOW)
+        for name in ATTENTIVE
+        for mesh in OVER_LENGTH
+    ],
+    indirect=["compiled"],
+    ids=str,
+)
+def test_gradients_over_other_axes_are_those_of_one_device(name: str, mesh: Mesh) -> None:
+    same_as_on_one_device(name, mesh)
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize(("compiled", "name", "mesh"), CASES, indirect=["compiled"], ids=str)
+def test_gradients_over_a_mesh_are_those_of_one_device(name: str, mesh: Mesh) -> None:
+    same_as_on_one_device(name, mesh)
+
+
+def same_as_on_one_device(name: str, mesh: Mesh) -> None:
+    params, gradient = over(name, mesh)
+    expected_params, expected = on_one_device(name)
+    assert all(np.linalg.norm(leaf) > 0 for leaf in expected.values())
+    assert params.keys() == expected_params.keys()
+    for path, leaf in params.items():
+        np.testing.assert_array_equal(leaf, expected_params[path], err_msg=path)
+    path, error = worst(gradient, expected)
+    assert error < 1e-5, f"{path} is off by {error:.2e}"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize(
+    ("compiled", "name"),
+    [("fully", "digits_convnet"), ("fully", "pytext_lstm")],
+    indirect=["compiled"],
+)
+def test_parameters_drawn_by_the_full_compiler_are_the_same_over_a_mesh(name: str) -> None:
+    experiment = dataclasses.replace(in_full_precision(name), mesh=SPLIT)
+    alone, program = dataclasses.replace(experiment, mesh=Mesh(data=1)), make_program(experiment)
+    with program.activate():
+        found = arrays(program.init().params)
+    program = make_program(alone, jax.devices()[:1])
+    with program.activate():
+        expected = arrays(program.init().params)
+    assert found.keys() == expected.keys()
+    for path, leaf in found.items():
+        np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
+
+
+@pytest.mark.parametrize("name", ["digits_convnet", "pytext_transformer"])
+def test_over_fsdp_a_device_holds_an_eighth_of_parameters_and_moments(name: str) -> None:
+    experiment = dataclasses.replace(load(name), mesh=Mesh(data=1, fsdp=8))
+    program = make_program(experiment)
+    with program.activate():
+        state = program.init()
+    for tree in (state.params, state.opt_state):
+        held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
+        assert held == pytest.approx(
+            sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) / 8, rel=0.05
+        )
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda leaf: leaf * 1.0001, id="scaled"),
+        pytest.param(
+            lambda leaf: np.where(np.arange(leaf.shape[-1]) < leaf.shape[-1] // 8, 0, leaf),
+            id="a shard lost",
+        ),
+        pytest.param(lambda leaf: leaf[..., ::-1], id="shards exchanged"),
+        pytest.param(lambda leaf: np.full_like(leaf, np.nan), id="not a number"),
+    ],
+)
+def test_a_wrong_gradient_of_a_single_leaf_is_caught_and_named(damage: Any) -> None:
+    _, expected = on_one_device("digits_rnn")
+    assert worst(expected, expected)[1] == 0
+    for wrong in expected:
+        path, error = worst({**expected, wrong: damage(expected[wrong])}, expected)
+        assert path == wrong and not error < 1e-5
+
+
+def test_a_gradient_summed_twice_over_a_mesh_axis_is_caught() -> None:
+    _, gradient = over("digits_rnn", Mesh(data=2, fsdp=2, tensor=2))
+    _, expected = on_one_device("digits_rnn")
+    assert worst({path: 2 * leaf for path, leaf in gradient.items()}, expected)[1] == pytest.approx(
+        1, abs=1e-4
+    )
+
+
+def first_losses(name: str, steps: int = 5) -> list[float]:
+    """The training losses of the first steps on one device, with the experiment's own optimizer."""
+    experiment, mesh = small(name), one_device()
+    optimizer = experiment.optimizer.build(experiment.steps)
+    losses = []
+    with activate(mesh):
+        with hastily():
+            variables = nn.meta.unbox(jax.jit(make_init(experiment))())
+        params = variables.pop("params")
+        state = TrainState(jnp.int32(0), params, variables, optimizer.init(params))
+        train_step = jax.jit(make_train_step(experiment, optimizer, mesh))
+        for step in range(steps):
+            state, metrics = train_step(state, put(batch(name, experiment, step), mesh))
+            losses.append(float(metrics["loss"]))
+    return losses
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize(
+    ("compiled", "name"),
+    [
+        *(("hastily", name) for name in SPINE),
+        *(pytest.param("fully", name, marks=SLOW) for name in STEADY),
+    ],
+    indirect=["compiled"],
+)
+def test_the_first_losses_are_those_written_down(name: str) -> None:
+    golden = json.loads(GOLDEN.read_text()).get(jax.default_backend())
+    if golden is None:
+        pytest.skip(f"no losses are written down for {jax.default_backend()}")
+    np.testing.assert_allclose(first_losses(name), golden[name], rtol=1e-4)
+
+
+if __name__ == "__main__":
+    old = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+    new = {**old, jax.default_backend(): {name: first_losses(name) for name in STEADY}}
+    GOLDEN.write_text(json.dumps(new, indent=1) + "\n")

@@ -1,0 +1,15 @@
+"""How the processes that tests start compile: with less zeal, and each program once."""
+
+import os
+
+HASTY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # the same for a process that a test starts
+# A compilation cache for the processes that tests start: the first run of a program compiles it, later ones load it.
+# Only for runs on one device: XLA:CPU forgets the order of collectives in what it stores, so that what several devices
+# load waits for itself until it is aborted (digits_rnn over 2x2x2, three times of three, jax 0.10.2). The tests' own
+# process has eight devices. One folder for each worker: two processes at once could read what is half written.
+COMPILED = {
+    "JAX_COMPILATION_CACHE_DIR": os.path.join(
+        os.environ["JAXBIG_TEST_DATA"], "compiled", os.environ.get("PYTEST_XDIST_WORKER", "alone")
+    ),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+}

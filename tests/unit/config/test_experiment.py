@@ -1,0 +1,595 @@
+"""Finding an experiment, telling it as JSON, and what makes it the same one or another."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import pytest
+from support.experiments import EXPERIMENTS, ROOT
+
+from jaxbig.config.discover import available, load, summary
+from jaxbig.config.experiment import Experiment, InitializeFrom
+from jaxbig.config.fingerprint import FREE, diff, fingerprint, identity
+from jaxbig.config.guard import Guard
+from jaxbig.config.serialize import to_json
+from jaxbig.data.audio import Sounds
+from jaxbig.data.builtin.digits import Digits
+from jaxbig.data.builtin.pytext import PyText
+from jaxbig.data.images import Images
+from jaxbig.data.records.image_folder import ImageFolder
+from jaxbig.data.records.synthetic import MadeUp
+from jaxbig.data.tabular import Columns
+from jaxbig.data.transforms.augment import (
+    CentralCrop,
+    ColorJitter,
+    CutMix,
+    Either,
+    Erasing,
+    Flip,
+    Mixup,
+    Normalize,
+    RandomCrop,
+    ResizedCrop,
+)
+from jaxbig.data.transforms.log_mel import LogMel
+from jaxbig.data.transforms.randaugment import RandAugment
+from jaxbig.distributed.mesh import Mesh
+from jaxbig.errors import Refused
+from jaxbig.models.convnet import Conv, ConvNet, Dense
+from jaxbig.models.language_model import Decoder
+from jaxbig.models.rnn import RNN
+from jaxbig.objectives.classification import Classification
+from jaxbig.objectives.next_token import NextToken
+from jaxbig.optim.optimizers import SGD, AdamW
+from jaxbig.optim.schedules import Constant, WarmupCosine, WarmupLinear
+from jaxbig.train.resume import differences
+
+BASE = Experiment(
+    model=ConvNet((Conv(4), Dense(8)), classes=10),
+    objective=Classification(classes=10),
+    data=Digits(batch=16),
+    optimizer=AdamW(rate=WarmupCosine(peak=1e-3, warmup=5)),
+    steps=10,
+    evaluate_every=5,
+    checkpoint_every=5,
+)
+OWN = """'''A variant of the conv net.
+
+More words.
+'''
+import dataclasses
+from experiments import digits_convnet
+
+def config():
+    return dataclasses.replace(digits_convnet.config(), seed=12)
+"""
+OWN_MODEL = """
+from __future__ import annotations
+import dataclasses
+import flax.linen as nn
+from experiments import digits_convnet
+
+class Mine(nn.Module):
+    width: int = 3
+
+def config():
+    return dataclasses.replace(digits_convnet.config(), model=Mine(4))
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder to work in; what is imported from it is forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+def refusal(call: Callable[..., Any], *arguments: Any) -> str:
+    with pytest.raises(Refused) as refused:
+        call(*arguments)
+    return str(refused.value)
+
+
+# -- loading
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_name_a_path_and_a_module_are_one_experiment(name: str, here: Path) -> None:
+    by_name = to_json(load(name))
+    assert (
+        by_name
+        == to_json(load(str(ROOT / "experiments" / f"{name}.py")))
+        == to_json(load(f"experiments.{name}"))
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["own.py", "./own.py", "experiments/wide.py", "wide", "package.own"]
+)
+def test_an_own_file_is_found(name: str, here: Path) -> None:
+    for file in ("own.py", "experiments/wide.py", "package/own.py"):
+        (here / file).parent.mkdir(exist_ok=True)
+        (here / file).write_text(OWN)
+    assert load(name).seed == 12
+
+
+def test_an_own_file_may_import_what_lies_beside_it(here: Path) -> None:
+    (here / "runs").mkdir()
+    (here / "runs" / "parent_of_mine.py").write_text(OWN)
+    (here / "runs" / "mine.py").write_text("from parent_of_mine import config")
+    path = list(sys.path)
+    assert load("runs/mine.py").seed == 12
+    assert sys.path == path
+
+
+def test_an_own_file_may_hold_an_own_model(here: Path) -> None:
+    (here / "own.py").write_text(OWN_MODEL)
+    assert to_json(load("own.py"))["model"] == {"type": "Mine", "width": 4}
+
+
+def test_an_own_experiment_goes_before_one_that_ships(here: Path) -> None:
+    (here / "experiments").mkdir()
+    (here / "experiments" / "digits_rnn.py").write_text(OWN)
+    assert load("digits_rnn").seed == 12
+    assert available()["digits_rnn"] == here / "experiments" / "digits_rnn.py"
+    assert set(EXPERIMENTS) <= available().keys() and "__init__" not in available()
+
+
+def test_a_file_that_changed_is_read_anew(here: Path) -> None:
+    file = here / "own.py"
+    file.write_text(OWN)
+    assert load("own.py").seed == 12
+    file.write_text(OWN.replace("seed=12", "seed=34"))
+    assert load("own.py").seed == 34
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("digit_convnet", "digits_convnet"),
+        ("digits-rnn", "digits_rnn"),
+        ("pytext_transfomer", "pytext_transformer"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_the_nearest(name: str, nearest: str, here: Path) -> None:
+    assert refusal(load, name).startswith(
+        f"no experiment named {name!r}: the nearest are {nearest}"
+    )
+
+
+def test_a_name_like_no_other_is_refused_with_where_to_look(here: Path) -> None:
+    assert "`jaxbig list`" in refusal(load, "xyzzy")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", ["own.py", "no function config()"]),
+        ("config = 3", ["own.py", "no function config()"]),
+        ("def config(): return {'steps': 3}", ["own.py", "returned dict"]),
+        ("def config(): pass", ["own.py", "returned NoneType"]),
+        ("import os\n\ndef config(:\n    pass", ["own.py", "line 3"]),
+        ("def config():\nreturn 1", ["own.py", "line 2", "indent"]),
+    ],
+)
+@pytest.mark.parametrize("name", ["own.py", "package.own"])
+def test_a_file_that_is_no_experiment_is_refused_with_what_is_wrong(
+    name: str, text: str, words: list[str], here: Path
+) -> None:
+    (here / "package").mkdir()
+    for file in (here / "own.py", here / "package" / "own.py"):
+        file.write_text(text)
+    said = refusal(load, name)
+    assert all(word in said for word in words) and "\n" not in said
+
+
+def test_a_syntax_error_in_an_imported_file_is_told_of_that_file(here: Path) -> None:
+    (here / "broken_parent.py").write_text("x = 1\nx = = 2\n")
+    (here / "own.py").write_text("from broken_parent import config")
+    assert all(word in refusal(load, "own.py") for word in ("broken_parent.py", "line 2"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "missing.py",
+        "no/such/folder/own.py",
+        "nosuchpackage.own",
+        "json.nothing",
+        "./own",
+        "../own",
+        ".own",
+        "a..b",
+    ],
+)
+def test_what_is_not_there_is_refused_by_name(name: str, here: Path) -> None:
+    assert name in refusal(load, name)
+
+
+@pytest.mark.parametrize("name", ["own.py", "package.own"])
+def test_a_missing_library_is_told_as_python_tells_it(name: str, here: Path) -> None:
+    """It is the file's own fault, with a line to look at; not that the experiment is unknown."""
+    (here / "package").mkdir()
+    for file in (here / "own.py", here / "package" / "own.py"):
+        file.write_text("import a_library_that_nobody_has")
+    with pytest.raises(ModuleNotFoundError, match="a_library_that_nobody_has"):
+        load(name)
+
+
+# -- the summary
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_has_a_summary(name: str) -> None:
+    assert 20 < len(summary(available()[name])) < 120
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"'''First line.\n\nMore.\n'''\nraise SystemExit(3)", "First line."),
+        (b"raise SystemExit(3)", ""),
+        (b"", ""),
+        (b"'''Fine.'''\nx = = 2", "cannot be read: line 2"),
+        ("'''Größer.'''".encode(), "Größer."),
+        (b"'''caf\xe9'''", "cannot be read"),
+        (b"'''Zero.'''\0", "cannot be read"),
+    ],
+    ids=["docstring", "none", "empty", "syntax", "utf-8", "latin-1", "zero byte"],
+)
+def test_a_summary_is_read_without_running_the_file(text: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_bytes(text)
+    assert summary(tmp_path / "own.py").startswith(said)
+
+
+# -- JSON
+
+
+def keys_of(value: Any) -> set[str]:
+    if isinstance(value, dict):
+        return set(value).union(*map(keys_of, value.values()))
+    return set().union(*map(keys_of, value)) if isinstance(value, list) else set()
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_is_json_and_nothing_of_flax_is_in_it(name: str) -> None:
+    told = to_json(load(name))
+    assert json.loads(json.dumps(told, allow_nan=False)) == told
+    assert not {"parent", "name"} & keys_of(told["model"])
+    assert told.keys() == {"type", *(field.name for field in dataclasses.fields(Experiment))}
+
+
+def test_an_experiment_is_told_with_all_its_numbers() -> None:
+    told = to_json(BASE)
+    assert told["model"] == {
+        "type": "ConvNet",
+        "layers": [
+            {"type": "Conv", "channels": 4, "kernel": 3, "stride": 1, "padding": "same"},
+            {"type": "Dense", "width": 8},
+        ],
+        "classes": 10,
+        "dtype": "float32",
+    }
+    assert told["optimizer"]["rate"] == {
+        "type": "WarmupCosine",
+        "peak": 1e-3,
+        "warmup": 5,
+        "end": 0.0,
+    }
+    sizes = {"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1, "expert": 1}
+    assert told["mesh"] == {"type": "Mesh", **sizes, "rules": "standard", "overrides": []}
+    assert to_json({"folder": Path("a/b"), 3: (None, True)}) == {"folder": "a/b", "3": [None, True]}
+
+
+@pytest.mark.parametrize(
+    "value", [nn.relu, object(), {1, 2}, b"bytes", 1j, Experiment], ids=range(6)
+)
+def test_what_cannot_be_told_is_refused(value: Any) -> None:
+    said = refusal(to_json, {"field": [value]})
+    assert type(value).__name__ in said
+
+
+# -- the same or another
+
+
+def changed(**fields: Any) -> Experiment:
+    return dataclasses.replace(BASE, **fields)
+
+
+def print_of(experiment: Experiment, data_identity: str = "digits sha256:1") -> str:
+    return fingerprint(identity(to_json(experiment), data_identity))
+
+
+OTHER = {
+    "seed": changed(seed=1),
+    "chunks": changed(reproducible=8),
+    "a run to start from": changed(initialize_from=InitializeFrom(run="runs/other")),
+    "batch": changed(data=Digits(batch=32)),
+    "model": changed(model=RNN(width=4, classes=10)),
+    "a field of a layer": changed(model=ConvNet((Conv(4, kernel=5), Dense(8)), classes=10)),
+    "order of layers": changed(model=ConvNet((Dense(8), Conv(4)), classes=10)),
+    "objective": changed(objective=NextToken(vocab=10)),
+    "a field of the objective": changed(objective=Classification(classes=11)),
+    "optimizer": changed(optimizer=SGD(rate=WarmupCosine(peak=1e-3, warmup=5))),
+    "decay": changed(optimizer=AdamW(rate=WarmupCosine(peak=1e-3, warmup=5), weight_decay=0.02)),
+    "rate": changed(optimizer=AdamW(rate=WarmupCosine(peak=2e-3, warmup=5))),
+    "schedule": changed(optimizer=AdamW(rate=WarmupLinear(peak=1e-3, warmup=5))),
+}
+SAME = {
+    "mesh": changed(mesh=Mesh(fsdp=2)),
+    "steps": changed(steps=99),
+    "accumulate": changed(accumulate=2),
+    "deterministic": changed(deterministic=True),
+    "offload": changed(offload=True),
+    "log_every": changed(log_every=99),
+    "evaluate_every": changed(evaluate_every=99),
+    "evaluate_batches": changed(evaluate_batches=3),
+    "guard": changed(guard=Guard(policy="skip")),
+    "checkpoint_every": changed(checkpoint_every=99),
+    "keep_last": changed(keep_last=99),
+    "keep_best": changed(keep_best=99),
+    "readers": changed(readers=99),
+    "workers": changed(workers=99),
+    "read_ahead": changed(read_ahead=99),
+}
+
+
+@pytest.mark.parametrize("what", OTHER)
+def test_a_fingerprint_changes_with_what_a_run_computes(what: str) -> None:
+    assert print_of(OTHER[what]) != print_of(BASE)
+
+
+def test_no_two_of_these_have_one_fingerprint() -> None:
+    prints = [print_of(each) for each in (BASE, *OTHER.values())] + [
+        print_of(BASE, "digits sha256:2")
+    ]
+    assert len(set(prints)) == len(prints)
+
+
+@pytest.mark.parametrize("what", SAME)
+def test_a_fingerprint_does_not_change_with_where_and_how_long(what: str) -> None:
+    assert print_of(SAME[what]) == print_of(BASE)
+    assert diff(to_json(BASE), to_json(SAME[what]))
+
+
+def test_how_many_records_may_be_left_out_is_no_part_of_a_fingerprint() -> None:
+    before, now = (
+        changed(data=dataclasses.replace(IMAGES, skip_bad_records=most)) for most in (0, 5)
+    )
+    assert print_of(before) == print_of(now)
+    assert (
+        differences(
+            {"experiment": to_json(before), "data_identity": "x"}, identity(to_json(now), "x")
+        )
+        == []
+    )
+
+
+def test_every_field_is_known_to_count_or_not() -> None:
+    fields = {field.name for field in dataclasses.fields(Experiment)}
+    fixed = {
+        "model",
+        "objective",
+        "data",
+        "optimizer",
+        "precision",
+        "initialize_from",
+        "seed",
+        "reproducible",
+    }
+    assert fields == {*FREE, *fixed}
+    assert set(SAME) == set(FREE)
+
+
+def test_a_fingerprint_is_a_sha256_of_sorted_json() -> None:
+    text = '{"b": [1, 2.5], "data_identity": "x", "seed": 0}'
+    assert (
+        fingerprint({"seed": 0, "b": [1, 2.5], "data_identity": "x"})
+        == hashlib.sha256(text.encode()).hexdigest()[:16]
+    )
+    assert print_of(BASE) == print_of(dataclasses.replace(BASE))
+
+
+# -- differences
+
+
+def test_a_difference_is_a_line_with_its_path() -> None:
+    optimizer = AdamW(rate=WarmupCosine(peak=2e-3, warmup=5), clip=1.0)
+    model = ConvNet((Conv(6), Dense(8)), classes=10)
+    assert diff(to_json(BASE), to_json(changed(seed=1, optimizer=optimizer, model=model))) == [
+        "model.layers.0.channels: 4 -> 6",
+        "optimizer.rate.peak: 0.001 -> 0.002",
+        "optimizer.clip: null -> 1.0",
+        "seed: 0 -> 1",
+    ]
+
+
+def test_no_difference_is_no_line() -> None:
+    assert diff(to_json(BASE), json.loads(json.dumps(to_json(BASE)))) == []
+
+
+def test_another_type_is_told_with_what_it_brings() -> None:
+    lines = diff(to_json(BASE.optimizer), to_json(SGD(rate=Constant(1e-3))), "optimizer")
+    assert {
+        "optimizer.type: AdamW -> SGD",
+        "optimizer.momentum: null -> 0.9",
+        "optimizer.b1: 0.9 -> null",
+    } <= set(lines)
+
+
+def test_a_long_difference_is_cut() -> None:
+    deeper = ConvNet((*[Conv(4)] * 9, Dense(8)), classes=10)
+    (line,) = diff(to_json(BASE), to_json(changed(model=deeper)))
+    assert line.startswith("model.layers: [") and len(line) < 250
+    before, now = f"{'x' * 90}sha256:0123{'y' * 90}", f"{'x' * 90}sha256:4567{'y' * 90}"
+    assert diff(before, now, "a") == [
+        f"a: {'x' * 60}...{'x' * 3}sha256:0123{'y' * 16}... -> {'x' * 60}...{'x' * 3}sha256:4567{'y' * 16}..."
+    ]
+    assert diff({"a": "x" * 99}, {"a": "y"}) == [f"a: {'x' * 99} -> y"]
+
+
+# -- numbers that cannot be right
+
+
+CONV_NET = {
+    "model.layers.0.channels 0": Conv(0),
+    "model.layers.0.kernel 0": Conv(2, kernel=0),
+    "model.layers.0.stride 0": Conv(2, stride=0),
+    "model.layers.0.width -4": Dense(-4),
+}
+RATE = Constant(0.1)
+BAD = {
+    "steps 0": changed(steps=0),
+    "log-every 0": changed(log_every=0),
+    "evaluate-every -5": changed(evaluate_every=-5),
+    "checkpoint-every 0": changed(checkpoint_every=0),
+    "keep-last 0": changed(keep_last=0),
+    "keep-best -1": changed(keep_best=-1),
+    "readers -1": changed(readers=-1),
+    "workers -1": changed(workers=-1),
+    "read-ahead 0": changed(read_ahead=0),
+    "seed -1": changed(seed=-1),
+    "seed 4294967296": changed(seed=2**32),
+    "data.batch 0": changed(data=Digits(batch=0)),
+    "data.length 0": changed(data=PyText(batch=8, length=0)),
+    "objective.classes 0": changed(objective=Classification(classes=0)),
+    "model.heads 0": changed(model=Decoder(vocab=5, heads=0)),
+    "model.depth 0": changed(model=Decoder(vocab=5, depth=0)),
+    "model.dropout 1.5": changed(model=Decoder(vocab=5, dropout=1.5)),
+    "model.width 0": changed(model=RNN(width=0, classes=3)),
+    "model.layers 0": changed(model=RNN(width=4, classes=3, layers=0)),
+    **{option: changed(model=ConvNet((layer,), classes=3)) for option, layer in CONV_NET.items()},
+    "optimizer.rate.peak -0.1": changed(optimizer=SGD(rate=Constant(-0.1))),
+    "optimizer.rate.peak nan": changed(optimizer=SGD(rate=Constant(math.nan))),
+    "optimizer.rate.warmup -3": changed(optimizer=SGD(rate=WarmupLinear(0.1, warmup=-3))),
+    "optimizer.momentum 1.0": changed(optimizer=SGD(rate=RATE, momentum=1.0)),
+    "optimizer.clip -1.0": changed(optimizer=SGD(rate=RATE, clip=-1.0)),
+    "optimizer.l1 -0.1": changed(optimizer=SGD(rate=RATE, l1=-0.1)),
+    "optimizer.b2 1.0": changed(optimizer=AdamW(rate=RATE, b2=1.0)),
+    "optimizer.weight-decay -0.1": changed(optimizer=AdamW(rate=RATE, weight_decay=-0.1)),
+}
+IMAGES = Images(records=MadeUp(images=("image",)), batch=2, size=8, classes=2)
+AUGMENT = {
+    "size 0": RandomCrop(size=0),
+    "least -0.1": ResizedCrop(least=-0.1),
+    "least nan": ResizedCrop(least=math.nan),
+    "least 0.9": ResizedCrop(least=0.9, most=0.5),
+    "most 1.1": ResizedCrop(most=1.1),
+    "ratio 0.5": Erasing(ratio=0.5),
+    "size -3": CentralCrop(size=-3),
+    "share 1.5": CentralCrop(share=1.5),
+    "share 0.0": CentralCrop(share=0.0),
+    "padding -1": RandomCrop(padding=-1),
+    "probability 1.01": Flip(probability=1.01),
+    "probability -0.5": Erasing(probability=-0.5),
+    "probability nan": Flip(probability=math.nan),
+    "hue 0.6": ColorJitter(hue=0.6),
+    "brightness -1.0": ColorJitter(brightness=-1.0),
+    "contrast inf": ColorJitter(contrast=math.inf),
+    "std.1 0.0": Normalize(std=(1.0, 0.0, 1.0)),
+    "mean.0 nan": Normalize(mean=(math.nan,)),
+    "layers 0": RandAugment(layers=0),
+    "magnitude -1.0": RandAugment(magnitude=-1.0),
+}
+BAD |= {
+    f"data.augment.0.{o}": changed(data=dataclasses.replace(IMAGES, augment=(a,)))
+    for o, a in AUGMENT.items()
+}
+MIX = {
+    "alpha 0.0": Mixup(alpha=0.0),
+    "alpha nan": CutMix(alpha=math.nan),
+    "probability 2": Either(probability=2),
+}
+MIX |= {
+    "first.alpha -1": Either(first=Mixup(alpha=-1)),
+    "probability inf": Either(probability=math.inf),
+}
+BAD |= {
+    f"data.mix.0.{option}": changed(data=dataclasses.replace(IMAGES, mix=(mix,)))
+    for option, mix in MIX.items()
+}
+MEL = {
+    "lowest -1.0": LogMel(lowest=-1.0),
+    "lowest 90.0": LogMel(lowest=90.0, highest=80.0),
+    "hop 0": LogMel(hop=0),
+}
+MEL |= {"floor 0.0": LogMel(floor=0.0), "mels 0": LogMel(mels=0)}
+BAD |= {
+    f"data.spectrogram.{option}": changed(
+        data=Sounds(records=MadeUp(), batch=2, classes=2, spectrogram=mel)
+    )
+    for option, mel in MEL.items()
+}
+FOLDER = ImageFolder(folder="")
+WRONG: dict[str, dict[str, Any]] = {
+    "data.size 0": {"size": 0},
+    "data.canvas -1": {"canvas": -1},
+    "data.records.count 0": {"records": MadeUp(count=0)},
+    "data.records.eval-share 1.0": {"records": dataclasses.replace(FOLDER, eval_share=1.0)},
+    "data.records.limit 0": {"records": dataclasses.replace(FOLDER, limit=0)},
+}
+BAD |= {
+    option: changed(data=dataclasses.replace(IMAGES, **fields)) for option, fields in WRONG.items()
+}
+BAD |= {"data.shape.1 0": changed(data=Columns(records=MadeUp(), batch=2, shape=(3, 0)))}
+
+
+@pytest.mark.parametrize("option", BAD)
+def test_a_number_that_cannot_be_right_is_refused_as_its_option(option: str) -> None:
+    said = refusal(BAD[option].check)
+    assert said.startswith(f"--{option}: it must be ") and "\n" not in said
+
+
+def test_numbers_of_classes_and_tokens_that_are_beyond_the_model_are_refused() -> None:
+    images, text = dataclasses.replace(IMAGES, classes=11), PyText(batch=8, length=8)
+    for bad, said in (
+        (
+            changed(data=images),
+            "the data has 11 classes, and --model.classes 10: it must be 11 or more.",
+        ),
+        (
+            changed(data=text, model=Decoder(vocab=99)),
+            "256 tokens, and --model.vocab 99: it must be 256 or more.",
+        ),
+        (changed(data=text, objective=NextToken(vocab=99)), "256 tokens, and --objective.vocab 99"),
+    ):
+        assert said in refusal(bad.check)
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"seed": 2**32 - 1}, {"keep_best": 0, "readers": 0}, {"steps": 1}], ids=str
+)
+def test_numbers_at_the_border_are_right(fields: dict[str, Any]) -> None:
+    changed(**fields).check()
+
+
+def test_augmentation_at_the_border_is_right() -> None:
+    augment = (
+        ResizedCrop(least=1, most=1, ratio=1),
+        Flip(probability=1),
+        ColorJitter(hue=0.5),
+        Erasing(probability=0),
+    )
+    changed(
+        data=dataclasses.replace(IMAGES, augment=augment, center=(CentralCrop(share=1),))
+    ).check()
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_passes_its_check(name: str) -> None:
+    load(name).check()
+
+
+def test_a_decoder_in_an_experiment_is_told_too() -> None:
+    told = to_json(Decoder(vocab=256, depth=2, width=64, heads=4))
+    fields = {"vocab": 256, "depth": 2, "width": 64, "heads": 4, "dropout": 0.0, "scan": False}
+    assert {"type": "Decoder", **fields}.items() <= told.items()

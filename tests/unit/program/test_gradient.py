@@ -1,0 +1,185 @@
+"""A gradient in parts is the gradient of the whole; in chunks of a fixed order its bits are the same everywhere."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support.experiments import SPINE, small
+
+from jaxbig.arrays.tree import leaves
+from jaxbig.checkpoint.digest import digests
+from jaxbig.config.experiment import Experiment
+from jaxbig.distributed.mesh import Mesh
+from jaxbig.distributed.sharding import put
+from jaxbig.errors import Refused
+from jaxbig.program import gradient
+from jaxbig.program.gradient import Gradient, make_gradient
+from jaxbig.program.program import make_program
+from jaxbig.tools.shrink import random_batch
+
+BATCH = 64
+
+
+def plain(name: str, **changes: Any) -> Experiment:
+    """An experiment that ships, small, without dropout and without what looks at the batch as a whole."""
+    experiment = small(name, **changes)
+    model: Any = experiment.model
+    if name == "digits_convnet":
+        model = dataclasses.replace(
+            model, layers=tuple(layer for layer in model.layers if not hasattr(layer, "rate"))
+        )
+    if hasattr(model, "dropout"):
+        model = dataclasses.replace(model, dropout=0.0)
+    if name == "digits_resnet":
+        model = dataclasses.replace(model, norm="group", groups=4)
+    data: Any = dataclasses.replace(experiment.data, batch=BATCH)
+    return dataclasses.replace(experiment, model=model, data=data)
+
+
+def found(experiment: Experiment, batch: Any, devices: int = 1) -> tuple[dict[str, Any], Any]:
+    """(gradient, sums, variables) by path at the initial parameters, and the compiled function."""
+    program = make_program(experiment, jax.devices()[:devices])
+    with program.activate():
+        state, rows = program.init(), put(batch, program.mesh)
+        gradient: Gradient = make_gradient(experiment, program.mesh)
+        compiled = (
+            jax.jit(gradient).lower(state.params, state.variables, rows, jnp.int32(0)).compile()
+        )
+        got = compiled(state.params, state.variables, rows, jnp.int32(0))
+    return {path: np.asarray(leaf) for path, leaf in leaves(got).items()}, compiled
+
+
+def uneven(experiment: Experiment) -> Any:
+    """A batch whose padding makes the parts unequally heavy; one row in four is nothing else."""
+    batch = random_batch(experiment)
+    mask = np.random.default_rng(1).integers(0, 2, batch["mask"].shape).astype(batch["mask"].dtype)
+    mask[::4] = 0
+    if "starts" in batch:
+        batch["starts"][::2] = 0
+    return {**batch, "mask": mask}
+
+
+SLOW = [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in SPINE
+    if name not in ("digits_convnet", "pytext_lstm")
+]
+
+
+@pytest.mark.parametrize("name", ["digits_convnet", "pytext_lstm", *SLOW])
+def test_parts_of_unequal_weight_give_the_gradient_of_the_whole(name: str) -> None:
+    batch = uneven(plain(name))
+    whole, _ = found(plain(name), batch, 8)
+    for accumulate in (2, 8):
+        parts, _ = found(plain(name, accumulate=accumulate), batch, 8)
+        assert parts.keys() == whole.keys()
+        for path, leaf in whole.items():
+            distance = float(np.linalg.norm(parts[path] - leaf))
+            assert distance <= 1e-6 * max(float(np.linalg.norm(leaf)), 1.0), (
+                path,
+                accumulate,
+                distance,
+            )
+
+
+def test_more_parts_need_less_memory() -> None:
+    batch = random_batch(plain("pytext_transformer"))
+    used = [
+        found(plain("pytext_transformer", accumulate=count), batch)[1]
+        .memory_analysis()
+        .temp_size_in_bytes
+        for count in (1, 4, 16)
+    ]
+    assert used[1] < 0.5 * used[0] and used[2] < 0.7 * used[1]
+
+
+# -- the same bits on any number of devices
+
+
+@pytest.fixture
+def fully() -> Iterator[None]:
+    """With all of the compiler's optimizations, as a run has them."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+def trained(experiment: Experiment, devices: list[int]) -> str:
+    """The digest of the state after a step on each of those numbers of devices, one after another."""
+    state: Any = None
+    for step, count in enumerate(devices):
+        program = make_program(experiment, jax.devices()[:count])
+        with program.activate():
+            if state is None:
+                state = program.init()
+            shardings = jax.tree.map(lambda leaf: leaf.sharding, program.abstract)
+            state = jax.device_put(jax.device_get(state), shardings)
+            state, _ = program.train_step(state, put(random_batch(experiment, step), program.mesh))
+    return digests(state)[1]
+
+
+def test_the_bits_of_a_step_do_not_depend_on_its_devices() -> None:
+    experiment = small("digits_convnet", reproducible=8)
+    assert trained(experiment, [1]) == trained(experiment, [8])
+
+
+def test_chunks_are_added_in_order_whether_whole_or_in_slices(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In an order that float32 tells from others; the last leaf does not divide over the devices."""
+    mesh, draw = Mesh(data=4).build(jax.devices()[:4]), np.random.default_rng(0)
+    shapes = {"number": (), "kernel": (6, 4), "odd": (3, 5)}
+    tree: dict[str, Any] = {
+        name: np.float32(
+            draw.standard_normal((8, *shape)) * 10.0 ** draw.integers(-4, 5, (8, *shape))
+        )
+        for name, shape in shapes.items()
+    }
+    expected = {name: functools.reduce(np.add, list(each)) for name, each in tree.items()}
+    assert not np.array_equal(
+        expected["kernel"], functools.reduce(np.add, list(tree["kernel"])[::-1])
+    )
+    for most in (0, 2**16):
+        monkeypatch.setattr(gradient, "SMALL", most)
+        add = lambda tree: gradient.in_turn(gradient.added_over("data"), tree)  # noqa: E731
+        split, whole = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
+        found = jax.jit(
+            jax.shard_map(add, mesh=mesh, in_specs=split, out_specs=whole, check_vma=False)
+        )(tree)
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fully")
+@pytest.mark.parametrize("name", ["digits_convnet", "digits_rnn", "pytext_transformer"])
+def test_the_bits_of_a_run_do_not_depend_on_its_devices(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gradient, "SMALL", 256)  # kernels are added in slices, biases whole
+    experiment = small(name, reproducible=8)
+    straight = {count: trained(experiment, [count] * 2) for count in (1, 8)}
+    assert len(set(straight.values())) == 1, straight
+    assert trained(experiment, [8, 1]) == straight[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"accumulate": 3}, ["--data.batch 16", "--accumulate 3", "24"]),
+        ({"accumulate": 0}, ["--accumulate 0", "1 or more"]),
+        ({"reproducible": 4}, ["--reproducible 4", "multiple of data"]),
+        ({"reproducible": 32}, ["--reproducible 32", "divide the batch"]),
+        ({"reproducible": 8, "accumulate": 2}, ["--accumulate 2", "accumulate must be 1"]),
+        ({"reproducible": 8, "mesh": Mesh(data=4, fsdp=2)}, ["'fsdp': 2", "the only axis"]),
+        ({"reproducible": -1}, ["--reproducible -1", "0 or more"]),
+    ],
+)
+def test_what_does_not_divide_is_refused(changes: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(Refused) as refused:
+        make_program(small("digits_convnet", **changes))
+    assert all(word in str(refused.value) for word in words), refused.value

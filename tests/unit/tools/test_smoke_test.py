@@ -1,0 +1,122 @@
+"""`train --smoke` of what ships, and of what is not here."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from support.experiments import EMBEDDED, EXPERIMENTS
+
+from jaxbig.config.experiment import Experiment
+from jaxbig.data.builtin.pytext import PyText, PyTextRows
+from jaxbig.data.core.dataset import Record, Spec
+from jaxbig.data.core.examples import Example, Examples
+from jaxbig.data.pipeline.sampler import train_batch
+from jaxbig.data.records.arrays import Arrays
+from jaxbig.data.records.synthetic import MadeUp
+from jaxbig.data.text import Tokens
+from jaxbig.models.rnn import RNN
+from jaxbig.objectives.classification import Classification
+from jaxbig.optim.optimizers import Adam
+from jaxbig.optim.schedules import Constant
+from jaxbig.tools.smoke_test import smoke
+
+QUICK = ("mnist_convnet",)
+LINES = Tokens(records=MadeUp(texts=("text",)), batch=4, length=100)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        n if n in QUICK else pytest.param(n, marks=pytest.mark.slow)
+        for n in EXPERIMENTS
+        if n not in EMBEDDED
+    ],
+)
+def test_every_full_size_experiment_takes_real_steps_without_its_data(
+    name: str, jaxbig: Callable[..., Any], tmp_path: Path
+) -> None:
+    here = {"TFDS_DATA_DIR": str(tmp_path / "data"), "JAXBIG_CACHE": str(tmp_path / "cache")}
+    done = jaxbig("train", name, "--smoke", "--json", **here)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["step"] == 2 and summary["metrics"]["eval/loss"] > 0
+    assert "made-up records" in done.stderr
+    run = tmp_path / "runs" / f"{name}-smoke"
+    kept = json.loads((run / "run.json").read_text())["experiment"]["data"].get("tokenizer", {})
+    assert (run / "tokenizer.json").exists() == ("BytePairs" in str(kept))
+
+
+@pytest.mark.slow
+def test_embedded_data_is_its_own_and_a_smoke_test_replaces_nothing_but_its_like(
+    jaxbig: Callable[..., Any], tmp_path: Path
+) -> None:
+    for _ in range(2):
+        done = jaxbig("train", "digits_convnet", "--smoke")
+        assert done.returncode == 0 and "made-up" not in done.stdout + done.stderr, done.stderr
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("all of it")
+    done = jaxbig("train", "digits_convnet", "--smoke", "--workdir", "mine")
+    assert done.returncode == 2 and "mine holds something else" in done.stderr
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "all of it"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenArrays(Examples):
+    """Rows of token numbers of one length, as keras.datasets gives them."""
+
+    length: int
+    vocab: int = 50
+    classes: int = 3
+
+    def spec(self) -> Spec:
+        shape, number = jax.ShapeDtypeStruct((self.batch, self.length), np.int32), (self.batch,)
+        more = {name: jax.ShapeDtypeStruct(number, np.int32) for name in ("lengths", "targets")}
+        return {"inputs": shape, **more, "mask": jax.ShapeDtypeStruct(number, np.float32)}
+
+    def read(self, record: Record) -> Example:
+        tokens = record["inputs"].astype(np.int32)
+        return {
+            "inputs": tokens,
+            "lengths": np.int32(100),
+            "targets": np.int32(record["y"]),
+            "mask": np.float32(1),
+        }
+
+
+@pytest.mark.parametrize("length", [40, 100])
+def test_rows_of_a_length_of_their_own_are_not_cut(
+    length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JAXBIG_CACHE", str(tmp_path / "cache"))
+    np.savez(tmp_path / "tokens.npz", inputs=np.ones((60, length), np.int32), y=np.arange(60) % 3)
+    data = TokenArrays(
+        records=Arrays(file=str(tmp_path / "tokens.npz"), eval_share=0.2), batch=8, length=length
+    )
+    model = RNN(vocab=50, embedding=4, width=8, layers=1, classes=3)
+    every = {"steps": 9, "evaluate_every": 9, "checkpoint_every": 9}
+    objective, optimizer = Classification(classes=3), Adam(rate=Constant(1e-3))
+    small = smoke(
+        Experiment(model=model, objective=objective, data=data, optimizer=optimizer, **every)
+    )
+    batch = train_batch(small.data.source("train"), 0, 0, small.data.batch)
+    assert batch["inputs"].shape == small.data.spec()["inputs"].shape == (8, length)
+
+
+@pytest.mark.parametrize(
+    "data", [PyText(batch=4, length=256), PyTextRows(batch=4, length=30), LINES], ids=repr
+)
+def test_texts_that_are_cut_anyway_are_cut_shorter(data: Any) -> None:
+    assert data.cuts_to_length and dataclasses.replace(data, length=16).spec()["inputs"].shape == (
+        4,
+        16,
+    )
+    made = data.made_up() if isinstance(data, Tokens) else None
+    rows = (
+        made.source("train").rows(np.arange(4)) if made else {"inputs": np.zeros((4, data.length))}
+    )
+    assert rows["inputs"].shape == (4, data.length)
