@@ -14,7 +14,6 @@ if "JAXBIG_TEST_DATA" not in os.environ:
 os.environ["TFDS_DATA_DIR"] = os.environ["JAXBIG_TEST_DATA"]
 os.environ["JAXBIG_CACHE"] = os.path.join(os.environ["JAXBIG_TEST_DATA"], "cache")
 
-import shutil
 import signal
 import subprocess
 import sys
