@@ -371,5 +371,5 @@ def test_a_command_that_ends_in_its_midst_does_not_wait_for_python_s_own_end(
     monkeypatch.setattr(os, "_exit", end)
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written))
     with pytest.raises(SystemExit) as ended:
-        main.main()
+        main()
     assert (ended.value.code, output) == (code, [b"printed\n"])
