@@ -403,7 +403,7 @@ import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
 from pathlib import Path
 from jaxbig.data.pipeline.sampler import train_batches
-from jaxbig.config.experiment import import_file
+from jaxbig.config.discover import import_file
 file = import_file(Path(sys.argv[1]))
 source = file.Squares(batch=8, records=file.Numbers()).source("train")
 for number, _ in enumerate(train_batches(source, 0, 0, 10**9, 8, 2, workers=2)):
