@@ -20,9 +20,9 @@ def config() -> Experiment:
         model=parent.model.clone(depth=22, width=2048, kv_heads=4, mlp_width=5632),
         data=dataclasses.replace(parent.data, length=2048),  # type: ignore[type-var]
         optimizer=AdamW(
-            rate=WarmupCosine(peak=4e-4, warmup=2_000, end=4e-5),
+            learning_rate=WarmupCosine(peak=4e-4, warmup=2_000, end=4e-5),
             b2=0.95,
             weight_decay=0.1,
-            clip=1.0,
+            clip_norm=1.0,
         ),
     )

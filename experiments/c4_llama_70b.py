@@ -19,9 +19,9 @@ def config() -> Experiment:
         parent,
         model=parent.model.clone(depth=80, width=8192, heads=64, kv_heads=8, mlp_width=28_672),
         optimizer=AdamW(
-            rate=WarmupCosine(peak=1.5e-4, warmup=2_000, end=1.5e-5),
+            learning_rate=WarmupCosine(peak=1.5e-4, warmup=2_000, end=1.5e-5),
             b2=0.95,
             weight_decay=0.1,
-            clip=1.0,
+            clip_norm=1.0,
         ),
     )

@@ -41,10 +41,10 @@ def config() -> Experiment:
         objective=NextToken(vocab=data.vocab, chunks=8),
         data=data,
         optimizer=AdamW(
-            rate=WarmupCosine(peak=3e-4, warmup=2_000, end=3e-5),
+            learning_rate=WarmupCosine(peak=3e-4, warmup=2_000, end=3e-5),
             b2=0.95,
             weight_decay=0.1,
-            clip=1.0,
+            clip_norm=1.0,
         ),
         mesh=Mesh(data=1, fsdp=-1),
         steps=500_000,

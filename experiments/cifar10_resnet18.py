@@ -34,7 +34,7 @@ def config() -> Experiment:
         objective=Classification(classes=data.classes),
         data=data,
         optimizer=SGD(
-            rate=WarmupCosine(peak=0.1, warmup=390), momentum=0.9, nesterov=True, l2=5e-4
+            learning_rate=WarmupCosine(peak=0.1, warmup=390), momentum=0.9, nesterov=True, l2=5e-4
         ),
         mesh=Mesh(data=-1),
         steps=78_000,

@@ -21,7 +21,7 @@ def config() -> Experiment:
         model=RNNEncoderDecoder(vocab=data.vocab, target_vocab=data.vocab, width=96),
         objective=Seq2Seq(vocab=data.vocab, start=data.start, end=data.end),
         data=data,
-        optimizer=AdamW(rate=WarmupCosine(peak=4e-3, warmup=100), b2=0.98, clip=1.0),
+        optimizer=AdamW(learning_rate=WarmupCosine(peak=4e-3, warmup=100), b2=0.98, clip_norm=1.0),
         mesh=Mesh(data=-1),
         steps=1_000,
         evaluate_every=500,

@@ -19,12 +19,15 @@ def config() -> Experiment:
     data = Dates(batch=64)
     return Experiment(
         model=EncoderDecoder(
-            vocab=data.vocab, depth=2, width=64, heads=4, norm_first=True, dropout=0.05
+            vocab=data.vocab, depth=2, width=64, heads=4, pre_norm=True, dropout=0.05
         ),
         objective=Seq2Seq(vocab=data.vocab, start=data.start, end=data.end),
         data=data,
         optimizer=AdamW(
-            rate=WarmupCosine(peak=3e-3, warmup=100), b2=0.98, weight_decay=0.01, clip=1.0
+            learning_rate=WarmupCosine(peak=3e-3, warmup=100),
+            b2=0.98,
+            weight_decay=0.01,
+            clip_norm=1.0,
         ),
         mesh=Mesh(data=-1),
         steps=1_500,

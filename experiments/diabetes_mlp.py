@@ -25,7 +25,7 @@ def config() -> Experiment:
         model=MLP(widths=(64,), dropout=0.2),
         objective=Regression(),
         data=data,
-        optimizer=AdamW(rate=WarmupCosine(peak=1e-2, warmup=20), weight_decay=1.0),
+        optimizer=AdamW(learning_rate=WarmupCosine(peak=1e-2, warmup=20), weight_decay=1.0),
         mesh=Mesh(data=-1),
         steps=500,
         evaluate_every=100,

@@ -33,7 +33,7 @@ def config() -> Experiment:
         model=ConvNet(layers=layers, classes=data.classes),
         objective=Classification(classes=data.classes),
         data=data,
-        optimizer=AdamW(rate=WarmupCosine(peak=2e-3, warmup=50), weight_decay=0.05),
+        optimizer=AdamW(learning_rate=WarmupCosine(peak=2e-3, warmup=50), weight_decay=0.05),
         mesh=Mesh(data=-1),
         steps=1_000,
         evaluate_every=100,

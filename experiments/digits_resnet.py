@@ -23,7 +23,7 @@ def config() -> Experiment:
         ),
         objective=Classification(classes=data.classes, smoothing=0.1),
         data=data,
-        optimizer=AdamW(rate=WarmupCosine(peak=4e-3, warmup=50), weight_decay=0.1),
+        optimizer=AdamW(learning_rate=WarmupCosine(peak=4e-3, warmup=50), weight_decay=0.1),
         mesh=Mesh(data=-1),
         steps=500,
         evaluate_every=100,

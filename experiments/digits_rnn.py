@@ -22,7 +22,9 @@ def config() -> Experiment:
         model=RNN(width=128, layers=2, bidirectional=True, dropout=0.3, classes=data.classes),
         objective=Classification(classes=data.classes),
         data=data,
-        optimizer=AdamW(rate=WarmupCosine(peak=3e-3, warmup=50), weight_decay=0.05, clip=1.0),
+        optimizer=AdamW(
+            learning_rate=WarmupCosine(peak=3e-3, warmup=50), weight_decay=0.05, clip_norm=1.0
+        ),
         mesh=Mesh(data=-1),
         steps=1_000,
         evaluate_every=100,

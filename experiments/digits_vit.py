@@ -33,7 +33,10 @@ def config() -> Experiment:
         objective=Classification(classes=data.classes, smoothing=0.1),
         data=data,
         optimizer=AdamW(
-            rate=WarmupCosine(peak=2e-3, warmup=100), b2=0.98, weight_decay=0.1, clip=1.0
+            learning_rate=WarmupCosine(peak=2e-3, warmup=100),
+            b2=0.98,
+            weight_decay=0.1,
+            clip_norm=1.0,
         ),
         mesh=Mesh(data=-1),
         steps=1_500,

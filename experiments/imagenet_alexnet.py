@@ -23,7 +23,7 @@ def config() -> Experiment:
         model=AlexNet(classes=data.classes, dtype="bfloat16"),
         objective=Classification(classes=data.classes),
         data=data,
-        optimizer=SGD(rate=WarmupCosine(peak=0.01, warmup=10_000), momentum=0.9, l2=5e-4),
+        optimizer=SGD(learning_rate=WarmupCosine(peak=0.01, warmup=10_000), momentum=0.9, l2=5e-4),
         mesh=Mesh(data=-1),
         steps=900_000,
         evaluate_every=10_000,

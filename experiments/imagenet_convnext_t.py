@@ -28,7 +28,9 @@ def config() -> Experiment:
         model=ConvNeXt(classes=data.classes, drop_path=0.1, dtype="bfloat16"),
         objective=Classification(classes=data.classes, smoothing=0.1),
         data=data,
-        optimizer=AdamW(rate=WarmupCosine(peak=4e-3, warmup=6_240, end=1e-6), weight_decay=0.05),
+        optimizer=AdamW(
+            learning_rate=WarmupCosine(peak=4e-3, warmup=6_240, end=1e-6), weight_decay=0.05
+        ),
         mesh=Mesh(data=-1),
         steps=93_600,
         evaluate_every=936,

@@ -23,7 +23,7 @@ def config() -> Experiment:
         objective=Classification(classes=data.classes, smoothing=0.1),
         data=data,
         optimizer=SGD(
-            rate=WarmupCosine(peak=0.4, warmup=6_255), momentum=0.9, nesterov=True, l2=1e-4
+            learning_rate=WarmupCosine(peak=0.4, warmup=6_255), momentum=0.9, nesterov=True, l2=1e-4
         ),
         mesh=Mesh(data=-1),
         steps=112_590,

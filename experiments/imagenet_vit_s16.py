@@ -24,7 +24,9 @@ def config() -> Experiment:
         model=ViT(classes=data.classes, pooling="average", positions="sincos", dtype="bfloat16"),
         objective=Classification(classes=data.classes),
         data=data,
-        optimizer=AdamW(rate=WarmupCosine(peak=1e-3, warmup=10_000), weight_decay=0.1, clip=1.0),
+        optimizer=AdamW(
+            learning_rate=WarmupCosine(peak=1e-3, warmup=10_000), weight_decay=0.1, clip_norm=1.0
+        ),
         mesh=Mesh(data=-1),
         steps=112_600,
         evaluate_every=1_251,

@@ -37,7 +37,9 @@ def config() -> Experiment:
         ),
         objective=Classification(classes=data.classes),
         data=data,
-        optimizer=AdamW(rate=WarmupCosine(peak=1e-3, warmup=200), weight_decay=0.01, clip=1.0),
+        optimizer=AdamW(
+            learning_rate=WarmupCosine(peak=1e-3, warmup=200), weight_decay=0.01, clip_norm=1.0
+        ),
         mesh=Mesh(data=-1),
         steps=4_000,
         evaluate_every=400,

@@ -25,7 +25,7 @@ def config() -> Experiment:
         objective=NextToken(vocab=data.vocab),
         data=data,
         optimizer=AdamW(
-            rate=WarmupInverseRoot(peak=1.6e-3, warmup=1_000), b2=0.98, weight_decay=0.1
+            learning_rate=WarmupInverseRoot(peak=1.6e-3, warmup=1_000), b2=0.98, weight_decay=0.1
         ),
         mesh=Mesh(data=-1),
         steps=500_000,

@@ -25,7 +25,7 @@ def config() -> Experiment:
         ),
         objective=Classification(classes=data.classes),
         data=data,
-        optimizer=AdamW(rate=WarmupCosine(peak=1e-3, warmup=500), weight_decay=0.05),
+        optimizer=AdamW(learning_rate=WarmupCosine(peak=1e-3, warmup=500), weight_decay=0.05),
         mesh=Mesh(data=-1),
         steps=14_100,
         evaluate_every=470,

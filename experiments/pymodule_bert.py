@@ -31,7 +31,10 @@ def config() -> Experiment:
             run="runs/pytext_bert", pattern="^(tokens|positions|norm|blocks)"
         ),
         optimizer=AdamW(
-            rate=WarmupCosine(peak=2e-3, warmup=60), b2=0.98, weight_decay=0.05, clip=1.0
+            learning_rate=WarmupCosine(peak=2e-3, warmup=60),
+            b2=0.98,
+            weight_decay=0.05,
+            clip_norm=1.0,
         ),
         steps=900,
         evaluate_every=450,

@@ -24,7 +24,10 @@ def config() -> Experiment:
         objective=NextToken(vocab=data.vocab, bytes_per_token=1.0),
         data=data,
         optimizer=AdamW(
-            rate=WarmupCosine(peak=4e-3, warmup=50), b2=0.98, weight_decay=0.01, clip=1.0
+            learning_rate=WarmupCosine(peak=4e-3, warmup=50),
+            b2=0.98,
+            weight_decay=0.01,
+            clip_norm=1.0,
         ),
         mesh=Mesh(data=-1),
         steps=1_500,

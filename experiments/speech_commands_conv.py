@@ -33,7 +33,7 @@ def config() -> Experiment:
         model=ConvNet(layers=layers, classes=data.classes),
         objective=Classification(classes=data.classes),
         data=data,
-        optimizer=AdamW(rate=WarmupCosine(peak=1e-3, warmup=500), weight_decay=0.05),
+        optimizer=AdamW(learning_rate=WarmupCosine(peak=1e-3, warmup=500), weight_decay=0.05),
         mesh=Mesh(data=-1),
         steps=20_000,
         evaluate_every=1_000,

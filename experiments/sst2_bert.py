@@ -34,7 +34,9 @@ def config() -> Experiment:
         objective=Classification(classes=data.classes),
         data=data,
         initialize_from=InitializeFrom(run=BEFORE, pattern="^(tokens|positions|types|norm|blocks)"),
-        optimizer=AdamW(rate=WarmupLinear(peak=2e-5, warmup=630), weight_decay=0.01, clip=1.0),
+        optimizer=AdamW(
+            learning_rate=WarmupLinear(peak=2e-5, warmup=630), weight_decay=0.01, clip_norm=1.0
+        ),
         steps=6_300,
         evaluate_every=1_000,
         checkpoint_every=1_000,

@@ -29,7 +29,9 @@ def config() -> Experiment:
         ),
         objective=MaskedToken(vocab=data.vocab, mask_token=data.mask_token),
         data=data,
-        optimizer=AdamW(rate=WarmupLinear(peak=1e-4, warmup=10_000), weight_decay=0.01, clip=1.0),
+        optimizer=AdamW(
+            learning_rate=WarmupLinear(peak=1e-4, warmup=10_000), weight_decay=0.01, clip_norm=1.0
+        ),
         mesh=Mesh(data=-1),
         steps=1_000_000,
         evaluate_every=10_000,

@@ -33,7 +33,9 @@ def config() -> Experiment:
             vocab=data.vocab, start=data.start, end=data.end, smoothing=0.1, bleu=True
         ),
         data=data,
-        optimizer=Adam(rate=WarmupInverseRoot(peak=7e-4, warmup=4_000), b2=0.98, epsilon=1e-9),
+        optimizer=Adam(
+            learning_rate=WarmupInverseRoot(peak=7e-4, warmup=4_000), b2=0.98, epsilon=1e-9
+        ),
         mesh=Mesh(data=-1),
         steps=100_000,
         evaluate_every=5_000,

@@ -132,7 +132,7 @@ RANGES = {name: (1, math.inf) for name in COUNTS.split()}
 RANGES |= {
     name: (0, 1) for name in ("dropout", "drop_path", "b1", "b2", "momentum", "smoothing", "rate")
 }
-FROM_0 = "keep_best reproducible readers workers warmup peak end clip l1 l2 weight_decay experts balance router_z_loss "
+FROM_0 = "keep_best reproducible readers workers warmup peak end clip_norm l1 l2 weight_decay experts load_balance_loss router_z_loss "
 FROM_0 += "loss_scale most_skips spike stuck_after brightness contrast saturation magnitude padding skip_bad_records "
 FROM_0 += "canvas lowest highest"
 RANGES |= {name: (0, math.inf) for name in FROM_0.split()}

@@ -37,7 +37,7 @@ def fingerprint(identity: dict[str, Any]) -> str:
 
 
 def diff(old: Any, new: Any, path: str = "") -> list[str]:
-    """What differs between two JSON values, a line each: `optimizer.rate.peak: 0.001 -> 0.002`."""
+    """What differs between two JSON values, a line each: `optimizer.learning_rate.peak: 0.001 -> 0.002`."""
     if isinstance(old, dict) and isinstance(new, dict):
         names = [*old, *(name for name in new if name not in old)]
         return [

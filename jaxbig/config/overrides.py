@@ -31,8 +31,8 @@ class Overridden:
 
 SYNONYMS = {
     "batch-size": "data.batch",
-    "learning-rate": "optimizer.rate.peak",
-    "lr": "optimizer.rate.peak",
+    "learning-rate": "optimizer.learning-rate.peak",
+    "lr": "optimizer.learning-rate.peak",
     "epochs": "steps",
     "num-epochs": "steps",
     "max-steps": "steps",

@@ -236,7 +236,7 @@ class Griffin(nn.Module):
     recurrence: RecurrenceName = "rglru"
     dropout: float = 0.0
     """Share of values dropped after each part of a block."""
-    shared: bool = True
+    tie_embeddings: bool = True
     """One table embeds the tokens and gives the logits (Press and Wolf, 2017)."""
     dtype: Dtype = "float32"
 
@@ -248,18 +248,20 @@ class Griffin(nn.Module):
                 f"attention in none (0) or each so many-th."
             )
         self.tokens = Embedding(
-            self.vocab, self.width, self.width**-0.5 if self.shared else 1.0, name="tokens"
+            self.vocab, self.width, self.width**-0.5 if self.tie_embeddings else 1.0, name="tokens"
         )
         self.head = (
             None
-            if self.shared
+            if self.tie_embeddings
             else Embedding(self.vocab, self.width, self.width**-0.5, name="head")
         )
 
     @nn.compact
     def hidden(self, tokens: jax.Array, train: bool = False) -> jax.Array:
         """Token numbers [B, L] -> what the logits are made of, [B, L, D]."""
-        x = cast(self.tokens(tokens), self.dtype) * (self.width**0.5 if self.shared else 1.0)
+        x = cast(self.tokens(tokens), self.dtype) * (
+            self.width**0.5 if self.tie_embeddings else 1.0
+        )
         for block in range(self.depth):
             y = RMSNorm(name=f"norm_{block}_mixing")(x)
             if self.attention_every and block % self.attention_every == self.attention_every - 1:

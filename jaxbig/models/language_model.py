@@ -38,14 +38,17 @@ class Text(Fields, kw_only=True):
     width: int = 256
     max_length: int = 1024
     """How many learned positions there are, where positions are learned."""
-    shared: bool = False
+    tie_embeddings: bool = False
     """One table embeds the tokens and gives the logits (Press and Wolf, 2017)."""
     scale_embedding: bool = False
     """Multiply embeddings by the root of the width (Vaswani et al., 2017, section 3.4)."""
 
     def table(self, name: str, vocab: int | None = None) -> Embedding:
         return Embedding(
-            vocab or self.vocab, self.width, self.width**-0.5 if self.shared else 1.0, name=name
+            vocab or self.vocab,
+            self.width,
+            self.width**-0.5 if self.tie_embeddings else 1.0,
+            name=name,
         )
 
     def position_table(self, name: str) -> Embedding | None:
@@ -105,7 +108,7 @@ class Decoder(Text, kw_only=True):
         self.dropping = nn.Dropout(self.dropout)
         self.head = (
             None
-            if self.shared
+            if self.tie_embeddings
             else Embedding(self.vocab, self.width, self.width**-0.5, name="head")
         )
 
@@ -155,13 +158,13 @@ class Encoder(Text, kw_only=True):
     """What a row's classes are told from: the first token through BERT's pooler, or the mean of all."""
 
     norm: Literal["layer", "rms"] = "layer"
-    norm_first: bool = False
+    pre_norm: bool = False
     epsilon: float = 1e-12
     bias: bool = True
     activation: Gate = "gelu"
     positions: Positions = "learned"
     max_length: int = 512
-    shared: bool = True
+    tie_embeddings: bool = True
 
     @nn.compact
     def __call__(
@@ -181,7 +184,7 @@ class Encoder(Text, kw_only=True):
         if self.types:
             kind = Embedding(self.types, self.width, 0.02, axis=None, name="types")
             x = x + kind(jnp.zeros_like(tokens) if types is None else types).astype(x.dtype)
-        x = x if self.norm_first else self.normalize("norm")(x)  # type: ignore[operator]
+        x = x if self.pre_norm else self.normalize("norm")(x)  # type: ignore[operator]
         x = drop(x, self.dropout, train)
         blocks = Stack(**self.shared_fields(), depth=self.depth, name="blocks")
         x = blocks(x, Context(segments=segments, positions=at), train)  # [B, L, D]
@@ -198,7 +201,7 @@ class Encoder(Text, kw_only=True):
         x = LayerNorm(self.epsilon, name="transform_norm")(x)
         head = (
             table
-            if self.shared
+            if self.tie_embeddings
             else Embedding(self.vocab, self.width, self.width**-0.5, name="head")
         )
         logits = to_logits(x, head.output())
@@ -234,11 +237,11 @@ class EncoderDecoder(Text, kw_only=True):
     """How many different tokens the target has; None: the source's table is the target's too."""
 
     norm: Literal["layer", "rms"] = "layer"
-    norm_first: bool = False
+    pre_norm: bool = False
     bias: bool = True
     activation: Gate = "relu"
     positions: Positions = "sinusoidal"
-    shared: bool = True
+    tie_embeddings: bool = True
     scale_embedding: bool = True
 
     def setup(self) -> None:
@@ -259,7 +262,9 @@ class EncoderDecoder(Text, kw_only=True):
         self.decoder = Stack(**fields, depth=self.depth, causal=True, cross=True, name="decoder")
         count = self.target_vocab or self.vocab
         self.head = (
-            None if self.shared else Embedding(count, self.width, self.width**-0.5, name="head")
+            None
+            if self.tie_embeddings
+            else Embedding(count, self.width, self.width**-0.5, name="head")
         )
 
     def encode(

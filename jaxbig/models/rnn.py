@@ -150,17 +150,17 @@ class RNNLanguageModel(nn.Module):
     cell: CellName = "lstm"
     dropout: float = 0.0
     """Share of values dropped between layers, and before and after them."""
-    shared: bool = False
+    tie_embeddings: bool = False
     """One table embeds the tokens and gives the logits (Press and Wolf, 2017)."""
     dtype: Dtype = "float32"
 
     def setup(self) -> None:
         self.tokens = Embedding(
-            self.vocab, self.width, self.width**-0.5 if self.shared else 1.0, name="tokens"
+            self.vocab, self.width, self.width**-0.5 if self.tie_embeddings else 1.0, name="tokens"
         )
         self.head = (
             None
-            if self.shared
+            if self.tie_embeddings
             else Embedding(self.vocab, self.width, self.width**-0.5, name="head")
         )
         self.trunk = Recurrence(

@@ -58,12 +58,12 @@ class Fields(nn.Module, kw_only=True):
     """How many perceptrons there are to choose from in each block (a mixture of experts); 0: one, for all tokens."""
     experts_per_token: int = 2
     """How many of them each token is seen by."""
-    balance: float = 0.01
+    load_balance_loss: float = 0.01
     """Adds this to the loss, times how unevenly the experts of each block are used (1: evenly)."""
     router_z_loss: float = 0.0
     """Adds this times the square of log(sum(exp(scores of the experts))), which keeps those small (ST-MoE: 1e-3)."""
     norm: Literal["layer", "rms"] = "rms"
-    norm_first: bool = True
+    pre_norm: bool = True
     """Normalize what enters a branch (pre-norm); else the sum after it (post-norm)."""
     epsilon: float = 1e-6
     """Of the normalization."""
@@ -158,9 +158,9 @@ class Block(Fields, kw_only=True):
 
         def add(x: jax.Array, name: str, branch: Any) -> jax.Array:
             norm = self.normalize(f"{name}_norm")
-            y = branch(norm(x) if self.norm_first else x)  # type: ignore[operator]
+            y = branch(norm(x) if self.pre_norm else x)  # type: ignore[operator]
             x = x + drop_path(drop(y, self.dropout, train), rate, train)
-            return x if self.norm_first else norm(x)  # type: ignore[operator]
+            return x if self.pre_norm else norm(x)  # type: ignore[operator]
 
         turned = {
             "rotary": self.positions == "rotary",
@@ -196,7 +196,7 @@ class Block(Fields, kw_only=True):
                 activation=name,
                 gated=gated,
                 chunks=self.mlp_chunks,
-                balance=self.balance,
+                load_balance_loss=self.load_balance_loss,
                 router_z_loss=self.router_z_loss,
                 scale=self.out_scale,
                 name="experts",
@@ -254,7 +254,7 @@ class Block(Fields, kw_only=True):
 
 
 class Stack(Fields, kw_only=True):
-    """`depth` blocks, unrolled or scanned, and with norm_first one last normalization."""
+    """`depth` blocks, unrolled or scanned, and with pre_norm one last normalization."""
 
     depth: int
     causal: bool = False
@@ -318,7 +318,7 @@ class Stack(Fields, kw_only=True):
         else:
             for layer, rate in enumerate(rates):
                 x = run(Block(**fields, name=f"block_{layer}"), x, context, scores, rate)
-        return self.normalize("norm")(x) if self.norm_first else x  # type: ignore[operator]
+        return self.normalize("norm")(x) if self.pre_norm else x  # type: ignore[operator]
 
 
 def scanned(one: Any, length: int) -> Any:

@@ -49,9 +49,9 @@ def scaled(mask: Any, factor: float) -> optax.GradientTransformation:
 class Optimizer(abc.ABC):
     """The parts all optimizers share: gradient + penalties, clipped, then `direction`, times the rate."""
 
-    rate: Schedule
+    learning_rate: Schedule
     """The learning rate."""
-    clip: float | None = None
+    clip_norm: float | None = None
     """Scales the gradient down to this global norm where it is longer."""
     l1: float = 0.0
     """Adds `l1 * |w|` for each chosen parameter w to the loss."""
@@ -82,8 +82,8 @@ class Optimizer(abc.ABC):
             )
         )
         parts = [optax.masked(with_penalties, mask)] if self.l1 or self.l2 else []
-        parts += [] if self.clip is None else [optax.clip_by_global_norm(self.clip)]
-        parts += [self.direction(), optax.scale_by_learning_rate(self.rate.build(steps))]
+        parts += [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]
+        parts += [self.direction(), optax.scale_by_learning_rate(self.learning_rate.build(steps))]
         parts += [
             scaled(chosen("rate-factors", pattern, self.frozen is None), factor)
             for pattern, factor in self.rate_factors

@@ -166,7 +166,7 @@ def make_train_step(
         make_update(experiment.precision, optimizer, experiment.seed),
     )
     watch = make_watch(experiment.guard, scaled=experiment.precision.loss_scale > 0)
-    rate = experiment.optimizer.rate.build(experiment.steps)
+    rate = experiment.optimizer.learning_rate.build(experiment.steps)
 
     def train_step(state: Any, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         gradient, sums, variables = find(

@@ -42,7 +42,7 @@ class Range:
 
 
 def axis(text: str) -> tuple[str, list[Any] | Range]:
-    """`model.dropout=0,0.1` or `optimizer.rate.peak=log:1e-4:1e-2` as (path, values); `Refused` if it is neither."""
+    """`model.dropout=0,0.1` or `optimizer.learning_rate.peak=log:1e-4:1e-2` as (path, values); `Refused` if it is neither."""
     path, equals, values = text.partition("=")
     if not equals or not path or not values:
         raise Refused(

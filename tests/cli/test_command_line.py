@@ -121,8 +121,8 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("train pytext_transformer --model.heads 3", ["width 128", "heads 3"]),
         ("train digits_convnet --optimizer.decayed (", ["--optimizer.decayed", "'('"]),
         (
-            "train digits_convnet --optimizer.rate.warmup -4",
-            ["--optimizer.rate.warmup -4", "0 or more"],
+            "train digits_convnet --optimizer.learning-rate.warmup -4",
+            ["--optimizer.learning-rate.warmup -4", "0 or more"],
         ),
         ("train digits_convnet --workdir plain_file/run", ["plain_file/run", "--workdir"]),
         ("train digits_convnet --workdir plain_file", ["plain_file", "--workdir"]),
@@ -181,7 +181,7 @@ def test_help_names_every_option_with_its_docstring(command: Callable[..., Answe
         "--fork Where the folder holds another run:",
         "--model.depth INT How many blocks. (default: 4)",
         "--data.batch INT Rows of the global batch, over all devices. (default: 8)",
-        "--optimizer.rate.peak FLOAT The highest rate. (default: 0.002)",
+        "--optimizer.learning-rate.peak FLOAT The highest rate. (default: 0.002)",
         "--mesh.tensor INT Pieces of each layer's width. (default: 1)",
     ):
         assert said in plain(out)

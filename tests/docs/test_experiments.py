@@ -108,6 +108,6 @@ def test_every_experiment_that_runs_here_names_what_it_has_to_beat() -> None:
 
 def test_a_variant_is_its_parent_with_some_fields_replaced() -> None:
     child, parent = load("pymodule_bert"), load("pytext_bert")
-    same = {"vocab", "depth", "width", "heads", "positions", "norm_first"}
+    same = {"vocab", "depth", "width", "heads", "positions", "pre_norm"}
     assert all(getattr(child.model, field) == getattr(parent.model, field) for field in same)
     assert dataclasses.replace(child.mesh) == parent.mesh

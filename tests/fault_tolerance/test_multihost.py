@@ -194,7 +194,7 @@ def test_a_reproducible_run_has_one_digest_on_any_processes_and_when_it_moves(
         2,
         "--reproducible",
         8,
-        "--optimizer.rate.warmup",
+        "--optimizer.learning-rate.warmup",
         1,
     ]
     options += ["--data.batch", 64]

@@ -25,7 +25,7 @@ SMALL = [
     "--model.depth=1",
     "--model.width=32",
     "--data.length=32",
-    "--optimizer.rate.warmup=2",
+    "--optimizer.learning-rate.warmup=2",
 ]
 TRAIN = [
     *SMALL,

@@ -310,7 +310,7 @@ def test_the_carry_stays_float32_in_bfloat16() -> None:
     "module", [LANGUAGE, GRIFFIN, dataclasses.replace(GRIFFIN, recurrence="lru")], ids=repr
 )
 def test_logits_see_no_later_token(module: Any) -> None:
-    module = dataclasses.replace(module, shared=False)
+    module = dataclasses.replace(module, tie_embeddings=False)
     p = weights(module, tokens(1, 7))
 
     def logits(rows: Any) -> Any:  # the token at t has row t of the table to itself
@@ -320,12 +320,12 @@ def test_logits_see_no_later_token(module: Any) -> None:
     assert np.array_equal(np.any(jacobian, axis=-1)[:, :7], np.tri(7))
 
 
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("tie_embeddings", [False, True])
 @pytest.mark.parametrize("module", [LANGUAGE, GRIFFIN], ids=["rnn", "griffin"])
-def test_logits_are_hidden_times_unembedding(module: Any, shared: bool) -> None:
-    module = dataclasses.replace(module, shared=shared)
+def test_logits_are_hidden_times_unembedding(module: Any, tie_embeddings: bool) -> None:
+    module = dataclasses.replace(module, tie_embeddings=tie_embeddings)
     p = weights(module, tokens(2, 5))
-    assert ("head" in p) != shared
+    assert ("head" in p) != tie_embeddings
 
     def both(forward: Any) -> Any:
         return forward(tokens(2, 5)), forward.hidden(tokens(2, 5)), forward.unembedding()

@@ -29,7 +29,13 @@ from jaxbig.models.vit import ViT
 
 Array = np.ndarray
 KEY = jax.random.key(0)
-GPT2 = {"norm": "layer", "epsilon": 1e-5, "bias": True, "positions": "learned", "shared": True}
+GPT2 = {
+    "norm": "layer",
+    "epsilon": 1e-5,
+    "bias": True,
+    "positions": "learned",
+    "tie_embeddings": True,
+}
 LLAMA = {"activation": "swiglu", "epsilon": 1e-5}
 SMALL = {"vocab": 11, "depth": 2, "width": 16, "heads": 4}
 DECODERS = {
@@ -37,13 +43,13 @@ DECODERS = {
     "gpt-2": Decoder(**SMALL, **GPT2, max_length=16),
     "llama, grouped": Decoder(**SMALL, **LLAMA, kv_heads=2),
     "relative": Decoder(**SMALL, positions="relative", activation="geglu"),
-    "sinusoidal, windowed": Decoder(**SMALL, positions="sinusoidal", window=3, norm_first=False),
+    "sinusoidal, windowed": Decoder(**SMALL, positions="sinusoidal", window=3, pre_norm=False),
     "no positions": Decoder(**SMALL, positions="none", scale_embedding=True),
 }
 EACH = pytest.mark.parametrize("model", DECODERS.values(), ids=DECODERS)
 BERT = Encoder(**SMALL, types=2, max_length=16)
 TRANSLATOR = EncoderDecoder(**SMALL)
-T5 = EncoderDecoder(**SMALL, positions="relative", norm="rms", norm_first=True, bias=False)
+T5 = EncoderDecoder(**SMALL, positions="relative", norm="rms", pre_norm=True, bias=False)
 
 
 def normal(*shape: int, seed: int = 0) -> Array:
@@ -670,7 +676,7 @@ def sees(model: nn.Module, p: Any, x: Array, **named: Any) -> Array:
 @EACH
 def test_no_position_sees_the_future(model: Decoder) -> None:
     x = np.arange(1, 9)[None].astype(np.int32)
-    model = model.clone(shared=False, depth=1 if model.window else 2)
+    model = model.clone(tie_embeddings=False, depth=1 if model.window else 2)
     seen = sees(model, weights(model, x), x)
     expected = np.tri(8, dtype=bool)
     if model.window:
@@ -684,7 +690,7 @@ def test_no_document_sees_another_and_nothing_sees_padding() -> None:
     same = segments[0][:, None] == segments[0]
     for model, expected in (
         (DECODERS["llama, grouped"], same & np.tri(8, dtype=bool)),
-        (BERT.clone(shared=False), same),
+        (BERT.clone(tie_embeddings=False), same),
     ):
         p = weights(model, x)
         np.testing.assert_array_equal(sees(model, p, x, segments=jnp.array(segments)), expected)
@@ -832,6 +838,6 @@ def test_every_field_has_one_meaning_in_all_transformers() -> None:
         "scan",
         "remat",
         "dtype",
-        "shared",
+        "tie_embeddings",
         "attention_kernel",
     } <= shared

@@ -164,7 +164,7 @@ def on_one_device(name: str) -> tuple[Gradients, Gradients]:
 @functools.cache
 def over(name: str, mesh: Mesh) -> tuple[Gradients, Gradients]:
     """The same from the compiled train step of a run: the momentum after a first step of SGD is the gradient."""
-    optimizer = SGD(rate=Constant(0.1), momentum=0.9)
+    optimizer = SGD(learning_rate=Constant(0.1), momentum=0.9)
     experiment = dataclasses.replace(in_full_precision(name), mesh=mesh, optimizer=optimizer)
     program = make_program(experiment)
     with program.activate():

@@ -30,9 +30,9 @@ class Experts(nn.Module):
     by the softmax of those scores (Jiang et al., 2024, Mixtral, section 2.1). Dropless: every copy is computed.
 
     In training two terms are added to the loss, sums over tokens, so that parts and devices change nothing. Balance:
-    `balance * E / K * sum_e f_e P_e`, f_e the share of a row's copies that expert e gets (times K), P_e its mean
+    `load_balance_loss * E / K * sum_e f_e P_e`, f_e the share of a row's copies that expert e gets (times K), P_e its mean
     probability: Fedus et al. (2021, eq. 4), taken in each row as DeepSeek-AI (2024, V3, eq. 17 to 20) do; it is
-    `balance` where all are even. And `router_z_loss * logsumexp(scores)^2` (Zoph et al., 2022, eq. 5).
+    `load_balance_loss` where all are even. And `router_z_loss * logsumexp(scores)^2` (Zoph et al., 2022, eq. 5).
     """
 
     experts: int
@@ -42,7 +42,7 @@ class Experts(nn.Module):
     gated: bool
     chunks: int = 0
     """Pieces of the hidden width that are computed one at a time; 0: all at once."""
-    balance: float = 0.0
+    load_balance_loss: float = 0.0
     router_z_loss: float = 0.0
     scale: float = 1.0
     """Of the last product's initial values."""
@@ -100,7 +100,9 @@ class Experts(nn.Module):
             jnp.sum(share * mean, axis=1, keepdims=True) * self.experts / self.chosen
         )  # [B, 1], 1 where even
         square = jnp.square(nn.logsumexp(scores, axis=-1)) * real
-        terms = self.balance * jnp.sum(even * count) + self.router_z_loss * jnp.sum(square)
+        terms = self.load_balance_loss * jnp.sum(even * count) + self.router_z_loss * jnp.sum(
+            square
+        )
         self.sow(
             LOSSES, "router", terms, init_fn=lambda: jnp.zeros((), terms.dtype), reduce_fn=jnp.add
         )

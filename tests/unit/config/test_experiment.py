@@ -54,7 +54,7 @@ BASE = Experiment(
     model=ConvNet((Conv(4), Dense(8)), classes=10),
     objective=Classification(classes=10),
     data=Digits(batch=16),
-    optimizer=AdamW(rate=WarmupCosine(peak=1e-3, warmup=5)),
+    optimizer=AdamW(learning_rate=WarmupCosine(peak=1e-3, warmup=5)),
     steps=10,
     evaluate_every=5,
     checkpoint_every=5,
@@ -279,7 +279,7 @@ def test_an_experiment_is_told_with_all_its_numbers() -> None:
         "classes": 10,
         "dtype": "float32",
     }
-    assert told["optimizer"]["rate"] == {
+    assert told["optimizer"]["learning_rate"] == {
         "type": "WarmupCosine",
         "peak": 1e-3,
         "warmup": 5,
@@ -319,10 +319,12 @@ OTHER = {
     "order of layers": changed(model=ConvNet((Dense(8), Conv(4)), classes=10)),
     "objective": changed(objective=NextToken(vocab=10)),
     "a field of the objective": changed(objective=Classification(classes=11)),
-    "optimizer": changed(optimizer=SGD(rate=WarmupCosine(peak=1e-3, warmup=5))),
-    "decay": changed(optimizer=AdamW(rate=WarmupCosine(peak=1e-3, warmup=5), weight_decay=0.02)),
-    "rate": changed(optimizer=AdamW(rate=WarmupCosine(peak=2e-3, warmup=5))),
-    "schedule": changed(optimizer=AdamW(rate=WarmupLinear(peak=1e-3, warmup=5))),
+    "optimizer": changed(optimizer=SGD(learning_rate=WarmupCosine(peak=1e-3, warmup=5))),
+    "decay": changed(
+        optimizer=AdamW(learning_rate=WarmupCosine(peak=1e-3, warmup=5), weight_decay=0.02)
+    ),
+    "rate": changed(optimizer=AdamW(learning_rate=WarmupCosine(peak=2e-3, warmup=5))),
+    "schedule": changed(optimizer=AdamW(learning_rate=WarmupLinear(peak=1e-3, warmup=5))),
 }
 SAME = {
     "mesh": changed(mesh=Mesh(fsdp=2)),
@@ -403,12 +405,12 @@ def test_a_fingerprint_is_a_sha256_of_sorted_json() -> None:
 
 
 def test_a_difference_is_a_line_with_its_path() -> None:
-    optimizer = AdamW(rate=WarmupCosine(peak=2e-3, warmup=5), clip=1.0)
+    optimizer = AdamW(learning_rate=WarmupCosine(peak=2e-3, warmup=5), clip_norm=1.0)
     model = ConvNet((Conv(6), Dense(8)), classes=10)
     assert diff(to_json(BASE), to_json(changed(seed=1, optimizer=optimizer, model=model))) == [
         "model.layers.0.channels: 4 -> 6",
-        "optimizer.rate.peak: 0.001 -> 0.002",
-        "optimizer.clip: null -> 1.0",
+        "optimizer.learning_rate.peak: 0.001 -> 0.002",
+        "optimizer.clip_norm: null -> 1.0",
         "seed: 0 -> 1",
     ]
 
@@ -418,7 +420,7 @@ def test_no_difference_is_no_line() -> None:
 
 
 def test_another_type_is_told_with_what_it_brings() -> None:
-    lines = diff(to_json(BASE.optimizer), to_json(SGD(rate=Constant(1e-3))), "optimizer")
+    lines = diff(to_json(BASE.optimizer), to_json(SGD(learning_rate=Constant(1e-3))), "optimizer")
     assert {
         "optimizer.type: AdamW -> SGD",
         "optimizer.momentum: null -> 0.9",
@@ -468,14 +470,16 @@ BAD = {
     "model.width 0": changed(model=RNN(width=0, classes=3)),
     "model.layers 0": changed(model=RNN(width=4, classes=3, layers=0)),
     **{option: changed(model=ConvNet((layer,), classes=3)) for option, layer in CONV_NET.items()},
-    "optimizer.rate.peak -0.1": changed(optimizer=SGD(rate=Constant(-0.1))),
-    "optimizer.rate.peak nan": changed(optimizer=SGD(rate=Constant(math.nan))),
-    "optimizer.rate.warmup -3": changed(optimizer=SGD(rate=WarmupLinear(0.1, warmup=-3))),
-    "optimizer.momentum 1.0": changed(optimizer=SGD(rate=RATE, momentum=1.0)),
-    "optimizer.clip -1.0": changed(optimizer=SGD(rate=RATE, clip=-1.0)),
-    "optimizer.l1 -0.1": changed(optimizer=SGD(rate=RATE, l1=-0.1)),
-    "optimizer.b2 1.0": changed(optimizer=AdamW(rate=RATE, b2=1.0)),
-    "optimizer.weight-decay -0.1": changed(optimizer=AdamW(rate=RATE, weight_decay=-0.1)),
+    "optimizer.learning-rate.peak -0.1": changed(optimizer=SGD(learning_rate=Constant(-0.1))),
+    "optimizer.learning-rate.peak nan": changed(optimizer=SGD(learning_rate=Constant(math.nan))),
+    "optimizer.learning-rate.warmup -3": changed(
+        optimizer=SGD(learning_rate=WarmupLinear(0.1, warmup=-3))
+    ),
+    "optimizer.momentum 1.0": changed(optimizer=SGD(learning_rate=RATE, momentum=1.0)),
+    "optimizer.clip-norm -1.0": changed(optimizer=SGD(learning_rate=RATE, clip_norm=-1.0)),
+    "optimizer.l1 -0.1": changed(optimizer=SGD(learning_rate=RATE, l1=-0.1)),
+    "optimizer.b2 1.0": changed(optimizer=AdamW(learning_rate=RATE, b2=1.0)),
+    "optimizer.weight-decay -0.1": changed(optimizer=AdamW(learning_rate=RATE, weight_decay=-0.1)),
 }
 IMAGES = Images(records=MadeUp(images=("image",)), batch=2, size=8, classes=2)
 AUGMENT = {

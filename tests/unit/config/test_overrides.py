@@ -23,9 +23,9 @@ def train(name: str, *options: str) -> Train:
 @pytest.mark.parametrize(
     ("option", "near"),
     [
-        ("--learning-rate", "--optimizer.rate.peak"),
-        ("--learning_rate", "--optimizer.rate.peak"),
-        ("--lr", "--optimizer.rate.peak"),
+        ("--learning-rate", "--optimizer.learning-rate.peak"),
+        ("--learning_rate", "--optimizer.learning-rate.peak"),
+        ("--lr", "--optimizer.learning-rate.peak"),
         ("--batch-size", "--data.batch"),
         ("--epochs", "--steps"),
         ("--max-steps", "--steps"),

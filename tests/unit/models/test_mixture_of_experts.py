@@ -123,7 +123,7 @@ def added(model: Experts, params: Any, x: jax.Array, segments: Any = None) -> fl
 
 
 def test_the_balance_is_1_a_token_where_even_and_more_where_not() -> None:
-    model, params, x = made(balance=1.0, chosen=1)
+    model, params, x = made(load_balance_loss=1.0, chosen=1)
     even = {**params, "router_kernel": jnp.eye(8, 4) * 1e-6}
     x = jnp.eye(8)[jnp.arange(24) % 4][None].repeat(2, 0)  # a quarter of the tokens to each
     assert added(model, even, x) == pytest.approx(48, rel=1e-4)
@@ -135,7 +135,7 @@ def test_the_balance_is_1_a_token_where_even_and_more_where_not() -> None:
 
 
 def test_the_added_terms_are_computed_by_hand_and_leave_padding_out() -> None:
-    model, params, x = made(balance=0.5, router_z_loss=0.25)
+    model, params, x = made(load_balance_loss=0.5, router_z_loss=0.25)
     segments = jnp.array([[1] * 24, [1] * 10 + [0] * 14])
     expected = 0.0
     for row, count in enumerate([24, 10]):
@@ -148,7 +148,7 @@ def test_the_added_terms_are_computed_by_hand_and_leave_padding_out() -> None:
 
 
 def test_nothing_is_added_in_an_evaluation_or_kept_in_the_state() -> None:
-    model, params, x = made(balance=1.0)
+    model, params, x = made(load_balance_loss=1.0)
     assert isinstance(model.apply({"params": params}, x), jax.Array)
     assert set(model.init(jax.random.key(0), x)) == {"params"}
 

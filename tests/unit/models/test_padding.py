@@ -86,7 +86,7 @@ def sentences() -> Batch:
 
 
 SHORT: dict[str, Any] = {"vocab": VOCAB, "depth": 1, "width": 8, "heads": 2, "mlp_width": 8}
-MIXED = {**SHORT, "experts": 4, "router_z_loss": 0.5, "balance": 0.7}
+MIXED = {**SHORT, "experts": 4, "router_z_loss": 0.5, "load_balance_loss": 0.7}
 TOKENS = ("inputs", "targets", "mask")
 NEXT, FOUR = NextToken(vocab=VOCAB, z_loss=0.1), Classification(classes=4)
 PAIR = Seq2Seq(vocab=VOCAB, start=1, end=2, smoothing=0.1)
@@ -126,7 +126,16 @@ CASES: dict[str, Case] = {
     ),
     "batch statistics, pixels": Case(Pixels(), FOUR, images(**PIXELS)),
     "image experts": Case(
-        ViT(classes=4, patch=4, depth=1, width=8, heads=2, experts=4, balance=0.7, mlp_width=8),
+        ViT(
+            classes=4,
+            patch=4,
+            depth=1,
+            width=8,
+            heads=2,
+            experts=4,
+            load_balance_loss=0.7,
+            mlp_width=8,
+        ),
         FOUR,
         images(),
     ),
@@ -248,7 +257,7 @@ def test_padding_counts_in_no_loss_gradient_metric_or_statistic(name: str) -> No
 def left_out(**changes: Any) -> Experiment:
     """A perceptron whose data may leave records out."""
     data = Columns(records=MadeUp(texts=()), batch=8, shape=(2,), classes=2, skip_bad_records=1)
-    adam = AdamW(rate=Constant(1e-2), weight_decay=0.1)
+    adam = AdamW(learning_rate=Constant(1e-2), weight_decay=0.1)
     model, objective = MLP(widths=(4,), outputs=2), Classification(classes=2)
     parts: Any = {
         "model": model,

@@ -59,23 +59,23 @@ def mask(params: Any) -> Any:
 
 
 RIVALS: dict[str, tuple[Optimizer, Callable[..., optax.GradientTransformation]]] = {
-    "plain": (SGD(rate=RATE, momentum=0.0), optax.sgd),
-    "momentum": (SGD(rate=RATE), lambda rate: optax.sgd(rate, 0.9)),
+    "plain": (SGD(learning_rate=RATE, momentum=0.0), optax.sgd),
+    "momentum": (SGD(learning_rate=RATE), lambda rate: optax.sgd(rate, 0.9)),
     "nesterov": (
-        SGD(rate=RATE, momentum=0.8, nesterov=True),
+        SGD(learning_rate=RATE, momentum=0.8, nesterov=True),
         lambda rate: optax.sgd(rate, 0.8, nesterov=True),
     ),
-    "adam": (Adam(rate=RATE), optax.adam),
+    "adam": (Adam(learning_rate=RATE), optax.adam),
     "adam, other numbers": (
-        Adam(rate=RATE, b1=0.8, b2=0.95, epsilon=1e-3),
+        Adam(learning_rate=RATE, b1=0.8, b2=0.95, epsilon=1e-3),
         lambda rate: optax.adam(rate, 0.8, 0.95, 1e-3),
     ),
     "adamw": (
-        AdamW(rate=RATE, weight_decay=0.3),
+        AdamW(learning_rate=RATE, weight_decay=0.3),
         lambda rate: optax.adamw(rate, weight_decay=0.3, mask=mask),
     ),
     "clipped adamw": (
-        AdamW(rate=RATE, clip=0.5),
+        AdamW(learning_rate=RATE, clip_norm=0.5),
         lambda rate: optax.chain(
             optax.clip_by_global_norm(0.5), optax.adamw(rate, weight_decay=0.01, mask=mask)
         ),
@@ -101,7 +101,7 @@ def test_adamw_is_the_algorithm_of_the_paper() -> None:
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
         direction = m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
         theta = theta - 0.05 * (direction + 0.2 * theta)
-    ours = run(AdamW(rate=Constant(0.05), weight_decay=0.2).build(20))
+    ours = run(AdamW(learning_rate=Constant(0.05), weight_decay=0.2).build(20))
     np.testing.assert_allclose(ours["embedding"], theta, rtol=1e-5)
 
 
@@ -109,7 +109,7 @@ def test_adamw_is_the_algorithm_of_the_paper() -> None:
 def test_a_gradient_is_clipped_to_its_global_norm(clip: float | None, scale: float) -> None:
     gradient = jax.tree.map(np.zeros_like, PARAMS)
     gradient["embedding"], gradient["lstm_0"]["bias"] = float32([[3, 4]]), float32([12])  # norm 13
-    update = first_update(SGD(rate=Constant(0.5), momentum=0.0, clip=clip), gradient)
+    update = first_update(SGD(learning_rate=Constant(0.5), momentum=0.0, clip_norm=clip), gradient)
     np.testing.assert_allclose(update["embedding"], [[-1.5 * scale, -2 * scale]], rtol=1e-6)
     np.testing.assert_allclose(update["lstm_0"]["bias"], [-6 * scale], rtol=1e-6)
 
@@ -129,7 +129,8 @@ def test_l1_and_l2_are_the_gradient_of_their_penalty(
         )
 
     update = first_update(
-        SGD(rate=Constant(1.0), momentum=0.0, l1=l1, l2=l2, clip=clip), jax.grad(loss)(PARAMS)
+        SGD(learning_rate=Constant(1.0), momentum=0.0, l1=l1, l2=l2, clip_norm=clip),
+        jax.grad(loss)(PARAMS),
     )
     gradient = jax.grad(penalized)(PARAMS)
     norm = np.sqrt(sum(np.sum(g**2) for g in leaves(gradient).values()))
@@ -144,7 +145,10 @@ def test_l1_and_l2_are_the_gradient_of_their_penalty(
 
 
 def test_l1_leaves_a_weight_at_zero_where_it_is() -> None:
-    optimizer, zeros = SGD(rate=Constant(1.0), l1=0.3).build(10), {"kernel": jnp.zeros((2, 2))}
+    optimizer, zeros = (
+        SGD(learning_rate=Constant(1.0), l1=0.3).build(10),
+        {"kernel": jnp.zeros((2, 2))},
+    )
     updates, _ = optimizer.update(zeros, optimizer.init(zeros), zeros)
     assert not any(np.any(update) for update in leaves(updates).values())
 
@@ -161,7 +165,7 @@ def test_l1_leaves_a_weight_at_zero_where_it_is() -> None:
 def test_weight_decay_shrinks_the_paths_that_match_and_no_other(
     pattern: str, decayed: set[str]
 ) -> None:
-    optimizer = AdamW(rate=Constant(0.1), weight_decay=0.5, decayed=pattern)
+    optimizer = AdamW(learning_rate=Constant(0.1), weight_decay=0.5, decayed=pattern)
     update = leaves(first_update(optimizer, jax.tree.map(np.zeros_like, PARAMS)))
     for path, weight in leaves(PARAMS).items():
         np.testing.assert_allclose(
@@ -189,13 +193,13 @@ def test_every_matrix_of_every_experiment_is_decayed_and_no_bias_or_scale(name: 
 @pytest.mark.parametrize("optimizer", [SGD, Adam, AdamW])
 def test_a_pattern_that_is_none_is_refused_by_name(optimizer: Any, pattern: str) -> None:
     with pytest.raises(Refused) as refused:
-        optimizer(rate=Constant(0.1), decayed=pattern).build(10)
+        optimizer(learning_rate=Constant(0.1), decayed=pattern).build(10)
     assert "--optimizer.decayed" in str(refused.value) and repr(pattern) in str(refused.value)
 
 
 def test_a_pattern_that_matches_no_parameter_is_refused_by_name() -> None:
     with pytest.raises(Refused, match="'kernal' matches no parameter"):
-        AdamW(rate=Constant(0.1), decayed="kernal").build(10).init(PARAMS)
+        AdamW(learning_rate=Constant(0.1), decayed="kernal").build(10).init(PARAMS)
 
 
 COSINE, LINEAR = (

@@ -142,7 +142,7 @@ def test_the_parameters_are_the_rounded_masters_and_these_as_if_updated_by_hand(
 ) -> None:
     """A second implementation: SGD with the gradient of the rounded parameters, added to float32 numbers."""
     experiment = dataclasses.replace(
-        convnet(parameters=parameters), optimizer=SGD(rate=Constant(0.1), momentum=0.0)
+        convnet(parameters=parameters), optimizer=SGD(learning_rate=Constant(0.1), momentum=0.0)
     )
     _, state, _ = stepped(experiment, 3)
     plain = make_program(dataclasses.replace(experiment, precision=Precision()), jax.devices()[:1])

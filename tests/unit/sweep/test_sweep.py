@@ -34,7 +34,7 @@ def test_a_grid_is_all_with_all() -> None:
 
 def test_draws_are_fixed_by_their_seed_and_lie_in_their_ranges() -> None:
     axes = [
-        "optimizer.rate.peak=log:1e-4:1e-2",
+        "optimizer.learning_rate.peak=log:1e-4:1e-2",
         "model.depth=int:1:3",
         "model.norm=layer,rms",
         "x=uniform:-1:1",
@@ -42,7 +42,7 @@ def test_draws_are_fixed_by_their_seed_and_lie_in_their_ranges() -> None:
     found = settings(axes, 200, 0, None, "a")
     assert found == settings(axes, 200, 0, None, "a") != settings(axes, 200, 1, None, "a")
     assert found[:50] == settings(axes, 50, 0, None, "a")
-    peaks = [each["optimizer.rate.peak"] for each in found]
+    peaks = [each["optimizer.learning_rate.peak"] for each in found]
     assert (
         all(1e-4 <= peak <= 1e-2 for peak in peaks)
         and 80 < sum(peak < 1e-3 for peak in peaks) < 120
@@ -54,14 +54,14 @@ def test_draws_are_fixed_by_their_seed_and_lie_in_their_ranges() -> None:
 
 def test_a_setting_is_written_as_options() -> None:
     setting = {
-        "optimizer.rate.peak": 1e-3,
+        "optimizer.learning_rate.peak": 1e-3,
         "model.use_bias": False,
         "a": True,
         "stages": [1, 2],
         "b": None,
         "c": "x; y",
     }
-    assert options(setting) == ["--optimizer.rate.peak=0.001", "--model.no-use-bias", "--a", "--stages", "1", "2",
+    assert options(setting) == ["--optimizer.learning_rate.peak=0.001", "--model.no-use-bias", "--a", "--stages", "1", "2",
                                 "--b=None", "--c=x; y"]  # fmt: skip
 
 
@@ -123,7 +123,7 @@ def finished(runs: Sweep, number: int, value: float) -> None:
 
 
 def test_a_sweep_keeps_numbers_is_extended_and_ranks_the_best_first(tmp_path: Path) -> None:
-    asked = [{"seed": 0}, {"seed": 1, "optimizer.rate.peak": 1e-4}, {"seed": 0}]
+    asked = [{"seed": 0}, {"seed": 1, "optimizer.learning_rate.peak": 1e-4}, {"seed": 0}]
     runs = Sweep(tmp_path / "sweep", "digits_convnet", SHORT, asked)
     assert runs.waiting() == [0, 1]
     finished(runs, 1, 0.5)
@@ -131,7 +131,7 @@ def test_a_sweep_keeps_numbers_is_extended_and_ranks_the_best_first(tmp_path: Pa
         tmp_path / "sweep",
         "digits_convnet",
         SHORT,
-        [{"seed": 9, "optimizer.rate.peak": 1e-2}, *asked],
+        [{"seed": 9, "optimizer.learning_rate.peak": 1e-2}, *asked],
     )
     assert [run["setting"]["seed"] for run in runs.result()["runs"]] == [
         0,
@@ -232,7 +232,7 @@ def test_a_run_whose_summary_is_damaged_is_not_done(content: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("there", [(), ("runs",), ("runs", "runs/digits_convnet-sweep")])
-@pytest.mark.parametrize("bad", ["optimizer.rate.paek=1", "seed=-1", "steps=x"])
+@pytest.mark.parametrize("bad", ["optimizer.learning_rate.paek=1", "seed=-1", "steps=x"])
 def test_a_sweep_that_is_refused_leaves_nothing_behind(
     bad: str, there: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,7 +251,7 @@ def test_a_sweep_that_is_refused_leaves_nothing_behind(
 
 @pytest.mark.slow
 def test_a_setting_that_cannot_be_is_refused_before_any_run(tmp_path: Path, jaxbig: Any) -> None:
-    for bad in ("optimizer.rate.paek=1", "seed=-1", "steps=x"):
+    for bad in ("optimizer.learning_rate.paek=1", "seed=-1", "steps=x"):
         done = jaxbig("sweep", "digits_convnet", "--set", "seed=0", bad)
         assert done.returncode == 2 and done.stdout == "", done.stderr
     assert not list(tmp_path.glob("runs/*/0*"))
@@ -278,7 +278,7 @@ def test_a_sweep_that_is_interrupted_goes_on_and_ends_with_a_ranking(
         *SHORT,
         "--steps=300",
         "--set",
-        "optimizer.rate.peak=1e-3,1e-5",
+        "optimizer.learning_rate.peak=1e-3,1e-5",
         "--at-once=2",
     ]
     environment = {**os.environ, **HASTY, "JAX_NUM_CPU_DEVICES": "1"}

@@ -99,7 +99,7 @@ def test_rows_of_a_length_of_their_own_are_not_cut(
     )
     model = RNN(vocab=50, embedding=4, width=8, layers=1, classes=3)
     every = {"steps": 9, "evaluate_every": 9, "checkpoint_every": 9}
-    objective, optimizer = Classification(classes=3), Adam(rate=Constant(1e-3))
+    objective, optimizer = Classification(classes=3), Adam(learning_rate=Constant(1e-3))
     small = smoke(
         Experiment(model=model, objective=objective, data=data, optimizer=optimizer, **every)
     )

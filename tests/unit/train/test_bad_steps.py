@@ -194,8 +194,8 @@ def test_so_many_bad_steps_in_a_row_end_the_run(policy: str, tmp_path: Path) -> 
 
 def test_an_update_that_leaves_the_finite_numbers_is_not_saved(tmp_path: Path) -> None:
     good = tiny(steps=5)
-    rate = dataclasses.replace(good.optimizer.rate, peak=3e38, warmup=1)  # type: ignore[call-arg]
-    optimizer = dataclasses.replace(good.optimizer, rate=rate)
+    rate = dataclasses.replace(good.optimizer.learning_rate, peak=3e38, warmup=1)  # type: ignore[call-arg]
+    optimizer = dataclasses.replace(good.optimizer, learning_rate=rate)
     with pytest.raises(Failed, match=r"^step \d: .*not finite"):
         fit(dataclasses.replace(good, optimizer=optimizer, checkpoint_every=1), tmp_path, Screen())
     for step in saved(tmp_path):

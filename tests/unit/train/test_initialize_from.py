@@ -45,7 +45,7 @@ def digits(hidden: tuple[int, ...] = (16,), **changes: Any) -> Experiment:
 def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run whose best checkpoint is not its last: its rate is far too high at the end."""
     folder = tmp_path_factory.mktemp("parent") / "run"
-    fit(digits(optimizer=SGD(rate=Constant(0.5))), folder, Screen())
+    fit(digits(optimizer=SGD(learning_rate=Constant(0.5))), folder, Screen())
     return folder
 
 
@@ -64,7 +64,7 @@ def parameters(folder: Path, step: int) -> dict[str, np.ndarray]:
 
 def begun(folder: Path, source: InitializeFrom, **changes: Any) -> dict[str, np.ndarray]:
     """What the parameters are after one step that changes nothing."""
-    still = SGD(rate=Constant(0.0), momentum=0.0)
+    still = SGD(learning_rate=Constant(0.0), momentum=0.0)
     experiment = digits(**({"optimizer": still, "steps": 1, "initialize_from": source} | changes))
     fit(experiment, folder, Screen())
     return parameters(folder, 1)
@@ -89,7 +89,7 @@ def test_what_fits_is_loaded_and_each_other_leaf_is_told_of(
         source = InitializeFrom(run=str(parent), pattern="kernel|head")
         screen = Screen()
         logging.getLogger("jaxbig").addHandler(caplog.handler)
-        still = SGD(rate=Constant(0.0), momentum=0.0)
+        still = SGD(learning_rate=Constant(0.0), momentum=0.0)
         fit(
             digits(model=wider, steps=1, optimizer=still, initialize_from=source),
             tmp_path / "run",
@@ -200,7 +200,7 @@ def test_weights_alone_are_loaded_each_device_s_share_of_them(
     """AdamW's moments are not even read, and nothing is whole on a device that has a part of it."""
     split = Mesh(data=1, fsdp=8)
     folder = Path(shutil.copytree(parent, tmp_path / "run"))
-    experiment = digits(mesh=split, optimizer=SGD(rate=Constant(0.5)))
+    experiment = digits(mesh=split, optimizer=SGD(learning_rate=Constant(0.5)))
     loads = Loads(monkeypatch)
     if way == "evaluate":
         found = evaluate_run(experiment, folder)
@@ -209,7 +209,7 @@ def test_weights_alone_are_loaded_each_device_s_share_of_them(
     else:
         source = InitializeFrom(run=str(parent) if way == "initialize" else "")
         experiment = digits(
-            mesh=split, optimizer=AdamW(rate=Constant(0.1)), initialize_from=source, seed=1
+            mesh=split, optimizer=AdamW(learning_rate=Constant(0.1)), initialize_from=source, seed=1
         )
         begun = folder if way == "fork" else tmp_path / "begun"
         begun.mkdir(exist_ok=True)
@@ -234,9 +234,9 @@ def evaluated(folder: Path, step: int) -> dict[str, float]:
 
 
 def test_an_evaluation_of_what_was_saved_has_the_bits_of_the_run_s_own(parent: Path) -> None:
-    assert evaluate_run(digits(optimizer=SGD(rate=Constant(0.5))), parent)["metrics"] == evaluated(
-        parent, 12
-    )
+    assert evaluate_run(digits(optimizer=SGD(learning_rate=Constant(0.5))), parent)[
+        "metrics"
+    ] == evaluated(parent, 12)
 
 
 def test_parameters_and_batch_statistics_come_back_as_a_model_takes_them(tmp_path: Path) -> None:
@@ -286,7 +286,7 @@ def test_parameters_that_are_frozen_but_were_never_loaded_are_refused(
     if fork and pattern != ".*":
         pytest.skip("a fork takes all that fits")
     source = InitializeFrom() if fork else InitializeFrom(run=str(parent), pattern=pattern)
-    optimizer = SGD(rate=Constant(0.5), frozen=frozen)
+    optimizer = SGD(learning_rate=Constant(0.5), frozen=frozen)
     experiment = digits(
         model=ConvNet(layers=model, classes=10), optimizer=optimizer, initialize_from=source, seed=1
     )
@@ -321,7 +321,7 @@ def updates(optimizer: Any) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("kind", [SGD, AdamW])
 def test_frozen_parameters_stay_and_have_no_moments(kind: Any) -> None:
-    optimizer = kind(rate=Constant(0.1), frozen="^trunk", clip=100.0)
+    optimizer = kind(learning_rate=Constant(0.1), frozen="^trunk", clip_norm=100.0)
     found, free = updates(optimizer), updates(dataclasses.replace(optimizer, frozen=None))
     assert not found["trunk/kernel"].any()  # not even decayed
     np.testing.assert_array_equal(found["head/kernel"], free["head/kernel"])
@@ -332,15 +332,17 @@ def test_frozen_parameters_stay_and_have_no_moments(kind: Any) -> None:
 
 
 def test_clipping_does_not_count_what_is_frozen() -> None:
-    found = updates(SGD(rate=Constant(1.0), momentum=0.0, frozen="^trunk", clip=1.0))
+    found = updates(SGD(learning_rate=Constant(1.0), momentum=0.0, frozen="^trunk", clip_norm=1.0))
     np.testing.assert_allclose(np.linalg.norm(found["head/kernel"]), 1.0, rtol=1e-6)
 
 
 def test_a_rate_factor_is_of_the_whole_update() -> None:
-    plain = updates(AdamW(rate=Constant(0.1), weight_decay=0.5))
+    plain = updates(AdamW(learning_rate=Constant(0.1), weight_decay=0.5))
     found = updates(
         AdamW(
-            rate=Constant(0.1), weight_decay=0.5, rate_factors=(("^trunk", 0.25), ("kernel$", 2.0))
+            learning_rate=Constant(0.1),
+            weight_decay=0.5,
+            rate_factors=(("^trunk", 0.25), ("kernel$", 2.0)),
         )
     )
     np.testing.assert_allclose(found["trunk/kernel"], 0.5 * plain["trunk/kernel"], rtol=1e-6)
@@ -360,7 +362,7 @@ def test_a_rate_factor_is_of_the_whole_update() -> None:
 )
 def test_patterns_that_choose_nothing_are_refused(fields: Any, words: list[str]) -> None:
     with pytest.raises(Refused) as refused:
-        updates(SGD(rate=Constant(0.1), **fields))
+        updates(SGD(learning_rate=Constant(0.1), **fields))
     assert all(word in str(refused.value) for word in words)
 
 
@@ -368,7 +370,7 @@ def test_a_frozen_trunk_under_a_new_head_is_trained_end_to_end(
     parent: Path, tmp_path: Path
 ) -> None:
     source = InitializeFrom(run=str(parent))
-    optimizer = AdamW(rate=Constant(1e-2), frozen="^layers")
+    optimizer = AdamW(learning_rate=Constant(1e-2), frozen="^layers")
     fit(digits(initialize_from=source, optimizer=optimizer), tmp_path / "run", Screen())
     first, last = begun(tmp_path / "begun", source), parameters(tmp_path / "run", 12)
     for path, leaf in first.items():

@@ -463,8 +463,8 @@ def test_a_broken_last_checkpoint_is_made_again_from_the_one_before(
             ["seed: 0 -> 1", "model.type: ConvNet -> RNN"],
         ),
         (
-            {"optimizer": AdamW(rate=Constant(1e-3))},
-            ["optimizer.rate.type: WarmupCosine -> Constant"],
+            {"optimizer": AdamW(learning_rate=Constant(1e-3))},
+            ["optimizer.learning_rate.type: WarmupCosine -> Constant"],
         ),
     ],
     ids=lambda value: str(value)[:40],
@@ -541,7 +541,9 @@ def test_a_folder_that_another_live_run_holds_is_refused(tmp_path: Path) -> None
 
 def still(**changes: Any) -> Experiment:
     """One step at a rate of zero: what comes out are the weights that went in."""
-    return tiny(**{"optimizer": AdamW(rate=Constant(0.0), weight_decay=0.1), "steps": 1, **changes})
+    return tiny(
+        **{"optimizer": AdamW(learning_rate=Constant(0.0), weight_decay=0.1), "steps": 1, **changes}
+    )
 
 
 def test_a_fork_begins_from_the_weights_and_keeps_the_old_run_whole(
@@ -657,7 +659,7 @@ def test_the_best_of_a_summary_is_a_checkpoint_that_is_kept(
 def test_a_run_whose_run_json_is_lost_is_resumed_when_asked(tmp_path: Path, screen: Screen) -> None:
     """A power loss leaves an empty run.json beside whole checkpoints, which are not lost with it."""
     run, every = tmp_path / "run", {"evaluate_every": 4, "checkpoint_every": 4, "keep_last": 1}
-    experiment = tiny(steps=12, optimizer=AdamW(rate=Constant(1e-3)), **every)
+    experiment = tiny(steps=12, optimizer=AdamW(learning_rate=Constant(1e-3)), **every)
     half = fit(dataclasses.replace(experiment, steps=8), run, screen)
     assert half["best"]["step"] in Checkpoints(run / "checkpoints").steps()
     for content in ("", None):
