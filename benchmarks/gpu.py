@@ -473,7 +473,7 @@ def one_case(case: str, small: bool) -> list[Line]:
     from jaxbig.config.overrides import Overridden, parse
     from jaxbig.cost.flops import model_flops
     from jaxbig.cost.memory import available_bytes, peak_bytes
-    from jaxbig.distributed.sharding import put
+    from jaxbig.distributed.sharding import device_put_batch
     from jaxbig.program.program import make_program
     from jaxbig.tools.shrink import random_batch
     from jaxbig.train.step_reporter import rates
@@ -494,7 +494,7 @@ def one_case(case: str, small: bool) -> list[Line]:
         init, rows = program.init.trace().lower().compile(), random_batch(experiment)  # type: ignore[attr-defined]
         print("compiled", file=sys.stderr, flush=True)
         sys.stdin.readline()  # until it is this process's turn
-        batch = put(rows, program.mesh)
+        batch = device_put_batch(rows, program.mesh)
         state = init()
         jax.block_until_ready(state)
         seconds: list[float] = []

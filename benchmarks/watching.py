@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from jaxbig.config.discover import load
 from jaxbig.data.pipeline.sampler import train_batch
-from jaxbig.distributed.sharding import put
+from jaxbig.distributed.sharding import device_put_batch
 from jaxbig.distributed.watchdog import Watchdog
 from jaxbig.program import program as room
 from jaxbig.program.program import make_program
@@ -63,7 +63,7 @@ def stepper(name: str, watched: bool) -> Callable[[], float]:
     experiment.data.prepare()
     program = make_program(experiment)
     with program.activate():
-        batch = put(
+        batch = device_put_batch(
             train_batch(experiment.data.source("train"), 0, 0, experiment.data.batch), program.mesh
         )
         train_step = program.train_step.trace(program.abstract, program.batch).lower().compile()

@@ -1,12 +1,12 @@
 """The console script. It answers signals first: what the command line imports takes seconds to load."""
 
-from jaxbig.system.signals import ctrl_c_leaves, exit_when_asked
+from jaxbig.system.signals import exit_on_ctrl_c, exit_on_stop_signals
 
 
 def main() -> None:
     """Carries out the command line and exits with its code."""
-    with ctrl_c_leaves():
-        exit_when_asked()
+    with exit_on_ctrl_c():
+        exit_on_stop_signals()
         from jaxbig.cli import main
 
     main.main()

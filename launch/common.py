@@ -18,7 +18,7 @@ import yaml
 
 from jaxbig.config.overrides import parse, resolve
 from jaxbig.errors import Failed, Refused
-from jaxbig.system.standard_streams import make_lasting
+from jaxbig.system.standard_streams import install_pipe_safe_streams
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 NAME = r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?"
@@ -137,7 +137,7 @@ def at_least(option: str, value: int, least: int = 1) -> None:
 
 def main(launcher: type[Launcher], module: str, arguments: Sequence[str] | None = None) -> int:
     """Carries out the command line of a launcher: its own options, then `--`, then those of `jaxbig train`."""
-    make_lasting()
+    install_pipe_safe_streams()
     try:
         return _main(launcher, module, sys.argv[1:] if arguments is None else arguments)
     except (Refused, Failed) as error:

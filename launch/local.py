@@ -19,7 +19,7 @@ import time
 from typing import IO
 
 from jaxbig.errors import PEER_LOST, Refused
-from jaxbig.system.process_group import Process, asked_to_stop, gpus, kill, spawn, tell
+from jaxbig.system.process_group import Process, collect_stop_signals, gpus, kill, spawn, terminate
 from launch.common import Launcher, at_least, main
 
 GRACE = 10.0
@@ -79,7 +79,7 @@ class Local(Launcher):
         return "\n".join(lines)
 
     def start(self) -> int:
-        with asked_to_stop() as asked:
+        with collect_stop_signals() as asked:
             pipes = subprocess.PIPE, subprocess.PIPE
             processes = [
                 spawn(command, environment, *pipes) for environment, command in self.commands()
@@ -159,7 +159,7 @@ def wait(watched: list[Watched], asked: list[int]) -> None:
         now, processes = time.monotonic(), [each.process for each in watched]
         if len(asked) > told:
             told = len(asked)
-            (tell if told == 1 else kill)(processes)
+            (terminate if told == 1 else kill)(processes)
         for each in watched:
             if each.process.poll() is not None and not each.ended_at:
                 each.ended_at = now

@@ -29,7 +29,7 @@ from orbax.checkpoint import v1 as ocp
 
 from jaxbig.arrays.tree import apart_on_host, leaves
 from jaxbig.checkpoint.digest import PIECE, digests
-from jaxbig.distributed.multihost import first, gather, leading
+from jaxbig.distributed.multihost import gather, is_process_zero, on_process_zero
 from jaxbig.distributed.watchdog import RESTORES
 from jaxbig.errors import Failed, Refused
 from jaxbig.system.disk import replace, sync
@@ -113,14 +113,14 @@ class Checkpoints:
                 if re.match(r"(saving|removing)-\d+", entry.name):
                     entry.unlink() if entry.is_symlink() else shutil.rmtree(entry)
 
-        first(remove)
+        on_process_zero(remove)
 
     # -- saving
 
     def save(self, step: int, state: Any, metrics: dict[str, float]) -> str:
         """Begins to save in the background, once the save before is done; gives `state_sha256`."""
         self.wait()
-        first(
+        on_process_zero(
             lambda: None
         )  # whose save before takes longest: the others wait for it here, not over the devices
         each, whole = digests(state, lambda: self.tell("saves"))
@@ -177,10 +177,10 @@ class Checkpoints:
             _write_manifest(self.path(step), {**self.manifest(step), "metrics": metrics})
             self._retire()
 
-        first(write)
+        on_process_zero(write)
 
     def _failed(self, step: int, error: Exception) -> Failed:
-        for left in self.folder.glob(f"saving-{step}*") if leading() else ():
+        for left in self.folder.glob(f"saving-{step}*") if is_process_zero() else ():
             shutil.rmtree(left, ignore_errors=True)  # gives its room back
         return Failed(
             f"saving step {step} to {self.path(step)} failed: {_one_line(error)}; what was saved before it is "
@@ -189,7 +189,7 @@ class Checkpoints:
 
     def _commit(self, response: Any, temporary: Path, manifest: dict[str, Any]) -> None:
         response.result()
-        if not leading():
+        if not is_process_zero():
             return
         files = sorted(file for file in temporary.rglob("*") if file.is_file())
         manifest["files"] = {}
@@ -246,7 +246,7 @@ class Checkpoints:
 
         Says aloud which newer ones are broken and how. `Failed` if all are; `Refused` if shapes differ.
         """
-        steps = [step for step in first(self.steps)[::-1] if step <= most]
+        steps = [step for step in on_process_zero(self.steps)[::-1] if step <= most]
         return self._first_whole(lambda step: self._load(step, abstract, fit, only), steps)
 
     def restore_parameters(self, best: bool = False) -> Restored | None:
@@ -275,7 +275,7 @@ class Checkpoints:
             state = self._read(step, unflatten_dict(choose(noted["shapes"]), sep="/"), partial=True)
             return Restored(step, leaves(state), noted["state_sha256"])
 
-        ranked, steps = first(lambda: [self._ranked()[0] if best else [], self.steps()])
+        ranked, steps = on_process_zero(lambda: [self._ranked()[0] if best else [], self.steps()])
         return self._first_whole(
             load, [*ranked, *(step for step in reversed(steps) if step not in ranked)]
         )
@@ -296,7 +296,7 @@ class Checkpoints:
                     self.path(step).rename(target)
                     log.warning("moved %s to %s", self.path(step), target)
 
-        first(move)
+        on_process_zero(move)
 
     def manifest(self, step: int) -> dict[str, Any]:
         """What was noted of a checkpoint when it was saved; `Broken` if that cannot be trusted."""
@@ -355,7 +355,7 @@ class Checkpoints:
                 return {}, str(broken)
             return manifest, ""
 
-        manifest, problem = first(look)
+        manifest, problem = on_process_zero(look)
         if problem:
             raise Broken(problem)
         return manifest

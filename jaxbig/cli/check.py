@@ -3,7 +3,7 @@
 import dataclasses
 
 from jaxbig.cli.command import DONE, FAILED, OfExperiment, rows
-from jaxbig.distributed.mesh import in_words
+from jaxbig.distributed.mesh import format_mesh
 from jaxbig.tools.check_sharding import check, use_cpu
 
 
@@ -22,7 +22,7 @@ class Check(OfExperiment):
         shown = {key: value for key, value in result.items() if key != "errors"}
         told = {
             **shown,
-            "mesh": in_words(shown["mesh"]),
+            "mesh": format_mesh(shown["mesh"]),
             "changed": "; ".join(shown["changed"]) or "nothing",
         }
         self.emit(

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import tyro
 
 from jaxbig.config.experiment import Experiment
-from jaxbig.distributed.multihost import join, leading
+from jaxbig.distributed.multihost import initialize, is_process_zero
 from jaxbig.system.json_files import to_json_text
 from jaxbig.tracking.console import Screen, table
 
@@ -49,9 +49,9 @@ class OfRun(OfExperiment):
     """Which of them this is, from 0."""
 
     def join(self, saves: bool = False) -> Screen:
-        """Finds the other processes; gives the screen, which is quiet but for the first. saves: `processes.join`'s."""
-        join(self.coordinator, self.processes, self.process, saves)
-        return Screen(self.json, quiet=not leading())
+        """Finds the other processes; gives the screen, which is quiet but for the first. saves: `initialize`'s."""
+        initialize(self.coordinator, self.processes, self.process, saves)
+        return Screen(self.json, quiet=not is_process_zero())
 
     @property
     def folder(self) -> Path:

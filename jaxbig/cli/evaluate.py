@@ -3,7 +3,7 @@
 import dataclasses
 
 from jaxbig.cli.command import DONE, OfRun, rows
-from jaxbig.distributed.multihost import leading
+from jaxbig.distributed.multihost import is_process_zero
 from jaxbig.train.evaluate import evaluate_run
 
 
@@ -14,7 +14,7 @@ class Evaluate(OfRun):
     def __call__(self) -> int:
         self.join()
         result = evaluate_run(self.experiment, self.folder)
-        if not leading():
+        if not is_process_zero():
             return DONE
         return self.emit(
             result, (f"{self.name} at step {result['step']}", rows("metric", result["metrics"]))

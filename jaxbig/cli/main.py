@@ -12,16 +12,16 @@ from jaxbig.cli.command import DONE, FAILED, REFUSED, STOPPED, OfExperiment
 from jaxbig.cli.commands import VERBS
 from jaxbig.config.discover import load
 from jaxbig.config.overrides import parse
-from jaxbig.distributed.peer_monitor import leave
+from jaxbig.distributed.peer_monitor import announce_exit
 from jaxbig.errors import Failed, Refused
 from jaxbig.system.determinism import set_deterministic
-from jaxbig.system.standard_streams import make_lasting
+from jaxbig.system.standard_streams import install_pipe_safe_streams
 from jaxbig.tracking.console import table
 
 
 def main() -> None:
     """Carries out the command line and exits with its code."""
-    make_lasting()
+    install_pipe_safe_streams()
     try:
         sys.exit(run(sys.argv[1:]))
     except Refused as error:
@@ -31,7 +31,7 @@ def main() -> None:
     except KeyboardInterrupt:
         code, text = STOPPED, "stopped at once; what was saved before is untouched"
     print(f"jaxbig: {text}", file=sys.stderr, flush=True)
-    leave(f"ended: {text}", at_once=code != REFUSED)
+    announce_exit(f"ended: {text}", at_once=code != REFUSED)
     if code == REFUSED:
         sys.exit(code)
     # after a failed save Orbax's threads would hold the process for minutes, and after a Ctrl-C while it compiled

@@ -3,7 +3,7 @@
 import dataclasses
 
 from jaxbig.cli.command import DONE, OfRun, rows
-from jaxbig.distributed.multihost import leading
+from jaxbig.distributed.multihost import is_process_zero
 from jaxbig.tools.replay_step import replay
 
 
@@ -18,7 +18,7 @@ class Replay(OfRun):
     def __call__(self) -> int:
         self.join()
         result = replay(self.experiment, self.folder, self.step)
-        if not leading():
+        if not is_process_zero():
             return DONE
         told = {
             name: value for name, value in result.items() if name not in ("metrics", "operations")

@@ -7,7 +7,7 @@ import shlex
 from jaxbig.cli.command import DONE, Flag, OfRun, rows
 from jaxbig.config.overrides import lasting, without
 from jaxbig.config.serialize import flat
-from jaxbig.distributed.multihost import leading
+from jaxbig.distributed.multihost import is_process_zero
 from jaxbig.system.signals import INTERRUPTED
 from jaxbig.tools.smoke_test import emptied, smoke
 from jaxbig.train.trainer import fit
@@ -35,7 +35,7 @@ class Train(OfRun):
             result = fit(smoke(self.experiment), emptied(folder), screen)
             return self.emit(result, ("", rows("smoke test", dict(flat(result["metrics"])))))
         result = fit(self.experiment, self.folder, screen, self.fork, self.adopt)
-        if not leading():
+        if not is_process_zero():
             return INTERRUPTED if result["interrupted"] else DONE
         self.emit(result)
         if result["interrupted"]:

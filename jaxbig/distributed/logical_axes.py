@@ -56,7 +56,7 @@ def as_tuple(axes: MeshAxes) -> tuple[str, ...]:
     return (axes,) if isinstance(axes, str) else axes or ()
 
 
-def _without_fsdp(axes: MeshAxes) -> MeshAxes:
+def without_fsdp(axes: MeshAxes) -> MeshAxes:
     return (
         tuple(a for a in axes if a != "fsdp")
         if isinstance(axes, tuple)
@@ -66,12 +66,12 @@ def _without_fsdp(axes: MeshAxes) -> MeshAxes:
     )
 
 
-def gathered() -> Rules:
+def rules_without_fsdp() -> Rules:
     """The active rules for a parameter at work: what `fsdp` stores in pieces is gathered."""
-    return tuple((logical, _without_fsdp(axes)) for logical, axes in nn.get_logical_axis_rules())
+    return tuple((logical, without_fsdp(axes)) for logical, axes in nn.get_logical_axis_rules())
 
 
-def spread(names: MeshAxes) -> dict[str, int]:
+def active_axes(names: MeshAxes) -> dict[str, int]:
     """Of these mesh axes those that split something here, and into how many pieces."""
     mesh = jax.sharding.get_abstract_mesh()
     here = [
@@ -86,7 +86,7 @@ def split(value: jax.Array, at: int, axis: str, count: int) -> jax.Array:
     `Refused` if F is not a multiple of C on each of the devices it is spread over.
     """
     [names] = nn.logical_to_mesh_axes((axis,)) or (None,)
-    shape, over = value.shape, math.prod(spread(names).values())
+    shape, over = value.shape, math.prod(active_axes(names).values())
     if count < 0 or shape[at] % (over * count):
         each = f" on each of {over} devices" if over > 1 else ""
         raise Refused(

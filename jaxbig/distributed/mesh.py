@@ -13,8 +13,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from jaxbig.distributed.logical_axes import OF_ROWS, PRESETS, RULES, Preset, Rules, _without_fsdp
-from jaxbig.distributed.placement import AXES, place
+from jaxbig.distributed.logical_axes import OF_ROWS, PRESETS, RULES, Preset, Rules, without_fsdp
+from jaxbig.distributed.placement import AXES, arrange_devices
 from jaxbig.errors import Refused
 
 
@@ -76,14 +76,14 @@ class Mesh:
                 )
             place, chosen = names.index(logical), axes[0] if len(axes) == 1 else axes or None
             # where an activation's rows are over `fsdp` too, the rest of the axes holds
-            new = dict.fromkeys([(logical, chosen), (logical, _without_fsdp(chosen))])
+            new = dict.fromkeys([(logical, chosen), (logical, without_fsdp(chosen))])
             rules = (*rules[:place], *new, *(rule for rule in rules[place:] if rule[0] != logical))
         return rules
 
     def build(self, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
         """The mesh over those devices; all of this run's if not given. `Refused` if they cannot be laid out so."""
         devices = jax.devices() if devices is None else devices
-        placed = place(self.sizes(len(devices)), devices)
+        placed = arrange_devices(self.sizes(len(devices)), devices)
         return jax.sharding.Mesh(placed, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
 
 
@@ -94,6 +94,6 @@ def activate(mesh: jax.sharding.Mesh, rules: Rules = RULES) -> Iterator[None]:
         yield
 
 
-def in_words(sizes: dict[str, int]) -> str:
+def format_mesh(sizes: dict[str, int]) -> str:
     """The axes of a mesh that are split: `data 2, fsdp 4`."""
     return ", ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1) or "one device"

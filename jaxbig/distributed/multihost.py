@@ -24,11 +24,17 @@ from jax._src import (
 )  # the service's texts have no public name; Orbax takes them here too
 from jax.experimental import multihost_utils
 
-from jaxbig.distributed.peer_monitor import fail, leave, own_address, tie, waiting
+from jaxbig.distributed.peer_monitor import (
+    announce_exit,
+    connect,
+    exit_with_error,
+    own_address,
+    waiting,
+)
 from jaxbig.errors import Failed, Refused
 from jaxbig.system.environment import config, devices, flags, git_commit, versions
-from jaxbig.system.signals import ctrl_c_leaves, say, stop_signals
-from jaxbig.system.standard_streams import lasting
+from jaxbig.system.signals import exit_on_ctrl_c, stop_signals, write_stderr
+from jaxbig.system.standard_streams import pipe_safe
 
 T = TypeVar("T")
 NOTICE, CONNECT, LOST, LEAVE = 20, 300, 100, 20
@@ -43,7 +49,9 @@ MOST = 1000
 """Characters of what one process has otherwise than process 0."""
 
 
-def join(coordinator: str = "", processes: int = 0, process: int = -1, saves: bool = True) -> None:
+def initialize(
+    coordinator: str = "", processes: int = 0, process: int = -1, saves: bool = True
+) -> None:
     """Makes this process one of several; must be called before a device is touched. Alone if nothing says otherwise.
 
     coordinator: `host:port` of process 0, with the number of `processes` and of this `process`; "auto": as Slurm, Open
@@ -78,20 +86,22 @@ def join(coordinator: str = "", processes: int = 0, process: int = -1, saves: bo
         options["coordinator_bind_address"] = coordinator  # and no other address of this machine
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", saves)  # it takes SIGTERM for itself
-    keep_standard_output()
+    redirect_native_stdout()
     options |= {"heartbeat_timeout_seconds": LOST, "shutdown_timeout_seconds": LEAVE}
     where = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS", "auto")
     who = f"process {process} of {processes}" if options.get("num_processes") else "this process"
-    if process == 0 and where != "auto" and taken(int(where.rsplit(":", 1)[1])):
+    if process == 0 and where != "auto" and port_in_use(int(where.rsplit(":", 1)[1])):
         raise Refused(
             f"--coordinator {where}: that port is taken on this machine: choose another for all processes."
         )
     found = threading.Event()
     threading.Thread(
-        target=wait_aloud, args=(found, f"{who} waits for the others at {where}"), daemon=True
+        target=report_missing_processes,
+        args=(found, f"{who} waits for the others at {where}"),
+        daemon=True,
     ).start()
     try:
-        with ctrl_c_leaves():
+        with exit_on_ctrl_c():
             jax.distributed.initialize(**options, initialization_timeout=2 * CONNECT)
     except (RuntimeError, ValueError) as error:
         raise Failed(
@@ -102,17 +112,17 @@ def join(coordinator: str = "", processes: int = 0, process: int = -1, saves: bo
     if jax.process_count() > 1:
         host = str(distributed.global_state.coordinator_address).rsplit(":", 1)[0].strip("[]")
         client, place = _service(), "jaxbig/distributed/peer_monitor"
-        if tie(
+        if connect(
             jax.process_index(),
             host,
             publish=lambda where: client.key_value_set(place, where),
             find=lambda: client.blocking_key_value_get(place, 1000 * NOTICE),
         ):
-            atexit.register(leave)
-        refuse_differences(processes or jax.process_count())
+            atexit.register(announce_exit)
+        check_same_environment(processes or jax.process_count())
 
 
-def taken(port: int) -> bool:
+def port_in_use(port: int) -> bool:
     """Whether something on this machine listens there already."""
     for family, every in ((socket.AF_INET6, "::"), (socket.AF_INET, "0.0.0.0")):
         try:
@@ -125,7 +135,7 @@ def taken(port: int) -> bool:
     return False
 
 
-def wait_aloud(found: threading.Event, text: str) -> None:
+def report_missing_processes(found: threading.Event, text: str) -> None:
     """Says that others are missing, and ends the process when they have not come; JAX's own end is a memory dump."""
     if not found.wait(NOTICE):
         print(
@@ -137,10 +147,10 @@ def wait_aloud(found: threading.Event, text: str) -> None:
             os._exit(1)
 
 
-def keep_standard_output() -> None:
+def redirect_native_stdout() -> None:
     """Gloo prints its greetings there; now they go to standard error, and what Python prints alone stays."""
     sys.stdout.flush()
-    sys.stdout = lasting(sys.stdout, os.dup(1))
+    sys.stdout = pipe_safe(sys.stdout, os.dup(1))
     os.dup2(2, 1)
 
 
@@ -150,20 +160,20 @@ def started_together() -> bool:
     return any(int(count) > 1 for count in told if count.isdecimal())
 
 
-def leave_at_once(
+def exit_on_error(
     kind: type[BaseException] | None, error: BaseException | None, trace: Any
 ) -> None:
     """For an `ExitStack`: of several processes one that fails waits for nothing that it would need the others for."""
     if error is not None and not isinstance(error, Refused) and jax.process_count() > 1:
-        fail(type(error), error, trace)
+        exit_with_error(type(error), error, trace)
 
 
-def leading() -> bool:
+def is_process_zero() -> bool:
     """Whether this is process 0, which alone writes, prints and prepares data first."""
     return jax.process_index() == 0
 
 
-def on_this_host() -> int:
+def processes_on_this_host() -> int:
     """How many processes of the run share this host, and so its memory."""
     return _on_host
 
@@ -184,7 +194,7 @@ def gather(value: Any) -> list[Any]:
         return [value]
     place, client = f"jaxbig/{next(_rounds)}", _service()
     client.key_value_set(f"{place}/{jax.process_index()}", json.dumps(value))
-    if leading():
+    if is_process_zero():
         said = [_hear(f"{place}/{i}") for i in range(jax.process_count())]
         client.key_value_set(f"{place}/all", f"[{','.join(said)}]")
     return json.loads(_hear(f"{place}/all"))
@@ -199,12 +209,12 @@ def _hear(place: str) -> str:
         waiting.clear()
 
 
-def first(act: Callable[[], T]) -> T:
+def on_process_zero(act: Callable[[], T]) -> T:
     """What `act` gives on process 0 (plain JSON), on all of them; what it raises there, all raise."""
     if jax.process_count() == 1:
         return act()
     place, client = f"jaxbig/{next(_rounds)}", _service()
-    if leading():
+    if is_process_zero():
         try:
             value = act()
         except BaseException as error:
@@ -221,13 +231,13 @@ def first(act: Callable[[], T]) -> T:
 SAME = "start all processes with the same command, code and data."
 
 
-def agree(what: dict[str, Any], fix: str = SAME) -> None:
+def assert_same_on_all(what: dict[str, Any], fix: str = SAME) -> None:
     """`Refused`, on all processes, unless all give the same; names each that differs from process 0, and in what.
 
     Process 0 sends what it has, and each of the others answers where it differs: little is sent, whatever their number.
     """
     mine = json.loads(json.dumps(what))
-    host, asked = first(lambda: (socket.gethostname(), mine))
+    host, asked = on_process_zero(lambda: (socket.gethostname(), mine))
     differing = [name for name in asked | mine if mine.get(name) != asked.get(name)]
     pairs = [(name, _short(mine.get(name)), _short(asked.get(name))) for name in differing]
     text = ", ".join(f"{name} {here} and process 0 has {there}" for name, here, there in pairs)
@@ -255,11 +265,11 @@ def _short(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:120]} ... {text[-60:]}"
 
 
-def refuse_differences(processes: int) -> None:
+def check_same_environment(processes: int) -> None:
     """`Refused` unless all processes have the same number of them in mind, the same software, flags and configuration,
     and the same devices. They are compared before the devices are touched, as far as that can be."""
-    theirs = first(git_commit)
-    commit = theirs if leading() else git_commit()
+    theirs = on_process_zero(git_commit)
+    commit = theirs if is_process_zero() else git_commit()
     told = {
         f"{name} {flag}": value for name, each in flags().items() for flag, value in each.items()
     }
@@ -271,11 +281,11 @@ def refuse_differences(processes: int) -> None:
         **config(),
         "git commit": (theirs and commit) or theirs,
     }
-    agree(
+    assert_same_on_all(
         known,
         "start all processes with the same command, software, environment variables and code.",
     )
-    agree(
+    assert_same_on_all(
         devices(),
         "each process of a run needs the same number of devices of one kind, with the same driver.",
     )
@@ -305,7 +315,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
                 each, signal.default_int_handler if each == signal.SIGINT else signal.SIG_DFL
             )
         asked.set()
-        say(
+        write_stderr(
             f"\n{signal.Signals(number).name}: finishing what is begun and saving (again: stop at once, unsaved)\n"
         )
         if together:

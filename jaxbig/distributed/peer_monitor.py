@@ -37,7 +37,7 @@ waiting = threading.Event()
 """Set while this process does nothing but wait for what another one says, which that one's watchdog watches over."""
 
 
-class Lifeline:
+class PeerMonitor:
     """One process's end of it. `heard`: for each other process known here, when it last spoke, its step, and what it
     was doing there."""
 
@@ -219,12 +219,12 @@ class Lifeline:
                     connection.sendall(line)
 
 
-_mine: Lifeline | None = None
+_mine: PeerMonitor | None = None
 
 
-def tie(
+def connect(
     process: int, host: str, publish: Callable[[str], None], find: Callable[[], str]
-) -> Lifeline | None:
+) -> PeerMonitor | None:
     """This process's end, once; process 0 publishes where it listens, which the others find. None, and a word on
     standard error, where no connection can be made."""
     global _mine
@@ -234,24 +234,24 @@ def tie(
             address, token = own_address(host) or address_towards(host), secrets.token_hex(16)
             server = listen(address)
             publish(json.dumps([address or host, server.getsockname()[1], token]))
-            _mine = Lifeline(0, {}, token, server)
+            _mine = PeerMonitor(0, {}, token, server)
         else:
             address, port, token = json.loads(find())
             connection = socket.create_connection((address, port), timeout=20)
             set_timeouts(connection)
             connection.sendall(json.dumps({"token": token, "process": process}).encode() + b"\n")
-            _mine = Lifeline(process, {connection: 0})
+            _mine = PeerMonitor(process, {connection: 0})
     except (OSError, RuntimeError) as error:  # JAX's, where process 0 has published nothing
         print(
             f"jaxbig: process {process} will notice late if another ends: {host}: {error}",
             file=sys.stderr,
         )
         return None
-    sys.excepthook = fail
+    sys.excepthook = exit_with_error
     return _mine
 
 
-def mine() -> Lifeline | None:
+def current() -> PeerMonitor | None:
     """This process's end of the lifeline, if it is one of several."""
     return _mine
 
@@ -327,13 +327,15 @@ def raise_file_limit(most: int = 65536) -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (want, hard))
 
 
-def leave(why: str = "", at_once: bool = False) -> None:
+def announce_exit(why: str = "", at_once: bool = False) -> None:
     """Tells the other processes, if there are any, that this one ends."""
     if _mine is not None:
         _mine.leave(why, at_once)
 
 
-def fail(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def exit_with_error(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
     """Ends this process of several by an error, which it shows first; unless it comes of another one's end, which is
     said then in its place."""
     assert _mine is not None

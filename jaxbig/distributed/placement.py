@@ -18,7 +18,7 @@ BETWEEN_HOSTS = ("data", "fsdp", "expert", "sequence", "tensor")
 Sizes = tuple[int, ...]
 
 
-def place(sizes: Sizes, devices: Sequence[Any]) -> np.ndarray:
+def arrange_devices(sizes: Sizes, devices: Sequence[Any]) -> np.ndarray:
     """The devices as an array [data, fsdp, tensor, sequence, expert]; `Refused` if TPUs cannot be laid out so."""
     first = devices[0]
     if first.platform == "tpu":
@@ -29,10 +29,10 @@ def place(sizes: Sizes, devices: Sequence[Any]) -> np.ndarray:
         sorted(devices, key=lambda device: device.id) if first.platform == "gpu" else devices
     ):
         hosts.setdefault(_host(device), []).append(device)
-    return over_hosts(sizes, [hosts[host] for host in sorted(hosts)])
+    return arrange_over_hosts(sizes, [hosts[host] for host in sorted(hosts)])
 
 
-def over_hosts(sizes: Sizes, hosts: Sequence[Sequence[Any]]) -> np.ndarray:
+def arrange_over_hosts(sizes: Sizes, hosts: Sequence[Sequence[Any]]) -> np.ndarray:
     """Each host's devices as one array [*sizes]: as much of the axes inside a host as they allow, tensor before all.
 
     Where hosts have different numbers of devices: all in their order.

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxbig.distributed.multihost import first
+from jaxbig.distributed.multihost import on_process_zero
 from jaxbig.errors import Failed, Refused
 
 log = logging.getLogger("jaxbig")
@@ -34,13 +34,13 @@ NO_ROOM = errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS
 
 
 @contextlib.contextmanager
-def hold(workdir: Path) -> Iterator[Callable[[], None]]:
+def lock_run_directory(workdir: Path) -> Iterator[Callable[[], None]]:
     """Holds the folder for this run alone; `Refused` if another live run has it or it cannot be written.
 
     Gives what is to be called at each step: `Failed` where the folder is held no longer.
     """
-    mine: list[Hold] = []
-    first(lambda: mine.append(Hold(workdir)))
+    mine: list[RunLock] = []
+    on_process_zero(lambda: mine.append(RunLock(workdir)))
     try:
         yield mine[0].check if mine else lambda: None
     except Refused:
@@ -53,7 +53,7 @@ def hold(workdir: Path) -> Iterator[Callable[[], None]]:
             each.release()
 
 
-class Hold:
+class RunLock:
     """A folder that is held, until it is released or lost; lost: how, once it is."""
 
     def __init__(self, workdir: Path):

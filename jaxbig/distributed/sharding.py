@@ -27,7 +27,7 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def on_host(shapes: Any, shardings: Any, mesh: jax.sharding.Mesh) -> Any:
+def host_memory_shardings(shapes: Any, shardings: Any, mesh: jax.sharding.Mesh) -> Any:
     """The shardings of arrays that lie in their hosts' memory, numbers aside; `Refused` if a device cannot reach it."""
     kinds = [memory.kind for memory in mesh.devices.flat[0].addressable_memories()]
     if HOST not in kinds:
@@ -45,7 +45,7 @@ def local_rows(mesh: jax.sharding.Mesh, batch: int) -> np.ndarray:
     return np.unique([np.arange(batch)[index] for index in held if index is not None])
 
 
-def put(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
+def device_put_batch(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
     """This process's rows of a batch, those of `local_rows`, as global arrays, rows split over the mesh."""
     parts = math.prod(mesh.shape[axis] for axis in ROWS)
     mine = len(local_rows(mesh, parts))

@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from jaxbig.distributed.peer_monitor import WAITS_FOR_OTHERS, Lifeline, mine, waiting
+from jaxbig.distributed.peer_monitor import WAITS_FOR_OTHERS, PeerMonitor, current, waiting
 
-At = Callable[[int, str], None]
+Heartbeat = Callable[[int, str], None]
 """at(step, doing): what is being done now, as "evaluates", called again whenever a part of it is done."""
 WAITS, COMPILES = "waits for the devices", "compiles"
 PREPARES, OPENS, RESTORES = "prepares the data", "opens the data", "restores a checkpoint"
@@ -27,9 +27,9 @@ TICK, SILENT = 0.5, 5.0
 
 
 @contextlib.contextmanager
-def watchdog(limit: float) -> Iterator[At]:
+def watchdog(limit: float) -> Iterator[Heartbeat]:
     """Watches while inside; gives what is to be told whenever something is begun. limit: seconds, `Watchdog`'s."""
-    dog = Watchdog(limit, mine())
+    dog = Watchdog(limit, current())
     try:
         yield dog.at
     finally:
@@ -39,7 +39,7 @@ def watchdog(limit: float) -> Iterator[At]:
 class Watchdog:
     """Ends the process, by `bite`, where nothing was begun for `limit` seconds; 0: never."""
 
-    def __init__(self, limit: float, lifeline: Lifeline | None = None):
+    def __init__(self, limit: float, lifeline: PeerMonitor | None = None):
         self.limit, self.lifeline, self.stop = limit, lifeline, threading.Event()
         self.step, self.doing, self.begun = 0, "", 0
         self.used = activity()

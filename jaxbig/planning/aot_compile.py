@@ -11,7 +11,7 @@ from jaxbig.config.experiment import Experiment
 from jaxbig.cost.flops import count_flops, model_flops
 from jaxbig.cost.hardware import SERVER, GiB, Topology, gpu_fraction
 from jaxbig.cost.memory import bytes_per_device
-from jaxbig.distributed.placement import over_hosts
+from jaxbig.distributed.placement import arrange_over_hosts
 from jaxbig.errors import Failed, Refused
 from jaxbig.planning import collectives, hlo, roofline
 from jaxbig.planning.buffers import arguments, largest, largest_traced
@@ -127,7 +127,7 @@ def layout(topology: Topology, mesh: dict[str, int]) -> list[int]:
         range(first, min(first + SERVER, topology.devices))
         for first in range(0, topology.devices, SERVER)
     ]
-    return over_hosts(tuple(mesh.values()), hosts).reshape(-1).tolist()
+    return arrange_over_hosts(tuple(mesh.values()), hosts).reshape(-1).tolist()
 
 
 def _used(message: str) -> int:

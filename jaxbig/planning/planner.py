@@ -15,7 +15,7 @@ from typing import Any
 from jaxbig.config.experiment import Experiment
 from jaxbig.cost.hardware import FRACTIONS, GiB, Topology, fraction_note
 from jaxbig.cost.remedies import remedies
-from jaxbig.distributed.mesh import in_words
+from jaxbig.distributed.mesh import format_mesh
 from jaxbig.distributed.placement import check_slices
 from jaxbig.errors import Failed, Refused
 from jaxbig.system.signals import INTERRUPTED, stop_signals
@@ -136,7 +136,7 @@ def rows(result: Plan) -> list[tuple[str, list[dict[str, Any]]]]:
     sized += [{"a chip": "fits", "GiB": fits}]
     facts: dict[str, Any] = {
         "parameters": f"{result['parameters']:,}",
-        "mesh": in_words(result["mesh"]),
+        "mesh": format_mesh(result["mesh"]),
         "TFLOP a step": f"{result['flops_per_step'] / 1e12:,.4g}, {result['model_flops_per_step'] / 1e12:,.4g} but for "
         f"what is computed twice",
     }

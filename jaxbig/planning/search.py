@@ -11,7 +11,7 @@ from typing import Any, get_args
 from jaxbig.config.experiment import Experiment
 from jaxbig.cost.hardware import GiB, Topology
 from jaxbig.distributed.logical_axes import ROWS
-from jaxbig.distributed.mesh import in_words
+from jaxbig.distributed.mesh import format_mesh
 from jaxbig.distributed.placement import AXES
 from jaxbig.errors import Failed, Refused
 from jaxbig.models.layers.basic import choose
@@ -77,7 +77,7 @@ def search(
         }
         tried.append((setting, plan | told))
         said = f"{plan['step_seconds']:.4g} s a step" if plan["fits"] else "does not fit"
-        what = f"{in_words(plan['mesh'])}; {' '.join(options[len(AXES) :])}"
+        what = f"{format_mesh(plan['mesh'])}; {' '.join(options[len(AXES) :])}"
         say(
             f"[{len(tried)} of {limit}] {what}: {said} (compiled in {time.monotonic() - began:.0f} s)"
         )
@@ -164,7 +164,7 @@ def ranking(plans: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The ranking as rows for a person."""
     return [
         {
-            "mesh": in_words(plan["mesh"]),
+            "mesh": format_mesh(plan["mesh"]),
             "remat": plan["remat"],
             "batch": plan["batch"],
             "fits": "yes" if plan["fits"] else "no",

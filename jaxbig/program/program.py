@@ -21,7 +21,7 @@ from jaxbig.distributed.sharding import (
     batch_sharding,
     check_batch,
     check_length,
-    on_host,
+    host_memory_shardings,
     parameter_shardings,
     replicated,
 )
@@ -106,7 +106,7 @@ def make_program(experiment: Experiment, devices: Sequence[Any] | None = None) -
         is_leaf=none,
     )
     if experiment.offload:
-        moments = on_host(shapes.opt_state, moments, mesh)
+        moments = host_memory_shardings(shapes.opt_state, moments, mesh)
     shardings = TrainState(step=whole, params=params, variables=variables, opt_state=moments)
     abstract = jax.tree.map(
         lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, shardings

@@ -18,7 +18,7 @@ from jaxbig.config.overrides import resolve
 from jaxbig.errors import Refused
 from jaxbig.sweep.search_space import Setting, literal, options
 from jaxbig.system.json_files import read_json, write_json
-from jaxbig.system.process_group import Process, asked_to_stop, gpus, kill, spawn, tell
+from jaxbig.system.process_group import Process, collect_stop_signals, gpus, kill, spawn, terminate
 from jaxbig.tracking.figures import PLAIN, optional, printable
 
 
@@ -141,7 +141,7 @@ class Sweep:
                 f"--at-once {at_once}: there are {len(visible)} GPUs, and each run takes one."
             )
         free, told = list(range(at_once)), 0
-        with asked_to_stop() as asked:
+        with collect_stop_signals() as asked:
             try:
                 while running or (waiting and not asked):
                     while waiting and free and not asked:
@@ -152,7 +152,9 @@ class Sweep:
                     time.sleep(0.1)
                     if len(asked) > told:
                         told = len(asked)
-                        (tell if told == 1 else kill)(process for _, process in running.values())
+                        (terminate if told == 1 else kill)(
+                            process for _, process in running.values()
+                        )
                     for number, (slot, process) in list(running.items()):
                         if process.poll() is not None:
                             del running[number]

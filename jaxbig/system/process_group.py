@@ -40,7 +40,7 @@ def _die_with_parent() -> None:
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def tell(processes: Iterable[Process]) -> None:
+def terminate(processes: Iterable[Process]) -> None:
     """Asks those that live to save and leave."""
     for process in processes:
         if process.poll() is None:
@@ -56,7 +56,7 @@ def kill(processes: Iterable[Process]) -> None:
 
 
 @contextlib.contextmanager
-def asked_to_stop() -> Iterator[list[int]]:
+def collect_stop_signals() -> Iterator[list[int]]:
     """Gives a list, to which Ctrl-C and the signals of `signals.STOP` add in place of what they do."""
     asked: list[int] = []
     numbers = signal.SIGINT, *stop_signals()

@@ -9,18 +9,18 @@ from typing import Any
 
 INTERRUPTED = 75
 """Exit code (EX_TEMPFAIL of sysexits.h): stopped because it was asked to; the same command resumes."""
-STOP = signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1
+STOP_SIGNALS = signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1
 """From a scheduler or `kill`; from a terminal or connection that closes; from Slurm's `--signal=USR1`."""
 
 
-def exit_when_asked() -> None:
+def exit_on_stop_signals() -> None:
     """From now on each of `STOP` ends the process at once with exit code 75, also while the main thread is inside C++
     code, such as a connection that JAX waits for, where Python's handlers do not run.
 
     Code that has something to save installs its own handlers (`processes.interruptible`), which replace these.
     """
     for number in stop_signals():
-        signal.signal(number, leave)
+        signal.signal(number, exit_resumable)
     read, write = os.pipe()
     os.set_blocking(write, False)
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
@@ -28,7 +28,7 @@ def exit_when_asked() -> None:
 
 
 @contextlib.contextmanager
-def ctrl_c_leaves() -> Iterator[None]:
+def exit_on_ctrl_c() -> Iterator[None]:
     """While inside, Ctrl-C ends the process as `STOP` does: as a KeyboardInterrupt it would end an import in a long
     traceback, and wait until C++ code returns, such as a connection that JAX waits for."""
     before = signal.getsignal(signal.SIGINT)
@@ -36,7 +36,7 @@ def ctrl_c_leaves() -> Iterator[None]:
         before is signal.default_int_handler
     )  # else it is ignored, or somebody else answers it
     if answered:
-        signal.signal(signal.SIGINT, leave)
+        signal.signal(signal.SIGINT, exit_resumable)
     try:
         yield
     finally:
@@ -47,18 +47,18 @@ def ctrl_c_leaves() -> Iterator[None]:
 def stop_signals() -> list[signal.Signals]:
     """Those of `STOP` that this process may answer: one that was ignored when it started stays so, as SIGHUP under
     nohup."""
-    return [number for number in STOP if signal.getsignal(number) is not signal.SIG_IGN]
+    return [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
 
 
-def leave(number: int, frame: Any = None) -> None:
+def exit_resumable(number: int, frame: Any = None) -> None:
     """The handler: nothing is lost, so nothing is saved."""
-    say(
+    write_stderr(
         f"jaxbig: {signal.Signals(number).name}: stopped; nothing had to be saved: run the same command to resume\n"
     )
     os._exit(INTERRUPTED)
 
 
-def say(text: str) -> None:
+def write_stderr(text: str) -> None:
     """Writes to standard error. A handler must not print, since it may have interrupted a print; and what it writes to
     may be the terminal that is gone."""
     with contextlib.suppress(OSError):
@@ -68,5 +68,5 @@ def say(text: str) -> None:
 def _watch(file: int) -> None:
     while numbers := os.read(file, 64):
         for number in numbers:
-            if signal.getsignal(number) is leave:
-                leave(number)
+            if signal.getsignal(number) is exit_resumable:
+                exit_resumable(number)

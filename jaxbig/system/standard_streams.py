@@ -29,7 +29,7 @@ class Stream(io.FileIO):
             return len(data)
 
 
-def lasting(stream: TextIO, descriptor: int | None = None) -> TextIO:
+def pipe_safe(stream: TextIO, descriptor: int | None = None) -> TextIO:
     """Text to a stream's descriptor, or to another, in its encoding; characters that this lacks are escaped."""
     at_once = getattr(
         stream, "write_through", False
@@ -44,11 +44,11 @@ def lasting(stream: TextIO, descriptor: int | None = None) -> TextIO:
     )
 
 
-def make_lasting() -> None:
+def install_pipe_safe_streams() -> None:
     """Replaces this process's own standard output and error; those that something else has put there stay."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is not None and stream is getattr(sys, f"__{name}__"):
             with contextlib.suppress(OSError):
                 stream.flush()
-            setattr(sys, name, lasting(stream))
+            setattr(sys, name, pipe_safe(stream))

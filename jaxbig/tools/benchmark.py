@@ -13,7 +13,7 @@ import jax
 from jaxbig.config.experiment import Experiment
 from jaxbig.cost.memory import peak_bytes
 from jaxbig.data.pipeline.sampler import train_batch
-from jaxbig.distributed.sharding import put
+from jaxbig.distributed.sharding import device_put_batch
 from jaxbig.errors import Refused
 from jaxbig.program.program import make_program
 from jaxbig.tracking.console import Screen
@@ -49,7 +49,9 @@ def bench(experiment: Experiment, steps: int, screen: Screen) -> dict[str, Any]:
         began = time.perf_counter()
         train_step, flops = compile_step(program)
         compile_seconds = time.perf_counter() - began
-        batch = put(train_batch(source, experiment.seed, 0, experiment.data.batch), program.mesh)
+        batch = device_put_batch(
+            train_batch(source, experiment.seed, 0, experiment.data.batch), program.mesh
+        )
         state, values = train_step(program.init(), batch)  # the first call is slower
         for number in range(ROUNDS):
             began = time.perf_counter()

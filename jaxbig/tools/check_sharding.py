@@ -17,7 +17,7 @@ from jaxbig.config.serialize import to_json
 from jaxbig.data.core.dataset import Rows
 from jaxbig.distributed.mesh import Mesh
 from jaxbig.distributed.placement import AXES
-from jaxbig.distributed.sharding import put
+from jaxbig.distributed.sharding import device_put_batch
 from jaxbig.errors import Refused
 from jaxbig.program.gradient import make_gradient
 from jaxbig.program.program import Program, make_program
@@ -130,7 +130,7 @@ def step(program: Program, batch: Rows) -> tuple[float, dict[str, np.ndarray]]:
             lambda *arguments: gradient(*arguments)[:2], out_shardings=(shardings, None)
         )
         found, sums = compiled(
-            state.params, state.variables, put(batch, program.mesh), jnp.int32(0)
+            state.params, state.variables, device_put_batch(batch, program.mesh), jnp.int32(0)
         )
         return float(sums["loss"].mean()), {
             path: np.asarray(leaf) for path, leaf in leaves(found).items()

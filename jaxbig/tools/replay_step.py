@@ -14,8 +14,8 @@ from jaxbig.config.experiment import Experiment
 from jaxbig.config.fingerprint import identity
 from jaxbig.config.serialize import flat, to_json
 from jaxbig.data.core.dataset import Rows
-from jaxbig.distributed.multihost import agree, first
-from jaxbig.distributed.sharding import put
+from jaxbig.distributed.multihost import assert_same_on_all, on_process_zero
+from jaxbig.distributed.sharding import device_put_batch
 from jaxbig.errors import Refused
 from jaxbig.program.bad_steps import FAULT, as_asked, as_saved
 from jaxbig.program.program import make_program
@@ -35,8 +35,8 @@ def replay(experiment: Experiment, workdir: Path, step: int) -> dict[str, Any]:
     `Refused` if there is no such run or step. The steps up to it are the run's; then, where it is bad, it is made once
     more, an operation at a time.
     """
-    agree({"workdir": str(workdir), "step": step, **dict(flat(to_json(experiment)))})
-    run = first(lambda: read_run(workdir))
+    assert_same_on_all({"workdir": str(workdir), "step": step, **dict(flat(to_json(experiment)))})
+    run = on_process_zero(lambda: read_run(workdir))
     if run is None:
         raise Refused(f"{workdir} holds no run: name its folder with --workdir.")
     if not 1 <= step <= experiment.steps:
@@ -54,7 +54,10 @@ def replay(experiment: Experiment, workdir: Path, step: int) -> dict[str, Any]:
     operations: list[dict[str, str]] = []
     with program.activate():
         restored = checkpoints.restore(program.abstract, as_saved, most=step - 1)
-        start, without = restored.step if restored else 0, first(lambda: left_out(workdir))
+        start, without = (
+            restored.step if restored else 0,
+            on_process_zero(lambda: left_out(workdir)),
+        )
         state: Any = (
             as_asked(restored.state, program.abstract)
             if restored
@@ -65,7 +68,7 @@ def replay(experiment: Experiment, workdir: Path, step: int) -> dict[str, Any]:
         def made(state: Any, rows: Rows, number: int) -> tuple[Any, dict[str, jax.Array]]:
             if number in without:
                 return state.replace(step=state.step + 1), {}
-            return train_step(state, put(rows, program.mesh))
+            return train_step(state, device_put_batch(rows, program.mesh))
 
         with contextlib.closing(
             feed(program, experiment.data.source("train"), start, step)
@@ -75,7 +78,7 @@ def replay(experiment: Experiment, workdir: Path, step: int) -> dict[str, Any]:
             rows = next(batches)
         before, batch = (
             jax.tree.map(jnp.copy, state),
-            put(rows, program.mesh),
+            device_put_batch(rows, program.mesh),
         )  # the step gives its own state away
         state, metrics = made(state, rows, step)
         if fault := int(metrics.pop(FAULT, 0)):
@@ -90,7 +93,7 @@ def replay(experiment: Experiment, workdir: Path, step: int) -> dict[str, Any]:
         "from": start,
         "metrics": {name: float(value) for name, value in jax.device_get(metrics).items()},
         "state_sha256": digests(state)[1],
-        "saved_sha256": first(lambda: saved_digest(checkpoints, step)),
+        "saved_sha256": on_process_zero(lambda: saved_digest(checkpoints, step)),
         "left_out": step in without,
         "fault": Watch(experiment.guard, program.abstract.params).why(fault) if fault else "",
         "bad": bad,

@@ -10,7 +10,7 @@ import jax
 
 from jaxbig.config.experiment import Experiment, InitializeFrom
 from jaxbig.data.core.dataset import Data
-from jaxbig.distributed.multihost import first
+from jaxbig.distributed.multihost import on_process_zero
 from jaxbig.errors import Refused
 from jaxbig.program.program import make_program
 from jaxbig.tools.shrink import replaced
@@ -90,5 +90,5 @@ def emptied(folder: Path) -> Path:
                 f"{folder} holds something else than a smoke test: give another --workdir."
             )
 
-    first(empty)
+    on_process_zero(empty)
     return folder

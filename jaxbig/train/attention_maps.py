@@ -11,7 +11,7 @@ import numpy as np
 from jaxbig.arrays.tree import leaves
 from jaxbig.data.core.dataset import Data, Rows, Source
 from jaxbig.data.pipeline.sampler import eval_batch
-from jaxbig.distributed.sharding import put
+from jaxbig.distributed.sharding import device_put_batch
 from jaxbig.program import rng
 from jaxbig.program.program import Program, transformed
 from jaxbig.program.state import TrainState
@@ -28,7 +28,7 @@ def draw_attention(program: Program, state: TrainState, source: Source, file: Pa
     if not shapes:
         return False
     weights = jax.jit(lambda state, batch: _look(program, state, batch))(
-        state, put(rows, program.mesh)
+        state, device_put_batch(rows, program.mesh)
     )
     maps(
         np.asarray(jax.device_get(next(iter(weights.values()))), np.float32),

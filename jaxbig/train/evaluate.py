@@ -7,8 +7,8 @@ from typing import Any
 
 from jaxbig.config.experiment import Experiment
 from jaxbig.config.serialize import flat, to_json
-from jaxbig.distributed.multihost import agree, first
-from jaxbig.distributed.watchdog import COMPILES, OPENS, PREPARES, At, watchdog
+from jaxbig.distributed.multihost import assert_same_on_all, on_process_zero
+from jaxbig.distributed.watchdog import COMPILES, OPENS, PREPARES, Heartbeat, watchdog
 from jaxbig.errors import Refused
 from jaxbig.program.program import make_program
 from jaxbig.program.state import TrainState
@@ -19,17 +19,17 @@ from jaxbig.train.trainer import evaluate, open_checkpoints
 
 def evaluate_run(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     """{`step`, `metrics`, `state_sha256`}; `Refused` if there is no run, or one of another model or data."""
-    agree({"workdir": str(workdir), **dict(flat(to_json(experiment)))})
+    assert_same_on_all({"workdir": str(workdir), **dict(flat(to_json(experiment)))})
     with watchdog(experiment.guard.stuck_after) as at:
         return evaluate_saved(experiment, workdir, at)
 
 
-def evaluate_saved(experiment: Experiment, workdir: Path, at: At) -> dict[str, Any]:
+def evaluate_saved(experiment: Experiment, workdir: Path, at: Heartbeat) -> dict[str, Any]:
     """The same; tells what it does."""
     at(0, "reads run.json")
-    run, tell = first(lambda: read_run(workdir)), functools.partial(at, 0)
+    run, tell = on_process_zero(lambda: read_run(workdir)), functools.partial(at, 0)
     checkpoints = open_checkpoints(experiment, workdir, tell)
-    if run is None or not first(checkpoints.steps):
+    if run is None or not on_process_zero(checkpoints.steps):
         raise Refused(
             f"{workdir} holds no checkpoint: train first, or name the run's folder with --workdir."
         )

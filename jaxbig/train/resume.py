@@ -13,8 +13,8 @@ from jaxbig.checkpoint.manager import Checkpoints, Restored, Tell, shape_and_dty
 from jaxbig.config.experiment import Experiment
 from jaxbig.config.fingerprint import diff, fingerprint, identity
 from jaxbig.config.serialize import to_json
-from jaxbig.distributed.multihost import agree, first, leading
-from jaxbig.distributed.watchdog import COMPILES, PREPARES, At
+from jaxbig.distributed.multihost import assert_same_on_all, is_process_zero, on_process_zero
+from jaxbig.distributed.watchdog import COMPILES, PREPARES, Heartbeat
 from jaxbig.errors import Refused
 from jaxbig.program.bad_steps import as_asked, as_saved
 from jaxbig.program.mixed_precision import MASTERS, begun_with
@@ -36,7 +36,7 @@ def begin(
     workdir: Path,
     fork: bool,
     adopt: bool = False,
-    at: At = lambda step, doing: None,
+    at: Heartbeat = lambda step, doing: None,
 ) -> tuple[int, TrainState, str]:
     """(step, state, its digest or "") of the run in a folder; prepares the data, and last writes `run.json`.
 
@@ -44,16 +44,20 @@ def begin(
     adopt: checkpoints whose `run.json` is lost are taken for this run's; their shapes are compared all the same.
     """
     at(0, "reads run.json")
-    experiment, run, weights = program.experiment, first(lambda: read_run(workdir, adopt)), None
+    experiment, run, weights = (
+        program.experiment,
+        on_process_zero(lambda: read_run(workdir, adopt)),
+        None,
+    )
     at(0, PREPARES)
     fixed = identity(to_json(experiment), prepare(experiment))
     at(0, "looks for checkpoints")
     lines = differences(run, fixed) + other_draws(run) if run is not None else []
-    if lines and not fork and not first(checkpoints.steps):
+    if lines and not fork and not on_process_zero(checkpoints.steps):
         log.info(
             "the run in %s had saved nothing: it begins anew, with %s", workdir, "; ".join(lines)
         )
-        first(
+        on_process_zero(
             lambda: [
                 (workdir / name).unlink(missing_ok=True) for name in (LEFT_OUT, "summary.json")
             ]
@@ -70,11 +74,11 @@ def begin(
             raise Refused(
                 f"--fork: {workdir} has no checkpoint to take weights from: give another --workdir."
             )
-        first(lambda: move_aside(workdir))
+        on_process_zero(lambda: move_aside(workdir))
         run = None
     elif run is None and parent_folder(workdir):
-        first(lambda: move_aside(workdir))  # what a kill in the midst of a fork has left
-    if run is None and not adopt and first(checkpoints.steps):
+        on_process_zero(lambda: move_aside(workdir))  # what a kill in the midst of a fork has left
+    if run is None and not adopt and on_process_zero(checkpoints.steps):
         raise Refused(
             f"{workdir} has checkpoints and no run.json to tell whose they are: give another --workdir; {ADOPT}."
         )
@@ -85,13 +89,13 @@ def begin(
             f"{workdir} is at step {restored.step} and --steps is {experiment.steps}: ask for more."
         )
     if restored is not None:
-        first(lambda: write_run(program, workdir, run, fixed))
+        on_process_zero(lambda: write_run(program, workdir, run, fixed))
         checkpoints.set_aside(restored.step)
         log.info("going on from step %s (%s)", restored.step, checkpoints.path(restored.step))
         return restored.step, as_asked(restored.state, program.abstract), restored.state_sha256
     state, weights = fresh(program, workdir, run, weights, at)
     at(0, "writes run.json")
-    first(
+    on_process_zero(
         lambda: write_run(program, workdir, run, fixed, weights)
     )  # last: what was refused has left nothing behind
     return 0, state, ""
@@ -102,7 +106,7 @@ def fresh(
     workdir: Path,
     run: dict[str, Any] | None,
     weights: Restored | None = None,
-    at: At = lambda step, doing: None,
+    at: Heartbeat = lambda step, doing: None,
 ) -> tuple[TrainState, Restored | None]:
     """The state before the first step, and the weights that it was given, if any: by a fork, or by another run."""
     source, parent = program.experiment.initialize_from, parent_folder(workdir)
@@ -122,11 +126,11 @@ def fresh(
 def prepare(experiment: Experiment) -> str:
     """Makes the data ready, by one process and then, where they have other disks, by the others; its identity.
     `Refused` where the experiment does not fit it."""
-    found = first(experiment.data.prepare)
-    if not leading():
+    found = on_process_zero(experiment.data.prepare)
+    if not is_process_zero():
         found = experiment.data.prepare()
-    agree({"data": found})
-    first(experiment.data.check)
+    assert_same_on_all({"data": found})
+    on_process_zero(experiment.data.check)
     return found
 
 
@@ -216,7 +220,7 @@ def forked_from(workdir: Path) -> Path | None:
 
 def parent_folder(workdir: Path) -> Path | None:
     """`forked_from` as process 0 sees it: a file server may show another host an older listing."""
-    name = first(lambda: folder.name if (folder := forked_from(workdir)) else "")
+    name = on_process_zero(lambda: folder.name if (folder := forked_from(workdir)) else "")
     return workdir / name if name else None
 
 

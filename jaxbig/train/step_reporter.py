@@ -14,8 +14,8 @@ import numpy as np
 
 from jaxbig.config.experiment import Experiment
 from jaxbig.cost.hardware import peak_of
-from jaxbig.distributed.sharding import put
-from jaxbig.distributed.watchdog import WAITS, At
+from jaxbig.distributed.sharding import device_put_batch
+from jaxbig.distributed.watchdog import WAITS, Heartbeat
 from jaxbig.objectives.base import Sum
 from jaxbig.program.bad_steps import FAULT
 
@@ -40,7 +40,7 @@ class Report:
         log: Callable[[int, dict[str, float]], None],
         flops: int,
         watch: Callable[[int, int], None] = lambda step, fault: None,
-        at: At = lambda step, doing: None,
+        at: Heartbeat = lambda step, doing: None,
     ):
         self.experiment, self.log, self.flops, self.watch, self.at = (
             experiment,
@@ -74,7 +74,7 @@ class Report:
         self.ahead.append(
             np.count_nonzero(rows["mask"]) / rows["mask"].size
         )  # of this process's rows: no exchange
-        return put(rows, mesh)
+        return device_put_batch(rows, mesh)
 
     def push(self, step: int, metrics: dict[str, jax.Array] | None) -> None:
         """Takes a step's metrics, if it was made; waits for the step before it, and logs that if it is due."""

@@ -20,17 +20,17 @@ from jaxbig.cost.out_of_memory import check_memory, enough_memory
 from jaxbig.data.core.dataset import Rows, Source
 from jaxbig.data.pipeline.sampler import eval_batches, train_batches
 from jaxbig.distributed.multihost import (
-    agree,
-    first,
+    assert_same_on_all,
+    exit_on_error,
     gather,
     interruptible,
-    leading,
-    leave_at_once,
-    on_this_host,
+    is_process_zero,
+    on_process_zero,
+    processes_on_this_host,
 )
-from jaxbig.distributed.run_lock import hold
-from jaxbig.distributed.sharding import local_rows, put
-from jaxbig.distributed.watchdog import COMPILES, OPENS, At, watchdog
+from jaxbig.distributed.run_lock import lock_run_directory
+from jaxbig.distributed.sharding import device_put_batch, local_rows
+from jaxbig.distributed.watchdog import COMPILES, OPENS, Heartbeat, watchdog
 from jaxbig.objectives.base import Sums
 from jaxbig.program.program import Program, make_program
 from jaxbig.program.state import TrainState, without_optimizer
@@ -59,12 +59,12 @@ def fit(
     way, is made by the run that goes on.
     """
     set_deterministic(experiment.deterministic, experiment.reproducible)
-    agree({"workdir": str(workdir), **dict(flat(to_json(experiment)))})
+    assert_same_on_all({"workdir": str(workdir), **dict(flat(to_json(experiment)))})
     program = make_program(experiment)
     check_memory(program)
     compiled = functools.cache(lambda: compile_step(program))
     with (
-        hold(workdir) as held,
+        lock_run_directory(workdir) as held,
         program.activate(),
         interruptible() as asked_to_stop,
         watchdog(experiment.guard.stuck_after) as at,
@@ -75,7 +75,7 @@ def fit(
                     program, compiled, workdir, screen, fork, adopt, held, asked_to_stop, at
                 )
             except Bad as bad:  # the guard's policy is to roll back
-                first(functools.partial(leave_out, workdir, bad, experiment.guard))
+                on_process_zero(functools.partial(leave_out, workdir, bad, experiment.guard))
                 logger.warning(
                     "%s; going back to the last checkpoint, to leave that batch out", bad
                 )
@@ -91,7 +91,7 @@ def go_on(
     adopt: bool,
     held: Callable[[], None],
     asked_to_stop: Callable[[], bool],
-    at: At,
+    at: Heartbeat,
 ) -> Summary:
     """From the last good checkpoint to the end, or to where it is asked to stop; `Bad` at a step to be left out."""
     experiment, step = program.experiment, 0
@@ -101,7 +101,7 @@ def go_on(
         with enough_memory(program):
             start, state, digest = begin(program, checkpoints, workdir, fork, adopt, at)
         step = start
-        metrics = Metrics(workdir, start, leading())
+        metrics = Metrics(workdir, start, is_process_zero())
         stack.callback(metrics.close)
 
         def log(step: int, values: dict[str, float]) -> None:
@@ -132,27 +132,29 @@ def go_on(
         if start < experiment.steps and (
             not begun or asked_to_stop()
         ):  # before its first step: all that is, is saved
-            return first(lambda: summarize(experiment, workdir, start, digest, checkpoints.steps()))
+            return on_process_zero(
+                lambda: summarize(experiment, workdir, start, digest, checkpoints.steps())
+            )
         batches = stack.enter_context(
             contextlib.closing(feed(program, train, start, experiment.steps))
         )
-        watch = Watch(experiment.guard, program.abstract.params, leading())
+        watch = Watch(experiment.guard, program.abstract.params, is_process_zero())
         report = Report(experiment, log, flops, watch, at)
         screen.start(start, experiment.steps)
         stack.callback(screen.stop)
         stack.push(
-            lambda kind, error, trace: None if kind is Bad else leave_at_once(kind, error, trace)
+            lambda kind, error, trace: None if kind is Bad else exit_on_error(kind, error, trace)
         )
         stack.enter_context(enough_memory(program, train_step))
-        without = first(lambda: left_out(workdir))
+        without = on_process_zero(lambda: left_out(workdir))
         due = (
             start
             and evaluation_due(experiment, start)
-            and not first(lambda: was_evaluated(workdir, start))
+            and not on_process_zero(lambda: was_evaluated(workdir, start))
         )
         if due:  # the run was stopped before it
             if not (means := evaluation(start, state)):
-                return first(
+                return on_process_zero(
                     lambda: summarize(experiment, workdir, start, digest, checkpoints.steps())
                 )
             held()
@@ -184,7 +186,9 @@ def go_on(
                 report.restart()
         checkpoints.wait()
         at(step, "writes summary.json")
-        summary = first(lambda: summarize(experiment, workdir, step, digest, checkpoints.steps()))
+        summary = on_process_zero(
+            lambda: summarize(experiment, workdir, step, digest, checkpoints.steps())
+        )
         at(step, COMPILES)
         with optional(f"no picture {workdir / 'attention.png'}"):
             done = not summary["interrupted"]
@@ -203,7 +207,7 @@ def feed(program: Program, source: Source, start: int, stop: int) -> Generator[R
 
 def ahead(experiment: Experiment) -> int:
     """MiB of batches that this process may read ahead: its share of what its host may."""
-    return max(1, experiment.read_ahead // on_this_host())
+    return max(1, experiment.read_ahead // processes_on_this_host())
 
 
 def run_steps(
@@ -266,7 +270,7 @@ def evaluate(
         if stop():
             return None
         if rows is not None:
-            now, variables = program.eval_step(state, put(rows, program.mesh))
+            now, variables = program.eval_step(state, device_put_batch(rows, program.mesh))
             state = state.replace(variables=variables)  # type: ignore[attr-defined]
         for name, each in jax.device_get(before or {}).items():
             each = jax.tree.map(np.float64, each)

@@ -13,7 +13,7 @@ from support.experiments import EMBEDDED, EXPERIMENTS, SPINE, small
 
 from jaxbig.config.discover import available, load, summary
 from jaxbig.distributed.mesh import Mesh
-from jaxbig.distributed.sharding import put
+from jaxbig.distributed.sharding import device_put_batch
 from jaxbig.errors import Refused
 from jaxbig.program.program import make_program
 from jaxbig.tools.describe import show
@@ -61,7 +61,7 @@ def test_shrunk_it_takes_steps_over_a_mesh_with_one_compilation(name: str) -> No
         before = jax.tree.map(np.asarray, state.params)
         for step in range(2):
             state, metrics = program.train_step(
-                state, put(random_batch(experiment, step), program.mesh)
+                state, device_put_batch(random_batch(experiment, step), program.mesh)
             )
             assert all(np.isfinite(jax.device_get(list(metrics.values()))))
         assert program.train_step._cache_size() == 1

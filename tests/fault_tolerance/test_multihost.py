@@ -23,16 +23,16 @@ from support.compiling import HASTY
 from jaxbig.distributed import multihost
 from jaxbig.distributed.mesh import Mesh
 from jaxbig.distributed.multihost import (
-    agree,
-    first,
+    assert_same_on_all,
+    check_same_environment,
     gather,
-    join,
-    on_this_host,
-    refuse_differences,
+    initialize,
+    on_process_zero,
+    port_in_use,
+    processes_on_this_host,
     started_together,
-    taken,
 )
-from jaxbig.distributed.sharding import local_rows, put
+from jaxbig.distributed.sharding import device_put_batch, local_rows
 from jaxbig.errors import PEER_LOST, Failed, Refused
 from jaxbig.tracking.metrics_writer import read_metrics
 from jaxbig.train import resume
@@ -336,7 +336,8 @@ def test_processes_that_were_started_otherwise_refuse_together(
     [
         ("", "process 1 has --processes 3 and process 0 has 2"),
         (
-            "from jaxbig import processes as p; now = p.versions(); p.versions = lambda: {**now, 'jax': '0.1'}",
+            "from jaxbig.distributed import multihost as m\n"
+            "now = m.versions(); m.versions = lambda: {**now, 'jax': '0.1'}",
             "has jax '0.1'",
         ),
         (
@@ -456,18 +457,19 @@ def test_a_coordinator_that_cannot_be_reached_is_named(
 )
 def test_what_cannot_be_joined_is_refused(options: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(Refused) as refused:
-        join(**options)
+        initialize(**options)
     assert all(word in str(refused.value) for word in words)
 
 
 def test_a_port_that_is_taken_is_refused() -> None:
     with socket.create_server(("", 0)) as server, pytest.raises(Refused, match="port is taken"):
-        join(f"127.0.0.1:{server.getsockname()[1]}", 2, 0)
+        initialize(f"127.0.0.1:{server.getsockname()[1]}", 2, 0)
 
 
 def test_others_that_never_come_are_told_of_and_given_up() -> None:
     code = (
-        "from jaxbig import processes as p; p.NOTICE, p.CONNECT = 1, 2; p.join('127.0.0.1:9', 2, 1)"
+        "from jaxbig.distributed import multihost as m\n"
+        "m.NOTICE, m.CONNECT = 1, 2; m.initialize('127.0.0.1:9', 2, 1)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
@@ -484,10 +486,10 @@ def test_of_several_processes_sigterm_is_for_jax_where_there_is_something_to_sav
 ) -> None:
     """JAX's handler only takes note, for all to stop at one step: a process that never asks would not end by it."""
     code = (
-        "import jax, sys; from jaxbig import processes\n"
+        "import jax, sys; from jaxbig.distributed import multihost\n"
         "jax.distributed.initialize = lambda **_: print(jax.config.values['jax_enable_preemption_service'])\n"
-        "processes.keep_standard_output = lambda: None\n"
-        f"processes.join('127.0.0.1:9', 2, 1, saves={saves})"
+        "multihost.redirect_native_stdout = lambda: None\n"
+        f"multihost.initialize('127.0.0.1:9', 2, 1, saves={saves})"
     )
     environment = {**os.environ, "JAX_ENABLE_PREEMPTION_SERVICE": str(not saves)}
     done = subprocess.run(
@@ -571,12 +573,12 @@ def together(monkeypatch: pytest.MonkeyPatch) -> Together:
 
 
 def test_what_the_first_gives_or_raises_all_get(together: Together) -> None:
-    assert together(lambda number: first(lambda: {"from": number})) == [{"from": 0}] * 3
+    assert together(lambda number: on_process_zero(lambda: {"from": number})) == [{"from": 0}] * 3
 
     def refuse() -> None:
         raise Refused("no room")
 
-    said = together(lambda _: first(refuse))
+    said = together(lambda _: on_process_zero(refuse))
     assert [type(each) for each in said] == [Refused] * 3 and {str(each) for each in said} == {
         "no room"
     }
@@ -640,8 +642,8 @@ def test_a_host_whose_listing_is_older_forks_from_what_process_0_sees(
 def test_all_must_agree_and_each_that_does_not_is_named_with_what_it_has(
     together: Together, others: dict[int, dict[str, Any]], words: str
 ) -> None:
-    assert together(lambda _: agree({"seed": 0}), 6) == [None] * 6
-    said = together(lambda number: agree(others.get(number, {"seed": 0})), 6)
+    assert together(lambda _: assert_same_on_all({"seed": 0}), 6) == [None] * 6
+    said = together(lambda number: assert_same_on_all(others.get(number, {"seed": 0})), 6)
     assert [type(each) for each in said] == [Refused] * 6 and len({str(each) for each in said}) == 1
     assert words in str(said[0]) and len(str(said[0])) < 1000
 
@@ -649,7 +651,7 @@ def test_all_must_agree_and_each_that_does_not_is_named_with_what_it_has(
 def test_agreeing_sends_what_one_has_to_each_and_not_all_to_all(together: Together) -> None:
     """Of 32 processes that have 3 KB each, 32 times that: 32 * 32 times would be 3 MB."""
     service, what = Service(), {f"field{n}": "x" * 80 for n in range(32)}
-    assert together(lambda _: agree(what), 32, service) == [None] * 32
+    assert together(lambda _: assert_same_on_all(what), 32, service) == [None] * 32
     size = len(json.dumps(what))
     assert size > 3000 and 32 * size < service.sent < 32 * size * 1.2
 
@@ -705,9 +707,9 @@ def test_hosts_of_other_software_flags_configuration_code_or_devices_are_refused
     }
     for each, value in here.items():
         monkeypatch.setattr(multihost, each, lambda value=value: value)
-    assert together(lambda _: refuse_differences(3)) == [None] * 3
+    assert together(lambda _: check_same_environment(3)) == [None] * 3
     monkeypatch.setattr(multihost, name, lambda: there if jax.process_index() == 2 else here[name])
-    said = together(lambda _: refuse_differences(3))
+    said = together(lambda _: check_same_environment(3))
     assert [type(each) for each in said] == [Refused] * 3
     assert str(said[0]).startswith("process 2 on host1 has ") and words in str(said[0])
 
@@ -720,7 +722,7 @@ def test_a_commit_that_one_host_cannot_know_is_no_difference(
         multihost, "git_commit", lambda: None if jax.process_index() == unknown else "cafe"
     )
     monkeypatch.setattr(multihost, "devices", lambda: DEVICES)
-    assert together(lambda _: refuse_differences(3)) == [None] * 3
+    assert together(lambda _: check_same_environment(3)) == [None] * 3
 
 
 def test_processes_know_how_many_of_them_share_a_host(
@@ -729,7 +731,7 @@ def test_processes_know_how_many_of_them_share_a_host(
     monkeypatch.setattr(multihost, "devices", lambda: DEVICES)
     monkeypatch.setattr(multihost, "git_commit", lambda: None)
     monkeypatch.setattr(multihost, "_on_host", 1)
-    counts = together(lambda _: [refuse_differences(4), on_this_host()][1], 4)
+    counts = together(lambda _: [check_same_environment(4), processes_on_this_host()][1], 4)
     assert counts == [2] * 4
 
 
@@ -740,7 +742,12 @@ def test_a_tpu_pod_without_a_coordinator_is_refused_with_what_to_give(
     for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(jax, "process_count", lambda: 4)
-    for act in (join, lambda: gather(1), lambda: first(lambda: 1), lambda: agree({})):
+    for act in (
+        initialize,
+        lambda: gather(1),
+        lambda: on_process_zero(lambda: 1),
+        lambda: assert_same_on_all({}),
+    ):
         with pytest.raises(Refused, match=r"one of 4 processes.*--coordinator auto"):
             act()
 
@@ -758,16 +765,16 @@ def test_a_port_that_is_taken_is_found_so_with_or_without_ipv6(
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setattr(socket, "socket", refusing)
-        assert taken(server.getsockname()[1])
+        assert port_in_use(server.getsockname()[1])
         port = server.getsockname()[1]
         monkeypatch.undo()
     monkeypatch.setattr(socket, "socket", refusing)
-    assert not taken(port)
+    assert not port_in_use(port)
 
 
 def test_alone_a_process_agrees_with_itself() -> None:
-    agree({"seed": 0})
-    assert gather(3) == [3] and first(lambda: "done") == "done"
+    assert_same_on_all({"seed": 0})
+    assert gather(3) == [3] and on_process_zero(lambda: "done") == "done"
 
 
 @pytest.mark.parametrize(
@@ -776,6 +783,6 @@ def test_alone_a_process_agrees_with_itself() -> None:
 def test_rows_are_put_where_they_belong(mesh: Mesh) -> None:
     built, rows = mesh.build(), np.arange(48, dtype=np.int32).reshape(16, 3)
     assert local_rows(built, 16).tolist() == list(range(16))
-    placed = put({"inputs": rows}, built)["inputs"]
+    placed = device_put_batch({"inputs": rows}, built)["inputs"]
     assert np.array_equal(placed, rows)
     assert all(np.array_equal(shard.data, rows[shard.index]) for shard in placed.addressable_shards)

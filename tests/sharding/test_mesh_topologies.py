@@ -21,7 +21,7 @@ from support.experiments import small
 from jaxbig.config.discover import load
 from jaxbig.cost.hardware import SERVER, parse_topology
 from jaxbig.distributed.mesh import Mesh
-from jaxbig.distributed.placement import AXES, count_slices, place
+from jaxbig.distributed.placement import AXES, arrange_devices, count_slices
 from jaxbig.errors import Refused
 from jaxbig.planning.aot_compile import layout
 from jaxbig.planning.planner import check_possible
@@ -121,14 +121,16 @@ def test_every_mesh_on_every_slice_is_placed_or_refused_with_one_that_fits(kind:
                 with pytest.raises(
                     Refused, match=f"data={sizes[0]} does not divide over {slices} slices"
                 ) as said:
-                    place(sizes, devices)
+                    arrange_devices(sizes, devices)
                 other = tuple(
                     int(word.strip(".").split("=")[1])
                     for word in str(said.value).split("--mesh.", 1)[1].split()
                 )
-                assert place(other, devices).shape == other and math.prod(other) == len(devices)
+                assert arrange_devices(other, devices).shape == other and math.prod(other) == len(
+                    devices
+                )
                 continue
-            placed = place(sizes, devices)
+            placed = arrange_devices(sizes, devices)
             assert placed.shape == sizes and len(set(placed.flat)) == len(devices), (
                 shape,
                 slices,
@@ -144,7 +146,7 @@ def test_neighbours_in_a_mesh_are_of_one_host_or_on_one_line_of_the_torus(kind: 
     for shape in (each for each in powers if all(side & (side - 1) == 0 for side in each)):
         devices = tpus(kind, shape)
         for sizes in some(meshes(len(devices)), 24):
-            for one, other in first_steps(place(sizes, devices)):
+            for one, other in first_steps(arrange_devices(sizes, devices)):
                 near = (
                     of_one_line(one, other) or len(devices) <= SERVER
                 )  # of so few, jax makes a ring of a host's
@@ -184,10 +186,10 @@ def test_a_mesh_that_splits_a_side_of_the_torus_is_built(
 
 def test_chips_that_are_no_box_are_refused() -> None:
     with pytest.raises(Refused, match="these 6 TPU v5 chips cannot form a mesh"):
-        place((6, 1, 1, 1, 1), [*tpus("v5p", (2, 2, 1)), *tpus("v5p", (2, 2, 4))[-2:]])
+        arrange_devices((6, 1, 1, 1, 1), [*tpus("v5p", (2, 2, 1)), *tpus("v5p", (2, 2, 4))[-2:]])
     with pytest.raises(Refused, match="the slices have 4, 8 chips: they must be alike"):
         one, two = tpus("v5p", (2, 2, 1)), tpus("v5p", (2, 2, 2))
-        place(
+        arrange_devices(
             (12, 1, 1, 1, 1),
             [*one, *(dataclasses.replace(device, slice_index=1) for device in two)],
         )
@@ -197,7 +199,7 @@ def test_every_mesh_over_hosts_is_placed_with_the_inner_axes_inside_a_host() -> 
     for count in range(1, 65):
         devices = hosts_of(count)
         for sizes in some(meshes(len(devices)), 24):
-            placed = place(sizes, devices)
+            placed = arrange_devices(sizes, devices)
             assert placed.shape == sizes and len(set(placed.flat)) == len(devices)
             host, inside = np.vectorize(lambda device: device.process_index)(placed), 1
             for axis in map(AXES.index, ("tensor", "sequence", "expert", "fsdp")):
@@ -209,7 +211,9 @@ def test_every_mesh_over_hosts_is_placed_with_the_inner_axes_inside_a_host() -> 
 
 def test_hosts_of_different_size_are_filled_one_after_the_other() -> None:
     devices = [device for device in hosts_of(2) if device.id != 15]
-    assert [device.id for device in place((1, 5, 3, 1, 1), devices[::-1]).flat] == list(range(15))
+    assert [device.id for device in arrange_devices((1, 5, 3, 1, 1), devices[::-1]).flat] == list(
+        range(15)
+    )
 
 
 @pytest.mark.parametrize("platform", ["gpu", "cpu"])
@@ -219,7 +223,7 @@ def test_hosts_of_different_size_are_filled_one_after_the_other() -> None:
 def test_one_host_is_laid_out_as_jax_does(platform: str, sizes: Sizes) -> None:
     shuffled = random.Random(0).sample(hosts_of(1, 8, platform), 8)
     theirs = jax.make_mesh(sizes, AXES, devices=shuffled).devices  # type: ignore[arg-type]
-    assert np.array_equal(place(sizes, shuffled), theirs)
+    assert np.array_equal(arrange_devices(sizes, shuffled), theirs)
     mesh = Mesh(**dict(zip(AXES, sizes, strict=True)))
     assert np.array_equal(mesh.build().devices, jax.make_mesh(sizes, AXES).devices)
 
@@ -230,7 +234,8 @@ def test_hosts_that_data_divides_over_are_laid_out_as_before(count: int) -> None
     for sizes in (sizes for sizes in some(meshes(len(devices)), 300) if sizes[0] % count == 0):
         inside, between = (sizes[0] // count, *sizes[1:]), (count, 1, 1, 1, 1)
         assert np.array_equal(
-            place(sizes, devices), mesh_utils.create_hybrid_device_mesh(inside, between, devices)
+            arrange_devices(sizes, devices),
+            mesh_utils.create_hybrid_device_mesh(inside, between, devices),
         )
 
 
@@ -251,7 +256,7 @@ def test_meshes_that_jax_places_without_splitting_a_side_keep_their_order(kind: 
             except (NotImplementedError, ValueError):
                 continue
             compared += 1
-            assert np.array_equal(place(sizes, devices), theirs), (shape, slices, sizes)
+            assert np.array_equal(arrange_devices(sizes, devices), theirs), (shape, slices, sizes)
     assert compared > 50
 
 
@@ -294,7 +299,7 @@ def test_a_search_tries_meshes_that_split_a_side_and_all_can_be_built(
         found
     ) >= 12
     for sizes in found:
-        assert place(sizes, devices).shape == sizes
+        assert arrange_devices(sizes, devices).shape == sizes
 
 
 def test_a_search_over_slices_tries_only_what_divides_over_them() -> None:
@@ -312,7 +317,7 @@ def test_a_plan_for_gpus_counts_what_crosses_hosts_as_a_run_is_laid_out() -> Non
     gpus, pod = parse_topology("h100:16"), parse_topology("v5p:2x2x4")
     mesh: dict[str, int] = dict(zip(AXES, (1, 1, 8, 1, 2), strict=True))
     assert layout(gpus, mesh) == [number + 8 * expert for number in range(8) for expert in range(2)]
-    placed = place(tuple(mesh.values()), hosts_of(2))
+    placed = arrange_devices(tuple(mesh.values()), hosts_of(2))
     assert layout(gpus, mesh) == [device.id for device in placed.flat]
     assert layout(parse_topology("h100:12"), {**mesh, "tensor": 6}) == list(range(12))
     assert layout(pod, mesh) == list(range(16))
@@ -363,7 +368,7 @@ def test_simulated_topologies_are_those_of_the_compiler() -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     for (kind, shape, slices, sizes), line in zip(asked, done.stdout.splitlines(), strict=True):
         devices = tpus(kind, parse_topology(f"{kind}:{shape}").shape, slices)
-        ours = [[each.slice_index, *each.coords] for each in place(sizes, devices).flat]
+        ours = [[each.slice_index, *each.coords] for each in arrange_devices(sizes, devices).flat]
         assert json.loads(line) == [len(devices), devices[0].device_kind, ours], (
             kind,
             shape,

@@ -25,7 +25,7 @@ from jaxbig.data.builtin.pytext import PlainWindows, PyText, PyTextRows, Windows
 from jaxbig.data.core.dataset import Rows, Source
 from jaxbig.data.pipeline.sampler import train_batch
 from jaxbig.distributed.mesh import Mesh, activate
-from jaxbig.distributed.sharding import put
+from jaxbig.distributed.sharding import device_put_batch
 from jaxbig.optim.optimizers import SGD
 from jaxbig.optim.schedules import Constant
 from jaxbig.program.gradient import make_gradient
@@ -155,7 +155,10 @@ def on_one_device(name: str) -> tuple[Gradients, Gradients]:
         params = variables.pop("params")
         gradient = jax.jit(make_gradient(experiment, mesh))
         found, _, _ = gradient(
-            perturbed(params), variables, put(batch(name, experiment, 0), mesh), jnp.int32(0)
+            perturbed(params),
+            variables,
+            device_put_batch(batch(name, experiment, 0), mesh),
+            jnp.int32(0),
         )
         assert all(len(leaf.devices()) == 1 for leaf in jax.tree.leaves(found))
     return arrays(params), arrays(found)
@@ -172,7 +175,9 @@ def over(name: str, mesh: Mesh) -> tuple[Gradients, Gradients]:
             state = program.init()
         params = arrays(state.params)
         state = state.replace(params=perturbed(state.params))  # type: ignore[attr-defined]
-        state, _ = program.train_step(state, put(batch(name, experiment, 0), program.mesh))
+        state, _ = program.train_step(
+            state, device_put_batch(batch(name, experiment, 0), program.mesh)
+        )
         assert all(len(leaf.devices()) == 8 for leaf in jax.tree.leaves(state))
     trace = {
         path.split("trace/")[1]: leaf
@@ -349,7 +354,9 @@ def first_losses(name: str, steps: int = 5) -> list[float]:
         state = TrainState(jnp.int32(0), params, variables, optimizer.init(params))
         train_step = jax.jit(make_train_step(experiment, optimizer, mesh))
         for step in range(steps):
-            state, metrics = train_step(state, put(batch(name, experiment, step), mesh))
+            state, metrics = train_step(
+                state, device_put_batch(batch(name, experiment, step), mesh)
+            )
             losses.append(float(metrics["loss"]))
     return losses
 

@@ -28,7 +28,7 @@ from jaxbig.data.core.dataset import Rows, Source
 from jaxbig.data.pipeline.prefetch import Read, Readers, attempt, in_order, settled
 from jaxbig.data.pipeline.worker_imports import loaded, look_there
 from jaxbig.errors import Failed, Refused
-from jaxbig.system.signals import STOP
+from jaxbig.system.signals import STOP_SIGNALS
 
 PROGRAM = "import sys; from jaxbig.data.pipeline.worker_processes import work; work(int(sys.argv[1]), int(sys.argv[2]))"
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**27)}
@@ -103,7 +103,9 @@ class Workers:
             files = (there.fileno(), self.file)
             # -P: a file beside the run is no module. What is printed is no result.
             command = [sys.executable, "-P", "-X", "faulthandler", "-c", PROGRAM, *map(str, files)]
-            masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *STOP})  # inherited
+            masked = signal.pthread_sigmask(
+                signal.SIG_BLOCK, {signal.SIGINT, *STOP_SIGNALS}
+            )  # inherited
             try:
                 self.processes.append(
                     subprocess.Popen(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxbig.arrays.dtypes import exact, wide
-from jaxbig.distributed.logical_axes import platform, spread
+from jaxbig.distributed.logical_axes import active_axes, platform
 from jaxbig.errors import Refused
 from jaxbig.models.layers.attention_mask import Segments, places, visible
 from jaxbig.models.layers.basic import Embedding, Linear, choose, constrain
@@ -196,7 +196,7 @@ def one_for_each_device(x: jax.Array, heads: int) -> jax.Array:
     """A single head of keys or values [B, S, 1, K] as one for each device that has some of the query's heads, since
     cuDNN's partition rule wants keys split as queries are: [B, S, N, K]. Other numbers of heads stay as they are."""
     [names] = nn.logical_to_mesh_axes(("heads",)) or (None,)
-    devices = math.prod(spread(names).values())
+    devices = math.prod(active_axes(names).values())
     if x.shape[2] > 1 or heads == 1 or devices == 1:
         return x
     return constrain(jnp.repeat(x, devices, axis=2), "batch", None, "heads", None)

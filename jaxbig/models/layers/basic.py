@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 
 from jaxbig.arrays.dtypes import Dtype, exact, wide
-from jaxbig.distributed.logical_axes import gathered, split
+from jaxbig.distributed.logical_axes import rules_without_fsdp, split
 from jaxbig.errors import Refused
 
 Axes = tuple[str | None, ...]
@@ -56,7 +56,9 @@ def stored(
 def gather(value: jax.Array, axes: Axes, dtype: Any) -> jax.Array:
     """A stored parameter, or a piece of one, made ready for use."""
     # in pieces once more: so it is cast before it is gathered, and a gradient is put in pieces before it is added up
-    return nn.with_logical_constraint(constrain(value.astype(dtype), *axes), axes, rules=gathered())
+    return nn.with_logical_constraint(
+        constrain(value.astype(dtype), *axes), axes, rules=rules_without_fsdp()
+    )
 
 
 def in_pieces(
@@ -222,7 +224,9 @@ class Embedding(nn.Module):
 
     def whole(self) -> jax.Array:
         """[count, D]."""
-        return nn.with_logical_constraint(self.table, (self.axis, self.second), rules=gathered())
+        return nn.with_logical_constraint(
+            self.table, (self.axis, self.second), rules=rules_without_fsdp()
+        )
 
     def output(self) -> jax.Array:
         """The matrix [D, count] that makes logits, as it is stored: gathered where it is used."""

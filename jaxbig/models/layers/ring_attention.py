@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxbig.arrays.dtypes import wide
-from jaxbig.distributed.logical_axes import spread
+from jaxbig.distributed.logical_axes import active_axes
 from jaxbig.errors import Refused
 from jaxbig.models.layers.attention_mask import Segments, visible
 
@@ -32,7 +32,7 @@ PLACES = ("batch", "length", "heads", None)
 
 def pieces() -> dict[str, int]:
     """The mesh axes that split the length of rows and heads, and into how many; none where nothing does."""
-    return spread((nn.logical_to_mesh_axes(PLACES) or PLACES)[1])
+    return active_axes((nn.logical_to_mesh_axes(PLACES) or PLACES)[1])
 
 
 def ring(

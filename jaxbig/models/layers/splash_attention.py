@@ -12,7 +12,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxbig.distributed.logical_axes import platform, spread
+from jaxbig.distributed.logical_axes import active_axes, platform
 from jaxbig.errors import Refused
 from jaxbig.models.layers.attention_mask import Segments
 
@@ -32,7 +32,7 @@ def splash(
     """
     lengths = query.shape[1], key.shape[1]
     queries: Any = nn.logical_to_mesh_axes(("batch", "length", "heads", None)) or (None,) * 4
-    over = [math.prod(spread(names).values()) for names in queries]
+    over = [math.prod(active_axes(names).values()) for names in queries]
     if lengths[0] % (128 * over[1]) or lengths[1] % 128:
         each = f", of queries on each of {over[1]} devices," if over[1] > 1 else ""
         raise Refused(

@@ -26,7 +26,7 @@ from jaxbig.data.transforms.augment import (
 )
 from jaxbig.data.transforms.randaugment import RandAugment
 from jaxbig.distributed.mesh import Mesh
-from jaxbig.distributed.sharding import put
+from jaxbig.distributed.sharding import device_put_batch
 from jaxbig.errors import Failed, Refused
 from jaxbig.objectives.classification import Classification
 from jaxbig.program.gradient import make_gradient
@@ -64,7 +64,7 @@ def gradient(experiment: Experiment, devices: int, step: int = 0) -> dict[str, n
     with program.activate():
         state = program.init()
         find = jax.jit(make_gradient(experiment, program.mesh))
-        rows = put(batch_of(experiment.data), program.mesh)  # type: ignore[arg-type]
+        rows = device_put_batch(batch_of(experiment.data), program.mesh)  # type: ignore[arg-type]
         found, _, _ = find(state.params, state.variables, rows, jnp.int32(step))
     return {path: np.asarray(leaf) for path, leaf in leaves(found).items()}
 

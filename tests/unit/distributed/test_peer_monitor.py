@@ -18,7 +18,7 @@ import pytest
 
 from jaxbig.distributed import peer_monitor
 from jaxbig.distributed.peer_monitor import (
-    Lifeline,
+    PeerMonitor,
     address_towards,
     listen,
     own_address,
@@ -27,7 +27,7 @@ from jaxbig.distributed.peer_monitor import (
 )
 
 
-class Ended(Lifeline):
+class Ended(PeerMonitor):
     """One that notes who has ended and why, in place of ending this process."""
 
     ended: tuple[int, str] | None = None
@@ -66,7 +66,7 @@ def peer(server: socket.socket, process: int = 1) -> socket.socket:
     return connection
 
 
-def is_heard(zero: Lifeline, connection: socket.socket, process: int = 1) -> bool:
+def is_heard(zero: PeerMonitor, connection: socket.socket, process: int = 1) -> bool:
     """Whether process 0 still reads what that process says."""
     step = zero.heard[process][1] + 1 if process in zero.heard else 1
     connection.sendall(json.dumps({"at": [step, "steps"]}).encode() + b"\n")
@@ -310,13 +310,13 @@ def test_others_connect_to_the_address_that_process_0_listens_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """And not to what they take the coordinator's name for."""
-    monkeypatch.setattr(peer_monitor, "Lifeline", Ended)
+    monkeypatch.setattr(peer_monitor, "PeerMonitor", Ended)
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setattr(peer_monitor, "_mine", None)
     published: list[str] = []
-    zero = peer_monitor.tie(0, "127.0.0.1", published.append, lambda: "")
+    zero = peer_monitor.connect(0, "127.0.0.1", published.append, lambda: "")
     assert json.loads(published[0])[0] == "127.0.0.1" and zero is not None
-    one = peer_monitor.tie(1, "coordinator.invalid", published.append, lambda: published[0])
+    one = peer_monitor.connect(1, "coordinator.invalid", published.append, lambda: published[0])
     assert one is not None and until(lambda: 1 in zero.heard)
 
 
@@ -333,5 +333,5 @@ def test_where_process_0_cannot_listen_all_go_on_and_say_so(
     monkeypatch.setattr(peer_monitor, "listen", fail)
     monkeypatch.setattr(peer_monitor, "_mine", None)
     for process in (0, 1):
-        assert peer_monitor.tie(process, "127.0.0.1", print, fail) is None
+        assert peer_monitor.connect(process, "127.0.0.1", print, fail) is None
         assert f"process {process} will notice late" in capsys.readouterr().err

@@ -17,15 +17,15 @@ from support.experiments import EXPERIMENTS, small
 
 from jaxbig.arrays.tree import HOST, apart_on_host, leaves
 from jaxbig.checkpoint.digest import digests
-from jaxbig.distributed.logical_axes import PRESETS, RULES, Preset, as_tuple, gathered
+from jaxbig.distributed.logical_axes import PRESETS, RULES, Preset, as_tuple, rules_without_fsdp
 from jaxbig.distributed.mesh import Mesh, activate
 from jaxbig.distributed.placement import AXES
 from jaxbig.distributed.sharding import (
     batch_sharding,
     check_batch,
     check_length,
+    device_put_batch,
     parameter_shardings,
-    put,
     replicated,
 )
 from jaxbig.errors import Refused
@@ -199,7 +199,7 @@ def test_a_mesh_uses_every_device_or_is_refused(asked: tuple[int, ...], devices:
 def test_a_batch_is_split_over_data_and_fsdp_in_order() -> None:
     mesh = Mesh(data=2, fsdp=2, tensor=2).build()
     rows = np.arange(24, dtype=np.int32).reshape(8, 3)
-    placed: Any = put({"inputs": rows, "mask": np.ones(8, np.float32)}, mesh)
+    placed: Any = device_put_batch({"inputs": rows, "mask": np.ones(8, np.float32)}, mesh)
     assert (
         placed["inputs"].sharding.spec == batch_sharding(mesh).spec == P(("data", "fsdp", "expert"))
     )
@@ -280,8 +280,8 @@ def test_a_size_that_does_not_divide_is_refused_with_path_and_numbers(
 
 def test_gathered_is_the_table_without_fsdp() -> None:
     with activate(Mesh().build()):
-        rules = gathered()
-    assert gathered() == () and dict(rules) == {
+        rules = rules_without_fsdp()
+    assert rules_without_fsdp() == () and dict(rules) == {
         "batch": ("data", "expert"),
         "copy": ("data", "expert"),
         "length": "sequence",
@@ -333,7 +333,7 @@ def test_an_override_takes_the_place_of_a_rule() -> None:
         specs = [
             nn.logical_to_mesh_axes(axes) for axes in (("embed", "mlp"), ("batch", "length", "mlp"))
         ]
-        assert dict(gathered())["mlp"] == ("tensor",)
+        assert dict(rules_without_fsdp())["mlp"] == ("tensor",)
     assert specs == [
         P(None, ("tensor", "fsdp")),
         P(("data", "fsdp", "expert"), "sequence", ("tensor",)),

@@ -17,7 +17,7 @@ import pytest
 from support.run_processes import RUN, Life, done, settings
 
 from jaxbig.distributed import run_lock as room
-from jaxbig.distributed.run_lock import Hold, hold
+from jaxbig.distributed.run_lock import RunLock, lock_run_directory
 from jaxbig.errors import Failed, Refused
 
 
@@ -43,14 +43,14 @@ def eventually(condition: Callable[[], Any]) -> None:
 
 
 def test_a_folder_is_held_once_and_given_back(tmp_path: Path) -> None:
-    with hold(tmp_path / "run") as held:
+    with lock_run_directory(tmp_path / "run") as held:
         held()
         with pytest.raises(
             Refused, match=r"run is in use by process \d+ on .*: stop that run, or give another"
         ):
-            Hold(tmp_path / "run")
+            RunLock(tmp_path / "run")
     assert not (tmp_path / "run" / "holder").exists()
-    Hold(tmp_path / "run").release()
+    RunLock(tmp_path / "run").release()
 
 
 def test_a_holder_of_another_machine_that_beats_keeps_it(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_a_holder_of_another_machine_that_beats_keeps_it(tmp_path: Path) -> None
     thread.start()
     try:
         with pytest.raises(Refused, match="in use by process 7 on n1"):
-            Hold(tmp_path)
+            RunLock(tmp_path)
     finally:
         done.set()
         thread.join()
@@ -82,7 +82,7 @@ def test_a_holder_of_another_machine_that_does_not_beat_is_dead(
     if text is not None:
         file.write_bytes(os.fsencode(text))
     began = time.monotonic()
-    mine = Hold(tmp_path)
+    mine = RunLock(tmp_path)
     assert time.monotonic() - began >= 0.6
     mine.check()
     mine.release()
@@ -93,23 +93,23 @@ def test_one_of_this_machine_would_have_the_lock_and_is_not_waited_for(
 ) -> None:
     monkeypatch.setattr(room, "SILENT", 60)
     left(tmp_path, machine=room.machine())
-    Hold(tmp_path).release()
+    RunLock(tmp_path).release()
 
     def no_locks(*_: Any) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(room, "SILENT", 0.6)
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    first = Hold(tmp_path)
+    first = RunLock(tmp_path)
     with pytest.raises(Refused, match="in use"):  # by its beat alone
-        Hold(tmp_path)
+        RunLock(tmp_path)
     first.check()
     first.release()
-    Hold(tmp_path).release()
+    RunLock(tmp_path).release()
 
 
 def test_who_loses_the_folder_hears_of_it_and_leaves_the_other_s_alone(tmp_path: Path) -> None:
-    mine = Hold(tmp_path)
+    mine = RunLock(tmp_path)
     (tmp_path / "holder").unlink()
     left(tmp_path)
     eventually(lambda: mine.lost)
@@ -127,12 +127,12 @@ def test_who_cannot_write_any_more_hears_of_it_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As over a network, where what another has replaced can be written no more."""
-    mine = Hold(tmp_path)
+    mine = RunLock(tmp_path)
 
-    def stale(self: Hold) -> None:
+    def stale(self: RunLock) -> None:
         raise OSError(errno.ESTALE, "Stale file handle")
 
-    monkeypatch.setattr(Hold, "_write", stale)
+    monkeypatch.setattr(RunLock, "_write", stale)
     (tmp_path / "holder").unlink()
     left(tmp_path)
     eventually(lambda: mine.lost)
@@ -144,7 +144,7 @@ def test_a_lock_that_a_dead_machine_has_left_on_a_server_is_passed_over(tmp_path
     with (tmp_path / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         began = time.monotonic()
-        mine = Hold(tmp_path)
+        mine = RunLock(tmp_path)
         assert time.monotonic() - began >= 0.6
         mine.check()
         mine.release()
@@ -153,17 +153,17 @@ def test_a_lock_that_a_dead_machine_has_left_on_a_server_is_passed_over(tmp_path
 def test_a_full_disk_leaves_no_holder_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: Hold) -> None:
+    def full(self: RunLock) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Hold, "_write", full)
+    monkeypatch.setattr(RunLock, "_write", full)
     with pytest.raises(Refused, match=r"cannot write in .*No space left on device"):
-        Hold(tmp_path)
+        RunLock(tmp_path)
     assert [entry.name for entry in tmp_path.iterdir()] == []
 
 
 def test_a_folder_that_is_gone_is_told(tmp_path: Path) -> None:
-    mine = Hold(tmp_path / "run")
+    mine = RunLock(tmp_path / "run")
     (tmp_path / "run").rename(tmp_path / "elsewhere")
     eventually(lambda: mine.lost)
     with pytest.raises(Failed, match="run is gone"):
@@ -185,16 +185,16 @@ def test_links_in_a_folder_are_refused_and_what_they_lead_to_stays(
         Refused,
         match=rf"run/{name} is a link to .*target, and in the folder of a run none is followed",
     ):
-        Hold(run)
+        RunLock(run)
     assert target.read_text() == "as it was" and (run / name).is_symlink()
 
 
 SLEEPER = """
 import fcntl, time
-from jaxbig import hold
+from jaxbig.distributed import run_lock
 from jaxbig.__main__ import main
 from jaxbig.train.step_reporter import Report
-hold.machine = lambda: "another"  # whose locks are not seen here
+run_lock.machine = lambda: "another"  # whose locks are not seen here
 fcntl.flock = lambda *given: None
 push = Report.push
 Report.push = lambda *given: (time.sleep(0.5), push(*given))
@@ -273,9 +273,9 @@ def test_a_file_system_that_cannot_serve_a_run_is_refused_and_nothing_stays(
         with pytest.raises(
             Refused, match=rf"cannot {what} \({why}\).*gcsfuse --rename-dir-limit.*another disk"
         ):
-            Hold(tmp_path / "run")
+            RunLock(tmp_path / "run")
     assert not list(tmp_path.iterdir())
-    Hold(tmp_path / "run").release()
+    RunLock(tmp_path / "run").release()
 
 
 def test_a_file_system_that_appends_wrongly_is_refused(
@@ -287,7 +287,7 @@ def test_a_file_system_that_appends_wrongly_is_refused(
         Path, "open", lambda self, mode="r", *a, **k: real(self, "wb" if mode == "ab" else mode, *a)
     )
     with pytest.raises(Refused, match=r"cannot append to a file \(it was done wrongly\)"):
-        Hold(tmp_path)
+        RunLock(tmp_path)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
@@ -296,11 +296,11 @@ def test_a_disk_that_is_full_is_said_to_be_full(
 ) -> None:
     monkeypatch.setattr(Path, "rename", fails_with(number))
     with pytest.raises(Refused, match=rf"cannot write in {tmp_path}: {os.strerror(number)}"):
-        Hold(tmp_path)
+        RunLock(tmp_path)
 
 
 def test_a_folder_that_is_taken_holds_nothing_of_the_trial(tmp_path: Path) -> None:
-    mine = Hold(tmp_path)
+    mine = RunLock(tmp_path)
     assert {each.name for each in tmp_path.iterdir()} == {"lock", "holder"}
     mine.release()
 
@@ -315,22 +315,22 @@ def test_a_run_that_is_refused_takes_away_what_it_brought(
     for name in there:
         (tmp_path / name).mkdir()
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(Refused, match="no such data"), hold(tmp_path / "runs" / "a"):
+    with pytest.raises(Refused, match="no such data"), lock_run_directory(tmp_path / "runs" / "a"):
         (tmp_path / "runs" / "a" / "checkpoints").mkdir(exist_ok=True)
         raise Refused("no such data")
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_run_that_is_refused_leaves_what_it_wrote(tmp_path: Path) -> None:
-    with pytest.raises(Refused), hold(tmp_path / "run"):
+    with pytest.raises(Refused), lock_run_directory(tmp_path / "run"):
         (tmp_path / "run" / "metrics.jsonl").write_text("x")
         raise Refused("at step 3")
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == "x"
 
 
 def test_a_folder_that_is_in_use_is_left_alone_by_the_run_that_is_refused(tmp_path: Path) -> None:
-    mine = Hold(tmp_path / "run")
-    with pytest.raises(Refused, match="in use"), hold(tmp_path / "run"):
+    mine = RunLock(tmp_path / "run")
+    with pytest.raises(Refused, match="in use"), lock_run_directory(tmp_path / "run"):
         pass
     assert {each.name for each in (tmp_path / "run").iterdir()} == {"lock", "holder"}
     mine.release()

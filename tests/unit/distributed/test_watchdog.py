@@ -16,11 +16,10 @@ from typing import Any
 import jax.numpy as jnp
 import pytest
 
-from jaxbig.arrays import tree
-from jaxbig.checkpoint import manager
+from jaxbig.checkpoint import digest, manager
 from jaxbig.checkpoint.manager import Checkpoints
 from jaxbig.distributed import multihost, peer_monitor, watchdog
-from jaxbig.distributed.peer_monitor import WAITS_FOR_OTHERS, Lifeline
+from jaxbig.distributed.peer_monitor import WAITS_FOR_OTHERS, PeerMonitor
 from jaxbig.distributed.watchdog import BY_ACTIVITY, COMPILES, RESTORES, WAITS, Watchdog
 from jaxbig.errors import PEER_LOST
 
@@ -101,9 +100,9 @@ def test_time_in_which_it_was_stopped_itself_does_not_count() -> None:
 def test_the_late_process_is_the_one_that_is_silent_or_does_not_wait_or_is_behind(
     mine: tuple[int, str], heard: dict[int, tuple[float, int, str]], late: str
 ) -> None:
-    lifeline = Lifeline(0, {})
+    lifeline = PeerMonitor(0, {})
     now = time.monotonic()
-    peer_monitor.heard = {
+    lifeline.heard = {
         process: (now - ago, step, doing) for process, (ago, step, doing) in heard.items()
     }
     dog = Watchdog(0, lifeline)
@@ -155,7 +154,7 @@ def slowed(
 
 LONG = {
     "each file's hash": (manager, "_file_digest", "waits for its save of step 1"),
-    "each leaf's hash": (tree, "whole", "saves"),
+    "each leaf's hash": (digest, "whole", "saves"),
 }
 
 
@@ -261,10 +260,10 @@ def test_who_waits_for_what_another_process_says_is_known_to_wait(
             return '["", 1]'
 
     monkeypatch.setattr(multihost, "_service", Service)
-    monkeypatch.setattr(multihost, "leading", lambda: leads)
+    monkeypatch.setattr(multihost, "is_process_zero", lambda: leads)
     monkeypatch.setattr(multihost.jax, "process_count", lambda: 2)
     multihost.gather("here")
-    assert multihost.first(lambda: peer_monitor.waiting.is_set()) == (0 if leads else 1)
+    assert multihost.on_process_zero(lambda: peer_monitor.waiting.is_set()) == (0 if leads else 1)
     assert not peer_monitor.waiting.is_set()
 
 
@@ -273,26 +272,26 @@ def test_who_waits_for_what_another_process_says_is_known_to_wait(
 PEER = """
 import os, signal, sys, time
 from pathlib import Path
-from jaxbig import lifeline
+from jaxbig.distributed import peer_monitor
 process, place, how = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 def find():
     while not place.exists(): time.sleep(0.01)
     return place.read_text()
 def publish(text):
     place.with_suffix(".new").write_text(text); place.with_suffix(".new").rename(place)
-assert lifeline.tie(process, "127.0.0.1", publish, find)
+assert peer_monitor.connect(process, "127.0.0.1", publish, find)
 print("tied", flush=True)
-while len(lifeline.mine().heard) < (3 if process == 0 else 1): time.sleep(0.01)
-lifeline.mine().at(7, "steps")
+while len(peer_monitor.current().heard) < (3 if process == 0 else 1): time.sleep(0.01)
+peer_monitor.current().at(7, "steps")
 print("met", flush=True)
 if process == int(sys.argv[4]):
     sys.stdin.readline()
     if how == "raise": raise KeyError("planted")
-    if how == "refuse": lifeline.leave("ended: no such thing"); sys.exit(2)
-    if how == "finish": lifeline.leave(); sys.exit(0)
+    if how == "refuse": peer_monitor.announce_exit("ended: no such thing"); sys.exit(2)
+    if how == "finish": peer_monitor.announce_exit(); sys.exit(0)
     os.kill(os.getpid(), signal.SIGKILL)
 time.sleep(4 if how == "finish" else 60)
-lifeline.leave()
+peer_monitor.announce_exit()
 """
 
 

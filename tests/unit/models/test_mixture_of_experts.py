@@ -14,7 +14,7 @@ from support.experiments import small
 
 from jaxbig.arrays.tree import leaves
 from jaxbig.distributed.mesh import Mesh, activate
-from jaxbig.distributed.sharding import put
+from jaxbig.distributed.sharding import device_put_batch
 from jaxbig.errors import Refused
 from jaxbig.models.griffin import LRU, RGLRU
 from jaxbig.models.layers import mixture_of_experts
@@ -171,7 +171,7 @@ def test_parts_of_a_batch_have_the_loss_and_gradient_of_the_whole(parts: Any, se
             init = nn.init(lambda forward: forward(jnp.zeros((1, 8), jnp.int32)), experiment.model)
             params = meta.unbox(jax.jit(init)({"params": jax.random.key(0)}))["params"]
             found = jax.jit(make_gradient(experiment, mesh))
-            return found(params, {}, put(rows, mesh), jnp.int32(0))[:2]
+            return found(params, {}, device_put_batch(rows, mesh), jnp.int32(0))[:2]
 
     (whole, sums), (found, other) = (
         gradient(experiment),

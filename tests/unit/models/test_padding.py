@@ -18,7 +18,7 @@ from jaxbig.data.records.synthetic import MadeUp
 from jaxbig.data.tabular import Columns
 from jaxbig.data.text import TokenRows
 from jaxbig.distributed.mesh import Mesh
-from jaxbig.distributed.sharding import put
+from jaxbig.distributed.sharding import device_put_batch
 from jaxbig.models.convnet import BatchNorm
 from jaxbig.models.griffin import Griffin
 from jaxbig.models.language_model import Decoder, Encoder, EncoderDecoder
@@ -278,10 +278,10 @@ def test_a_batch_of_left_out_records_changes_nothing_but_the_number_of_steps(cha
     nothing = {name: np.zeros_like(each) for name, each in batch.items()}
     with program.activate():
         first, _ = program.train_step(
-            program.init(), put(batch, program.mesh)
+            program.init(), device_put_batch(batch, program.mesh)
         )  # so that there is momentum
         before = {path: np.asarray(leaf) for path, leaf in leaves(first).items()}
-        after, metrics = program.train_step(first, put(nothing, program.mesh))
+        after, metrics = program.train_step(first, device_put_batch(nothing, program.mesh))
     assert int(after.step) == before.pop("step") + 1 and int(metrics[FAULT]) == 0
     assert np.isnan(metrics["loss"]) and np.isnan(
         metrics["accuracy"]

@@ -15,7 +15,7 @@ from scipy.special import log_softmax, logsumexp, softmax
 from sklearn import metrics as sklearn_metrics
 
 from jaxbig.distributed.mesh import Mesh, activate
-from jaxbig.distributed.sharding import put
+from jaxbig.distributed.sharding import device_put_batch
 from jaxbig.errors import Refused
 from jaxbig.models.layers.basic import parameter
 from jaxbig.objectives import bleu
@@ -492,7 +492,7 @@ def test_a_loss_in_pieces_is_the_same_on_a_mesh(mesh: Mesh) -> None:
     expected = jax.jit(gradient_of(objective, model))(params, batch)
     built = mesh.build()
     with activate(built):
-        ours = jax.jit(gradient_of(objective, model))(params, put(batch, built))
+        ours = jax.jit(gradient_of(objective, model))(params, device_put_batch(batch, built))
     jax.tree.map(close, ours, expected)
 
 
@@ -555,7 +555,7 @@ def test_a_row_is_hidden_alike_in_any_batch_and_otherwise_with_another_key() -> 
     np.testing.assert_array_equal(CORRUPT(padded, mask, KEY)[1], chosen)
     mesh = Mesh(data=4, fsdp=2).build()
     with activate(mesh):
-        ours = CORRUPT(**put({"tokens": tokens, "mask": mask}, mesh), key=KEY)
+        ours = CORRUPT(**device_put_batch({"tokens": tokens, "mask": mask}, mesh), key=KEY)
     jax.tree.map(np.testing.assert_array_equal, ours, (seen, chosen))
 
 
@@ -681,7 +681,9 @@ def test_greedy_writes_what_plain_loops_write() -> None:
         again = jax.jit(
             lambda batch: nn.apply(lambda f: greedy(f, batch, START, END, 5), model)(variables)
         )
-        np.testing.assert_array_equal(again(put(wide, mesh)), np.concatenate([tokens, tokens[:2]]))
+        np.testing.assert_array_equal(
+            again(device_put_batch(wide, mesh)), np.concatenate([tokens, tokens[:2]])
+        )
 
 
 def test_exact_match_and_bleu_are_of_what_was_written() -> None:
@@ -959,5 +961,7 @@ def test_the_sums_are_the_same_on_a_mesh() -> None:
     ):
         expected = outcome(objective, train=False, **batch)
         with activate(mesh):
-            ours = outcome(objective, train=False, **put(jax.tree.map(np.asarray, batch), mesh))
+            ours = outcome(
+                objective, train=False, **device_put_batch(jax.tree.map(np.asarray, batch), mesh)
+            )
         jax.tree.map(close, ours, expected)

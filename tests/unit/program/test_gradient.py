@@ -15,7 +15,7 @@ from jaxbig.arrays.tree import leaves
 from jaxbig.checkpoint.digest import digests
 from jaxbig.config.experiment import Experiment
 from jaxbig.distributed.mesh import Mesh
-from jaxbig.distributed.sharding import put
+from jaxbig.distributed.sharding import device_put_batch
 from jaxbig.errors import Refused
 from jaxbig.program import gradient
 from jaxbig.program.gradient import Gradient, make_gradient
@@ -45,7 +45,7 @@ def found(experiment: Experiment, batch: Any, devices: int = 1) -> tuple[dict[st
     """(gradient, sums, variables) by path at the initial parameters, and the compiled function."""
     program = make_program(experiment, jax.devices()[:devices])
     with program.activate():
-        state, rows = program.init(), put(batch, program.mesh)
+        state, rows = program.init(), device_put_batch(batch, program.mesh)
         gradient: Gradient = make_gradient(experiment, program.mesh)
         compiled = (
             jax.jit(gradient).lower(state.params, state.variables, rows, jnp.int32(0)).compile()
@@ -119,7 +119,9 @@ def trained(experiment: Experiment, devices: list[int]) -> str:
                 state = program.init()
             shardings = jax.tree.map(lambda leaf: leaf.sharding, program.abstract)
             state = jax.device_put(jax.device_get(state), shardings)
-            state, _ = program.train_step(state, put(random_batch(experiment, step), program.mesh))
+            state, _ = program.train_step(
+                state, device_put_batch(random_batch(experiment, step), program.mesh)
+            )
     return digests(state)[1]
 
 

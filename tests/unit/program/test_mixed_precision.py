@@ -22,7 +22,7 @@ from jaxbig.config.experiment import Experiment, InitializeFrom
 from jaxbig.config.precision import Precision
 from jaxbig.cost.memory import bytes_per_device
 from jaxbig.distributed.mesh import Mesh, activate
-from jaxbig.distributed.sharding import put
+from jaxbig.distributed.sharding import device_put_batch
 from jaxbig.errors import Refused
 from jaxbig.optim.optimizers import SGD
 from jaxbig.optim.schedules import Constant
@@ -54,7 +54,7 @@ def stepped(
     with activate(program.mesh):
         state = program.init()
         for step in range(steps):
-            batch = put(random_batch(experiment, step), program.mesh)
+            batch = device_put_batch(random_batch(experiment, step), program.mesh)
             state, metrics = program.train_step(state, batch)
             told.append({name: float(value) for name, value in metrics.items()})
     return program, state, told
@@ -156,7 +156,10 @@ def test_the_parameters_are_the_rounded_masters_and_these_as_if_updated_by_hand(
                 else jax.tree.map(lambda p: p.astype(jnp.bfloat16), masters)
             )
             gradient, *_ = find(
-                given, {}, put(random_batch(experiment, step), plain.mesh), jnp.int32(step)
+                given,
+                {},
+                device_put_batch(random_batch(experiment, step), plain.mesh),
+                jnp.int32(step),
             )
             masters = jax.tree.map(
                 lambda p, g: p - np.float32(0.1) * np.asarray(g, np.float32), masters, gradient
@@ -280,7 +283,7 @@ def gradient_of(experiment: Experiment) -> tuple[dict[str, np.ndarray], str]:
     """By path, over 8 devices, and the compiled program."""
     program = make_program(experiment)
     with activate(program.mesh):
-        state, rows = program.init(), put(random_batch(experiment), program.mesh)
+        state, rows = program.init(), device_put_batch(random_batch(experiment), program.mesh)
         find = make_gradient(experiment, program.mesh)
         arguments = (state.params, state.variables, rows, jnp.int32(0))
         compiled = jax.jit(lambda *each: find(*each)[0]).lower(*arguments).compile()

@@ -14,10 +14,16 @@ import pytest
 from support.run_processes import STRUCK
 
 from jaxbig.distributed.multihost import interruptible
-from jaxbig.system.process_group import asked_to_stop
-from jaxbig.system.signals import INTERRUPTED, STOP, ctrl_c_leaves, leave, say
+from jaxbig.system.process_group import collect_stop_signals
+from jaxbig.system.signals import (
+    INTERRUPTED,
+    STOP_SIGNALS,
+    exit_on_ctrl_c,
+    exit_resumable,
+    write_stderr,
+)
 
-NAMES = [number.name for number in STOP]
+NAMES = [number.name for number in STOP_SIGNALS]
 # what a process does when it is asked, after main's first line: Python code, or C code that lets no handler run
 WAITS = {
     "python": "import time\nwhile True: time.sleep(0.01)",
@@ -30,7 +36,10 @@ def started() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     processes: list[subprocess.Popen[str]] = []
 
     def start(code: str, before: str = "") -> subprocess.Popen[str]:
-        program = f"{before}\nfrom jaxbig.system.signals import exit_when_asked\nexit_when_asked()\nprint('on', flush=True)\n"
+        program = (
+            f"{before}\nfrom jaxbig.system.signals import exit_on_stop_signals\n"
+            "exit_on_stop_signals()\nprint('on', flush=True)\n"
+        )
         process = subprocess.Popen(
             [sys.executable, "-c", program + code],
             stdout=subprocess.PIPE,
@@ -47,7 +56,7 @@ def started() -> Iterator[Callable[..., subprocess.Popen[str]]]:
         process.communicate()
 
 
-@pytest.mark.parametrize("number", STOP, ids=NAMES)
+@pytest.mark.parametrize("number", STOP_SIGNALS, ids=NAMES)
 @pytest.mark.parametrize("code", WAITS.values(), ids=WAITS)
 def test_before_there_is_anything_to_save_a_signal_exits_75_at_once(
     started: Callable[..., subprocess.Popen[str]], code: str, number: signal.Signals
@@ -107,11 +116,11 @@ def test_ctrl_c_leaves_only_inside_and_where_it_is_not_ignored() -> None:
     before = signal.getsignal(signal.SIGINT)
     try:
         for handler, inside in (
-            (signal.default_int_handler, leave),
+            (signal.default_int_handler, exit_resumable),
             (signal.SIG_IGN, signal.SIG_IGN),
         ):
             signal.signal(signal.SIGINT, handler)
-            with ctrl_c_leaves():
+            with exit_on_ctrl_c():
                 assert signal.getsignal(signal.SIGINT) is inside
             assert signal.getsignal(signal.SIGINT) is handler
     finally:
@@ -121,13 +130,13 @@ def test_ctrl_c_leaves_only_inside_and_where_it_is_not_ignored() -> None:
 @pytest.fixture
 def handlers() -> Iterator[None]:
     """Those of the command line; this process's own afterwards."""
-    before = {number: signal.signal(number, leave) for number in STOP}
+    before = {number: signal.signal(number, exit_resumable) for number in STOP_SIGNALS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, *STOP], ids=["SIGINT", *NAMES])
+@pytest.mark.parametrize("number", [signal.SIGINT, *STOP_SIGNALS], ids=["SIGINT", *NAMES])
 def test_a_run_that_is_asked_by_any_of_them_saves_and_a_second_stops_it(
     handlers: None, number: signal.Signals
 ) -> None:
@@ -135,17 +144,17 @@ def test_a_run_that_is_asked_by_any_of_them_saves_and_a_second_stops_it(
         assert not asked()
         signal.raise_signal(number)
         assert asked()
-        assert {signal.getsignal(each) for each in STOP} == {signal.SIG_DFL}
+        assert {signal.getsignal(each) for each in STOP_SIGNALS} == {signal.SIG_DFL}
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert {signal.getsignal(each) for each in STOP} == {leave}
+    assert {signal.getsignal(each) for each in STOP_SIGNALS} == {exit_resumable}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, *STOP], ids=["SIGINT", *NAMES])
+@pytest.mark.parametrize("number", [signal.SIGINT, *STOP_SIGNALS], ids=["SIGINT", *NAMES])
 def test_what_starts_processes_hears_each_of_them(handlers: None, number: signal.Signals) -> None:
-    with asked_to_stop() as asked:
+    with collect_stop_signals() as asked:
         signal.raise_signal(number)
         assert asked == [number]
-    assert {signal.getsignal(each) for each in STOP} == {leave}
+    assert {signal.getsignal(each) for each in STOP_SIGNALS} == {exit_resumable}
 
 
 def test_a_run_under_nohup_does_not_hear_sighup(handlers: None) -> None:
@@ -160,7 +169,7 @@ def test_a_terminal_that_is_gone_does_not_stop_a_handler(monkeypatch: pytest.Mon
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "write", gone)
-    say("nobody reads this")
+    write_stderr("nobody reads this")
 
 
 def joining(folder: Path) -> tuple[list[str], str]:
@@ -168,7 +177,14 @@ def joining(folder: Path) -> tuple[list[str], str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         where = f"127.0.0.1:{free.getsockname()[1]}"
-    return ["--coordinator", where, "--processes", "2", "--process", "1"], "wait_aloud"
+    return [
+        "--coordinator",
+        where,
+        "--processes",
+        "2",
+        "--process",
+        "1",
+    ], "report_missing_processes"
 
 
 def waiting_for_the_folder(folder: Path) -> tuple[list[str], str]:
@@ -183,13 +199,15 @@ def waiting_for_the_folder(folder: Path) -> tuple[list[str], str]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("state", "number"),
-    [(joining, signal.SIGINT), *itertools.product([joining, waiting_for_the_folder], STOP)],
+    [(joining, signal.SIGINT), *itertools.product([joining, waiting_for_the_folder], STOP_SIGNALS)],
 )
 def test_a_run_that_has_not_begun_exits_75(
     tmp_path: Path, state: Callable[[Path], tuple[list[str], str]], number: signal.Signals
 ) -> None:
     options, function = state(tmp_path / "run")
-    module = {"wait_aloud": "multihost", "_wait_for_death": "run_lock:Hold"}[function]
+    module = {"report_missing_processes": "multihost", "_wait_for_death": "run_lock:RunLock"}[
+        function
+    ]
     # sends the signal where that function is called
     command = [sys.executable, STRUCK, f"jaxbig.distributed.{module}", function, "1", number.name]
     done = subprocess.run(

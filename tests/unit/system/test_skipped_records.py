@@ -92,5 +92,5 @@ def test_what_a_host_may_read_ahead_is_shared_by_its_processes(
 ) -> None:
     from support.experiments import small
 
-    monkeypatch.setattr(trainer, "on_this_host", lambda: processes)
+    monkeypatch.setattr(trainer, "processes_on_this_host", lambda: processes)
     assert trainer.ahead(small("digits_convnet", read_ahead=1000)) == share

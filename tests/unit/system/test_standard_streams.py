@@ -13,13 +13,13 @@ import pytest
 from support.experiments import ROOT
 
 from jaxbig.system import standard_streams
-from jaxbig.system.standard_streams import Stream, lasting
+from jaxbig.system.standard_streams import Stream, pipe_safe
 
 PRINTS = """
 import logging, os, sys
-from jaxbig.system.standard_streams import make_lasting
+from jaxbig.system.standard_streams import install_pipe_safe_streams
 from jaxbig.tracking.console import Screen, table
-make_lasting()
+install_pipe_safe_streams()
 screen = Screen({json})
 screen.start(0, 1000)
 for step in range(2000):
@@ -89,7 +89,7 @@ def test_a_character_that_cannot_be_written_is_escaped(
     encoding: str, shown: str, tmp_path: Path
 ) -> None:
     with (tmp_path / "out").open("w", encoding=encoding) as file:
-        print("é \udcff", file=lasting(file), flush=True)
+        print("é \udcff", file=pipe_safe(file), flush=True)
     assert (tmp_path / "out").read_text(encoding=encoding) == f"{shown}\n"
 
 
@@ -130,7 +130,8 @@ def test_a_run_piped_into_head_trains_to_its_end(pipe: str, tmp_path: Path) -> N
 
 
 def test_line_on_standard_error_is_there_at_once() -> None:
-    script = "import sys, time; from jaxbig.system.standard_streams import make_lasting; make_lasting()\n"
+    script = "import sys, time\nfrom jaxbig.system.standard_streams import *\n"
+    script += "install_pipe_safe_streams()\n"
     script += "print('waits', file=sys.stderr); time.sleep(60)"
     began = time.monotonic()
     with subprocess.Popen(

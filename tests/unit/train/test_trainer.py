@@ -26,7 +26,7 @@ from jaxbig.checkpoint.manager import Checkpoints
 from jaxbig.config.experiment import Experiment
 from jaxbig.data.builtin.pytext import PyText
 from jaxbig.distributed.mesh import Mesh
-from jaxbig.distributed.run_lock import hold
+from jaxbig.distributed.run_lock import lock_run_directory
 from jaxbig.errors import Refused
 from jaxbig.models.convnet import ConvNet, Dense, Dropout
 from jaxbig.models.rnn import RNN
@@ -531,11 +531,11 @@ def test_a_run_that_goes_on_under_other_flags_names_them(
 
 def test_a_folder_that_another_live_run_holds_is_refused(tmp_path: Path) -> None:
     with (
-        hold(tmp_path),
+        lock_run_directory(tmp_path),
         pytest.raises(Refused, match=rf"{tmp_path} is in use by process \d+ on .*--workdir"),
     ):
         fit(tiny(), tmp_path, Screen())
-    with hold(tmp_path):
+    with lock_run_directory(tmp_path):
         pass
 
 
