@@ -1,4 +1,4 @@
-"""Number formats: which a model computes in, and what needs one that is exact."""
+"""Number formats: which a model computes in, and when numbers are cast to a more accurate one."""
 
 from typing import Any, Literal
 
@@ -6,18 +6,21 @@ import jax
 import jax.numpy as jnp
 
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
-"""float16 asks for `--precision.loss-scale`. float64 is for comparisons, and needs JAX_ENABLE_X64=1; `check` turns it
-on by itself."""
+"""float16 needs `--precision.loss-scale`. float64 is for comparisons and needs JAX_ENABLE_X64=1;
+`jaxbig check` sets it."""
 HIGHEST = jax.lax.Precision.HIGHEST
-"""The precision of a product that must be float32: accelerators else round what is multiplied, to bfloat16 on a TPU and
-to TensorFloat-32 on a GPU since Ampere. A CPU rounds nothing."""
+"""Precision of a matrix product that must be computed in float32. By default accelerators round its
+inputs: to bfloat16 on a TPU, to TensorFloat-32 on a GPU since Ampere. A CPU does not round them."""
 
 
-def wide(dtype: Any) -> Any:
-    """float32, or float64 in a program of that: for norms, softmax, losses and sums, in which bf16 and float16 lie."""
+def accumulation_dtype(dtype: Any) -> Any:
+    """float32, or float64 for float64 inputs.
+
+    bfloat16 and float16 are too inaccurate for norms, softmax, losses and sums.
+    """
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def exact(x: jax.Array) -> jax.Array:
-    """The same numbers in the `wide` format."""
-    return x.astype(wide(x.dtype))
+def upcast(x: jax.Array) -> jax.Array:
+    """Casts an array to its `accumulation_dtype`."""
+    return x.astype(accumulation_dtype(x.dtype))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxbig.arrays.tree import leaves, whole
+from jaxbig.arrays.tree import flatten_with_paths, to_host
 
 PIECE = 2**22
 """Bytes that are hashed at once."""
@@ -18,9 +18,9 @@ def digests(state: Any, progress: Callable[[], None] = lambda: None) -> tuple[di
     progress: called before each leaf, which may have to be gathered, and before each `PIECE` of its bytes.
     """
     all_leaves, each = hashlib.sha256(), {}
-    for path, leaf in leaves(state).items():
+    for path, leaf in flatten_with_paths(state).items():
         progress()
-        data = np.ascontiguousarray(whole(leaf)).reshape(-1).view(np.uint8).data
+        data = np.ascontiguousarray(to_host(leaf)).reshape(-1).view(np.uint8).data
         digest = hashlib.sha256()
         for begin in range(0, len(data), PIECE):
             progress()

@@ -27,7 +27,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from orbax.checkpoint import v1 as ocp
 
-from jaxbig.arrays.tree import apart_on_host, leaves
+from jaxbig.arrays.tree import copy_host_leaves, flatten_with_paths
 from jaxbig.checkpoint.digest import PIECE, digests
 from jaxbig.distributed.multihost import gather, is_process_zero, on_process_zero
 from jaxbig.distributed.watchdog import RESTORES
@@ -135,7 +135,7 @@ class Checkpoints:
         temporary = self.folder / f"saving-{step}"
         try:
             with ocp.Context(async_options=PATIENT):
-                response = ocp.save_async(str(temporary), apart_on_host(state))
+                response = ocp.save_async(str(temporary), copy_host_leaves(state))
         except Exception as error:
             raise self._failed(step, error) from error
         self._pending = step, self._thread.submit(self._commit, response, temporary, manifest)
@@ -273,7 +273,7 @@ class Checkpoints:
         def load(step: int) -> Restored:
             noted = self._verify_files(step)
             state = self._read(step, unflatten_dict(choose(noted["shapes"]), sep="/"), partial=True)
-            return Restored(step, leaves(state), noted["state_sha256"])
+            return Restored(step, flatten_with_paths(state), noted["state_sha256"])
 
         ranked, steps = on_process_zero(lambda: [self._ranked()[0] if best else [], self.steps()])
         return self._first_whole(
@@ -406,7 +406,9 @@ def _raise_together(problem: str) -> None:
 
 
 def _shapes(state: Any) -> dict[str, str]:
-    return {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves(state).items()}
+    return {
+        path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in flatten_with_paths(state).items()
+    }
 
 
 def shape_and_dtype(text: str) -> tuple[tuple[int, ...], Any]:

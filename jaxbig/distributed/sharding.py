@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxbig.arrays.tree import HOST, leaves
+from jaxbig.arrays.tree import HOST, flatten_with_paths
 from jaxbig.distributed.logical_axes import ROWS, RULES, Rules, as_tuple
 from jaxbig.errors import Refused
 
@@ -89,7 +89,7 @@ def parameter_shardings(boxed: Any, mesh: jax.sharding.Mesh, rules: Rules = RULE
     logical = nn.get_partition_spec(boxed)
     shardings = nn.logical_to_mesh_sharding(logical, mesh, rules)
     asked = dict(reversed(rules))  # the first rule of each name
-    names, placed = leaves(logical), leaves(shardings)
+    names, placed = flatten_with_paths(logical), flatten_with_paths(shardings)
     box = nn.meta.AxisMetadata
     # `nn.meta.unbox` would place what has no place yet, where another program's mesh is active
     shapes = jax.tree.map(
@@ -97,7 +97,7 @@ def parameter_shardings(boxed: Any, mesh: jax.sharding.Mesh, rules: Rules = RULE
         boxed,
         is_leaf=lambda x: isinstance(x, box),
     )
-    for path, leaf in leaves(shapes).items():
+    for path, leaf in flatten_with_paths(shapes).items():
         for size, name, axes in zip(leaf.shape, names[path], placed[path].spec, strict=False):
             said = f"parameter {path} of shape {tuple(leaf.shape)}: its axis '{name}' of {size}"
             if name is not None and name not in asked:

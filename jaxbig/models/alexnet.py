@@ -6,7 +6,7 @@ Letters in shape comments: B batch, Y and X height and width, C channels.
 import flax.linen as nn
 import jax
 
-from jaxbig.arrays.dtypes import Dtype, exact
+from jaxbig.arrays.dtypes import Dtype, upcast
 from jaxbig.errors import Refused
 from jaxbig.models.convnet import Convolution, Dense
 from jaxbig.models.layers.basic import Linear, cast, constrain, drop
@@ -61,4 +61,4 @@ class AlexNet(nn.Module):
             )  # [B, width]
         x = constrain(x, "batch", None)
         logits = Linear((self.classes,), ("embed", "classes"), name="head")(x)
-        return constrain(exact(logits), "batch", None)
+        return constrain(upcast(logits), "batch", None)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 
 from jaxbig.arrays.batch_mask import real_rows
-from jaxbig.arrays.dtypes import Dtype, exact
+from jaxbig.arrays.dtypes import Dtype, upcast
 from jaxbig.distributed.logical_axes import platform
 from jaxbig.errors import Refused
 from jaxbig.models.layers.basic import Linear, cast, constrain, parameter
@@ -161,7 +161,7 @@ class BatchNorm(nn.Module):
             init: Any = nn.with_logical_partitioning(start, ("channels",))
             running[name] = self.variable("batch_stats", name, init, x.shape[-1:])
         mean, variance = running["mean"].value, running["var"].value  # [C] each
-        y = exact(x)
+        y = upcast(x)
         if train:
             count: Any = x.size // x.shape[-1]
             if count < 2:
@@ -212,7 +212,7 @@ class GroupNorm(nn.Module):
             raise Refused(
                 f"groups={self.groups} does not divide {x.shape[-1]} channels: GroupNorm needs equal groups."
             )
-        y = exact(x).reshape(x.shape[0], -1, self.groups, x.shape[-1] // self.groups)
+        y = upcast(x).reshape(x.shape[0], -1, self.groups, x.shape[-1] // self.groups)
         y = y - jnp.mean(y, axis=(1, 3), keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=(1, 3), keepdims=True) + self.epsilon)
         return scaled(self, y.reshape(x.shape), self.zero).astype(x.dtype)
@@ -316,4 +316,4 @@ class ConvNet(nn.Module):
         # pinned: left free here, a plausible mesh once gave a wrong kernel gradient (jax 0.10 to 0.12, CPU)
         x = constrain(x.reshape(x.shape[0], -1), "batch", None)
         logits = Linear((self.classes,), ("embed", "classes"), name="head")(x)
-        return constrain(exact(logits), "batch", None)
+        return constrain(upcast(logits), "batch", None)

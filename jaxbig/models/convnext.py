@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxbig.arrays.dtypes import Dtype, exact
+from jaxbig.arrays.dtypes import Dtype, upcast
 from jaxbig.errors import Refused
 from jaxbig.models.convnet import Convolution
 from jaxbig.models.layers.basic import (
@@ -97,4 +97,4 @@ class ConvNeXt(nn.Module):
         logits = Linear(
             (self.classes,), ("embed", "classes"), scale=STD * math.sqrt(x.shape[-1]), name="head"
         )(x)
-        return constrain(exact(logits), "batch", None)
+        return constrain(upcast(logits), "batch", None)

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxbig.arrays.dtypes import HIGHEST, Dtype, exact
+from jaxbig.arrays.dtypes import HIGHEST, Dtype, upcast
 from jaxbig.errors import Refused
 from jaxbig.models.layers.attention import Attention
 from jaxbig.models.layers.basic import (
@@ -76,7 +76,7 @@ class LRU(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, L, D] -> [B, L, D]."""
         width, one = x.shape[-1], ("hidden",)
-        real = exact(x)
+        real = upcast(x)
         nu = parameter(self, "nu", self.ring, (self.width,), one, real.dtype)
 
         def angles(
@@ -143,7 +143,7 @@ class RGLRU(nn.Module):
                 f"width {width} does not divide into heads {self.heads}: make it a multiple."
             )
         head = width // self.heads
-        real = exact(x)
+        real = upcast(x)
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", 2, 3, (0, 1))
         kernel = parameter(
             self,

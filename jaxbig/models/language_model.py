@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbig.arrays.batch_mask import rows_only
-from jaxbig.arrays.dtypes import HIGHEST, exact, wide
+from jaxbig.arrays.dtypes import HIGHEST, accumulation_dtype, upcast
 from jaxbig.errors import Refused
 from jaxbig.models.layers.attention import sinusoidal
 from jaxbig.models.layers.attention_mask import from_lengths
@@ -217,9 +217,9 @@ class Encoder(Text, kw_only=True):
         else:
             # in float32: bf16 cannot count beyond 256
             real = (
-                jnp.ones(x.shape[:2], wide(x.dtype))
+                jnp.ones(x.shape[:2], accumulation_dtype(x.dtype))
                 if segments is None
-                else (segments > 0).astype(wide(x.dtype))
+                else (segments > 0).astype(accumulation_dtype(x.dtype))
             )
             x = (
                 jnp.einsum("bld,bl->bd", x, real, precision=HIGHEST)
@@ -227,7 +227,7 @@ class Encoder(Text, kw_only=True):
             )
         x = constrain(drop(x, self.dropout, train), "batch", None)
         logits = Linear((classes,), ("embed", "classes"), name="classifier")(x)
-        return constrain(exact(logits), "batch", None)
+        return constrain(upcast(logits), "batch", None)
 
 
 class EncoderDecoder(Text, kw_only=True):

@@ -6,7 +6,7 @@ Letters in shape comments: B batch, D width, K outputs.
 import flax.linen as nn
 import jax
 
-from jaxbig.arrays.dtypes import Dtype, exact
+from jaxbig.arrays.dtypes import Dtype, upcast
 from jaxbig.errors import Refused
 from jaxbig.models.layers.basic import (
     ACTIVATIONS,
@@ -43,6 +43,6 @@ class MLP(nn.Module):
             x = activate(Linear((width,), axes, name=f"linear_{layer}")(x))
             x = constrain(drop(x, self.dropout, train), "batch", "mlp")
         axes = ("embed" if self.widths else None, "classes")
-        y = exact(Linear((self.outputs,), axes, name="head")(constrain(x, "batch", None)))
+        y = upcast(Linear((self.outputs,), axes, name="head")(constrain(x, "batch", None)))
         y = constrain(y, "batch", None)
         return y[:, 0] if self.outputs == 1 else y

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxbig.arrays.dtypes import Dtype, exact
+from jaxbig.arrays.dtypes import Dtype, upcast
 from jaxbig.errors import Refused
 from jaxbig.models.convnet import BatchNorm, Convolution, GroupNorm
 from jaxbig.models.layers.basic import Linear, cast, choose, constrain
@@ -152,4 +152,4 @@ class ResNet(nn.Module):
         # pinned: left free here, a plausible mesh once gave a wrong kernel gradient (jax 0.10 to 0.12, CPU)
         x = constrain(jnp.mean(x, axis=(1, 2)), "batch", None)  # [B, C]
         logits = Linear((self.classes,), ("embed", "classes"), name="head")(x)
-        return constrain(exact(logits), "batch", None)
+        return constrain(upcast(logits), "batch", None)

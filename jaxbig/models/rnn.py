@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxbig.arrays.dtypes import Dtype, exact, wide
+from jaxbig.arrays.dtypes import Dtype, accumulation_dtype, upcast
 from jaxbig.errors import Refused
 from jaxbig.models.layers.basic import (
     Embedding,
@@ -70,7 +70,7 @@ class Recurrence(nn.Module):
 
 def shares(scores: jax.Array, mask: jax.Array | None) -> jax.Array:
     """Softmax over the last axis where `mask` is 1, in float32: exactly 0 elsewhere, and in a row without any 1."""
-    scores = exact(scores)
+    scores = upcast(scores)
     if mask is None:
         return jax.nn.softmax(scores)
     scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
@@ -125,7 +125,7 @@ class RNN(nn.Module):
         pinned = ("batch", *(None,) * (pooled.ndim - 1))
         pooled = constrain(drop(pooled, self.dropout, train), *pinned)
         logits = Linear((self.classes,), ("embed", "classes"), name="head")(pooled)
-        return constrain(exact(logits), *pinned)
+        return constrain(upcast(logits), *pinned)
 
     def mean(self, states: jax.Array, lengths: jax.Array | None) -> jax.Array:
         """The mean of the states [B, L, W] within each row's length [B, W]; weighted, if pooling is attention."""
@@ -200,7 +200,9 @@ class RNNLanguageModel(nn.Module):
         names = [
             f"layer_{layer}_{part}" for part in range(choose("cell", self.cell, EQUATIONS).carries)
         ]
-        found = [self.variable("carry", name, zeros, shape, wide(dtype)) for name in names]
+        found = [
+            self.variable("carry", name, zeros, shape, accumulation_dtype(dtype)) for name in names
+        ]
         rows = jnp.shape(found[0].value)[0]  # type: ignore[arg-type]
         if rows != batch:
             raise Refused(

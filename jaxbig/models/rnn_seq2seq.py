@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxbig.arrays.dtypes import Dtype, exact, wide
+from jaxbig.arrays.dtypes import Dtype, accumulation_dtype, upcast
 from jaxbig.errors import Refused
 from jaxbig.models.layers.basic import Embedding, Linear, cast, choose, constrain, parameter, within
 from jaxbig.models.layers.rnn_cells import EQUATIONS, Carry, CellName, Layer, advanced, pinned
@@ -129,7 +129,7 @@ class AttentiveDecoder(nn.Module):
             return carry, (jnp.concatenate([carry[0].astype(x.dtype), context], axis=-1), weights)
 
         first = jnp.tanh(Linear((self.width,), ("embed", "hidden"), name="start")(memory["last"]))
-        first = first.astype(wide(x.dtype))
+        first = first.astype(accumulation_dtype(x.dtype))
         start = pinned((first, *(jnp.zeros_like(first) for _ in range(cell.carries - 1))))
         if not cached:
             _, (states, weights) = jax.lax.scan(step, start, inputs)
@@ -191,7 +191,7 @@ class RNNEncoderDecoder(nn.Module):
         self.sow("intermediates", "attention", weights)
         y = jnp.tanh(self.readout(jnp.concatenate([states, x], axis=-1)))
         y = constrain(self.dropping(y, deterministic=not train), "batch", "length", None)
-        return constrain(exact(self.head(y)), "batch", "length", "vocab")
+        return constrain(upcast(self.head(y)), "batch", "length", "vocab")
 
     def __call__(
         self,

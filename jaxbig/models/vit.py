@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxbig.arrays.dtypes import exact
+from jaxbig.arrays.dtypes import upcast
 from jaxbig.errors import Refused
 from jaxbig.models.layers.attention import Attention, sinusoidal
 from jaxbig.models.layers.basic import Embedding, Linear, cast, choose, constrain, drop, parameter
@@ -88,7 +88,7 @@ class ViT(Fields, kw_only=True):
         x = x.mean(axis=1) if self.pooling == "average" else x[:, 0]
         x = constrain(x, "batch", None)
         logits = Linear((self.classes,), ("embed", "classes"), name="head")(x)
-        return constrain(exact(logits), "batch", None)
+        return constrain(upcast(logits), "batch", None)
 
     def grid(self, rows: int, columns: int) -> jax.Array:
         """Positions of patches [1, N, D]: half of the width tells the row, half the column."""

@@ -14,7 +14,7 @@ import numpy as np
 from flax import struct
 
 from jaxbig.arrays.batch_mask import batch_mask, of_rows
-from jaxbig.arrays.dtypes import exact
+from jaxbig.arrays.dtypes import upcast
 from jaxbig.errors import Refused
 
 Batch = dict[str, jax.Array]
@@ -84,7 +84,7 @@ def cross_entropy(logits: jax.Array, targets: jax.Array, smoothing: float = 0.0)
 
     smoothing: the share of each target that is spread evenly over the K (Szegedy et al., 2016).
     """
-    logits = exact(logits)
+    logits = upcast(logits)
     expected = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     if smoothing:
         expected = (1 - smoothing) * expected + smoothing * jnp.mean(logits, axis=-1)
@@ -108,7 +108,7 @@ def check_share(field: str, value: float) -> None:
 def masked(values: jax.Array, mask: jax.Array) -> Sum:
     """The sum of `values` where `mask` is 1, and how many those are; both of one shape."""
     chex.assert_equal_shape([values, mask])
-    values = exact(values)
+    values = upcast(values)
     mask = mask.astype(values.dtype)
     return Sum(jnp.sum(values * mask), jnp.sum(mask))
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbig.arrays.dtypes import exact
+from jaxbig.arrays.dtypes import upcast
 from jaxbig.errors import Refused
 from jaxbig.objectives.base import (
     Batch,
@@ -68,7 +68,7 @@ class Classification(Objective):
             raise Refused(
                 f"targets have the shape {targets.shape} for logits {logits.shape}: it must be {wanted}."
             )
-        logits = exact(logits)
+        logits = upcast(logits)
         losses, weights = self._losses(logits, targets, spread)
         sums = {"loss": Sum(masked(losses, mask).total, masked(weights, mask).total)}
         if self.smoothing and not train:
@@ -98,7 +98,7 @@ class Classification(Objective):
                 tuple(range(actual.ndim - 1)),
             )
             for name, each in zip(COUNTS, (chosen & actual, chosen, actual), strict=True):
-                sums[name] = Sum(exact(jnp.sum(each & seen, axis=rest)), jnp.sum(exact(mask)))
+                sums[name] = Sum(upcast(jnp.sum(each & seen, axis=rest)), jnp.sum(upcast(mask)))
         return sums
 
     def _losses(

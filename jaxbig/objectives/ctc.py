@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxbig.arrays.dtypes import exact
+from jaxbig.arrays.dtypes import upcast
 from jaxbig.errors import Refused
 from jaxbig.objectives.base import Batch, Objective, Sum, Sums, call, check_logits, masked
 
@@ -40,7 +40,7 @@ class CTC(Objective):
             raise Refused(
                 f"the model gives {logits.shape[1]} frames for {frames}: CTC needs one for each."
             )
-        logits, tokens = exact(logits), mask > 0
+        logits, tokens = upcast(logits), mask > 0
         absent = jnp.arange(frames)[None] >= batch["lengths"][:, None]  # [B, L]
         repeats = (targets[:, 1:] == targets[:, :-1]) & tokens[:, 1:]  # a blank must come between
         needed = jnp.sum(tokens, axis=1) + jnp.sum(repeats, axis=1)

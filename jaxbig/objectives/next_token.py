@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxbig.arrays.dtypes import exact
+from jaxbig.arrays.dtypes import upcast
 from jaxbig.distributed.logical_axes import split
 from jaxbig.errors import Refused
 from jaxbig.objectives.base import (
@@ -66,7 +66,7 @@ class NextToken(Objective):
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """[B, L, V] and [B, L] -> cross entropy, right or wrong, and log(sum(exp(logits)))**2, each [B, L]."""
         check_logits(logits, self.vocab, "tokens")
-        square = jnp.square(jax.nn.logsumexp(exact(logits), axis=-1))
+        square = jnp.square(jax.nn.logsumexp(upcast(logits), axis=-1))
         return cross_entropy(logits, targets), jnp.argmax(logits, axis=-1) == targets, square
 
     def _in_pieces(self, forward: Any, batch: Batch, train: bool) -> tuple[jax.Array, ...]:
@@ -81,7 +81,7 @@ class NextToken(Objective):
             batch["targets"],
         )
         check_logits(kernel, self.vocab, "tokens")
-        x = exact(hidden)  # so that its gradient is added up over the pieces in float32
+        x = upcast(hidden)  # so that its gradient is added up over the pieces in float32
 
         @jax.checkpoint  # the backward pass makes a piece's logits again
         def piece(so_far: tuple[jax.Array, ...], now: list[jax.Array]) -> Any:
@@ -92,7 +92,7 @@ class NextToken(Objective):
             # cast, then gathered here, so that its gradient is added up in the pieces it is stored in
             stored = nn.with_logical_constraint(columns.astype(hidden.dtype), ("embed", "vocab"))
             whole = nn.with_logical_constraint(stored, (None, "vocab"))
-            logits = exact(jnp.tensordot(x.astype(hidden.dtype), whole, axes=1))
+            logits = upcast(jnp.tensordot(x.astype(hidden.dtype), whole, axes=1))
             logits = nn.with_logical_constraint(logits, ("batch", "length", "vocab"))  # [B, L, V/C]
             greatest = jnp.maximum(most, jax.lax.stop_gradient(jnp.max(logits, axis=-1)))
             total = total * jnp.exp(most - greatest) + jnp.sum(

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbig.arrays.dtypes import exact
+from jaxbig.arrays.dtypes import upcast
 from jaxbig.errors import Refused
 from jaxbig.objectives.base import Batch, Objective, Sum, Sums, call, masked
 
@@ -40,8 +40,8 @@ class Regression(Objective):
             raise Refused(f"loss {self.loss!r}: it must be one of mse, mae, huber.")
         if self.delta <= 0:
             raise Refused(f"delta {self.delta}: it must be above 0.")
-        given, targets = exact(call(forward, batch, train)), exact(batch["targets"])
-        mask = exact(batch["mask"])
+        given, targets = upcast(call(forward, batch, train)), upcast(batch["targets"])
+        mask = upcast(batch["mask"])
         given = given[:, 0] if given.shape == (*targets.shape, 1) else given
         if given.shape != targets.shape:
             raise Refused(

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from jaxbig.arrays.tree import HOST, leaves
+from jaxbig.arrays.tree import HOST, flatten_with_paths
 from jaxbig.cost.flops import inner_jaxprs
 from jaxbig.planning.hlo import Module, arrays, called, shorter
 from jaxbig.planning.roofline import FREE, in_place
@@ -53,7 +53,9 @@ def largest_traced(jaxpr: Any, program: Program) -> list[Buffer]:
 def arguments(program: Program) -> list[Buffer]:
     """What one device holds of the state and of a batch, which its host's memory does not."""
     rows = []
-    for path, leaf in leaves({"state": program.abstract, "batch": program.batch}).items():
+    for path, leaf in flatten_with_paths(
+        {"state": program.abstract, "batch": program.batch}
+    ).items():
         if leaf.sharding.memory_kind == HOST:
             continue
         shape = leaf.sharding.shard_shape(leaf.shape)

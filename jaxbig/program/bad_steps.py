@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from flax import struct
 
-from jaxbig.arrays.tree import leaves
+from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.config.guard import Guard
 from jaxbig.program.mixed_precision import Kept
 
@@ -57,7 +57,7 @@ def make_watch(
 
     def watch(before: Any, after: Any, loss: jax.Array, gradient: Any) -> tuple[Any, jax.Array]:
         squares = [
-            optax.tree.norm(leaf, squared=True) for leaf in leaves(gradient).values()
+            optax.tree.norm(leaf, squared=True) for leaf in flatten_with_paths(gradient).values()
         ]  # the norm has them too
         bad = ~jnp.isfinite(jnp.stack(squares)) & (not scaled)
         fault = jnp.where(jnp.any(bad), GRADIENT + jnp.argmax(bad), 0)

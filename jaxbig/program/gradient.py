@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxbig.arrays.batch_mask import every_row_real
-from jaxbig.arrays.dtypes import exact
+from jaxbig.arrays.dtypes import upcast
 from jaxbig.config.experiment import Experiment
 from jaxbig.data.core.dataset import Data
 from jaxbig.distributed.logical_axes import ROWS
@@ -160,7 +160,7 @@ def in_parts(experiment: Experiment) -> Gradient:
         rows, carry = (
             jax.tree.map(functools.partial(strided, count), each) for each in (batch, carry)
         )
-        start = jax.tree.map(lambda leaf: jnp.zeros_like(exact(leaf)), params), others
+        start = jax.tree.map(lambda leaf: jnp.zeros_like(upcast(leaf)), params), others
         (gradient, others), (sums, carry) = jax.lax.scan(
             part, start, (jnp.arange(count), rows, carry)
         )
@@ -249,7 +249,7 @@ def of_total(scale: jax.Array | None, batch: Batch) -> jax.Array | None:
 
 
 def unscaled(gradient: Any, scale: jax.Array | None) -> Any:
-    return gradient if scale is None else jax.tree.map(lambda leaf: exact(leaf) / scale, gradient)
+    return gradient if scale is None else jax.tree.map(lambda leaf: upcast(leaf) / scale, gradient)
 
 
 def strided(count: int, x: jax.Array) -> jax.Array:
@@ -304,4 +304,4 @@ def added_over(axis: str) -> Callable[[jax.Array], jax.Array]:
 
 def added(x: jax.Array) -> jax.Array:
     """[count, ...] -> [...], from the first to the last."""
-    return functools.reduce(jnp.add, [exact(x[i]) for i in range(x.shape[0])])
+    return functools.reduce(jnp.add, [upcast(x[i]) for i in range(x.shape[0])])

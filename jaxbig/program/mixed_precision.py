@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from jaxbig.arrays.dtypes import exact
-from jaxbig.arrays.tree import leaves, path_name
+from jaxbig.arrays.dtypes import upcast
+from jaxbig.arrays.tree import flatten_with_paths, path_name
 from jaxbig.config.precision import HIGHEST, LOWEST, Precision
 from jaxbig.program import rng
 from jaxbig.program.state import TrainState
@@ -81,7 +81,9 @@ def loss_scale(state: TrainState) -> jax.Array | None:
 def updates_made(state: TrainState) -> jax.Array:
     """How many updates the optimizer has made, as it counts them itself: one a step that was not skipped."""
     counts = [
-        leaf for path, leaf in leaves(state.opt_state).items() if path.split("/")[-1] == "count"
+        leaf
+        for path, leaf in flatten_with_paths(state.opt_state).items()
+        if path.split("/")[-1] == "count"
     ]
     return counts[0] if counts else state.step
 
@@ -118,7 +120,7 @@ def make_update(
         params = (
             state.opt_state.masters if precision.parameters == "bfloat16_master" else state.params
         )
-        params = jax.tree.map(exact, params)
+        params = jax.tree.map(upcast, params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, params)
         params = optax.apply_updates(params, updates)
         if isinstance(opt_state, Kept) and opt_state.masters is not None:

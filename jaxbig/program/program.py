@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxbig.arrays.dtypes import exact
+from jaxbig.arrays.dtypes import upcast
 from jaxbig.config.experiment import Experiment
 from jaxbig.distributed.logical_axes import Rules
 from jaxbig.distributed.mesh import activate
@@ -176,7 +176,7 @@ def make_train_step(
             state = state.replace(
                 opt_state=jax.device_put(state.opt_state, jax.memory.Space.Device)
             )
-        gradient = jax.tree.map(exact, gradient)
+        gradient = jax.tree.map(upcast, gradient)
         after = update(state, gradient, variables)
         metrics = {
             name: each.mean() for name, each in sums.items()

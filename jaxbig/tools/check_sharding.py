@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbig.arrays.tree import leaves
+from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.config.experiment import Experiment
 from jaxbig.config.fingerprint import diff
 from jaxbig.config.precision import Precision
@@ -133,7 +133,7 @@ def step(program: Program, batch: Rows) -> tuple[float, dict[str, np.ndarray]]:
             state.params, state.variables, device_put_batch(batch, program.mesh), jnp.int32(0)
         )
         return float(sums["loss"].mean()), {
-            path: np.asarray(leaf) for path, leaf in leaves(found).items()
+            path: np.asarray(leaf) for path, leaf in flatten_with_paths(found).items()
         }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from jaxbig.arrays.tree import leaves
+from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.config.experiment import Experiment
 from jaxbig.config.serialize import to_json
 from jaxbig.cost.memory import bytes_per_device
@@ -17,7 +17,7 @@ from jaxbig.program.program import make_program
 def show(experiment: Experiment) -> dict[str, Any]:
     """The resolved experiment, its parameters (path, shape, logical and mesh axes), and bytes on each device."""
     program = make_program(experiment)
-    logical = leaves(nn.get_partition_spec(program.boxed["params"]))
+    logical = flatten_with_paths(nn.get_partition_spec(program.boxed["params"]))
     rows = [
         {
             "parameter": path,
@@ -26,7 +26,7 @@ def show(experiment: Experiment) -> dict[str, Any]:
             "logical axes": _axes(logical[path]),
             "split over": _axes(leaf.sharding.spec),
         }
-        for path, leaf in leaves(program.abstract.params).items()
+        for path, leaf in flatten_with_paths(program.abstract.params).items()
     ]
     devices = {
         "count": jax.device_count(),

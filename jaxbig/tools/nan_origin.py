@@ -13,7 +13,7 @@ import numpy as np
 from jax._src import source_info_util  # an operation's line of source has no public name
 from jax.extend import core
 
-from jaxbig.arrays.tree import leaves
+from jaxbig.arrays.tree import flatten_with_paths
 
 INSIDE = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 """The parameters in which an operation that is a call keeps the program it calls."""
@@ -121,7 +121,7 @@ def first_bad(program: Any, values: list[Any]) -> list[dict[str, str]]:
 
 def bad_inputs(tree: Any) -> list[str]:
     """The paths of the leaves of a tree that are not finite."""
-    return [name for name, leaf in leaves(tree).items() if _any(_not_finite, [leaf])]
+    return [name for name, leaf in flatten_with_paths(tree).items() if _any(_not_finite, [leaf])]
 
 
 def _not_finite(x: Any) -> Any:

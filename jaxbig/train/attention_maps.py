@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from jaxbig.arrays.tree import leaves
+from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.data.core.dataset import Data, Rows, Source
 from jaxbig.data.pipeline.sampler import eval_batch
 from jaxbig.distributed.sharding import device_put_batch
@@ -48,7 +48,7 @@ def _look(program: Program, state: TrainState, batch: Any) -> dict[str, jax.Arra
     )
     apply = nn.apply(evaluate, experiment.model, mutable=["intermediates", *state.variables])
     _, variables = apply({"params": state.params, **state.variables})
-    sown = leaves(variables.get("intermediates", {}))
+    sown = flatten_with_paths(variables.get("intermediates", {}))
     return {path: leaf for path, leaf in sown.items() if "attention" in path and leaf.ndim == 3}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxbig.arrays.tree import leaves
+from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.config.guard import Guard
 from jaxbig.errors import Failed, Refused
 from jaxbig.program.bad_steps import GRADIENT, LOSS, SPIKE, all_finite
@@ -33,7 +33,12 @@ class Watch:
     """Told of each step's fault, a step late, it logs it, or ends the run as the guard says."""
 
     def __init__(self, guard: Guard, params: Any, loud: bool = False):
-        self.guard, self.names, self.loud, self.in_a_row = guard, list(leaves(params)), loud, 0
+        self.guard, self.names, self.loud, self.in_a_row = (
+            guard,
+            list(flatten_with_paths(params)),
+            loud,
+            0,
+        )
 
     def __call__(self, step: int, fault: int) -> None:
         """`Bad` for a step that is to be left out, `Failed` where the run is to end."""
@@ -55,7 +60,7 @@ class Watch:
 
     def before_saving(self, step: int, state: Any) -> None:
         """The same, where an update from a good gradient has made parameters that are not finite."""
-        finite = np.asarray(all_finite(list(leaves(state.params).values())))
+        finite = np.asarray(all_finite(list(flatten_with_paths(state.params).values())))
         if not finite.all():
             why = f"its update has made parameters that are not finite, first {self.names[int(finite.argmin())]}"
             raise (

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from jaxbig.arrays.tree import leaves, path_name
+from jaxbig.arrays.tree import flatten_with_paths, path_name
 from jaxbig.checkpoint.manager import Checkpoints, Restored, Tell, shape_and_dtype
 from jaxbig.config.experiment import Experiment
 from jaxbig.config.fingerprint import diff, fingerprint, identity
@@ -258,7 +258,7 @@ def fitting(program: Program, pattern: str, shapes: dict[str, str]) -> dict[str,
     """
     table: dict[str, str] = {}
     wanted: dict[str, Any] = {}
-    for path, leaf in leaves(program.abstract).items():
+    for path, leaf in flatten_with_paths(program.abstract).items():
         field = next((each for each in (PARAMETERS, STATISTICS) if path.startswith(each)), None)
         if field is None:
             continue
@@ -298,7 +298,7 @@ def refuse_frozen(program: Program, fresh: dict[str, str]) -> None:
     """`Refused` where parameters that begin at random beside another run's weights would stay so. fresh: why they do,
     by path."""
     frozen = program.experiment.optimizer.frozen
-    names = leaves(program.abstract.params)
+    names = flatten_with_paths(program.abstract.params)
     stuck = [
         name for name in fresh if name in names and frozen is not None and re.search(frozen, name)
     ]

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxbig.arrays.tree import leaves
+from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.distributed.mesh import Mesh, activate
 from jaxbig.distributed.sharding import batch_sharding, parameter_shardings
 from jaxbig.errors import Refused
@@ -94,7 +94,7 @@ def trained(module: nn.Module, variables: Any, x: Array, *train: bool) -> Any:
 
 def close(ours: Any, expected: Any, tolerance: float = 1e-5) -> None:
     """To so much of the largest entry of each leaf."""
-    ours, expected = leaves({"": ours}), leaves({"": expected})
+    ours, expected = flatten_with_paths({"": ours}), flatten_with_paths({"": expected})
     assert ours.keys() == expected.keys()
     for path, value in expected.items():
         value = np.asarray(value, np.float32)
@@ -305,7 +305,8 @@ def test_running_statistics_stay_in_evaluation_and_at_the_start() -> None:
     x, module = normal(4, 3, 3, 2), BatchNorm()
     begun = started(module, x, True)
     assert {
-        path: np.ravel(leaf).tolist() for path, leaf in leaves(begun["batch_stats"]).items()
+        path: np.ravel(leaf).tolist()
+        for path, leaf in flatten_with_paths(begun["batch_stats"]).items()
     } == {"mean": [0, 0], "var": [1, 1]}
     variables = drawn(module, x, True)
     _, after = applied(module, variables, x, False, mutable=["batch_stats"])

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
 
-from jaxbig.arrays.tree import leaves
+from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.cost.flops import count_flops
 from jaxbig.distributed.mesh import Mesh, activate
 from jaxbig.errors import Refused
@@ -757,7 +757,7 @@ def test_drop_path_leaves_out_whole_examples_and_more_of_them_in_later_blocks(sc
 def begun(model: nn.Module) -> dict[str, Array]:
     x = tokens(1, 4)
     more = (x,) if isinstance(model, EncoderDecoder) else ()
-    return leaves(jax.jit(lambda: nn.meta.unbox(model.init(KEY, x, *more)["params"]))())
+    return flatten_with_paths(jax.jit(lambda: nn.meta.unbox(model.init(KEY, x, *more)["params"]))())
 
 
 @pytest.mark.parametrize(

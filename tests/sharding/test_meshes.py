@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from support.experiments import EMBEDDED, EXPERIMENTS, ROOT, SPINE, small
 
-from jaxbig.arrays.tree import leaves, path_name
+from jaxbig.arrays.tree import flatten_with_paths, path_name
 from jaxbig.config.discover import load
 from jaxbig.config.experiment import Experiment
 from jaxbig.data.builtin.pytext import PlainWindows, PyText, PyTextRows, Windows
@@ -142,7 +142,7 @@ def perturbed(params: Any) -> Any:
 
 
 def arrays(tree: Any) -> Gradients:
-    return {path: np.array(leaf) for path, leaf in leaves(tree).items()}
+    return {path: np.array(leaf) for path, leaf in flatten_with_paths(tree).items()}
 
 
 @functools.cache

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxbig.arrays.dtypes import exact, wide
+from jaxbig.arrays.dtypes import accumulation_dtype, upcast
 from jaxbig.distributed.logical_axes import active_axes, platform
 from jaxbig.errors import Refused
 from jaxbig.models.layers.attention_mask import Segments, places, visible
@@ -48,7 +48,7 @@ def rotary(x: jax.Array, positions: jax.Array | None = None, base: float = 10_00
         positions[:, :, None, None].astype(jnp.float32) * frequency[None, None, None]
     )  # [B, T, 1, K/2]
     sin, cos = jnp.sin(angle), jnp.cos(angle)
-    first, second = jnp.split(exact(x), 2, axis=-1)  # [B, T, H, K/2] each
+    first, second = jnp.split(upcast(x), 2, axis=-1)  # [B, T, H, K/2] each
     return jnp.concatenate(
         [first * cos - second * sin, second * cos + first * sin], axis=-1
     ).astype(x.dtype)
@@ -253,7 +253,9 @@ def plain(
 
 def of_heads(query: jax.Array, key: jax.Array, value: jax.Array, bias: Any, mask: Any) -> jax.Array:
     """Queries [B, T, H, K], keys and values [B, S, H, K] -> [B, T, H, K]."""
-    scores = jnp.einsum("bthk,bshk->bhts", query, key, preferred_element_type=wide(query.dtype))
+    scores = jnp.einsum(
+        "bthk,bshk->bhts", query, key, preferred_element_type=accumulation_dtype(query.dtype)
+    )
     scores = scores * query.shape[3] ** -0.5
     if bias is not None:
         scores = scores + jnp.broadcast_to(bias, scores.shape).astype(scores.dtype)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 
-from jaxbig.arrays.dtypes import Dtype, exact, wide
+from jaxbig.arrays.dtypes import Dtype, accumulation_dtype, upcast
 from jaxbig.distributed.logical_axes import rules_without_fsdp, split
 from jaxbig.errors import Refused
 
@@ -43,7 +43,7 @@ def parameter(
     `fsdp` and `tensor` both on an LSTM's kernel it was off by 19% at an exact loss (jax 0.10.2, CPU).
     """
     value = stored(module, name, init, shape, axes)
-    return gather(value, axes, dtype or wide(value.dtype))
+    return gather(value, axes, dtype or accumulation_dtype(value.dtype))
 
 
 def stored(
@@ -76,11 +76,11 @@ def in_pieces(
     """
     if not count:
         return work(x, *(gather(kernel, axes, x.dtype) for kernel, axes in kernels))
-    summed, every = exact(x), [axes for _, axes in kernels]
+    summed, every = upcast(x), [axes for _, axes in kernels]
 
     def piece(now: list[jax.Array]) -> jax.Array:
         whole = [gather(kernel, axes, x.dtype) for kernel, axes in zip(now, every, strict=True)]
-        return exact(work(summed.astype(x.dtype), *whole))
+        return upcast(work(summed.astype(x.dtype), *whole))
 
     pieces = [split(kernel, axes.index(axis), axis, count) for kernel, axes in kernels]
     start = jnp.zeros(jax.eval_shape(piece, [each[0] for each in pieces]).shape, summed.dtype)
@@ -237,7 +237,7 @@ def to_logits(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """[B, L, D] and a matrix [D, V] -> logits over the vocabulary [B, L, V], float32."""
     whole = constrain(constrain(kernel.astype(x.dtype), "embed", "vocab"), None, "vocab")
     logits = jnp.tensordot(x, whole, axes=1)
-    return constrain(exact(logits), "batch", "length", "vocab")
+    return constrain(upcast(logits), "batch", "length", "vocab")
 
 
 def within(lengths: jax.Array, length: int) -> jax.Array:
@@ -254,7 +254,7 @@ class RMSNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., D]. In float32: the mean of squares overflows and rounds in less."""
         scale = parameter(self, "scale", nn.initializers.ones, (x.shape[-1],), (None,))
-        y = exact(x)
+        y = upcast(x)
         mean_square = jnp.mean(jnp.square(y), axis=-1, keepdims=True)
         return (
             y * jax.lax.rsqrt(mean_square + self.epsilon) * jnp.broadcast_to(scale, x.shape)
@@ -271,7 +271,7 @@ class LayerNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., D]. In float32, as RMSNorm."""
         scale = parameter(self, "scale", nn.initializers.ones, (x.shape[-1],), (None,))
-        y = exact(x)
+        y = upcast(x)
         y = y - jnp.mean(y, axis=-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
         y = y * jnp.broadcast_to(scale, x.shape)

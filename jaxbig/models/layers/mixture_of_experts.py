@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxbig.arrays.batch_mask import real_positions
-from jaxbig.arrays.dtypes import HIGHEST, exact
+from jaxbig.arrays.dtypes import HIGHEST, upcast
 from jaxbig.distributed.logical_axes import as_tuple, platform
 from jaxbig.errors import Refused
 from jaxbig.models.layers.basic import ACTIVATIONS, Axes, constrain, in_pieces, parameter, stored
@@ -66,7 +66,7 @@ class Experts(nn.Module):
             ("embed", None),
         )
         # in float32: which experts are highest hangs on little, and a softmax lies in less
-        scores = jnp.tensordot(exact(x), router, axes=1, precision=HIGHEST)  # [B, L, E]
+        scores = jnp.tensordot(upcast(x), router, axes=1, precision=HIGHEST)  # [B, L, E]
         scores = constrain(scores, "batch", "length", None)
         best, numbers = jax.lax.top_k(scores, self.chosen)  # [B, L, K] each
         real = real_positions(*x.shape[:2]) if segments is None else segments > 0  # [B, L]
@@ -134,7 +134,7 @@ class Experts(nn.Module):
 
         axes = [INWARD] * (len(kernels) - 1) + [OUTWARD]
         y = in_pieces(self.chunks, "mlp", work, rows, list(zip(kernels, axes, strict=True)), gather)
-        y = exact(y[places])  # [T K, D]
+        y = upcast(y[places])  # [T K, D]
         y = jnp.where(here[:, None], y, 0) * weights.reshape(-1, 1)
         return (
             jnp.sum(y.reshape(-1, self.chosen, y.shape[-1]), axis=1)

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from jaxbig.arrays.dtypes import wide
+from jaxbig.arrays.dtypes import accumulation_dtype
 from jaxbig.distributed.logical_axes import active_axes
 from jaxbig.errors import Refused
 from jaxbig.models.layers.attention_mask import Segments, visible
@@ -88,7 +88,7 @@ class Round:
         """Queries [B, T, G, R, K] at positions from `first` on, and keys [B, C, G, K] from `at` on, of segments [B, T]
         and [B, C] or None -> scores, and which of them count: [B, G, R, T, C] and [1 or B, 1, 1, T, C]."""
         found = jnp.einsum(
-            "btgrk,bcgk->bgrtc", query, key, preferred_element_type=wide(query.dtype)
+            "btgrk,bcgk->bgrtc", query, key, preferred_element_type=accumulation_dtype(query.dtype)
         )
         found = found * query.shape[-1] ** -0.5
         pair = None if segments is None else (whose, segments)
@@ -126,7 +126,7 @@ def forward(
     (batch, length, heads, width), groups = query.shape, key.shape[2]
     whose, theirs = (None, None) if segments is None else segments
     q = query.reshape(batch, length, groups, heads // groups, width)
-    here, dtype = jax.lax.axis_index(round.axes), wide(query.dtype)
+    here, dtype = jax.lax.axis_index(round.axes), accumulation_dtype(query.dtype)
 
     def turn(carry: Any, number: jax.Array) -> tuple[Any, None]:
         state, passed = carry
@@ -168,7 +168,7 @@ def backward(round: Round, saved: Any, gradient: jax.Array) -> tuple[Any, Any, A
     query, key, value, segments, out, top, total = saved
     (batch, length, heads, width), groups = query.shape, key.shape[2]
     whose, theirs = (None, None) if segments is None else segments
-    here, dtype = jax.lax.axis_index(round.axes), wide(query.dtype)
+    here, dtype = jax.lax.axis_index(round.axes), accumulation_dtype(query.dtype)
     product = functools.partial(jnp.einsum, preferred_element_type=dtype)
     q, above, out = (
         x.reshape(batch, length, groups, heads // groups, width) for x in (query, gradient, out)

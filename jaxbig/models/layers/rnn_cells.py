@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxbig.arrays.dtypes import wide
+from jaxbig.arrays.dtypes import accumulation_dtype
 from jaxbig.models.layers.basic import Linear, choose, constrain, parameter, within
 
 Carry = tuple[jax.Array, ...]
@@ -255,7 +255,7 @@ class Layer(nn.Module):
             x = jnp.where(inside, x, 0)  # before the product: 0 * NaN would be NaN in gradients
             alive = jnp.swapaxes(inside, 0, 1)
         inputs, kernel, bias = self.products(jnp.swapaxes(x, 0, 1))
-        zeros = jnp.zeros((batch, self.width), wide(x.dtype))
+        zeros = jnp.zeros((batch, self.width), accumulation_dtype(x.dtype))
         start = pinned((zeros,) * cell.carries if start is None else start)
         of_layer: Any = scan(cell, reverse, kernel, bias, inputs, start, alive)
         states, last = of_layer

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxbig.arrays.tree import leaves
+from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.checkpoint import manager
 from jaxbig.checkpoint.manager import Checkpoints
 from jaxbig.errors import Failed, Refused
@@ -57,7 +57,8 @@ def abstract(state: Any) -> Any:
 
 def bits(state: Any) -> dict[str, tuple[str, bytes]]:
     return {
-        path: (str(leaf.dtype), np.array(leaf).tobytes()) for path, leaf in leaves(state).items()
+        path: (str(leaf.dtype), np.array(leaf).tobytes())
+        for path, leaf in flatten_with_paths(state).items()
     }
 
 
@@ -106,8 +107,8 @@ def test_a_state_comes_back_bit_for_bit_on_any_number_of_devices(
     assert restored is not None
     assert (restored.step, restored.state_sha256) == (7, digest)
     assert bits(restored.state) == bits(state)
-    for path, asked in leaves(wanted).items():
-        assert leaves(restored.state)[path].sharding.is_equivalent_to(
+    for path, asked in flatten_with_paths(wanted).items():
+        assert flatten_with_paths(restored.state)[path].sharding.is_equivalent_to(
             asked.sharding, len(asked.shape)
         ), path
 

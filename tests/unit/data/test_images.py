@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from support.experiments import small
 
-from jaxbig.arrays.tree import leaves
+from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.config.experiment import Experiment
 from jaxbig.data.core.dataset import Batch
 from jaxbig.data.images import Images
@@ -66,7 +66,7 @@ def gradient(experiment: Experiment, devices: int, step: int = 0) -> dict[str, n
         find = jax.jit(make_gradient(experiment, program.mesh))
         rows = device_put_batch(batch_of(experiment.data), program.mesh)  # type: ignore[arg-type]
         found, _, _ = find(state.params, state.variables, rows, jnp.int32(step))
-    return {path: np.asarray(leaf) for path, leaf in leaves(found).items()}
+    return {path: np.asarray(leaf) for path, leaf in flatten_with_paths(found).items()}
 
 
 def apart(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> float:

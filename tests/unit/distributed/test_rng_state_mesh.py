@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 from support.experiments import EXPERIMENTS, small
 
-from jaxbig.arrays.tree import HOST, apart_on_host, leaves
+from jaxbig.arrays.tree import HOST, copy_host_leaves, flatten_with_paths
 from jaxbig.checkpoint.digest import digests
 from jaxbig.distributed.logical_axes import PRESETS, RULES, Preset, as_tuple, rules_without_fsdp
 from jaxbig.distributed.mesh import Mesh, activate
@@ -94,12 +94,12 @@ PATHS = [
 
 
 def test_leaves_are_in_order_of_path() -> None:
-    assert list(leaves(STATE)) == PATHS
+    assert list(flatten_with_paths(STATE)) == PATHS
 
 
 def test_digests_are_hashlibs_over_the_bytes() -> None:
     each, whole = digests(STATE)
-    found = {path: np.asarray(leaf).tobytes() for path, leaf in leaves(STATE).items()}
+    found = {path: np.asarray(leaf).tobytes() for path, leaf in flatten_with_paths(STATE).items()}
     assert each == {path: hashlib.sha256(found[path]).hexdigest() for path in PATHS}
     assert whole == hashlib.sha256(b"".join(found[path] for path in PATHS)).hexdigest()
 
@@ -117,7 +117,7 @@ def test_a_changed_bit_changes_the_digest_of_its_leaf_and_the_whole(
         raw[bit // 8] ^= 1 << bit % 8
         return np.frombuffer(raw, leaf.dtype).reshape(leaf.shape)
 
-    changed = [flip(name, leaf) for name, leaf in leaves(STATE).items()]
+    changed = [flip(name, leaf) for name, leaf in flatten_with_paths(STATE).items()]
     (before, whole), (after, other) = (
         digests(STATE),
         digests(dict(zip(PATHS, changed, strict=True))),
@@ -255,7 +255,7 @@ def boxed(shape: tuple[int, ...], *names: str | None) -> Any:
 )
 def test_a_parameter_lies_where_the_table_says(names: tuple[str | None, ...], spec: P) -> None:
     mesh = Mesh(data=2, fsdp=2, tensor=2).build()
-    found = leaves(parameter_shardings(boxed((8,) * len(names), *names), mesh))
+    found = flatten_with_paths(parameter_shardings(boxed((8,) * len(names), *names), mesh))
     assert found["params/block_0/up/kernel"].is_equivalent_to(
         jax.NamedSharding(mesh, spec), len(names)
     )
@@ -310,7 +310,7 @@ def test_a_model_names_only_logical_axes_that_there_are(name: str) -> None:
     boxed = jax.eval_shape(make_init(small(name)))
     named = {
         axis
-        for spec in leaves(nn.get_partition_spec(boxed)).values()
+        for spec in flatten_with_paths(nn.get_partition_spec(boxed)).values()
         for axis in spec
         if axis is not None
     }
@@ -338,7 +338,7 @@ def test_an_override_takes_the_place_of_a_rule() -> None:
         P(None, ("tensor", "fsdp")),
         P(("data", "fsdp", "expert"), "sequence", ("tensor",)),
     ]
-    found = leaves(parameter_shardings(boxed((8, 8), "embed", "mlp"), mesh, rules))
+    found = flatten_with_paths(parameter_shardings(boxed((8, 8), "embed", "mlp"), mesh, rules))
     assert found["params/block_0/up/kernel"].spec == P(None, ("tensor", "fsdp"))
 
 
@@ -411,7 +411,7 @@ def test_what_is_saved_of_host_memory_is_a_copy(spec: P) -> None:
     mesh = Mesh().build()
     on_host = jax.sharding.NamedSharding(mesh, spec, memory_kind=HOST)
     state = {"moment": jax.device_put(jnp.arange(16.0), on_host), "parameter": jnp.ones(4)}
-    copied = apart_on_host(state)
+    copied = copy_host_leaves(state)
     assert copied["parameter"] is state["parameter"]
     assert copied["moment"].sharding == on_host
     np.testing.assert_array_equal(copied["moment"], state["moment"])

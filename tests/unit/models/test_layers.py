@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxbig.arrays.tree import leaves
+from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.errors import Refused
 from jaxbig.models.convnet import Conv, ConvNet, Dense, Dropout, Pool
 from jaxbig.models.griffin import Griffin
@@ -119,7 +119,7 @@ BEGIN: dict[str, tuple[nn.Module, tuple[Any, ...]]] = {
 def starter(module: Any, inputs: Any) -> Callable[[int], dict[str, np.ndarray]]:
     """From a seed to the initial parameters by path."""
     init = jax.jit(lambda key: nn.meta.unbox(module.init(key, *inputs))["params"])
-    return lambda seed: leaves(init(jax.random.key(seed)))
+    return lambda seed: flatten_with_paths(init(jax.random.key(seed)))
 
 
 @pytest.mark.parametrize("name", BEGIN)

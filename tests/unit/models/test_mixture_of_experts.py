@@ -12,7 +12,7 @@ import pytest
 from flax.core import meta
 from support.experiments import small
 
-from jaxbig.arrays.tree import leaves
+from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.distributed.mesh import Mesh, activate
 from jaxbig.distributed.sharding import device_put_batch
 from jaxbig.errors import Refused
@@ -80,9 +80,9 @@ def test_tiles_and_the_ragged_product_have_one_gradient(monkeypatch: pytest.Monk
     gradient = lambda: jax.grad(lambda p, x: jnp.sum(model.apply({"params": p}, x) * aim), (0, 1))(
         params, x
     )
-    tiled = leaves(gradient())
+    tiled = flatten_with_paths(gradient())
     monkeypatch.setattr(mixture_of_experts, "platform", lambda: "tpu")
-    for path, leaf in leaves(gradient()).items():
+    for path, leaf in flatten_with_paths(gradient()).items():
         np.testing.assert_allclose(leaf, tiled[path], rtol=1e-4, atol=1e-5, err_msg=path)
 
 
@@ -180,8 +180,10 @@ def test_parts_of_a_batch_have_the_loss_and_gradient_of_the_whole(parts: Any, se
     assert sums["loss"].mean() > sums["cross_entropy"].mean() > 0
     for name in ("loss", "cross_entropy", "auxiliary_loss"):
         np.testing.assert_allclose(other[name].mean(), sums[name].mean(), rtol=1e-6, err_msg=name)
-    for path, leaf in leaves(whole).items():
-        np.testing.assert_allclose(leaves(found)[path], leaf, rtol=1e-4, atol=2e-6, err_msg=path)
+    for path, leaf in flatten_with_paths(whole).items():
+        np.testing.assert_allclose(
+            flatten_with_paths(found)[path], leaf, rtol=1e-4, atol=2e-6, err_msg=path
+        )
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from support.experiments import small
 
-from jaxbig.arrays.tree import leaves
+from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.config.experiment import Experiment
 from jaxbig.config.guard import Guard
 from jaxbig.data.records.synthetic import MadeUp
@@ -248,9 +248,9 @@ def test_padding_counts_in_no_loss_gradient_metric_or_statistic(name: str) -> No
         )
         assert metrics == pytest.approx(wanted, rel=2e-5, abs=1e-6, nan_ok=True)
     for found, expected in ((more[0], alone[0]), (more[3], alone[3])):
-        for path, leaf in leaves(expected).items():
+        for path, leaf in flatten_with_paths(expected).items():
             np.testing.assert_allclose(
-                leaves(found)[path], leaf, rtol=2e-4, atol=2e-6, err_msg=path
+                flatten_with_paths(found)[path], leaf, rtol=2e-4, atol=2e-6, err_msg=path
             )
 
 
@@ -280,14 +280,14 @@ def test_a_batch_of_left_out_records_changes_nothing_but_the_number_of_steps(cha
         first, _ = program.train_step(
             program.init(), device_put_batch(batch, program.mesh)
         )  # so that there is momentum
-        before = {path: np.asarray(leaf) for path, leaf in leaves(first).items()}
+        before = {path: np.asarray(leaf) for path, leaf in flatten_with_paths(first).items()}
         after, metrics = program.train_step(first, device_put_batch(nothing, program.mesh))
     assert int(after.step) == before.pop("step") + 1 and int(metrics[FAULT]) == 0
     assert np.isnan(metrics["loss"]) and np.isnan(
         metrics["accuracy"]
     )  # a mean over nothing is no number
     for path, leaf in before.items():
-        np.testing.assert_array_equal(leaves(after)[path], leaf, err_msg=path)
+        np.testing.assert_array_equal(flatten_with_paths(after)[path], leaf, err_msg=path)
 
 
 def test_only_data_that_may_leave_records_out_looks_for_rows_that_are_not_real() -> None:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.experiments import EXPERIMENTS, small
 
-from jaxbig.arrays.tree import leaves
+from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.errors import Refused
 from jaxbig.optim.optimizers import SGD, Adam, AdamW, Optimizer, chosen
 from jaxbig.optim.schedules import Constant, Schedule, WarmupCosine, WarmupLinear
@@ -120,10 +120,10 @@ def test_l1_and_l2_are_the_gradient_of_their_penalty(
     l1: float, l2: float, clip: float | None
 ) -> None:
     def loss(params: Any) -> Any:
-        return sum(jnp.sum(jnp.sin(3 * w)) for w in leaves(params).values())
+        return sum(jnp.sum(jnp.sin(3 * w)) for w in flatten_with_paths(params).values())
 
     def penalized(params: Any) -> Any:
-        weights = [w for path, w in leaves(params).items() if path in DECAYED]
+        weights = [w for path, w in flatten_with_paths(params).items() if path in DECAYED]
         return loss(params) + sum(
             l1 * jnp.sum(jnp.abs(w)) + l2 / 2 * jnp.sum(w**2) for w in weights
         )
@@ -133,7 +133,7 @@ def test_l1_and_l2_are_the_gradient_of_their_penalty(
         jax.grad(loss)(PARAMS),
     )
     gradient = jax.grad(penalized)(PARAMS)
-    norm = np.sqrt(sum(np.sum(g**2) for g in leaves(gradient).values()))
+    norm = np.sqrt(sum(np.sum(g**2) for g in flatten_with_paths(gradient).values()))
     scale = (
         1 if clip is None else clip / norm
     )  # the penalty is part of the loss, so it is clipped with it
@@ -150,7 +150,7 @@ def test_l1_leaves_a_weight_at_zero_where_it_is() -> None:
         {"kernel": jnp.zeros((2, 2))},
     )
     updates, _ = optimizer.update(zeros, optimizer.init(zeros), zeros)
-    assert not any(np.any(update) for update in leaves(updates).values())
+    assert not any(np.any(update) for update in flatten_with_paths(updates).values())
 
 
 @pytest.mark.parametrize(
@@ -159,15 +159,15 @@ def test_l1_leaves_a_weight_at_zero_where_it_is() -> None:
         (AdamW.decayed, DECAYED),
         ("^block_0/", {"block_0/up/kernel", "block_0/norm_1/scale"}),
         ("bias$|scale$", {"kernel_free/bias", "lstm_0/bias", "block_0/norm_1/scale"}),
-        ("", set(leaves(PARAMS))),
+        ("", set(flatten_with_paths(PARAMS))),
     ],
 )
 def test_weight_decay_shrinks_the_paths_that_match_and_no_other(
     pattern: str, decayed: set[str]
 ) -> None:
     optimizer = AdamW(learning_rate=Constant(0.1), weight_decay=0.5, decayed=pattern)
-    update = leaves(first_update(optimizer, jax.tree.map(np.zeros_like, PARAMS)))
-    for path, weight in leaves(PARAMS).items():
+    update = flatten_with_paths(first_update(optimizer, jax.tree.map(np.zeros_like, PARAMS)))
+    for path, weight in flatten_with_paths(PARAMS).items():
         np.testing.assert_allclose(
             update[path], -0.05 * weight if path in decayed else 0 * weight, rtol=1e-6
         )
@@ -177,7 +177,7 @@ def test_weight_decay_shrinks_the_paths_that_match_and_no_other(
 def test_every_matrix_of_every_experiment_is_decayed_and_no_bias_or_scale(name: str) -> None:
     experiment = small(name)
     params = nn.meta.unbox(jax.eval_shape(make_init(experiment)))["params"]
-    decayed = leaves(chosen("decayed", experiment.optimizer.decayed)(params))
+    decayed = flatten_with_paths(chosen("decayed", experiment.optimizer.decayed)(params))
     free = {path.split("/")[-1] for path, is_decayed in decayed.items() if not is_decayed}
     assert free <= {
         "bias",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from support.experiments import SPINE, small
 
-from jaxbig.arrays.tree import leaves
+from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.checkpoint.digest import digests
 from jaxbig.config.experiment import Experiment
 from jaxbig.distributed.mesh import Mesh
@@ -51,7 +51,7 @@ def found(experiment: Experiment, batch: Any, devices: int = 1) -> tuple[dict[st
             jax.jit(gradient).lower(state.params, state.variables, rows, jnp.int32(0)).compile()
         )
         got = compiled(state.params, state.variables, rows, jnp.int32(0))
-    return {path: np.asarray(leaf) for path, leaf in leaves(got).items()}, compiled
+    return {path: np.asarray(leaf) for path, leaf in flatten_with_paths(got).items()}, compiled
 
 
 def uneven(experiment: Experiment) -> Any:

@@ -15,7 +15,7 @@ import optax
 import pytest
 from support.experiments import small
 
-from jaxbig.arrays.tree import leaves
+from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.checkpoint.digest import digests
 from jaxbig.checkpoint.manager import Checkpoints
 from jaxbig.config.experiment import Experiment, InitializeFrom
@@ -289,7 +289,7 @@ def gradient_of(experiment: Experiment) -> tuple[dict[str, np.ndarray], str]:
         compiled = jax.jit(lambda *each: find(*each)[0]).lower(*arguments).compile()
         found = {
             path: np.asarray(leaf, np.float64)
-            for path, leaf in leaves(compiled(*arguments)).items()
+            for path, leaf in flatten_with_paths(compiled(*arguments)).items()
         }
         return found, compiled.as_text()
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from support.experiments import small
 
-from jaxbig.arrays.tree import leaves
+from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.config.discover import load
 from jaxbig.distributed.mesh import Mesh
 from jaxbig.errors import Refused
@@ -56,8 +56,8 @@ def test_a_large_experiment_is_checked_by_a_small_sibling_with_the_same_placemen
     sizes = model.depth, model.width, model.mlp_width, model.heads, model.kv_heads, model.mlp_chunks
     assert sizes == (3, 256, 896, 64, 8, 8)  # as many heads and pieces, a 32nd of the widths
     assert (program.experiment.data.batch, program.experiment.data.length) == (8, 32)  # type: ignore[attr-defined]
-    whole = leaves(make_program(experiment, jax.devices()).abstract.params)
-    for path, leaf in leaves(program.abstract.params).items():
+    whole = flatten_with_paths(make_program(experiment, jax.devices()).abstract.params)
+    for path, leaf in flatten_with_paths(program.abstract.params).items():
         assert leaf.sharding.spec == whole[path].sharding.spec, path
 
 

@@ -15,7 +15,7 @@ import pytest
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from support.experiments import small
 
-from jaxbig.arrays.tree import leaves
+from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.checkpoint.manager import Checkpoints
 from jaxbig.config.experiment import Experiment
 from jaxbig.config.guard import Guard
@@ -200,7 +200,9 @@ def test_an_update_that_leaves_the_finite_numbers_is_not_saved(tmp_path: Path) -
         fit(dataclasses.replace(good, optimizer=optimizer, checkpoint_every=1), tmp_path, Screen())
     for step in saved(tmp_path):
         kept = Checkpoints(tmp_path / "checkpoints").restore_parameters()
-        assert kept and all(np.isfinite(leaf).all() for leaf in leaves(kept.state).values()), step
+        assert kept and all(
+            np.isfinite(leaf).all() for leaf in flatten_with_paths(kept.state).values()
+        ), step
 
 
 # -- spikes

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from support.experiments import small
 
-from jaxbig.arrays.tree import leaves
+from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.checkpoint import manager
 from jaxbig.checkpoint.manager import Checkpoints
 from jaxbig.config.experiment import Experiment, InitializeFrom
@@ -59,7 +59,9 @@ def parameters(folder: Path, step: int) -> dict[str, np.ndarray]:
     for other in folder.glob("other-*"):
         other.rename(checkpoints.path(int(other.name.split("-")[1])))
     assert found is not None
-    return {path: np.asarray(leaf) for path, leaf in leaves(found.state["params"]).items()}
+    return {
+        path: np.asarray(leaf) for path, leaf in flatten_with_paths(found.state["params"]).items()
+    }
 
 
 def begun(folder: Path, source: InitializeFrom, **changes: Any) -> dict[str, np.ndarray]:
@@ -182,7 +184,7 @@ class Loads:
     def __call__(self, path: str, abstract: Any) -> Any:
         before = on_first_device()
         found = self.plain(path, abstract)
-        self.paths, self.bytes = list(leaves(found)), on_first_device() - before
+        self.paths, self.bytes = list(flatten_with_paths(found)), on_first_device() - before
         return found
 
 
@@ -216,7 +218,7 @@ def test_weights_alone_are_loaded_each_device_s_share_of_them(
         program = make_program(experiment)
         with program.activate():
             begin(program, Checkpoints(begun / "checkpoints"), begun, way == "fork")
-    expected = leaves(make_program(experiment).abstract.params)
+    expected = flatten_with_paths(make_program(experiment).abstract.params)
     share = sum(
         leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
         for leaf in expected.values()
@@ -316,7 +318,7 @@ def updates(optimizer: Any) -> dict[str, np.ndarray]:
     gradient = jax.tree.map(lambda leaf: 3 * leaf, params)
     build = optimizer.build(10)
     found, _ = build.update(gradient, build.init(params), params)
-    return leaves(found)
+    return flatten_with_paths(found)
 
 
 @pytest.mark.parametrize("kind", [SGD, AdamW])
@@ -328,7 +330,7 @@ def test_frozen_parameters_stay_and_have_no_moments(kind: Any) -> None:
     state = optimizer.build(10).init(
         {"trunk": {"kernel": np.ones((2, 2))}, "head": {"kernel": np.ones(2)}}
     )
-    assert not any("trunk" in path for path in leaves(state))
+    assert not any("trunk" in path for path in flatten_with_paths(state))
 
 
 def test_clipping_does_not_count_what_is_frozen() -> None:

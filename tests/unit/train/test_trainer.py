@@ -20,7 +20,7 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from support.compiling import HASTY
 from support.experiments import SPINE, small
 
-from jaxbig.arrays.tree import leaves
+from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.checkpoint import manager
 from jaxbig.checkpoint.manager import Checkpoints
 from jaxbig.config.experiment import Experiment
@@ -144,7 +144,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def parameters(folder: Path) -> dict[str, np.ndarray]:
     saved = Checkpoints(folder / "checkpoints").restore_parameters()
     assert saved is not None
-    return leaves(saved.state["params"])
+    return flatten_with_paths(saved.state["params"])
 
 
 @pytest.mark.parametrize("name", SPINE)
