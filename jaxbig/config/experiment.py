@@ -5,15 +5,14 @@ the command line's options and help come from the fields.
 """
 
 import dataclasses
-import itertools
-import math
 import re
 
 import flax.linen as nn
 
 from jaxbig.config.guard import Guard
 from jaxbig.config.precision import Precision
-from jaxbig.config.serialize import flat, to_json
+from jaxbig.config.serialize import to_json
+from jaxbig.constraints import NonNegativeInt, PositiveInt, Seed, validate
 from jaxbig.data.core.dataset import Data
 from jaxbig.distributed.mesh import Mesh
 from jaxbig.errors import Refused
@@ -30,6 +29,12 @@ class InitializeFrom:
     pattern: str = ".*"
     """Which parameters are taken: a regular expression over their paths."""
 
+    def check_fields(self) -> None:
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise Refused(f"pattern {self.pattern!r} is no regular expression: {error}.") from None
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
@@ -43,11 +48,11 @@ class Experiment:
     precision: Precision = Precision()
     initialize_from: InitializeFrom = InitializeFrom()
     guard: Guard = Guard()
-    steps: int
+    steps: PositiveInt
     """How many updates the run makes."""
-    accumulate: int = 1
+    accumulate: PositiveInt = 1
     """In how many parts, one after another, each batch's gradient is taken: less memory, equal results."""
-    reproducible: int = 0
+    reproducible: NonNegativeInt = 0
     """In how many chunks each batch's gradient is taken and added up in a fixed order, so that the bits of a run do not
     depend on how many devices share them; 0: as the compiler likes, which is faster. Its mesh is of `data` alone;
     on a CPU the command line fixes the number of threads too, and a GPU is deterministic as below."""
@@ -58,91 +63,46 @@ class Experiment:
     offload: bool = False
     """Keeps the optimizer's state in the host's memory, from where each step fetches it: less is held between steps;
     whether a step's peak falls, `plan` says."""
-    seed: int = 0
+    seed: Seed = 0
     """Of everything random: initial values, order of examples, dropout."""
-    log_every: int = 10
+    log_every: PositiveInt = 10
     """Steps between two lines of training metrics."""
-    evaluate_every: int
+    evaluate_every: PositiveInt
     """Steps between two evaluations; the last step is always evaluated."""
-    evaluate_batches: int | None = None
+    evaluate_batches: PositiveInt | None = None
     """How many batches an evaluation has at most, the first ones; None: every example, once."""
-    checkpoint_every: int
+    checkpoint_every: PositiveInt
     """Steps between two checkpoints; the last step is always saved."""
-    keep_last: int = 2
+    keep_last: PositiveInt = 2
     """How many of the newest checkpoints are kept."""
-    keep_best: int = 1
+    keep_best: NonNegativeInt = 1
     """How many of the best evaluated checkpoints are kept besides."""
-    readers: int = 1
+    readers: NonNegativeInt = 1
     """Threads that read batches ahead, in this process or in each worker; 0 without workers: each when it is needed."""
-    workers: int = 0
+    workers: NonNegativeInt = 0
     """Processes that read batches ahead in place of this one, where threads do not keep up; evaluation is read by as
     many threads."""
-    read_ahead: int = 1024
+    read_ahead: PositiveInt = 1024
     """MiB of batches that are read ahead at most on each host, shared by its processes; one batch each at least."""
 
     def check(self) -> None:
-        """`Refused` where a number cannot be right, before anything is built."""
-        values = dict(flat(to_json(self)))
-        for path, value in values.items():
-            if not isinstance(value, int | float):
-                continue
-            name = next((part for part in reversed(path.split(".")) if not part.isdigit()), "")
-            least, below = RANGES.get(name, (-math.inf, math.inf))
-            most, wrong = (
-                UP_TO.get(name, math.inf),
-                f"--{path.replace('_', '-')} {value}: it must be",
-            )
-            if not math.isfinite(value):
-                raise Refused(f"{wrong} a finite number.")
-            if not least <= value < below or value > most:
-                above = f" or more and below {below}" if below < math.inf else " or more"
-                raise Refused(f"{wrong} {least}{f' to {most}' if most < math.inf else above}.")
-            top = values.get(f"{path.removesuffix(name)}{RISING.get(name)}")
-            if isinstance(top, int | float) and value > top:
-                raise Refused(f"{wrong} at most its {RISING[name]}, {top}.")
-        for name, where in itertools.product(("classes", "vocab"), ("model", "objective")):
-            there, room = (getattr(each, name, None) for each in (self.data, getattr(self, where)))
-            if (
-                isinstance(there, int) and isinstance(room, int) and there > room
-            ):  # what is beyond counts as nothing
-                kind = {"vocab": "tokens"}.get(name, name)
-                raise Refused(
-                    f"the data has {there} {kind}, and --{where}.{name} {room}: it must be {there} or more."
-                )
-        self.guard.check()
+        """Raises `Refused` for a wrong number or a contradiction, before anything is built."""
+        to_json(self)  # refuses a field that cannot be saved
+        validate(self)
+        self.check_enough("classes", "classes")
+        self.check_enough("vocab", "tokens")
         self.precision.check(getattr(self.model, "dtype", "float32"))
-        try:
-            re.compile(self.initialize_from.pattern)
-        except re.error as error:
-            raise Refused(
-                f"--initialize-from.pattern {self.initialize_from.pattern!r} is no regular expression: {error}."
-            ) from None
 
+    def check_enough(self, name: str, noun: str) -> None:
+        """Raises `Refused` where the data has more classes, or tokens, than the model or objective.
 
-# What a field of such a name may hold, or each of its numbers, wherever it stands: least, and what it must stay below,
-# or what it may reach. One name, one thing.
-COUNTS = "steps log_every evaluate_every checkpoint_every keep_last batch length depth width heads layers channels "
-COUNTS += "experts_per_token accumulate expansion rotary_base patch size "
-COUNTS += (
-    "classes types embedding kernel stride vocab kv_heads mlp_width max_length window target_vocab "
-)
-COUNTS += "loss_scale_steps remat_group evaluate_batches learned_from samples sample_rate hop mels read_ahead "
-COUNTS += "ratio limit repeat count shape target_shape"
-RANGES = {name: (1, math.inf) for name in COUNTS.split()}
-RANGES |= {
-    name: (0, 1) for name in ("dropout", "drop_path", "b1", "b2", "momentum", "smoothing", "rate")
-}
-FROM_0 = "keep_best reproducible readers workers warmup peak end clip_norm l1 l2 weight_decay experts load_balance_loss router_z_loss "
-FROM_0 += "loss_scale most_skips spike stuck_after brightness contrast saturation magnitude padding skip_bad_records "
-FROM_0 += "canvas lowest highest"
-RANGES |= {name: (0, math.inf) for name in FROM_0.split()}
-RANGES |= {
-    "seed": (0, 2**32),
-    "eval_share": (0, 1),
-    "alpha": (1e-3, math.inf),
-    "floor": (1e-30, math.inf),
-}
-RANGES |= {"share": (1e-3, math.inf), "std": (1e-6, math.inf)}
-UP_TO = {"probability": 1, "least": 1, "most": 1, "share": 1, "hue": 0.5}
-RANGES |= {name: (0, math.inf) for name in UP_TO if name not in RANGES}
-RISING = {"least": "most", "lowest": "highest", "smallest": "largest"}
+        What is beyond a model's last would silently count as nothing.
+        """
+        there = getattr(self.data, name, None)
+        for owner in ("model", "objective"):
+            room = getattr(getattr(self, owner), name, None)
+            if isinstance(there, int) and isinstance(room, int) and there > room:
+                raise Refused(
+                    f"the data has {there} {noun}, and --{owner}.{name} {room}: "
+                    f"it must be {there} or more."
+                )

@@ -7,6 +7,7 @@ Whether a step is bad is found inside the compiled step, from numbers it has any
 import dataclasses
 from typing import Literal, get_args
 
+from jaxbig.constraints import NonNegativeFloat, NonNegativeInt, PositiveInt
 from jaxbig.errors import Refused
 
 Policy = Literal["stop", "skip", "rollback"]
@@ -21,18 +22,16 @@ class Guard:
     """stop: the run ends, and says what was bad (exit 1). skip: the step changes nothing, and the next batch is taken.
     rollback: the run goes back to its last checkpoint, and from there on leaves out the bad batch; which ones it has
     left out so stands in its folder, in left_out.json."""
-    most_skips: int = 10
+    most_skips: NonNegativeInt = 10
     """After how many bad steps in a row the run ends, whatever the policy."""
-    spike: float = 0.0
+    spike: NonNegativeFloat = 0.0
     """A loss has jumped if it is so many standard deviations above the mean of the good losses before it; 0: never."""
-    window: int = 100
+    window: PositiveInt = 100
     """How many losses that mean is over; before there are so many none has jumped."""
-    stuck_after: float = 1800.0
+    stuck_after: NonNegativeFloat = 1800.0
     """Seconds without any progress until the run says where it is stuck and ends; 0: never."""
 
-    def check(self) -> None:
-        """`Refused` where the policy is none."""
-        if self.policy not in get_args(Policy):
-            raise Refused(
-                f"--guard.policy {self.policy!r}: it must be one of {', '.join(get_args(Policy))}."
-            )
+    def check_fields(self) -> None:
+        policies = get_args(Policy)
+        if self.policy not in policies:
+            raise Refused(f"policy {self.policy!r}: it must be one of {', '.join(policies)}.")

@@ -5,6 +5,7 @@ float32 master copies, a scale for the loss.
 import dataclasses
 from typing import Literal, get_args
 
+from jaxbig.constraints import NonNegativeFloat, PositiveInt
 from jaxbig.errors import Refused
 
 Parameters = Literal["float32", "bfloat16", "bfloat16_master"]
@@ -24,11 +25,11 @@ class Precision:
     sums: Sums = "dtype"
     """In which dtype the products and sums of a training step are added up over devices, gradients above all, before
     they are rounded to their own: the model's, or float32."""
-    loss_scale: float = 0.0
+    loss_scale: NonNegativeFloat = 0.0
     """What the loss is multiplied by at first, for a model that computes in float16, so that small gradients are not
     lost (Micikevicius et al., 2018), as 65536. A step whose gradient is not finite is skipped and the scale halved. 0:
     no scale."""
-    loss_scale_steps: int = 2_000
+    loss_scale_steps: PositiveInt = 2_000
     """After how many steps without that it is doubled."""
 
     def check(self, dtype: str) -> None:

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 
+from jaxbig.constraints import PositiveInt
 from jaxbig.data.core.dataset import Batch, Record, Spec
 from jaxbig.data.core.examples import Example
 from jaxbig.data.core.fields import Mismatch, array, finite, kind, present
@@ -23,9 +24,9 @@ class Sounds(Labeled):
     """Spectrograms `inputs` [B, frames, mels, 1] and their class `targets` [B]. A record has `audio`, samples of
     int8, uint8 (128 is silence), int16 or int32, or floats of -1 to 1, and `label`."""
 
-    samples: int = 16_000
+    samples: PositiveInt = 16_000
     """How many samples a row has: what is longer is cut, what is shorter is followed by silence."""
-    classes: int
+    classes: PositiveInt
     spectrogram: LogMel = LogMel()
     feature: str = "audio"
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxbig.constraints import NonNegativeInt, PositiveInt
 from jaxbig.data.core.dataset import Batch, Record, Spec
 from jaxbig.data.core.examples import Example
 from jaxbig.data.core.fields import Mismatch, array, kind, present
@@ -34,11 +35,11 @@ class Images(Labeled):
     Images are seen upright, with 8 bits a channel, and what is transparent is white; of several in a file it is the
     first."""
 
-    size: int
+    size: PositiveInt
     """Height and width that the model sees."""
-    classes: int
-    channels: int = 3
-    canvas: int = 0
+    classes: PositiveInt
+    channels: PositiveInt = 3
+    canvas: NonNegativeInt = 0
     """Images come to the step within a square of this size, scaled down where they are larger and their shape kept, for
     `augment` and `center` to cut to `size`; 0: as the middle square alone, scaled to `size`."""
     augment: tuple[Augmentation, ...] = ()

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxbig.constraints import FractionBelowOne, PositiveInt
 from jaxbig.data.core.cache import digest_once
 from jaxbig.data.core.dataset import Batch, Record, Records, Spec
 from jaxbig.data.core.examples import Example, Examples
@@ -34,7 +35,7 @@ class MaskFolder(Records):
     """The folder of images in it."""
     masks: str = "masks"
     """The folder of masks in it."""
-    eval_share: float = 0.05
+    eval_share: FractionBelowOne = 0.05
     """The part of the images that is held out for evaluation, by the hash of each name."""
 
     def pairs(self) -> list[tuple[Path, Path]]:
@@ -117,9 +118,9 @@ class Masks(Examples):
     nearest pixel.
     """
 
-    size: int
+    size: PositiveInt
     """Height and width that the model sees."""
-    classes: int
+    classes: PositiveInt
     ignore: int | None = 255
     """The value in masks of pixels that are of no class; None: there are none."""
     flip: bool = False

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxbig.constraints import PositiveInt
 from jaxbig.data.core.cache import cache, sha256, write
 from jaxbig.data.core.dataset import Record, Spec
 from jaxbig.data.core.examples import AT_ONCE, Example, Reading
@@ -25,11 +26,11 @@ class Columns(Labeled):
     """Which of a record's fields the model sees: one array, or several numbers as a vector in that order."""
     targets: str = "targets"
     """Which of them it learns."""
-    shape: tuple[int, ...]
+    shape: tuple[PositiveInt, ...]
     """Of one input."""
-    target_shape: tuple[int, ...] = ()
+    target_shape: tuple[PositiveInt, ...] = ()
     """Of one target; () is a number."""
-    classes: int | None = None
+    classes: PositiveInt | None = None
     """How many classes the targets are of; None: they are numbers."""
     normalize: bool = False
     """Shift and scale each input to mean 0 and standard deviation 1 over the training records."""

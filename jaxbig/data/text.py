@@ -14,6 +14,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from jaxbig.constraints import PositiveInt
 from jaxbig.data.core.dataset import Record, Records, Source, Spec
 from jaxbig.data.core.examples import Bad, Example, Examples, Reading
 from jaxbig.data.core.fields import as_bytes
@@ -34,11 +35,11 @@ that are tried for their length."""
 class Text(Examples):
     """What the data sets of text have in common."""
 
-    length: int
+    length: PositiveInt
     """Tokens a row. Of a longer text the rest is left out, unless texts are packed."""
     tokenizer: Tokenizer = Bytes()
     """What makes numbers of a text."""
-    learned_from: int = 100_000
+    learned_from: PositiveInt = 100_000
     """From how many training records a tokenizer that is learned learns: evenly spread, or as a mixture draws them."""
     keep: Literal["beginning", "end"] = "beginning"
     """Which part of a text is kept that is longer than a row."""
@@ -296,7 +297,7 @@ class TokenRows(Text):
 class Sentences(Labeled, Text):
     """Texts `inputs` [B, L] with `lengths` [B], and their class `targets` [B]."""
 
-    classes: int
+    classes: PositiveInt
     feature: str = "text"
     label: str = "label"
 

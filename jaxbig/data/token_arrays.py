@@ -6,6 +6,7 @@ from typing import Literal
 import jax
 import numpy as np
 
+from jaxbig.constraints import NonNegativeInt, PositiveInt
 from jaxbig.data.core.dataset import Record, Spec
 from jaxbig.data.core.examples import Example
 from jaxbig.data.core.fields import Mismatch, array, kind, present, whole_number
@@ -20,16 +21,16 @@ class TokenArrays(Labeled):
     is padding, before or after them, is no part of the text.
     """
 
-    length: int
+    length: PositiveInt
     """Tokens a row. Of a longer text the rest is left out."""
-    vocab: int
+    vocab: PositiveInt
     """How many different tokens there are, padding among them."""
-    classes: int
+    classes: PositiveInt
     feature: str = "inputs"
     """Which of a record's fields has the tokens."""
     label: str = "label"
     """Which has the class."""
-    padding: int | None = 0
+    padding: NonNegativeInt | None = 0
     """The token that fills up short rows, at their beginning or end; None: every token counts."""
     length_feature: str = ""
     """Which of a record's fields says how many of its tokens count, the first ones; none: padding says it."""

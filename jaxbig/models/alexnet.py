@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 
 from jaxbig.arrays.dtypes import Dtype, upcast
+from jaxbig.constraints import DropRate, PositiveInt
 from jaxbig.errors import Refused
 from jaxbig.models.convnet import Convolution, Dense
 from jaxbig.models.layers.basic import Linear, cast, constrain, drop
@@ -23,13 +24,13 @@ class AlexNet(nn.Module):
     has it. Without local response normalization, which that one leaves out too.
     """
 
-    classes: int
+    classes: PositiveInt
     """How many logits it puts out."""
-    channels: tuple[int, ...] = (96, 256, 384, 384, 256)
+    channels: tuple[PositiveInt, ...] = (96, 256, 384, 384, 256)
     """Of each convolution."""
-    width: int = 4096
+    width: PositiveInt = 4096
     """Of each of the two hidden dense layers."""
-    dropout: float = 0.5
+    dropout: DropRate = 0.5
     """Share of the hidden dense layers' values dropped in training."""
     dtype: Dtype = "float32"
     """What it computes in; parameters and logits are float32."""

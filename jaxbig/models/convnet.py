@@ -14,6 +14,13 @@ from jax.nn.initializers import Initializer
 
 from jaxbig.arrays.batch_mask import real_rows
 from jaxbig.arrays.dtypes import Dtype, upcast
+from jaxbig.constraints import (
+    DropRate,
+    FractionBelowOne,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+)
 from jaxbig.distributed.logical_axes import platform
 from jaxbig.errors import Refused
 from jaxbig.models.layers.basic import Linear, cast, constrain, parameter
@@ -24,12 +31,12 @@ Padding = Literal["same", "valid"]
 class Convolution(nn.Module):
     """A convolution and its bias alone, with the initial values of He et al. (2015) unless told otherwise."""
 
-    channels: int
-    kernel: int = 3
-    stride: int = 1
-    padding: Padding | int = "same"
+    channels: PositiveInt
+    kernel: PositiveInt = 3
+    stride: PositiveInt = 1
+    padding: Padding | NonNegativeInt = "same"
     """Zeros around the image: as many as keep its size, none, or so many pixels on each side."""
-    groups: int = 1
+    groups: PositiveInt = 1
     """Output channels of a group see the input channels of that group alone."""
     bias: bool = True
     standardized: bool = False
@@ -147,9 +154,9 @@ class BatchNorm(nn.Module):
     Rows that the batch's mask leaves out count in no statistic (`batch_mask.py`).
     """
 
-    momentum: float = 0.9
+    momentum: FractionBelowOne = 0.9
     """Share of the running statistics that each step keeps (PyTorch writes 0.1 for this 0.9)."""
-    epsilon: float = 1e-5
+    epsilon: NonNegativeFloat = 1e-5
     zero: bool = False
     """Start with scale 0 instead of 1."""
 
@@ -200,8 +207,8 @@ def of_rows(real: jax.Array, y: jax.Array) -> jax.Array:
 class GroupNorm(nn.Module):
     """Group normalization (Wu and He, 2018): each example's channels in groups, each group to mean 0 and variance 1."""
 
-    groups: int = 32
-    epsilon: float = 1e-5
+    groups: PositiveInt = 32
+    epsilon: NonNegativeFloat = 1e-5
     zero: bool = False
     """Start with scale 0 instead of 1."""
 
@@ -229,11 +236,11 @@ def scaled(module: nn.Module, y: jax.Array, zero: bool) -> jax.Array:
 class Conv(nn.Module):
     """Convolution, then ReLU."""
 
-    channels: int
+    channels: PositiveInt
     """How many it puts out."""
-    kernel: int = 3
+    kernel: PositiveInt = 3
     """Side of the square kernel, in pixels."""
-    stride: int = 1
+    stride: PositiveInt = 1
     padding: Padding = "same"
     """Zeros around the image: as many as keep its size, or none."""
 
@@ -251,7 +258,7 @@ class Conv(nn.Module):
 class Pool(nn.Module):
     """The largest or mean value of each window; windows do not overlap."""
 
-    window: int = 2
+    window: PositiveInt = 2
     """Side of the square window, in pixels."""
     kind: Literal["max", "mean"] = "max"
 
@@ -268,7 +275,7 @@ class Pool(nn.Module):
 class Dropout(nn.Module):
     """Sets a share of the values to zero in training (Srivastava et al., 2014)."""
 
-    rate: float
+    rate: DropRate
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -280,7 +287,7 @@ class Dropout(nn.Module):
 class Dense(nn.Module):
     """Fully connected layer, then ReLU; an image is flattened first."""
 
-    width: int
+    width: PositiveInt
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -302,7 +309,7 @@ class ConvNet(nn.Module):
 
     layers: tuple[nn.Module, ...]
     """From the image up."""
-    classes: int
+    classes: PositiveInt
     """How many logits it puts out."""
     dtype: Dtype = "float32"
     """What it computes in; parameters and logits are float32."""

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbig.arrays.dtypes import Dtype, upcast
+from jaxbig.constraints import DropRate, NonNegativeInt, PositiveInt
 from jaxbig.errors import Refused
 from jaxbig.models.convnet import Convolution
 from jaxbig.models.layers.basic import (
@@ -30,7 +31,7 @@ class Block(nn.Module):
     """`x + layer_scale * down(gelu(up(norm(depthwise(x)))))`: 7x7 a channel, then 1x1 to 4 x C and back."""
 
     layer_scale: float = 1e-6
-    drop_path: float = 0.0
+    drop_path: DropRate = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -56,13 +57,13 @@ class ConvNeXt(nn.Module):
     S has stages (3, 3, 27, 3), 50,223,688; B has these and widths (128, 256, 512, 1024), 88,591,464.
     """
 
-    classes: int
+    classes: PositiveInt
     """How many logits it puts out."""
-    stages: tuple[int, ...] = (3, 3, 9, 3)
+    stages: tuple[NonNegativeInt, ...] = (3, 3, 9, 3)
     """Blocks of each stage; the first sees the image in patches of 4x4, each further one halves it."""
-    widths: tuple[int, ...] = (96, 192, 384, 768)
+    widths: tuple[PositiveInt, ...] = (96, 192, 384, 768)
     """Channels of each stage."""
-    drop_path: float = 0.1
+    drop_path: DropRate = 0.1
     """Share of examples that leave out the last block's branch in training; in between it rises from 0 in a line."""
     layer_scale: float = 1e-6
     """What the branches' factors start with (Touvron et al., 2021)."""

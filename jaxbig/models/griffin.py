@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbig.arrays.dtypes import HIGHEST, Dtype, upcast
+from jaxbig.constraints import DropRate, NonNegativeInt, PositiveInt, check_ascending
 from jaxbig.errors import Refused
 from jaxbig.models.layers.attention import Attention
 from jaxbig.models.layers.basic import (
@@ -50,12 +51,15 @@ class LRU(nn.Module):
     |lambda| starts in a ring from `smallest` to `largest`, and gamma at log sqrt(1 - |lambda|^2). In float32.
     """
 
-    width: int
+    width: PositiveInt
     """W, of the complex state."""
     smallest: float = 0.9
     largest: float = 0.999
     phase: float = math.tau
     """The largest angle of lambda at the start; a small one remembers slow changes."""
+
+    def check_fields(self) -> None:
+        check_ascending(self, low="smallest", high="largest")
 
     def setup(self) -> None:
         if not 0 < self.smallest < self.largest < 1:
@@ -123,7 +127,7 @@ class RGLRU(nn.Module):
     sigmoid(Lambda)^c starts between 0.9 and 0.999. In float32: bf16 has no number between 0.996 and 1.
     """
 
-    heads: int = 1
+    heads: PositiveInt = 1
     """Blocks of the gates' block-diagonal weights."""
     power: float = 8.0
     """c."""
@@ -175,7 +179,7 @@ class RGLRU(nn.Module):
 class CausalConv(nn.Module):
     """A convolution over time of each channel alone: y_t = b + sum_k w_k x_(t-k), k below `size`."""
 
-    size: int = 4
+    size: PositiveInt = 4
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -195,7 +199,7 @@ class CausalConv(nn.Module):
 class RecurrentMixing(nn.Module):
     """Griffin's recurrent block (De et al., 2024, section 2.3): GELU branch times convolution and recurrence."""
 
-    heads: int
+    heads: PositiveInt
     recurrence: RecurrenceName
 
     @nn.compact
@@ -218,23 +222,23 @@ class RecurrentMixing(nn.Module):
 class Griffin(nn.Module):
     """A language model of gated linear recurrences and local attention (De et al., 2024), two blocks to one."""
 
-    vocab: int
+    vocab: PositiveInt
     """How many different tokens there are."""
-    depth: int = 6
+    depth: PositiveInt = 6
     """How many blocks, each a mixing over time and a gated MLP."""
-    width: int = 256
-    heads: int = 4
+    width: PositiveInt = 256
+    heads: PositiveInt = 4
     """Of the attention's queries, and blocks of the recurrence's gates."""
-    kv_heads: int = 1
+    kv_heads: PositiveInt = 1
     """Of the attention's keys and values."""
-    window: int = 1024
+    window: PositiveInt = 1024
     """How far attention sees back, the position itself counted."""
-    attention_every: int = 3
+    attention_every: NonNegativeInt = 3
     """Each so many-th block attends in place of recurring; 0: none (Hawk)."""
-    expansion: int = 3
+    expansion: PositiveInt = 3
     """The gated MLP's width over that of the model."""
     recurrence: RecurrenceName = "rglru"
-    dropout: float = 0.0
+    dropout: DropRate = 0.0
     """Share of values dropped after each part of a block."""
     tie_embeddings: bool = True
     """One table embeds the tokens and gives the logits (Press and Wolf, 2017)."""

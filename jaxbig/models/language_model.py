@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxbig.arrays.batch_mask import rows_only
 from jaxbig.arrays.dtypes import HIGHEST, accumulation_dtype, upcast
+from jaxbig.constraints import NonNegativeFloat, PositiveInt
 from jaxbig.errors import Refused
 from jaxbig.models.layers.attention import sinusoidal
 from jaxbig.models.layers.attention_mask import from_lengths
@@ -31,12 +32,12 @@ from jaxbig.models.transformer import Context, Fields, Gate, Positions, Stack
 class Text(Fields, kw_only=True):
     """What the three have in common: tokens and their positions become vectors."""
 
-    vocab: int
+    vocab: PositiveInt
     """How many different tokens there are."""
-    depth: int = 6
+    depth: PositiveInt = 6
     """How many blocks."""
-    width: int = 256
-    max_length: int = 1024
+    width: PositiveInt = 256
+    max_length: PositiveInt = 1024
     """How many learned positions there are, where positions are learned."""
     tie_embeddings: bool = False
     """One table embeds the tokens and gives the logits (Press and Wolf, 2017)."""
@@ -150,20 +151,20 @@ class Decoder(Text, kw_only=True):
 class Encoder(Text, kw_only=True):
     """BERT (Devlin et al., 2019): every position sees all; logits a token, or `classes` logits a row."""
 
-    classes: int | None = None
+    classes: PositiveInt | None = None
     """How many classes a row may be of; None: logits for every token, through the masked-token head."""
-    types: int | None = None
+    types: PositiveInt | None = None
     """How many kinds of segments there are (the sentences A and B are 2)."""
     pooling: Literal["first", "mean"] = "first"
     """What a row's classes are told from: the first token through BERT's pooler, or the mean of all."""
 
     norm: Literal["layer", "rms"] = "layer"
     pre_norm: bool = False
-    epsilon: float = 1e-12
+    epsilon: NonNegativeFloat = 1e-12
     bias: bool = True
     activation: Gate = "gelu"
     positions: Positions = "learned"
-    max_length: int = 512
+    max_length: PositiveInt = 512
     tie_embeddings: bool = True
 
     @nn.compact
@@ -233,7 +234,7 @@ class Encoder(Text, kw_only=True):
 class EncoderDecoder(Text, kw_only=True):
     """The translation Transformer (Vaswani et al., 2017); positions relative are T5's (Raffel et al., 2020)."""
 
-    target_vocab: int | None = None
+    target_vocab: PositiveInt | None = None
     """How many different tokens the target has; None: the source's table is the target's too."""
 
     norm: Literal["layer", "rms"] = "layer"

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 
 from jaxbig.arrays.dtypes import Dtype, upcast
+from jaxbig.constraints import DropRate, PositiveInt
 from jaxbig.errors import Refused
 from jaxbig.models.layers.basic import (
     ACTIVATIONS,
@@ -22,11 +23,11 @@ from jaxbig.models.layers.basic import (
 class MLP(nn.Module):
     """Linear layers with a nonlinearity between them (Rumelhart et al., 1986)."""
 
-    widths: tuple[int, ...] = (64, 64)
+    widths: tuple[PositiveInt, ...] = (64, 64)
     """Of each hidden layer; none: a linear model."""
-    outputs: int = 1
+    outputs: PositiveInt = 1
     activation: Activation = "relu"
-    dropout: float = 0.0
+    dropout: DropRate = 0.0
     """Share of values dropped after each hidden layer."""
     dtype: Dtype = "float32"
 

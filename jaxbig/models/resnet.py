@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbig.arrays.dtypes import Dtype, upcast
+from jaxbig.constraints import NonNegativeInt, PositiveInt
 from jaxbig.errors import Refused
 from jaxbig.models.convnet import BatchNorm, Convolution, GroupNorm
 from jaxbig.models.layers.basic import Linear, cast, choose, constrain
@@ -42,11 +43,11 @@ def resnet(depth: int, classes: int, **fields: Any) -> "ResNet":
 class ConvNorm(nn.Module):
     """A convolution without bias, then its normalization."""
 
-    channels: int
-    kernel: int
-    stride: int = 1
+    channels: PositiveInt
+    kernel: PositiveInt
+    stride: PositiveInt = 1
     norm: Norm = "batch"
-    groups: int = 32
+    groups: PositiveInt = 32
     zero: bool = False
     """Start with scale 0."""
 
@@ -77,11 +78,11 @@ class Block(nn.Module):
     identity (Goyal et al., 2017).
     """
 
-    channels: int
-    stride: int = 1
+    channels: PositiveInt
+    stride: PositiveInt = 1
     bottleneck: bool = True
     norm: Norm = "batch"
-    groups: int = 32
+    groups: PositiveInt = 32
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -107,18 +108,18 @@ class ResNet(nn.Module):
     BiT (Kolesnikov et al., 2020): no example then depends on the others of its batch.
     """
 
-    classes: int
+    classes: PositiveInt
     """How many logits it puts out."""
-    stages: tuple[int, ...] = (3, 4, 6, 3)
+    stages: tuple[NonNegativeInt, ...] = (3, 4, 6, 3)
     """Blocks of each stage; each stage after the first halves the image and doubles the channels."""
     bottleneck: bool = True
     """Blocks of three convolutions, the middle one narrow, instead of two."""
     norm: Norm = "batch"
-    groups: int = 32
+    groups: PositiveInt = 32
     """Of norm "group"."""
     stem: Stem = "imagenet"
     """7x7 with stride 2 and a max pool, or 3x3 for small images such as CIFAR's."""
-    width: int = 64
+    width: PositiveInt = 64
     """Channels of the stem and the first stage."""
     dtype: Dtype = "float32"
     """What it computes in; parameters, statistics and logits are float32."""

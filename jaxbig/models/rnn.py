@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbig.arrays.dtypes import Dtype, accumulation_dtype, upcast
+from jaxbig.constraints import DropRate, PositiveInt
 from jaxbig.errors import Refused
 from jaxbig.models.layers.basic import (
     Embedding,
@@ -29,11 +30,11 @@ Pooling = Literal["last", "mean", "attention", "none"]
 class Recurrence(nn.Module):
     """Recurrent layers one after another, each in one direction or in both (Schuster and Paliwal, 1997)."""
 
-    width: int
+    width: PositiveInt
     cell: CellName = "lstm"
-    layers: int = 1
+    layers: PositiveInt = 1
     bidirectional: bool = False
-    dropout: float = 0.0
+    dropout: DropRate = 0.0
     """Share of values dropped between layers."""
 
     @nn.compact
@@ -80,21 +81,21 @@ def shares(scores: jax.Array, mask: jax.Array | None) -> jax.Array:
 class RNN(nn.Module):
     """A recurrent net over a sequence of vectors or tokens, then one logit a class."""
 
-    width: int
+    width: PositiveInt
     """Of each layer's state."""
-    classes: int
+    classes: PositiveInt
     """How many logits it puts out."""
-    layers: int = 1
-    dropout: float = 0.0
+    layers: PositiveInt = 1
+    dropout: DropRate = 0.0
     """Share of values dropped between layers and before the logits."""
     cell: CellName = "lstm"
     bidirectional: bool = False
     pooling: Pooling = "last"
     """What the logits see: the last state, the mean of all, a weighted mean (Yang et al., 2016, section 2.2), or each
     state by itself, as CTC wants it."""
-    vocab: int | None = None
+    vocab: PositiveInt | None = None
     """How many different tokens there are; None: the input is not of tokens but of vectors or images."""
-    embedding: int | None = None
+    embedding: PositiveInt | None = None
     """Width of a token's vector; None: that of the state."""
     dtype: Dtype = "float32"
 
@@ -143,12 +144,12 @@ class RNN(nn.Module):
 class RNNLanguageModel(nn.Module):
     """A recurrent language model: each position's logits see the tokens up to and including it, and no later one."""
 
-    vocab: int
+    vocab: PositiveInt
     """How many different tokens there are."""
-    width: int = 256
-    layers: int = 1
+    width: PositiveInt = 256
+    layers: PositiveInt = 1
     cell: CellName = "lstm"
-    dropout: float = 0.0
+    dropout: DropRate = 0.0
     """Share of values dropped between layers, and before and after them."""
     tie_embeddings: bool = False
     """One table embeds the tokens and gives the logits (Press and Wolf, 2017)."""

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbig.arrays.dtypes import Dtype, accumulation_dtype, upcast
+from jaxbig.constraints import DropRate, PositiveInt
 from jaxbig.errors import Refused
 from jaxbig.models.layers.basic import Embedding, Linear, cast, choose, constrain, parameter, within
 from jaxbig.models.layers.rnn_cells import EQUATIONS, Carry, CellName, Layer, advanced, pinned
@@ -38,7 +39,7 @@ def attending(
 class Additive(nn.Module):
     """Bahdanau et al. (2015), section A.1.2: the score is v . tanh(W query + U memory)."""
 
-    width: int
+    width: PositiveInt
     """W, of the query and of the hidden layer."""
 
     @nn.compact
@@ -67,7 +68,7 @@ class Additive(nn.Module):
 class Multiplicative(nn.Module):
     """Luong et al. (2015), section 3.1: the score is query . memory, or with general query . W memory."""
 
-    width: int
+    width: PositiveInt
     """W, of the query."""
     general: bool = True
 
@@ -96,7 +97,7 @@ class Multiplicative(nn.Module):
 class AttentiveDecoder(nn.Module):
     """A recurrent layer that before each step attends with its state, and reads what it found with the token."""
 
-    width: int
+    width: PositiveInt
     cell: CellName
     attention: AttentionName
 
@@ -144,18 +145,18 @@ class AttentiveDecoder(nn.Module):
 class RNNEncoderDecoder(nn.Module):
     """Translation by recurrent nets with attention (Bahdanau et al., 2015), its score also Luong's (2015)."""
 
-    vocab: int
+    vocab: PositiveInt
     """How many different tokens the source has."""
-    target_vocab: int
-    width: int = 256
+    target_vocab: PositiveInt
+    width: PositiveInt = 256
     """Of embeddings and states."""
-    layers: int = 1
+    layers: PositiveInt = 1
     """Of the encoder; the decoder has one."""
     cell: CellName = "gru"
     bidirectional: bool = True
     """The encoder reads in both directions."""
     attention: AttentionName = "additive"
-    dropout: float = 0.0
+    dropout: DropRate = 0.0
     """Share of values dropped between layers and before the logits."""
     dtype: Dtype = "float32"
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxbig.arrays.dtypes import Dtype
+from jaxbig.constraints import AtLeastOne, DropRate, NonNegativeFloat, NonNegativeInt, PositiveInt
 from jaxbig.errors import Refused
 from jaxbig.models.layers.attention import PROJECTION, Attention, Kernel, RelativePositions
 from jaxbig.models.layers.basic import (
@@ -44,39 +45,39 @@ POLICIES: dict[str, Any] = {
 class Fields(nn.Module, kw_only=True):
     """The fields that every Transformer and its blocks share."""
 
-    heads: int = 8
-    kv_heads: int | None = None
+    heads: PositiveInt = 8
+    kv_heads: PositiveInt | None = None
     """Heads of keys and values, which divide heads (grouped-query attention); None: as many as heads."""
-    mlp_width: int | None = None
+    mlp_width: PositiveInt | None = None
     """Width inside the two-layer perceptron; None: 4 times the width, or 8/3 times in 64s with a gate."""
     activation: Gate = "gelu_tanh"
     """Of the perceptron; swiglu and geglu have a gate besides (Shazeer, 2020)."""
-    mlp_chunks: int = 0
+    mlp_chunks: NonNegativeInt = 0
     """Computes each perceptron in that many pieces of its hidden width, one at a time, so that neither all of it nor
     the whole kernels, where those are stored in pieces, are ever in memory: for big models. 0: all at once."""
-    experts: int = 0
+    experts: NonNegativeInt = 0
     """How many perceptrons there are to choose from in each block (a mixture of experts); 0: one, for all tokens."""
-    experts_per_token: int = 2
+    experts_per_token: PositiveInt = 2
     """How many of them each token is seen by."""
-    load_balance_loss: float = 0.01
+    load_balance_loss: NonNegativeFloat = 0.01
     """Adds this to the loss, times how unevenly the experts of each block are used (1: evenly)."""
-    router_z_loss: float = 0.0
+    router_z_loss: NonNegativeFloat = 0.0
     """Adds this times the square of log(sum(exp(scores of the experts))), which keeps those small (ST-MoE: 1e-3)."""
     norm: Literal["layer", "rms"] = "rms"
     pre_norm: bool = True
     """Normalize what enters a branch (pre-norm); else the sum after it (post-norm)."""
-    epsilon: float = 1e-6
+    epsilon: NonNegativeFloat = 1e-6
     """Of the normalization."""
     bias: bool = False
     """On every linear layer and LayerNorm."""
     positions: Positions = "rotary"
     """rotary (Su et al., 2021), learned, sinusoidal (Vaswani et al., 2017), relative (T5), or none."""
-    rotary_base: float = 10_000.0
-    window: int | None = None
+    rotary_base: AtLeastOne = 10_000.0
+    window: PositiveInt | None = None
     """How far a position sees to one side, itself counted; None: everything."""
-    dropout: float = 0.0
+    dropout: DropRate = 0.0
     """Share of values dropped after the embedding and at the end of each branch."""
-    drop_path: float = 0.0
+    drop_path: DropRate = 0.0
     """Share of examples that the last block's branches leave out; grows in a line from 0 at the first of several."""
     scan: bool = False
     """Compile one block and scan it over the depth: for big models, whose compile time then stays flat. The
@@ -85,7 +86,7 @@ class Fields(nn.Module, kw_only=True):
     """What the backward pass computes anew to save memory: none; attention: scores and softmax, which grow with the
     square of the length (of the plain kernel, the others keep none); dots: all but products with parameters;
     projections: all but those of attention, so the perceptron, where most of the memory is; full: each block whole."""
-    remat_group: int = 1
+    remat_group: PositiveInt = 1
     """With scan, in training: keeps the input of every so manyth block alone, and of the blocks between only while one
     group's gradient is taken (Chen et al., 2016, section 4.3). About the root of the depth saves most; the forward
     pass of what remat does anew is then made once more. It must divide the depth."""
@@ -256,7 +257,7 @@ class Block(Fields, kw_only=True):
 class Stack(Fields, kw_only=True):
     """`depth` blocks, unrolled or scanned, and with pre_norm one last normalization."""
 
-    depth: int
+    depth: PositiveInt
     causal: bool = False
     cross: bool = False
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbig.arrays.dtypes import upcast
+from jaxbig.constraints import PositiveInt
 from jaxbig.errors import Refused
 from jaxbig.models.layers.attention import Attention, sinusoidal
 from jaxbig.models.layers.basic import Embedding, Linear, cast, choose, constrain, drop, parameter
@@ -24,17 +25,17 @@ class ViT(Fields, kw_only=True):
     Ti, S, B and L are width 192, 384, 768 and 1024, heads 3, 6, 12 and 16, depth 12 (L: 24).
     """
 
-    classes: int
+    classes: PositiveInt
     """How many logits it puts out."""
-    patch: int = 16
+    patch: PositiveInt = 16
     """Side of a patch, in pixels."""
-    depth: int = 12
-    width: int = 384
+    depth: PositiveInt = 12
+    width: PositiveInt = 384
     pooling: Pooling = "token"
     """What the classes are told from: a class token, the average of all patches, or attention with a learned query
     (Zhai et al., 2022, section 3.3, without its perceptron)."""
 
-    heads: int = 6
+    heads: PositiveInt = 6
     norm: Literal["layer", "rms"] = "layer"
     bias: bool = True
     activation: Gate = "gelu"

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbig.arrays.dtypes import upcast
+from jaxbig.constraints import FractionBelowOne, PositiveInt
 from jaxbig.errors import Refused
 from jaxbig.objectives.base import (
     Batch,
@@ -37,9 +38,9 @@ class Classification(Objective):
     further axes, as for segmentation.
     """
 
-    classes: int
+    classes: PositiveInt
     """How many classes the data has."""
-    smoothing: float = 0.0
+    smoothing: FractionBelowOne = 0.0
     """Label smoothing: the share of a target that is spread evenly over the classes (Szegedy et al., 2016)."""
     multi_label: bool = False
     """Each class is a yes or no of its own (a sigmoid); targets are [B, K] of 0 and 1, accuracy is over the B x K

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxbig.arrays.dtypes import upcast
+from jaxbig.constraints import PositiveInt
 from jaxbig.errors import Refused
 from jaxbig.objectives.base import Batch, Objective, Sum, Sums, call, check_logits, masked
 
@@ -27,7 +28,7 @@ class CTC(Objective):
     out of the loss and told in `impossible`.
     """
 
-    classes: int
+    classes: PositiveInt
     """How many tokens there are, the blank (0) among them."""
 
     criterion = "error_rate"

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxbig.constraints import Fraction, NonNegativeInt, PositiveInt
 from jaxbig.errors import Refused
 from jaxbig.objectives.base import (
     Batch,
@@ -36,11 +37,11 @@ class MaskedToken(Objective):
     chosen), and what else the model takes.
     """
 
-    vocab: int
+    vocab: PositiveInt
     """How many different tokens there are, the mask token among them."""
-    mask_token: int
+    mask_token: NonNegativeInt
     """The number that stands for a hidden token."""
-    rate: float = 0.15
+    rate: Fraction = 0.15
     """Share of the tokens that are chosen."""
 
     def __call__(self, forward: nn.Module, batch: Batch, key: jax.Array, train: bool) -> Sums:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbig.arrays.dtypes import upcast
+from jaxbig.constraints import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from jaxbig.distributed.logical_axes import split
 from jaxbig.errors import Refused
 from jaxbig.objectives.base import (
@@ -35,15 +36,15 @@ class NextToken(Objective):
     what else the model takes. Perplexity and bits are of the plain cross entropy, whatever the loss adds.
     """
 
-    vocab: int
+    vocab: PositiveInt
     """How many different tokens the data has."""
-    z_loss: float = 0.0
+    z_loss: NonNegativeFloat = 0.0
     """Adds this times the square of log(sum(exp(logits))), which keeps logits small (PaLM: 1e-4)."""
-    chunks: int = 0
+    chunks: NonNegativeInt = 0
     """Makes logits and their loss in that many pieces of the vocabulary, one at a time, so that neither float32
     [B, L, V] nor the whole matrix behind it is ever in memory. Must divide `vocab`, and the model have `hidden` and
     `unembedding`; 0: all at once."""
-    bytes_per_token: float | None = None
+    bytes_per_token: PositiveFloat | None = None
     """How many bytes of text a token stands for, on average: 1 where tokens are bytes. `bits_per_byte` is then told in
     place of `bits_per_token`."""
 

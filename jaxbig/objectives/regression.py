@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbig.arrays.dtypes import upcast
+from jaxbig.constraints import PositiveFloat
 from jaxbig.errors import Refused
 from jaxbig.objectives.base import Batch, Objective, Sum, Sums, call, masked
 
@@ -29,7 +30,7 @@ class Regression(Objective):
 
     loss: Literal["mse", "mae", "huber"] = "mse"
     """Mean squared error, mean absolute error, or Huber's (1964)."""
-    delta: float = 1.0
+    delta: PositiveFloat = 1.0
     """Errors up to this are squared and halved by "huber", larger ones grow linearly."""
     center: tuple[float, ...] = ()
     """One of each of the K: R2's sums are of targets less these (none: less 0). Give numbers near the means if those

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbig.arrays.batch_mask import batch_mask
+from jaxbig.constraints import FractionBelowOne, NonNegativeInt, PositiveInt
 from jaxbig.errors import Refused
 from jaxbig.objectives import bleu
 from jaxbig.objectives.base import (
@@ -35,13 +36,13 @@ class Seq2Seq(Objective):
     `(inputs, previous, lengths, train)`, and has `encode(inputs, lengths)` and `decode(previous, memory, cache)`.
     """
 
-    vocab: int
+    vocab: PositiveInt
     """How many different tokens a target may hold."""
-    start: int
+    start: NonNegativeInt
     """The token that comes before the first."""
-    end: int
+    end: NonNegativeInt
     """The token that comes after the last."""
-    smoothing: float = 0.0
+    smoothing: FractionBelowOne = 0.0
     """Label smoothing: the share of a target that is spread evenly over the vocabulary (Szegedy et al., 2016)."""
     bleu: bool = False
     """BLEU in percent over the data's tokens, whatever they are (needs sacrebleu)."""

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxbig.arrays.tree import path_name
+from jaxbig.constraints import FractionBelowOne, NonNegativeFloat
 from jaxbig.errors import Refused
 from jaxbig.optim.schedules import Schedule
 
@@ -51,11 +52,11 @@ class Optimizer(abc.ABC):
 
     learning_rate: Schedule
     """The learning rate."""
-    clip_norm: float | None = None
+    clip_norm: NonNegativeFloat | None = None
     """Scales the gradient down to this global norm where it is longer."""
-    l1: float = 0.0
+    l1: NonNegativeFloat = 0.0
     """Adds `l1 * |w|` for each chosen parameter w to the loss."""
-    l2: float = 0.0
+    l2: NonNegativeFloat = 0.0
     """Adds `l2 / 2 * w^2` for each chosen parameter w to the loss."""
     decayed: str = r"(kernel|recurrent|embedding|context|attention/(query|score)|recurrence/(gates|input|output))$"
     """Which parameters l1, l2 and weight decay act on: a regular expression over parameter paths. As it stands every
@@ -102,7 +103,7 @@ class Optimizer(abc.ABC):
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum (Sutskever et al., 2013)."""
 
-    momentum: float = 0.9
+    momentum: FractionBelowOne = 0.9
     nesterov: bool = False
 
     def direction(self) -> optax.GradientTransformation:
@@ -113,11 +114,11 @@ class SGD(Optimizer):
 class Adam(Optimizer):
     """Adam (Kingma and Ba, 2015)."""
 
-    b1: float = 0.9
+    b1: FractionBelowOne = 0.9
     """Decay of the mean of gradients."""
-    b2: float = 0.999
+    b2: FractionBelowOne = 0.999
     """Decay of the mean of squared gradients."""
-    epsilon: float = 1e-8
+    epsilon: NonNegativeFloat = 1e-8
 
     def direction(self) -> optax.GradientTransformation:
         return optax.scale_by_adam(self.b1, self.b2, self.epsilon)
@@ -127,7 +128,7 @@ class Adam(Optimizer):
 class AdamW(Adam):
     """Adam with decoupled weight decay (Loshchilov and Hutter, 2019)."""
 
-    weight_decay: float = 0.01
+    weight_decay: NonNegativeFloat = 0.01
     """Each step takes `rate * weight_decay * w` off each chosen parameter w."""
 
     def direction(self) -> optax.GradientTransformation:

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxbig.constraints import NonNegativeFloat, NonNegativeInt
+
 
 @dataclasses.dataclass(frozen=True)
 class Schedule(abc.ABC):
@@ -22,7 +24,7 @@ class Schedule(abc.ABC):
 class Constant(Schedule):
     """The same rate at every step."""
 
-    peak: float
+    peak: NonNegativeFloat
 
     def build(self, steps: int) -> optax.Schedule:
         return lambda step: jnp.asarray(self.peak, jnp.float32)
@@ -32,11 +34,11 @@ class Constant(Schedule):
 class Warmup(Schedule):
     """From 0 up to `peak` in `warmup` steps, then down to `end` after the last step."""
 
-    peak: float
+    peak: NonNegativeFloat
     """The highest rate."""
-    warmup: int = 0
+    warmup: NonNegativeInt = 0
     """How many steps it takes to get there, or all of a shorter run."""
-    end: float = 0.0
+    end: NonNegativeFloat = 0.0
     """The rate at the end of the run."""
 
     def build(self, steps: int) -> optax.Schedule:
@@ -73,9 +75,9 @@ class WarmupInverseRoot(Schedule):
     The paper's rate for width D is `peak = (D * warmup) ** -0.5`.
     """
 
-    peak: float
+    peak: NonNegativeFloat
     """The highest rate."""
-    warmup: int
+    warmup: NonNegativeInt
     """How many steps it takes to get there."""
 
     def build(self, steps: int) -> optax.Schedule:

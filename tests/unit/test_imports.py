@@ -18,6 +18,7 @@ EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.py"))
 # A room imports rooms of lower floors, and itself.
 FLOORS = (
     {"arrays", "errors"},
+    {"constraints"},
     {"optim", "system"},
     {"data", "distributed", "tracking"},
     {"checkpoint", "models", "objectives"},
@@ -43,6 +44,7 @@ ONLY = {
     "models": {
         "jaxbig.arrays.batch_mask",
         "jaxbig.arrays.dtypes",
+        "jaxbig.constraints",
         "jaxbig.distributed.logical_axes",
         "jaxbig.errors",
         "jaxbig.system.determinism",
@@ -50,11 +52,12 @@ ONLY = {
     "objectives": {
         "jaxbig.arrays.batch_mask",
         "jaxbig.arrays.dtypes",
+        "jaxbig.constraints",
         "jaxbig.distributed.logical_axes",
         "jaxbig.errors",
     },
-    "data": {"jaxbig.errors", "jaxbig.system.signals"},
-    "optim": {"jaxbig.arrays.tree", "jaxbig.errors"},
+    "data": {"jaxbig.constraints", "jaxbig.errors", "jaxbig.system.signals"},
+    "optim": {"jaxbig.arrays.tree", "jaxbig.constraints", "jaxbig.errors"},
     "checkpoint": {
         "jaxbig.arrays.tree",
         "jaxbig.distributed.multihost",

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import tensorflow_datasets as tfds
 
+from jaxbig.constraints import PositiveInt
 from jaxbig.data.core.dataset import Data, Rows, Source, Spec
 from jaxbig.data.records.tfds_builder import Builder, Record, columns, identity, prepared
 
@@ -100,7 +101,7 @@ class PlainWindows(Windows):
 class Library(Data):
     """Python's standard library as bytes, files joined by a 0."""
 
-    length: int = 256
+    length: PositiveInt = 256
     """Tokens (bytes) a row."""
 
     cuts_to_length = True

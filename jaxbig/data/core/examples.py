@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxbig.constraints import NonNegativeInt
 from jaxbig.data.core.dataset import Data, Record, Records, Rows, Source
 from jaxbig.data.core.fields import Mismatch, cast, class_of, missing
 from jaxbig.errors import Failed, Refused
@@ -32,7 +33,7 @@ class Examples(Data):
 
     records: Records
     """Where they come from: a name of TFDS, a folder, files."""
-    skip_bad_records: int = 0
+    skip_bad_records: NonNegativeInt = 0
     """How many records that cannot be read or made an example may be left out, by all processes of a run together, each
     a row with `mask` 0; 0: the first ends the run, naming it."""
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxbig.constraints import PositiveInt
 from jaxbig.data.core.dataset import Record
 from jaxbig.data.records.file_index import File
 from jaxbig.data.records.image_folder import ClassFolder, OfClass
@@ -30,7 +31,7 @@ class AudioFolder(ClassFolder):
     hash of a file's name, CLASS/SOUND, decides. Names that begin with a dot are passed over. Needs the extra `audio`.
     """
 
-    sample_rate: int = 16_000
+    sample_rate: PositiveInt = 16_000
     """Samples a second that sounds are resampled to."""
 
     opened = SoundFiles

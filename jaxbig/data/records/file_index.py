@@ -24,6 +24,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from jaxbig.constraints import FractionBelowOne, PositiveInt
 from jaxbig.data.core.cache import cache, made, sha256, write
 from jaxbig.data.core.dataset import Record, Records
 from jaxbig.errors import Refused
@@ -165,12 +166,12 @@ def reopened(kind: type[Opened], records: Any, folder: Path, split: str) -> Open
 class Files(Records):
     """Records in files of one's own."""
 
-    eval_share: float = 0.05
+    eval_share: FractionBelowOne = 0.05
     """The part of the records that is held out for evaluation, by the hash of each, where no files are named for it."""
-    limit: int | None = None
+    limit: PositiveInt | None = None
     """At most so many training records, those whose hash comes last: of every file and class, the same ones on every
     machine. Evaluation has all of its own."""
-    repeat: int = 1
+    repeat: PositiveInt = 1
     """How often each training record stands in an epoch."""
 
     opened: ClassVar[type[Opened]]

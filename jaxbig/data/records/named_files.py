@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from jaxbig.constraints import PositiveInt
 from jaxbig.data.core.cache import digest_once
 from jaxbig.data.core.dataset import Record, Records
 from jaxbig.data.core.examples import fetch_each, where
@@ -30,7 +31,7 @@ class NamedFiles(Records):
     """The folder from which names go."""
     kind: Literal["image", "audio"] = "image"
     """What is in the files; the record has it under this name."""
-    sample_rate: int = 16_000
+    sample_rate: PositiveInt = 16_000
     """Samples a second that sounds are resampled to."""
 
     @property

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxbig.constraints import PositiveInt
 from jaxbig.data.core.dataset import Record, Records
 
 WORDS = [
@@ -31,7 +32,7 @@ SPLITS = ("train", "eval")
 class MadeUp(Records):
     """The same few records each time; a feature is of the kind whose field names it."""
 
-    count: int = 48
+    count: PositiveInt = 48
     """How many records a split has."""
     images: tuple[str, ...] = ()
     """JPEG images of sizes around 100 x 100."""

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from jaxbig.constraints import PositiveInt
 from jaxbig.data.core.cache import cache, made, sha256
 from jaxbig.errors import Refused
 
@@ -149,7 +150,7 @@ class Bytes(Tokenizer):
 class FromFile(Tokenizer):
     """A tokenizer that is a file, whose bytes it holds from when it is prepared; they are pickled with it."""
 
-    vocab: int = 32_000  # type: ignore[assignment]
+    vocab: PositiveInt = 32_000  # type: ignore[assignment]
     """How many different tokens there are, the special ones too; a file may have fewer."""
     file: str = ""
     """The file."""

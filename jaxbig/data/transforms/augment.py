@@ -12,11 +12,20 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
 
+from jaxbig.constraints import (
+    AtLeastOne,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    Probability,
+    Range,
+    check_ascending,
+)
 from jaxbig.data.transforms.color import brightness, contrast, hue, saturation
 from jaxbig.data.transforms.resample import Box, random_box, resample
 from jaxbig.errors import Refused
@@ -91,13 +100,16 @@ class ResizedCrop(Augmentation):
     first of 10 tries that fits, else the largest middle box within `ratio`."""
 
     crops: ClassVar[bool] = True
-    size: int | None = None
+    size: PositiveInt | None = None
     """Pixels of a side of what comes out; None: as the data set says."""
-    least: float = 0.08
+    least: Probability = 0.08
     """The smallest share of the image's area."""
-    most: float = 1.0
-    ratio: float = 4 / 3
+    most: Probability = 1.0
+    ratio: AtLeastOne = 4 / 3
     """The box's width over its height lies between this and its inverse."""
+
+    def check_fields(self) -> None:
+        check_ascending(self, low="least", high="most")
 
     def __call__(self, image: jax.Array, size: jax.Array, key: jax.Array) -> Sized:
         return whole(resample(image, *self.box(size, key), given(self.size)))
@@ -121,9 +133,9 @@ class CentralCrop(Augmentation):
     `size` / `share` and a cut of the middle are usual; they differ at the edge alone."""
 
     crops: ClassVar[bool] = True
-    size: int | None = None
+    size: PositiveInt | None = None
     """Pixels of a side of what comes out; None: as the data set says."""
-    share: float = 0.875
+    share: Annotated[float, Range(float, ge=1e-3, le=1)] = 0.875
     """The square's side as a share of the shorter side."""
 
     def __call__(self, image: jax.Array, size: jax.Array, key: jax.Array) -> Sized:
@@ -142,9 +154,9 @@ class RandomCrop(Augmentation):
 
     crops: ClassVar[bool] = True
     bounded: ClassVar[bool] = True  # its zeros are black
-    size: int | None = None
+    size: PositiveInt | None = None
     """Pixels of a side of what comes out; None: as the data set says."""
-    padding: int = 4
+    padding: NonNegativeInt = 4
     """Zeros at each side."""
 
     def __call__(self, image: jax.Array, size: jax.Array, key: jax.Array) -> Sized:
@@ -166,7 +178,7 @@ class RandomCrop(Augmentation):
 class Flip(Augmentation):
     """Left and right change places, in half of all cases."""
 
-    probability: float = 0.5
+    probability: Probability = 0.5
 
     def __call__(self, image: jax.Array, size: jax.Array, key: jax.Array) -> Sized:
         return jnp.where(jax.random.bernoulli(key, self.probability), image[:, ::-1], image), size
@@ -179,10 +191,10 @@ class ColorJitter(Augmentation):
 
     bounded: ClassVar[bool] = True
     colours: ClassVar[bool] = True
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
+    brightness: NonNegativeFloat = 0.0
+    contrast: NonNegativeFloat = 0.0
+    saturation: NonNegativeFloat = 0.0
+    hue: Annotated[float, Range(float, ge=0, le=0.5)] = 0.0
     """At most 0.5, half a turn."""
 
     def __call__(self, image: jax.Array, size: jax.Array, key: jax.Array) -> Sized:
@@ -214,12 +226,15 @@ class Erasing(Augmentation):
     fits. The box's ratio is log-uniform, where theirs is uniform and so mostly tall."""
 
     bounded: ClassVar[bool] = True
-    probability: float = 0.25
-    least: float = 0.02
+    probability: Probability = 0.25
+    least: Probability = 0.02
     """The smallest share of the image's area."""
-    most: float = 1 / 3
-    ratio: float = 10 / 3
+    most: Probability = 1 / 3
+    ratio: AtLeastOne = 10 / 3
     """The box's width over its height lies between this and its inverse."""
+
+    def check_fields(self) -> None:
+        check_ascending(self, low="least", high="most")
 
     def __call__(self, image: jax.Array, size: jax.Array, key: jax.Array) -> Sized:
         coin, box_key, noise_key = jax.random.split(key, 3)
@@ -249,7 +264,7 @@ class Normalize(Augmentation):
     bounded: ClassVar[bool] = True
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     """By default ImageNet's, as most published models have it."""
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    std: tuple[Annotated[float, Range(float, ge=1e-6)], ...] = (0.229, 0.224, 0.225)
 
     def __call__(self, image: jax.Array, size: jax.Array, key: jax.Array) -> Sized:
         channels = image.shape[2]
@@ -322,7 +337,7 @@ def symmetric_beta(key: jax.Array, alpha: float) -> jax.Array:
 class Mixup(Mixing):
     """Two images and their targets, weighted alike, lambda and 1 - lambda (Zhang et al., 2018)."""
 
-    alpha: float = 0.2
+    alpha: Annotated[float, Range(float, ge=1e-3)] = 0.2
     """Lambda is from Beta(alpha, alpha)."""
 
     def pair(
@@ -337,7 +352,7 @@ class CutMix(Mixing):
     """Two images exchange a box of 1 - lambda of their area; what of it lies outside is cut off, and targets are mixed
     by what is left (Yun et al., 2019, equations 1 and 2)."""
 
-    alpha: float = 1.0
+    alpha: Annotated[float, Range(float, ge=1e-3)] = 1.0
     """Lambda is from Beta(alpha, alpha)."""
 
     def pair(
@@ -360,7 +375,7 @@ class Either(Mixing):
 
     first: Mixing = Mixup(alpha=0.8)
     second: Mixing = CutMix()
-    probability: float = 0.5
+    probability: Probability = 0.5
     """Of the first."""
 
     def pair(

@@ -4,11 +4,13 @@ Legend: B batch, N samples of a waveform, F frames, W samples of a frame, M mel 
 """
 
 import dataclasses
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxbig.constraints import NonNegativeFloat, PositiveInt, Range, check_ascending
 from jaxbig.errors import Refused
 
 
@@ -22,20 +24,23 @@ class LogMel:
     the waveform: what is left at its end makes none.
     """
 
-    sample_rate: int = 16_000
+    sample_rate: PositiveInt = 16_000
     """Samples a second."""
-    window: int = 400
+    window: PositiveInt = 400
     """Samples of a frame."""
-    hop: int = 160
+    hop: PositiveInt = 160
     """Samples from a frame's beginning to the next one's."""
-    mels: int = 80
+    mels: PositiveInt = 80
     """Bands."""
-    lowest: float = 20.0
+    lowest: NonNegativeFloat = 20.0
     """Where the first band begins, in Hz."""
-    highest: float = 8000.0
+    highest: NonNegativeFloat = 8000.0
     """Where the last band ends, in Hz; at most half the rate."""
-    floor: float = 1e-6
+    floor: Annotated[float, Range(float, ge=1e-30)] = 1e-6
     """Power below it counts as this, for waveforms of -1 to 1; float32 leaves about 1e-10 beside a loud tone."""
+
+    def check_fields(self) -> None:
+        check_ascending(self, low="lowest", high="highest")
 
     def frames(self, samples: int) -> int:
         """How many frames so many samples make."""

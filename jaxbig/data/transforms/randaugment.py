@@ -12,6 +12,7 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxbig.constraints import NonNegativeFloat, PositiveInt
 from jaxbig.data.transforms.augment import Augmentation, Sized
 from jaxbig.data.transforms.color import blend, brightness, contrast, levels, saturation
 
@@ -145,9 +146,9 @@ class RandAugment(Augmentation):
 
     bounded: ClassVar[bool] = True
     colours: ClassVar[bool] = True
-    layers: int = 2
+    layers: PositiveInt = 2
     """How many operations an image gets (N in the paper)."""
-    magnitude: float = 9.0
+    magnitude: NonNegativeFloat = 9.0
     """Their strength (M), in tenths of AutoAugment's largest: 9 turns by 27 degrees."""
 
     def __call__(self, image: jax.Array, size: jax.Array, key: jax.Array) -> Sized:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxbig.arrays.dtypes import accumulation_dtype, upcast
+from jaxbig.constraints import AtLeastOne, PositiveInt
 from jaxbig.distributed.logical_axes import active_axes, platform
 from jaxbig.errors import Refused
 from jaxbig.models.layers.attention_mask import Segments, places, visible
@@ -57,10 +58,10 @@ def rotary(x: jax.Array, positions: jax.Array | None = None, base: float = 10_00
 class RelativePositions(nn.Module):
     """Biases by distance, a number a head and bucket of distances (Raffel et al., 2020, section 2.1; T5)."""
 
-    heads: int
+    heads: PositiveInt
     causal: bool
-    buckets: int = 32
-    farthest: int = 128
+    buckets: PositiveInt = 32
+    farthest: PositiveInt = 128
     """Distances from here on share the last bucket."""
 
     @nn.compact
@@ -273,16 +274,16 @@ class Attention(nn.Module, kw_only=True):
     and values of those before in the collection "cache".
     """
 
-    heads: int
-    kv_heads: int | None = None
+    heads: PositiveInt
+    kv_heads: PositiveInt | None = None
     """Heads of keys and values; None: as many as heads."""
     causal: bool = False
     """No position sees a later one."""
-    window: int | None = None
+    window: PositiveInt | None = None
     """How far a position sees, itself counted; None: everything."""
     rotary: bool = False
     """Turn queries and keys by their positions."""
-    rotary_base: float = 10_000.0
+    rotary_base: AtLeastOne = 10_000.0
     bias: bool = False
     scale: float = 1.0
     """Of the output projection's initial values."""

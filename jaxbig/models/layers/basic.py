@@ -6,7 +6,7 @@ Letters in shape comments: B batch, L length, D width.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import flax.linen as nn
 import jax
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 
 from jaxbig.arrays.dtypes import Dtype, accumulation_dtype, upcast
+from jaxbig.constraints import NonNegativeFloat, PositiveInt, Range
 from jaxbig.distributed.logical_axes import rules_without_fsdp, split
 from jaxbig.errors import Refused
 
@@ -149,7 +150,7 @@ def linear_init(scale: float, inputs: int, outputs: int) -> Initializer:
 class Stored(nn.Module):
     """The kernel, and the bias or None, of a `Linear` of the same name, as they are stored: for `in_pieces`."""
 
-    shape: tuple[int, int]
+    shape: tuple[PositiveInt, PositiveInt]
     axes: Axes
     bias: bool = True
     scale: float = 1.0
@@ -170,9 +171,9 @@ class Linear(nn.Module):
     1 / fan-in, times `scale`.
     """
 
-    shape: tuple[int, ...]
+    shape: tuple[PositiveInt, ...]
     axes: Axes
-    inputs: int = 1
+    inputs: PositiveInt = 1
     bias: bool = True
     scale: float = 1.0
 
@@ -194,9 +195,9 @@ class Linear(nn.Module):
 class Embedding(nn.Module):
     """A table of `count` vectors: looked up by token, or by position."""
 
-    count: int
-    width: int
-    std: float = 1.0
+    count: PositiveInt
+    width: PositiveInt
+    std: Annotated[float, Range(float, ge=1e-6)] = 1.0
     """Of its initial values."""
     axis: str | None = "vocab"
     """The logical name of its first axis."""
@@ -248,7 +249,7 @@ def within(lengths: jax.Array, length: int) -> jax.Array:
 class RMSNorm(nn.Module):
     """Root mean square layer normalization (Zhang and Sennrich, 2019): `x / rms(x) * scale` over the last axis."""
 
-    epsilon: float = 1e-6
+    epsilon: NonNegativeFloat = 1e-6
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -264,7 +265,7 @@ class RMSNorm(nn.Module):
 class LayerNorm(nn.Module):
     """Layer normalization (Ba et al., 2016): `(x - mean) / sqrt(variance + epsilon) * scale + bias`, last axis."""
 
-    epsilon: float = 1e-6
+    epsilon: NonNegativeFloat = 1e-6
     bias: bool = True
 
     @nn.compact

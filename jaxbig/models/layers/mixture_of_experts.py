@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 
 from jaxbig.arrays.batch_mask import real_positions
 from jaxbig.arrays.dtypes import HIGHEST, upcast
+from jaxbig.constraints import NonNegativeFloat, NonNegativeInt, PositiveInt
 from jaxbig.distributed.logical_axes import as_tuple, platform
 from jaxbig.errors import Refused
 from jaxbig.models.layers.basic import ACTIVATIONS, Axes, constrain, in_pieces, parameter, stored
@@ -35,15 +36,15 @@ class Experts(nn.Module):
     `load_balance_loss` where all are even. And `router_z_loss * logsumexp(scores)^2` (Zoph et al., 2022, eq. 5).
     """
 
-    experts: int
-    chosen: int
-    hidden: int
+    experts: NonNegativeInt
+    chosen: PositiveInt
+    hidden: PositiveInt
     activation: str
     gated: bool
-    chunks: int = 0
+    chunks: NonNegativeInt = 0
     """Pieces of the hidden width that are computed one at a time; 0: all at once."""
-    load_balance_loss: float = 0.0
-    router_z_loss: float = 0.0
+    load_balance_loss: NonNegativeFloat = 0.0
+    router_z_loss: NonNegativeFloat = 0.0
     scale: float = 1.0
     """Of the last product's initial values."""
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbig.arrays.dtypes import accumulation_dtype
+from jaxbig.constraints import PositiveInt
 from jaxbig.models.layers.basic import Linear, choose, constrain, parameter, within
 
 Carry = tuple[jax.Array, ...]
@@ -220,7 +221,7 @@ class Layer(nn.Module):
     An LSTM's forget gate begins open, with a bias of 1 (Jozefowicz et al., 2015).
     """
 
-    width: int
+    width: PositiveInt
     cell: CellName = "lstm"
 
     @nn.compact

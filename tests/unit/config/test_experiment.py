@@ -45,6 +45,7 @@ from jaxbig.models.convnet import Conv, ConvNet, Dense
 from jaxbig.models.language_model import Decoder
 from jaxbig.models.rnn import RNN
 from jaxbig.objectives.classification import Classification
+from jaxbig.objectives.masked_token import MaskedToken
 from jaxbig.objectives.next_token import NextToken
 from jaxbig.optim.optimizers import SGD, AdamW
 from jaxbig.optim.schedules import Constant, WarmupCosine, WarmupLinear
@@ -464,6 +465,7 @@ BAD = {
     "data.batch 0": changed(data=Digits(batch=0)),
     "data.length 0": changed(data=PyText(batch=8, length=0)),
     "objective.classes 0": changed(objective=Classification(classes=0)),
+    "objective.rate 0": changed(objective=MaskedToken(vocab=5, mask_token=4, rate=0)),
     "model.heads 0": changed(model=Decoder(vocab=5, heads=0)),
     "model.depth 0": changed(model=Decoder(vocab=5, depth=0)),
     "model.dropout 1.5": changed(model=Decoder(vocab=5, dropout=1.5)),
@@ -574,6 +576,10 @@ def test_numbers_of_classes_and_tokens_that_are_beyond_the_model_are_refused() -
 )
 def test_numbers_at_the_border_are_right(fields: dict[str, Any]) -> None:
     changed(**fields).check()
+
+
+def test_masking_of_all_tokens_is_allowed() -> None:
+    changed(objective=MaskedToken(vocab=5, mask_token=4, rate=1)).check()
 
 
 def test_augmentation_at_the_border_is_right() -> None:

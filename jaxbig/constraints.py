@@ -1,0 +1,201 @@
+"""Allowed values of numeric fields: a constraint in a field's type, and the function that checks it.
+
+A constraint is part of the annotation, as in `depth: PositiveInt = 6` or
+`share: Annotated[float, Range(float, gt=0, le=1)] = 0.9`; `--help` shows it with the option.
+"""
+
+import dataclasses
+import functools
+import inspect
+import math
+import operator
+import types
+from collections.abc import Sequence
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+import flax.linen as nn
+from tyro.constructors import PrimitiveConstructorSpec
+
+from jaxbig.errors import Refused
+
+
+def _matches(kind: type, value: Any) -> Any:
+    """Whether a default is of this type; "~": an int where a float is expected."""
+    if type(value) is int and kind is float:
+        return "~"
+    return issubclass(type(value), kind)
+
+
+class Range(PrimitiveConstructorSpec[Any]):
+    """Bounds of a number: checked by `validate`, and shown in `--help` (so a tyro constructor)."""
+
+    given: dict[str, float]
+    """The bounds that there are, by their sign."""
+    allow_inf: bool
+
+    def __init__(
+        self,
+        kind: type[int] | type[float],
+        *,
+        ge: float | None = None,
+        gt: float | None = None,
+        le: float | None = None,
+        lt: float | None = None,
+        allow_inf: bool = False,
+    ):
+        """
+        Args:
+          kind: int or float, the type of the field.
+          ge: the least value allowed.
+          gt: the value must be above this.
+          le: the largest value allowed.
+          lt: the value must be below this.
+          allow_inf: whether an infinite value is allowed; NaN never is.
+        """
+        bounds = {">=": ge, ">": gt, "<=": le, "<": lt}
+        given = {sign: bound for sign, bound in bounds.items() if bound is not None}
+        shown = ", ".join(f"{sign} {bound:g}" for sign, bound in given.items())
+        super().__init__(
+            nargs=1,
+            metavar=f"{kind.__name__.upper()} {shown}".strip(),
+            instance_from_str=lambda words: kind(words[0]),
+            is_instance=functools.partial(_matches, kind),
+            str_from_instance=lambda value: [str(value)],
+        )
+        object.__setattr__(self, "given", given)
+        object.__setattr__(self, "allow_inf", allow_inf)
+
+    def __repr__(self) -> str:
+        return f"Range({self.metavar})"
+
+    def __contains__(self, value: float) -> bool:
+        return all(COMPARE[sign](value, bound) for sign, bound in self.given.items())
+
+    def __str__(self) -> str:
+        """The rule in words, as "0 or more and below 1"."""
+        if self.given.keys() == {">=", "<="}:
+            return f"{self.given['>=']} to {self.given['<=']}"
+        return " and ".join(WORDS[sign].format(bound) for sign, bound in self.given.items())
+
+
+COMPARE = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
+WORDS = {">=": "{} or more", ">": "above {}", "<=": "at most {}", "<": "below {}"}
+
+PositiveInt = Annotated[int, Range(int, ge=1)]
+NonNegativeInt = Annotated[int, Range(int, ge=0)]
+PositiveFloat = Annotated[float, Range(float, gt=0)]
+NonNegativeFloat = Annotated[float, Range(float, ge=0)]
+AtLeastOne = Annotated[float, Range(float, ge=1)]
+Fraction = Annotated[float, Range(float, gt=0, le=1)]
+"""A part of a whole, not none of it."""
+Probability = Annotated[float, Range(float, ge=0, le=1)]
+FractionBelowOne = Annotated[float, Range(float, ge=0, lt=1)]
+"""A part that leaves something over: of examples held out, of a running mean, of label smoothing."""
+DropRate = FractionBelowOne
+Seed = Annotated[int, Range(int, ge=0, lt=2**32)]
+
+
+def validate(value: Any, path: str = "", annotation: Any = None) -> None:
+    """Checks the numbers of a config and of all that it contains.
+
+    Each number must be finite and in the `Range` of its field. A dataclass with rules across its
+    fields has a method `check_fields`, which raises `Refused` with a message that starts with the
+    field's name; it is called once the fields themselves have passed.
+
+    Args:
+      value: a dataclass (a Flax module is one), or a field's value.
+      path: the name of its option, as "model.layers.0"; "" for the experiment itself.
+      annotation: the type of the field that holds it.
+
+    Raises:
+      Refused: for the first wrong number; the message starts with its option.
+    """
+    if isinstance(value, int | float):
+        _check_number(value, path, annotation)
+    elif isinstance(value, dict | list | tuple):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            validate(item, _join(path, key), _item_annotation(annotation, key))
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        annotations = _annotations(type(value))
+        hidden = ("parent", "name") if isinstance(value, nn.Module) else ()
+        for field in dataclasses.fields(value):
+            if field.name not in hidden:
+                child = getattr(value, field.name)
+                validate(child, _join(path, field.name), annotations.get(field.name))
+        check_fields: Any = getattr(value, "check_fields", None)
+        if check_fields is not None:
+            try:
+                check_fields()
+            except Refused as error:
+                field, _, rest = str(error).partition(" ")
+                raise Refused(f"{_option(_join(path, field))} {rest}") from None
+
+
+def check_ascending(config: Any, *, low: str, high: str) -> None:
+    """Raises `Refused` where the field `low` is above the field `high`."""
+    value = getattr(config, low)
+    top = getattr(config, high)
+    if value > top:
+        raise Refused(f"{low} {value}: it must be at most its {high}, {top}.")
+
+
+def _check_number(value: float, path: str, annotation: Any) -> None:
+    """Raises `Refused` unless one alternative of the annotation allows the number."""
+    rules = [_broken_rule(value, ranges) for ranges in _alternatives(annotation) or [[]]]
+    if None not in rules:
+        raise Refused(f"{_option(path)} {value}: it must be {rules[0]}.")
+
+
+def _broken_rule(value: float, ranges: list[Range]) -> str | None:
+    allow_inf = any(allowed.allow_inf for allowed in ranges)
+    if math.isnan(value) or (math.isinf(value) and not allow_inf):
+        return "a finite number"
+    return next((str(allowed) for allowed in ranges if value not in allowed), None)
+
+
+def _alternatives(annotation: Any) -> list[list[Range]]:
+    """The ranges of each kind of number that an annotation allows; `PositiveInt | None` has one."""
+    if get_origin(annotation) is Annotated:
+        inner, *metadata = get_args(annotation)
+        own = [each for each in metadata if isinstance(each, Range)]
+        return [[*ranges, *own] for ranges in _alternatives(inner)]
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [ranges for part in get_args(annotation) for ranges in _alternatives(part)]
+    return [[]] if annotation in (int, float) else []
+
+
+def _item_annotation(annotation: Any, key: Any) -> Any:
+    """The type of an item of a tuple, list or dictionary, where the annotation gives it."""
+    origin = get_origin(annotation)
+    arguments = get_args(annotation)
+    if origin is Annotated:
+        return _item_annotation(arguments[0], key)
+    if origin in (Union, types.UnionType):
+        found = (_item_annotation(part, key) for part in arguments)
+        return next((item for item in found if item is not None), None)
+    if origin is tuple and Ellipsis not in arguments:
+        return arguments[key] if key < len(arguments) else None
+    if origin is dict:
+        return arguments[1]
+    return arguments[0] if origin in (tuple, list, Sequence) else None
+
+
+@functools.cache
+def _annotations(config: type) -> dict[str, Any]:
+    """The types of a class's fields."""
+    try:
+        return get_type_hints(config, include_extras=True)
+    except Exception:  # some types may exist for type checkers only: take what needs no evaluation
+        found: dict[str, Any] = {}
+        for base in reversed(config.__mro__):
+            found |= inspect.get_annotations(base)
+        return found
+
+
+def _option(path: str) -> str:
+    return f"--{path.replace('_', '-')}"
+
+
+def _join(path: str, name: Any) -> str:
+    return f"{path}.{name}" if path else str(name)
