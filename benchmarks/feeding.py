@@ -31,7 +31,7 @@ from PIL import Image
 
 from jaxbig.data.core.dataset import Record, Records, Spec
 from jaxbig.data.core.examples import Example, Examples
-from jaxbig.data.pipeline.sampler import train_batches
+from jaxbig.data.pipeline.loader import train_batches
 from jaxbig.data.transforms.jpeg import decode
 
 SIZE, BATCH, IMAGES, AHEAD, MEASURED = 224, 64, 600, 12, 40
@@ -130,7 +130,7 @@ def ours(folder: Path, readers: int, workers: int) -> Result:
     """jaxbig's."""
     source = Pictures(batch=BATCH, records=Folder(folder=str(folder))).source("train")
     with contextlib.closing(
-        train_batches(source, 0, 0, 10**6, BATCH, readers, workers=workers)
+        train_batches(source, range(10**6), seed=0, batch=BATCH, threads=readers, workers=workers)
     ) as batches:
         for _ in range(AHEAD):
             next(batches)

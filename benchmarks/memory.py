@@ -22,7 +22,7 @@ sys.path.append(str(Path(__file__).parent.parent / "tests"))
 from unit.data.test_sources import BATCH, KINDS
 
 from jaxbig.data.core.dataset import Source
-from jaxbig.data.pipeline.sampler import train_batches
+from jaxbig.data.pipeline.loader import train_batches
 
 SPAN, EVERY = 1_000, 10
 
@@ -36,7 +36,7 @@ def measured(source: Source, steps: int, readers: int, workers: int) -> tuple[fl
     """MiB in the first steps, and in the last."""
     found, processes = [], []
     with contextlib.closing(
-        train_batches(source, 0, 0, steps, BATCH, readers, workers=workers)
+        train_batches(source, range(steps), seed=0, batch=BATCH, threads=readers, workers=workers)
     ) as batches:
         for step, _ in enumerate(batches):
             processes = processes or [psutil.Process(), *psutil.Process().children()]

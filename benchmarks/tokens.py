@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from jaxbig.config.discover import load
-from jaxbig.data.pipeline.sampler import train_batch
+from jaxbig.data.pipeline.loader import train_batch
 from jaxbig.data.records.text_files import TextFiles
 from jaxbig.data.text import Tokens
 from jaxbig.tools.benchmark import bench
@@ -27,7 +27,7 @@ def main() -> None:
     for number in range(ROUNDS):
         began = time.perf_counter()
         for step in range(STEPS):
-            train_batch(source, number, step, data.batch)
+            train_batch(source, step, seed=number, batch=data.batch)
         rates.append(STEPS * data.batch * data.length / (time.perf_counter() - began))
     taken = bench(experiment, 20, Screen(json=True))["tokens_per_second"]
     read = statistics.median(rates)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbig.config.discover import load
-from jaxbig.data.pipeline.sampler import train_batch
+from jaxbig.data.pipeline.loader import train_batch
 from jaxbig.distributed.sharding import device_put_batch
 from jaxbig.distributed.watchdog import Watchdog
 from jaxbig.program import program as room
@@ -64,7 +64,8 @@ def stepper(name: str, watched: bool) -> Callable[[], float]:
     program = make_program(experiment)
     with program.activate():
         batch = device_put_batch(
-            train_batch(experiment.data.source("train"), 0, 0, experiment.data.batch), program.mesh
+            train_batch(experiment.data.source("train"), 0, seed=0, batch=experiment.data.batch),
+            program.mesh,
         )
         train_step = program.train_step.trace(program.abstract, program.batch).lower().compile()
         state = [train_step(program.init(), batch)[0]]

@@ -71,7 +71,7 @@ class Columns(Labeled):
             for start in range(
                 0, len(source), AT_ONCE
             ):  # Chan et al. (1979): a chunk's are added to those before
-                rows, bad = source.attempt(np.arange(start, min(start + AT_ONCE, len(source))))
+                rows, bad = source.read_rows(np.arange(start, min(start + AT_ONCE, len(source))))
                 source.leave_out(bad)
                 values = np.delete(rows["inputs"], [index - start for index, _ in bad], 0).astype(
                     np.float64

@@ -12,7 +12,7 @@ import jax
 
 from jaxbig.config.experiment import Experiment
 from jaxbig.cost.memory import peak_bytes
-from jaxbig.data.pipeline.sampler import train_batch
+from jaxbig.data.pipeline.loader import train_batch
 from jaxbig.distributed.sharding import device_put_batch
 from jaxbig.errors import Refused
 from jaxbig.program.program import make_program
@@ -50,7 +50,7 @@ def bench(experiment: Experiment, steps: int, screen: Screen) -> dict[str, Any]:
         train_step, flops = compile_step(program)
         compile_seconds = time.perf_counter() - began
         batch = device_put_batch(
-            train_batch(source, experiment.seed, 0, experiment.data.batch), program.mesh
+            train_batch(source, 0, seed=experiment.seed, batch=experiment.data.batch), program.mesh
         )
         state, values = train_step(program.init(), batch)  # the first call is slower
         for number in range(ROUNDS):

@@ -12,7 +12,8 @@ import numpy as np
 
 from jaxbig.config.experiment import Experiment
 from jaxbig.data.core.dataset import Data, Rows
-from jaxbig.data.pipeline.sampler import eval_batch, eval_steps, train_batch
+from jaxbig.data.pipeline.loader import eval_batch, train_batch
+from jaxbig.data.pipeline.sampler import eval_steps
 from jaxbig.errors import Refused
 from jaxbig.program.gradient import row_keys
 from jaxbig.tracking.figures import PLAIN, optional, printable
@@ -40,8 +41,12 @@ def inspect(
         )
     digest, first, classes, padding = "", {}, collections.Counter(), []
     for number in range(step, step + batches):
-        read = eval_batch(source, number, data.batch) if split == "eval" else None
-        rows = train_batch(source, experiment.seed, number, data.batch) if read is None else read
+        read = eval_batch(source, number, batch=data.batch) if split == "eval" else None
+        rows = (
+            train_batch(source, number, seed=experiment.seed, batch=data.batch)
+            if read is None
+            else read
+        )
         if number == step:
             digest, first = digest_of(rows), seen(experiment, rows, step, split)
         if rows["mask"].ndim > 1:

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.data.core.dataset import Data, Rows, Source
-from jaxbig.data.pipeline.sampler import eval_batch
+from jaxbig.data.pipeline.loader import eval_batch
 from jaxbig.distributed.sharding import device_put_batch
 from jaxbig.program import rng
 from jaxbig.program.program import Program, transformed
@@ -23,7 +23,7 @@ def draw_attention(program: Program, state: TrainState, source: Source, file: Pa
     runs as several processes."""
     if jax.process_count() > 1:
         return False
-    rows = eval_batch(source, 0, program.experiment.data.batch)
+    rows = eval_batch(source, 0, batch=program.experiment.data.batch)
     shapes = jax.eval_shape(lambda state, batch: _look(program, state, batch), state, rows)
     if not shapes:
         return False

@@ -18,7 +18,7 @@ from jaxbig.config.serialize import flat, to_json
 from jaxbig.cost.flops import model_flops
 from jaxbig.cost.out_of_memory import check_memory, enough_memory
 from jaxbig.data.core.dataset import Rows, Source
-from jaxbig.data.pipeline.sampler import eval_batches, train_batches
+from jaxbig.data.pipeline.loader import eval_batches, train_batches
 from jaxbig.distributed.multihost import (
     assert_same_on_all,
     exit_on_error,
@@ -201,7 +201,14 @@ def feed(program: Program, source: Source, start: int, stop: int) -> Generator[R
     """This process's rows of the batches of steps start + 1 to `stop`, read ahead."""
     e, mine = program.experiment, local_rows(program.mesh, program.experiment.data.batch)
     return train_batches(
-        source, e.seed, start, stop, e.data.batch, e.readers, mine, e.workers, ahead(e)
+        source,
+        range(start, stop),
+        seed=e.seed,
+        batch=e.data.batch,
+        rows=mine,
+        threads=e.readers,
+        workers=e.workers,
+        read_ahead=ahead(e),
     )
 
 
@@ -262,7 +269,14 @@ def evaluate(
     e, before, state = program.experiment, None, without_optimizer(state)
     sums: Sums = {}
     mine, threads = local_rows(program.mesh, e.data.batch), max(e.readers, e.workers)
-    batches = eval_batches(source, e.data.batch, threads, mine, ahead(e), e.evaluate_batches)
+    batches = eval_batches(
+        source,
+        batch=e.data.batch,
+        rows=mine,
+        threads=threads,
+        read_ahead=ahead(e),
+        max_batches=e.evaluate_batches,
+    )
     for rows in itertools.chain(
         batches, [None]
     ):  # each batch is added while the devices have the next

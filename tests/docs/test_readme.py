@@ -18,7 +18,7 @@ from support.compiling import HASTY
 from support.experiments import EMBEDDED, ROOT
 
 from jaxbig.data.audio import Sounds
-from jaxbig.data.pipeline.sampler import train_batch
+from jaxbig.data.pipeline.loader import train_batch
 
 
 def recipe(folder: Path) -> list[str]:
@@ -87,7 +87,7 @@ def test_a_new_kind_of_records_is_one_dataclass_with_one_method(
     (tmp_path / "waves.py").write_text(needs + code("### A new kind of records is one dataclass"))
     monkeypatch.syspath_prepend(tmp_path)
     data = Sounds(records=importlib.import_module("waves").Waves(count=20), classes=2, batch=4)
-    rows = train_batch(data.source("train"), 0, 3, 4)
+    rows = train_batch(data.source("train"), 3, seed=0, batch=4)
     assert {name: (each.shape, each.dtype) for name, each in rows.items()} == {
         name: (each.shape, each.dtype) for name, each in data.spec().items()
     }

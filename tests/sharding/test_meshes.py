@@ -23,7 +23,7 @@ from jaxbig.config.discover import load
 from jaxbig.config.experiment import Experiment
 from jaxbig.data.builtin.pytext import PlainWindows, PyText, PyTextRows, Windows
 from jaxbig.data.core.dataset import Rows, Source
-from jaxbig.data.pipeline.sampler import train_batch
+from jaxbig.data.pipeline.loader import train_batch
 from jaxbig.distributed.mesh import Mesh, activate
 from jaxbig.distributed.sharding import device_put_batch
 from jaxbig.optim.optimizers import SGD
@@ -123,7 +123,7 @@ def source(experiment: Experiment) -> Source:
 def batch(name: str, experiment: Experiment, step: int) -> Rows:
     if name not in STEADY:  # data that is not here, or differs between versions of Python
         return random_batch(experiment, step)
-    return train_batch(source(experiment), experiment.seed, step, experiment.data.batch)
+    return train_batch(source(experiment), step, seed=experiment.seed, batch=experiment.data.batch)
 
 
 def one_device() -> jax.sharding.Mesh:

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from jaxbig.data.core.dataset import Data, Source, Spec
-from jaxbig.data.pipeline.sampler import order
+from jaxbig.data.pipeline.sampler import epoch_order
 from jaxbig.data.records.tfds_builder import Arrays, Builder, Record, columns, identity, prepared
 
 PADDING, START, END = range(3)
@@ -84,7 +84,8 @@ class JaxbigDates(Builder):
 
     def records(self) -> dict[str, list[Record]]:
         days = [
-            FIRST + datetime.timedelta(days=int(i)) for i in order(0, 0, DAYS)[: TRAIN + HELD_OUT]
+            FIRST + datetime.timedelta(days=int(i))
+            for i in epoch_order(0, 0, DAYS)[: TRAIN + HELD_OUT]
         ]
         raw = np.random.Philox(key=np.array([0, 1], np.uint64)).random_raw(len(days))
         forms, cases = (raw >> np.uint64(32)) % np.uint64(len(FORMATS)), raw % np.uint64(len(CASES))

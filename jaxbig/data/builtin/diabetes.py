@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from jaxbig.data.core.dataset import Data, Source, Spec
-from jaxbig.data.pipeline.sampler import order
+from jaxbig.data.pipeline.sampler import epoch_order
 from jaxbig.data.records.tfds_builder import Arrays, Builder, Record, columns, identity, prepared
 
 
@@ -30,7 +30,7 @@ class JaxbigDiabetes(Builder):
 
         study = sklearn.datasets.load_diabetes(return_X_y=True, scaled=False)
         measurements, progress = (np.asarray(each, np.float32) for each in study)
-        rows = order(0, 0, len(progress))
+        rows = epoch_order(0, 0, len(progress))
         all_records = [{"measurements": measurements[i], "progress": progress[i]} for i in rows]
         return {"train": all_records[:353], "eval": all_records[353:]}
 

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from jaxbig.data.core.dataset import Data, Source, Spec
-from jaxbig.data.pipeline.sampler import order
+from jaxbig.data.pipeline.sampler import epoch_order
 from jaxbig.data.records.tfds_builder import Arrays, Builder, Record, columns, identity, prepared
 
 
@@ -27,7 +27,9 @@ class JaxbigDigits(Builder):
 
         images, labels = sklearn.datasets.load_digits(return_X_y=True)
         images, labels = images.reshape(-1, 8, 8).astype(np.uint8), labels.astype(np.int32)
-        all_records = [{"image": images[i], "label": labels[i]} for i in order(0, 0, len(images))]
+        all_records = [
+            {"image": images[i], "label": labels[i]} for i in epoch_order(0, 0, len(images))
+        ]
         return {"train": all_records[:1437], "eval": all_records[1437:]}
 
 

@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 
 from jaxbig.data.builtin.pytext import held_out, library_files
 from jaxbig.data.core.dataset import Data, Source, Spec
-from jaxbig.data.pipeline.sampler import order
+from jaxbig.data.pipeline.sampler import epoch_order
 from jaxbig.data.records.tfds_builder import Arrays, Builder, Record, columns, identity, prepared
 
 # The same ones in Python 3.11 and 3.12.
@@ -48,7 +48,7 @@ def lines() -> dict[str, list[list[bytes]]]:
             splits[split][PACKAGES.index(package)].append(line)
     for number, kept in enumerate(splits["train"]):
         if len(kept) > MOST:
-            splits["train"][number] = [kept[i] for i in sorted(order(0, 0, len(kept))[:MOST])]
+            splits["train"][number] = [kept[i] for i in sorted(epoch_order(0, 0, len(kept))[:MOST])]
     return splits
 
 

@@ -86,11 +86,11 @@ class Reading:
         return len(self.records)
 
     def rows(self, indices: np.ndarray) -> Rows:
-        rows, bad = self.attempt(indices)
+        rows, bad = self.read_rows(indices)
         self.leave_out(bad)
         return rows
 
-    def attempt(
+    def read_rows(
         self, indices: np.ndarray, begin: Callable[[int], None] = lambda index: None
     ) -> tuple[Rows, list[Bad]]:
         """Those examples, and which of them could not be read: their rows are `empty`, and not counted yet.

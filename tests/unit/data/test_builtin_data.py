@@ -24,7 +24,8 @@ from jaxbig.data.builtin.pytext import (
     library_files,
 )
 from jaxbig.data.core.dataset import Data, Rows
-from jaxbig.data.pipeline.sampler import eval_batch, eval_steps, train_batch, train_batches
+from jaxbig.data.pipeline.loader import eval_batch, train_batch, train_batches
+from jaxbig.data.pipeline.sampler import eval_steps
 from jaxbig.data.records.tfds_builder import Arrays
 
 few = settings(max_examples=20, deadline=None)
@@ -57,7 +58,9 @@ def test_a_batch_of_tracks_by_hand(read: str) -> None:
     """Seven windows of two bytes over three rows: tracks of three windows, the last of one."""
     source = numbered(14, 2)
     batches = [
-        eval_batch(source, s, 3) if read == "eval" else train_batch(source, 9, s, 3)
+        eval_batch(source, s, batch=3)
+        if read == "eval"
+        else train_batch(source, s, seed=9, batch=3)
         for s in range(3)
     ]
     targets = [[[1, 2], [7, 8], [13, 14]], [[3, 4], [9, 10], [0, 0]], [[5, 6], [11, 12], [0, 0]]]
@@ -68,7 +71,7 @@ def test_a_batch_of_tracks_by_hand(read: str) -> None:
         assert (batch["inputs"] * mask).tolist() == before
     assert [batch["starts"].tolist() for batch in batches] == [[1] * 3, [0] * 3, [0] * 3]
     assert eval_steps(source, 3) == 3
-    assert train_batch(source, 0, 3, 3)["starts"].tolist() == [1] * 3
+    assert train_batch(source, 3, seed=0, batch=3)["starts"].tolist() == [1] * 3
 
 
 @given(*SOME, st.integers(0, 3))
@@ -80,8 +83,8 @@ def test_a_pass_over_tracks_holds_every_byte_once(
     steps = eval_steps(source, batch)
     expected = Counter(source.text.tolist())
     for made in (
-        [eval_batch(source, step, batch) for step in range(steps)],
-        [train_batch(source, 0, epoch * steps + step, batch) for step in range(steps)],
+        [eval_batch(source, step, batch=batch) for step in range(steps)],
+        [train_batch(source, epoch * steps + step, seed=0, batch=batch) for step in range(steps)],
     ):
         assert (
             Counter(np.concatenate([rows["targets"][rows["mask"] == 1] for rows in made]).tolist())
@@ -97,7 +100,10 @@ def test_a_pass_over_tracks_holds_every_byte_once(
 @few
 def test_a_row_goes_on_where_it_ended(size: int, length: int, batch: int, step: int) -> None:
     source = numbered(size, length)
-    now, after = train_batch(source, 0, step, batch), train_batch(source, 0, step + 1, batch)
+    now, after = (
+        train_batch(source, step, seed=0, batch=batch),
+        train_batch(source, step + 1, seed=0, batch=batch),
+    )
     going_on = (after["starts"] == 0) & (after["mask"][:, 0] == 1)
     assert np.array_equal(after["inputs"][going_on, 0], now["targets"][going_on, -1])
     assert np.all(now["mask"][going_on] == 1)
@@ -109,19 +115,20 @@ def test_tracks_are_the_same_for_any_processes_and_seed(
     size: int, length: int, half: int, step: int, seed: int
 ) -> None:
     source, batch = numbered(size, length), 2 * half
-    whole = train_batch(source, 0, step, batch)
+    whole = train_batch(source, step, seed=0, batch=batch)
     shares = [
-        train_batch(source, seed, step, batch, part) for part in np.split(np.arange(batch), 2)
+        train_batch(source, step, seed=seed, batch=batch, rows=part)
+        for part in np.split(np.arange(batch), 2)
     ]
     for name, array in whole.items():
         assert np.array_equal(array, np.concatenate([share[name] for share in shares]))
-    (ahead,) = train_batches(source, seed, step, step + 1, batch, readers=1)
+    (ahead,) = train_batches(source, range(step, step + 1), seed=seed, batch=batch, threads=1)
     assert all(np.array_equal(array, ahead[name]) for name, array in whole.items())
 
 
 def test_what_is_not_contiguous_has_no_starts() -> None:
-    assert "starts" not in train_batch(Windows(np.arange(9, dtype=np.uint8), 2), 0, 0, 2)
-    assert "starts" not in eval_batch(Arrays(inputs=np.arange(9)), 0, 2)
+    assert "starts" not in train_batch(Windows(np.arange(9, dtype=np.uint8), 2), 0, seed=0, batch=2)
+    assert "starts" not in eval_batch(Arrays(inputs=np.arange(9)), 0, batch=2)
 
 
 @given(st.binary(min_size=1, max_size=200), st.integers(1, 40))
@@ -151,8 +158,8 @@ def test_plain_windows_are_the_text(text: bytes, length: int) -> None:
 def test_a_batch_has_the_shapes_and_dtypes_that_were_said(data: Any, split: str) -> None:
     assert data.prepare() == data.prepare()
     source = data.source(split)
-    last = eval_batch(source, eval_steps(source, 7) - 1, 7)
-    for batch in (train_batch(source, 0, 3, 7), eval_batch(source, 0, 7), last):
+    last = eval_batch(source, eval_steps(source, 7) - 1, batch=7)
+    for batch in (train_batch(source, 3, seed=0, batch=7), eval_batch(source, 0, batch=7), last):
         assert specs(batch) == data.spec()
         if hasattr(data, "vocab"):
             assert batch["inputs"].min() >= 0 and batch["inputs"].max() < data.vocab

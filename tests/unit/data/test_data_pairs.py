@@ -21,7 +21,8 @@ from jaxbig.data.audio import Sounds
 from jaxbig.data.core.dataset import Record, Records
 from jaxbig.data.core.examples import Examples
 from jaxbig.data.images import Images
-from jaxbig.data.pipeline.sampler import eval_batch, eval_steps, train_batch
+from jaxbig.data.pipeline.loader import eval_batch, train_batch
+from jaxbig.data.pipeline.sampler import eval_steps
 from jaxbig.data.records.arrays import Arrays
 from jaxbig.data.records.file_index import Files
 from jaxbig.data.records.image_folder import ImageFolder
@@ -346,7 +347,7 @@ def test_a_row_is_what_the_reference_makes_of_its_record(
                 each.rows(np.arange(len(opened))), expected, (kind, name) == ("made up", "Images")
             )
     steps = eval_steps(source, BATCH)
-    batches = [eval_batch(source, step, BATCH) for step in range(steps)]
+    batches = [eval_batch(source, step, batch=BATCH) for step in range(steps)]
     assert sum(int(batch["mask"].reshape(BATCH, -1).any(1).sum()) for batch in batches) == len(
         opened
     )
@@ -498,7 +499,7 @@ def test_a_mixture_s_weights_hold_for_what_is_made(name: str, kinds: dict[str, R
     drawn = [
         each.tobytes()
         for step in range(50)
-        for each in train_batch(source, 1, step, BATCH)["inputs"]
+        for each in train_batch(source, step, seed=1, batch=BATCH)["inputs"]
     ]
     assert sum(each in of_first for each in drawn) / len(drawn) == pytest.approx(0.25, abs=0.02)
 
@@ -511,7 +512,7 @@ def test_made_up_records_stand_in_for_all_that_has_them(kinds: dict[str, Records
             continue
         small = data.made_up()
         small.prepare()
-        batch = train_batch(small.source("train"), 0, 0, BATCH)
+        batch = train_batch(small.source("train"), 0, seed=0, batch=BATCH)
         assert {field: each.shape for field, each in batch.items()} == {
             field: each.shape for field, each in small.spec().items()
         }

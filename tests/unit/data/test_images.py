@@ -13,7 +13,7 @@ from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.config.experiment import Experiment
 from jaxbig.data.core.dataset import Batch
 from jaxbig.data.images import Images
-from jaxbig.data.pipeline.sampler import train_batch
+from jaxbig.data.pipeline.loader import train_batch
 from jaxbig.data.records.synthetic import MadeUp
 from jaxbig.data.transforms.augment import (
     CentralCrop,
@@ -56,7 +56,7 @@ def experiment(data: Images = DATA, **changes: Any) -> Experiment:
 
 
 def batch_of(data: Images, step: int = 0) -> dict[str, np.ndarray]:
-    return train_batch(data.source("train"), 0, step, data.batch)
+    return train_batch(data.source("train"), step, seed=0, batch=data.batch)
 
 
 def gradient(experiment: Experiment, devices: int, step: int = 0) -> dict[str, np.ndarray]:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from jaxbig.data.core.dataset import Record, Records, Spec
 from jaxbig.data.core.examples import Example, Examples
 from jaxbig.data.core.permutation import GOLDEN, permuted
-from jaxbig.data.pipeline.sampler import eval_batch, eval_steps, train_batch, train_batches
+from jaxbig.data.pipeline.loader import eval_batch, train_batch, train_batches
+from jaxbig.data.pipeline.sampler import eval_steps
 from jaxbig.data.records.mixture import RANGE, Mixed, Mixture, Relabelled, below, floor_sum
 from jaxbig.errors import Failed, Refused
 
@@ -219,10 +220,13 @@ def test_a_data_set_of_a_mixture_draws_as_it_says_for_any_processes_and_readers(
             mixed[int(index)]["number"]
             for index in mixed.draw(5, np.arange(8 * step, 8 * step + 8))
         ]
-        assert numbers(train_batch(source, 5, step, 8)) == expected
-        shares = [train_batch(source, 5, step, 8, part) for part in np.split(np.arange(8), 4)]
+        assert numbers(train_batch(source, step, seed=5, batch=8)) == expected
+        shares = [
+            train_batch(source, step, seed=5, batch=8, rows=part)
+            for part in np.split(np.arange(8), 4)
+        ]
         assert [number for share in shares for number in numbers(share)] == expected
-        (ahead,) = train_batches(source, 5, step, step + 1, 8, readers=2)
+        (ahead,) = train_batches(source, range(step, step + 1), seed=5, batch=8, threads=2)
         assert numbers(ahead) == expected
 
 
@@ -231,7 +235,7 @@ def test_evaluation_reads_every_part_once_in_order() -> None:
     found = [
         number
         for step in range(eval_steps(source, 4))
-        for number in numbers(eval_batch(source, step, 4))
+        for number in numbers(eval_batch(source, step, batch=4))
     ]
     assert found == [0, 1, 2, 1_000, 1_001, 1_002, 2_000, 2_001, 2_002]
 

@@ -17,7 +17,7 @@ from support.experiments import ROOT
 
 from jaxbig.data.core.fields import Mismatch
 from jaxbig.data.masks import MaskFolder, Masks
-from jaxbig.data.pipeline.sampler import eval_batch
+from jaxbig.data.pipeline.loader import eval_batch
 from jaxbig.data.records.arrays import Arrays
 from jaxbig.data.records.audio_folder import AudioFolder, decode_sound, resampled
 from jaxbig.data.records.csv import Csv
@@ -769,7 +769,7 @@ def test_saved_hugging_face_folder_is_read_as_the_readme_writes_it(folder: Path)
     data.prepare()
     assert data.names == ("bad", "good")
     assert [len(data.source(split)) for split in ("train", "eval")] == [8, 4]
-    rows = eval_batch(data.source("eval"), 0, 4)
+    rows = eval_batch(data.source("eval"), 0, batch=4)
     assert [
         data.text(t[: n - 1]) for t, n in zip(rows["inputs"], rows["lengths"], strict=True)
     ] == [f"sentence number {number}" for number in range(8, 12)]

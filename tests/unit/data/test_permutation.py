@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxbig.data.core.permutation import permuted
-from jaxbig.data.pipeline.sampler import TABLE, order, train_batch, train_indices
+from jaxbig.data.pipeline.loader import train_batch
+from jaxbig.data.pipeline.sampler import MAX_TABLE, epoch_order, train_indices
 
 few = settings(max_examples=40, deadline=None)
 
@@ -136,7 +137,7 @@ def test_two_places_hold_every_pair_equally_often(size: int) -> None:
     assert even(np.bincount(first)) and even(np.bincount(second))
 
 
-@pytest.mark.parametrize("size", [10**6, 2**20, TABLE + 3, 10**9, 2**40])
+@pytest.mark.parametrize("size", [10**6, 2**20, MAX_TABLE + 3, 10**9, 2**40])
 @pytest.mark.parametrize("seed", [0, 1, 2**32 - 1])
 def test_values_and_successive_values_are_evenly_spread(size: int, seed: int) -> None:
     found = permuted(np.arange(200_000), size, seed, 5)
@@ -174,15 +175,21 @@ def test_places_are_asked_alone_or_together_in_any_epoch(
 
 
 def test_a_table_gives_the_order_up_to_its_size_and_the_permutation_beyond() -> None:
-    small, large = train_indices(Huge(TABLE), 3, 0, 9), train_indices(Huge(TABLE + 1), 3, 0, 9)
-    assert small.tolist() == order(3, 0, TABLE)[:9].tolist()
-    assert large.tolist() == permuted(np.arange(9), TABLE + 1, 3, 0).tolist()
+    small, large = (
+        train_indices(Huge(MAX_TABLE), 0, seed=3, batch=9),
+        train_indices(Huge(MAX_TABLE + 1), 0, seed=3, batch=9),
+    )
+    assert small.tolist() == epoch_order(3, 0, MAX_TABLE)[:9].tolist()
+    assert large.tolist() == permuted(np.arange(9), MAX_TABLE + 1, 3, 0).tolist()
 
 
 def test_an_epoch_beyond_the_table_holds_every_example_once_and_batches_span_epochs() -> None:
-    size, batch = TABLE + 1, 2**15
+    size, batch = MAX_TABLE + 1, 2**15
     steps = np.concatenate(
-        [train_indices(Huge(size), 5, step, batch) for step in range(2 * size // batch + 1)]
+        [
+            train_indices(Huge(size), step, seed=5, batch=batch)
+            for step in range(2 * size // batch + 1)
+        ]
     )
     for epoch in range(2):
         assert np.all(np.bincount(steps[epoch * size : (epoch + 1) * size], minlength=size) == 1)
@@ -193,14 +200,14 @@ def test_an_epoch_beyond_the_table_holds_every_example_once_and_batches_span_epo
 def test_a_billion_examples_cost_no_memory(size: int) -> None:
     tracemalloc.start()
     try:
-        batch = train_batch(Huge(size), 0, 10**6, 1_024)
+        batch = train_batch(Huge(size), 10**6, seed=0, batch=1_024)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert peak < 2**20
     assert len(set(batch["inputs"].tolist())) == 1_024 and batch["inputs"].max() < size
     shares = [
-        train_batch(Huge(size), 0, 10**6, 1_024, part)["inputs"]
+        train_batch(Huge(size), 10**6, seed=0, batch=1_024, rows=part)["inputs"]
         for part in np.split(np.arange(1_024), 4)
     ]
     assert np.array_equal(np.concatenate(shares), batch["inputs"])

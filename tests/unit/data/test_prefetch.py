@@ -23,15 +23,9 @@ from support.experiments import small
 from jaxbig.config.discover import import_file
 from jaxbig.data.core.dataset import Rows
 from jaxbig.data.images import Images
-from jaxbig.data.pipeline.prefetch import Readers, in_order
-from jaxbig.data.pipeline.sampler import (
-    eval_batch,
-    eval_batches,
-    eval_steps,
-    train_batch,
-    train_batches,
-    train_indices,
-)
+from jaxbig.data.pipeline.batch_parts import ReadAhead, in_order
+from jaxbig.data.pipeline.loader import eval_batch, eval_batches, train_batch, train_batches
+from jaxbig.data.pipeline.sampler import eval_steps, train_indices
 from jaxbig.data.records.image_folder import ImageFolder
 from jaxbig.errors import Failed, Refused
 from jaxbig.train.step_reporter import SLOW, WARN_EVERY, Report
@@ -149,7 +143,9 @@ def soon(seconds: float = 5.0) -> Iterator[None]:
 
 def step_of(source: Any, record: int, start: int = 1) -> int:
     """The first step from `start` on in whose batch of 8 the record is."""
-    return next(step for step in range(start, 100) if record in train_indices(source, 5, step, 8))
+    return next(
+        step for step in range(start, 100) if record in train_indices(source, step, seed=5, batch=8)
+    )
 
 
 READERS = [(workers, readers) for workers in (0, 1, 4) for readers in (0, 1, 4)]
@@ -164,8 +160,18 @@ def test_who_reads_changes_no_byte(file: Any, workers: int, readers: int, start:
             "processes take long to start: of four, the first step or the thousandth is tried"
         )
     source, share = data(file), np.array([1, 2, 5, 7])
-    expected = [train_batch(source, 5, step, 8, share) for step in range(start, start + 20)]
-    found = train_batches(source, 5, start, start + 20, 8, readers, share, workers)
+    expected = [
+        train_batch(source, step, seed=5, batch=8, rows=share) for step in range(start, start + 20)
+    ]
+    found = train_batches(
+        source,
+        range(start, start + 20),
+        seed=5,
+        batch=8,
+        rows=share,
+        threads=readers,
+        workers=workers,
+    )
     assert as_bytes(found) == as_bytes(expected)
 
 
@@ -174,17 +180,19 @@ def test_nor_does_a_batch_that_is_shared_out_in_parts(
     file: Any, workers: int, readers: int
 ) -> None:
     source = data(file)
-    expected = [train_batch(source, 5, step, 7) for step in range(3, 12)]
+    expected = [train_batch(source, step, seed=5, batch=7) for step in range(3, 12)]
     assert as_bytes(
-        train_batches(source, 5, 3, 12, 7, readers, workers=workers, read_ahead=0)
+        train_batches(
+            source, range(3, 12), seed=5, batch=7, threads=readers, workers=workers, read_ahead=0
+        )
     ) == as_bytes(expected)
 
 
 @pytest.mark.parametrize("readers", [0, 1, 3])
 def test_evaluation_is_read_ahead_too(file: Any, readers: int) -> None:
     source = data(file, bad=(4, 36), skip=2)
-    expected = [eval_batch(source, step, 8) for step in range(eval_steps(source, 8))]
-    found = list(eval_batches(data(file, bad=(4, 36), skip=2), 8, readers))
+    expected = [eval_batch(source, step, batch=8) for step in range(eval_steps(source, 8))]
+    found = list(eval_batches(data(file, bad=(4, 36), skip=2), batch=8, threads=readers))
     assert as_bytes(found) == as_bytes(expected)
     assert np.flatnonzero(np.concatenate([each["mask"] for each in found]) == 0).tolist() == [
         4,
@@ -214,7 +222,9 @@ def test_what_is_ahead_is_bounded_in_bytes_and_its_parts_leave_no_thread_idle() 
         (4, 8, 100, (10, 4)),
         (4, 8, 15, (1, 16)),  # no more parts than rows
     ]:
-        assert Readers(threads=threads, workers=workers, limit=limit * mib).plan(batch) == expected
+        assert (
+            ReadAhead(threads=threads, workers=workers, limit=limit * mib).plan(batch) == expected
+        )
 
 
 @pytest.mark.parametrize("ahead", [1, 3, 50])
@@ -227,7 +237,9 @@ def test_no_more_is_asked_for_than_fits(ahead: int) -> None:
         return {"mask": np.full(1, step)}
 
     found = []
-    for rows in in_order({"mask": np.full(1, 7)}, range(7, 30), ahead, asked.append, collect):
+    for rows in in_order(
+        {"mask": np.full(1, 7)}, range(7, 30), ahead=ahead, submit=asked.append, collect=collect
+    ):
         found.append(int(rows["mask"][0]))
         assert len(asked) == min(22, len(got) + ahead)
     assert (found, asked) == (list(range(7, 30)), list(range(8, 30)))
@@ -242,7 +254,9 @@ def test_a_record_that_cannot_be_read_ends_the_run_at_its_own_step(
 ) -> None:
     source = data(file, bad=(13,))
     step = step_of(source, 13, 3)
-    batches = train_batches(source, 5, step - 2, 100, 8, readers, workers=workers)
+    batches = train_batches(
+        source, range(step - 2, 100), seed=5, batch=8, threads=readers, workers=workers
+    )
     next(batches), next(batches)
     with soon(), pytest.raises(Failed) as failed:
         next(batches)
@@ -267,7 +281,9 @@ def test_a_file_that_is_cut_off_or_cannot_be_decoded_is_named_soon_or_left_out(
     source: Any = images.source("train")
     broken, step = Path(source.where(13)), step_of(source, 13, 3)
     broken.write_bytes({"cut off": broken.read_bytes()[:-300], "no image": b"decode this"}[bad])
-    batches = train_batches(source, 5, step - 2, 100, 8, readers, workers=workers)
+    batches = train_batches(
+        source, range(step - 2, 100), seed=5, batch=8, threads=readers, workers=workers
+    )
     next(batches), next(batches)
     with (
         soon(),
@@ -278,10 +294,12 @@ def test_a_file_that_is_cut_off_or_cannot_be_decoded_is_named_soon_or_left_out(
         next(batches)
     source = dataclasses.replace(images, skip_bad_records=1).source("train")
     with contextlib.closing(
-        train_batches(source, 5, step - 2, 100, 8, readers, workers=workers)
+        train_batches(
+            source, range(step - 2, 100), seed=5, batch=8, threads=readers, workers=workers
+        )
     ) as batches:
         masks = [next(batches)["mask"] for _ in range(3)]
-    assert np.array_equal(masks[2] == 0, train_indices(source, 5, step, 8) == 13)
+    assert np.array_equal(masks[2] == 0, train_indices(source, step, seed=5, batch=8) == 13)
 
 
 @pytest.mark.parametrize(("workers", "readers"), SOME)
@@ -289,8 +307,10 @@ def test_bad_records_are_left_out_counted_and_named_once_whoever_reads(
     file: Any, workers: int, readers: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = data(file, bad=(13, 20, 36), skip=3)
-    found = list(train_batches(source, 5, 0, 10, 8, readers, workers=workers))
-    indices = np.concatenate([train_indices(source, 5, step, 8) for step in range(10)])
+    found = list(
+        train_batches(source, range(10), seed=5, batch=8, threads=readers, workers=workers)
+    )
+    indices = np.concatenate([train_indices(source, step, seed=5, batch=8) for step in range(10)])
     masks, inputs = (np.concatenate([each[name] for each in found]) for name in ("mask", "inputs"))
     assert np.array_equal(masks == 0, np.isin(indices, (13, 20, 36)))
     assert np.array_equal(inputs[:, 0], np.where(masks, indices, 0)) and np.all(
@@ -316,7 +336,9 @@ def test_one_more_than_may_be_left_out_ends_the_run_at_the_same_step(
     with pytest.raises(
         Failed, match=r"record \d cannot be read: .* \(3 are bad, and 2 may be\); mend"
     ):
-        for _ in train_batches(source, 5, 0, 100, 8, readers, workers=workers):
+        for _ in train_batches(
+            source, range(100), seed=5, batch=8, threads=readers, workers=workers
+        ):
             made += 1
     assert made == last
 
@@ -334,19 +356,19 @@ def test_what_a_source_raises_in_a_worker_is_told(file: Any) -> None:
     with pytest.raises(
         Failed, match=r"the batch of step 6 cannot be read: OSError: no such sector"
     ):
-        list(train_batches(file.Broken(), 0, 3, 8, 1, 1, workers=1))
+        list(train_batches(file.Broken(), range(3, 8), seed=0, batch=1, threads=1, workers=1))
 
 
 def test_a_worker_that_cannot_begin_says_why(file: Any) -> None:
-    with pytest.raises(Failed, match="cannot begin: ValueError: the folder is on another machine"):
-        list(train_batches(file.Lost(), 0, 0, 3, 1, 1, workers=1))
+    with pytest.raises(Failed, match="cannot start: ValueError: the folder is on another machine"):
+        list(train_batches(file.Lost(), range(3), seed=0, batch=1, threads=1, workers=1))
 
 
 def test_a_source_that_cannot_be_sent_is_refused(file: Any) -> None:
     source = data(file)
     source.lock = threading.Lock()
     with pytest.raises(Refused, match=r"cannot be given to worker processes: .*lock.*--workers 0"):
-        next(train_batches(source, 0, 0, 3, 1, 1, workers=2))
+        next(train_batches(source, range(3), seed=0, batch=1, threads=1, workers=2))
 
 
 # -- ends
@@ -355,7 +377,7 @@ def test_a_source_that_cannot_be_sent_is_refused(file: Any) -> None:
 def test_a_worker_that_is_killed_ends_the_run_and_the_record_is_named(file: Any) -> None:
     source = data(file, deadly=23, size=400)
     step = step_of(source, 23, 15)
-    batches = train_batches(source, 5, step - 15, 100, 8, 1, workers=2)
+    batches = train_batches(source, range(step - 15, 100), seed=5, batch=8, threads=1, workers=2)
     next(batches), next(batches)  # 8 are ahead
     said = r"was killed by SIGKILL while .* step \d+, at or after part-2.bin record 3: t"
     with soon(), pytest.raises(Failed, match=said):
@@ -366,7 +388,7 @@ def test_a_worker_that_is_killed_ends_the_run_and_the_record_is_named(file: Any)
 def test_a_worker_that_is_killed_is_noticed_at_the_next_batch_though_many_are_ahead(
     file: Any,
 ) -> None:
-    batches = train_batches(data(file), 5, 0, 10**6, 8, 1, workers=2)
+    batches = train_batches(data(file), range(10**6), seed=5, batch=8, threads=1, workers=2)
     for _ in range(3):
         next(batches)
     time.sleep(0.5)  # a long step, in which all that is ahead is read
@@ -379,7 +401,7 @@ def test_a_worker_that_is_killed_is_noticed_at_the_next_batch_though_many_are_ah
 
 
 def test_workers_are_started_once_and_have_no_devices(file: Any) -> None:
-    found = list(train_batches(file.Seen(), 0, 0, 30, 2, 1, workers=2))[1:]
+    found = list(train_batches(file.Seen(), range(30), seed=0, batch=2, threads=1, workers=2))[1:]
     seen = np.concatenate([each["inputs"] for each in found])
     assert len(set(seen[:, 0].tolist())) == 2 and os.getpid() not in seen[:, 0]
     assert np.all(seen[:, 1] == 1) and np.all(seen[:, 2] == 0)
@@ -388,7 +410,9 @@ def test_workers_are_started_once_and_have_no_devices(file: Any) -> None:
 def test_closing_ends_workers_and_threads(file: Any) -> None:
     threads = threading.active_count()
     for readers, workers in ((1, 2), (4, 0)):
-        batches = train_batches(data(file), 5, 0, 10**6, 8, readers, workers=workers)
+        batches = train_batches(
+            data(file), range(10**6), seed=5, batch=8, threads=readers, workers=workers
+        )
         next(batches), next(batches)
         assert (len(psutil.Process().children()), threading.active_count() > threads) == (
             workers,
@@ -402,11 +426,11 @@ RUN = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
 from pathlib import Path
-from jaxbig.data.pipeline.sampler import train_batches
+from jaxbig.data.pipeline.loader import train_batches
 from jaxbig.config.discover import import_file
 file = import_file(Path(sys.argv[1]))
 source = file.Squares(batch=8, records=file.Numbers()).source("train")
-for number, _ in enumerate(train_batches(source, 0, 0, 10**9, 8, 2, workers=2)):
+for number, _ in enumerate(train_batches(source, range(10**9), seed=0, batch=8, threads=2, workers=2)):
     if number == 5:
         print("reading", flush=True)
 """
@@ -436,14 +460,14 @@ def test_nothing_is_left_of_a_run_that_is_ended(file: Any, number: signal.Signal
 
 SCRIPT = """
 import numpy as np
-from jaxbig.data.pipeline.sampler import train_batches
+from jaxbig.data.pipeline.loader import train_batches
 class Mine:
     def __len__(self):
         return 5
     def rows(self, indices):
         return {"inputs": indices, "mask": np.ones(len(indices), np.float32)}
 if __name__ == "__main__":
-    batches = train_batches(Mine(), 0, 0, 4, 5, 1, workers=1)
+    batches = train_batches(Mine(), range(4), seed=0, batch=5, threads=1, workers=1)
     print([sorted(rows["inputs"].tolist()) for rows in batches] == [[0, 1, 2, 3, 4]] * 4)
 """
 

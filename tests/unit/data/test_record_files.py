@@ -146,7 +146,7 @@ def test_an_epoch_with_limit_and_repeat_holds_each_so_often(kind: str, tmp_path:
     whole = each_kind(tmp_path / "data")[kind][0]
     part = dataclasses.replace(whole, limit=9, repeat=3)
     opened = part.open("train")
-    epoch = opened.__getitems__(train_indices(opened, 1, 0, 27).tolist())
+    epoch = opened.__getitems__(train_indices(opened, 0, seed=1, batch=27).tolist())
     counts = collections.Counter(str(plain(record)) for record in epoch)
     assert len(counts) == 9 and set(counts.values()) == {3}
     assert set(counts) <= {str(plain(record)) for record in everything(whole, "train")}

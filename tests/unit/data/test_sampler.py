@@ -18,15 +18,8 @@ from hypothesis import strategies as st
 from jaxbig.data.builtin.digits import Digits
 from jaxbig.data.builtin.pytext import JaxbigPytext, PyText, Windows
 from jaxbig.data.core.dataset import Data, Rows, Source
-from jaxbig.data.pipeline.sampler import (
-    Places,
-    eval_batch,
-    eval_steps,
-    order,
-    train_batch,
-    train_batches,
-    train_indices,
-)
+from jaxbig.data.pipeline.loader import RowSelection, eval_batch, train_batch, train_batches
+from jaxbig.data.pipeline.sampler import epoch_order, eval_steps, train_indices
 from jaxbig.data.records.tfds_builder import Arrays, columns, prepared
 from jaxbig.errors import Refused
 
@@ -55,23 +48,23 @@ def as_bytes(batches: Any) -> list[dict[str, tuple[Any, ...]]]:
 @given(SEEDS, st.integers(0, 10_000), st.integers(1, 500))
 @few
 def test_an_epochs_order_is_a_permutation(seed: int, epoch: int, size: int) -> None:
-    assert np.array_equal(np.sort(order(seed, epoch, size)), np.arange(size))
+    assert np.array_equal(np.sort(epoch_order(seed, epoch, size)), np.arange(size))
 
 
 def test_an_epochs_order_is_what_it_always_was() -> None:
-    assert order(0, 0, 10).tolist() == [0, 2, 9, 1, 8, 5, 4, 3, 6, 7]
-    assert order(3, 2, 12).tolist() == [11, 8, 2, 4, 10, 1, 3, 6, 5, 0, 7, 9]
-    assert order(2**32 - 1, 0, 5).tolist() == [4, 1, 2, 0, 3]
+    assert epoch_order(0, 0, 10).tolist() == [0, 2, 9, 1, 8, 5, 4, 3, 6, 7]
+    assert epoch_order(3, 2, 12).tolist() == [11, 8, 2, 4, 10, 1, 3, 6, 5, 0, 7, 9]
+    assert epoch_order(2**32 - 1, 0, 5).tolist() == [4, 1, 2, 0, 3]
 
 
 def test_seeds_and_epochs_have_orders_of_their_own() -> None:
-    orders = {tuple(order(seed, epoch, 50)) for seed in range(10) for epoch in range(10)}
+    orders = {tuple(epoch_order(seed, epoch, 50)) for seed in range(10) for epoch in range(10)}
     assert len(orders) == 100
 
 
 def test_an_order_cannot_be_changed_by_who_holds_it() -> None:
     with pytest.raises(ValueError, match="read-only"):
-        order(0, 0, 10)[0] = 1
+        epoch_order(0, 0, 10)[0] = 1
 
 
 @given(SEEDS, st.integers(1, 40), st.integers(1, 25))
@@ -79,7 +72,7 @@ def test_an_order_cannot_be_changed_by_who_holds_it() -> None:
 def test_an_epoch_holds_every_example_once(seed: int, batch: int, size: int) -> None:
     """Also where the batch does not divide the epoch, or exceeds it: steps are cut from one endless row of epochs."""
     steps = np.concatenate(
-        [train_indices(numbered(size), seed, step, batch) for step in range(2 * size)]
+        [train_indices(numbered(size), step, seed=seed, batch=batch) for step in range(2 * size)]
     )  # 2 x batch epochs
     assert np.array_equal(
         np.sort(steps.reshape(2 * batch, size)), np.tile(np.arange(size), (2 * batch, 1))
@@ -90,10 +83,10 @@ def test_an_epoch_holds_every_example_once(seed: int, batch: int, size: int) -> 
 @few
 def test_processes_share_one_global_batch(seed: int, step: int, quarter: int, size: int) -> None:
     source, batch = numbered(size), 4 * quarter
-    whole = train_batch(source, seed, step, batch)
+    whole = train_batch(source, step, seed=seed, batch=batch)
     for processes in (1, 2, 4):
         shares = [
-            train_batch(source, seed, step, batch, part)
+            train_batch(source, step, seed=seed, batch=batch, rows=part)
             for part in np.split(np.arange(batch), processes)
         ]
         assert as_bytes([joined(shares)]) == as_bytes([whole])
@@ -101,13 +94,17 @@ def test_processes_share_one_global_batch(seed: int, step: int, quarter: int, si
 
 @pytest.mark.parametrize("start", [0, 1_000])
 @pytest.mark.parametrize("share", [slice(None), np.array([1, 2, 5, 7])], ids=["all", "some"])
-def test_readers_change_no_byte(start: int, share: Places) -> None:
+def test_readers_change_no_byte(start: int, share: RowSelection) -> None:
     source = numbered(37)
-    expected = [train_batch(source, 5, step, 8, share) for step in range(start, start + 20)]
+    expected = [
+        train_batch(source, step, seed=5, batch=8, rows=share) for step in range(start, start + 20)
+    ]
     for readers in (0, 1, 4):
-        assert as_bytes(train_batches(source, 5, start, start + 20, 8, readers, share)) == as_bytes(
-            expected
-        )
+        assert as_bytes(
+            train_batches(
+                source, range(start, start + 20), seed=5, batch=8, rows=share, threads=readers
+            )
+        ) == as_bytes(expected)
 
 
 @pytest.mark.parametrize("readers", [0, 1, 4])
@@ -118,8 +115,12 @@ def test_an_example_that_cannot_be_read_is_an_error_at_its_own_step(readers: int
                 raise OSError("example 13 is damaged")
             return super().rows(indices)
 
-    bad = next(step for step in range(10) if 13 in train_indices(numbered(40), 0, step, 4))
-    batches = train_batches(Damaged(inputs=np.arange(40)), 0, 0, 10, 4, readers)
+    bad = next(
+        step for step in range(10) if 13 in train_indices(numbered(40), step, seed=0, batch=4)
+    )
+    batches = train_batches(
+        Damaged(inputs=np.arange(40)), range(10), seed=0, batch=4, threads=readers
+    )
     assert len([next(batches) for _ in range(bad)]) == bad > 0
     with pytest.raises(OSError, match="example 13 is damaged"):
         next(batches)
@@ -133,7 +134,7 @@ def test_evaluation_sees_each_example_once_and_pads_with_mask_0(
     source, batch = numbered(size), share * processes
     steps = range(eval_steps(source, batch))
     places = np.split(np.arange(batch), processes)
-    parts = [eval_batch(source, step, batch, each) for step in steps for each in places]
+    parts = [eval_batch(source, step, batch=batch, rows=each) for step in steps for each in places]
     rows = joined(parts)
     assert all(len(part["mask"]) == share for part in parts)
     assert rows["inputs"][rows["mask"] == 1].tolist() == list(range(size))
@@ -164,7 +165,9 @@ def test_every_byte_is_a_target_once_and_its_input_is_the_byte_before(
 @few
 def test_evaluation_weighs_every_byte_once(text: bytes, length: int, batch: int) -> None:
     source = Windows(np.frombuffer(text, np.uint8), length)
-    rows = joined([eval_batch(source, step, batch) for step in range(eval_steps(source, batch))])
+    rows = joined(
+        [eval_batch(source, step, batch=batch) for step in range(eval_steps(source, batch))]
+    )
     assert bytes(rows["targets"][rows["mask"] == 1].tolist()) == text
 
 
@@ -379,8 +382,8 @@ def test_a_batch_has_the_shapes_and_dtypes_that_were_said(
     data: Data, split: str, pytext: Any, folder: Path
 ) -> None:
     source = data.source(split)
-    last = eval_batch(source, eval_steps(source, 7) - 1, 7)
-    for batch in (train_batch(source, 0, 3, 7), eval_batch(source, 0, 7), last):
+    last = eval_batch(source, eval_steps(source, 7) - 1, batch=7)
+    for batch in (train_batch(source, 3, seed=0, batch=7), eval_batch(source, 0, batch=7), last):
         assert {
             name: jax.ShapeDtypeStruct(rows.shape, rows.dtype) for name, rows in batch.items()
         } == data.spec()

@@ -17,7 +17,7 @@ from PIL import Image
 from jaxbig.data.audio import Sounds
 from jaxbig.data.core.dataset import Data
 from jaxbig.data.images import Images
-from jaxbig.data.pipeline.sampler import eval_batch, train_batch, train_batches
+from jaxbig.data.pipeline.loader import eval_batch, train_batch, train_batches
 from jaxbig.data.records.arrays import Arrays
 from jaxbig.data.records.image_folder import ImageFolder
 from jaxbig.data.records.json_lines import JsonLines
@@ -138,8 +138,8 @@ def as_bytes(batches: Any) -> list[dict[str, bytes]]:
 
 def test_batches_have_the_shapes_that_were_said_and_every_example_is_evaluated(data: Data) -> None:
     for batch in (
-        train_batch(data.source("train"), 0, 3, BATCH),
-        eval_batch(data.source("eval"), 0, BATCH),
+        train_batch(data.source("train"), 3, seed=0, batch=BATCH),
+        eval_batch(data.source("eval"), 0, batch=BATCH),
     ):
         assert {name: (each.shape, each.dtype) for name, each in batch.items()} == {
             name: (each.shape, each.dtype) for name, each in data.spec().items()
@@ -149,14 +149,24 @@ def test_batches_have_the_shapes_that_were_said_and_every_example_is_evaluated(d
 def test_threads_and_processes_of_a_run_share_the_same_bytes(data: Data) -> None:
     source = data.source("train")
     for start in (0, 1_000):
-        expected = as_bytes(train_batch(source, 7, step, BATCH) for step in range(start, start + 3))
-        assert as_bytes(train_batches(source, 7, start, start + 3, BATCH, readers=3)) == expected
+        expected = as_bytes(
+            train_batch(source, step, seed=7, batch=BATCH) for step in range(start, start + 3)
+        )
+        assert (
+            as_bytes(train_batches(source, range(start, start + 3), seed=7, batch=BATCH, threads=3))
+            == expected
+        )
         for processes in (2, 4):
             share = BATCH // processes
             parts = [
                 list(
                     train_batches(
-                        source, 7, start, start + 3, BATCH, 0, slice(p * share, (p + 1) * share)
+                        source,
+                        range(start, start + 3),
+                        seed=7,
+                        batch=BATCH,
+                        rows=slice(p * share, (p + 1) * share),
+                        threads=0,
                     )
                 )
                 for p in range(processes)
@@ -172,9 +182,15 @@ def test_threads_and_processes_of_a_run_share_the_same_bytes(data: Data) -> None
 def test_workers_read_the_same_bytes(data: Data) -> None:
     source = data.source("train")
     for start, workers in ((0, 1), (1_000, 4)):
-        expected = as_bytes(train_batch(source, 7, step, BATCH) for step in range(start, start + 4))
+        expected = as_bytes(
+            train_batch(source, step, seed=7, batch=BATCH) for step in range(start, start + 4)
+        )
         assert (
-            as_bytes(train_batches(source, 7, start, start + 4, BATCH, 2, workers=workers))
+            as_bytes(
+                train_batches(
+                    source, range(start, start + 4), seed=7, batch=BATCH, threads=2, workers=workers
+                )
+            )
             == expected
         )
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from jaxbig.data.core.dataset import Record, Records
-from jaxbig.data.pipeline.sampler import eval_batch, train_batch
+from jaxbig.data.pipeline.loader import eval_batch, train_batch
 from jaxbig.data.records.json_lines import JsonLines
 from jaxbig.data.records.mixture import Mixture
 from jaxbig.data.records.synthetic import MadeUp
@@ -136,8 +136,8 @@ def test_packed_rows_are_read_the_same_at_any_step_and_made_once(cache: Path) ->
     again = dataclasses.replace(data, tokenizer=BytePairs(vocab=300))
     assert again.prepare() == identity
     for read in (
-        lambda d: train_batch(d.source("train"), 3, 1000, 4),
-        lambda d: eval_batch(d.source("eval"), 0, 4),
+        lambda d: train_batch(d.source("train"), 1000, seed=3, batch=4),
+        lambda d: eval_batch(d.source("eval"), 0, batch=4),
     ):
         first, second = read(data), read(again)
         assert all(np.array_equal(first[name], second[name]) for name in first)
@@ -298,7 +298,9 @@ def test_the_weights_of_a_mixture_hold_however_its_texts_are_laid(
     data = Tokens(records=Mixture(parts=parts, weights=weights), batch=32, length=64, packed=packed)
     data.prepare()
     source = data.source("train")
-    targets = np.concatenate([train_batch(source, 0, step, 32)["targets"] for step in range(20)])
+    targets = np.concatenate(
+        [train_batch(source, step, seed=0, batch=32)["targets"] for step in range(20)]
+    )
     counts = [int((targets == ord(letter)).sum()) for letter in "ab"]
     assert counts[0] / sum(counts) == pytest.approx(weights[0] / sum(weights), abs=0.01)
     assert not packed or not np.any((targets == ord("a")).any(1) & (targets == ord("b")).any(1))
@@ -381,7 +383,7 @@ def test_made_up_records_have_the_features_that_are_read(data: Any) -> None:
     )
     made = few.made_up()
     made.prepare()
-    batch = train_batch(made.source("train"), 0, 0, 4)
+    batch = train_batch(made.source("train"), 0, seed=0, batch=4)
     assert {name: (each.shape, each.dtype) for name, each in batch.items()} == {
         name: (each.shape, each.dtype) for name, each in made.spec().items()
     }

@@ -17,7 +17,7 @@ from PIL import Image
 from jaxbig.data.core.dataset import Data, Rows
 from jaxbig.data.core.examples import Examples
 from jaxbig.data.images import Images, bounded, square
-from jaxbig.data.pipeline.sampler import eval_batch, train_batch
+from jaxbig.data.pipeline.loader import eval_batch, train_batch
 from jaxbig.data.records.tfds import Tfds
 from jaxbig.data.records.tfds_builder import Builder, prepared
 from jaxbig.data.text import Pairs, Sentences, TokenRows, Tokens
@@ -123,7 +123,7 @@ def test_the_catalogue_has_the_shapes_that_were_said(data: Examples, here: None)
     for split, size in (("train", 4), ("eval", 3)):
         source = data.source(split)
         assert len(source) == size
-        for batch in (train_batch(source, 0, 1, 2), eval_batch(source, 1, 2)):
+        for batch in (train_batch(source, 1, seed=0, batch=2), eval_batch(source, 1, batch=2)):
             assert specs(batch) == data.spec()
         some = source.rows(np.array([2, 0, 2]))  # in any order
         assert all(

@@ -15,7 +15,7 @@ from support.experiments import small
 from jaxbig.data.core.dataset import Record
 from jaxbig.data.core.examples import Examples
 from jaxbig.data.images import Images
-from jaxbig.data.pipeline.sampler import eval_batch, train_batch
+from jaxbig.data.pipeline.loader import eval_batch, train_batch
 from jaxbig.data.records.arrays import Arrays
 from jaxbig.data.records.synthetic import MadeUp
 from jaxbig.data.tabular import Columns
@@ -35,7 +35,7 @@ def test_it_shows_exactly_the_batch_of_a_step(step: int, tmp_path: Path) -> None
     picture = tmp_path / "new" / "seen.png"
     found = inspect(experiment, step, "train", 1, picture)
     batch = train_batch(
-        experiment.data.source("train"), experiment.seed, step, experiment.data.batch
+        experiment.data.source("train"), step, seed=experiment.seed, batch=experiment.data.batch
     )
     assert (
         found["batch_sha256"] == digest_of(batch)
@@ -52,7 +52,7 @@ def test_classes_and_padding_are_counted_over_batches(tmp_path: Path) -> None:
     experiment = small("digits_convnet")
     source = experiment.data.source("eval")
     found = inspect(experiment, 1, "eval", 3, tmp_path / "a.png")
-    targets = [eval_batch(source, number, 16)["targets"] for number in (1, 2, 3)]
+    targets = [eval_batch(source, number, batch=16)["targets"] for number in (1, 2, 3)]
     assert sum(found["classes"].values()) == 48 and found["padding"] is None
     assert found["classes"] == counted(targets)
     text = inspect(small("dates_transformer"), 0, "train", 2, tmp_path / "b.png")
@@ -67,7 +67,9 @@ def test_text_is_told_as_text(tmp_path: Path) -> None:
     experiment = small("pytext_transformer")
     experiment.data.prepare()
     found = inspect(experiment, 0, "train", 1, tmp_path / "a.png")
-    batch = train_batch(experiment.data.source("train"), experiment.seed, 0, experiment.data.batch)
+    batch = train_batch(
+        experiment.data.source("train"), 0, seed=experiment.seed, batch=experiment.data.batch
+    )
     assert found["rows"][0]["targets"].encode() == bytes(batch["targets"][0].tolist())
 
 
@@ -122,7 +124,8 @@ def test_image_is_drawn_beside_the_mask_of_its_pixels(tmp_path: Path) -> None:
     experiment = dataclasses.replace(small("digits_convnet"), data=data)
     found = inspect(experiment, 0, "train", 2, tmp_path / "a.png")
     targets = [
-        train_batch(data.source("train"), experiment.seed, step, 4)["targets"] for step in (0, 1)
+        train_batch(data.source("train"), step, seed=experiment.seed, batch=4)["targets"]
+        for step in (0, 1)
     ]
     assert found["classes"] == counted(targets) and sum(found["classes"].values()) == 8 * 120
     drawn = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).astype(int)
@@ -145,7 +148,7 @@ def test_numbers_to_be_learned_stay_numbers(target: tuple[str, ...], tmp_path: P
     found = inspect(
         dataclasses.replace(small("diabetes_mlp"), data=data), 0, "train", 2, tmp_path / "a.png"
     )
-    targets = train_batch(data.source("train"), 0, 0, 4)["targets"]
+    targets = train_batch(data.source("train"), 0, seed=0, batch=4)["targets"]
     expected = [np.array2string(each, precision=3) for each in targets]
     assert found["classes"] == {} and [row["targets"] for row in found["rows"]] == expected
 

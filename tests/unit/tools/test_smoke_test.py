@@ -15,7 +15,7 @@ from jaxbig.config.experiment import Experiment
 from jaxbig.data.builtin.pytext import PyText, PyTextRows
 from jaxbig.data.core.dataset import Record, Spec
 from jaxbig.data.core.examples import Example, Examples
-from jaxbig.data.pipeline.sampler import train_batch
+from jaxbig.data.pipeline.loader import train_batch
 from jaxbig.data.records.arrays import Arrays
 from jaxbig.data.records.synthetic import MadeUp
 from jaxbig.data.text import Tokens
@@ -103,7 +103,7 @@ def test_rows_of_a_length_of_their_own_are_not_cut(
     small = smoke(
         Experiment(model=model, objective=objective, data=data, optimizer=optimizer, **every)
     )
-    batch = train_batch(small.data.source("train"), 0, 0, small.data.batch)
+    batch = train_batch(small.data.source("train"), 0, seed=0, batch=small.data.batch)
     assert batch["inputs"].shape == small.data.spec()["inputs"].shape == (8, length)
 
 

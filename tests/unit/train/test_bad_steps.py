@@ -52,7 +52,8 @@ class Planting:
     def __init__(self, source: Source, batch: int, planted: dict[int, str]):
         self.source = source
         self.planted = {
-            train_indices(source, 0, step - 1, batch).tobytes(): by for step, by in planted.items()
+            train_indices(source, step - 1, seed=0, batch=batch).tobytes(): by
+            for step, by in planted.items()
         }
 
     def __len__(self) -> int:
