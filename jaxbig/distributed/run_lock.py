@@ -1,8 +1,10 @@
-"""Who holds the folder of a run: one live run, on whatever machine.
+"""The lock on a run's folder: one live run at a time, on any machine.
 
-Within a machine a lock tells, which goes with its process. Another machine may not see that lock, so the holder also
-beats: it counts up in the file `holder`. One that does not beat for `SILENT` seconds, by the watch of whoever waits
-for it, is dead. A holder that was only asleep finds another's name in the file when it wakes, and ends unsaved.
+On one machine `flock` suffices: the kernel releases it when the process exits. Another machine may
+not see that lock, so the owner also writes a heartbeat, a counter in the file `owner`. An owner
+whose counter stands still for `SILENT_S` seconds, by the clock of the process that waits for it, is
+taken for dead. An owner that was only asleep finds another owner in the file when it wakes, and
+exits without saving.
 """
 
 import contextlib
@@ -25,45 +27,61 @@ from jaxbig.distributed.multihost import on_process_zero
 from jaxbig.errors import Failed, Refused
 
 log = logging.getLogger("jaxbig")
-BEAT, SILENT = 2.0, 15.0
-"""Seconds: between two beats; without any after which a holder is dead. A file server may show a beat late; where it
-shows one later than that, as some mounted buckets do, nothing guards a folder between machines."""
-NO_LOCKS = errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP
-NO_ROOM = errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS
-"""Errors of any file system, which say nothing of what kind it is."""
+HEARTBEAT_S = 2.0
+"""Seconds between two heartbeats."""
+SILENT_S = 15.0
+"""Seconds without a heartbeat after which an owner is dead. A file server may show a heartbeat
+late; where it shows one later than this, as some mounted buckets do, nothing locks a folder between
+machines."""
+NO_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+"""Errors of a file system without `flock`."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+"""Errors that any file system can give; they do not mean that it lacks an operation."""
 
 
 @contextlib.contextmanager
 def lock_run_directory(workdir: Path) -> Iterator[Callable[[], None]]:
-    """Holds the folder for this run alone; `Refused` if another live run has it or it cannot be written.
+    """Locks the folder of a run while inside; process 0 owns the lock for all processes.
 
-    Gives what is to be called at each step: `Failed` where the folder is held no longer.
+    Yields:
+      A function to call at each step; it raises `Failed` once the lock is lost.
+
+    Raises:
+      Refused: another live run owns the folder, or it cannot be written.
     """
-    mine: list[RunLock] = []
-    on_process_zero(lambda: mine.append(RunLock(workdir)))
+    locks: list[RunLock] = []
+    on_process_zero(lambda: locks.append(RunLock(workdir)))
     try:
-        yield mine[0].check if mine else lambda: None
+        yield locks[0].check if locks else lambda: None
     except Refused:
-        for each in mine:
-            each.release()
-            remove_empty(each.new)
+        for lock in locks:
+            lock.release()
+            remove_empty(lock.new)
         raise
     finally:
-        for each in mine:
-            each.release()
+        for lock in locks:
+            lock.release()
 
 
 class RunLock:
-    """A folder that is held, until it is released or lost; lost: how, once it is."""
+    """The lock on a folder, until it is released or lost; `lost` says how, once it is."""
 
     def __init__(self, workdir: Path):
-        self.file, self.lost, self._done, self._beats = workdir / "holder", "", threading.Event(), 0
-        self.who = {"process": os.getpid(), "host": socket.gethostname(), "machine": machine()}
-        self.who["token"] = secrets.token_hex(8)
-        self._open = self._lock = -1
-        places = workdir / "lock", workdir / "checkpoints", workdir, *workdir.parents
-        self.new = [each for each in places if not os.path.lexists(each)]
-        """What is not there yet: a run that is refused takes it away again."""
+        self.file = workdir / "owner"
+        self.lost = ""
+        self.owner: dict[str, Any] = {
+            "process": os.getpid(),
+            "host": socket.gethostname(),
+            "machine": machine(),
+            "token": secrets.token_hex(8),
+        }
+        paths = (workdir / "lock", workdir / "checkpoints", workdir, *workdir.parents)
+        self.new = [path for path in paths if not os.path.lexists(path)]
+        """Paths that did not exist before; a run that is refused removes them again."""
+        self._done = threading.Event()
+        self._beats = 0
+        self._owner_fd = -1
+        self._lock_fd = -1
         try:
             workdir.mkdir(parents=True, exist_ok=True)
             refuse_links(workdir)
@@ -78,33 +96,38 @@ class RunLock:
                 ) from None
             raise
         self._looked = time.monotonic()
-        self._thread = threading.Thread(target=self._live, daemon=True, name="hold")
+        self._thread = threading.Thread(target=self._beat, daemon=True, name="run lock")
         self._thread.start()
 
     def check(self) -> None:
-        """`Failed` if another has taken the folder, or it is gone."""
-        if time.monotonic() - self._looked > 2 * BEAT:  # its thread has slept too
+        """Raises `Failed` if another run has taken the folder, or it no longer exists."""
+        if time.monotonic() - self._looked > 2 * HEARTBEAT_S:  # the thread has slept too
             with contextlib.suppress(OSError):
                 self.look()
         if self.lost:
             raise Failed(self.lost)
 
     def look(self) -> None:
-        """Sees whether the folder still is this run's."""
-        folder, found = self.file.parent, text(self.file)
+        """Reads the folder's owner and sets `lost` if it is no longer this run."""
+        folder = self.file.parent
+        content = read(self.file)
         if not folder.is_dir():
-            self.lost = f"{folder} is gone: it was removed, or its disk is, and nothing more can be saved there."
-        elif self.who["token"] not in found:
             self.lost = (
-                f"{folder} was taken from this run ({name(self.who)}) by {name(who(found))}, because it was removed or "
-                f"has not been heard of for {SILENT:.0f} s: it ends, and what it had not saved is made again."
+                f"{folder} is gone: the folder or its disk was removed, so nothing more can be "
+                f"saved there."
+            )
+        elif self.owner["token"] not in content:
+            self.lost = (
+                f"{folder} was taken from this run ({format_owner(self.owner)}) by "
+                f"{format_owner(parse_owner(content))}, because its lock was removed or it wrote "
+                f"no heartbeat for {SILENT_S:.0f} s: this run exits without saving."
             )
         self._looked = time.monotonic()
 
     def release(self) -> None:
-        """Gives the folder back, if it still is this run's."""
+        """Releases the lock, if it still belongs to this run."""
         self._done.set()
-        self._thread.join()  # so that it does not write to what is closed
+        self._thread.join()  # so that it does not write to a closed file
         with contextlib.suppress(OSError):
             self.look()
             if not self.lost:
@@ -112,16 +135,17 @@ class RunLock:
         self._close()
 
     def _close(self) -> None:
-        for each in (self._open, self._lock):
-            if each >= 0:
-                os.close(each)  # and the lock goes with it
-        self._open = self._lock = -1
+        for descriptor in (self._owner_fd, self._lock_fd):
+            if descriptor >= 0:
+                os.close(descriptor)  # releases the flock
+        self._owner_fd = -1
+        self._lock_fd = -1
 
     def _take(self) -> None:
-        locked = self._take_lock()
+        locked = self._flock()
         while True:
             try:
-                self._open = os.open(self.file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+                self._owner_fd = os.open(self.file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
                 break
             except FileExistsError:
                 self._wait_for_death(locked)
@@ -133,95 +157,120 @@ class RunLock:
             self.file.unlink(missing_ok=True)
             raise
 
-    def _take_lock(self) -> bool:
-        """Whether this process has the lock; `Refused` if a live one of this machine does."""
-        self._lock = os.open(self.file.with_name("lock"), os.O_CREAT | os.O_RDWR, 0o644)
+    def _flock(self) -> bool:
+        """Tries to get the flock; whether this process has it.
+
+        Raises:
+          Refused: a live process of this machine has it.
+        """
+        self._lock_fd = os.open(self.file.with_name("lock"), os.O_CREAT | os.O_RDWR, 0o644)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno in NO_LOCKS:
+            if error.errno in NO_FLOCK:
                 return False
             if not isinstance(error, BlockingIOError):
                 raise
-            found = who(text(self.file))
-            if found.get("machine", self.who["machine"]) == self.who["machine"]:
-                raise Refused(in_use(self.file.parent, found)) from None
-            return False  # a file server keeps for a while the lock of a machine that is dead: its beat tells
+            owner = parse_owner(read(self.file))
+            if owner.get("machine", self.owner["machine"]) == self.owner["machine"]:
+                raise Refused(in_use(self.file.parent, owner)) from None
+            # a file server keeps the flock of a dead machine for a while: its heartbeat decides
+            return False
         return True
 
     def _wait_for_death(self, locked: bool) -> None:
-        """Returns once whoever left the file is known to be dead; `Refused` if it beats."""
-        found, folder, until = text(self.file), self.file.parent, time.monotonic() + SILENT
-        if locked and who(found).get("machine") == self.who["machine"]:
-            return  # it would have the lock
+        """Returns once the owner in the file is known to be dead.
+
+        Raises:
+          Refused: it writes a heartbeat.
+        """
+        content = read(self.file)
+        owner = parse_owner(content)
+        folder = self.file.parent
+        if locked and owner.get("machine") == self.owner["machine"]:
+            return  # if it lived, it would have the flock
+        until = time.monotonic() + SILENT_S
         log.info(
-            "%s was held by %s: waiting %.0f s to see whether it lives",
+            "%s is locked by %s: waiting %.0f s for a heartbeat",
             folder,
-            name(who(found)),
-            SILENT,
+            format_owner(owner),
+            SILENT_S,
         )
         while time.monotonic() < until:
             time.sleep(0.2)
-            if (now := text(self.file)) != found:
-                raise Refused(in_use(folder, who(now)))
+            if (now := read(self.file)) != content:
+                raise Refused(in_use(folder, parse_owner(now)))
 
     def _write(self) -> None:
-        # to the file that was opened: where another has replaced it, nothing of the other's is written over
-        os.pwrite(self._open, json.dumps({**self.who, "beats": self._beats}).encode() + b"\n", 0)
-        os.fsync(self._open)
+        # to the open file: if another process has replaced it, the new one is not overwritten
+        content = json.dumps({**self.owner, "beats": self._beats}).encode() + b"\n"
+        os.pwrite(self._owner_fd, content, 0)
+        os.fsync(self._owner_fd)
 
-    def _live(self) -> None:
-        while not self._done.wait(BEAT) and not self.lost:
+    def _beat(self) -> None:
+        while not self._done.wait(HEARTBEAT_S) and not self.lost:
             self._beats += 1
-            with contextlib.suppress(
-                OSError
-            ):  # a disk that is full or ill, of which a save will tell; or a file that
-                self._write()  # another has replaced, which the look tells
+            # a full or failing disk, which the next save reports; or a file that another process
+            # has replaced, which `look` finds
+            with contextlib.suppress(OSError):
+                self._write()
             with contextlib.suppress(OSError):
                 self.look()
 
 
 def machine() -> str:
-    """What tells this machine, since it was started, from any other."""
-    try:  # with what it sees of disks: two containers may mount a folder each for itself, without common locks
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/mnt')}"
+    """An ID of this machine, this boot, and this container's view of its disks."""
+    # two containers may each mount a folder on their own, without common locks
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/mnt')}"
     except OSError:
         return socket.gethostname()
 
 
-def text(file: Path) -> str:
-    """What the file holds; "" if there is none."""
+def read(file: Path) -> str:
+    """The content of a file; "" if it does not exist."""
     try:
         return file.read_text(errors="replace")
     except FileNotFoundError:
         return ""
 
 
-def who(text: str) -> dict[str, Any]:
-    """Who wrote that in `holder`; empty where that cannot be read, as in the midst of a beat."""
+def parse_owner(text: str) -> dict[str, Any]:
+    """The owner written in the file `owner`; empty if it cannot be parsed, as during a write."""
     with contextlib.suppress(ValueError):
-        found = json.loads(text)
-        return found if isinstance(found, dict) else {}
+        owner = json.loads(text)
+        return owner if isinstance(owner, dict) else {}
     return {}
 
 
-def name(told: dict[str, Any]) -> str:
+def format_owner(owner: dict[str, Any]) -> str:
+    """`process 7 on host1`."""
+    if {"process", "host"} <= set(owner):
+        return f"process {owner['process']} on {owner['host']}"
+    return "another process"
+
+
+def in_use(workdir: Path, owner: dict[str, Any]) -> str:
+    """The message for a folder that a live run owns."""
     return (
-        f"process {told['process']} on {told['host']}"
-        if {"process", "host"} <= set(told)
-        else "another process"
+        f"{workdir} is in use by {format_owner(owner)}: stop that run, or give another --workdir."
     )
 
 
-def in_use(workdir: Path, told: dict[str, Any]) -> str:
-    return f"{workdir} is in use by {name(told)}: stop that run, or give another --workdir."
-
-
 def try_file_system(workdir: Path) -> None:
-    """`Refused` if the folder's file system cannot do what a run needs there: append to a file, write into it, replace
-    it by another, and rename a folder that is not empty. Some mounted buckets cannot; leaves nothing behind."""
+    """Tries what a run needs of its file system; removes everything that it wrote.
+
+    It must append to a file, overwrite a part of one, replace one by another, and rename a folder
+    that is not empty. Some mounted buckets cannot.
+
+    Raises:
+      Refused: one of these fails, or gives a wrong result.
+      OSError: an error of `NO_ROOM`.
+    """
     trial = Path(tempfile.mkdtemp(dir=workdir, prefix=".trial-"))
-    file, other = trial / "folder" / "file", trial / "folder" / "other"
+    file = trial / "folder" / "file"
+    other = trial / "folder" / "other"
 
     def append() -> bool:
         with file.open("ab") as stream:
@@ -253,33 +302,34 @@ def try_file_system(workdir: Path) -> None:
         file.write_bytes(b"abc")
         for what, attempt in attempts.items():
             try:
-                why = "" if attempt() else "it was done wrongly"
+                why = "" if attempt() else "the result was wrong"
             except OSError as error:
                 if error.errno in NO_ROOM:
                     raise
                 why = error.strerror or str(error)
             if why:
                 raise Refused(
-                    f"{workdir} is on a file system that cannot {what} ({why}), as checkpoints and metrics need: mount "
-                    f"a Cloud Storage bucket by gcsfuse --rename-dir-limit 100000 or give it hierarchical namespace "
-                    f"(goofys cannot serve a run), or give a --workdir on another disk."
+                    f"{workdir} is on a file system that cannot {what} ({why}), which checkpoints "
+                    f"and metrics need: mount a Cloud Storage bucket by "
+                    f"gcsfuse --rename-dir-limit 100000 or give it a hierarchical namespace "
+                    f"(goofys cannot store a run), or give a --workdir on another disk."
                 )
     finally:
         shutil.rmtree(trial, ignore_errors=True)
 
 
 def remove_empty(paths: list[Path]) -> None:
-    """Removes files, and folders that are empty, innermost first."""
+    """Removes files, and folders that are empty; give inner paths before outer ones."""
     for path in paths:
         with contextlib.suppress(OSError):
             path.rmdir() if path.is_dir() else path.unlink()
 
 
 def refuse_links(workdir: Path) -> None:
-    """`Refused` if something in the folder of a run is a link: what is written there would land elsewhere."""
+    """Raises `Refused` if a folder contains a symbolic link: writes would end up elsewhere."""
     for entry in workdir.iterdir():
         if entry.is_symlink():
             raise Refused(
-                f"{entry} is a link to {os.readlink(entry)}, and in the folder of a run none is followed: put the "
-                f"whole folder there and give it as --workdir."
+                f"{entry} is a link to {os.readlink(entry)}, and links in the folder of a run are "
+                f"not followed: put the whole folder there and give it as --workdir."
             )

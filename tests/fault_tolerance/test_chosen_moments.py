@@ -109,7 +109,7 @@ def test_a_kill_in_the_midst_of_a_save_costs_that_save_alone(
         for each in {0, 1} - set(killed):
             assert (
                 codes[each] == PEER_LOST
-                and f"process {killed[0]} died; process {each} leaves too" in said[each]
+                and f"process {killed[0]} died; process {each} exits too" in said[each]
             ), said
             noticed(seconds)
             assert seconds < 5
@@ -124,7 +124,7 @@ def test_when_a_process_raises_its_words_are_the_first_and_all_leave(
     assert codes == [PEER_LOST, 1] and seconds < 5, said
     assert "Traceback" in said[1] and "KeyError: 'planted'" in said[1]
     assert re.search(
-        r"process 1 raised KeyError at step \d+: 'planted'; process 0 leaves too", said[0]
+        r"process 1 raised KeyError at step \d+: 'planted'; process 0 exits too", said[0]
     )
     assert "Traceback" not in said[0]
 

@@ -277,7 +277,7 @@ def test_when_a_process_is_killed_the_other_leaves_at_once_and_names_it(
     _, err = run.processes[1 - dead].communicate(timeout=60)
     noticed(time.monotonic() - began)
     assert time.monotonic() - began < 5 and run.processes[1 - dead].returncode == PEER_LOST, err
-    assert f"jaxbig: process {dead} died; process {1 - dead} leaves too" in err
+    assert f"jaxbig: process {dead} died; process {1 - dead} exits too" in err
     run.processes[dead].communicate()
 
 

@@ -1,4 +1,4 @@
-"""The lifeline where networks, strangers and limits of the system are unkind: it goes on."""
+"""The peer monitor under network faults, foreign connections and limits of the system."""
 
 import ctypes
 import errno
@@ -27,12 +27,12 @@ from jaxbig.distributed.peer_monitor import (
 )
 
 
-class Ended(PeerMonitor):
-    """One that notes who has ended and why, in place of ending this process."""
+class RecordingMonitor(PeerMonitor):
+    """Records which process exited and why, and does not exit itself."""
 
     ended: tuple[int, str] | None = None
 
-    def _end(self, process: int, why: str, grace: float) -> None:
+    def _on_peer_exit(self, process: int, why: str, grace: float) -> None:
         self.ended = process, why
 
 
@@ -43,9 +43,9 @@ def server() -> Iterator[socket.socket]:
 
 
 @pytest.fixture
-def zero(server: socket.socket) -> Ended:
-    """Process 0's end; its thread ends with the tests."""
-    return Ended(0, {}, "secret", server)
+def zero(server: socket.socket) -> RecordingMonitor:
+    """Process 0's monitor; its thread ends with the tests."""
+    return RecordingMonitor(0, {}, "secret", server)
 
 
 def until(condition: Callable[[], object], seconds: float = 10) -> bool:
@@ -66,59 +66,59 @@ def peer(server: socket.socket, process: int = 1) -> socket.socket:
     return connection
 
 
-def is_heard(zero: PeerMonitor, connection: socket.socket, process: int = 1) -> bool:
-    """Whether process 0 still reads what that process says."""
-    step = zero.heard[process][1] + 1 if process in zero.heard else 1
-    connection.sendall(json.dumps({"at": [step, "steps"]}).encode() + b"\n")
-    return until(lambda: process in zero.heard and zero.heard[process][1] == step)
+def is_received(zero: PeerMonitor, connection: socket.socket, process: int = 1) -> bool:
+    """Whether process 0 still receives the status of a process."""
+    step = zero.statuses[process].step + 1 if process in zero.statuses else 1
+    connection.sendall(json.dumps({"status": [step, "steps"]}).encode() + b"\n")
+    return until(lambda: process in zero.statuses and zero.statuses[process].step == step)
 
 
-# -- strangers
+# -- foreign connections
 
 LINES = {
     "deep JSON": b"[" * 200_000 + b"\n",
     "JSON that is just too deep": b"[" * 5_000 + b"\n",
-    "20 MB without an end": b"x" * 20_000_000,
-    "no UTF-8": b"\xff\xfe\n",
+    "20 MB in one line": b"x" * 20_000_000,
+    "invalid UTF-8": b"\xff\xfe\n",
     "a number": b"1\n",
     "nothing": b"\n",
     "NaN": b'{"token": NaN}\n',
     "another token": b'{"token": "\xc3\xa9", "process": 1}\n',
-    "a process that is none": b'{"token": "secret", "process": []}\n',
-    "another's words": b'{"left": "ended"}\n',
+    "an invalid process": b'{"token": "secret", "process": []}\n',
+    "a message before the token": b'{"exit": "ended"}\n',
     "HTTP": b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
 }
 
 
 @pytest.mark.parametrize("line", LINES.values(), ids=LINES)
-def test_a_stranger_is_closed_and_a_process_of_the_run_is_heard_afterwards(
-    zero: Ended, server: socket.socket, line: bytes, capsys: pytest.CaptureFixture[str]
+def test_foreign_connection_is_closed_and_a_process_of_the_run_is_received_afterwards(
+    zero: RecordingMonitor, server: socket.socket, line: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with connect(server) as stranger, peer(server) as process:
+    with connect(server) as foreign, peer(server) as process:
         try:
-            stranger.sendall(line)
-            assert stranger.recv(1) == b""
+            foreign.sendall(line)
+            assert foreign.recv(1) == b""
         except ConnectionError:
             pass  # closed with some of it unread
-        assert is_heard(zero, process) and zero.ended is None
-        assert max(map(len, zero._text.values())) <= peer_monitor.LINE
+        assert is_received(zero, process) and zero.ended is None
+        assert max(map(len, zero._unread.values())) <= peer_monitor.MAX_LINE
     assert capsys.readouterr().err == ""
 
 
-def test_strangers_that_say_nothing_are_few_and_given_up_and_whoever_waits_is_let_in(
-    zero: Ended, server: socket.socket, monkeypatch: pytest.MonkeyPatch
+def test_silent_connections_are_limited_and_closed_and_a_waiting_process_is_accepted(
+    zero: RecordingMonitor, server: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(peer_monitor, "STRANGERS", 4)
-    monkeypatch.setattr(peer_monitor, "SLOW", 0.5)
+    monkeypatch.setattr(peer_monitor, "MAX_UNIDENTIFIED", 4)
+    monkeypatch.setattr(peer_monitor, "SEND_S", 0.5)
     silent = [connect(server) for _ in range(10)]
     with peer(server) as process:
         most = 0
         deadline = time.monotonic() + 20
-        while 1 not in zero._who.values() and time.monotonic() < deadline:
-            most = max(most, len(zero._strangers))
+        while 1 not in zero._peers.values() and time.monotonic() < deadline:
+            most = max(most, len(zero._unidentified))
             time.sleep(0.005)
-        assert most == 4 and is_heard(zero, process)
-        assert until(lambda: not zero._strangers)
+        assert most == 4 and is_received(zero, process)
+        assert until(lambda: not zero._unidentified)
     for each in silent:
         each.close()
 
@@ -126,14 +126,15 @@ def test_strangers_that_say_nothing_are_few_and_given_up_and_whoever_waits_is_le
 # -- limits of the system
 
 
-def test_without_a_free_file_descriptor_connections_wait_and_are_accepted_later(
-    zero: Ended,
+def test_connections_without_a_free_file_descriptor_are_accepted_later(
+    zero: RecordingMonitor,
     server: socket.socket,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(peer_monitor, "TICK", 0.1)
-    accept, full = socket.socket.accept, [True]
+    monkeypatch.setattr(peer_monitor, "STATUS_S", 0.1)
+    accept = socket.socket.accept
+    full = [True]
 
     def accepting(self: socket.socket) -> Any:
         if full[0]:
@@ -143,39 +144,39 @@ def test_without_a_free_file_descriptor_connections_wait_and_are_accepted_later(
     monkeypatch.setattr(socket.socket, "accept", accepting)
     with peer(server, 1) as first, peer(server, 2) as second:
         time.sleep(0.5)
-        assert not zero._who
+        assert not zero._peers
         full[0] = False
-        assert is_heard(zero, first, 1) and is_heard(zero, second, 2)
+        assert is_received(zero, first, 1) and is_received(zero, second, 2)
     assert capsys.readouterr().err.count("Too many open files (see `ulimit -n`)") == 1  # once
 
 
-def test_whatever_goes_wrong_in_its_thread_it_goes_on_and_says_so(
-    zero: Ended,
+def test_error_in_the_thread_is_reported_and_the_monitor_continues(
+    zero: RecordingMonitor,
     server: socket.socket,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(peer_monitor, "TICK", 0.05)
+    monkeypatch.setattr(peer_monitor, "STATUS_S", 0.05)
     with peer(server) as process:
-        assert is_heard(zero, process)
+        assert is_received(zero, process)
         fails = [True]
         send = zero._send
         monkeypatch.setattr(zero, "_send", lambda what: 1 / 0 if fails[0] else send(what))
         time.sleep(0.5)
         fails[0] = False
-        assert is_heard(zero, process)
+        assert is_received(zero, process)
         process.close()
         assert until(lambda: zero.ended == (1, "died"))
-    assert capsys.readouterr().err.count("goes on after ZeroDivisionError: division by zero") == 1
+    assert capsys.readouterr().err.count("continues after ZeroDivisionError: division by zero") == 1
 
 
-def test_as_many_files_may_be_open_as_the_system_allows() -> None:
-    code = (
-        "import resource; from jaxbig.distributed.peer_monitor import raise_file_limit\n"
-        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 300)); raise_file_limit(); print(resource.getrlimit(7))\n"
-        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 300)); raise_file_limit(200); print(resource.getrlimit(7))\n"
-        "raise_file_limit(100); print(resource.getrlimit(7))\n"
-    ).replace("getrlimit(7)", "getrlimit(resource.RLIMIT_NOFILE)")
+def test_file_limit_is_raised_to_what_the_system_allows() -> None:
+    show = "print(resource.getrlimit(resource.RLIMIT_NOFILE))\n"
+    lower = "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 300))\n"
+    code = "import resource; from jaxbig.distributed.peer_monitor import raise_file_limit\n"
+    code += f"{lower}raise_file_limit()\n{show}"
+    code += f"{lower}raise_file_limit(200)\n{show}"
+    code += f"raise_file_limit(100)\n{show}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["(300, 300)", "(200, 300)", "(200, 300)"]
     raise_file_limit(
@@ -186,7 +187,7 @@ def test_as_many_files_may_be_open_as_the_system_allows() -> None:
 # -- machines that vanish
 
 
-def test_each_connection_has_the_system_notice_a_machine_that_vanished() -> None:
+def test_connection_has_the_timeouts_for_a_vanished_machine() -> None:
     with listen("127.0.0.1") as server, connect(server) as one:
         set_timeouts(one)
         assert one.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
@@ -195,10 +196,10 @@ def test_each_connection_has_the_system_notice_a_machine_that_vanished() -> None
             assert one.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30
 
 
-def deaf(connection: socket.socket) -> None:
-    """From now on the system drops what comes for this socket, unanswered, as if its machine had lost its power."""
+def drop_packets(connection: socket.socket) -> None:
+    """The kernel drops all packets for this socket, as if its machine had lost its power."""
     if not hasattr(socket, "TCP_USER_TIMEOUT"):
-        pytest.skip("this system has no limit for what is not acknowledged")
+        pytest.skip("this system has no TCP_USER_TIMEOUT")
 
     class Program(ctypes.Structure):
         _fields_ = (("length", ctypes.c_ushort), ("code", ctypes.c_void_p))
@@ -211,40 +212,40 @@ def deaf(connection: socket.socket) -> None:
     connection.setsockopt(socket.SOL_SOCKET, so_attach_filter, bytes(program))
 
 
-def test_a_machine_that_vanishes_without_a_word_is_noticed_and_named(
+def test_machine_that_vanishes_is_noticed_and_named(
     server: socket.socket, monkeypatch: pytest.MonkeyPatch, noticed: Callable[[float], None]
 ) -> None:
-    """Its system sends no FIN and acknowledges nothing."""
-    monkeypatch.setattr(peer_monitor, "SILENT", 1.0)
-    monkeypatch.setattr(peer_monitor, "TICK", 0.1)
-    zero = Ended(0, {}, "secret", server)
+    """Its kernel sends no FIN and acknowledges nothing."""
+    monkeypatch.setattr(peer_monitor, "SILENT_S", 1.0)
+    monkeypatch.setattr(peer_monitor, "STATUS_S", 0.1)
+    zero = RecordingMonitor(0, {}, "secret", server)
     with peer(server) as process:
-        assert is_heard(zero, process)
-        deaf(process)
+        assert is_received(zero, process)
+        drop_packets(process)
         began = time.monotonic()
         assert until(lambda: zero.ended, 20)
         noticed(time.monotonic() - began)
         assert zero.ended == (1, f"cannot be reached ({os.strerror(errno.ETIMEDOUT)})")
 
 
-def test_a_process_that_is_only_stopped_is_not_taken_for_dead(
+def test_stopped_process_is_not_taken_for_dead(
     server: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its system acknowledges for it, however long it reads and says nothing."""
-    monkeypatch.setattr(peer_monitor, "SILENT", 0.5)
-    monkeypatch.setattr(peer_monitor, "TICK", 0.1)
-    zero = Ended(0, {}, "secret", server)
+    """Its kernel acknowledges for it, however long it reads and sends nothing."""
+    monkeypatch.setattr(peer_monitor, "SILENT_S", 0.5)
+    monkeypatch.setattr(peer_monitor, "STATUS_S", 0.1)
+    zero = RecordingMonitor(0, {}, "secret", server)
     with peer(server) as process:
-        assert is_heard(zero, process)
+        assert is_received(zero, process)
         time.sleep(2)
-        assert zero.ended is None and is_heard(zero, process)
+        assert zero.ended is None and is_received(zero, process)
 
 
 # -- addresses
 
 
-def resolving(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
-    """Every name stands for those addresses."""
+def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
+    """Every name resolves to these addresses."""
     found = [
         (socket.AF_INET6 if ":" in each else socket.AF_INET, socket.SOCK_STREAM, 6, "", (each, 0))
         for each in addresses
@@ -252,7 +253,7 @@ def resolving(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
 
 
-def test_an_address_is_this_machine_s_or_it_is_not() -> None:
+def test_own_address_is_empty_for_other_machines() -> None:
     assert own_address("127.0.0.1") == "127.0.0.1" and own_address("localhost") in (
         "127.0.0.1",
         "::1",
@@ -265,22 +266,20 @@ def test_an_address_is_this_machine_s_or_it_is_not() -> None:
     )
 
 
-def test_a_name_of_this_machine_that_stands_for_the_loopback_is_not_where_others_reach_it(
+def test_name_that_resolves_to_the_loopback_is_not_reachable_for_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As Debian writes it in /etc/hosts."""
-    resolving(monkeypatch, "127.0.1.1")
+    """As in Debian's /etc/hosts."""
+    resolve_to(monkeypatch, "127.0.1.1")
     assert own_address("node1") == address_towards("node1") == ""
 
 
-def test_of_several_addresses_the_first_of_this_machine_is_taken(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    resolving(monkeypatch, "192.0.2.1", "127.0.0.2")
+def test_own_address_is_the_first_address_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolve_to(monkeypatch, "192.0.2.1", "127.0.0.2")
     assert own_address("127.0.0.2") == "127.0.0.2"
 
 
-def test_where_the_coordinator_is_elsewhere_the_lifeline_listens_on_the_way_there() -> None:
+def test_address_towards_another_host_is_on_the_route_there() -> None:
     assert (
         address_towards("127.0.0.9") == "127.0.0.1" or address_towards("127.0.0.9") == "127.0.0.9"
     )
@@ -288,7 +287,7 @@ def test_where_the_coordinator_is_elsewhere_the_lifeline_listens_on_the_way_ther
 
 
 @pytest.mark.parametrize("ipv6", [True, False])
-def test_listening_on_all_addresses_needs_no_ipv6(
+def test_listening_on_all_addresses_works_without_ipv6(
     monkeypatch: pytest.MonkeyPatch, ipv6: bool
 ) -> None:
     if not ipv6:
@@ -306,21 +305,23 @@ def test_listening_on_all_addresses_needs_no_ipv6(
         )
 
 
-def test_others_connect_to_the_address_that_process_0_listens_on(
+def test_others_connect_to_the_published_address(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """And not to what they take the coordinator's name for."""
-    monkeypatch.setattr(peer_monitor, "PeerMonitor", Ended)
+    """And not to what the coordinator's name resolves to on their machine."""
+    monkeypatch.setattr(peer_monitor, "PeerMonitor", RecordingMonitor)
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    monkeypatch.setattr(peer_monitor, "_mine", None)
+    monkeypatch.setattr(peer_monitor, "_current", None)
     published: list[str] = []
-    zero = peer_monitor.connect(0, "127.0.0.1", published.append, lambda: "")
+    zero = peer_monitor.connect(0, "127.0.0.1", publish=published.append, find=lambda: "")
     assert json.loads(published[0])[0] == "127.0.0.1" and zero is not None
-    one = peer_monitor.connect(1, "coordinator.invalid", published.append, lambda: published[0])
-    assert one is not None and until(lambda: 1 in zero.heard)
+    one = peer_monitor.connect(
+        1, "coordinator.invalid", publish=published.append, find=lambda: published[0]
+    )
+    assert one is not None and until(lambda: 1 in zero.statuses)
 
 
-def test_where_process_0_cannot_listen_all_go_on_and_say_so(
+def test_processes_run_with_a_warning_where_process_0_cannot_listen(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*given: Any) -> Any:
@@ -331,7 +332,7 @@ def test_where_process_0_cannot_listen_all_go_on_and_say_so(
         )
 
     monkeypatch.setattr(peer_monitor, "listen", fail)
-    monkeypatch.setattr(peer_monitor, "_mine", None)
+    monkeypatch.setattr(peer_monitor, "_current", None)
     for process in (0, 1):
-        assert peer_monitor.connect(process, "127.0.0.1", print, fail) is None
+        assert peer_monitor.connect(process, "127.0.0.1", publish=print, find=fail) is None
         assert f"process {process} will notice late" in capsys.readouterr().err

@@ -1,6 +1,7 @@
-"""The watchdog and the lifeline: a process that is stuck, dead or at fault is named, and the others leave."""
+"""Watchdog and peer monitor: a process that hangs, dies or fails is named, and the others exit."""
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -19,11 +20,11 @@ import pytest
 from jaxbig.checkpoint import digest, manager
 from jaxbig.checkpoint.manager import Checkpoints
 from jaxbig.distributed import multihost, peer_monitor, watchdog
-from jaxbig.distributed.peer_monitor import WAITS_FOR_OTHERS, PeerMonitor
+from jaxbig.distributed.peer_monitor import WAITS_FOR_OTHERS, PeerMonitor, PeerStatus
 from jaxbig.distributed.watchdog import BY_ACTIVITY, COMPILES, RESTORES, WAITS, Watchdog
 from jaxbig.errors import PEER_LOST
 
-# -- alone
+# -- one process
 
 
 def script(code: str, *arguments: object) -> "subprocess.Popen[str]":
@@ -31,24 +32,24 @@ def script(code: str, *arguments: object) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-STUCK = """
+HANGS = """
 import sys, time
 from jaxbig.distributed.watchdog import watchdog
 def a_blocked_read(): time.sleep(60)
-with watchdog(float(sys.argv[1])) as at:
+with watchdog(float(sys.argv[1])) as heartbeat:
     for step in range(int(sys.argv[2])):
-        at(step, "reads the next batch"); time.sleep(0.2)
-    at(57, sys.argv[3])
+        heartbeat(step, "reads the next batch"); time.sleep(0.2)
+    heartbeat(57, sys.argv[3])
     print("now", flush=True)
     a_blocked_read() if sys.argv[4] == "block" else time.sleep(float(sys.argv[4]))
 print("done")
 """
 
 
-def test_a_run_that_is_stuck_says_where_shows_its_stacks_and_ends_within_its_limit() -> None:
+def test_hanging_run_reports_where_dumps_its_stacks_and_ends_within_its_limit() -> None:
     process = script(
-        STUCK, 1, 15, "reads the next batch", "block"
-    )  # and three seconds of steps do not count
+        HANGS, 1, 15, "reads the next batch", "block"
+    )  # three seconds of steps do not count
     assert process.stdout and process.stdout.readline() == "now\n"
     began = time.monotonic()
     _, err = process.communicate(timeout=30)
@@ -63,14 +64,14 @@ def test_a_run_that_is_stuck_says_where_shows_its_stacks_and_ends_within_its_lim
 @pytest.mark.parametrize(
     ("limit", "doing", "seconds"), [(0, "evaluates", 1.5), (0.6, "", 1.5)], ids=["never", "idle"]
 )
-def test_what_may_take_its_time_does(limit: float, doing: str, seconds: float) -> None:
-    out, err = script(STUCK, limit, 1, doing, seconds).communicate(timeout=30)
+def test_activity_without_a_limit_is_not_ended(limit: float, doing: str, seconds: float) -> None:
+    out, err = script(HANGS, limit, 1, doing, seconds).communicate(timeout=30)
     assert out == "now\ndone\n" and err == ""
 
 
 @pytest.mark.slow
-def test_time_in_which_it_was_stopped_itself_does_not_count() -> None:
-    process = script(STUCK, 6, 1, "evaluates", 3)
+def test_time_in_which_the_process_was_stopped_does_not_count() -> None:
+    process = script(HANGS, 6, 1, "evaluates", 3)
     assert process.stdout and process.stdout.readline() == "now\n"
     process.send_signal(signal.SIGSTOP)
     time.sleep(7)
@@ -79,7 +80,7 @@ def test_time_in_which_it_was_stopped_itself_does_not_count() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mine", "heard", "late"),
+    ("own", "peers", "late"),
     [
         (
             (300, WAITS),
@@ -97,39 +98,40 @@ def test_time_in_which_it_was_stopped_itself_does_not_count() -> None:
         ((12, "saves"), {1: (0.3, 11, WAITS_FOR_OTHERS)}, "process 0 saves at step 12"),
     ],
 )
-def test_the_late_process_is_the_one_that_is_silent_or_does_not_wait_or_is_behind(
-    mine: tuple[int, str], heard: dict[int, tuple[float, int, str]], late: str
+def test_late_process_is_silent_or_does_not_wait_or_is_behind(
+    own: tuple[int, str], peers: dict[int, tuple[float, int, str]], late: str
 ) -> None:
-    lifeline = PeerMonitor(0, {})
+    monitor = PeerMonitor(0, {})
     now = time.monotonic()
-    lifeline.heard = {
-        process: (now - ago, step, doing) for process, (ago, step, doing) in heard.items()
+    monitor.statuses = {
+        process: PeerStatus(now - ago, step, activity)
+        for process, (ago, step, activity) in peers.items()
     }
-    dog = Watchdog(0, lifeline)
-    dog.at(*mine)
-    assert dog.place().startswith(f"{late} (late); process ")
+    dog = Watchdog(0, monitor)
+    dog.heartbeat(*own)
+    assert dog.describe().startswith(f"{late} (late); process ")
 
 
-# -- what is long, and goes on
+# -- long activities
 
 
 class Watched(Watchdog):
-    """Notes what it would have ended the process for."""
+    """Records the message instead of ending the process."""
 
-    bitten = ""
+    message = ""
 
-    def bite(self, text: str) -> None:
-        self.bitten = text
+    def end_process(self, text: str) -> None:
+        self.message = text
 
 
 def watched(limit: float, monkeypatch: pytest.MonkeyPatch) -> Watched:
-    monkeypatch.setattr(watchdog, "TICK", 0.1)
+    monkeypatch.setattr(watchdog, "CHECK_S", 0.1)
     return Watched(limit)
 
 
 def save_twice(folder: Path, dog: Watched) -> Checkpoints:
-    """Two saves, the second of which waits for the first, and a third wait: for the last one."""
-    checkpoints = Checkpoints(folder, keep_last=2, tell=lambda doing: dog.at(7, doing))
+    """Two saves, of which the second waits for the first, and then a wait for the second."""
+    checkpoints = Checkpoints(folder, keep_last=2, tell=lambda doing: dog.heartbeat(7, doing))
     leaves = {str(n): jnp.full(4, n) for n in range(8)}
     for step in (1, 2):
         checkpoints.save(step, {"params": leaves, "step": jnp.int32(step)}, {})
@@ -137,11 +139,12 @@ def save_twice(folder: Path, dog: Watched) -> Checkpoints:
     return checkpoints
 
 
-def slowed(
+def slow_down(
     monkeypatch: pytest.MonkeyPatch, where: Any, name: str, seconds: Callable[[int], float]
 ) -> list[int]:
-    """Makes each call of a function longer; gives how many there were."""
-    plain, calls = getattr(where, name), [0]
+    """Makes each call of a function slower; returns the number of calls."""
+    plain = getattr(where, name)
+    calls = [0]
 
     def slow(*given: Any) -> Any:
         calls[0] += 1
@@ -160,39 +163,44 @@ LONG = {
 
 @pytest.mark.parametrize("what", LONG)
 @pytest.mark.parametrize("limit", [1.5, pytest.param(4.0, marks=pytest.mark.slow)])
-def test_a_save_of_many_times_the_limit_goes_on_as_long_as_it_moves(
+def test_save_longer_than_the_limit_is_not_ended_while_it_makes_progress(
     what: str, limit: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dog, (where, name, _) = watched(limit, monkeypatch), LONG[what]
-    began, calls = time.monotonic(), slowed(monkeypatch, where, name, lambda call: limit / 5)
+    dog = watched(limit, monkeypatch)
+    where, name, _ = LONG[what]
+    began = time.monotonic()
+    calls = slow_down(monkeypatch, where, name, lambda call: limit / 5)
     assert save_twice(tmp_path, dog).steps() == [1, 2]
-    assert not dog.bitten and calls[0] > 15 and time.monotonic() - began > 3 * limit
+    assert not dog.message and calls[0] > 15 and time.monotonic() - began > 3 * limit
 
 
 @pytest.mark.parametrize("what", LONG)
-def test_a_save_that_stands_still_is_found(
+def test_save_without_progress_is_ended(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dog, (where, name, doing) = watched(1.0, monkeypatch), LONG[what]
-    slowed(monkeypatch, where, name, lambda call: 3.0 * (call == 2))
+    dog = watched(1.0, monkeypatch)
+    where, name, doing = LONG[what]
+    slow_down(monkeypatch, where, name, lambda call: 3.0 * (call == 2))
     save_twice(tmp_path, dog)
-    assert dog.bitten.endswith(f"the run {doing} at step 7")
+    assert dog.message.endswith(f"the run {doing} at step 7")
 
 
-@pytest.mark.parametrize("stuck", [False, True], ids=["slow", "stuck"])
-def test_a_restore_is_left_alone_while_its_files_are_verified_and_found_where_one_cannot_be_read(
-    stuck: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("hangs", [False, True], ids=["slow", "hangs"])
+def test_restore_is_not_ended_while_files_are_verified_and_is_where_one_cannot_be_read(
+    hangs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoints = save_twice(tmp_path, Watched(0))
     dog = watched(1.0, monkeypatch)
-    checkpoints.tell = lambda doing: dog.at(0, doing)
-    slowed(monkeypatch, manager, "_file_digest", lambda call: 3.0 * (call == 2) if stuck else 0.25)
+    checkpoints.tell = functools.partial(dog.heartbeat, 0)
+    slow_down(
+        monkeypatch, manager, "_file_digest", lambda call: 3.0 * (call == 2) if hangs else 0.25
+    )
     began = time.monotonic()
     assert checkpoints.restore_parameters() is not None and time.monotonic() - began > 2
     assert (
-        dog.bitten.endswith("the run verifies its checkpoint of step 2 at step 0")
-        if stuck
-        else not dog.bitten
+        dog.message.endswith("the run verifies its checkpoint of step 2 at step 0")
+        if hangs
+        else not dog.message
     )
 
 
@@ -202,53 +210,54 @@ def spin(seconds: float) -> None:
         sum(range(1000))
 
 
-def test_a_call_of_a_library_goes_on_while_it_computes_and_is_stuck_once_it_does_nothing(
+def test_library_call_is_not_ended_while_it_computes_and_is_once_it_is_idle(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     dog = watched(1.0, monkeypatch)
     monkeypatch.setattr(
         watchdog, "ACTIVE", (0.002, 2**16)
-    )  # of a look of 0.1 s, on a machine that others use too
-    dog.at(0, RESTORES)
+    )  # for a check every 0.1 s, on a shared machine
+    dog.heartbeat(0, RESTORES)
     working = threading.Thread(target=spin, args=(2.5,))
     working.start()
     working.join()
-    assert not dog.bitten
+    assert not dog.message
     time.sleep(2)
-    assert dog.bitten.endswith(f"the run {RESTORES} at step 0")
+    assert dog.message.endswith(f"the run {RESTORES} at step 0")
 
 
 @pytest.mark.parametrize("doing", BY_ACTIVITY)
-def test_a_call_that_reads_and_hardly_computes_goes_on(doing: str, tmp_path: Path) -> None:
-    dog, file = Watchdog(0), tmp_path / "data"
+def test_library_call_that_only_reads_is_active(doing: str, tmp_path: Path) -> None:
+    dog = Watchdog(0)
+    file = tmp_path / "data"
     file.write_bytes(bytes(2**20))
-    dog.at(0, doing)
+    dog.heartbeat(0, doing)
     dog.active()
     assert not dog.active()
     file.read_bytes()
     assert dog.active() and not dog.active()
-    dog.at(0, "saves")
+    dog.heartbeat(0, "saves")
     file.read_bytes()
     assert not dog.active()
 
 
-def test_compiling_and_waiting_for_another_process_take_as_long_as_they_like(
+def test_compiling_and_waiting_for_another_process_have_no_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     dog = watched(0.5, monkeypatch)
-    dog.at(3, COMPILES)
+    dog.heartbeat(3, COMPILES)
     time.sleep(1)
     peer_monitor.waiting.set()
-    dog.at(3, "evaluates")
+    dog.heartbeat(3, "evaluates")
     time.sleep(1)
-    assert not dog.bitten
+    assert not dog.message
     peer_monitor.waiting.clear()
     time.sleep(1)
-    assert dog.bitten.endswith("the run evaluates at step 3")
+    assert dog.message.endswith("the run evaluates at step 3")
 
 
 @pytest.mark.parametrize("leads", [True, False])
-def test_who_waits_for_what_another_process_says_is_known_to_wait(
+def test_process_that_waits_for_a_value_of_another_is_marked_as_waiting(
     leads: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Service:
@@ -267,7 +276,7 @@ def test_who_waits_for_what_another_process_says_is_known_to_wait(
     assert not peer_monitor.waiting.is_set()
 
 
-# -- several
+# -- several processes
 
 PEER = """
 import os, signal, sys, time
@@ -279,10 +288,10 @@ def find():
     return place.read_text()
 def publish(text):
     place.with_suffix(".new").write_text(text); place.with_suffix(".new").rename(place)
-assert peer_monitor.connect(process, "127.0.0.1", publish, find)
-print("tied", flush=True)
-while len(peer_monitor.current().heard) < (3 if process == 0 else 1): time.sleep(0.01)
-peer_monitor.current().at(7, "steps")
+assert peer_monitor.connect(process, "127.0.0.1", publish=publish, find=find)
+print("connected", flush=True)
+while len(peer_monitor.current().statuses) < (3 if process == 0 else 1): time.sleep(0.01)
+peer_monitor.current().doing = (7, "steps")
 print("met", flush=True)
 if process == int(sys.argv[4]):
     sys.stdin.readline()
@@ -296,7 +305,7 @@ peer_monitor.announce_exit()
 
 
 def peers(folder: Path, how: str, which: int) -> list["subprocess.Popen[str]"]:
-    """Four processes that have met, of which one waits for a line to do something."""
+    """Four connected processes, of which one acts on a line from standard input."""
     command = [sys.executable, "-c", PEER]
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     started = [
@@ -306,7 +315,7 @@ def peers(folder: Path, how: str, which: int) -> list["subprocess.Popen[str]"]:
         for n in range(4)
     ]
     for process in started:
-        assert [process.stdout.readline() for _ in range(2)] == ["tied\n", "met\n"], (
+        assert [process.stdout.readline() for _ in range(2)] == ["connected\n", "met\n"], (
             process.stderr.read()
         )
     return started
@@ -321,7 +330,7 @@ def peers(folder: Path, how: str, which: int) -> list["subprocess.Popen[str]"]:
         ("refuse", 2, "ended: no such thing"),
     ],
 )
-def test_when_one_ends_all_leave_within_seconds_and_say_which_and_why(
+def test_all_exit_within_seconds_of_one_and_name_it_and_the_cause(
     how: str, code: int, words: str, which: int, tmp_path: Path
 ) -> None:
     started = peers(tmp_path, how, which)
@@ -334,26 +343,24 @@ def test_when_one_ends_all_leave_within_seconds_and_say_which_and_why(
             assert process.returncode == code and ("KeyError" in err) == (how == "raise")
         else:
             assert process.returncode == PEER_LOST
-            assert err == f"jaxbig: process {which} {words}; process {number} leaves too\n"
+            assert err == f"jaxbig: process {which} {words}; process {number} exits too\n"
     assert time.monotonic() - began < 5
 
 
-def test_one_that_has_done_its_part_may_go_and_a_stranger_is_not_listened_to(
-    tmp_path: Path,
-) -> None:
+def test_finished_process_exits_alone_and_foreign_connections_are_closed(tmp_path: Path) -> None:
     started = peers(tmp_path, "finish", 2)
     _, port, _ = json.loads((tmp_path / "place").read_text())
     for line in (
         b"GET / HTTP/1.1\r\n\r\n",
         b'{"token": "x", "process": 1}\n',
-        b'{"left": "ended"}\n',
+        b'{"exit": "ended"}\n',
         b"[]\n",
         b"\xff\n",
     ):
-        with socket.create_connection(("127.0.0.1", port)) as stranger:
-            stranger.sendall(line)
+        with socket.create_connection(("127.0.0.1", port)) as foreign:
+            foreign.sendall(line)
             with contextlib.suppress(OSError):
-                assert stranger.recv(1) == b""  # shown the door
+                assert foreign.recv(1) == b""
     started[2].communicate("\n", timeout=30)
     assert [
         process.communicate(timeout=30)[1] for process in started if process is not started[2]
@@ -361,12 +368,12 @@ def test_one_that_has_done_its_part_may_go_and_a_stranger_is_not_listened_to(
     assert [process.returncode for process in started] == [0] * 4
 
 
-def test_the_lifeline_listens_where_it_was_told_alone(tmp_path: Path) -> None:
+def test_peer_monitor_listens_on_one_address_only(tmp_path: Path) -> None:
     started = peers(tmp_path, "finish", 2)
     _, port, _ = json.loads((tmp_path / "place").read_text())
     listening = Path("/proc/net/tcp")
     if not listening.exists():
-        pytest.skip("this system does not tell who listens where")
+        pytest.skip("this system does not list listening sockets")
     rows = [line.split() for line in listening.read_text().splitlines()[1:]]
     at = [row[1] for row in rows if row[3] == "0A" and int(row[1].split(":")[1], 16) == port]
     for process in started:

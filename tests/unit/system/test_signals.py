@@ -190,7 +190,7 @@ def joining(folder: Path) -> tuple[list[str], str]:
 def waiting_for_the_folder(folder: Path) -> tuple[list[str], str]:
     """A run whose folder another machine's run may still hold."""
     folder.mkdir()
-    (folder / "holder").write_text(
+    (folder / "owner").write_text(
         '{"process": 1, "host": "elsewhere", "machine": "other", "beats": 1}\n'
     )
     return [], "_wait_for_death"
