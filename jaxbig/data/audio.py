@@ -8,9 +8,9 @@ import numpy as np
 from jaxbig.constraints import PositiveInt
 from jaxbig.data.core.dataset import Batch, Record, Spec
 from jaxbig.data.core.examples import Example
-from jaxbig.data.core.fields import Mismatch, array, finite, kind, present
+from jaxbig.data.core.fields import MismatchError, array, finite, kind, present
 from jaxbig.data.labeled import Labeled
-from jaxbig.data.records.synthetic import MadeUp
+from jaxbig.data.records.synthetic import Synthetic
 from jaxbig.data.transforms.log_mel import LogMel
 
 FULL = {"int8": 2**7, "int16": 2**15, "int32": 2**31, "int64": 2**15}
@@ -52,7 +52,7 @@ class Sounds(Labeled):
     def made_up(self) -> "Sounds":
         """The same on made-up records."""
         return dataclasses.replace(
-            self, records=MadeUp(waves=(self.feature,), labels=(("label", self.classes),))
+            self, records=Synthetic(waves=(self.feature,), labels=(("label", self.classes),))
         )
 
 
@@ -61,12 +61,12 @@ def waveform(record: Record, name: str, option: str = "") -> np.ndarray:
     wave = array(present(record, name, option), name)
     if wave.dtype.kind not in "iuf" or (wave.dtype.kind == "u" and wave.dtype.itemsize > 1):
         dtypes = "int8, uint8, int16, int32 or floats"
-        raise Mismatch(
+        raise MismatchError(
             f"its {name!r} is {kind(wave)}: samples are {dtypes} (a sound's file is to be decoded before)"
         )
     if wave.ndim != 1 or not len(wave):
         mono = "; of several channels take the mean" if wave.ndim == 2 else ""
-        raise Mismatch(f"its {name!r} has the shape {wave.shape}, not [samples]{mono}")
+        raise MismatchError(f"its {name!r} has the shape {wave.shape}, not [samples]{mono}")
     if wave.dtype.kind == "u":
         return ((wave.astype(np.float64) - 128) / 128).astype(np.float32)
     full = FULL.get(wave.dtype.name, MOST)
@@ -77,5 +77,5 @@ def waveform(record: Record, name: str, option: str = "") -> np.ndarray:
             if wave.dtype.kind == "i"
             else "floats are of -1 to 1: divide them"
         )
-        raise Mismatch(f"its {name!r} is {wave.dtype} up to {loudest:g}: {fix}")
+        raise MismatchError(f"its {name!r} is {wave.dtype} up to {loudest:g}: {fix}")
     return (wave / full).astype(np.float32) if wave.dtype.kind == "i" else wave.astype(np.float32)

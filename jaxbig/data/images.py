@@ -15,9 +15,9 @@ import numpy as np
 from jaxbig.constraints import NonNegativeInt, PositiveInt
 from jaxbig.data.core.dataset import Batch, Record, Spec
 from jaxbig.data.core.examples import Example
-from jaxbig.data.core.fields import Mismatch, array, kind, present
+from jaxbig.data.core.fields import MismatchError, array, kind, present
 from jaxbig.data.labeled import Labeled
-from jaxbig.data.records.synthetic import MadeUp
+from jaxbig.data.records.synthetic import Synthetic
 from jaxbig.data.transforms.augment import Augmentation, Mixing, check_order
 from jaxbig.data.transforms.jpeg import decode, decoder, wanted
 from jaxbig.data.transforms.pixels import Levels, decoding, eight_bits, picture_of, plain
@@ -89,7 +89,7 @@ class Images(Labeled):
 
     def made_up(self) -> "Images":
         """The same on made-up records."""
-        records = MadeUp(images=("image",), labels=(("label", self.classes),))
+        records = Synthetic(images=("image",), labels=(("label", self.classes),))
         return dataclasses.replace(self, records=records)
 
     def transform(self, batch: Batch, keys: jax.Array, train: bool) -> Batch:
@@ -141,7 +141,7 @@ def image_of(record: Record, levels: Levels = None) -> Image:
     if numbers.dtype.kind == "S" and not numbers.ndim:
         return numbers.item()
     if numbers.dtype.kind not in "biuf":
-        raise Mismatch(
+        raise MismatchError(
             f"its 'image' is {kind(numbers)}: an image is the bytes of a file, or an array of numbers"
         )
     return eight_bits(numbers, levels)
@@ -187,7 +187,7 @@ def scaled(
 ) -> np.ndarray:
     """A box (left, top, right, bottom) of a Pillow image at a size (width, height): uint8 [height, width, channels]."""
     if channels not in (1, 3):
-        raise Mismatch(
+        raise MismatchError(
             f"an image of {channels} channels cannot be scaled: give --data.channels 1 or 3, or arrays of size"
         )
     mode = "L" if channels == 1 else "RGB"

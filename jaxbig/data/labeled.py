@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxbig.data.core.cache import cache, sha256, write
+from jaxbig.data.core.cache import cache_folder, sha256, write_atomically
 from jaxbig.data.core.dataset import Record
 from jaxbig.data.core.examples import Examples, fetch_each, record_or_error, spread
-from jaxbig.data.core.fields import Mismatch, class_of, text_of, told, word
+from jaxbig.data.core.fields import MismatchError, class_of, format_value, text_of, word
 from jaxbig.errors import Refused
 
 log = logging.getLogger("jaxbig")
@@ -83,13 +83,13 @@ class Labeled(Examples):
         if not any(self.word_of(record_or_error(records, index)) is not None for index in indices):
             return ()
         file = (
-            cache("classes")
+            cache_folder("classes")
             / f"{sha256(f'{identity} {self.records} {self.label_field}')[:24]}.json"
         )
         if not file.exists():
             log.info("reading the labels of all records, which are words (once)")
             found = sorted({label for split in ("train", "eval") for label in self.labels(split)})
-            write(file, lambda path: path.write_text(json.dumps(found)))
+            write_atomically(file, lambda path: path.write_text(json.dumps(found)))
         return tuple(json.loads(file.read_text()))
 
     def labels(self, split: str) -> Iterator[str]:
@@ -116,8 +116,8 @@ class Labeled(Examples):
         """The number of a record's class; ValueError if it is none."""
         words, label = vars(self).get("words"), record.get(self.label_field)
         if words and label is not None and text_of(label) is None:
-            raise Mismatch(
-                f"its {self.label_field!r} is {told(label)}, and in other records a word, such as {words[0]!r}: write "
+            raise MismatchError(
+                f"its {self.label_field!r} is {format_value(label)}, and in other records a word, such as {words[0]!r}: write "
                 f"all labels alike"
             )
         return class_of(record, self.label_field, self.classes, option, self.names)

@@ -15,7 +15,7 @@ from jaxbig.constraints import FractionBelowOne, PositiveInt
 from jaxbig.data.core.cache import digest_once
 from jaxbig.data.core.dataset import Batch, Record, Records, Spec
 from jaxbig.data.core.examples import Example, Examples
-from jaxbig.data.core.fields import Mismatch, array, kind, present
+from jaxbig.data.core.fields import MismatchError, array, kind, present
 from jaxbig.data.images import image_of, square
 from jaxbig.data.records.file_index import hashes, readable
 from jaxbig.data.records.image_folder import ENDINGS
@@ -143,7 +143,7 @@ class Masks(Examples):
         found = targets[real]
         if found.size and (found.min() < 0 or found.max() >= self.classes):
             beyond = found.min() if found.min() < 0 else found.max()
-            raise Mismatch(
+            raise MismatchError(
                 f"its mask has a pixel of {beyond}, and --data.classes {self.classes} means 0 to {self.classes - 1}: "
                 f"give more classes, or --data.ignore {beyond}"
             )
@@ -181,10 +181,10 @@ def height_width(image: bytes | np.ndarray) -> tuple[int, int]:
 
 
 def check_shapes(image: tuple[int, int], mask: tuple[int, ...]) -> None:
-    """`Mismatch` if an image and its mask, (height, width) each, are not of one shape, up to their scale: then their
+    """`MismatchError` if an image and its mask, (height, width) each, are not of one shape, up to their scale: then their
     middle squares do not show the same."""
     if abs(image[0] * mask[1] - image[1] * mask[0]) > max(image + mask):  # a pixel of rounding
-        raise Mismatch(
+        raise MismatchError(
             f"its image is {image[0]} high and {image[1]} wide, and its mask {mask[0]} high and {mask[1]} wide: both "
             f"show the same, upright"
         )
@@ -198,14 +198,14 @@ def pixels_of(record: Record) -> np.ndarray:
     if isinstance(value, bytes):
         with Image.open(io.BytesIO(value)) as picture:
             if picture.mode not in ("1", "L", "P", "I", "I;16"):
-                raise Mismatch(
+                raise MismatchError(
                     f"its mask is an image of mode {picture.mode}: classes are grey levels or a palette"
                 )
             values = np.asarray(picture).astype(np.int64)
     else:
         values = array(value, "mask")
     if values.ndim != 2 or values.dtype.kind not in "biu":
-        raise Mismatch(
+        raise MismatchError(
             f"its mask is {kind(values)} of shape {values.shape}: it is whole numbers [Y, X]"
         )
     return values

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 
 from jaxbig.constraints import PositiveInt
-from jaxbig.data.core.cache import cache, sha256, write
+from jaxbig.data.core.cache import cache_folder, sha256, write_atomically
 from jaxbig.data.core.dataset import Record, Spec
-from jaxbig.data.core.examples import AT_ONCE, Example, Reading
-from jaxbig.data.core.fields import Mismatch, numbers
+from jaxbig.data.core.examples import AT_ONCE, Example, RecordSource
+from jaxbig.data.core.fields import MismatchError, numbers
 from jaxbig.data.labeled import Labeled
 
 log = logging.getLogger("jaxbig")
@@ -52,13 +52,13 @@ class Columns(Labeled):
         A record that cannot be read ends the run, or is left out, as in training.
         """
         file = (
-            cache("statistics")
+            cache_folder("statistics")
             / f"{sha256(f'{identity} {self.records} {self.inputs} {self.shape}')[:24]}.npy"
         )
         if not file.exists():
             log.info("reading all training records for their mean and standard deviation (once)")
             empty = {"inputs": np.zeros(self.shape, np.float32)}
-            source = Reading(
+            source = RecordSource(
                 self.records.open("train"),
                 lambda record: {"inputs": self.input_of(record)},
                 empty,
@@ -86,7 +86,7 @@ class Columns(Labeled):
                 count += len(values)
             deviation = np.sqrt(squares / max(count, 1))
             found = np.stack([mean, np.where(deviation > 0, deviation, 1)])
-            write(file, lambda path: np.save(path, found))
+            write_atomically(file, lambda path: np.save(path, found))
         mean, deviation = np.load(file)
         return mean, deviation
 
@@ -109,12 +109,12 @@ class Columns(Labeled):
         """What the model sees of a record, not normalized yet: float32 [*shape]; ValueError if there is none."""
         parts = [numbers(record, name, "--data.inputs") for name in self.inputs]
         if len(shapes := {part.shape for part in parts}) > 1:
-            raise Mismatch(
+            raise MismatchError(
                 f"its {' '.join(self.inputs)} have the shapes {' '.join(map(str, shapes))}, and not one"
             )
         inputs = parts[0] if len(parts) == 1 else np.stack(parts)
         if inputs.shape != self.shape:
-            raise Mismatch(
+            raise MismatchError(
                 f"its {' '.join(self.inputs)} have the shape {inputs.shape}, and --data.shape {self.shape}"
             )
         return inputs
@@ -129,7 +129,7 @@ class Columns(Labeled):
         else:
             targets = numbers(record, self.targets, "--data.targets")
             if targets.shape != self.target_shape:
-                raise Mismatch(
+                raise MismatchError(
                     f"its {self.targets} has the shape {targets.shape}, and --data.target-shape {self.target_shape}"
                 )
         return {"inputs": inputs, "targets": targets, "mask": np.float32(1)}

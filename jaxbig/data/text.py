@@ -16,11 +16,11 @@ import numpy as np
 
 from jaxbig.constraints import PositiveInt
 from jaxbig.data.core.dataset import Record, Records, Source, Spec
-from jaxbig.data.core.examples import Bad, Example, Examples, Reading
+from jaxbig.data.core.examples import BadRecord, Example, Examples, RecordSource
 from jaxbig.data.core.fields import as_bytes
 from jaxbig.data.labeled import Labeled
-from jaxbig.data.records.mixture import Mixed, Mixture
-from jaxbig.data.records.synthetic import MadeUp
+from jaxbig.data.records.mixture import Mixture, OpenMixture
+from jaxbig.data.records.synthetic import Synthetic
 from jaxbig.data.tokenize.packing import Packed, packed
 from jaxbig.data.tokenize.tokenizers import BytePairs, Bytes, Tokenizer
 from jaxbig.errors import Refused
@@ -84,18 +84,18 @@ class Text(Examples):
         for _, texts in self.readable(reading, places):
             yield from texts
 
-    def reading(self, records: Sequence[Record]) -> Reading:
+    def reading(self, records: Sequence[Record]) -> RecordSource:
         """Opened records, each read as its texts alone."""
         read = lambda record: {"texts": [as_bytes(record, feature) for feature in self.features]}  # noqa: E731
-        return Reading(records, read, {}, self.skip_bad_records)
+        return RecordSource(records, read, {}, self.skip_bad_records)
 
     def readable(
-        self, reading: Reading, places: Sequence[int], all_bad: list[Bad] | None = None
+        self, reading: RecordSource, places: Sequence[int], all_bad: list[BadRecord] | None = None
     ) -> Iterator[tuple[int, list[bytes]]]:
         """The texts of those records with how many records were read until then, many at once. Those that cannot be
         read are counted and added to `all_bad`."""
         for start in range(0, len(places), AT_ONCE):
-            bad: list[Bad] = []
+            bad: list[BadRecord] = []
             some = list(places[start : start + AT_ONCE])
             found = reading.examples(some, lambda index: None, bad)
             reading.leave_out(bad)
@@ -157,7 +157,9 @@ class Text(Examples):
         tokenizer = self.tokenizer
         if isinstance(tokenizer, BytePairs):  # not from a file, which may be elsewhere too
             tokenizer = dataclasses.replace(tokenizer, file="")
-        return dataclasses.replace(self, records=MadeUp(texts=self.features), tokenizer=tokenizer)
+        return dataclasses.replace(
+            self, records=Synthetic(texts=self.features), tokenizer=tokenizer
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -218,7 +220,7 @@ class Tokens(Text):
     def packed_rows(self, records: Records, split: str, key: str) -> Packed:
         """The packed rows of records of a split; made now if they are not there. What cannot be read is counted then,
         and again each time that the rows are used."""
-        bad: list[Bad] = []
+        bad: list[BadRecord] = []
 
         def documents() -> Iterator[np.ndarray]:
             reading, said = self.reading(records.open(split)), time.monotonic()
@@ -235,7 +237,7 @@ class Tokens(Text):
         key = f"{key}; {self.tokenizer.version} {split} {self.feature} {records}"
         rows = packed(key, documents, self.length, bad)
         if not bad:  # they were packed before: what was left out then must be allowed now too
-            Reading(rows, self.of_row, {}, self.skip_bad_records).leave_out(rows.header.bad)
+            RecordSource(rows, self.of_row, {}, self.skip_bad_records).leave_out(rows.header.bad)
         return rows
 
     def source(self, split: str) -> Source:
@@ -245,8 +247,8 @@ class Tokens(Text):
             self.prepare()
         parts = vars(self)["rows"][split]
         mixed = isinstance(self.records, Mixture)
-        records: Any = Mixed(parts, self.records.weights) if mixed else parts[0]  # type: ignore[attr-defined]
-        return Reading(records, self.of_row, self.empty(), self.skip_bad_records)
+        records: Any = OpenMixture(parts, self.records.weights) if mixed else parts[0]  # type: ignore[attr-defined]
+        return RecordSource(records, self.of_row, self.empty(), self.skip_bad_records)
 
     def of_row(self, row: Record) -> Example:
         """The example of a packed row."""
@@ -322,7 +324,7 @@ class Sentences(Labeled, Text):
         }
 
     def made_up(self) -> "Sentences":
-        records = MadeUp(texts=self.features, labels=((self.label, self.classes),))
+        records = Synthetic(texts=self.features, labels=((self.label, self.classes),))
         return dataclasses.replace(super().made_up(), records=records)  # type: ignore[return-value]
 
 

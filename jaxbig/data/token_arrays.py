@@ -9,7 +9,7 @@ import numpy as np
 from jaxbig.constraints import NonNegativeInt, PositiveInt
 from jaxbig.data.core.dataset import Record, Spec
 from jaxbig.data.core.examples import Example
-from jaxbig.data.core.fields import Mismatch, array, kind, present, whole_number
+from jaxbig.data.core.fields import MismatchError, array, kind, present, whole_number
 from jaxbig.data.labeled import Labeled
 
 
@@ -65,7 +65,7 @@ class TokenArrays(Labeled):
         """A record's tokens without padding [n]; ValueError if it has none."""
         tokens = array(present(record, self.feature, "--data.feature"), self.feature)
         if tokens.ndim != 1 or (tokens.size and tokens.dtype.kind not in "iu"):
-            raise Mismatch(
+            raise MismatchError(
                 f"its {self.feature!r} is {kind(tokens)} of shape {tokens.shape}: tokens are whole numbers [n]"
             )
         if self.length_feature:
@@ -77,7 +77,7 @@ class TokenArrays(Labeled):
             raise ValueError(f"its {self.feature!r} has no token but padding")
         if tokens.min() < 0 or tokens.max() >= self.vocab:
             beyond = tokens.min() if tokens.min() < 0 else tokens.max()
-            raise Mismatch(
+            raise MismatchError(
                 f"its {self.feature!r} has token {beyond}, and --data.vocab {self.vocab} means 0 to {self.vocab - 1}"
             )
         return tokens
@@ -87,5 +87,5 @@ class TokenArrays(Labeled):
         value = present(record, self.length_feature, "--data.length-feature")
         count = whole_number(value)
         if count is None or not 0 <= count <= most:
-            raise Mismatch(f"its {self.length_feature!r} is {value}, and it has {most} tokens")
+            raise MismatchError(f"its {self.length_feature!r} is {value}, and it has {most} tokens")
         return count

@@ -22,16 +22,16 @@ def sha256(text: str) -> str:
     return hashlib.sha256(os.fsencode(text)).hexdigest()
 
 
-def cache(kind: str) -> Path:
+def cache_folder(kind: str) -> Path:
     """The folder in which what was made of that kind is kept; `Refused` if it cannot be written."""
     folder = folder_of("JAXBIG_CACHE", "~/.cache/jaxbig") / kind
-    with no_room(folder):
+    with refuse_unwritable(folder):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 @contextlib.contextmanager
-def no_room(folder: Path) -> Iterator[None]:
+def refuse_unwritable(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -41,21 +41,21 @@ def no_room(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def write(target: Path, make: Callable[[Path], Any]) -> None:
+def write_atomically(target: Path, make: Callable[[Path], Any]) -> None:
     """Writes a file under another name, and renames it when it is whole."""
     with (
-        no_room(target.parent),
+        refuse_unwritable(target.parent),
         tempfile.TemporaryDirectory(dir=target.parent, prefix=".part-") as folder,
     ):
         make(part := Path(folder) / target.name)
         os.replace(part, target)
 
 
-def made(target: Path, make: Callable[[Path], Any]) -> Path:
+def build_once(target: Path, make: Callable[[Path], Any]) -> Path:
     """The folder `target` with what `make` writes into it, once: by one process, while others wait. It gets its name
     when it is whole; what one that was killed has left is removed."""
     if not target.exists():
-        with no_room(target.parent), filelock.FileLock(f"{target}.lock"):
+        with refuse_unwritable(target.parent), filelock.FileLock(f"{target}.lock"):
             if not target.exists():
                 part = target.with_name(f"{target.name}.part")
                 shutil.rmtree(part, ignore_errors=True)
@@ -72,7 +72,8 @@ def digest_once(files: Sequence[Path]) -> str:
         (str(f), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
         for f, stat in zip(files, stats, strict=True)
     ]
-    target = cache("digests") / sha256(repr([DIGEST, times]))[:24]
+    target = cache_folder("digests") / sha256(repr([DIGEST, times]))[:24]
     return (
-        made(target, lambda folder: (folder / "sha256").write_text(digest_files(files))) / "sha256"
+        build_once(target, lambda folder: (folder / "sha256").write_text(digest_files(files)))
+        / "sha256"
     ).read_text()

@@ -11,14 +11,14 @@ import numpy as np
 
 from jaxbig.constraints import NonNegativeInt
 from jaxbig.data.core.dataset import Data, Record, Records, Rows, Source
-from jaxbig.data.core.fields import Mismatch, cast, class_of, missing
+from jaxbig.data.core.fields import MismatchError, cast, class_of, missing
 from jaxbig.errors import Failed, Refused
 
 __all__ = ["Example", "Examples", "class_of"]  # what a data set of one's own needs
 log = logging.getLogger("jaxbig")
 Example = dict[str, Any]
 """One row of a batch: arrays [...] by field, with its `mask`."""
-Bad = tuple[int, str]
+BadRecord = tuple[int, str]
 """The index of a record that cannot be read, and what is wrong with it."""
 
 TRIED, FEWEST, SECONDS = 512, 16, 1.0
@@ -51,21 +51,23 @@ class Examples(Data):
         super().check()
         for split in ("train", "eval"):
             source = self.source(split)
-            if isinstance(source, Reading):
+            if isinstance(source, RecordSource):
                 source.check(split)
 
     def may_leave_out(self) -> bool:
         return self.skip_bad_records > 0
 
     def source(self, split: str) -> Source:
-        return Reading(self.records.open(split), self.read, self.empty(), self.skip_bad_records)
+        return RecordSource(
+            self.records.open(split), self.read, self.empty(), self.skip_bad_records
+        )
 
     def empty(self) -> Example:
         """What stands for an example that is left out."""
         return {name: np.zeros(each.shape[1:], each.dtype) for name, each in self.spec().items()}
 
 
-class Reading:
+class RecordSource:
     """A source over opened records, read one by one."""
 
     def __init__(
@@ -92,17 +94,17 @@ class Reading:
 
     def read_rows(
         self, indices: np.ndarray, begin: Callable[[int], None] = lambda index: None
-    ) -> tuple[Rows, list[Bad]]:
+    ) -> tuple[Rows, list[BadRecord]]:
         """Those examples, and which of them could not be read: their rows are `empty`, and not counted yet.
 
         `begin` is called with the index of each before it is read; it is called by any thread or process.
         """
-        bad: list[Bad] = []
+        bad: list[BadRecord] = []
         examples = self.examples(indices.tolist(), begin, bad)
         return {name: np.stack([example[name] for example in examples]) for name in self.empty}, bad
 
     def examples(
-        self, indices: list[int], begin: Callable[[int], None], bad: list[Bad]
+        self, indices: list[int], begin: Callable[[int], None], bad: list[BadRecord]
     ) -> list[Example]:
         try:
             return [
@@ -122,7 +124,7 @@ class Reading:
             begin(index)
             yield index, self.records[index]
 
-    def alone(self, index: int, begin: Callable[[int], None], bad: list[Bad]) -> Example:
+    def alone(self, index: int, begin: Callable[[int], None], bad: list[BadRecord]) -> Example:
         begin(index)
         try:
             return self.example(index, fetch(self.records, [index])[0], begin)
@@ -132,7 +134,7 @@ class Reading:
 
     def said(self, index: int, error: Exception) -> str:
         """What is wrong with a record, by name."""
-        if isinstance(error, Mismatch):
+        if isinstance(error, MismatchError):
             return f"{self.where(index)} does not fit the experiment: {error}"
         return f"{self.where(index)} cannot be read: {type(error).__name__}: {' '.join(str(error).split())}"
 
@@ -145,10 +147,10 @@ class Reading:
                 raise missing(record, str(error.args[0])) from error
             raise
         if lost := [name for name in self.empty if name not in example]:
-            raise Mismatch(f"no {lost[0]!r} is made of it, which the data set's `spec` has")
+            raise MismatchError(f"no {lost[0]!r} is made of it, which the data set's `spec` has")
         for name, empty in self.empty.items():
             if np.shape(example[name]) != empty.shape:
-                raise Mismatch(
+                raise MismatchError(
                     f"its {name} has the shape {np.shape(example[name])}, and not {empty.shape}"
                 )
         return example | {
@@ -158,7 +160,7 @@ class Reading:
     def check(self, split: str) -> None:
         """`Refused` where some records do not fit the experiment, as far as that can be seen by reading a few."""
         tried, bad = self.tried()
-        unfit = [each for each in bad if isinstance(each[1], Mismatch)]
+        unfit = [each for each in bad if isinstance(each[1], MismatchError)]
         count = f"{len(bad)} of {tried} records of {split} that were tried"
         if unfit and (len(bad) == tried or not self.skip):
             index, error = unfit[0]
@@ -181,7 +183,7 @@ class Reading:
                 bad.append((index, error))
         return len(indices), bad
 
-    def leave_out(self, bad: list[Bad]) -> None:
+    def leave_out(self, bad: list[BadRecord]) -> None:
         """Counts and logs those, each once; `Failed` if they are more than may be left out."""
         for index, said in bad:
             if index in self.bad:

@@ -16,12 +16,12 @@ MOST = 20
 """Names of fields that are listed in a sentence."""
 
 
-class Mismatch(ValueError):
+class MismatchError(ValueError):
     """A record and the experiment do not fit each other: the message names the experiment's field, and the fix."""
 
 
 def field(record: Record, name: str, option: str = "") -> Any:
-    """A field of a record; `Mismatch` if there is none, with the nearest name that there is.
+    """A field of a record; `MismatchError` if there is none, with the nearest name that there is.
 
     option: the experiment's field that names it, such as `--data.label`.
     """
@@ -30,7 +30,7 @@ def field(record: Record, name: str, option: str = "") -> Any:
     raise missing(record, name, option)
 
 
-def missing(record: Record, name: str, option: str = "") -> Mismatch:
+def missing(record: Record, name: str, option: str = "") -> MismatchError:
     """The error about a field that a record does not have."""
     names = {str(each): str(each) if str(each).isprintable() else repr(each) for each in record}
     near = difflib.get_close_matches(name, names, 1, 0.0)
@@ -39,7 +39,9 @@ def missing(record: Record, name: str, option: str = "") -> Mismatch:
     )
     more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
     there = f"but {listed}{more}; the nearest is {names[near[0]]}" if near else "and no other field"
-    return Mismatch(f"it has no {name!r}, {f'which {option} names, ' if option else ''}{there}")
+    return MismatchError(
+        f"it has no {name!r}, {f'which {option} names, ' if option else ''}{there}"
+    )
 
 
 def present(record: Record, name: str, option: str = "") -> Any:
@@ -59,19 +61,19 @@ def class_of(
         return np.int32(names.index(name))
     if names and (name := word(value)) is not None:
         near = difflib.get_close_matches(name, names, 1, 0.0)[0]
-        raise Mismatch(
-            f"its {feature!r} is {told(name)}, and no class has that name; the nearest is {near!r}"
+        raise MismatchError(
+            f"its {feature!r} is {format_value(name)}, and no class has that name; the nearest is {near!r}"
         )
     number = whole_number(value)
     if number is None:
-        raise Mismatch(
-            f"its {feature!r} is {told(value)}: a class is a whole number of 0 to {classes - 1}{fix(value)}"
+        raise MismatchError(
+            f"its {feature!r} is {format_value(value)}: a class is a whole number of 0 to {classes - 1}{fix(value)}"
         )
     if not 0 <= number < classes:
         without = (
             "; a split without labels often has -1: name another split" if number == -1 else ""
         )
-        raise Mismatch(
+        raise MismatchError(
             f"its {feature!r} is {reprlib.repr(number)}, and --data.classes {classes} means 0 to {classes - 1}: give "
             f"more classes, or number them from 0{without}"
         )
@@ -138,7 +140,7 @@ def numbers(record: Record, name: str, option: str = "") -> np.ndarray:
     """A field of a record as float32 [...]; ValueError if it is not there, or not of finite numbers."""
     value = array(present(record, name, option), name)
     if value.dtype.kind not in "biuf":
-        raise Mismatch(f"its {name!r} is {kind(value)}, and not of numbers")
+        raise MismatchError(f"its {name!r} is {kind(value)}, and not of numbers")
     return finite(value, name)
 
 
@@ -160,11 +162,11 @@ def finite(value: np.ndarray, name: str) -> np.ndarray:
 
 
 def array(value: Any, name: str) -> np.ndarray:
-    """A value as an array; `Mismatch` if it is a list of rows of unequal lengths, or the like."""
+    """A value as an array; `MismatchError` if it is a list of rows of unequal lengths, or the like."""
     try:
         return np.asarray(value)
     except (ValueError, OverflowError) as error:
-        raise Mismatch(f"its {name!r} is no array: {error}") from error
+        raise MismatchError(f"its {name!r} is no array: {error}") from error
 
 
 def kind(value: np.ndarray) -> str:
@@ -184,11 +186,11 @@ def as_bytes(record: Record, name: str, option: str = "--data.feature") -> bytes
     if isinstance(value, str):
         return value.encode()
     if not isinstance(value, bytes):
-        raise Mismatch(f"its {name!r} is {told(value)}, and no text")
+        raise MismatchError(f"its {name!r} is {format_value(value)}, and no text")
     return value
 
 
-def told(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value in a sentence, shortened."""
     if isinstance(value, np.ndarray) and value.ndim:
         return f"{value.dtype} of shape {value.shape}"
@@ -198,7 +200,7 @@ def told(value: Any) -> str:
 
 
 def cast(value: Any, dtype: Any, name: str) -> np.ndarray:
-    """An example's field in the dtype that its data set says; `Mismatch` if that would change a number by more than
+    """An example's field in the dtype that its data set says; `MismatchError` if that would change a number by more than
     the rounding of floats."""
     found = np.asarray(value)
     if found.dtype == dtype:
@@ -212,7 +214,7 @@ def cast(value: Any, dtype: Any, name: str) -> np.ndarray:
         )
     if new is None or not same:
         extent = f" from {found.min()} to {found.max()}" if new is not None and found.size else ""
-        raise Mismatch(
+        raise MismatchError(
             f"its {name} is {kind(found)}{extent}, and {np.dtype(dtype)} cannot hold that"
         )
     return new

@@ -25,12 +25,12 @@ def permuted(positions: np.ndarray, size: int, seed: int, epoch: Epoch) -> np.nd
         columns % 2
     )  # rotations of an odd number of places would make even permutations alone
     sides = np.uint64(-(-size // columns)), np.uint64(columns)
-    mixed = hashed(
-        hashed(np.array([seed], np.uint64)) + np.asarray(epoch, np.uint64)
+    mixed = splitmix64(
+        splitmix64(np.array([seed], np.uint64)) + np.asarray(epoch, np.uint64)
     )  # [N], or [1] for all
     rounds = ROUNDS if size > SMALL else 3 * ROUNDS
     keys = np.stack(
-        [hashed(mixed + np.uint64(number)) for number in range(rounds)]
+        [splitmix64(mixed + np.uint64(number)) for number in range(rounds)]
     )  # [rounds, N or 1]
     numbers = feistel(positions.astype(np.uint64), keys, sides)
     while (beyond := np.flatnonzero(numbers >= size)).size:
@@ -47,13 +47,13 @@ def feistel(
     left, right = np.divmod(numbers, sides[1])
     for number, key in enumerate(keys):
         if number % 2:
-            left = (left + hashed(right ^ key)) % sides[0]
+            left = (left + splitmix64(right ^ key)) % sides[0]
         else:
-            right = (right + hashed(left ^ key)) % sides[1]
+            right = (right + splitmix64(left ^ key)) % sides[1]
     return left * sides[1] + right
 
 
-def hashed(numbers: np.ndarray) -> np.ndarray:
+def splitmix64(numbers: np.ndarray) -> np.ndarray:
     """A well mixed bijection of the numbers of 64 bits [N]: a step of SplitMix64 (Steele et al., 2014)."""
     numbers = numbers + np.uint64(GOLDEN)
     numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -14,7 +14,14 @@ from typing import Any
 import numpy as np
 
 from jaxbig.data.core.dataset import Record
-from jaxbig.data.records.file_index import File, Files, Found, Opened, matched, row_hashes
+from jaxbig.data.records.file_index import (
+    File,
+    Files,
+    OpenFiles,
+    ScanResult,
+    match_files,
+    row_hashes,
+)
 from jaxbig.errors import Refused
 
 BROKEN = (
@@ -30,7 +37,7 @@ BROKEN = (
 """What `zipfile` and `numpy` raise of files that are damaged, besides their own."""
 
 
-class Rows(Opened):
+class OpenArrays(OpenFiles):
     def __init__(self, *args: Any):
         super().__init__(*args)
         self.arrays: dict[str, dict[str, np.ndarray]] = {}
@@ -54,14 +61,14 @@ class Arrays(Files):
     eval_file: str = ""
     """A file for evaluation: `file` is then all for training, and `eval_share` says nothing."""
 
-    opened = Rows
+    opened = OpenArrays
 
     def found(self) -> list[File]:
         if not self.eval_file:
-            return matched(self.file)
-        return matched(self.file, "train") + matched(self.eval_file, "eval")
+            return match_files(self.file)
+        return match_files(self.file, "train") + match_files(self.eval_file, "eval")
 
-    def scan(self, file: File) -> Found:
+    def scan(self, file: File) -> ScanResult:
         verify(file.path)
         found = arrays(file.path)
         if not found:
@@ -79,7 +86,7 @@ class Arrays(Files):
         (rows,) = set(lengths.values())
         with open(file.path, "rb") as read:
             content = hashlib.file_digest(read, "sha256").digest()
-        return Found(
+        return ScanResult(
             np.arange(rows), np.zeros(rows, np.int64), row_hashes(file.name, rows), content
         )
 

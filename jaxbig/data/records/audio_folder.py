@@ -9,13 +9,13 @@ import numpy as np
 from jaxbig.constraints import PositiveInt
 from jaxbig.data.core.dataset import Record
 from jaxbig.data.records.file_index import File
-from jaxbig.data.records.image_folder import ClassFolder, OfClass
+from jaxbig.data.records.image_folder import ClassFolder, OpenClassFolder
 from jaxbig.errors import Refused
 
 ENDINGS = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".au", ".opus")
 
 
-class SoundFiles(OfClass):
+class OpenSounds(OpenClassFolder):
     def read(self, file: File, start: int, size: int) -> Record:
         with open(file.path, "rb") as sound:
             wave = decode_sound(sound.read(), self.records.sample_rate)
@@ -34,7 +34,7 @@ class AudioFolder(ClassFolder):
     sample_rate: PositiveInt = 16_000
     """Samples a second that sounds are resampled to."""
 
-    opened = SoundFiles
+    opened = OpenSounds
     endings = ENDINGS
     of = "sound"
 

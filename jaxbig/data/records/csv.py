@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from jaxbig.data.core.dataset import Record
-from jaxbig.data.records.file_index import File, Found, Named, Opened, row_hashes
+from jaxbig.data.records.file_index import File, FilePatterns, OpenFiles, ScanResult, row_hashes
 from jaxbig.errors import Refused
 
 WHOLE = 2**30
 """Bytes of a file from which on the types of its columns are those of its beginning."""
 
 
-class Rows(Opened):
+class OpenCsv(OpenFiles):
     """Rows of tables, each read whole when the first of its rows is needed."""
 
     def __init__(self, *args: Any):
@@ -34,7 +34,7 @@ class Rows(Opened):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Csv(Named):
+class Csv(FilePatterns):
     """Rows of CSV files: records {column: number, text, date, or None where a value is missing}.
 
     A column is of whole numbers, numbers, dates or text, whichever all its values are. The hash that decides for train
@@ -58,15 +58,15 @@ class Csv(Named):
     encoding: str = "utf8"
     """Of the files' text."""
 
-    opened = Rows
+    opened = OpenCsv
 
-    def scan(self, file: File) -> Found:
+    def scan(self, file: File) -> ScanResult:
         if not os.path.getsize(file.path):
             raise Refused(f"{file.path} is empty: write it again, or remove it.")
         rows = table(file.path, self).num_rows
         with open(file.path, "rb") as read:
             content = hashlib.file_digest(read, "sha256").digest()
-        return Found(
+        return ScanResult(
             np.arange(rows), np.zeros(rows, np.int64), row_hashes(file.name, rows), content
         )
 

@@ -25,7 +25,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from jaxbig.constraints import FractionBelowOne, PositiveInt
-from jaxbig.data.core.cache import cache, made, sha256, write
+from jaxbig.data.core.cache import build_once, cache_folder, sha256, write_atomically
 from jaxbig.data.core.dataset import Record, Records
 from jaxbig.errors import Refused
 
@@ -49,7 +49,7 @@ class File(NamedTuple):
     """"train" or "eval" if that is said, else each record's hash decides."""
 
 
-class Places(NamedTuple):
+class Locations(NamedTuple):
     """Where records stand; arrays [N]."""
 
     which: np.ndarray  # int32: a place among the files
@@ -58,8 +58,8 @@ class Places(NamedTuple):
     hash: np.ndarray  # uint64
 
 
-class Found(NamedTuple):
-    """What an index pass finds in one file; arrays as `Places` has them."""
+class ScanResult(NamedTuple):
+    """What an index pass finds in one file; arrays as `Locations` has them."""
 
     start: np.ndarray
     size: np.ndarray
@@ -98,7 +98,7 @@ class Index(NamedTuple):
 
     folder: Path
     files: FileList
-    places: Places
+    places: Locations
     bytes: int
     sha256: str  # over the files' names, sizes and contents
     passed: str  # what is no record, in words, or ""
@@ -106,18 +106,18 @@ class Index(NamedTuple):
     @classmethod
     def load(cls, folder: Path) -> "Index":
         text, ends, *columns = (
-            mapped(folder / f"{name}.npy") for name in ("text", "ends", *Places._fields)
+            load_array(folder / f"{name}.npy") for name in ("text", "ends", *Locations._fields)
         )
-        places, header = Places(*columns), json.loads((folder / "header.json").read_text())
+        places, header = Locations(*columns), json.loads((folder / "header.json").read_text())
         return cls(folder, FileList(text, ends), places, **header)
 
 
-def mapped(file: Path) -> np.ndarray:
+def load_array(file: Path) -> np.ndarray:
     """An array of a file: a large one is mapped, so that processes share it; a small one holds no file open."""
     return np.load(file, mmap_mode="r" if os.path.getsize(file) >= MAPPED else None)
 
 
-class Opened(abc.ABC, Sequence[Record]):
+class OpenFiles(abc.ABC, Sequence[Record]):
     """The records of one split, read in any order. What is pickled is the index's folder, and no open file."""
 
     def __init__(self, records: Any, index: Index, split: str):
@@ -125,12 +125,12 @@ class Opened(abc.ABC, Sequence[Record]):
         self.indexed = index
         self.split = split
         self.chosen, self.repeat = (
-            kept_choice(records, index, split),
+            cached_split(records, index, split),
             records.repeat if split == "train" else 1,
         )
 
     def __reduce__(self) -> Any:
-        return reopened, (type(self), self.records, self.indexed.folder, self.split)
+        return reopen, (type(self), self.records, self.indexed.folder, self.split)
 
     def __len__(self) -> int:
         return len(self.chosen) * self.repeat
@@ -157,7 +157,7 @@ class Opened(abc.ABC, Sequence[Record]):
         """The record that stands there; raises ValueError, saying what is wrong, if there is none."""
 
 
-def reopened(kind: type[Opened], records: Any, folder: Path, split: str) -> Opened:
+def reopen(kind: type[OpenFiles], records: Any, folder: Path, split: str) -> OpenFiles:
     """What was pickled, in another process."""
     return kind(records, Index.load(folder), split)
 
@@ -174,19 +174,19 @@ class Files(Records):
     repeat: PositiveInt = 1
     """How often each training record stands in an epoch."""
 
-    opened: ClassVar[type[Opened]]
+    opened: ClassVar[type[OpenFiles]]
 
     @abc.abstractmethod
     def found(self) -> list[File]:
         """The files, in an order that lasts; raises Refused if there are none."""
 
     @abc.abstractmethod
-    def scan(self, file: File) -> Found:
+    def scan(self, file: File) -> ScanResult:
         """The records in a file; raises Refused if it is not what it should be."""
 
-    def open(self, split: str) -> Opened:
+    def open(self, split: str) -> OpenFiles:
         index = vars(self).get("prepared") or self.index()
-        self.some(index, kept_choice(self, index, split), split)
+        self.require_nonempty(index, cached_split(self, index, split), split)
         return self.opened(self, index, split)
 
     def prepare(self) -> str:
@@ -194,9 +194,9 @@ class Files(Records):
         vars(self)["prepared"] = (
             index  # for `open`: files are not looked for again before they are prepared again
         )
-        splits = {split: kept_choice(self, index, split) for split in ("train", "eval")}
+        splits = {split: cached_split(self, index, split) for split in ("train", "eval")}
         for split in splits if self.eval_share else ("train",):
-            self.some(index, splits[split], split)
+            self.require_nonempty(index, splits[split], split)
         if index.passed:
             log.warning("%s in %s: %s", self.kind, common_folder(index.files), index.passed)
         said = ", ".join(f"{split} {len(places)}" for split, places in splits.items())
@@ -205,7 +205,7 @@ class Files(Records):
     def __getstate__(self) -> dict[str, Any]:  # pickled without the index, which each process maps
         return {name: value for name, value in vars(self).items() if name != "prepared"}
 
-    def some(self, index: Index, places: np.ndarray, split: str) -> np.ndarray:
+    def require_nonempty(self, index: Index, places: np.ndarray, split: str) -> np.ndarray:
         if not len(places):
             count, more = len(index.places.which), len(index.files) - 1
             where = index.files[0].path + (f" and {more} other files" if more else "")
@@ -252,15 +252,17 @@ class Files(Records):
         key.update(listed.text.tobytes() + listed.ends.tobytes())
         times = [(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats]
         key.update(np.array(times, np.int64).tobytes())
-        target = cache("index") / f"{self.kind}-{key.hexdigest()[:24]}"
+        target = cache_folder("index") / f"{self.kind}-{key.hexdigest()[:24]}"
 
         def make(folder: Path) -> None:
             log.info("indexing %d files in %s (once)", len(files), common_folder(files))
             save(
-                folder, listed, joined(files, self.scanned(files), [stat.st_size for stat in stats])
+                folder,
+                listed,
+                merge_results(files, self.scan_all(files), [stat.st_size for stat in stats]),
             )
 
-        folder = made(target, make)
+        folder = build_once(target, make)
         try:
             return Index.load(folder)
         except (
@@ -271,16 +273,16 @@ class Files(Records):
             EOFError,
         ):  # it was cut off, by a full disk for example
             shutil.rmtree(target, ignore_errors=True)
-            return Index.load(made(target, make))
+            return Index.load(build_once(target, make))
 
-    def scanned(self, files: list[File]) -> list[Found]:
+    def scan_all(self, files: list[File]) -> list[ScanResult]:
         """What is found in each file, by several threads."""
 
-        def scan(file: File) -> Found:
+        def scan(file: File) -> ScanResult:
             with readable(file.path):
                 return self.scan(file)
 
-        found: list[Found] = []
+        found: list[ScanResult] = []
         said, pool = time.monotonic(), ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1))
         try:
             for start in range(0, len(files), AT_ONCE):
@@ -300,7 +302,7 @@ def common_folder(files: Sequence[File]) -> str:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Named(Files):
+class FilePatterns(Files):
     """Files by path."""
 
     files: str | tuple[str, ...]
@@ -310,13 +312,15 @@ class Named(Files):
 
     def found(self) -> list[File]:
         if not self.eval_files:
-            return matched(self.files)
-        held_out = matched(self.eval_files, "eval")
+            return match_files(self.files)
+        held_out = match_files(self.eval_files, "eval")
         paths = {file.path for file in held_out}
-        return [file for file in matched(self.files, "train") if file.path not in paths] + held_out
+        return [
+            file for file in match_files(self.files, "train") if file.path not in paths
+        ] + held_out
 
 
-def matched(patterns: str | tuple[str, ...], split: str = "") -> list[File]:
+def match_files(patterns: str | tuple[str, ...], split: str = "") -> list[File]:
     """The files that patterns match, in order of pattern and path, each once; `Refused` if one matches none.
 
     A file's name is its path from the first folder of its pattern that has a `*` in it, or its last part.
@@ -328,7 +332,7 @@ def matched(patterns: str | tuple[str, ...], split: str = "") -> list[File]:
             raise Refused(f"{given} is a folder: name files, as in {os.path.join(given, '*')}.")
         whole = os.path.isfile(pattern)  # a name may have brackets in it
         there = [pattern] if whole else sorted(glob.glob(pattern, recursive=True))
-        paths = list(filter(file_or_broken, there))
+        paths = list(filter(is_file_or_broken_link, there))
         if not paths:
             raise Refused(f"no file matches {given} (sought as {pattern}).")
         root = os.path.dirname(pattern)
@@ -364,7 +368,7 @@ def warn_of_denied_folders(pattern: str, root: str) -> None:
         pass
 
 
-def file_or_broken(path: str) -> bool:
+def is_file_or_broken_link(path: str) -> bool:
     """Whether it is a file, or a link to nothing, which is to be told and not passed over."""
     return os.path.isfile(path) or not os.path.exists(path)
 
@@ -380,14 +384,14 @@ def readable(path: str = "a file") -> Iterator[None]:
         ) from error
 
 
-class Joined(NamedTuple):
+class IndexData(NamedTuple):
     """An index before it is written."""
 
-    places: Places
+    places: Locations
     header: dict[str, Any]
 
 
-def joined(files: Sequence[File], found: list[Found], sizes: list[int]) -> Joined:
+def merge_results(files: Sequence[File], found: list[ScanResult], sizes: list[int]) -> IndexData:
     """The index of files of those sizes, of what was found in each."""
     numbers = np.repeat(np.arange(len(files), dtype=np.int32), [len(each.start) for each in found])
     start, size, hashes = (
@@ -411,17 +415,17 @@ def joined(files: Sequence[File], found: list[Found], sizes: list[int]) -> Joine
     if blank := sum(each.blank for each in found):
         passed.append(f"{blank} blank lines are no records")
     header = {"bytes": sum(sizes), "sha256": digest.hexdigest(), "passed": "; ".join(passed)}
-    return Joined(Places(numbers, start, size, hashes), header)
+    return IndexData(Locations(numbers, start, size, hashes), header)
 
 
-def save(folder: Path, files: FileList, index: Joined) -> None:
+def save(folder: Path, files: FileList, index: IndexData) -> None:
     """Writes what `Index.load` reads."""
     for name, array in {"text": files.text, "ends": files.ends, **index.places._asdict()}.items():
         np.save(folder / f"{name}.npy", array)
     (folder / "header.json").write_text(json.dumps(index.header))
 
 
-def chosen(records: Files, index: Index, split: str) -> np.ndarray:
+def split_records(records: Files, index: Index, split: str) -> np.ndarray:
     """Which of all records are in a split, ascending."""
     told = np.array([("train", "eval", "").index(file.split) for file in index.files])[
         index.places.which
@@ -437,14 +441,14 @@ def chosen(records: Files, index: Index, split: str) -> np.ndarray:
     return places
 
 
-def kept_choice(records: Files, index: Index, split: str) -> np.ndarray:
+def cached_split(records: Files, index: Index, split: str) -> np.ndarray:
     """The same, kept beside the index and mapped from there."""
     settings = records.eval_share, records.limit if split == "train" else None
     target = index.folder / f"{split}-{sha256(repr(settings))[:16]}.npy"
     with contextlib.suppress(OSError, ValueError, EOFError):  # not there, or cut off
-        return mapped(target)
-    write(target, lambda path: np.save(path, chosen(records, index, split)))
-    return mapped(target)
+        return load_array(target)
+    write_atomically(target, lambda path: np.save(path, split_records(records, index, split)))
+    return load_array(target)
 
 
 def hash64(text: bytes) -> bytes:

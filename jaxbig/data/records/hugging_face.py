@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxbig.data.core.dataset import Record
-from jaxbig.data.records.file_index import File, Files, Found, Opened, readable, row_hashes
+from jaxbig.data.records.file_index import File, Files, OpenFiles, ScanResult, readable, row_hashes
 from jaxbig.errors import Refused
 
 EVALS = ("validation", "eval", "val", "dev", "test")
@@ -22,7 +22,7 @@ OPEN = 16
 """Files that are mapped at a time."""
 
 
-class Rows(Opened):
+class OpenArrow(OpenFiles):
     """Rows of Arrow files, which are mapped into memory."""
 
     def __init__(self, *args: Any):
@@ -54,7 +54,7 @@ class HuggingFace(Files):
     eval_split: str = ""
     """Which split is for evaluation; none: the first of validation, eval, val, dev, test that is there."""
 
-    opened = Rows
+    opened = OpenArrow
 
     @property
     def root(self) -> Path:
@@ -100,11 +100,11 @@ class HuggingFace(Files):
                 path = folder / each["filename"]
                 yield File(str(path), f"{split}/{path.name}" if split else path.name, split)
 
-    def scan(self, file: File) -> Found:
+    def scan(self, file: File) -> ScanResult:
         rows = arrow_table(file.path).num_rows
         with open(file.path, "rb") as data:
             content = hashlib.file_digest(data, "sha256").digest()
-        return Found(
+        return ScanResult(
             np.arange(rows), np.zeros(rows, np.int64), row_hashes(file.name, rows), content
         )
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jaxbig.data.core.dataset import Record
-from jaxbig.data.records.file_index import File, Files, Found, Opened, hashes, readable
+from jaxbig.data.records.file_index import File, Files, OpenFiles, ScanResult, hashes, readable
 from jaxbig.errors import Refused
 
 log = logging.getLogger("jaxbig")
@@ -17,7 +17,7 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 EVALS = ("eval", "val", "validation", "test")  # the first that is there is the evaluation split
 
 
-class OfClass(Opened):
+class OpenClassFolder(OpenFiles):
     """Files in folders of classes."""
 
     def __init__(self, records: "ClassFolder", *args: Any):
@@ -32,7 +32,7 @@ class OfClass(Opened):
         return self.place(index)[0].path
 
 
-class Images(OfClass):
+class OpenImages(OpenClassFolder):
     def read(self, file: File, start: int, size: int) -> Record:
         with open(file.path, "rb") as image:
             return {"image": image.read(), "label": self.label(file)}
@@ -52,7 +52,7 @@ class ClassFolder(Files):
     @property
     def classes(self) -> tuple[str, ...]:
         """The classes' names, sorted; a label is a place among them."""
-        return tuple(some_folders(next(iter(self.splits().values()))))
+        return tuple(require_folders(next(iter(self.splits().values()))))
 
     def splits(self) -> dict[str, str]:
         """The folder of classes of each split, the training one first; of "" if the records' hashes decide."""
@@ -70,7 +70,7 @@ class ClassFolder(Files):
         classes = self.classes
         passed: list[str] = []
         for split, root in self.splits().items():
-            there = some_folders(root)
+            there = require_folders(root)
             if unknown := sorted(set(there) - set(classes)):
                 raise Refused(
                     f"{root} has class {unknown[0]}, which the training {self.of}s have not."
@@ -107,11 +107,11 @@ class ClassFolder(Files):
             )
         return files
 
-    def scan(self, file: File) -> Found:
+    def scan(self, file: File) -> ScanResult:
         with open(file.path, "rb") as image:
             content = hashlib.file_digest(image, "sha256").digest()
             size = np.array([image.tell()], np.int64)
-        return Found(np.zeros(1, np.int64), size, hashes([os.fsencode(file.name)]), content)
+        return ScanResult(np.zeros(1, np.int64), size, hashes([os.fsencode(file.name)]), content)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,7 @@ class ImageFolder(ClassFolder):
     hash of an image's name, CLASS/IMAGE, decides. Names that begin with a dot are passed over.
     """
 
-    opened = Images
+    opened = OpenImages
     endings = ENDINGS
     of = "image"
 
@@ -135,7 +135,7 @@ def folders(root: str) -> list[str]:
         )
 
 
-def some_folders(root: str) -> list[str]:
+def require_folders(root: str) -> list[str]:
     """The same; `Refused` if there is none."""
     if not (there := folders(root)):
         raise Refused(f"{root} has no folder in it: make one for each class, with its files.")

@@ -5,12 +5,12 @@ import json
 import os
 
 from jaxbig.data.core.dataset import Record
-from jaxbig.data.records.file_index import File, Found, Named
-from jaxbig.data.records.text_files import Spans, scan_lines
+from jaxbig.data.records.file_index import File, FilePatterns, ScanResult
+from jaxbig.data.records.text_files import OpenSpans, scan_lines
 from jaxbig.errors import Refused
 
 
-class Lines(Spans):
+class OpenLines(OpenSpans):
     def read(self, file: File, start: int, size: int) -> Record:
         text = self.span(file, start, size)
         try:
@@ -23,13 +23,13 @@ class Lines(Spans):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class JsonLines(Named):
+class JsonLines(FilePatterns):
     """JSON objects, a record a line; blank lines are none. The hash that decides for train or eval is of the line's
     bytes, so that a line that stands twice is on one side."""
 
-    opened = Lines
+    opened = OpenLines
 
-    def scan(self, file: File) -> Found:
+    def scan(self, file: File) -> ScanResult:
         if not os.path.getsize(file.path):
             raise Refused(f"{file.path} is empty: write it again, or remove it.")
         return scan_lines(file.path)

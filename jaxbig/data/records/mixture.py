@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxbig.data.core.dataset import Record, Records
 from jaxbig.data.core.examples import fetch, where
-from jaxbig.data.core.permutation import GOLDEN, hashed, permuted
+from jaxbig.data.core.permutation import GOLDEN, permuted, splitmix64
 from jaxbig.errors import Refused
 
 RANGE = 2**64
@@ -59,10 +59,10 @@ class Mixture(Records):
         pairs = zip(self.weights, identities, strict=True)
         return "mixture of " + "; ".join(f"{weight:g} x ({part})" for weight, part in pairs)
 
-    def open(self, split: str) -> "Mixed":
+    def open(self, split: str) -> "OpenMixture":
         self.check()
-        mixed = Mixed(
-            [relabelled(part.open(split), part, self.classes) for part in self.parts], self.weights
+        mixed = OpenMixture(
+            [relabel(part.open(split), part, self.classes) for part in self.parts], self.weights
         )
         for place, size in enumerate(mixed.sizes):
             if not size:
@@ -107,19 +107,15 @@ def named_classes(records: Records) -> tuple[str, ...]:
     return tuple(getattr(records, "classes", ()))
 
 
-def relabelled(
-    opened: Sequence[Record], part: Records, classes: tuple[str, ...]
-) -> Sequence[Record]:
+def relabel(opened: Sequence[Record], part: Records, classes: tuple[str, ...]) -> Sequence[Record]:
     """A part's records with the labels of the whole mixture's classes."""
     own = named_classes(part)
     return (
-        opened
-        if own in ((), classes)
-        else Relabelled(opened, [classes.index(name) for name in own])
+        opened if own in ((), classes) else Relabeled(opened, [classes.index(name) for name in own])
     )
 
 
-class Relabelled(Sequence[Record]):
+class Relabeled(Sequence[Record]):
     """Records whose `label` is another number: `numbers[label]`; below 0 it is no class, and stays so."""
 
     def __init__(self, records: Sequence[Record], numbers: list[int]):
@@ -142,7 +138,7 @@ class Relabelled(Sequence[Record]):
         return where(self.records, index)
 
 
-class Mixed(Sequence[Record]):
+class OpenMixture(Sequence[Record]):
     """The opened records of a mixture: those of its parts, one part after another."""
 
     def __init__(self, parts: Sequence[Sequence[Record]], weights: Sequence[float]):
@@ -183,7 +179,7 @@ class Mixed(Sequence[Record]):
 
     def draw(self, seed: int, positions: np.ndarray) -> np.ndarray:
         """The records at consecutive positions [N] of the endless row of examples."""
-        first, offset = int(positions[0]), int(hashed(np.array([seed], np.uint64))[0])
+        first, offset = int(positions[0]), int(splitmix64(np.array([seed], np.uint64))[0])
         spread = positions.astype(np.uint64) * np.uint64(GOLDEN) + np.uint64(offset)
         owners = np.searchsorted(np.array(self.bounds[1:-1], np.uint64), spread, side="right")
         before = [below(first, offset, bound) for bound in self.bounds]

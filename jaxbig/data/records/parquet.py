@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from jaxbig.data.core.dataset import Record
-from jaxbig.data.records.file_index import File, Found, Named, Opened, row_hashes
+from jaxbig.data.records.file_index import File, FilePatterns, OpenFiles, ScanResult, row_hashes
 from jaxbig.errors import Refused
 
 KEPT = 1 << 28  # bytes of decoded row groups
 OPEN = 64  # files at once
 
 
-class Rows(Opened):
+class OpenParquet(OpenFiles):
     """Rows, read a row group at a time; the last ones used are kept, at most `KEPT` bytes or one."""
 
     def __init__(self, *args: Any):
@@ -63,7 +63,7 @@ class Rows(Opened):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Parquet(Named):
+class Parquet(FilePatterns):
     """Rows of Parquet files: records {column: value} of plain Python values.
 
     The hash that decides for train or eval is of the file's name and the row's number. To read one row its row group
@@ -73,9 +73,9 @@ class Parquet(Named):
     columns: tuple[str, ...] = ()
     """The columns to read; none: all."""
 
-    opened = Rows
+    opened = OpenParquet
 
-    def scan(self, file: File) -> Found:
+    def scan(self, file: File) -> ScanResult:
         opened = parquet_file(file.path)
         there, rows = opened.schema_arrow.names, opened.metadata.num_rows
         for column in self.columns:
@@ -86,7 +86,7 @@ class Parquet(Named):
                 )
         with open(file.path, "rb") as read:
             content = hashlib.file_digest(read, "sha256").digest()
-        return Found(
+        return ScanResult(
             np.arange(rows), np.zeros(rows, np.int64), row_hashes(file.name, rows), content
         )
 

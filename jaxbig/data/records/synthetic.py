@@ -29,7 +29,7 @@ SPLITS = ("train", "eval")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MadeUp(Records):
+class Synthetic(Records):
     """The same few records each time; a feature is of the kind whose field names it."""
 
     count: PositiveInt = 48

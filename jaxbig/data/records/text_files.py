@@ -10,13 +10,13 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 
 from jaxbig.data.core.dataset import Record
-from jaxbig.data.records.file_index import File, Found, Named, Opened, hash64, hashes
+from jaxbig.data.records.file_index import File, FilePatterns, OpenFiles, ScanResult, hash64, hashes
 
 OPEN = 64  # files at once
 CHUNK = 1 << 20  # bytes
 
 
-class Spans(Opened):
+class OpenSpans(OpenFiles):
     """Records that are bytes of files. The first `OPEN` files that are read stay open."""
 
     def __init__(self, *args: Any):
@@ -45,7 +45,7 @@ class Spans(Opened):
         return f"{file.path} line {line_number(file.path, start)}"
 
 
-class Texts(Spans):
+class OpenTexts(OpenSpans):
     def read(self, file: File, start: int, size: int) -> Record:
         return {"name": file.name, "text": self.span(file, start, size)}
 
@@ -54,7 +54,7 @@ class Texts(Spans):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TextFiles(Named):
+class TextFiles(FilePatterns):
     """Texts: records {"name": the file's, "text": bytes}. Empty files and blank lines are no records.
 
     The hash that decides for train or eval is of the file's name, or of the line's or paragraph's bytes.
@@ -63,20 +63,20 @@ class TextFiles(Named):
     by: Literal["file", "line", "paragraph"] = "file"
     """What a record is; paragraphs are what blank lines divide."""
 
-    opened = Texts
+    opened = OpenTexts
 
-    def scan(self, file: File) -> Found:
+    def scan(self, file: File) -> ScanResult:
         if self.by != "file":
             return scan_lines(file.path, self.by == "paragraph")
         with open(file.path, "rb") as text:
             content = hashlib.file_digest(text, "sha256").digest()
             sizes = np.array([text.tell()] if text.tell() else [], np.int64)
-        return Found(
+        return ScanResult(
             np.zeros_like(sizes), sizes, hashes([os.fsencode(file.name)] * len(sizes)), content
         )
 
 
-def scan_lines(path: str, paragraphs: bool = False) -> Found:
+def scan_lines(path: str, paragraphs: bool = False) -> ScanResult:
     """Where the lines or paragraphs of a file stand, and the hash of each one's bytes."""
     starts, sizes, marks, digest, lines = (
         array.array("q"),
@@ -99,7 +99,7 @@ def scan_lines(path: str, paragraphs: bool = False) -> Found:
             sizes.append(len(text))
             marks.append(hash64(text))
     blank = 0 if paragraphs else lines - len(starts)
-    return Found(
+    return ScanResult(
         np.array(starts),
         np.array(sizes),
         np.frombuffer(b"".join(marks), "<u8"),

@@ -118,7 +118,7 @@ class Tfds(Records):
             if isinstance(feature, tfds.features.Image)
         }
         records = builder.as_data_source(chosen, decoders=encoded)  # type: ignore[call-arg]
-        return Opened(records, f"{builder.data_path} {chosen}")  # type: ignore[return-value]
+        return OpenSplit(records, f"{builder.data_path} {chosen}")  # type: ignore[return-value]
 
     def fetch(self) -> None:
         """Downloads and prepares what is not there: one process does, others wait; what was half-way is begun anew."""
@@ -155,7 +155,7 @@ class Tfds(Records):
             ) from None
 
 
-class Opened:
+class OpenSplit:
     """An opened split: TFDS's source, whose records can be named."""
 
     def __init__(self, records: Any, name: str):

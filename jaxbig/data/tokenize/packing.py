@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxbig.data.core.cache import cache, made, sha256
+from jaxbig.data.core.cache import build_once, cache_folder, sha256
 from jaxbig.errors import Refused
 
 log = logging.getLogger("jaxbig")
@@ -176,7 +176,9 @@ def packed(
         header = save(folder, checked(documents()), length)._replace(bad=list(bad))
         (folder / "header.json").write_text(json.dumps(header._asdict()))
 
-    reader = Packed(made(cache("packed") / sha256(repr([VERSION, key, length]))[:24], make))
+    reader = Packed(
+        build_once(cache_folder("packed") / sha256(repr([VERSION, key, length]))[:24], make)
+    )
     log.info("%s, of which %.2f%% padding", reader.identity, 100 * reader.header.padding)
     if reader.header.empty:
         log.warning("%d empty documents are left out", reader.header.empty)

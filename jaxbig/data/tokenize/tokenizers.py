@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jaxbig.constraints import PositiveInt
-from jaxbig.data.core.cache import cache, made, sha256
+from jaxbig.data.core.cache import build_once, cache_folder, sha256
 from jaxbig.errors import Refused
 
 log = logging.getLogger("jaxbig")
@@ -250,8 +250,8 @@ class BytePairs(FromFile):
             ).hexdigest()
         )
         what = sha256(repr([VERSION, self.version, self.vocab, self.specials, key]))[:24]
-        folder = made(
-            cache("tokenizers") / what,
+        folder = build_once(
+            cache_folder("tokenizers") / what,
             lambda part: (part / self.name).write_text(
                 learn(texts(), self.vocab, self.specials), encoding="utf-8"
             ),

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxbig.data.core.fields import Mismatch, kind
+from jaxbig.data.core.fields import MismatchError, kind
 
 Levels = tuple[float, float] | None
 """Which numbers are black and white; None: as the dtype or the file's format says."""
@@ -25,17 +25,19 @@ DEEP = ("PNG", "PPM")
 
 
 def eight_bits(image: np.ndarray, levels: Levels = None) -> np.ndarray:
-    """Numbers [Y, X] or [Y, X, C] as uint8 [Y, X, C]; `Mismatch` where it is not said what is black and white, or a
+    """Numbers [Y, X] or [Y, X, C] as uint8 [Y, X, C]; `MismatchError` where it is not said what is black and white, or a
     number lies beyond. uint8 says it by itself, and so does bool."""
     pixels = image[..., None] if image.ndim == 2 else image
     if pixels.ndim != 3 or 0 in pixels.shape:
-        raise Mismatch(f"its image has the shape {image.shape}, and not [rows, columns, channels]")
+        raise MismatchError(
+            f"its image has the shape {image.shape}, and not [rows, columns, channels]"
+        )
     if levels is None and pixels.dtype == np.uint8:
         return pixels
     if levels is None and pixels.dtype == bool:
         return pixels.astype(np.uint8) * 255
     if pixels.dtype.kind not in "biuf":
-        raise Mismatch(f"its image is {kind(image)}, and not of numbers")
+        raise MismatchError(f"its image is {kind(image)}, and not of numbers")
     low, high = float(pixels.min()), float(pixels.max())
     if not np.isfinite([low, high]).all():  # NaN is the least and the greatest where there is one
         raise ValueError("its image has a number that is not finite")
@@ -44,14 +46,14 @@ def eight_bits(image: np.ndarray, levels: Levels = None) -> np.ndarray:
         first, last = next(
             (pair for pair in GUESSES if pair[0] <= low and high <= pair[1]), (low, high)
         )
-        raise Mismatch(
+        raise MismatchError(
             f"{extent}, which does not say what is black and what is white: say it, as in --data.levels {first:g} "
             f"{last:g}, or save it as uint8 from 0 to 255"
         )
     black, white = levels
     half = abs(white - black) / 510  # of a level of grey: what interpolation may add
     if low < min(levels) - half or high > max(levels) + half:
-        raise Mismatch(
+        raise MismatchError(
             f"{extent}, beyond --data.levels {black:g} {white:g}: give levels that it stays within"
         )
     return np.rint(
@@ -70,7 +72,7 @@ def picture_of(pixels: np.ndarray) -> Any:
             if pixels.shape[0] <= 4
             else ""
         )
-        raise Mismatch(
+        raise MismatchError(
             f"its image has the shape {pixels.shape}, and an image has 1 to 4 channels{last}"
         )
     return plain(Image.fromarray(pixels[..., 0] if count == 1 else np.ascontiguousarray(pixels)))

@@ -23,7 +23,7 @@ from jaxbig.data.builtin.digits import Digits
 from jaxbig.data.builtin.pytext import PyText
 from jaxbig.data.images import Images
 from jaxbig.data.records.image_folder import ImageFolder
-from jaxbig.data.records.synthetic import MadeUp
+from jaxbig.data.records.synthetic import Synthetic
 from jaxbig.data.tabular import Columns
 from jaxbig.data.transforms.augment import (
     CentralCrop,
@@ -483,7 +483,7 @@ BAD = {
     "optimizer.b2 1.0": changed(optimizer=AdamW(learning_rate=RATE, b2=1.0)),
     "optimizer.weight-decay -0.1": changed(optimizer=AdamW(learning_rate=RATE, weight_decay=-0.1)),
 }
-IMAGES = Images(records=MadeUp(images=("image",)), batch=2, size=8, classes=2)
+IMAGES = Images(records=Synthetic(images=("image",)), batch=2, size=8, classes=2)
 AUGMENT = {
     "size 0": RandomCrop(size=0),
     "least -0.1": ResizedCrop(least=-0.1),
@@ -531,7 +531,7 @@ MEL = {
 MEL |= {"floor 0.0": LogMel(floor=0.0), "mels 0": LogMel(mels=0)}
 BAD |= {
     f"data.spectrogram.{option}": changed(
-        data=Sounds(records=MadeUp(), batch=2, classes=2, spectrogram=mel)
+        data=Sounds(records=Synthetic(), batch=2, classes=2, spectrogram=mel)
     )
     for option, mel in MEL.items()
 }
@@ -539,14 +539,14 @@ FOLDER = ImageFolder(folder="")
 WRONG: dict[str, dict[str, Any]] = {
     "data.size 0": {"size": 0},
     "data.canvas -1": {"canvas": -1},
-    "data.records.count 0": {"records": MadeUp(count=0)},
+    "data.records.count 0": {"records": Synthetic(count=0)},
     "data.records.eval-share 1.0": {"records": dataclasses.replace(FOLDER, eval_share=1.0)},
     "data.records.limit 0": {"records": dataclasses.replace(FOLDER, limit=0)},
 }
 BAD |= {
     option: changed(data=dataclasses.replace(IMAGES, **fields)) for option, fields in WRONG.items()
 }
-BAD |= {"data.shape.1 0": changed(data=Columns(records=MadeUp(), batch=2, shape=(3, 0)))}
+BAD |= {"data.shape.1 0": changed(data=Columns(records=Synthetic(), batch=2, shape=(3, 0)))}
 
 
 @pytest.mark.parametrize("option", BAD)

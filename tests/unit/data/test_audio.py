@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from jaxbig.data.audio import Sounds, waveform
-from jaxbig.data.records.synthetic import MadeUp
+from jaxbig.data.records.synthetic import Synthetic
 
 SAMPLES = 1_600
 WAVE = 0.9 * np.sin(2 * np.pi * 440 * np.arange(SAMPLES) / 16_000)
-DATA = Sounds(records=MadeUp(), classes=2, batch=1, samples=SAMPLES)
+DATA = Sounds(records=Synthetic(), classes=2, batch=1, samples=SAMPLES)
 # each with the largest error that its bits leave
 STORED: dict[str, tuple[np.ndarray, float]] = {
     "float16": (WAVE.astype(np.float16), 2**-11),

@@ -21,7 +21,7 @@ from PIL import Image
 
 from jaxbig.data.audio import Sounds
 from jaxbig.data.core.dataset import Data, Rows
-from jaxbig.data.core.examples import Reading
+from jaxbig.data.core.examples import RecordSource
 from jaxbig.data.images import Images
 from jaxbig.data.records.arrays import Arrays
 from jaxbig.data.records.image_folder import ImageFolder
@@ -67,7 +67,7 @@ def read(data: Data) -> Rows | None:
     try:
         data.prepare()
         source = data.source("train")
-        assert isinstance(source, Reading)
+        assert isinstance(source, RecordSource)
         source.check("train")
         rows = source.rows(np.arange(len(source)))
     except (Refused, Failed) as error:

@@ -18,7 +18,7 @@ from PIL import Image
 from jaxbig.config.fingerprint import identity
 from jaxbig.data.core.content_digest import RECORDS, digest_files, digest_records, flatten
 from jaxbig.data.core.dataset import Record, Records
-from jaxbig.data.records.synthetic import MadeUp
+from jaxbig.data.records.synthetic import Synthetic
 from jaxbig.errors import Refused
 from jaxbig.train.resume import differences
 
@@ -160,7 +160,7 @@ def test_of_many_records_an_even_choice_is_read(monkeypatch: pytest.MonkeyPatch)
 def test_no_records_have_an_identity_too() -> None:
     assert (
         digest_records([]).startswith("0 sha256:")
-        and MadeUp(texts=("text",)).prepare() == MadeUp(texts=("text",)).prepare()
+        and Synthetic(texts=("text",)).prepare() == Synthetic(texts=("text",)).prepare()
     )
 
 

@@ -29,7 +29,7 @@ from jaxbig.data.records.image_folder import ImageFolder
 from jaxbig.data.records.json_lines import JsonLines
 from jaxbig.data.records.mixture import Mixture
 from jaxbig.data.records.parquet import Parquet
-from jaxbig.data.records.synthetic import MadeUp
+from jaxbig.data.records.synthetic import Synthetic
 from jaxbig.data.records.text_files import TextFiles
 from jaxbig.data.records.tfds import Tfds
 from jaxbig.data.records.tfds_builder import Builder, prepared
@@ -143,8 +143,8 @@ def texts(root: Path) -> TextFiles:
     return TextFiles(files=str(root / "*.txt"), eval_share=0.3)
 
 
-def made_up() -> MadeUp:
-    return MadeUp(
+def made_up() -> Synthetic:
+    return Synthetic(
         count=20,
         images=("image",),
         texts=("text", "upper"),

@@ -20,7 +20,7 @@ from jaxbig.data.records.arrays import Arrays
 from jaxbig.data.records.image_folder import ImageFolder
 from jaxbig.data.records.json_lines import JsonLines
 from jaxbig.data.records.mixture import Mixture
-from jaxbig.data.records.synthetic import MadeUp, image
+from jaxbig.data.records.synthetic import Synthetic, image
 from jaxbig.data.tabular import Columns
 from jaxbig.data.text import Pairs, Sentences, Tokens
 from jaxbig.data.transforms.augment import CentralCrop, Flip, Mixup, ResizedCrop
@@ -48,8 +48,8 @@ TEXTS = given(*({"text": "ab", "label": number % 5} for number in range(40)))
 TABLE = given(
     *({"a": float(number), "b": 1.0, "y": number % 5, "z": [1.0, 2.0]} for number in range(40))
 )
-SOUND = MadeUp(count=4, waves=("audio",), labels=(("label", 3),))
-PICTURES = MadeUp(count=4, images=("image",), labels=(("label", 3),))
+SOUND = Synthetic(count=4, waves=("audio",), labels=(("label", 3),))
+PICTURES = Synthetic(count=4, images=("image",), labels=(("label", 3),))
 
 
 def sentences(**fields: Any) -> Sentences:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxbig.data.core.fields import Mismatch, as_bytes, cast, class_of, field, numbers
+from jaxbig.data.core.fields import MismatchError, as_bytes, cast, class_of, field, numbers
 
 LABELS: dict[str, tuple[Any, int]] = {
     "int": (2, 2),
@@ -105,11 +105,11 @@ def test_label_of_json_that_is_one_is_one(text: str) -> None:
 
 def test_field_that_is_not_there_is_named_with_its_option_and_the_nearest() -> None:
     with pytest.raises(
-        Mismatch,
+        MismatchError,
         match=r"it has no 'labl', which --data\.label names, but text, label; the nearest is label$",
     ):
         field({"text": "a", "label": 1}, "labl", "--data.label")
-    with pytest.raises(Mismatch, match="it has no 'x', and no other field"):
+    with pytest.raises(MismatchError, match="it has no 'x', and no other field"):
         field({}, "x")
 
 
@@ -227,5 +227,5 @@ BAD_CASTS: list[tuple[Any, str, str]] = [
 
 @pytest.mark.parametrize(("value", "dtype", "words"), BAD_CASTS)
 def test_cast_that_changes_a_number_is_refused(value: Any, dtype: str, words: str) -> None:
-    with pytest.raises(Mismatch, match=words):
+    with pytest.raises(MismatchError, match=words):
         cast(value, np.dtype(dtype), "x")

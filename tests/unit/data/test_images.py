@@ -14,7 +14,7 @@ from jaxbig.config.experiment import Experiment
 from jaxbig.data.core.dataset import Batch
 from jaxbig.data.images import Images
 from jaxbig.data.pipeline.loader import train_batch
-from jaxbig.data.records.synthetic import MadeUp
+from jaxbig.data.records.synthetic import Synthetic
 from jaxbig.data.transforms.augment import (
     CentralCrop,
     CutMix,
@@ -35,7 +35,7 @@ from jaxbig.train.trainer import evaluate
 
 CLASSES = 3
 DATA = Images(
-    records=MadeUp(images=("image",), labels=(("label", CLASSES),)),
+    records=Synthetic(images=("image",), labels=(("label", CLASSES),)),
     batch=16,
     size=8,
     classes=CLASSES,
@@ -141,7 +141,7 @@ def test_images_that_do_not_come_out_as_was_said_are_refused(
     assert all(word in str(refused.value) for word in words), refused.value
 
 
-class Broken(MadeUp):
+class Broken(Synthetic):
     def open(self, split: str) -> Any:
         records = [dict(record) for record in super().open(split)]
         records[1]["image"] = records[1]["image"][:200]  # cut short

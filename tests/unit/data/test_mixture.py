@@ -15,7 +15,7 @@ from jaxbig.data.core.examples import Example, Examples
 from jaxbig.data.core.permutation import GOLDEN, permuted
 from jaxbig.data.pipeline.loader import eval_batch, train_batch, train_batches
 from jaxbig.data.pipeline.sampler import eval_steps
-from jaxbig.data.records.mixture import RANGE, Mixed, Mixture, Relabelled, below, floor_sum
+from jaxbig.data.records.mixture import RANGE, Mixture, OpenMixture, Relabeled, below, floor_sum
 from jaxbig.errors import Failed, Refused
 
 few = settings(max_examples=40, deadline=None)
@@ -80,7 +80,7 @@ def mixture(
     return Mixture(parts=tuple(parts), weights=weights)
 
 
-def owners(mixed: Mixed, seed: int, first: int, count: int) -> np.ndarray:
+def owners(mixed: OpenMixture, seed: int, first: int, count: int) -> np.ndarray:
     return mixed.owners(mixed.draw(seed, np.arange(first, first + count)))
 
 
@@ -336,9 +336,9 @@ def test_label_of_no_class_is_no_class_in_a_mixture() -> None:
         {"label": np.int64(0)},
         {"label": 1},
     ]  # as TFDS has splits without labels
-    assert [each["label"] for each in Relabelled(unlabelled, [2, 3])] == [-1, 2, 3]
+    assert [each["label"] for each in Relabeled(unlabelled, [2, 3])] == [-1, 2, 3]
     with pytest.raises(IndexError):
-        Relabelled([{"label": 2}], [2, 3])[0]
+        Relabeled([{"label": 2}], [2, 3])[0]
 
 
 def test_parts_of_the_same_classes_and_numbers_keep_them() -> None:

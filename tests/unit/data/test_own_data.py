@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from support.experiments import ROOT
 
-from jaxbig.data.core.fields import Mismatch
+from jaxbig.data.core.fields import MismatchError
 from jaxbig.data.masks import MaskFolder, Masks
 from jaxbig.data.pipeline.loader import eval_batch
 from jaxbig.data.records.arrays import Arrays
@@ -682,7 +682,7 @@ def test_image_without_its_mask_is_refused(folder: Path) -> None:
 )
 def test_mask_that_is_none_is_refused(mask: np.ndarray, words: str) -> None:
     data = Masks(records=MaskFolder(folder="x"), size=4, classes=3, batch=2)
-    with pytest.raises(Mismatch, match=re.escape(words)):
+    with pytest.raises(MismatchError, match=re.escape(words)):
         data.read({"image": np.zeros((4, 4, 3), np.uint8), "mask": mask})
 
 
@@ -692,7 +692,7 @@ def test_image_and_mask_of_other_shapes_are_refused() -> None:
     for shape in ((8, 12), (4, 6), (16, 24), (3, 4)):  # 3 x 4: as near to 8 x 12 as pixels are
         data.read({"image": image, "mask": np.zeros(shape, np.uint8)})
     for shape in ((12, 8), (8, 8), (6, 12)):
-        with pytest.raises(Mismatch, match="its image is 8 high and 12 wide"):
+        with pytest.raises(MismatchError, match="its image is 8 high and 12 wide"):
             data.read({"image": image, "mask": np.zeros(shape, np.uint8)})
 
 
@@ -705,7 +705,7 @@ def test_mask_has_the_shape_of_an_upright_image(orientation: int, shape: tuple[i
     Image.fromarray(np.zeros((8, 12, 3), np.uint8)).save(file, "JPEG", exif=exif)
     data = Masks(records=MaskFolder(folder="x"), size=4, classes=3, batch=2)
     data.read({"image": file.getvalue(), "mask": np.zeros(shape, np.uint8)})
-    with pytest.raises(Mismatch, match=f"its image is {shape[0]} high and {shape[1]} wide"):
+    with pytest.raises(MismatchError, match=f"its image is {shape[0]} high and {shape[1]} wide"):
         data.read({"image": file.getvalue(), "mask": np.zeros(shape[::-1], np.uint8)})
 
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxbig.data.core.fields import Mismatch
+from jaxbig.data.core.fields import MismatchError
 from jaxbig.data.images import Images, bounded
-from jaxbig.data.records.synthetic import MadeUp
+from jaxbig.data.records.synthetic import Synthetic
 from jaxbig.data.transforms import jpeg
 from jaxbig.data.transforms.pixels import plain
 from jaxbig.errors import Refused
@@ -194,7 +194,7 @@ FILES: dict[str, tuple[Callable[[], bytes], np.ndarray, float]] = {
 
 
 def data(**fields: Any) -> Images:
-    return Images(**{"records": MadeUp(), "batch": 1, "size": SIDE, "classes": 2, **fields})
+    return Images(**{"records": Synthetic(), "batch": 1, "size": SIDE, "classes": 2, **fields})
 
 
 def seen(value: Any, **fields: Any) -> np.ndarray:
@@ -364,7 +364,7 @@ def test_array_of_each_dtype_is_scaled_by_its_levels_and_refused_without(name: s
     )
     if array.dtype != np.uint8:
         words = rf"its image is {array.dtype} from .* to .*, which does not say what is black .*--data.levels"
-        with pytest.raises(Mismatch, match=words.replace("|", r"\|")):
+        with pytest.raises(MismatchError, match=words.replace("|", r"\|")):
             seen(array)
 
 
@@ -418,7 +418,7 @@ def test_array_with_alpha_lies_on_white() -> None:
 def test_array_of_the_size_and_channels_asked_is_taken_as_it_is() -> None:
     seven = np.arange(SIDE * SIDE * 7).reshape(SIDE, SIDE, 7).astype(np.uint8)
     assert (seen(seven, channels=7) == seven).all()
-    with pytest.raises(Mismatch, match=r"\(32, 32, 7\), and an image has 1 to 4 channels"):
+    with pytest.raises(MismatchError, match=r"\(32, 32, 7\), and an image has 1 to 4 channels"):
         seen(seven, channels=7, size=8)
 
 

@@ -26,7 +26,7 @@ from PIL import Image
 from jaxbig.data.core.dataset import Record
 from jaxbig.data.pipeline.sampler import train_indices
 from jaxbig.data.records.arrays import Arrays
-from jaxbig.data.records.file_index import Files, Opened, row_hashes
+from jaxbig.data.records.file_index import Files, OpenFiles, row_hashes
 from jaxbig.data.records.image_folder import ImageFolder
 from jaxbig.data.records.json_lines import JsonLines
 from jaxbig.data.records.parquet import Parquet
@@ -158,7 +158,7 @@ def test_an_epoch_with_limit_and_repeat_holds_each_so_often(kind: str, tmp_path:
     assert opened.where(10) == opened.where(1)
 
 
-def read(opened: Opened) -> list[Any]:
+def read(opened: OpenFiles) -> list[Any]:
     return [plain(record) for record in opened.__getitems__(range(len(opened)))]
 
 

@@ -23,7 +23,7 @@ from jaxbig.data.records.image_folder import ImageFolder
 from jaxbig.data.records.json_lines import JsonLines
 from jaxbig.data.records.mixture import Mixture
 from jaxbig.data.records.parquet import Parquet
-from jaxbig.data.records.synthetic import MadeUp
+from jaxbig.data.records.synthetic import Synthetic
 from jaxbig.data.records.text_files import TextFiles
 from jaxbig.data.records.tfds import Tfds
 from jaxbig.data.records.tfds_builder import Builder, prepared
@@ -77,7 +77,9 @@ def arrays(root: Path) -> Columns:
 
 
 def sounds(root: Path) -> Sounds:
-    return Sounds(records=MadeUp(waves=("audio",), labels=(("label", 4),)), batch=BATCH, classes=4)
+    return Sounds(
+        records=Synthetic(waves=("audio",), labels=(("label", 4),)), batch=BATCH, classes=4
+    )
 
 
 def mixed(root: Path) -> Tokens:

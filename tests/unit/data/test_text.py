@@ -16,14 +16,14 @@ from jaxbig.data.core.dataset import Record, Records
 from jaxbig.data.pipeline.loader import eval_batch, train_batch
 from jaxbig.data.records.json_lines import JsonLines
 from jaxbig.data.records.mixture import Mixture
-from jaxbig.data.records.synthetic import MadeUp
+from jaxbig.data.records.synthetic import Synthetic
 from jaxbig.data.text import Pairs, Sentences, Tokens
 from jaxbig.data.tokenize.tokenizers import BytePairs, Bytes
 from jaxbig.errors import Failed, Refused
 from jaxbig.models.language_model import Decoder
 from jaxbig.objectives.next_token import NextToken
 
-MADE_UP = MadeUp(texts=("text",), labels=(("label", 2),))
+MADE_UP = Synthetic(texts=("text",), labels=(("label", 2),))
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from support.experiments import small
 from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.config.experiment import Experiment
 from jaxbig.config.guard import Guard
-from jaxbig.data.records.synthetic import MadeUp
+from jaxbig.data.records.synthetic import Synthetic
 from jaxbig.data.tabular import Columns
 from jaxbig.data.text import TokenRows
 from jaxbig.distributed.mesh import Mesh
@@ -256,7 +256,7 @@ def test_padding_counts_in_no_loss_gradient_metric_or_statistic(name: str) -> No
 
 def left_out(**changes: Any) -> Experiment:
     """A perceptron whose data may leave records out."""
-    data = Columns(records=MadeUp(texts=()), batch=8, shape=(2,), classes=2, skip_bad_records=1)
+    data = Columns(records=Synthetic(texts=()), batch=8, shape=(2,), classes=2, skip_bad_records=1)
     adam = AdamW(learning_rate=Constant(1e-2), weight_decay=0.1)
     model, objective = MLP(widths=(4,), outputs=2), Classification(classes=2)
     parts: Any = {
@@ -299,7 +299,7 @@ def test_only_data_that_may_leave_records_out_looks_for_rows_that_are_not_real()
 
 
 def test_the_end_of_a_text_is_not_to_be_found_out() -> None:
-    data = TokenRows(records=MadeUp(texts=("text",)), batch=2, length=6)
+    data = TokenRows(records=Synthetic(texts=("text",)), batch=2, length=6)
     short, cut = (data.read({"text": text}) for text in (b"abc", b"abcdefgh"))
     assert short["mask"].tolist() == [1, 1, 1, 0, 0, 0] and short["lengths"] == 4
     assert cut["mask"].tolist() == [1] * 6 and cut["lengths"] == 6  # its end was cut off

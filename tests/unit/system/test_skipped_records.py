@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxbig.data.core.dataset import Rows
-from jaxbig.data.core.examples import Reading
+from jaxbig.data.core.examples import RecordSource
 from jaxbig.errors import Failed
 from jaxbig.train import skipped_records, trainer
 from jaxbig.train.skipped_records import agree_on_skipped
@@ -16,9 +16,9 @@ ROWS = {0: np.arange(4), 1: np.arange(4), 2: np.arange(4, 8), 3: np.arange(4, 8)
 """Two processes each read the same half of a batch, as with an axis `tensor` over hosts."""
 
 
-def source(bad: set[int], skip: int = 2) -> Reading:
+def source(bad: set[int], skip: int = 2) -> RecordSource:
     empty: Rows = {"mask": np.zeros((), np.float32)}
-    reading = Reading(
+    reading = RecordSource(
         [{"x": n} for n in range(20)], lambda record: {"mask": np.float32(1)}, empty, skip
     )
     reading.bad = bad

@@ -17,7 +17,7 @@ from jaxbig.data.core.examples import Examples
 from jaxbig.data.images import Images
 from jaxbig.data.pipeline.loader import eval_batch, train_batch
 from jaxbig.data.records.arrays import Arrays
-from jaxbig.data.records.synthetic import MadeUp
+from jaxbig.data.records.synthetic import Synthetic
 from jaxbig.data.tabular import Columns
 from jaxbig.errors import Refused
 from jaxbig.tools.inspect_batch import digest_of, inspect
@@ -79,7 +79,7 @@ def test_mixed_images_are_over_both_their_classes(
     from jaxbig.data.transforms.augment import Mixup
     from jaxbig.tools import inspect_batch
 
-    records = MadeUp(images=("image",), labels=(("label", 3),))
+    records = Synthetic(images=("image",), labels=(("label", 3),))
     data = Images(records=records, batch=16, size=16, classes=3, mix=(Mixup(alpha=1.0),))
     said = []
     monkeypatch.setattr(inspect_batch, "label", lambda target, data: said.append(target) or "x")
@@ -160,7 +160,7 @@ def test_inputs_of_any_channels_and_one_value_are_drawn(
 ) -> None:
     from jaxbig.tools.inspect_batch import draw
 
-    data = MadeUp(labels=(("label", 3),))
+    data = Synthetic(labels=(("label", 3),))
     batch = {
         "inputs": np.full(shape, value, np.float32),
         "targets": np.full(shape[0], 0.5, np.float32),

@@ -17,7 +17,7 @@ from jaxbig.data.core.dataset import Record, Spec
 from jaxbig.data.core.examples import Example, Examples
 from jaxbig.data.pipeline.loader import train_batch
 from jaxbig.data.records.arrays import Arrays
-from jaxbig.data.records.synthetic import MadeUp
+from jaxbig.data.records.synthetic import Synthetic
 from jaxbig.data.text import Tokens
 from jaxbig.models.rnn import RNN
 from jaxbig.objectives.classification import Classification
@@ -26,7 +26,7 @@ from jaxbig.optim.schedules import Constant
 from jaxbig.tools.smoke_test import smoke
 
 QUICK = ("mnist_convnet",)
-LINES = Tokens(records=MadeUp(texts=("text",)), batch=4, length=100)
+LINES = Tokens(records=Synthetic(texts=("text",)), batch=4, length=100)
 
 
 @pytest.mark.parametrize(
