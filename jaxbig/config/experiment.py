@@ -77,7 +77,7 @@ class Experiment:
     """How many of the newest checkpoints are kept."""
     keep_best: NonNegativeInt = 1
     """How many of the best evaluated checkpoints are kept besides."""
-    readers: NonNegativeInt = 1
+    reader_threads: NonNegativeInt = 1
     """Threads that read batches ahead, in this process or in each worker; 0 without workers: each when it is needed."""
     workers: NonNegativeInt = 0
     """Processes that read batches ahead in place of this one, where threads do not keep up; evaluation is read by as

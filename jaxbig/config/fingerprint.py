@@ -17,7 +17,7 @@ PACE = (
     "keep_last",
     "keep_best",
 )
-PACE += ("readers", "workers", "read_ahead")
+PACE += ("reader_threads", "workers", "read_ahead")
 FREE = ("mesh", "steps", "accumulate", "deterministic", "offload", "guard", *PACE)
 FREE_OF_DATA = ("skip_bad_records",)  # a batch is the same, however many more may be left out
 

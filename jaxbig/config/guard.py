@@ -22,9 +22,9 @@ class Guard:
     """stop: the run ends, and says what was bad (exit 1). skip: the step changes nothing, and the next batch is taken.
     rollback: the run goes back to its last checkpoint, and from there on leaves out the bad batch; which ones it has
     left out so stands in its folder, in left_out.json."""
-    most_skips: NonNegativeInt = 10
+    max_skips: NonNegativeInt = 10
     """After how many bad steps in a row the run ends, whatever the policy."""
-    spike: NonNegativeFloat = 0.0
+    spike_threshold: NonNegativeFloat = 0.0
     """A loss has jumped if it is so many standard deviations above the mean of the good losses before it; 0: never."""
     window: PositiveInt = 100
     """How many losses that mean is over; before there are so many none has jumped."""

@@ -34,7 +34,7 @@ class Watched:
 
 def watching(guard: Guard, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
     """An optimizer whose state is `Watched` where spikes are looked for."""
-    if not guard.spike:
+    if not guard.spike_threshold:
         return optimizer
 
     def init(params: Any) -> Any:
@@ -64,7 +64,7 @@ def make_watch(
         losses = losses_of(before.opt_state)
         if losses is not None:
             jumped = (
-                loss - losses.mean() > guard.spike * losses.std()
+                loss - losses.mean() > guard.spike_threshold * losses.std()
             )  # never while the mean is infinite
             fault = jnp.where(jumped & (fault == 0), SPIKE, fault)
         fault = jnp.where(jnp.isfinite(loss), fault, LOSS)

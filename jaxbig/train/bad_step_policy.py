@@ -53,7 +53,7 @@ class Watch:
                 f"step {step}: {why}; no later state was saved. `jaxbig replay` with --step {step} names the operation "
                 f"that made it; --guard.policy skip, or rollback, goes on without that batch."
             )
-        if self.in_a_row > self.guard.most_skips:
+        if self.in_a_row > self.guard.max_skips:
             raise Failed(too_many(step, why, self.guard))
         if self.loud:
             log.warning("step %s: %s; it was skipped, %s in a row", step, why, self.in_a_row)
@@ -74,14 +74,14 @@ class Watch:
         if fault == LOSS:
             return "the loss is not finite"
         if fault == SPIKE:
-            return f"the loss is {self.guard.spike:g} standard deviations or more above the last {self.guard.window}"
+            return f"the loss is {self.guard.spike_threshold:g} standard deviations or more above the last {self.guard.window}"
         return f"the gradient is not finite, first that of {self.names[fault - GRADIENT]}"
 
 
 def too_many(step: int, why: str, guard: Guard) -> str:
     """The sentence that ends a run which skipping does not help."""
     return (
-        f"step {step}: {why}, as in {guard.most_skips} steps before it in a row (--guard.most-skips): it is not the "
+        f"step {step}: {why}, as in {guard.max_skips} steps before it in a row (--guard.max-skips): it is not the "
         f"batches; `jaxbig replay` with --step {step} names the operation."
     )
 
@@ -108,7 +108,7 @@ def leave_out(workdir: Path, bad: Bad, guard: Guard) -> None:
         raise Failed(
             f"step {bad.step}: {bad.why}, although its batch was left out: it is not the batches."
         )
-    if row >= guard.most_skips:
+    if row >= guard.max_skips:
         raise Failed(too_many(bad.step, bad.why, guard))
     write_json(
         workdir / LEFT_OUT,

@@ -112,7 +112,7 @@ class Report:
             e, share = self.experiment, sum(self.waits) / SLOW
             logger.warning(
                 f"the devices waited for data {share:.0%} of the last {SLOW} logs' time: raise --workers (now "
-                f"{e.workers}) up to the cores this process may use ({usable_cores()}), --readers ({e.readers}), or "
+                f"{e.workers}) up to the cores this process may use ({usable_cores()}), --reader-threads ({e.reader_threads}), or "
                 f"--read-ahead ({e.read_ahead} MiB)"
             )
 

@@ -206,7 +206,7 @@ def feed(program: Program, source: Source, start: int, stop: int) -> Generator[R
         seed=e.seed,
         batch=e.data.batch,
         rows=mine,
-        threads=e.readers,
+        threads=e.reader_threads,
         workers=e.workers,
         read_ahead=ahead(e),
     )
@@ -268,7 +268,7 @@ def evaluate(
     """
     e, before, state = program.experiment, None, without_optimizer(state)
     sums: Sums = {}
-    mine, threads = local_rows(program.mesh, e.data.batch), max(e.readers, e.workers)
+    mine, threads = local_rows(program.mesh, e.data.batch), max(e.reader_threads, e.workers)
     batches = eval_batches(
         source,
         batch=e.data.batch,

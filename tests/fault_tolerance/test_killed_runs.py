@@ -198,7 +198,7 @@ def test_the_number_of_devices_and_readers_does_not_change_which_examples_a_step
             "train",
             "digits_convnet",
             f"--workdir={devices}-{readers}",
-            f"--readers={readers}",
+            f"--reader-threads={readers}",
             *MODEL,
         ]
         short = ["--steps=5", "--log-every=1", "--data.batch=32"]

@@ -340,7 +340,7 @@ SAME = {
     "checkpoint_every": changed(checkpoint_every=99),
     "keep_last": changed(keep_last=99),
     "keep_best": changed(keep_best=99),
-    "readers": changed(readers=99),
+    "reader_threads": changed(reader_threads=99),
     "workers": changed(workers=99),
     "read_ahead": changed(read_ahead=99),
 }
@@ -457,7 +457,7 @@ BAD = {
     "checkpoint-every 0": changed(checkpoint_every=0),
     "keep-last 0": changed(keep_last=0),
     "keep-best -1": changed(keep_best=-1),
-    "readers -1": changed(readers=-1),
+    "reader-threads -1": changed(reader_threads=-1),
     "workers -1": changed(workers=-1),
     "read-ahead 0": changed(read_ahead=0),
     "seed -1": changed(seed=-1),
@@ -572,7 +572,9 @@ def test_numbers_of_classes_and_tokens_that_are_beyond_the_model_are_refused() -
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"seed": 2**32 - 1}, {"keep_best": 0, "readers": 0}, {"steps": 1}], ids=str
+    "fields",
+    [{}, {"seed": 2**32 - 1}, {"keep_best": 0, "reader_threads": 0}, {"steps": 1}],
+    ids=str,
 )
 def test_numbers_at_the_border_are_right(fields: dict[str, Any]) -> None:
     changed(**fields).check()

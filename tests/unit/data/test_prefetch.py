@@ -511,7 +511,7 @@ def test_a_run_fed_by_workers_is_stopped_by_ctrl_c_and_ends_as_one_fed_by_none(
     few = ["--log-every", "1", "--model.layers.0.channels", "4"]
     assert (
         jaxbig(
-            "train", "mine.py", "--workdir", "straight", "--readers", "0", *few, **HASTY
+            "train", "mine.py", "--workdir", "straight", "--reader-threads", "0", *few, **HASTY
         ).returncode
         == 0
     )
@@ -553,7 +553,9 @@ def test_a_run_fed_by_workers_is_stopped_by_ctrl_c_and_ends_as_one_fed_by_none(
 @pytest.fixture
 def report() -> Callable[[list[float]], None]:
     told = Report(
-        small("digits_convnet", readers=3, workers=5, read_ahead=77), lambda step, values: None, 0
+        small("digits_convnet", reader_threads=3, workers=5, read_ahead=77),
+        lambda step, values: None,
+        0,
     )
 
     def warn(waits: list[float]) -> None:
@@ -572,7 +574,7 @@ def test_a_run_that_waits_for_data_is_told_what_to_raise(
     (said,) = [record.getMessage() for record in caplog.records]
     assert all(
         words in said
-        for words in ("80%", "--workers (now 5)", "--readers (3)", "--read-ahead (77 MiB)")
+        for words in ("80%", "--workers (now 5)", "--reader-threads (3)", "--read-ahead (77 MiB)")
     )
     report([0.9] * (WARN_EVERY - 1))
     assert len(caplog.records) == 1

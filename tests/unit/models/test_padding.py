@@ -270,7 +270,7 @@ def left_out(**changes: Any) -> Experiment:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"guard": Guard(spike=3.0, window=4)}, {"reproducible": 8}], ids=str
+    "changes", [{"guard": Guard(spike_threshold=3.0, window=4)}, {"reproducible": 8}], ids=str
 )
 def test_a_batch_of_left_out_records_changes_nothing_but_the_number_of_steps(changes: Any) -> None:
     program = make_program(left_out(**changes), jax.devices()[:1])

@@ -185,11 +185,11 @@ def test_a_rollback_before_anything_was_saved_begins_anew(tmp_path: Path) -> Non
 @pytest.mark.parametrize("policy", ["skip", "rollback"])
 def test_so_many_bad_steps_in_a_row_end_the_run(policy: str, tmp_path: Path) -> None:
     bad = [(step, NAN) for step in (6, 7, 8)]
-    fit(tiny(*bad, policy=policy, most_skips=3), tmp_path / "three", Screen())
+    fit(tiny(*bad, policy=policy, max_skips=3), tmp_path / "three", Screen())
     with pytest.raises(
-        Failed, match=r"^step 8: .*as in 2 steps before it in a row .*--guard.most-skips"
+        Failed, match=r"^step 8: .*as in 2 steps before it in a row .*--guard.max-skips"
     ):
-        fit(tiny(*bad, policy=policy, most_skips=2), tmp_path / "two", Screen())
+        fit(tiny(*bad, policy=policy, max_skips=2), tmp_path / "two", Screen())
     assert saved(tmp_path / "two") == [5]
 
 
@@ -211,7 +211,7 @@ def test_an_update_that_leaves_the_finite_numbers_is_not_saved(tmp_path: Path) -
 
 def test_a_jump_is_so_many_deviations_above_the_mean_of_the_good_losses_before() -> None:
     """Against NumPy, over a walk with jumps."""
-    guard, rng = Guard(spike=3.0, window=8), np.random.default_rng(0)
+    guard, rng = Guard(spike_threshold=3.0, window=8), np.random.default_rng(0)
     series = (rng.normal(1, 0.1, 60) + (rng.random(60) < 0.15) * rng.random(60)).astype(np.float32)
     optimizer, params = watching(guard, optax.sgd(0.1)), {"w": jnp.ones(3)}
     state = TrainState(jnp.int32(0), params, {}, optimizer.init(params))
@@ -228,7 +228,7 @@ def test_a_jump_is_so_many_deviations_above_the_mean_of_the_good_losses_before()
 
 @pytest.mark.parametrize("policy", ["stop", "skip", "rollback"])
 def test_a_loss_that_jumps_is_a_bad_step(policy: str, tmp_path: Path) -> None:
-    spiked = tiny((13, -1e3), policy=policy, spike=8.0, window=10)
+    spiked = tiny((13, -1e3), policy=policy, spike_threshold=8.0, window=10)
     if policy == "stop":
         with pytest.raises(
             Failed, match=r"^step 13: the loss is 8 standard deviations or more above the last 10"
@@ -238,14 +238,18 @@ def test_a_loss_that_jumps_is_a_bad_step(policy: str, tmp_path: Path) -> None:
         return
     (other := tmp_path / "other").mkdir()
     (other / LEFT_OUT).write_text('[{"step": 13}]')
-    digest = fit(tiny(spike=8.0, window=10), other, Screen())["state_sha256"]
+    digest = fit(tiny(spike_threshold=8.0, window=10), other, Screen())["state_sha256"]
     assert fit(spiked, tmp_path / "run", Screen())["state_sha256"] == digest
 
 
 def test_looking_for_spikes_may_begin_change_and_end_within_a_run(tmp_path: Path) -> None:
     alone = fit(tiny(), tmp_path / "alone", Screen())["state_sha256"]
     fit(tiny(), tmp_path / "run", Screen())
-    for looking in ({"spike": 9.0, "window": 3}, {"spike": 9.0, "window": 4}, {}):
+    for looking in (
+        {"spike_threshold": 9.0, "window": 3},
+        {"spike_threshold": 9.0, "window": 4},
+        {},
+    ):
         for checkpoint in saved(tmp_path / "run")[-1:]:
             (tmp_path / "run" / "checkpoints" / str(checkpoint)).rename(
                 tmp_path / f"{len(looking)}-{checkpoint}-{looking}"
@@ -259,7 +263,7 @@ def test_looking_for_spikes_may_begin_change_and_end_within_a_run(tmp_path: Path
 
 
 def test_a_run_is_evaluated_whatever_its_guard_looks_for(tmp_path: Path) -> None:
-    summary = fit(tiny(spike=9.0), tmp_path, Screen())
+    summary = fit(tiny(spike_threshold=9.0), tmp_path, Screen())
     assert evaluate_run(tiny(), tmp_path)["metrics"]["loss"] == summary["metrics"]["eval/loss"]
 
 
@@ -294,7 +298,7 @@ def test_the_first_bad_leaf_in_path_order_is_told(
 
 def test_a_skipped_step_keeps_everything_but_its_number() -> None:
     optimizer = keeping(
-        Precision(loss_scale=8.0), watching(Guard(spike=3.0, window=2), optax.sgd(0.1))
+        Precision(loss_scale=8.0), watching(Guard(spike_threshold=3.0, window=2), optax.sgd(0.1))
     )
     params = {"w": jnp.ones(3)}
     before = TrainState(jnp.int32(4), params, {"carry": jnp.zeros(2)}, optimizer.init(params))
@@ -304,7 +308,7 @@ def test_a_skipped_step_keeps_everything_but_its_number() -> None:
         {"carry": jnp.ones(2)},
         optimizer.init({"w": jnp.zeros(3)}),
     )
-    watch = make_watch(Guard(policy="skip", spike=3.0, window=2), False)
+    watch = make_watch(Guard(policy="skip", spike_threshold=3.0, window=2), False)
     kept, _ = watch(before, after, jnp.float32(NAN), params)
     taken, _ = watch(before, after, jnp.float32(1), params)
     assert int(kept.step) == int(taken.step) == 5
@@ -323,12 +327,12 @@ def test_a_list_of_left_out_steps_that_is_none_is_refused(text: str, tmp_path: P
 
 def test_the_list_grows_by_a_step_at_a_time_and_has_an_end(tmp_path: Path) -> None:
     for step in (3, 9, 4):
-        leave_out(tmp_path, Bad(step, "bad"), Guard(most_skips=2))
+        leave_out(tmp_path, Bad(step, "bad"), Guard(max_skips=2))
     assert left_out(tmp_path) == [3, 4, 9]
     with pytest.raises(Failed, match="2 steps before it in a row"):
-        leave_out(tmp_path, Bad(5, "bad"), Guard(most_skips=2))
+        leave_out(tmp_path, Bad(5, "bad"), Guard(max_skips=2))
     with pytest.raises(Failed):
-        leave_out(tmp_path, Bad(9, "bad"), Guard(most_skips=2))
+        leave_out(tmp_path, Bad(9, "bad"), Guard(max_skips=2))
 
 
 def test_a_policy_that_is_none_is_refused() -> None:

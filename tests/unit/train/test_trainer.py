@@ -213,8 +213,8 @@ def test_a_run_interrupted_again_and_again_logs_each_step_once(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"readers": 0},
-        {"readers": 3},
+        {"reader_threads": 0},
+        {"reader_threads": 3},
         {"log_every": 1},
         {"evaluate_every": 3},
         {"checkpoint_every": 2, "keep_last": 1},
