@@ -50,7 +50,7 @@ class OfRun(OfExperiment):
 
     def join(self, saves: bool = False) -> Screen:
         """Finds the other processes; gives the screen, which is quiet but for the first. saves: `initialize`'s."""
-        initialize(self.coordinator, self.processes, self.process, saves)
+        initialize(self.coordinator, self.processes, self.process, saves=saves)
         return Screen(self.json, quiet=not is_process_zero())
 
     @property

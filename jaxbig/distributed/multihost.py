@@ -1,7 +1,7 @@
-"""Several processes as one run: how they find each other, what the first alone does, and what all agree on.
+"""Several processes as one run: how they connect, what only process 0 does, and what all compare.
 
-What they say to each other here goes through the coordination service of `jax.distributed`, not over the devices: so
-it may wait for minutes, for a data set to be prepared or a compiler to end.
+Values are exchanged through the coordination service of `jax.distributed`, not over the devices, so
+a process may wait for minutes, e.g. until a dataset is prepared or a compilation ends.
 """
 
 import atexit
@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
-from jax._src import (
-    distributed,
-)  # the service's texts have no public name; Orbax takes them here too
+
+# the service's key-value store has no public name; Orbax takes it here too
+from jax._src import distributed
 from jax.experimental import multihost_utils
 
 from jaxbig.distributed.peer_monitor import (
@@ -37,26 +37,41 @@ from jaxbig.system.signals import exit_on_ctrl_c, stop_signals, write_stderr
 from jaxbig.system.standard_streams import pipe_safe
 
 T = TypeVar("T")
-NOTICE, CONNECT, LOST, LEAVE = 20, 300, 100, 20
-"""Seconds: until it is said that others are missing; until they are given up; until a process without a heartbeat
-counts as dead, JAX's default, for a machine that pauses (the lifeline notices a death sooner); that one who leaves
-waits for the others."""
-FOREVER = 7 * 24 * 3600 * 1000
-"""Milliseconds to wait for what another process says: while it lives, it may take its time."""
+WARN_MISSING_S = 20
+"""Seconds until a warning that other processes are missing."""
+JOIN_TIMEOUT_S = 300
+"""Seconds until a process gives up waiting for missing processes."""
+HEARTBEAT_TIMEOUT_S = 100
+"""Seconds without a heartbeat after which a process counts as dead: JAX's default, for a machine
+that pauses. The peer monitor notices a death sooner."""
+SHUTDOWN_TIMEOUT_S = 20
+"""Seconds that a process waits for the others when it exits."""
+VALUE_TIMEOUT_MS = 7 * 24 * 3600 * 1000
+"""Milliseconds to wait for a value of another process: no limit while that process lives."""
+MAX_DIFFERENCE = 1000
+"""Characters, at most, of the text of a process's differences from process 0."""
+SAME = "start all processes with the same command, code and data."
 _rounds = itertools.count()
 _on_host = 1
-MOST = 1000
-"""Characters of what one process has otherwise than process 0."""
 
 
 def initialize(
-    coordinator: str = "", processes: int = 0, process: int = -1, saves: bool = True
+    coordinator: str = "", processes: int = 0, process: int = -1, *, saves: bool = True
 ) -> None:
-    """Makes this process one of several; must be called before a device is touched. Alone if nothing says otherwise.
+    """Connects this process to the others of its run; call it before any device is used.
 
-    coordinator: `host:port` of process 0, with the number of `processes` and of this `process`; "auto": as Slurm, Open
-    MPI, Kubernetes or the TPU's host tells, which is asked by itself where Slurm or Open MPI has started several.
-    saves: SIGTERM is for `interruptible`, by which all save the same step; else it keeps its handler.
+    Without arguments the process is alone, unless Slurm or Open MPI has started several.
+
+    Args:
+      coordinator: `host:port` of process 0; or "auto": as Slurm, Open MPI, Kubernetes or the TPU's
+        host reports it.
+      processes: the number of processes.
+      process: the number of this process.
+      saves: whether SIGTERM requests a checkpoint (see `interruptible`); else its handler stays.
+
+    Raises:
+      Refused: the arguments are invalid, or the processes differ.
+      Failed: the others cannot be reached.
     """
     if (
         not coordinator
@@ -68,87 +83,97 @@ def initialize(
         )
     if not coordinator and not processes and not started_together():
         if jax.process_count() > 1:
-            _service()  # `Refused`: a TPU's own runtime has found the others, and nothing else connects them
+            # raises: a TPU's runtime has found the others, but nothing else connects them
+            _service()
         return
     options: dict[str, Any] = {}
     if coordinator != "auto" and (coordinator or processes):
         if coordinator and not re.fullmatch(r".+:\d{1,5}", coordinator):
             raise Refused(
-                f"--coordinator {coordinator!r}: write HOST:PORT, the address of process 0, or auto."
+                f"--coordinator {coordinator!r}: write HOST:PORT, the address of process 0, or "
+                f"auto."
             )
         if not 0 <= process < processes:
             raise Refused(
-                f"--process {process} of --processes {processes}: they are numbered from 0, one each."
+                f"--process {process} of --processes {processes}: they are numbered from 0, one "
+                f"each."
             )
         options = {"num_processes": processes, "process_id": process}
         options |= {"coordinator_address": coordinator} if coordinator else {}
     if process == 0 and own_address(coordinator.rsplit(":", 1)[0].strip("[]")):
         options["coordinator_bind_address"] = coordinator  # and no other address of this machine
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.config.update("jax_enable_preemption_service", saves)  # it takes SIGTERM for itself
+    jax.config.update("jax_enable_preemption_service", saves)  # it replaces the SIGTERM handler
     redirect_native_stdout()
-    options |= {"heartbeat_timeout_seconds": LOST, "shutdown_timeout_seconds": LEAVE}
+    options |= {
+        "heartbeat_timeout_seconds": HEARTBEAT_TIMEOUT_S,
+        "shutdown_timeout_seconds": SHUTDOWN_TIMEOUT_S,
+    }
     where = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS", "auto")
-    who = f"process {process} of {processes}" if options.get("num_processes") else "this process"
+    name = f"process {process} of {processes}" if options.get("num_processes") else "this process"
     if process == 0 and where != "auto" and port_in_use(int(where.rsplit(":", 1)[1])):
         raise Refused(
-            f"--coordinator {where}: that port is taken on this machine: choose another for all processes."
+            f"--coordinator {where}: that port is taken on this machine: choose another for all "
+            f"processes."
         )
-    found = threading.Event()
+    joined = threading.Event()
     threading.Thread(
         target=report_missing_processes,
-        args=(found, f"{who} waits for the others at {where}"),
+        args=(joined, f"{name} waits for the others at {where}"),
         daemon=True,
     ).start()
     try:
         with exit_on_ctrl_c():
-            jax.distributed.initialize(**options, initialization_timeout=2 * CONNECT)
+            jax.distributed.initialize(**options, initialization_timeout=2 * JOIN_TIMEOUT_S)
     except (RuntimeError, ValueError) as error:
         raise Failed(
-            f"{who} cannot join others at {where}: {' '.join(str(error).split())[:300]}"
+            f"{name} cannot join others at {where}: {' '.join(str(error).split())[:300]}"
         ) from None
     finally:
-        found.set()
+        joined.set()
     if jax.process_count() > 1:
         host = str(distributed.global_state.coordinator_address).rsplit(":", 1)[0].strip("[]")
-        client, place = _service(), "jaxbig/distributed/peer_monitor"
+        client = _service()
+        key = "jaxbig/distributed/peer_monitor"
         if connect(
             jax.process_index(),
             host,
-            publish=lambda where: client.key_value_set(place, where),
-            find=lambda: client.blocking_key_value_get(place, 1000 * NOTICE),
+            publish=lambda text: client.key_value_set(key, text),
+            find=lambda: client.blocking_key_value_get(key, 1000 * WARN_MISSING_S),
         ):
             atexit.register(announce_exit)
         check_same_environment(processes or jax.process_count())
 
 
 def port_in_use(port: int) -> bool:
-    """Whether something on this machine listens there already."""
-    for family, every in ((socket.AF_INET6, "::"), (socket.AF_INET, "0.0.0.0")):
+    """Whether a process of this machine listens on the port."""
+    for family, address in ((socket.AF_INET6, "::"), (socket.AF_INET, "0.0.0.0")):
         try:
-            with socket.socket(family, socket.SOCK_STREAM) as asked:
-                asked.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                asked.bind((every, port))
+            with socket.socket(family, socket.SOCK_STREAM) as trial:
+                trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                trial.bind((address, port))
         except OSError as error:  # also of a kernel without IPv6
             if error.errno == errno.EADDRINUSE:
                 return True
     return False
 
 
-def report_missing_processes(found: threading.Event, text: str) -> None:
-    """Says that others are missing, and ends the process when they have not come; JAX's own end is a memory dump."""
-    if not found.wait(NOTICE):
+def report_missing_processes(joined: threading.Event, text: str) -> None:
+    """Warns that others are missing, and later ends the process; JAX itself would dump memory."""
+    if not joined.wait(WARN_MISSING_S):
         print(
             f"jaxbig: {text}: are there as many as --processes says, each with its own --process?",
             file=sys.stderr,
         )
-        if not found.wait(CONNECT - NOTICE):
-            print(f"jaxbig: {text}; nobody came in {CONNECT} s.", file=sys.stderr, flush=True)
+        if not joined.wait(JOIN_TIMEOUT_S - WARN_MISSING_S):
+            print(
+                f"jaxbig: {text}; nobody came in {JOIN_TIMEOUT_S} s.", file=sys.stderr, flush=True
+            )
             os._exit(1)
 
 
 def redirect_native_stdout() -> None:
-    """Gloo prints its greetings there; now they go to standard error, and what Python prints alone stays."""
+    """Sends native standard output (Gloo's banner) to standard error; Python's is unchanged."""
     sys.stdout.flush()
     sys.stdout = pipe_safe(sys.stdout, os.dup(1))
     os.dup2(2, 1)
@@ -156,20 +181,24 @@ def redirect_native_stdout() -> None:
 
 def started_together() -> bool:
     """Whether Slurm's srun or Open MPI's mpirun has started this process as one of several."""
-    told = os.environ.get("SLURM_STEP_NUM_TASKS", "1"), os.environ.get("OMPI_COMM_WORLD_SIZE", "1")
-    return any(int(count) > 1 for count in told if count.isdecimal())
+    names = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+    counts = [os.environ.get(name, "1") for name in names]
+    return any(int(count) > 1 for count in counts if count.isdecimal())
 
 
 def exit_on_error(
     kind: type[BaseException] | None, error: BaseException | None, trace: Any
 ) -> None:
-    """For an `ExitStack`: of several processes one that fails waits for nothing that it would need the others for."""
+    """For an `ExitStack`: one of several processes exits at once on an error.
+
+    It must not wait for collectives in which the others take no part any more.
+    """
     if error is not None and not isinstance(error, Refused) and jax.process_count() > 1:
         exit_with_error(type(error), error, trace)
 
 
 def is_process_zero() -> bool:
-    """Whether this is process 0, which alone writes, prints and prepares data first."""
+    """Whether this is process 0, which alone writes, prints and prepares data."""
     return jax.process_index() == 0
 
 
@@ -179,85 +208,101 @@ def processes_on_this_host() -> int:
 
 
 def _service() -> Any:
-    """The client of JAX's coordination service; `Refused` if this process has not joined the others."""
+    """The client of JAX's coordination service; raises `Refused` if this process has none."""
     if distributed.global_state.client is None:
         raise Refused(
-            f"this is one of {jax.process_count()} processes, as on a TPU pod, that are not connected: start each with "
-            f"--coordinator auto."
+            f"this is one of {jax.process_count()} processes, as on a TPU pod, that are not "
+            f"connected: start each with --coordinator auto."
         )
     return distributed.global_state.client
 
 
 def gather(value: Any) -> list[Any]:
-    """What each process gives, in their order, on all of them; plain JSON. All must call it, in the same order."""
+    """Returns the values of all processes, in their order, to each of them.
+
+    Args:
+      value: plain JSON. All processes must call this, in the same order.
+    """
     if jax.process_count() == 1:
         return [value]
-    place, client = f"jaxbig/{next(_rounds)}", _service()
-    client.key_value_set(f"{place}/{jax.process_index()}", json.dumps(value))
+    key = f"jaxbig/{next(_rounds)}"
+    client = _service()
+    client.key_value_set(f"{key}/{jax.process_index()}", json.dumps(value))
     if is_process_zero():
-        said = [_hear(f"{place}/{i}") for i in range(jax.process_count())]
-        client.key_value_set(f"{place}/all", f"[{','.join(said)}]")
-    return json.loads(_hear(f"{place}/all"))
+        values = [_receive(f"{key}/{i}") for i in range(jax.process_count())]
+        client.key_value_set(f"{key}/all", f"[{','.join(values)}]")
+    return json.loads(_receive(f"{key}/all"))
 
 
-def _hear(place: str) -> str:
-    """What another process says there, once it does; until then this one is known to wait."""
+def _receive(key: str) -> str:
+    """The value that another process sets for a key, once it does; meanwhile `waiting` is set."""
     waiting.set()
     try:
-        return _service().blocking_key_value_get(place, FOREVER)
+        return _service().blocking_key_value_get(key, VALUE_TIMEOUT_MS)
     finally:
         waiting.clear()
 
 
 def on_process_zero(act: Callable[[], T]) -> T:
-    """What `act` gives on process 0 (plain JSON), on all of them; what it raises there, all raise."""
+    """Calls a function on process 0 and returns its result (plain JSON) on all processes.
+
+    An error that it raises there is raised on all.
+    """
     if jax.process_count() == 1:
         return act()
-    place, client = f"jaxbig/{next(_rounds)}", _service()
+    key = f"jaxbig/{next(_rounds)}"
+    client = _service()
     if is_process_zero():
         try:
             value = act()
         except BaseException as error:
-            client.key_value_set(place, json.dumps([type(error).__name__, str(error)]))
+            client.key_value_set(key, json.dumps([type(error).__name__, str(error)]))
             raise
-        client.key_value_set(place, json.dumps(["", value]))
+        client.key_value_set(key, json.dumps(["", value]))
         return value
-    error, value = json.loads(_hear(place))
+    error, value = json.loads(_receive(key))
     if error:
         raise Refused(value) if error == "Refused" else Failed(f"process 0: {value or error}")
     return value
 
 
-SAME = "start all processes with the same command, code and data."
+def assert_same_on_all(values: dict[str, Any], fix: str = SAME) -> None:
+    """Checks that all processes have the same values.
 
+    Process 0 sends its values, and the others answer only where they differ, so little is sent
+    however many processes there are.
 
-def assert_same_on_all(what: dict[str, Any], fix: str = SAME) -> None:
-    """`Refused`, on all processes, unless all give the same; names each that differs from process 0, and in what.
+    Args:
+      values: plain JSON by name.
+      fix: the end of the message.
 
-    Process 0 sends what it has, and each of the others answers where it differs: little is sent, whatever their number.
+    Raises:
+      Refused: on all processes; names each that differs from process 0, and how.
     """
-    mine = json.loads(json.dumps(what))
-    host, asked = on_process_zero(lambda: (socket.gethostname(), mine))
-    differing = [name for name in asked | mine if mine.get(name) != asked.get(name)]
-    pairs = [(name, _short(mine.get(name)), _short(asked.get(name))) for name in differing]
-    text = ", ".join(f"{name} {here} and process 0 has {there}" for name, here, there in pairs)
-    answers = gather([socket.gethostname(), text[:MOST]] if text else [])
+    mine = json.loads(json.dumps(values))
+    host, theirs = on_process_zero(lambda: (socket.gethostname(), mine))
+    names = [name for name in theirs | mine if mine.get(name) != theirs.get(name)]
+    text = ", ".join(
+        f"{name} {_short(mine.get(name))} and process 0 has {_short(theirs.get(name))}"
+        for name in names
+    )
+    answers = gather([socket.gethostname(), text[:MAX_DIFFERENCE]] if text else [])
     groups: dict[str, list[str]] = {}
     for process, answer in enumerate(answers):
         if answer:
-            groups.setdefault(answer[1], []).append(
-                f"process {process}{f' on {answer[0]}' * (answer[0] != host)}"
-            )
-    said = [f"{_several(who)} {text}" for text, who in groups.items()]
-    if said:
-        more = f"; and {len(said) - 3} other differences" if len(said) > 3 else ""
-        raise Refused(f"{'; '.join(said[:3])}{more}: {fix}")
+            where = f" on {answer[0]}" if answer[0] != host else ""
+            groups.setdefault(answer[1], []).append(f"process {process}{where}")
+    found = [f"{_several(processes)} {text}" for text, processes in groups.items()]
+    if found:
+        more = f"; and {len(found) - 3} other differences" if len(found) > 3 else ""
+        raise Refused(f"{'; '.join(found[:3])}{more}: {fix}")
 
 
-def _several(who: list[str]) -> str:
-    if len(who) == 1:
-        return f"{who[0]} has"
-    return f"{', '.join(who[:3])}{f' and {len(who) - 3} others' if len(who) > 3 else ''} have"
+def _several(processes: list[str]) -> str:
+    if len(processes) == 1:
+        return f"{processes[0]} has"
+    more = f" and {len(processes) - 3} others" if len(processes) > 3 else ""
+    return f"{', '.join(processes[:3])}{more} have"
 
 
 def _short(value: Any) -> str:
@@ -266,19 +311,25 @@ def _short(value: Any) -> str:
 
 
 def check_same_environment(processes: int) -> None:
-    """`Refused` unless all processes have the same number of them in mind, the same software, flags and configuration,
-    and the same devices. They are compared before the devices are touched, as far as that can be."""
+    """Compares the processes' software, flags, configuration, code and devices.
+
+    Args:
+      processes: their number, as this process was started with. JAX takes process 0's.
+
+    Raises:
+      Refused: they differ. As much as possible is compared before the devices are used.
+    """
     theirs = on_process_zero(git_commit)
     commit = theirs if is_process_zero() else git_commit()
-    told = {
+    environment = {
         f"{name} {flag}": value for name, each in flags().items() for flag, value in each.items()
     }
-    # JAX takes process 0's word for their number; a commit that one cannot know says nothing
     known = {
         "--processes": processes,
         **versions(),
-        **told,
+        **environment,
         **config(),
+        # a process that cannot know its commit is no difference
         "git commit": (theirs and commit) or theirs,
     }
     assert_same_on_all(
@@ -295,46 +346,47 @@ def check_same_environment(processes: int) -> None:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Gives a function that says whether to save and stop now: Ctrl-C and the signals of `signals.STOP` ask for that, a
-    second one (of several processes a second one other than SIGTERM) stops at once. Of several processes one that is
-    asked stops all, at the same asking: so all must ask as often."""
-    asked, heard, before, together = (
-        threading.Event(),
-        threading.Event(),
-        {},
-        jax.process_count() > 1,
-    )
+    """Yields `should_stop()`, which is true once the run should save a checkpoint and exit.
+
+    Ctrl-C and `signals.STOP_SIGNALS` request that. A second signal (with several processes, one
+    other than SIGTERM) stops at once. With several processes, a signal to one stops all at the same
+    call of `should_stop`, so all must call it equally often.
+    """
+    requested = threading.Event()
+    reached = threading.Event()
+    before: dict[signal.Signals, Any] = {}
+    together = jax.process_count() > 1
 
     def restore() -> None:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
-    def ask(number: int, frame: Any) -> None:
+    def request(number: int, frame: Any) -> None:
         for each in before:
-            signal.signal(
-                each, signal.default_int_handler if each == signal.SIGINT else signal.SIG_DFL
-            )
-        asked.set()
+            default = signal.default_int_handler if each == signal.SIGINT else signal.SIG_DFL
+            signal.signal(each, default)
+        requested.set()
         write_stderr(
-            f"\n{signal.Signals(number).name}: finishing what is begun and saving (again: stop at once, unsaved)\n"
+            f"\n{signal.Signals(number).name}: finishing the current step and saving "
+            f"(again: stop at once, unsaved)\n"
         )
         if together:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    askings = itertools.count(
-        1
-    )  # not steps, which a resume or a rollback sets back: JAX stops at the highest plus one
+    # calls, not steps, which a resume or a rollback sets back: JAX stops at the highest plus one
+    calls = itertools.count(1)
 
-    def reached() -> bool:
-        if multihost_utils.reached_preemption_sync_point(next(askings)):  # which it says once
-            heard.set()
-        return heard.is_set()
+    def all_should_stop() -> bool:
+        # JAX returns True once only
+        if multihost_utils.reached_preemption_sync_point(next(calls)):
+            reached.set()
+        return reached.is_set()
 
-    for each in (signal.SIGINT, *stop_signals()):
-        # of several processes SIGTERM is JAX's own, which tells the others and finds the asking
-        if not (together and each == signal.SIGTERM):
-            before[each] = signal.signal(each, ask)
+    for number in (signal.SIGINT, *stop_signals()):
+        # with several processes SIGTERM belongs to JAX, which informs the others and finds the call
+        if not (together and number == signal.SIGTERM):
+            before[number] = signal.signal(number, request)
     try:
-        yield reached if together else asked.is_set
+        yield all_should_stop if together else requested.is_set
     finally:
         restore()

@@ -469,7 +469,7 @@ def test_a_port_that_is_taken_is_refused() -> None:
 def test_others_that_never_come_are_told_of_and_given_up() -> None:
     code = (
         "from jaxbig.distributed import multihost as m\n"
-        "m.NOTICE, m.CONNECT = 1, 2; m.initialize('127.0.0.1:9', 2, 1)"
+        "m.WARN_MISSING_S = 1; m.JOIN_TIMEOUT_S = 2; m.initialize('127.0.0.1:9', 2, 1)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
