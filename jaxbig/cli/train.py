@@ -34,7 +34,7 @@ class Train(OfRun):
             folder = self.workdir or self.folder.with_name(f"{self.folder.name}-smoke")
             result = fit(smoke(self.experiment), emptied(folder), screen)
             return self.emit(result, ("", rows("smoke test", dict(flat(result["metrics"])))))
-        result = fit(self.experiment, self.folder, screen, self.fork, self.adopt)
+        result = fit(self.experiment, self.folder, screen, fork=self.fork, adopt=self.adopt)
         if not is_process_zero():
             return INTERRUPTED if result["interrupted"] else DONE
         self.emit(result)

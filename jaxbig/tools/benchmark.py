@@ -14,17 +14,25 @@ from jaxbig.config.experiment import Experiment
 from jaxbig.cost.memory import peak_bytes
 from jaxbig.data.pipeline.loader import train_batch
 from jaxbig.distributed.sharding import device_put_batch
+from jaxbig.distributed.watchdog import Heartbeat
 from jaxbig.errors import Refused
 from jaxbig.program.program import make_program
 from jaxbig.tracking.console import Screen
 from jaxbig.tracking.metrics_writer import Metrics
-from jaxbig.train.step_reporter import Report, rates
-from jaxbig.train.trainer import compile_step, feed, run_steps
+from jaxbig.train.batch_loader import BatchLoader, host_batches
+from jaxbig.train.step_reporter import StepReporter, rates
+from jaxbig.train.trainer import compile_step
 
 ROUNDS = 5
 
 
-def bench(experiment: Experiment, steps: int, screen: Screen) -> dict[str, Any]:
+def bench(
+    experiment: Experiment,
+    steps: int,
+    screen: Screen,
+    *,
+    heartbeat: Heartbeat = lambda step, activity: None,
+) -> dict[str, Any]:
     """Seconds a step, in `ROUNDS` rounds of so many steps of each in turn; `ratio` is the median over rounds.
 
     The loop reads ahead, moves its batches and logs to files and screen as in training; it does not evaluate or save.
@@ -35,7 +43,7 @@ def bench(experiment: Experiment, steps: int, screen: Screen) -> dict[str, Any]:
     experiment.data.prepare()
     source = experiment.data.source("train")
     ours, bare, waits, padding = [], [], [], []
-    batches = contextlib.closing(feed(program, source, 0, steps * ROUNDS))
+    batches = contextlib.closing(host_batches(program, source, start=0, stop=steps * ROUNDS))
     with program.activate(), tempfile.TemporaryDirectory() as folder, batches as ahead:
         metrics = Metrics(Path(folder), 0)
         screen.start(0, steps * ROUNDS)
@@ -59,11 +67,19 @@ def bench(experiment: Experiment, steps: int, screen: Screen) -> dict[str, Any]:
                 state, values = train_step(state, batch)
             jax.block_until_ready((state, values))
             bare.append((time.perf_counter() - began) / steps)
-            report = Report(dataclasses.replace(experiment, steps=steps * (number + 1)), log, flops)
+            stop = steps * (number + 1)
+            this_round = dataclasses.replace(experiment, steps=stop)
+            reporter = StepReporter(this_round, log, flops, heartbeat=heartbeat)
+            loader = BatchLoader(
+                ahead, reporter, program.mesh, start=steps * number, stop=stop, heartbeat=heartbeat
+            )
             began = time.perf_counter()
-            for _, latest in run_steps(program, train_step, state, ahead, steps * number, report):
-                state = latest
-            report.flush()
+            for step, rows in loader:  # as `Trainer.run`
+                state, values = train_step(state, rows)
+                loader.prefetch(step, values)
+                reporter.record(step, values)
+                heartbeat(step, "is in the loop")
+            reporter.flush()
             jax.block_until_ready(state)
             ours.append((time.perf_counter() - began) / steps)
             screen.say(
@@ -74,9 +90,7 @@ def bench(experiment: Experiment, steps: int, screen: Screen) -> dict[str, Any]:
     seconds = statistics.median(ours)
     return {
         "step_seconds": seconds,
-        **rates(
-            experiment, flops, 1 / seconds, 1 - (statistics.fmean(padding) if padding else 0.0)
-        ),
+        **rates(experiment, flops, 1 / seconds, real=1 - statistics.fmean(padding or [0.0])),
         "model_flops_per_step": flops,
         "ratio": statistics.median(b / o for b, o in zip(bare, ours, strict=True)),
         "against": "the same compiled step in a bare loop, on one batch that is on the device already",

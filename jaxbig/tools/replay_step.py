@@ -18,12 +18,13 @@ from jaxbig.distributed.multihost import assert_same_on_all, on_process_zero
 from jaxbig.distributed.sharding import device_put_batch
 from jaxbig.errors import Refused
 from jaxbig.program.bad_steps import FAULT, as_asked, as_saved
-from jaxbig.program.program import make_program
+from jaxbig.program.program import Program, make_program
 from jaxbig.tools.nan_origin import bad_inputs, first_bad
-from jaxbig.train.bad_step_policy import Watch, left_out
-from jaxbig.train.resume import differences, fresh, other_draws, prepare
+from jaxbig.train.bad_step_policy import BadStepHandler, left_out
+from jaxbig.train.batch_loader import host_batches
+from jaxbig.train.resume import differences, initialize, other_draws, prepare
 from jaxbig.train.run_directory import read_run
-from jaxbig.train.trainer import compile_step, feed, open_checkpoints
+from jaxbig.train.trainer import compile_step, open_checkpoints
 
 
 def replay(experiment: Experiment, workdir: Path, step: int) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def replay(experiment: Experiment, workdir: Path, step: int) -> dict[str, Any]:
         state: Any = (
             as_asked(restored.state, program.abstract)
             if restored
-            else fresh(program, workdir, run)[0]
+            else initialize(program, workdir, run)[0]
         )
         train_step, _ = compile_step(program)
 
@@ -70,9 +71,9 @@ def replay(experiment: Experiment, workdir: Path, step: int) -> dict[str, Any]:
                 return state.replace(step=state.step + 1), {}
             return train_step(state, device_put_batch(rows, program.mesh))
 
-        with contextlib.closing(
-            feed(program, experiment.data.source("train"), start, step)
-        ) as batches:
+        source = experiment.data.source("train")
+        rows_ahead = host_batches(program, source, start=start, stop=step)
+        with contextlib.closing(rows_ahead) as batches:
             for number in range(start + 1, step):
                 state, _ = made(state, next(batches), number)
             rows = next(batches)
@@ -95,10 +96,17 @@ def replay(experiment: Experiment, workdir: Path, step: int) -> dict[str, Any]:
         "state_sha256": digests(state)[1],
         "saved_sha256": on_process_zero(lambda: saved_digest(checkpoints, step)),
         "left_out": step in without,
-        "fault": Watch(experiment.guard, program.abstract.params).why(fault) if fault else "",
+        "fault": describe_fault(program, fault),
         "bad": bad,
         "operations": operations,
     }
+
+
+def describe_fault(program: Program, fault: int) -> str:
+    """What was bad in a step, in words; "" for a good one."""
+    if not fault:
+        return ""
+    return BadStepHandler(program.experiment.guard, program.abstract.params).describe(fault)
 
 
 def saved_digest(checkpoints: Checkpoints, step: int) -> str | None:

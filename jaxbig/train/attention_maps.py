@@ -1,5 +1,6 @@
-"""Pictures of a run: where a model with attention looks."""
+"""Attention maps of a run: which inputs each output attends to, as a PNG."""
 
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -19,41 +20,54 @@ from jaxbig.tracking.figures import PLAIN, printable
 
 
 def draw_attention(program: Program, state: TrainState, source: Source, file: Path) -> bool:
-    """Draws what the model sows as `attention` [B, T, S] for the first examples of a source; False if it sows none, or
-    runs as several processes."""
+    """Draws what the model sows as `attention` for the first examples of a source.
+
+    Args:
+      program: whose model is evaluated.
+      state: its parameters and variables.
+      source: examples.
+      file: PNG to write.
+
+    Returns:
+      Whether it drew: not if the model sows no `attention` [B, T, S], and not in a run of several
+      processes.
+    """
     if jax.process_count() > 1:
         return False
     rows = eval_batch(source, 0, batch=program.experiment.data.batch)
-    shapes = jax.eval_shape(lambda state, batch: _look(program, state, batch), state, rows)
-    if not shapes:
+    attend = functools.partial(attention_of, program)
+    if not jax.eval_shape(attend, state, rows):
         return False
-    weights = jax.jit(lambda state, batch: _look(program, state, batch))(
-        state, device_put_batch(rows, program.mesh)
-    )
-    maps(
-        np.asarray(jax.device_get(next(iter(weights.values()))), np.float32),
-        rows,
-        program.experiment.data,
-        file,
-    )
+    found = jax.jit(attend)(state, device_put_batch(rows, program.mesh))
+    weights = np.asarray(jax.device_get(next(iter(found.values()))), np.float32)
+    draw_maps(weights, rows, program.experiment.data, file=file)
     return True
 
 
-def _look(program: Program, state: TrainState, batch: Any) -> dict[str, jax.Array]:
-    """What is sown as `attention`, by path, in an evaluation of a batch."""
+def attention_of(program: Program, state: TrainState, batch: Any) -> dict[str, jax.Array]:
+    """What the model sows as `attention` [B, T, S] in an evaluation of a batch, by path."""
     experiment = program.experiment
     key = rng.stream(experiment.seed, "evaluation")
-    evaluate = lambda forward: experiment.objective(
-        forward, transformed(experiment, batch), key, False
-    )
+
+    def evaluate(forward: Any) -> Any:
+        return experiment.objective(forward, transformed(experiment, batch), key, False)
+
     apply = nn.apply(evaluate, experiment.model, mutable=["intermediates", *state.variables])
     _, variables = apply({"params": state.params, **state.variables})
     sown = flatten_with_paths(variables.get("intermediates", {}))
     return {path: leaf for path, leaf in sown.items() if "attention" in path and leaf.ndim == 3}
 
 
-def maps(weights: np.ndarray, rows: Rows, data: Data, file: Path, count: int = 4) -> None:
-    """weights [B, T, S] of the first rows as a PNG: sources across, targets down, each named by `data.words`."""
+def draw_maps(weights: np.ndarray, rows: Rows, data: Data, *, file: Path, count: int = 4) -> None:
+    """Draws one map per example: sources across, targets down, each named by `data.words`.
+
+    Args:
+      weights: [B, T, S], of each source position for each target position.
+      rows: the batch.
+      data: names the tokens.
+      file: PNG to write.
+      count: how many examples of the batch are drawn, at most.
+    """
     from matplotlib.figure import Figure  # here: slow to import
 
     count = min(count, len(weights))
@@ -63,12 +77,12 @@ def maps(weights: np.ndarray, rows: Rows, data: Data, file: Path, count: int = 4
         length = int(rows["lengths"][row]) if "lengths" in rows else weights.shape[2]
         outputs = int(rows["mask"][row].sum())
         axes = figure.add_subplot(math.ceil(count / across), across, row + 1)
-        axes.imshow(weights[row, :outputs, :length], cmap="Greys", vmin=0, vmax=1, aspect="auto")
+        axes.imshow(weights[row, :outputs, :length], cmap="Grays", vmin=0, vmax=1, aspect="auto")
         for set_ticks, tokens in (
             (axes.set_xticks, rows["inputs"][row, :length]),
             (axes.set_yticks, rows["targets"][row, :outputs]),
         ):
             set_ticks(range(len(tokens)), [printable(word) for word in data.words(tokens)], **PLAIN)
-        axes.set_xlabel("read")
-        axes.set_ylabel("to be written")
+        axes.set_xlabel("input")
+        axes.set_ylabel("target")
     figure.savefig(file, dpi=100)

@@ -1,4 +1,4 @@
-"""A run's last good checkpoint on the evaluation split; reads the run's folder and writes nothing."""
+"""Evaluates a run's last good checkpoint; reads the run directory and writes nothing."""
 
 import functools
 import itertools
@@ -18,30 +18,41 @@ from jaxbig.train.trainer import evaluate, open_checkpoints
 
 
 def evaluate_run(experiment: Experiment, workdir: Path) -> dict[str, Any]:
-    """{`step`, `metrics`, `state_sha256`}; `Refused` if there is no run, or one of another model or data."""
+    """Evaluates the last good checkpoint in a directory.
+
+    Args:
+      experiment: gives the model and the data; those of the run.
+      workdir: the run directory.
+
+    Returns:
+      `step`, `metrics` and `state_sha256`.
+
+    Raises:
+      Refused: the directory holds no run, or one of another model or data.
+    """
     assert_same_on_all({"workdir": str(workdir), **dict(flat(to_json(experiment)))})
-    with watchdog(experiment.guard.stuck_after) as at:
-        return evaluate_saved(experiment, workdir, at)
+    with watchdog(experiment.guard.stuck_after) as heartbeat:
+        return evaluate_saved(experiment, workdir, heartbeat)
 
 
-def evaluate_saved(experiment: Experiment, workdir: Path, at: Heartbeat) -> dict[str, Any]:
-    """The same; tells what it does."""
-    at(0, "reads run.json")
-    run, tell = on_process_zero(lambda: read_run(workdir)), functools.partial(at, 0)
-    checkpoints = open_checkpoints(experiment, workdir, tell)
+def evaluate_saved(experiment: Experiment, workdir: Path, heartbeat: Heartbeat) -> dict[str, Any]:
+    """`evaluate_run`, calling `heartbeat` with (step, activity)."""
+    heartbeat(0, "reads run.json")
+    run = on_process_zero(lambda: read_run(workdir))
+    checkpoints = open_checkpoints(experiment, workdir, functools.partial(heartbeat, 0))
     if run is None or not on_process_zero(checkpoints.steps):
         raise Refused(
             f"{workdir} holds no checkpoint: train first, or name the run's folder with --workdir."
         )
-    at(0, PREPARES)
-    program, described = make_program(experiment), to_json(experiment)
-    fixed = {
-        name: described[name] for name in ("model", "objective", "optimizer")
-    }  # all that a state's shape tells
+    heartbeat(0, PREPARES)
+    program = make_program(experiment)
+    described = to_json(experiment)
+    # these determine the state's shape
+    fixed = {name: described[name] for name in ("model", "objective", "optimizer")}
     if lines := differences(run, fixed) or differences(run, {"data_identity": prepare(experiment)}):
         raise Refused(
-            f"{workdir} holds a run of another model or data ({'; '.join(lines)}): give the options it was trained "
-            f"with, or another --workdir."
+            f"{workdir} holds a run of another model or data ({'; '.join(lines)}): give the "
+            f"options it was trained with, or another --workdir."
         )
     with program.activate():
         fields = ("params", "variables")
@@ -49,10 +60,12 @@ def evaluate_saved(experiment: Experiment, workdir: Path, at: Heartbeat) -> dict
         restored = checkpoints.restore(wanted, only=fields)
         assert restored is not None
         state = TrainState(step=None, opt_state=None, **restored.state)
-        at(0, OPENS)
-        source, doing = (
-            experiment.data.source("eval"),
-            itertools.chain([COMPILES], itertools.repeat("evaluates")),
-        )
-        metrics = evaluate(program, state, source, lambda: at(restored.step, next(doing)))
+        heartbeat(0, OPENS)
+        source = experiment.data.source("eval")
+        activities = itertools.chain([COMPILES], itertools.repeat("evaluates"))
+
+        def before_batch() -> None:
+            heartbeat(restored.step, next(activities))
+
+        metrics = evaluate(program, state, source, heartbeat=before_batch)
     return {"step": restored.step, "metrics": metrics, "state_sha256": restored.state_sha256}

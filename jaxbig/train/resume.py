@@ -1,4 +1,4 @@
-"""How a run begins: anew, from its last good checkpoint, or forked from the weights of another."""
+"""How a run starts: from its last good checkpoint, or from the weights of another run, or fresh."""
 
 import functools
 import logging
@@ -26,50 +26,113 @@ from jaxbig.train.bad_step_policy import LEFT_OUT
 from jaxbig.train.run_directory import ADOPT, describe, read_run
 
 log = logging.getLogger("jaxbig")
-PARAMETERS, STATISTICS = "params/", "variables/batch_stats/"
-"""Where what a run may take from another one stands in a state."""
+PARAMETERS = "params/"
+STATISTICS = "variables/batch_stats/"
+"""With `PARAMETERS`: the prefixes of the leaves of a state that a run may take from another run."""
 
 
-def begin(
+def initialize_or_resume(
     program: Program,
     checkpoints: Checkpoints,
     workdir: Path,
-    fork: bool,
+    *,
+    fork: bool = False,
     adopt: bool = False,
-    at: Heartbeat = lambda step, doing: None,
+    heartbeat: Heartbeat = lambda step, activity: None,
 ) -> tuple[int, TrainState, str]:
-    """(step, state, its digest or "") of the run in a folder; prepares the data, and last writes `run.json`.
+    """Prepares the data, restores or makes the state, and writes `run.json`.
 
-    `Refused` if the folder holds another run, unless forking: then that run is moved aside, and its weights taken.
-    adopt: checkpoints whose `run.json` is lost are taken for this run's; their shapes are compared all the same.
+    The order is important. The state is, in this order of precedence:
+      1. that of this run's newest good checkpoint, if it has one;
+      2. for a fork that has saved nothing yet: a first state with the weights of the run that was
+         moved aside;
+      3. for `initialize_from`: a first state with the weights of another run's best checkpoint;
+      4. a first state with random weights.
+
+    Args:
+      program: shapes and shardings of the state.
+      checkpoints: those in the run directory.
+      workdir: the run directory.
+      fork: if it holds another run, move that aside and start from its weights.
+      adopt: take checkpoints whose `run.json` is lost for this run's; shapes are still compared.
+      heartbeat: called with (step, activity).
+
+    Returns:
+      The step, the state, and its `state_sha256`, "" for a first state.
+
+    Raises:
+      Refused: the directory holds another run and `fork` is false, or it cannot be resumed.
     """
-    at(0, "reads run.json")
-    experiment, run, weights = (
-        program.experiment,
-        on_process_zero(lambda: read_run(workdir, adopt)),
-        None,
-    )
-    at(0, PREPARES)
+    experiment = program.experiment
+    heartbeat(0, "reads run.json")
+    run = on_process_zero(lambda: read_run(workdir, adopt))
+    heartbeat(0, PREPARES)
     fixed = identity(to_json(experiment), prepare(experiment))
-    at(0, "looks for checkpoints")
+    heartbeat(0, "looks for checkpoints")
+    run, weights = claim_directory(
+        program, checkpoints, workdir, run=run, fixed=fixed, fork=fork, adopt=adopt
+    )
+    checkpoints.clean()
+    restored = checkpoints.restore(program.abstract, as_saved)
+    if restored is not None:
+        if restored.step > experiment.steps:
+            raise Refused(
+                f"{workdir} is at step {restored.step} and --steps is {experiment.steps}: ask for "
+                f"more."
+            )
+        on_process_zero(lambda: write_run(program, workdir, run=run, fixed=fixed))
+        checkpoints.set_aside(restored.step)
+        log.info("resuming from step %s (%s)", restored.step, checkpoints.path(restored.step))
+        return restored.step, as_asked(restored.state, program.abstract), restored.state_sha256
+    state, weights = initialize(program, workdir, run, weights=weights, heartbeat=heartbeat)
+    heartbeat(0, "writes run.json")
+    # last: a run that was refused has left nothing behind
+    on_process_zero(lambda: write_run(program, workdir, run=run, fixed=fixed, weights=weights))
+    return 0, state, ""
+
+
+def claim_directory(
+    program: Program,
+    checkpoints: Checkpoints,
+    workdir: Path,
+    *,
+    run: dict[str, Any] | None,
+    fixed: dict[str, Any],
+    fork: bool,
+    adopt: bool,
+) -> tuple[dict[str, Any] | None, Restored | None]:
+    """Ensures that all that is in a run directory is this run's; moves another run aside to fork.
+
+    Args:
+      program: of this run.
+      checkpoints: those in the directory.
+      workdir: the directory.
+      run: the content of its `run.json`, None if there is none.
+      fixed: this run's identity.
+      fork: see `initialize_or_resume`.
+      adopt: see `initialize_or_resume`.
+
+    Returns:
+      `run`, None if that was another run; and of a run that was moved aside the weights.
+
+    Raises:
+      Refused: the directory holds another run and `fork` is false.
+    """
+    weights = None
     lines = differences(run, fixed) + other_draws(run) if run is not None else []
     if lines and not fork and not on_process_zero(checkpoints.steps):
         log.info(
-            "the run in %s had saved nothing: it begins anew, with %s", workdir, "; ".join(lines)
+            "the run in %s had saved nothing: it starts again, with %s", workdir, "; ".join(lines)
         )
-        on_process_zero(
-            lambda: [
-                (workdir / name).unlink(missing_ok=True) for name in (LEFT_OUT, "summary.json")
-            ]
-        )
+        on_process_zero(lambda: remove_notes(workdir))
         run = None
+    elif lines and not fork:
+        raise Refused(
+            f"{workdir} holds another run ({'; '.join(lines)}): give another --workdir, or --fork "
+            f"to start again there from its weights (it is kept in {workdir}/forked_from_N)."
+        )
     elif lines:
-        if not fork:
-            raise Refused(
-                f"{workdir} holds another run ({'; '.join(lines)}): give another --workdir, or --fork to begin anew "
-                f"there from its weights (it is kept in {workdir}/forked_from_N)."
-            )
-        weights = checkpoints.restore_some(functools.partial(fitting, program, ".*"))
+        weights = checkpoints.restore_some(functools.partial(matching_leaves, program, ".*"))
         if weights is None:
             raise Refused(
                 f"--fork: {workdir} has no checkpoint to take weights from: give another --workdir."
@@ -77,55 +140,65 @@ def begin(
         on_process_zero(lambda: move_aside(workdir))
         run = None
     elif run is None and parent_folder(workdir):
-        on_process_zero(lambda: move_aside(workdir))  # what a kill in the midst of a fork has left
+        on_process_zero(lambda: move_aside(workdir))  # completes a fork that was killed
     if run is None and not adopt and on_process_zero(checkpoints.steps):
         raise Refused(
-            f"{workdir} has checkpoints and no run.json to tell whose they are: give another --workdir; {ADOPT}."
+            f"{workdir} has checkpoints and no run.json to tell whose they are: give another "
+            f"--workdir; {ADOPT}."
         )
-    checkpoints.clean()
-    restored = checkpoints.restore(program.abstract, as_saved)
-    if restored is not None and restored.step > experiment.steps:
-        raise Refused(
-            f"{workdir} is at step {restored.step} and --steps is {experiment.steps}: ask for more."
-        )
-    if restored is not None:
-        on_process_zero(lambda: write_run(program, workdir, run, fixed))
-        checkpoints.set_aside(restored.step)
-        log.info("going on from step %s (%s)", restored.step, checkpoints.path(restored.step))
-        return restored.step, as_asked(restored.state, program.abstract), restored.state_sha256
-    state, weights = fresh(program, workdir, run, weights, at)
-    at(0, "writes run.json")
-    on_process_zero(
-        lambda: write_run(program, workdir, run, fixed, weights)
-    )  # last: what was refused has left nothing behind
-    return 0, state, ""
+    return run, weights
 
 
-def fresh(
+def remove_notes(workdir: Path) -> None:
+    """Removes what a run that saved nothing has noted in its directory."""
+    for name in (LEFT_OUT, "summary.json"):
+        (workdir / name).unlink(missing_ok=True)
+
+
+def initialize(
     program: Program,
     workdir: Path,
     run: dict[str, Any] | None,
+    *,
     weights: Restored | None = None,
-    at: Heartbeat = lambda step, doing: None,
+    heartbeat: Heartbeat = lambda step, activity: None,
 ) -> tuple[TrainState, Restored | None]:
-    """The state before the first step, and the weights that it was given, if any: by a fork, or by another run."""
-    source, parent = program.experiment.initialize_from, parent_folder(workdir)
-    tell = functools.partial(at, 0)
+    """The state before the first step: cases 2 to 4 of `initialize_or_resume`.
+
+    Args:
+      program: of the run.
+      workdir: its directory.
+      run: the content of its `run.json`, None if there is none.
+      weights: of a run that was moved aside just now, by a fork.
+      heartbeat: called with (step, activity).
+
+    Returns:
+      The state, and the weights of another run in it, if any.
+    """
+    tell = functools.partial(heartbeat, 0)
+    source = program.experiment.initialize_from
+    parent = parent_folder(workdir)
     if parent and weights is None:
         weights = Checkpoints(parent / "checkpoints", tell=tell).restore_some(
-            functools.partial(fitting, program, ".*")
+            functools.partial(matching_leaves, program, ".*")
         )
     elif weights is None and source.run:
         weights = best_weights(program, tell)
     refuse_other_weights(run, weights, source.run)
-    at(0, COMPILES)
+    heartbeat(0, COMPILES)
     state = program.init()
     return with_weights(state, weights.state) if weights else state, weights
 
 
 def prepare(experiment: Experiment) -> str:
-    """Makes the data ready, by one process and then, where they have other disks, by the others; its identity.
-    `Refused` where the experiment does not fit it."""
+    """Prepares the data, on process 0 first, then, where they have other disks, on the others.
+
+    Returns:
+      The identity of the data.
+
+    Raises:
+      Refused: the experiment does not fit the data.
+    """
     found = on_process_zero(experiment.data.prepare)
     if not is_process_zero():
         found = experiment.data.prepare()
@@ -135,24 +208,26 @@ def prepare(experiment: Experiment) -> str:
 
 
 def refuse_other_weights(run: dict[str, Any] | None, weights: Restored | None, source: str) -> None:
-    """`Refused` if a run that ended before its first save began with other weights than it would now."""
+    """Raises if a run that ended before its first save started with other weights than now."""
     before = (run or {}).get("weights")
     if before and weights and before["state_sha256"] != weights.state_sha256:
         raise Refused(
-            f"--initialize-from.run {source}: this run began with its weights of step {before['step']}, and has saved "
-            f"nothing yet; now the best there are others, of step {weights.step}: begin in another --workdir."
+            f"--initialize-from.run {source}: this run began with its weights of step "
+            f"{before['step']}, and has saved nothing yet; now the best there are others, of step "
+            f"{weights.step}: give another --workdir."
         )
 
 
 def best_weights(program: Program, tell: Tell) -> Restored:
-    """What the program's experiment asks for of the best checkpoint of another run; `Refused` if there is none."""
+    """The weights of the best checkpoint of the run that `initialize_from` names."""
     source = program.experiment.initialize_from
-    run, choose = Path(source.run), functools.partial(fitting, program, source.pattern)
-    weights = Checkpoints(run / "checkpoints", tell=tell).restore_some(choose, best=True)
+    folder = Path(source.run) / "checkpoints"
+    choose = functools.partial(matching_leaves, program, source.pattern)
+    weights = Checkpoints(folder, tell=tell).restore_some(choose, best=True)
     if weights is None:
         raise Refused(
-            f"--initialize-from.run {run}: there is no checkpoint in {run}/checkpoints; train that run first, or name "
-            f"another folder."
+            f"--initialize-from.run {Path(source.run)}: there is no checkpoint in {folder}; train "
+            f"that run first, or name another folder."
         )
     return weights
 
@@ -160,48 +235,54 @@ def best_weights(program: Program, tell: Tell) -> Restored:
 def write_run(
     program: Program,
     workdir: Path,
+    *,
     run: dict[str, Any] | None,
     fixed: dict[str, Any],
     weights: Restored | None = None,
 ) -> None:
-    """Writes `run.json`; says what has changed since the run was last started, where it was.
+    """Writes `run.json`; logs what has changed since the run was last started.
 
-    weights: those of another run that this one begins with; noted as `weights`, their step and digest.
+    Args:
+      program: of the run.
+      workdir: its directory.
+      run: what `run.json` held, None at the first start.
+      fixed: the run's identity.
+      weights: those of another run in the first state; their step and digest are noted.
     """
     now = describe(
-        to_json(program.experiment), fingerprint(fixed), fixed["data_identity"], program.mesh
+        to_json(program.experiment),
+        fingerprint=fingerprint(fixed),
+        data_identity=fixed["data_identity"],
+        mesh=program.mesh,
     )
     if run is not None:
-        sections = [
-            name
-            for name in ("experiment", "versions", "flags", "config", "devices", "mesh")
-            if name in run
+        sections = ("experiment", "versions", "flags", "config", "devices", "mesh")
+        changes = [
+            line for name in sections if name in run for line in diff(run[name], now[name], name)
         ]
-        changes = [line for name in sections for line in diff(run[name], now[name], name)]
         if changes:
             log.info(
-                "going on with changes (a schedule follows the new steps): %s", "; ".join(changes)
+                "resuming with changes (a schedule follows the new steps): %s", "; ".join(changes)
             )
-    began = (
-        {"step": weights.step, "state_sha256": weights.state_sha256}
-        if weights
-        else (run or {}).get("weights")
-    )
+    noted = (run or {}).get("weights")
+    if weights:
+        noted = {"step": weights.step, "state_sha256": weights.state_sha256}
     starts = [*(run or {}).get("starts", []), now["started"]]
     for name, content in program.experiment.data.kept().items():
         write_atomically(workdir / name, content)
-    write_json(workdir / "run.json", {**now, "weights": began, "starts": starts})
+    write_json(workdir / "run.json", {**now, "weights": noted, "starts": starts})
 
 
 def differences(run: dict[str, Any], fixed: dict[str, Any]) -> list[str]:
-    """What differs between the run that `run.json` tells of and this one's identity, a line each."""
+    """What differs between the run in `run.json` and this one's identity, one line each."""
     before = {**run["experiment"], **identity(run["experiment"], run["data_identity"])}
     return diff({name: before.get(name) for name in fixed}, fixed)
 
 
 def other_draws(run: dict[str, Any]) -> list[str]:
-    """What JAX is configured to draw otherwise from a seed than when the run was last started, a line each."""
-    before, now = run.get("config", {}), config()
+    """Settings of JAX that change its random numbers and have changed, one line each."""
+    before = run.get("config", {})
+    now = config()
     return [
         line
         for name in RANDOM
@@ -215,25 +296,35 @@ def forked_from(workdir: Path) -> Path | None:
     folders = [
         folder for folder in workdir.iterdir() if re.fullmatch(r"forked_from_\d+", folder.name)
     ]
-    return max(folders, key=lambda folder: int(folder.name.split("_")[-1]), default=None)
+    return max(folders, key=fork_number, default=None)
+
+
+def fork_number(folder: Path) -> int:
+    """The N of `forked_from_N`."""
+    return int(folder.name.split("_")[-1])
 
 
 def parent_folder(workdir: Path) -> Path | None:
     """`forked_from` as process 0 sees it: a file server may show another host an older listing."""
-    name = on_process_zero(lambda: folder.name if (folder := forked_from(workdir)) else "")
+
+    def look() -> str:
+        folder = forked_from(workdir)
+        return folder.name if folder else ""
+
+    name = on_process_zero(look)
     return workdir / name if name else None
 
 
 def move_aside(workdir: Path) -> None:
-    """Moves the run in a folder into `forked_from_N` there; goes on where a kill interrupted it.
+    """Moves the run in a directory to `forked_from_N` there; completes a move that was killed.
 
-    `run.json` goes first: once it is gone, what is left in the folder belongs to the newest `forked_from_N`.
+    `run.json` goes first: once it is gone, what is left in the directory belongs to the newest
+    `forked_from_N`.
     """
     target = forked_from(workdir)
     if (workdir / "run.json").exists() or target is None:
-        target = (
-            workdir / f"forked_from_{1 if target is None else int(target.name.split('_')[-1]) + 1}"
-        )
+        number = 1 if target is None else fork_number(target) + 1
+        target = workdir / f"forked_from_{number}"
         target.mkdir()
     for name in (
         "run.json",
@@ -248,13 +339,24 @@ def move_aside(workdir: Path) -> None:
             (workdir / name).rename(target / name)
 
 
-def fitting(program: Program, pattern: str, shapes: dict[str, str]) -> dict[str, Any]:
-    """Of another run's leaves, those that the program's parameters and batch statistics begin with: where the path
-    matches the pattern and the shape is the same. Each has the program's sharding, and its dtype there; parameters
-    that have float32 masters there are these.
+def matching_leaves(program: Program, pattern: str, shapes: dict[str, str]) -> dict[str, Any]:
+    """Which leaves of another run's state the program's parameters and batch statistics take.
 
-    Logs a table: loaded (and cast, where the dtypes differ); skipped (the pattern leaves it out); missing (not there);
-    reshaped (another shape). `Refused` if none is loaded, or a frozen one is not.
+    A leaf is taken if its path matches the pattern and its shape is the same; of parameters with
+    float32 master weights there, the masters are taken. Logs a table of all leaves: loaded (and
+    cast, where dtypes differ); skipped (the pattern excludes it); missing (not there); reshaped
+    (another shape).
+
+    Args:
+      program: of this run.
+      pattern: regular expression, searched for in the paths.
+      shapes: of the other run's leaves, as `float32[16, 4]`, by path.
+
+    Returns:
+      Shape and dtype there with the sharding here, by path there.
+
+    Raises:
+      Refused: no leaf is taken, or a frozen parameter is not.
     """
     table: dict[str, str] = {}
     wanted: dict[str, Any] = {}
@@ -262,11 +364,11 @@ def fitting(program: Program, pattern: str, shapes: dict[str, str]) -> dict[str,
         field = next((each for each in (PARAMETERS, STATISTICS) if path.startswith(each)), None)
         if field is None:
             continue
-        name, here = path.removeprefix(field), f"{leaf.dtype}{list(leaf.shape)}"
-        there = next(
-            (each for each in (MASTERS + name, path) if each in shapes and field == PARAMETERS),
-            path,
-        )
+        name = path.removeprefix(field)
+        here = f"{leaf.dtype}{list(leaf.shape)}"
+        there = path
+        if field == PARAMETERS and MASTERS + name in shapes:
+            there = MASTERS + name
         shape, dtype = shape_and_dtype(shapes.get(there, here))
         if not re.search(pattern, name):
             table[name] = "skipped"
@@ -275,9 +377,9 @@ def fitting(program: Program, pattern: str, shapes: dict[str, str]) -> dict[str,
         elif shape != leaf.shape:
             table[name] = f"reshaped: {shapes[there]} there, {here} here"
         else:
-            table[name] = (
-                "loaded" if dtype == leaf.dtype else f"loaded, {dtype} there, {leaf.dtype} here"
-            )
+            table[name] = "loaded"
+            if dtype != leaf.dtype:
+                table[name] = f"loaded, {dtype} there, {leaf.dtype} here"
             wanted[there] = jax.ShapeDtypeStruct(shape, dtype, sharding=leaf.sharding)
     width = max(map(len, table))
     lines = "".join(f"\n  {name:{width}}  {what}" for name, what in sorted(table.items()))
@@ -295,8 +397,12 @@ def fitting(program: Program, pattern: str, shapes: dict[str, str]) -> dict[str,
 
 
 def refuse_frozen(program: Program, fresh: dict[str, str]) -> None:
-    """`Refused` where parameters that begin at random beside another run's weights would stay so. fresh: why they do,
-    by path."""
+    """Raises if parameters that the other run does not give are frozen, so stay random.
+
+    Args:
+      program: of this run.
+      fresh: why each leaf is not loaded, by path.
+    """
     frozen = program.experiment.optimizer.frozen
     names = flatten_with_paths(program.abstract.params)
     stuck = [
@@ -304,14 +410,14 @@ def refuse_frozen(program: Program, fresh: dict[str, str]) -> None:
     ]
     if stuck:
         raise Refused(
-            f"--optimizer.frozen {frozen!r} freezes {len(stuck)} parameters that the other run does not give, so they "
-            f"would stay random, first {stuck[0]} ({fresh[stuck[0]]}): give them the names and shapes that they have "
-            f"there, or freeze those alone that are loaded."
+            f"--optimizer.frozen {frozen!r} freezes {len(stuck)} parameters that the other run "
+            f"does not give, so they would stay random, first {stuck[0]} ({fresh[stuck[0]]}): give "
+            f"them the names and shapes that they have there, or freeze only those that are loaded."
         )
 
 
 def with_weights(state: TrainState, weights: dict[str, jax.Array]) -> TrainState:
-    """A state of the first step with other weights, by their path in a state, where it is given them."""
+    """A first state with other weights, given by their path in a state."""
     given = {re.sub(f"^{MASTERS}", PARAMETERS, path): leaf for path, leaf in weights.items()}
 
     def take(path: Any, fresh: jax.Array) -> jax.Array:
@@ -323,5 +429,6 @@ def with_weights(state: TrainState, weights: dict[str, jax.Array]) -> TrainState
         for path, leaf in given.items()
         if path.startswith(PARAMETERS)
     }
-    begun = state.replace(opt_state=begun_with(state.opt_state, params))  # type: ignore[attr-defined]
-    return jax.tree_util.tree_map_with_path(take, begun)
+    opt_state = begun_with(state.opt_state, params)
+    state = state.replace(opt_state=opt_state)  # type: ignore[attr-defined]
+    return jax.tree_util.tree_map_with_path(take, state)

@@ -1,4 +1,4 @@
-"""What `run.json` says of a run."""
+"""`run.json`, which describes the run in a directory."""
 
 import time
 from pathlib import Path
@@ -12,10 +12,17 @@ from jaxbig.system.json_files import read_json
 
 
 def describe(
-    experiment: Any, fingerprint: str, data_identity: str, mesh: jax.sharding.Mesh
+    experiment: Any, *, fingerprint: str, data_identity: str, mesh: jax.sharding.Mesh
 ) -> dict[str, Any]:
-    """What `run.json` says of a run besides how it came to be; `experiment` is its JSON."""
-    device, of = jax.devices()[0], {"count": jax.device_count(), "processes": jax.process_count()}
+    """The content of `run.json` but for its history: `weights` and `starts`.
+
+    Args:
+      experiment: as JSON.
+      fingerprint: of the run's identity.
+      data_identity: of the data as prepared.
+      mesh: the devices' mesh.
+    """
+    device = jax.devices()[0]
     software = {
         name: value for name, value in devices().items() if name in ("platform_version", "driver")
     }
@@ -26,23 +33,42 @@ def describe(
         "versions": versions(),
         "flags": flags(),
         "config": config(),
-        "devices": {**of, "kind": device.device_kind, "platform": device.platform, **software},
+        "devices": {
+            "count": jax.device_count(),
+            "processes": jax.process_count(),
+            "kind": device.device_kind,
+            "platform": device.platform,
+            **software,
+        },
         "mesh": dict(mesh.shape),
         "git_commit": git_commit(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 
 
-ADOPT = "or, if the same command, code and data made its checkpoints, go on from them with `jaxbig train ... --adopt`"
+ADOPT = (
+    "or, if the same command, code and data made its checkpoints, resume from them with "
+    "`jaxbig train ... --adopt`"
+)
+"""The advice where `run.json` is lost."""
 
 
 def read_run(workdir: Path, adopt: bool = False) -> dict[str, Any] | None:
-    """The `run.json` of a folder, or None; `Refused` if it is not one of jaxbig's. adopt: None then, too."""
+    """The `run.json` of a run directory, or None if there is none.
+
+    Args:
+      workdir: the directory.
+      adopt: return None for a `run.json` that cannot be read, too.
+
+    Raises:
+      Refused: jaxbig did not write it.
+    """
     try:
         run = read_json(workdir / "run.json")
         if run is not None and not {"experiment", "data_identity"} <= set(run):
             raise Refused(
-                f"{workdir}/run.json was not written by jaxbig: bring back a copy, or give another --workdir."
+                f"{workdir}/run.json was not written by jaxbig: bring back a copy, or give another "
+                f"--workdir."
             )
     except Refused as error:
         if adopt:

@@ -1,8 +1,9 @@
-"""Records that are left out, counted and compared over all processes of a run.
+"""Bad records that are skipped, counted and compared over all processes of a run.
 
-Each process leaves out what it cannot read itself (data/examples.py). Two things only all of them together can see: how
-many records that makes, and whether processes that read the same rows left out the same ones. A disk that fails on one
-host would make the replicas of a batch differ, and by that the replicas of the parameters.
+Each process skips the records that it cannot read itself (data/records/). Only all of them together
+can see how many records that is, and whether processes that read the same rows skipped the same
+ones: a disk that fails on one host would make the replicas of a batch differ, and so the replicas
+of the parameters.
 """
 
 import zlib
@@ -17,10 +18,15 @@ from jaxbig.errors import Failed
 
 
 def agree_on_skipped(sources: Iterable[Any], rows: np.ndarray) -> None:
-    """`Failed`, on all processes, if more records were left out over the run than may be, or if they differ between
-    processes that read the same rows. To be called before a save, at the same step by all.
+    """Compares the skipped records; all processes call it before the save of the same step.
 
-    rows: those of each batch that this process reads.
+    Args:
+      sources: of the run; one without `skip` is ignored.
+      rows: [N], those of each batch that this process reads.
+
+    Raises:
+      Failed: on all processes, if the run skipped more records than allowed, or if processes that
+        read the same rows skipped different ones.
     """
     skipping = [source for source in sources if getattr(source, "skip", 0)]
     if not skipping or jax.process_count() == 1:
@@ -37,14 +43,16 @@ def agree_on_skipped(sources: Iterable[Any], rows: np.ndarray) -> None:
                 if apart := sorted(bad[first] ^ bad[other]):
                     failing, reading = (first, other) if apart[0] in bad[first] else (other, first)
                     raise Failed(
-                        f"process {failing} could not read {source.where(apart[0])}, and process {reading} could, "
-                        f"which reads the same rows: check the disk and memory of the first's host; nothing since the "
-                        f"last checkpoint is saved, and the same command goes on from there."
+                        f"process {failing} could not read {source.where(apart[0])}, and process "
+                        f"{reading} could, which reads the same rows: check the disk and memory of "
+                        f"the first's host; nothing since the last checkpoint is saved, and the "
+                        f"same command resumes from there."
                     )
         everywhere = sorted(set().union(*bad))
         if len(everywhere) > source.skip:
             raise Failed(
-                f"{len(everywhere)} records cannot be read, by one process or another, and {source.skip} may be: "
-                f"{'; '.join(source.where(index) for index in everywhere[:3])}, ...: mend or remove them, or raise "
-                f"--data.skip-bad-records."
+                f"{len(everywhere)} records cannot be read, by one process or another, and "
+                f"{source.skip} may be: "
+                f"{'; '.join(source.where(index) for index in everywhere[:3])}, ...: fix or remove "
+                f"them, or raise --data.skip-bad-records."
             )

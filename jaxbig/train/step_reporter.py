@@ -1,4 +1,4 @@
-"""What steps are told of: their metrics, how fast they are made, and whether the devices wait for data."""
+"""Per-step metrics, throughput, and the time spent waiting for data."""
 
 import collections
 import logging
@@ -6,140 +6,159 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import numpy as np
 
 from jaxbig.config.experiment import Experiment
 from jaxbig.cost.hardware import peak_of
-from jaxbig.distributed.sharding import device_put_batch
 from jaxbig.distributed.watchdog import WAITS, Heartbeat
 from jaxbig.objectives.base import Sum
 from jaxbig.program.bad_steps import FAULT
 
-logger = logging.getLogger("jaxbig")
-WAIT, SLOW, WARN_EVERY = (
-    0.2,
-    3,
-    50,
-)  # a run waits for data if so many logs in a row spent more than this share of time
+log = logging.getLogger("jaxbig")
+DATA_WAIT = 0.2
+"""Fraction of a log's time spent waiting for data above which the log counts as slow."""
+SLOW = 3
+"""Warn after this many slow logs in a row."""
+WARN_EVERY = 50
+"""Warn once in this many logs."""
 
 
-class Report:
-    """Turns the metrics of steps, left on the devices, into logs, a step late so that the devices need not wait.
-
-    flops: of a step, by which `model_flops_per_second` and `mfu`, their share of what the chips can do in bf16, go.
-    watch: told of each step's fault. at: told what is being done at which step.
-    """
+class StepReporter:
+    """Logs the metrics of steps, one step late, so that the devices do not wait for the host."""
 
     def __init__(
         self,
         experiment: Experiment,
-        log: Callable[[int, dict[str, float]], None],
+        write: Callable[[int, dict[str, float]], None],
         flops: int,
-        watch: Callable[[int, int], None] = lambda step, fault: None,
-        at: Heartbeat = lambda step, doing: None,
+        *,
+        on_fault: Callable[[int, int], None] = lambda step, fault: None,
+        heartbeat: Heartbeat = lambda step, activity: None,
     ):
-        self.experiment, self.log, self.flops, self.watch, self.at = (
-            experiment,
-            log,
-            flops,
-            watch,
-            at,
-        )
+        """
+        Args:
+          experiment: says which steps are logged.
+          write: called with (step, values) for each step that is logged.
+          flops: of one step; the source of `model_flops_per_second` and of `mfu`, their share of
+            the chips' bf16 peak.
+          on_fault: called with (step, fault code) for every step, good or bad.
+          heartbeat: called with (step, activity).
+        """
+        self.experiment = experiment
+        self.write = write
+        self.flops = flops
+        self.on_fault = on_fault
+        self.heartbeat = heartbeat
         self.under_way: tuple[int, dict[str, jax.Array], float] | None = None
-        self.ahead: collections.deque[float] = (
-            collections.deque()
-        )  # the real share of each batch that is to be taken
-        self.logs, self.quiet_until = 0, 0
+        self.shares: collections.deque[float] = collections.deque()
+        """Of each batch whose step is not recorded yet, the share that is real, not padding."""
+        self.logs = 0
+        self.quiet_until = 0
         self.waits: list[float] = []
         self.restart()
 
     def restart(self) -> None:
-        """Begins to measure the pace anew, after something that is not training."""
-        self.since, self.idle = time.perf_counter(), 0.0
-        self.real: list[float] = []  # of each step's batch, the share that is not padding
+        """Restarts the throughput timer, e.g. after an evaluation."""
+        self.since = time.perf_counter()
+        self.data_wait = 0.0
+        self.made: list[float] = []
+        """Of each step since then, the share of its batch that is not padding."""
 
-    def waited(
-        self, step: int, batches: Iterator[Any], metrics: Any, mesh: jax.sharding.Mesh
-    ) -> dict[str, jax.Array]:
-        """The next batch, on the devices. Its reading counts as waited for, whole, if the step under way is done."""
-        self.at(step, "reads the next batch")
-        began = time.perf_counter()
-        rows = next(batches)
-        if metrics is None or metrics["loss"].is_ready():
-            self.idle += time.perf_counter() - began
-        self.ahead.append(
-            np.count_nonzero(rows["mask"]) / rows["mask"].size
-        )  # of this process's rows: no exchange
-        return device_put_batch(rows, mesh)
+    def record_batch(self, mask: np.ndarray, waited: float) -> None:
+        """Notes a batch that was read.
 
-    def push(self, step: int, metrics: dict[str, jax.Array] | None) -> None:
-        """Takes a step's metrics, if it was made; waits for the step before it, and logs that if it is due."""
+        Args:
+          mask: of this process's rows; 0 marks padding.
+          waited: seconds that the devices waited for it.
+        """
+        self.data_wait += waited
+        self.shares.append(np.count_nonzero(mask) / mask.size)
+
+    def record(self, step: int, metrics: dict[str, jax.Array] | None) -> None:
+        """Takes a step's metrics, None if its batch was left out; logs the step before it."""
         self.flush()
-        real = self.ahead.popleft()
-        self.under_way = None if metrics is None else (step, metrics, real)
+        share = self.shares.popleft()
+        self.under_way = None if metrics is None else (step, metrics, share)
 
     def flush(self) -> None:
         """Waits for the step under way, and logs it if it is due."""
         if self.under_way is None:
             return
-        (step, metrics, real), self.under_way = self.under_way, None
-        self.at(step, WAITS)
+        step, metrics, share = self.under_way
+        self.under_way = None
+        self.heartbeat(step, WAITS)
         jax.block_until_ready(metrics)
-        self.real.append(real)
-        self.watch(step, int(metrics.pop(FAULT)))
+        self.made.append(share)
+        self.on_fault(step, int(metrics.pop(FAULT)))
         if step % self.experiment.log_every and step != self.experiment.steps:
             return
         means = {name: Sum(value, 1.0) for name, value in jax.device_get(metrics).items()}
         seconds = max(time.perf_counter() - self.since, 1e-9)
-        pace = rates(
-            self.experiment, self.flops, len(self.real) / seconds, statistics.fmean(self.real)
+        speed = rates(
+            self.experiment, self.flops, len(self.made) / seconds, real=statistics.fmean(self.made)
         )
-        pace["data_wait"] = self.idle / seconds
+        speed["data_wait"] = self.data_wait / seconds
         self.restart()
-        self.log(step, self.experiment.objective.summarize(means) | pace)
-        self.warn(pace["data_wait"])
+        self.write(step, self.experiment.objective.summarize(means) | speed)
+        self.warn(speed["data_wait"])
 
     def warn(self, data_wait: float) -> None:
-        """Says, once every `WARN_EVERY` logs, that the last `SLOW` of them waited for data; the first log may."""
+        """Warns when the last `SLOW` logs waited for data; the first log may."""
         self.logs += 1
         self.waits = [*self.waits, data_wait][-SLOW:]
-        if self.logs > SLOW and min(self.waits) > WAIT and self.logs >= self.quiet_until:
+        if self.logs > SLOW and min(self.waits) > DATA_WAIT and self.logs >= self.quiet_until:
             self.quiet_until = self.logs + WARN_EVERY
-            e, share = self.experiment, sum(self.waits) / SLOW
-            logger.warning(
-                f"the devices waited for data {share:.0%} of the last {SLOW} logs' time: raise --workers (now "
-                f"{e.workers}) up to the cores this process may use ({usable_cores()}), --reader-threads ({e.reader_threads}), or "
-                f"--read-ahead ({e.read_ahead} MiB)"
+            experiment = self.experiment
+            log.warning(
+                f"the devices waited for data {sum(self.waits) / SLOW:.0%} of the last {SLOW} "
+                f"logs' time: raise --workers (now {experiment.workers}) up to the cores this "
+                f"process may use ({usable_cores()}), --reader-threads ({experiment.reader_threads}), or "
+                f"--read-ahead ({experiment.read_ahead} MiB)"
             )
 
 
 def usable_cores() -> int:
-    """How many cores this process may use: Slurm and containers leave it fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores this process may use: Slurm and containers allow fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def rates(
-    experiment: Experiment, flops: int, steps_per_second: float, real: float = 1.0
+    experiment: Experiment, flops: int, steps_per_second: float, *, real: float = 1.0
 ) -> dict[str, float]:
-    """What so many steps a second are in examples, in tokens where rows have places, and in FLOP/s.
+    """Converts steps/s to examples/s, to tokens/s where examples are sequences, and to FLOP/s.
 
-    real: the share of a batch's examples, or places, that is no padding, and is counted; `padding` is the rest.
+    Args:
+      experiment: gives the shape of a batch.
+      flops: of one step.
+      steps_per_second: measured.
+      real: share of a batch's examples, or tokens, that is not padding; only these count as tokens
+        per second and per device.
+
+    Returns:
+      The rates by name; with tokens also `padding`, the rest of a batch, and on chips whose peak
+      is known `mfu`.
     """
-    devices, counted = jax.device_count(), experiment.data.spec()["mask"].shape
-    pace = {
+    devices = jax.device_count()
+    counted = experiment.data.spec()["mask"].shape
+    sequences = len(counted) > 1
+    kind = "tokens" if sequences else "examples"
+    per_second = steps_per_second * math.prod(counted) * real
+    flops_per_second = flops * steps_per_second
+    found = {
         "steps_per_second": steps_per_second,
         "examples_per_second": steps_per_second * counted[0],
     }
-    kind = "tokens" if len(counted) > 1 else "examples"
-    pace |= {f"{kind}_per_second": (every := steps_per_second * math.prod(counted) * real)}
-    pace |= {
-        f"{kind}_per_second_per_device": every / devices,
-        "model_flops_per_second": flops * steps_per_second,
-    }
-    pace |= {"padding": 1 - real} if kind == "tokens" else {}
+    found[f"{kind}_per_second"] = per_second
+    found[f"{kind}_per_second_per_device"] = per_second / devices
+    found["model_flops_per_second"] = flops_per_second
+    if sequences:
+        found["padding"] = 1 - real
     peak = peak_of(jax.devices()[0].device_kind)
-    return pace | ({"mfu": flops * steps_per_second / (peak * devices)} if peak else {})
+    if peak:
+        found["mfu"] = flops_per_second / (peak * devices)
+    return found

@@ -1,11 +1,11 @@
-"""The loop: batch, step, log, evaluate, checkpoint, next; the only place with effects."""
+"""The training loop: batch, step, report, evaluate, save, next; the only place with effects."""
 
 import contextlib
 import functools
 import itertools
 import logging
 import time
-from collections.abc import Callable, Collection, Generator, Iterator
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from jaxbig.config.experiment import Experiment
 from jaxbig.config.serialize import flat, to_json
 from jaxbig.cost.flops import model_flops
 from jaxbig.cost.out_of_memory import check_memory, enough_memory
-from jaxbig.data.core.dataset import Rows, Source
-from jaxbig.data.pipeline.loader import eval_batches, train_batches
+from jaxbig.data.core.dataset import Source
+from jaxbig.data.pipeline.loader import eval_batches
 from jaxbig.distributed.multihost import (
     assert_same_on_all,
     exit_on_error,
@@ -26,7 +26,6 @@ from jaxbig.distributed.multihost import (
     interruptible,
     is_process_zero,
     on_process_zero,
-    processes_on_this_host,
 )
 from jaxbig.distributed.run_lock import lock_run_directory
 from jaxbig.distributed.sharding import device_put_batch, local_rows
@@ -40,209 +39,326 @@ from jaxbig.tracking.console import Screen
 from jaxbig.tracking.figures import optional
 from jaxbig.tracking.metrics_writer import Metrics, read_metrics
 from jaxbig.train.attention_maps import draw_attention
-from jaxbig.train.bad_step_policy import Bad, Watch, leave_out, left_out
-from jaxbig.train.resume import begin
+from jaxbig.train.bad_step_policy import BadStepError, BadStepHandler, leave_out, left_out
+from jaxbig.train.batch_loader import BatchLoader, host_batches, read_ahead_limit
+from jaxbig.train.resume import initialize_or_resume
 from jaxbig.train.skipped_records import agree_on_skipped
-from jaxbig.train.step_reporter import Report
+from jaxbig.train.step_reporter import StepReporter
 
-logger = logging.getLogger("jaxbig")
+log = logging.getLogger("jaxbig")
 Summary = dict[str, Any]
 
 
 def fit(
-    experiment: Experiment, workdir: Path, screen: Screen, fork: bool = False, adopt: bool = False
+    experiment: Experiment,
+    workdir: Path,
+    screen: Screen,
+    *,
+    fork: bool = False,
+    adopt: bool = False,
 ) -> Summary:
-    """Trains to `experiment.steps`, from the last good checkpoint in `workdir` or from the beginning.
+    """Trains to `experiment.steps`, resuming from the last good checkpoint if there is one.
 
-    Gives what `summary.json` holds: `step`, `metrics`, `state_sha256`, `interrupted`, ... On SIGTERM or Ctrl-C
-    it finishes the step, saves, and gives the summary with `interrupted` true; an evaluation that was due, or under
-    way, is made by the run that goes on.
+    On SIGTERM or Ctrl-C it finishes the step, saves, and returns with `interrupted` true. An
+    evaluation that was due or in progress is then made by the run that resumes.
+
+    Args:
+      experiment: what to train.
+      workdir: the run's directory.
+      screen: where progress is shown.
+      fork: if the directory holds another run, move that aside and start from its weights.
+      adopt: if `run.json` is lost, take the checkpoints there for this run's.
+
+    Returns:
+      The content of `summary.json`: `step`, `metrics`, `best`, `state_sha256`, `interrupted`.
     """
     set_deterministic(experiment.deterministic, experiment.reproducible)
     assert_same_on_all({"workdir": str(workdir), **dict(flat(to_json(experiment)))})
     program = make_program(experiment)
     check_memory(program)
-    compiled = functools.cache(lambda: compile_step(program))
     with (
-        lock_run_directory(workdir) as held,
+        lock_run_directory(workdir) as check_lock,
         program.activate(),
-        interruptible() as asked_to_stop,
-        watchdog(experiment.guard.stuck_after) as at,
+        interruptible() as should_stop,
+        watchdog(experiment.guard.stuck_after) as heartbeat,
     ):
+        trainer = Trainer(
+            program,
+            workdir,
+            screen,
+            check_lock=check_lock,
+            should_stop=should_stop,
+            heartbeat=heartbeat,
+        )
         while True:
             try:
-                return go_on(
-                    program, compiled, workdir, screen, fork, adopt, held, asked_to_stop, at
-                )
-            except Bad as bad:  # the guard's policy is to roll back
+                return trainer.run(fork=fork, adopt=adopt)
+            except BadStepError as bad:  # the policy is to roll back
                 on_process_zero(functools.partial(leave_out, workdir, bad, experiment.guard))
-                logger.warning(
-                    "%s; going back to the last checkpoint, to leave that batch out", bad
-                )
-                fork = adopt = False
+                log.warning("%s; going back to the last checkpoint, to leave that batch out", bad)
+                fork = False
+                adopt = False
 
 
-def go_on(
-    program: Program,
-    compiled: Callable[[], tuple[Any, int]],
-    workdir: Path,
-    screen: Screen,
-    fork: bool,
-    adopt: bool,
-    held: Callable[[], None],
-    asked_to_stop: Callable[[], bool],
-    at: Heartbeat,
-) -> Summary:
-    """From the last good checkpoint to the end, or to where it is asked to stop; `Bad` at a step to be left out."""
-    experiment, step = program.experiment, 0
-    with contextlib.ExitStack() as stack:
-        checkpoints = open_checkpoints(experiment, workdir, lambda doing: at(step, doing))
-        stack.callback(checkpoints.close)
-        with enough_memory(program):
-            start, state, digest = begin(program, checkpoints, workdir, fork, adopt, at)
-        step = start
-        metrics = Metrics(workdir, start, is_process_zero())
-        stack.callback(metrics.close)
+class Trainer:
+    """One experiment in one run directory.
 
-        def log(step: int, values: dict[str, float]) -> None:
-            metrics.write(step, "train", values)
-            screen.train(step, values)
+    `run` may be called again after a `BadStepError`: it opens everything again and resumes from the
+    last checkpoint; the compiled step is reused. All processes of a run take the same branches, and
+    call `should_stop` and whatever communicates equally often.
 
-        to_evaluate = itertools.chain([COMPILES], itertools.repeat("evaluates"))
-
-        def evaluation(step: int, state: TrainState) -> dict[str, float]:
-            at(step, "evaluates")
-            return (
-                evaluate(
-                    program, state, held_out, lambda: at(step, next(to_evaluate)), asked_to_stop
-                )
-                or {}
-            )
-
-        def report_evaluation(step: int, means: dict[str, float]) -> None:
-            metrics.write(step, "eval", means)
-            screen.evaluation(step, means)
-
-        at(start, OPENS)
-        train, held_out = experiment.data.source("train"), experiment.data.source("eval")
-        begun = start < experiment.steps and not asked_to_stop()
-        at(start, COMPILES)
-        train_step, flops = compiled() if begun else (None, 0)
-        gather("compiled")  # over the devices nobody waits for long
-        if start < experiment.steps and (
-            not begun or asked_to_stop()
-        ):  # before its first step: all that is, is saved
-            return on_process_zero(
-                lambda: summarize(experiment, workdir, start, digest, checkpoints.steps())
-            )
-        batches = stack.enter_context(
-            contextlib.closing(feed(program, train, start, experiment.steps))
-        )
-        watch = Watch(experiment.guard, program.abstract.params, is_process_zero())
-        report = Report(experiment, log, flops, watch, at)
-        screen.start(start, experiment.steps)
-        stack.callback(screen.stop)
-        stack.push(
-            lambda kind, error, trace: None if kind is Bad else exit_on_error(kind, error, trace)
-        )
-        stack.enter_context(enough_memory(program, train_step))
-        without = on_process_zero(lambda: left_out(workdir))
-        due = (
-            start
-            and evaluation_due(experiment, start)
-            and not on_process_zero(lambda: was_evaluated(workdir, start))
-        )
-        if due:  # the run was stopped before it
-            if not (means := evaluation(start, state)):
-                return on_process_zero(
-                    lambda: summarize(experiment, workdir, start, digest, checkpoints.steps())
-                )
-            held()
-            checkpoints.note(start, means)
-            report_evaluation(start, means)
-        for step, state in run_steps(program, train_step, state, batches, start, report, without):  # noqa: B020
-            held()
-            stopping, means = asked_to_stop(), {}
-            evaluating = evaluation_due(experiment, step)
-            saving = step == experiment.steps or step % experiment.checkpoint_every == 0
-            if evaluating or saving or stopping:
-                report.flush()
-            if (
-                evaluating and not stopping
-            ):  # who is asked to stop has little time, and saves at once
-                if means := evaluation(step, state):
-                    report_evaluation(step, means)
-                stopping = asked_to_stop()
-            if saving or stopping:
-                held()
-                at(step, "saves")
-                agree_on_skipped((train, held_out), local_rows(program.mesh, experiment.data.batch))
-                watch.before_saving(step, state)
-                digest = checkpoints.save(step, state, means)
-            checkpoints.wait(only_if_done=True)
-            if stopping:
-                break
-            if evaluating or saving:
-                report.restart()
-        checkpoints.wait()
-        at(step, "writes summary.json")
-        summary = on_process_zero(
-            lambda: summarize(experiment, workdir, step, digest, checkpoints.steps())
-        )
-        at(step, COMPILES)
-        with optional(f"no picture {workdir / 'attention.png'}"):
-            done = not summary["interrupted"]
-            if done and draw_attention(program, state, held_out, workdir / "attention.png"):
-                logger.info("drew where it looks: %s", workdir / "attention.png")
-    return summary
-
-
-def feed(program: Program, source: Source, start: int, stop: int) -> Generator[Rows]:
-    """This process's rows of the batches of steps start + 1 to `stop`, read ahead."""
-    e, mine = program.experiment, local_rows(program.mesh, program.experiment.data.batch)
-    return train_batches(
-        source,
-        range(start, stop),
-        seed=e.seed,
-        batch=e.data.batch,
-        rows=mine,
-        threads=e.reader_threads,
-        workers=e.workers,
-        read_ahead=ahead(e),
-    )
-
-
-def ahead(experiment: Experiment) -> int:
-    """MiB of batches that this process may read ahead: its share of what its host may."""
-    return max(1, experiment.read_ahead // processes_on_this_host())
-
-
-def run_steps(
-    program: Program,
-    train_step: Any,
-    state: TrainState,
-    batches: Iterator[Rows],
-    start: int,
-    report: Report,
-    left_out: Collection[int] = (),
-) -> Iterator[tuple[int, TrainState]]:
-    """Makes steps start + 1 to the last; gives (step, state) after each, before the next is begun.
-
-    While the devices make a step, the next batch is read and moved to them; two steps are under way at most. A step
-    that is left out changes nothing but the number of steps.
+    Attributes:
+      experiment: what is trained.
+      program: its compiled functions and their shapes.
+      workdir: the run's directory.
+      screen: where progress is shown.
+      check_lock: raises if the run no longer owns its directory.
+      should_stop: whether the run was asked to save and stop.
+      heartbeat: called with (step, activity) whenever something starts.
+      step: the last step that was made.
+      digest: `state_sha256` of the last state that was restored or saved.
     """
-    e = report.experiment
-    report.restart()
-    batch = report.waited(start, batches, None, program.mesh) if start < e.steps else None
-    for step in range(start + 1, e.steps + 1):
-        if step in left_out:
-            state, metrics = state.replace(step=state.step + 1), None  # type: ignore[attr-defined]
-        else:
-            state, metrics = train_step(state, batch)
-        batch = report.waited(step, batches, metrics, program.mesh) if step < e.steps else None
-        report.push(step, metrics)
-        report.at(step, "is in the loop")
-        yield step, state
+
+    checkpoints: Checkpoints
+    metrics: Metrics
+    train_data: Source
+    eval_data: Source
+    bad_steps: BadStepHandler
+    reporter: StepReporter
+    left_out: Collection[int]
+    """Steps whose batches a rollback left out."""
+
+    def __init__(
+        self,
+        program: Program,
+        workdir: Path,
+        screen: Screen,
+        *,
+        check_lock: Callable[[], None],
+        should_stop: Callable[[], bool],
+        heartbeat: Heartbeat,
+    ):
+        self.experiment = program.experiment
+        self.program = program
+        self.workdir = workdir
+        self.screen = screen
+        self.check_lock = check_lock
+        self.should_stop = should_stop
+        self.heartbeat = heartbeat
+        self.compiled: tuple[Any, int] | None = None
+        """The compiled train step and its FLOPs."""
+        self.evaluated = False
+        """Whether the evaluation step is compiled for the state of this `run`."""
+        self.step = 0
+        self.digest = ""
+
+    def run(self, *, fork: bool = False, adopt: bool = False) -> Summary:
+        """Trains from the last good checkpoint to the end, or until it is asked to stop.
+
+        The order within a step is what makes a run safe to end anywhere: change it with care.
+        """
+        with contextlib.ExitStack() as stack:
+            state = self.restore(stack, fork=fork, adopt=adopt)
+            if not self.compile():
+                return self.summarize()
+            loader = self.open(stack)
+            if self.evaluation_is_missing() and not self.evaluate_late(state):
+                return self.summarize()
+            self.reporter.restart()
+            for step, batch in loader:
+                state, metrics = self.train_step(step, state, batch)
+                del batch  # its memory is free for an evaluation
+                loader.prefetch(step, metrics)  # while the devices make the step
+                self.reporter.record(step, metrics)
+                self.heartbeat(step, "is in the loop")
+                self.step = step
+                self.check_lock()
+                stopping = self.should_stop()
+                evaluating = evaluation_due(self.experiment, step)
+                saving = save_due(self.experiment, step)
+                if evaluating or saving or stopping:
+                    self.reporter.flush()
+                means: dict[str, float] = {}
+                if evaluating and not stopping:  # time is short after a request to stop: save first
+                    means = self.evaluate(state)
+                    stopping = self.should_stop()
+                if saving or stopping:
+                    self.save(state, means)
+                self.checkpoints.wait(only_if_done=True)
+                if stopping:
+                    break
+                if evaluating or saving:
+                    self.reporter.restart()
+            return self.finish(state)
+
+    # -- before the loop
+
+    def restore(self, stack: contextlib.ExitStack, *, fork: bool, adopt: bool) -> TrainState:
+        """Opens the run directory; the state of its last good checkpoint, or the first state."""
+        self.step = 0
+        self.evaluated = False
+        self.checkpoints = open_checkpoints(self.experiment, self.workdir, self.report_activity)
+        stack.callback(self.checkpoints.close)
+        with enough_memory(self.program):
+            self.step, state, self.digest = initialize_or_resume(
+                self.program,
+                self.checkpoints,
+                self.workdir,
+                fork=fork,
+                adopt=adopt,
+                heartbeat=self.heartbeat,
+            )
+        self.metrics = Metrics(self.workdir, self.step, is_process_zero())
+        stack.callback(self.metrics.close)
+        self.heartbeat(self.step, OPENS)
+        self.train_data = self.experiment.data.source("train")
+        self.eval_data = self.experiment.data.source("eval")
+        return state
+
+    def compile(self) -> bool:
+        """Compiles the train step; False if the run is asked to stop before its first step."""
+        remaining = self.step < self.experiment.steps
+        stopping = remaining and self.should_stop()
+        self.heartbeat(self.step, COMPILES)
+        if remaining and not stopping and self.compiled is None:
+            self.compiled = compile_step(self.program)
+        gather("compiled")  # others may compile for long: wait for them here, not in a collective
+        return not (remaining and (stopping or self.should_stop()))
+
+    def open(self, stack: contextlib.ExitStack) -> BatchLoader:
+        """Starts reading batches and reporting; the loader of the steps that are left."""
+        experiment = self.experiment
+        compiled, flops = self.compiled or (None, 0)
+        batches = host_batches(
+            self.program, self.train_data, start=self.step, stop=experiment.steps
+        )
+        stack.enter_context(contextlib.closing(batches))
+        self.bad_steps = BadStepHandler(
+            experiment.guard, self.program.abstract.params, verbose=is_process_zero()
+        )
+        self.reporter = StepReporter(
+            experiment, self.write_train, flops, on_fault=self.bad_steps, heartbeat=self.heartbeat
+        )
+        self.screen.start(self.step, experiment.steps)
+        stack.callback(self.screen.stop)
+        stack.push(leave_at_once_unless_rolled_back)
+        stack.enter_context(enough_memory(self.program, compiled))
+        self.left_out = on_process_zero(lambda: left_out(self.workdir))
+        return BatchLoader(
+            batches,
+            self.reporter,
+            self.program.mesh,
+            start=self.step,
+            stop=experiment.steps,
+            heartbeat=self.heartbeat,
+        )
+
+    def evaluation_is_missing(self) -> bool:
+        """Whether the run was stopped before an evaluation that was due at its last step."""
+        if not self.step or not evaluation_due(self.experiment, self.step):
+            return False
+        return not on_process_zero(lambda: was_evaluated(self.workdir, self.step))
+
+    def evaluate_late(self, state: TrainState) -> bool:
+        """Evaluates the restored state, and adds that to its checkpoint; False if asked to stop."""
+        means = self.run_evaluation(state)
+        if not means:
+            return False
+        self.check_lock()
+        self.checkpoints.note(self.step, means)
+        self.write_evaluation(means)
+        return True
+
+    # -- in the loop
+
+    def train_step(self, step: int, state: TrainState, batch: Any) -> tuple[TrainState, Any]:
+        """The state after a step, and its metrics; only the count changes if it is left out."""
+        if step in self.left_out:
+            return state.replace(step=state.step + 1), None  # type: ignore[attr-defined]
+        assert self.compiled is not None
+        return self.compiled[0](state, batch)
+
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        """Evaluates and reports; empty if asked to stop meanwhile."""
+        means = self.run_evaluation(state)
+        if means:
+            self.write_evaluation(means)
+        return means
+
+    def save(self, state: TrainState, means: dict[str, float]) -> None:
+        """Starts to save the state, with the means of its evaluation, in the background."""
+        self.check_lock()
+        self.heartbeat(self.step, "saves")
+        rows = local_rows(self.program.mesh, self.experiment.data.batch)
+        agree_on_skipped((self.train_data, self.eval_data), rows)
+        self.bad_steps.check_before_save(self.step, state)
+        self.digest = self.checkpoints.save(self.step, state, means)
+
+    # -- after the loop
+
+    def finish(self, state: TrainState) -> Summary:
+        """Waits for the last save; writes the summary and, at the end, draws attention maps."""
+        self.checkpoints.wait()
+        self.heartbeat(self.step, "writes summary.json")
+        summary = self.summarize()
+        self.heartbeat(self.step, COMPILES)
+        file = self.workdir / "attention.png"
+        with optional(f"no picture {file}"):
+            if not summary["interrupted"] and draw_attention(
+                self.program, state, self.eval_data, file
+            ):
+                log.info("drew attention maps: %s", file)
+        return summary
+
+    def summarize(self) -> Summary:
+        """Writes `summary.json` of the run as far as it is saved."""
+        return on_process_zero(
+            lambda: summarize(
+                self.experiment,
+                self.workdir,
+                self.step,
+                digest=self.digest,
+                saved=self.checkpoints.steps(),
+            )
+        )
+
+    # -- reports
+
+    def report_activity(self, activity: str) -> None:
+        """The heartbeat of what happens after the last step."""
+        self.heartbeat(self.step, activity)
+
+    def write_train(self, step: int, values: dict[str, float]) -> None:
+        self.metrics.write(step, "train", values)
+        self.screen.train(step, values)
+
+    def write_evaluation(self, means: dict[str, float]) -> None:
+        self.metrics.write(self.step, "eval", means)
+        self.screen.evaluation(self.step, means)
+
+    def run_evaluation(self, state: TrainState) -> dict[str, float]:
+        """The metrics of the evaluation split; empty if asked to stop meanwhile."""
+        self.heartbeat(self.step, "evaluates")
+        means = evaluate(
+            self.program,
+            state,
+            self.eval_data,
+            heartbeat=self.report_evaluation_batch,
+            should_stop=self.should_stop,
+        )
+        return means or {}
+
+    def report_evaluation_batch(self) -> None:
+        self.report_activity("evaluates" if self.evaluated else COMPILES)
+        self.evaluated = True
+
+
+def leave_at_once_unless_rolled_back(
+    kind: type[BaseException] | None, error: BaseException | None, trace: Any
+) -> None:
+    """For an `ExitStack`: of several processes one that fails leaves without the others."""
+    if kind is not BadStepError:
+        exit_on_error(kind, error, trace)
 
 
 def evaluation_due(experiment: Experiment, step: int) -> bool:
@@ -250,8 +366,13 @@ def evaluation_due(experiment: Experiment, step: int) -> bool:
     return step == experiment.steps or step % experiment.evaluate_every == 0
 
 
+def save_due(experiment: Experiment, step: int) -> bool:
+    """Whether a run saves after that step."""
+    return step == experiment.steps or step % experiment.checkpoint_every == 0
+
+
 def was_evaluated(workdir: Path, step: int) -> bool:
-    """Whether `metrics.jsonl` has the evaluation after a step, be it that it was due then."""
+    """Whether `metrics.jsonl` has an evaluation after that step."""
     return any(line["split"] == "eval" and line["step"] == step for line in read_metrics(workdir))
 
 
@@ -259,30 +380,40 @@ def evaluate(
     program: Program,
     state: TrainState,
     source: Source,
-    at: Callable[[], None] = lambda: None,
-    stop: Callable[[], bool] = lambda: False,
+    *,
+    heartbeat: Callable[[], None] = lambda: None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float] | None:
-    """The objective's metrics over every example of a source, each exactly once; sums are added in float64.
+    """The objective's metrics over every example of a source, each exactly once.
 
-    at: called before each batch. stop: asked then whether to leave off; where it says so, there are no metrics.
+    Args:
+      program: whose `eval_step` is called.
+      state: parameters and variables; the variables that are carried restart from it.
+      source: examples.
+      heartbeat: called before each batch.
+      should_stop: asked before each batch.
+
+    Returns:
+      The metrics, of sums that are added in float64; None if asked to stop.
     """
-    e, before, state = program.experiment, None, without_optimizer(state)
+    experiment = program.experiment
+    state = without_optimizer(state)
     sums: Sums = {}
-    mine, threads = local_rows(program.mesh, e.data.batch), max(e.reader_threads, e.workers)
     batches = eval_batches(
         source,
-        batch=e.data.batch,
-        rows=mine,
-        threads=threads,
-        read_ahead=ahead(e),
-        max_batches=e.evaluate_batches,
+        batch=experiment.data.batch,
+        rows=local_rows(program.mesh, experiment.data.batch),
+        threads=max(experiment.reader_threads, experiment.workers),
+        read_ahead=read_ahead_limit(experiment),
+        max_batches=experiment.evaluate_batches,
     )
-    for rows in itertools.chain(
-        batches, [None]
-    ):  # each batch is added while the devices have the next
-        now = at()
-        if stop():
+    before: Sums | None = None
+    # each batch is added while the devices have the next
+    for rows in itertools.chain(batches, [None]):
+        heartbeat()
+        if should_stop():
             return None
+        now = None
         if rows is not None:
             now, variables = program.eval_step(state, device_put_batch(rows, program.mesh))
             state = state.replace(variables=variables)  # type: ignore[attr-defined]
@@ -290,21 +421,30 @@ def evaluate(
             each = jax.tree.map(np.float64, each)
             sums[name] = jax.tree.map(np.add, sums[name], each) if name in sums else each
         before = now
-    return program.experiment.objective.summarize(sums)
+    return experiment.objective.summarize(sums)
 
 
 def open_checkpoints(
-    experiment: Experiment, workdir: Path, tell: Callable[[str], None] = lambda doing: None
+    experiment: Experiment, workdir: Path, tell: Callable[[str], None] = lambda activity: None
 ) -> Checkpoints:
-    """The checkpoints of a run, kept as its experiment says."""
-    objective, folder = experiment.objective, workdir / "checkpoints"
-    best = objective.criterion, objective.higher_is_better
-    return Checkpoints(folder, experiment.keep_last, experiment.keep_best, *best, tell)
+    """The checkpoints of a run, retained as its experiment says."""
+    objective = experiment.objective
+    return Checkpoints(
+        workdir / "checkpoints",
+        keep_last=experiment.keep_last,
+        keep_best=experiment.keep_best,
+        criterion=objective.criterion,
+        higher=objective.higher_is_better,
+        tell=tell,
+    )
 
 
 def compile_step(program: Program) -> tuple[Any, int]:
-    """The train step compiled for its shapes and devices, once, and its FLOPs, with nothing counted that is computed
-    twice."""
+    """Compiles the train step for its shapes and devices.
+
+    Returns:
+      The compiled step, and its FLOPs without those of recomputation.
+    """
     began = time.perf_counter()
     traced = program.train_step.trace(program.abstract, program.batch)
     with enough_memory(program):
@@ -312,29 +452,41 @@ def compile_step(program: Program) -> tuple[Any, int]:
     check_memory(program, compiled)
     flops = model_flops(program.experiment, program, traced.jaxpr)
     where = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    logger.info("compiled in %.1f s for %s", time.perf_counter() - began, where)
+    log.info("compiled in %.1f s for %s", time.perf_counter() - began, where)
     return compiled, flops
 
 
 def summarize(
-    experiment: Experiment, workdir: Path, step: int, digest: str, saved: Collection[int]
+    experiment: Experiment, workdir: Path, step: int, *, digest: str, saved: Collection[int]
 ) -> Summary:
-    """Writes `summary.json`: the last metrics of each split, the best evaluation of a step that is `saved`, of equals
-    the newest as `Checkpoints` has it, and the digest of the state."""
-    lines, metrics = read_metrics(workdir), {}
+    """Writes `summary.json`.
+
+    Args:
+      experiment: of the run.
+      workdir: the run's directory, with its metrics.
+      step: the last step that was made.
+      digest: `state_sha256` of the state at that step.
+      saved: steps of the checkpoints that are there.
+
+    Returns:
+      What it wrote: `step`; `metrics`, the last of each split; `best`, the best evaluation of a
+      step in `saved`, the newest of equals, as `Checkpoints` ranks them; `state_sha256`;
+      `interrupted`.
+    """
+    lines = read_metrics(workdir)
+    metrics = {}
     for line in lines:
-        metrics |= {
-            f"{line['split']}/{name}": line[name] for name in line if name not in ("step", "split")
-        }
-    criterion, sign = (
-        experiment.objective.criterion,
-        1 if experiment.objective.higher_is_better else -1,
-    )
-    evaluated = [
-        line for line in lines if line["split"] == "eval" and line.get(criterion) is not None
+        for name in line:
+            if name not in ("step", "split"):
+                metrics[f"{line['split']}/{name}"] = line[name]
+    criterion = experiment.objective.criterion
+    sign = 1 if experiment.objective.higher_is_better else -1
+    candidates = [
+        line
+        for line in lines
+        if line["split"] == "eval" and line.get(criterion) is not None and line["step"] in saved
     ]
-    kept = [line for line in evaluated if line["step"] in saved]
-    best = max(kept, key=lambda line: (sign * line[criterion], line["step"]), default=None)
+    best = max(candidates, key=lambda line: (sign * line[criterion], line["step"]), default=None)
     summary = {
         "step": step,
         "metrics": metrics,

@@ -21,7 +21,7 @@ EVALUATES = "jaxbig.train.trainer", "evaluate"
 PREPARES = "jaxbig.train.resume", "prepare"
 RESTORES = "jaxbig.checkpoint.manager:Checkpoints", "restore"
 SAVES = "jaxbig.checkpoint.manager:Checkpoints", "_commit"
-STEPS = "jaxbig.train.step_reporter:Report", "push"
+STEPS = "jaxbig.train.step_reporter:StepReporter", "record"
 READS = "jaxbig.data.records.tfds_builder:Arrays", "rows"
 
 

@@ -22,14 +22,14 @@ TRAIN = [*RUN, "--steps=20", "--evaluate-every=10", "--checkpoint-every=10"]
 HERE = [sys.executable, "-m", "jaxbig"]
 JUMPS = """
 import itertools, sys, time
-from jaxbig import loop
+from jaxbig.train import trainer
 from jaxbig.__main__ import main
-now, looks, later, compile_step = time.time, itertools.count(), [0], loop.compile_step
+now, looks, later, compile_step = time.time, itertools.count(), [0], trainer.compile_step
 time.time = lambda: now() + later[0] - 3600 * next(looks)
 def compile_a_year_long(program):
     later[0] = 31_536_000
     return compile_step(program)
-loop.compile_step = compile_a_year_long
+trainer.compile_step = compile_a_year_long
 main()
 """
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

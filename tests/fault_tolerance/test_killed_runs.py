@@ -125,7 +125,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_the_same_command_goes_on(
     assert number.name in err and f"saved at step {stopped['step']}" in out
     code, out, err = finish(start(tmp_path, *TRAIN, cached=True))
     assert code == 0, err
-    assert f"going on from step {stopped['step']}" in out
+    assert f"resuming from step {stopped['step']}" in out
     same(tmp_path / "run", alone[0])
 
 
@@ -281,7 +281,7 @@ def test_a_full_disk_is_told_in_one_sentence_and_what_was_saved_before_still_ser
     subprocess.run(["mount", "-o", "remount,size=64m,nr_inodes=20000", str(disk)], check=True)
     code, out, err = finish(start(disk, *TRAIN, cached=True))
     assert code == 0, err
-    assert re.search(r"going on from step \d+", out)
+    assert re.search(r"resuming from step \d+", out)
     same(disk / "run", alone[0])
 
 
@@ -316,7 +316,7 @@ def test_a_permission_that_is_lost_ends_the_run_and_it_goes_on_when_that_is_mend
         if shutil.which("chattr"):
             subprocess.run(["chattr", "-i", *folders], capture_output=True, check=False)
     code, out, err = finish(start(tmp_path, *TRAIN, cached=True))
-    assert code == 0 and "going on from step" in out, err
+    assert code == 0 and "resuming from step" in out, err
     same(tmp_path / "run", alone[0])
 
 

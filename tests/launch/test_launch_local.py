@@ -73,7 +73,7 @@ def test_one_signal_saves_all_and_the_same_command_goes_on(
     assert (tmp_path / "run" / "checkpoints" / step).is_dir() and not left(tmp_path)
     process = start(tmp_path, 2, f"--steps={int(step) + 1}")
     out, err = process.communicate(timeout=120)
-    assert process.returncode == 0 and f"going on from step {step}" in out, err
+    assert process.returncode == 0 and f"resuming from step {step}" in out, err
 
 
 def test_ctrl_c_at_any_moment_leaves_no_process_ten_times_of_ten(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from jaxbig.data.pipeline.loader import eval_batch, eval_batches, train_batch, t
 from jaxbig.data.pipeline.sampler import eval_steps, train_indices
 from jaxbig.data.records.image_folder import ImageFolder
 from jaxbig.errors import Failed, Refused
-from jaxbig.train.step_reporter import SLOW, WARN_EVERY, Report
+from jaxbig.train.step_reporter import SLOW, WARN_EVERY, StepReporter
 
 # A user's own file, which no other Python can import by the name that it is loaded under.
 FILE = '''
@@ -552,7 +552,7 @@ def test_a_run_fed_by_workers_is_stopped_by_ctrl_c_and_ends_as_one_fed_by_none(
 
 @pytest.fixture
 def report() -> Callable[[list[float]], None]:
-    told = Report(
+    told = StepReporter(
         small("digits_convnet", reader_threads=3, workers=5, read_ahead=77),
         lambda step, values: None,
         0,

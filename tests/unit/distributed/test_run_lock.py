@@ -195,11 +195,11 @@ SLEEPER = """
 import fcntl, time
 from jaxbig.distributed import run_lock
 from jaxbig.__main__ import main
-from jaxbig.train.step_reporter import Report
+from jaxbig.train.step_reporter import StepReporter
 run_lock.machine = lambda: "another"  # its locks are not visible here
 fcntl.flock = lambda *given: None
-push = Report.push
-Report.push = lambda *given: (time.sleep(0.5), push(*given))
+record = StepReporter.record
+StepReporter.record = lambda *given: (time.sleep(0.5), record(*given))
 main()
 """
 

@@ -40,7 +40,7 @@ from jaxbig.program.program import Program, make_program
 from jaxbig.program.state import TrainState
 from jaxbig.tools.shrink import random_batch, replaced
 from jaxbig.tracking.console import Screen
-from jaxbig.train.resume import begin
+from jaxbig.train.resume import initialize_or_resume
 from jaxbig.train.trainer import fit
 
 BETWEEN = 1 + 2.0**-7 / 4  # a quarter of the way from 1 to the next bfloat16
@@ -443,7 +443,9 @@ def test_a_run_that_begins_with_weights_has_all_their_bits(
         (folder := tmp_path / "child").mkdir()
     program = make_program(child, jax.devices()[:1])
     with activate(program.mesh):
-        _, state, _ = begin(program, Checkpoints(folder / "checkpoints"), folder, fork)
+        _, state, _ = initialize_or_resume(
+            program, Checkpoints(folder / "checkpoints"), folder, fork=fork
+        )
     begun: Any = state
     same(begun.opt_state.masters if kind == "master" else begun.params, exact)
     if kind == "master":

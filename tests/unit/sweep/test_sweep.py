@@ -301,7 +301,7 @@ def test_a_sweep_that_is_interrupted_goes_on_and_ends_with_a_ranking(
         json.loads((folder / "sweep.json").read_text()) == result
         and (folder / "sweep.png").exists()
     )
-    assert "going on from step" in (folder / "000.log").read_text()
+    assert "resuming from step" in (folder / "000.log").read_text()
     before = (folder / "000.log").read_bytes()
     assert (
         jaxbig(*words).returncode == 0 and (folder / "000.log").read_bytes() == before

@@ -18,7 +18,7 @@ from jaxbig.tracking import metrics_writer as room
 from jaxbig.tracking.console import Screen
 from jaxbig.tracking.figures import optional, printable
 from jaxbig.tracking.metrics_writer import Metrics, read_metrics
-from jaxbig.train.attention_maps import maps
+from jaxbig.train.attention_maps import draw_maps
 from jaxbig.train.bad_step_policy import LEFT_OUT, left_out
 from jaxbig.train.run_directory import read_run
 
@@ -208,12 +208,8 @@ def test_pictures_take_any_name(tmp_path: Path) -> None:
     result = {"ranked": list(range(len(NAMES))), "runs": runs, "criterion": "loss"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a font may lack a glyph
-        maps(
-            np.ones((2, 10, 10), np.float32),
-            {**rows, "mask": everywhere},
-            data,
-            tmp_path / "maps.png",
-        )  # type: ignore[arg-type]
+        weights = np.ones((2, 10, 10), np.float32)
+        draw_maps(weights, {**rows, "mask": everywhere}, data, file=tmp_path / "maps.png")  # type: ignore[arg-type]
         draw(images, data, tmp_path / "images.png")  # type: ignore[arg-type]
         assert sweep.draw(result, tmp_path / "sweep.png")
     for name in ("maps", "images", "sweep"):

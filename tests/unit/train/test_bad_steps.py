@@ -30,7 +30,7 @@ from jaxbig.program.mixed_precision import keeping
 from jaxbig.program.state import TrainState
 from jaxbig.tracking.console import Screen
 from jaxbig.tracking.metrics_writer import read_metrics
-from jaxbig.train.bad_step_policy import LEFT_OUT, Bad, leave_out, left_out
+from jaxbig.train.bad_step_policy import LEFT_OUT, BadStepError, leave_out, left_out
 from jaxbig.train.evaluate import evaluate_run
 from jaxbig.train.trainer import fit
 
@@ -129,7 +129,7 @@ def test_a_bad_step_stops_the_run_is_named_and_is_never_saved(
             Failed, match=f"^step 7: {why}; .*--step 7 .*--guard.policy skip"
         ) as failed:
             fit(tiny((7, by)), tmp_path, Screen())
-        assert not isinstance(failed.value, Bad) and saved(tmp_path) == [5]
+        assert not isinstance(failed.value, BadStepError) and saved(tmp_path) == [5]
         assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 
@@ -327,12 +327,12 @@ def test_a_list_of_left_out_steps_that_is_none_is_refused(text: str, tmp_path: P
 
 def test_the_list_grows_by_a_step_at_a_time_and_has_an_end(tmp_path: Path) -> None:
     for step in (3, 9, 4):
-        leave_out(tmp_path, Bad(step, "bad"), Guard(max_skips=2))
+        leave_out(tmp_path, BadStepError(step, "bad"), Guard(max_skips=2))
     assert left_out(tmp_path) == [3, 4, 9]
     with pytest.raises(Failed, match="2 steps before it in a row"):
-        leave_out(tmp_path, Bad(5, "bad"), Guard(max_skips=2))
+        leave_out(tmp_path, BadStepError(5, "bad"), Guard(max_skips=2))
     with pytest.raises(Failed):
-        leave_out(tmp_path, Bad(9, "bad"), Guard(max_skips=2))
+        leave_out(tmp_path, BadStepError(9, "bad"), Guard(max_skips=2))
 
 
 def test_a_policy_that_is_none_is_refused() -> None:

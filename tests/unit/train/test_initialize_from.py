@@ -28,7 +28,7 @@ from jaxbig.system.json_files import read_json
 from jaxbig.tracking.console import Screen
 from jaxbig.tracking.metrics_writer import read_metrics
 from jaxbig.train.evaluate import evaluate_run
-from jaxbig.train.resume import begin
+from jaxbig.train.resume import initialize_or_resume
 from jaxbig.train.trainer import fit
 
 EVERY = {"steps": 12, "evaluate_every": 3, "checkpoint_every": 3, "keep_last": 9}
@@ -217,7 +217,9 @@ def test_weights_alone_are_loaded_each_device_s_share_of_them(
         begun.mkdir(exist_ok=True)
         program = make_program(experiment)
         with program.activate():
-            begin(program, Checkpoints(begun / "checkpoints"), begun, way == "fork")
+            initialize_or_resume(
+                program, Checkpoints(begun / "checkpoints"), begun, fork=way == "fork"
+            )
     expected = flatten_with_paths(make_program(experiment).abstract.params)
     share = sum(
         leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
@@ -300,7 +302,7 @@ def test_parameters_that_are_frozen_but_were_never_loaded_are_refused(
         program.activate(),
         pytest.raises(Refused, match=words) if words else contextlib.nullcontext(),
     ):
-        begin(program, Checkpoints(folder / "checkpoints"), folder, fork)
+        initialize_or_resume(program, Checkpoints(folder / "checkpoints"), folder, fork=fork)
     assert not words or {each.name for each in set(folder.rglob("*")) ^ set(before)} <= {
         "checkpoints"
     }

@@ -35,7 +35,7 @@ from jaxbig.optim.schedules import Constant
 from jaxbig.tracking.console import Screen
 from jaxbig.train import trainer
 from jaxbig.train.bad_step_policy import LEFT_OUT
-from jaxbig.train.step_reporter import Report, rates
+from jaxbig.train.step_reporter import StepReporter, rates
 from jaxbig.train.trainer import fit, summarize
 
 PACE = {"data_wait", "mfu"}  # and what is a second: of the machine's speed, not of the run
@@ -242,12 +242,12 @@ class Struck:
 
         monkeypatch.setattr(Checkpoints, "save", saved)
 
-    def __call__(self, program: Any, state: Any, *rest: Any) -> Any:
+    def __call__(self, program: Any, state: Any, *rest: Any, **named: Any) -> Any:
         self.calls += 1
         if self.calls == self.number:
             signal.raise_signal(signal.SIGTERM)
         step = int(state.step)
-        means = self.plain(program, state, *rest)
+        means = self.plain(program, state, *rest, **named)
         self.done.append(f"{'evaluates' if means else 'leaves off'} {step}")
         return means
 
@@ -365,7 +365,7 @@ def test_a_run_that_goes_on_over_another_mesh_keeps_its_curve(
     rewind(folder, 10)
     fit(tiny(mesh=mesh), folder, Screen())
     said = capsys.readouterr().out
-    assert "going on from step 10" in said and f"mesh.fsdp: 1 -> {mesh.fsdp}" in said
+    assert "resuming from step 10" in said and f"mesh.fsdp: 1 -> {mesh.fsdp}" in said
     assert losses(folder) == pytest.approx(before, rel=1e-5)
 
 
@@ -652,7 +652,7 @@ def test_the_best_of_a_summary_is_a_checkpoint_that_is_kept(
         {"step": 10, "split": "eval", "another": 5.0}
     )  # of an objective that it had before
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = summarize(experiment, tmp_path, 400, "x", saved)["best"]
+    found = summarize(experiment, tmp_path, 400, digest="x", saved=saved)["best"]
     assert (found and found["step"]) == best
 
 
@@ -694,7 +694,7 @@ def test_a_run_is_advised_no_more_cores_than_it_may_use(
     monkeypatch.setattr(os, "cpu_count", lambda: 128)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5}, raising=False)
     monkeypatch.setattr(logging.getLogger("jaxbig"), "propagate", True)
-    report = Report(tiny(), lambda step, values: None, 0)
+    report = StepReporter(tiny(), lambda step, values: None, 0)
     for _ in range(4):
         report.warn(0.9)
     assert "up to the cores this process may use (2)" in caplog.text and "128" not in caplog.text
