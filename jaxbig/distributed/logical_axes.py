@@ -1,8 +1,4 @@
-"""The device mesh, and the rules that say which mesh axes a logical axis is split over.
-
-Models name logical axes (`batch`, `embed`, `mlp`, ...); moving a run to other hardware changes the `Mesh` of
-its experiment and no model.
-"""
+"""The rules from logical axes (`batch`, `embed`, `mlp`, ...) to the mesh axes that split them."""
 
 import math
 from typing import Literal
@@ -19,18 +15,16 @@ MeshAxes = str | tuple[str, ...] | None
 Rules = tuple[tuple[str, MeshAxes], ...]
 Preset = Literal["standard", "length_over_tensor"]
 
-# logical axis -> mesh axes. `fsdp` also splits what is stored (gathered when used), `tensor` splits the work inside a
-# layer, `sequence` the places of each row, `expert` which experts of a mixture are here.
+# logical axis -> mesh axes. `fsdp` also splits stored parameters (all-gathered when used), `tensor`
+# the work inside a layer, `sequence` the positions of each row, `expert` the experts of a mixture.
 RULES: Rules = (
     ("batch", ROWS),
     ("copy", ("data", "expert")),  # rows, where `fsdp` splits something else
     ("length", "sequence"),
     ("layers", None),
     ("embed", "fsdp"),
-    (
-        "channels",
-        ("tensor", "fsdp"),
-    ),  # a convolution has few input channels, so its outputs are split twice
+    # a convolution has few input channels, so its outputs are split twice
+    ("channels", ("tensor", "fsdp")),
     ("mlp", "tensor"),
     ("heads", "tensor"),
     ("vocab", "tensor"),
@@ -39,10 +33,10 @@ RULES: Rules = (
     ("experts", "expert"),
 )
 OF_ROWS = ("batch", "copy")
-"""What lies where the rows of a batch are read, and cannot be overridden."""
+"""Follow the rows of the batch as they are read, so they cannot be overridden."""
 PRESETS: dict[str, Rules] = {
     "standard": RULES,
-    # where a rule's axes are taken by another axis of the same array, as by the heads, the next one holds
+    # where another axis of the same array takes a rule's mesh axes, the next rule applies
     "length_over_tensor": (
         *(rule for rule in RULES if rule[0] != "length"),
         ("length", ("sequence", "tensor")),
@@ -52,27 +46,24 @@ PRESETS: dict[str, Rules] = {
 
 
 def as_tuple(axes: MeshAxes) -> tuple[str, ...]:
-    """A rule's mesh axes, none or more."""
+    """A rule's mesh axes as a tuple."""
     return (axes,) if isinstance(axes, str) else axes or ()
 
 
 def without_fsdp(axes: MeshAxes) -> MeshAxes:
-    return (
-        tuple(a for a in axes if a != "fsdp")
-        if isinstance(axes, tuple)
-        else None
-        if axes == "fsdp"
-        else axes
-    )
+    """These mesh axes but `fsdp`."""
+    if isinstance(axes, tuple):
+        return tuple(axis for axis in axes if axis != "fsdp")
+    return None if axes == "fsdp" else axes
 
 
 def rules_without_fsdp() -> Rules:
-    """The active rules for a parameter at work: what `fsdp` stores in pieces is gathered."""
+    """The active rules for a parameter that is used: all-gathered over `fsdp`."""
     return tuple((logical, without_fsdp(axes)) for logical, axes in nn.get_logical_axis_rules())
 
 
 def active_axes(names: MeshAxes) -> dict[str, int]:
-    """Of these mesh axes those that split something here, and into how many pieces."""
+    """The size of each of these mesh axes that is active here and larger than 1."""
     mesh = jax.sharding.get_abstract_mesh()
     here = [
         name for name in as_tuple(names) if name in mesh.axis_names and name not in mesh.manual_axes
@@ -81,16 +72,26 @@ def active_axes(names: MeshAxes) -> dict[str, int]:
 
 
 def split(value: jax.Array, at: int, axis: str, count: int) -> jax.Array:
-    """[..., F, ...] -> [C, ..., F/C, ...], at an axis of that logical name: each device has its part of every piece.
+    """Splits an axis into chunks, [..., F, ...] -> [C, ..., F/C, ...], sharded like the axis.
 
-    `Refused` if F is not a multiple of C on each of the devices it is spread over.
+    Each device has its part of every chunk.
+
+    Args:
+      value: an array.
+      at: the axis to split.
+      axis: its logical name.
+      count: the number of chunks C.
+
+    Raises:
+      Refused: F is not a multiple of C on each of the devices that share it.
     """
     [names] = nn.logical_to_mesh_axes((axis,)) or (None,)
-    shape, over = value.shape, math.prod(active_axes(names).values())
+    shape = value.shape
+    over = math.prod(active_axes(names).values())
     if count < 0 or shape[at] % (over * count):
         each = f" on each of {over} devices" if over > 1 else ""
         raise Refused(
-            f"{count} pieces do not divide {axis} {shape[at]}{each}: choose a divisor, or 0."
+            f"{count} chunks do not divide {axis} {shape[at]}{each}: choose a divisor, or 0."
         )
     parts = value.reshape(*shape[:at], over, count, -1, *shape[at + 1 :])
     return jnp.moveaxis(parts, at + 1, 0).reshape(
@@ -99,6 +100,6 @@ def split(value: jax.Array, at: int, axis: str, count: int) -> jax.Array:
 
 
 def platform() -> str:
-    """What is compiled for: "cpu", "gpu" or "tpu". The active mesh's devices say it, which need not be here."""
+    """The platform of the active mesh, whose devices need not be here: "cpu", "gpu" or "tpu"."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device is not None else jax.default_backend()

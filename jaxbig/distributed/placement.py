@@ -1,6 +1,7 @@
-"""Which device is at which place of a mesh: axes that send much are laid where the network is fast.
+"""The order of devices in a mesh: axes that send most are placed where the network is fast.
 
-A slice of TPUs is a torus, a host's GPUs are joined by NVLink; between slices and between hosts the network is slow.
+A TPU slice is a torus and a host's GPUs are connected by NVLink; the network between slices and
+between hosts is slow.
 """
 
 import math
@@ -14,33 +15,38 @@ from jaxbig.errors import Refused
 
 AXES = ("data", "fsdp", "tensor", "sequence", "expert")
 BETWEEN_HOSTS = ("data", "fsdp", "expert", "sequence", "tensor")
-"""Which axes cross hosts first: those that send least."""
+"""The axes in the order in which they cross hosts: those that send least first."""
 Sizes = tuple[int, ...]
 
 
 def arrange_devices(sizes: Sizes, devices: Sequence[Any]) -> np.ndarray:
-    """The devices as an array [data, fsdp, tensor, sequence, expert]; `Refused` if TPUs cannot be laid out so."""
+    """The devices as an array [data, fsdp, tensor, sequence, expert].
+
+    Raises:
+      Refused: TPUs cannot be arranged like this.
+    """
     first = devices[0]
     if first.platform == "tpu":
         return _over_slices(sizes, devices)
+    if first.platform == "gpu":
+        # as jax.make_mesh orders them: XLA numbers GPUs by how they are connected
+        devices = sorted(devices, key=lambda device: device.id)
     hosts: dict[int, list[Any]] = {}
-    # as jax.make_mesh orders them: XLA numbers GPUs by how they are connected
-    for device in (
-        sorted(devices, key=lambda device: device.id) if first.platform == "gpu" else devices
-    ):
+    for device in devices:
         hosts.setdefault(_host(device), []).append(device)
     return arrange_over_hosts(sizes, [hosts[host] for host in sorted(hosts)])
 
 
 def arrange_over_hosts(sizes: Sizes, hosts: Sequence[Sequence[Any]]) -> np.ndarray:
-    """Each host's devices as one array [*sizes]: as much of the axes inside a host as they allow, tensor before all.
+    """All hosts' devices as one array [*sizes]; tensor and others inside a host where possible.
 
-    Where hosts have different numbers of devices: all in their order.
+    If hosts have different numbers of devices, the devices keep their order.
     """
     devices = np.array([device for host in hosts for device in host], dtype=object)
     if len({len(host) for host in hosts}) > 1:
         return devices.reshape(sizes)
-    between, left = {}, len(hosts)
+    between: dict[str, int] = {}
+    left = len(hosts)
     for axis in BETWEEN_HOSTS:
         between[axis] = math.gcd(sizes[AXES.index(axis)], left)
         left //= between[axis]
@@ -51,13 +57,15 @@ def arrange_over_hosts(sizes: Sizes, hosts: Sequence[Sequence[Any]]) -> np.ndarr
 
 
 def count_slices(devices: Sequence[Any]) -> int:
-    """How many TPU slices these devices are; GPUs and CPUs count as one, on as many hosts as they may be."""
+    """The number of TPU slices of these devices; 1 for GPUs and CPUs on any number of hosts."""
     return len(_slices(devices)) if devices[0].platform == "tpu" else 1
 
 
 def check_slices(sizes: Sizes, slices: int) -> None:
-    """`Refused` unless every slice has the same number of copies of the model: between slices the network is slow,
-    and copies send least."""
+    """Raises `Refused` unless all slices have the same number of replicas of the model.
+
+    The network between slices is slow, and replicas send least.
+    """
     if sizes[0] % slices:
         rows = sizes[0] * sizes[1]
         fitting = (slices, math.prod(sizes) // slices, 1, 1, 1)
@@ -67,18 +75,19 @@ def check_slices(sizes: Sizes, slices: int) -> None:
             f"--mesh.{axis}={size}" for axis, size in zip(AXES, fitting, strict=True)
         )
         raise Refused(
-            f"mesh data={sizes[0]} does not divide over {slices} slices: make it a multiple of {slices}, as {options}."
+            f"mesh data={sizes[0]} does not divide over {slices} slices: make it a multiple of "
+            f"{slices}, as {options}."
         )
 
 
 def _host(device: Any) -> int:
-    """XLA numbers hosts as it numbers slices, and GPUs that NVLink joins across hosts as one; else the process."""
+    """XLA's number of the slice (GPUs joined by NVLink across hosts are one); else the process."""
     index = getattr(device, "slice_index", None)
     return device.process_index if index is None else index
 
 
 def _slices(devices: Sequence[Any]) -> list[list[Any]]:
-    """TPUs by their slice; the topology of one slice alone has no number."""
+    """TPUs by slice; the topology of a single slice has no number."""
     slices: dict[int, list[Any]] = {}
     for device in devices:
         slices.setdefault(getattr(device, "slice_index", 0), []).append(device)
@@ -91,23 +100,21 @@ def _over_slices(sizes: Sizes, devices: Sequence[Any]) -> np.ndarray:
     check_slices(sizes, len(slices))
     if len({len(chips) for chips in slices}) > 1:
         raise Refused(
-            f"the slices have {', '.join(str(len(chips)) for chips in slices)} chips: they must be alike."
+            f"the slices have {', '.join(str(len(chips)) for chips in slices)} chips: they must "
+            f"have the same number."
         )
     inside = (sizes[0] // len(slices), *sizes[1:])
     return np.concatenate([_over_torus(inside, chips) for chips in slices])
 
 
 def _over_torus(sizes: Sizes, chips: Sequence[Any]) -> np.ndarray:
-    """Axes over whole sides of a slice's torus where they fit; else a side is split over several axes."""
+    """Places axes along full sides of a slice's torus where they fit; else splits a side."""
     try:
         return mesh_utils.create_device_mesh(sizes, chips, allow_split_physical_axes=True)
-    except (
-        TypeError,
-        ValueError,
-    ):  # jax 0.10 drops prime factors of some sides when it splits them, such as 20 or 28
-        return np.array(sorted(chips, key=lambda chip: tuple(chip.coords)), dtype=object).reshape(
-            sizes
-        )
+    except (TypeError, ValueError):
+        # jax 0.10 drops prime factors of some sides when it splits them, such as 20 or 28
+        in_order = sorted(chips, key=lambda chip: tuple(chip.coords))
+        return np.array(in_order, dtype=object).reshape(sizes)
     except AssertionError as error:
         raise Refused(
             f"these {len(chips)} {chips[0].device_kind} chips cannot form a mesh: {error}"

@@ -182,7 +182,7 @@ def test_help_names_every_option_with_its_docstring(command: Callable[..., Answe
         "--model.depth INT How many blocks. (default: 4)",
         "--data.batch INT Rows of the global batch, over all devices. (default: 8)",
         "--optimizer.learning-rate.peak FLOAT The highest rate. (default: 0.002)",
-        "--mesh.tensor INT Pieces of each layer's width. (default: 1)",
+        "--mesh.tensor INT Tensor parallel: splits each layer's width. (default: 1)",
     ):
         assert said in plain(out)
 

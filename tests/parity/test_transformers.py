@@ -564,7 +564,7 @@ def test_a_perceptron_in_pieces_is_the_whole_one(fields: dict[str, Any], mesh: M
 
 def test_a_width_that_does_not_divide_into_pieces_is_refused() -> None:
     model = Decoder(**SMALL, mlp_width=48, mlp_chunks=5)
-    with pytest.raises(Refused, match="5 pieces do not divide mlp 48: choose a divisor, or 0"):
+    with pytest.raises(Refused, match="5 chunks do not divide mlp 48: choose a divisor, or 0"):
         jax.eval_shape(lambda: model.init(KEY, tokens(1, 4)))
     with (
         activate(Mesh(data=1, tensor=8).build()),

@@ -187,7 +187,7 @@ def test_a_mesh_that_splits_a_side_of_the_torus_is_built(
 def test_chips_that_are_no_box_are_refused() -> None:
     with pytest.raises(Refused, match="these 6 TPU v5 chips cannot form a mesh"):
         arrange_devices((6, 1, 1, 1, 1), [*tpus("v5p", (2, 2, 1)), *tpus("v5p", (2, 2, 4))[-2:]])
-    with pytest.raises(Refused, match="the slices have 4, 8 chips: they must be alike"):
+    with pytest.raises(Refused, match="the slices have 4, 8 chips: they must have the same number"):
         one, two = tpus("v5p", (2, 2, 1)), tpus("v5p", (2, 2, 2))
         arrange_devices(
             (12, 1, 1, 1, 1),

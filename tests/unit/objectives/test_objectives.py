@@ -498,7 +498,7 @@ def test_a_loss_in_pieces_is_the_same_on_a_mesh(mesh: Mesh) -> None:
 
 def test_what_does_not_go_in_pieces_is_refused() -> None:
     batch = text(2, 6, 5)
-    with pytest.raises(Refused, match="4 pieces do not divide vocab 5"):
+    with pytest.raises(Refused, match="4 chunks do not divide vocab 5"):
         start(NextToken(5, chunks=4), Language(5), batch)
     with pytest.raises(Refused, match="Fixed has no `hidden`"):
         start(NextToken(5, chunks=5), Fixed(5), batch)
