@@ -97,7 +97,8 @@ def parameter_shardings(boxed: Any, mesh: jax.sharding.Mesh, rules: Rules = RULE
     logical = nn.get_partition_spec(boxed)
     shardings = nn.logical_to_mesh_sharding(logical, mesh, rules)
     first_rules = dict(reversed(rules))  # of each name
-    names, placed = flatten_with_paths(logical), flatten_with_paths(shardings)
+    names = flatten_with_paths(logical)
+    chosen = flatten_with_paths(shardings)
     box = nn.meta.AxisMetadata
     # `nn.meta.unbox` would put arrays on the devices of another program's active mesh
     shapes = jax.tree.map(
