@@ -1,10 +1,10 @@
-"""The console script. It answers signals first: what the command line imports takes seconds to load."""
+"""The console script: handles signals first, since the command line takes seconds to import."""
 
 from jaxbig.system.signals import exit_on_ctrl_c, exit_on_stop_signals
 
 
 def main() -> None:
-    """Carries out the command line and exits with its code."""
+    """Runs the command line and exits with its code."""
     with exit_on_ctrl_c():
         exit_on_stop_signals()
         from jaxbig.cli import main

@@ -1,12 +1,9 @@
-"""What a run can end with; the command line turns each into one sentence and its exit code."""
-
-PEER_LOST = 69
-"""Exit code of a process that stops because another process of its run ended: the fault is not its own."""
+"""The two errors that end a command: the command line prints each as one sentence."""
 
 
 class Refused(ValueError):
-    """The request cannot be carried out as given (exit 2): says why, with the numbers and the mend."""
+    """The request is invalid (exit code 2). The message gives the values and a fix."""
 
 
 class Failed(RuntimeError):
-    """The run could not go on (exit 1): says where and at which step."""
+    """The run failed (exit code 1). The message gives the cause and the step."""

@@ -19,7 +19,8 @@ import subprocess
 import sys
 from typing import Any
 
-from jaxbig.errors import PEER_LOST, Failed, Refused
+from jaxbig.errors import Failed, Refused
+from jaxbig.system.exit_codes import PEER_LOST
 from launch.common import NAME, CloudLauncher, Flag, at_least, data_variables, main, safe, to_yaml
 
 TPUS = {

@@ -18,12 +18,12 @@ import threading
 import time
 from typing import IO
 
-from jaxbig.errors import PEER_LOST, Refused
+from jaxbig.errors import Refused
+from jaxbig.system.exit_codes import DONE, INTERRUPTED, PEER_LOST, STOPPED
 from jaxbig.system.process_group import Process, collect_stop_signals, gpus, kill, spawn, terminate
 from launch.common import Launcher, at_least, main
 
 GRACE = 10.0
-DONE, STOPPED, INTERRUPTED = 0, 130, 75
 _writing = threading.Lock()
 
 

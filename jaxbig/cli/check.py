@@ -1,33 +1,38 @@
-"""What the command line can do: a verb is a class, its fields are its options."""
+"""`jaxbig check`: compares gradients on the experiment's mesh with those of one device."""
 
 import dataclasses
 
-from jaxbig.cli.command import DONE, FAILED, OfExperiment, rows
+from jaxbig.cli.command import ExperimentCommand
+from jaxbig.cli.tables import pairs
 from jaxbig.distributed.mesh import format_mesh
+from jaxbig.system.exit_codes import DONE, FAILED
 from jaxbig.tools.check_sharding import check, use_cpu
+
+SHOWN = 10
+"""Parameters listed, those with the largest errors."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Check(OfExperiment):
-    """Loss and every gradient of a step on the mesh, as so many devices of this CPU, against one; exit 1 where they are
-    apart. No data is touched; what is large is shrunk."""
+class Check(ExperimentCommand):
+    """Compares loss and gradients of a step on the mesh, on devices of this CPU, with one device.
+
+    Exits with 1 if they differ. No data is read; large experiments are shrunk.
+    """
 
     tolerance: float | None = None
-    """Of the loss, and of each parameter's gradient, relative; None: 1e-8 in float64, 1e-4 in float32."""
+    """Relative tolerance of the loss and of each gradient; None: 1e-8 in float64, 1e-4 in
+    float32."""
 
     def __call__(self) -> int:
         use_cpu(self.experiment.mesh)
         result = check(self.experiment, self.tolerance)
-        furthest = sorted(result["errors"].items(), key=lambda item: -item[1])[:10]
-        shown = {key: value for key, value in result.items() if key != "errors"}
-        told = {
-            **shown,
-            "mesh": format_mesh(shown["mesh"]),
-            "changed": "; ".join(shown["changed"]) or "nothing",
-        }
+        largest = sorted(result["errors"].items(), key=lambda item: -item[1])[:SHOWN]
+        summary = {key: value for key, value in result.items() if key != "errors"}
+        changed = "; ".join(summary["changed"]) or "nothing"
+        printed = {**summary, "mesh": format_mesh(summary["mesh"]), "changed": changed}
         self.emit(
-            shown,
-            ("", rows("checked", told)),
-            ("\nfurthest from one device", rows("gradient", dict(furthest))),
+            summary,
+            ("", pairs("checked", printed)),
+            ("\nlargest errors", pairs("gradient", dict(largest))),
         )
         return DONE if result["ok"] else FAILED

@@ -1,4 +1,4 @@
-"""What all verbs of the command line share: their common options, their output, and the codes they exit with."""
+"""Base classes of the commands: their common options, and how a result is printed."""
 
 import dataclasses
 from pathlib import Path
@@ -6,64 +6,75 @@ from typing import Annotated, Any
 
 import tyro
 
+from jaxbig.cli.tables import Table
 from jaxbig.config.experiment import Experiment
 from jaxbig.distributed.multihost import initialize, is_process_zero
+from jaxbig.system.exit_codes import DONE
 from jaxbig.system.json_files import to_json_text
 from jaxbig.tracking.console import Screen, table
 
-DONE, FAILED, REFUSED, STOPPED = 0, 1, 2, 130
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Verb:
+class Command:
+    """A command: its fields are its options, calling it runs it and returns an exit code."""
+
     json: Flag = False
     """Print one JSON object on standard output, and nothing else there."""
 
-    def emit(self, value: Any, *tables: tuple[str, list[dict[str, Any]]]) -> int:
-        """Prints the value as JSON if that was asked for, else the tables, each a title and rows."""
+    def emit(self, value: Any, *tables: Table) -> int:
+        """Prints `value` as JSON if `--json` was given, else the tables. Returns `DONE`."""
         if self.json:
             print(to_json_text(value, indent=1))
-        for title, rows in () if self.json else tables:
+            return DONE
+        for title, rows in tables:
             table(rows, title)
         return DONE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OfExperiment(Verb):
+class ExperimentCommand(Command):
+    """A command on an experiment."""
+
     name: tyro.conf.Suppress[str]
     options: tyro.conf.Suppress[tuple[str, ...]]
-    """As they were written, for the commands that a last screen proposes."""
+    """Raw options, repeated in the suggested next commands."""
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OfRun(OfExperiment):
+class RunCommand(ExperimentCommand):
+    """A command on a run of an experiment, which may have several processes."""
+
     workdir: Path | None = None
     """The folder of the run; runs/NAME if it is not given."""
     coordinator: str = ""
-    """HOST:PORT of process 0 where several processes make one run, or auto: as the cluster tells."""
+    """HOST:PORT of process 0 of a multi-process run; auto: as the cluster reports it."""
     processes: int = 0
-    """How many they are."""
+    """Number of processes of the run."""
     process: int = -1
-    """Which of them this is, from 0."""
+    """Index of this process, from 0."""
 
     def join(self, saves: bool = False) -> Screen:
-        """Finds the other processes; gives the screen, which is quiet but for the first. saves: `initialize`'s."""
+        """Connects the processes of the run.
+
+        Args:
+          saves: whether the command writes checkpoints, as `multihost.initialize` takes it.
+
+        Returns:
+          The screen; it is quiet except on process 0.
+        """
         initialize(self.coordinator, self.processes, self.process, saves=saves)
         return Screen(self.json, quiet=not is_process_zero())
 
     @property
     def folder(self) -> Path:
+        """The folder of the run."""
         return self.workdir or Path("runs") / run_name(self.name)
 
 
 def run_name(experiment: str) -> str:
-    """Name of the folder of an experiment's run: the file's without `.py`, or the last part of a dotted module."""
+    """The name of a run's folder: the file's without `.py`, or the last part of a module's."""
     file = Path(experiment)
     return file.stem if file.suffix == ".py" else file.name.split(".")[-1]
-
-
-def rows(name: str, values: dict[str, Any]) -> list[dict[str, Any]]:
-    """A dictionary as the rows of a table of two columns."""
-    return [{name: key, "value": value} for key, value in values.items()]

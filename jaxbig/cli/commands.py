@@ -1,9 +1,8 @@
-"""What the command line can do: a verb is a class, its fields are its options."""
-
-from typing import Any
+"""The table of all commands, by name."""
 
 from jaxbig.cli.bench import Bench
 from jaxbig.cli.check import Check
+from jaxbig.cli.command import Command
 from jaxbig.cli.compare import Compare
 from jaxbig.cli.data import DataInspect, DataPrepare
 from jaxbig.cli.evaluate import Evaluate
@@ -15,11 +14,17 @@ from jaxbig.cli.show import Show
 from jaxbig.cli.sweep import Sweep
 from jaxbig.cli.train import Train
 
-VERBS: dict[str, Any] = {
-    **{
-        verb.__name__.lower(): verb
-        for verb in (List, Show, Plan, Check, Train, Evaluate, Replay, Compare, Bench, Flags)
-    },
+COMMANDS: dict[str, type[Command]] = {
+    "list": List,
+    "show": Show,
+    "plan": Plan,
+    "check": Check,
+    "train": Train,
+    "evaluate": Evaluate,
+    "replay": Replay,
+    "compare": Compare,
+    "bench": Bench,
+    "flags": Flags,
     "sweep": Sweep,
     "data prepare": DataPrepare,
     "data inspect": DataInspect,

@@ -1,21 +1,22 @@
-"""What the command line can do: a verb is a class, its fields are its options."""
+"""`jaxbig evaluate`: evaluates the last checkpoint of a run."""
 
 import dataclasses
 
-from jaxbig.cli.command import DONE, OfRun, rows
+from jaxbig.cli.command import RunCommand
+from jaxbig.cli.tables import pairs
 from jaxbig.distributed.multihost import is_process_zero
+from jaxbig.system.exit_codes import DONE
 from jaxbig.train.evaluate import evaluate_run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluate(OfRun):
-    """The last good checkpoint of a run on the evaluation split; changes nothing in its folder."""
+class Evaluate(RunCommand):
+    """Evaluates a run's last good checkpoint on the evaluation split; its folder is not changed."""
 
     def __call__(self) -> int:
         self.join()
         result = evaluate_run(self.experiment, self.folder)
         if not is_process_zero():
             return DONE
-        return self.emit(
-            result, (f"{self.name} at step {result['step']}", rows("metric", result["metrics"]))
-        )
+        title = f"{self.name} at step {result['step']}"
+        return self.emit(result, (title, pairs("metric", result["metrics"])))

@@ -1,26 +1,28 @@
-"""What the command line can do: a verb is a class, its fields are its options."""
+"""`jaxbig flags`: prints compiler flags for a chip."""
 
 import dataclasses
 import shlex
 
 import tyro
 
-from jaxbig.cli.command import DONE, Verb, rows
+from jaxbig.cli.command import Command
+from jaxbig.cli.tables import pairs
 from jaxbig.planning.xla_flags import flags
+from jaxbig.system.exit_codes import DONE
 from jaxbig.tracking.console import Screen
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Flags(Verb):
-    """Compiler flags for a chip, and what each is for, to export before a run; none is on by itself."""
+class Flags(Command):
+    """Compiler flags for a chip and what each is for, to export before a run; all off by
+    default."""
 
     chip: tyro.conf.Positional[str]
     """v4, v5e, v5p, v6e, a100, h100 or h200."""
 
     def __call__(self) -> int:
         found = flags(self.chip)
-        self.emit(
-            found, ("not measured: compare with `jaxbig bench`", rows("flag", found["flags"]))
-        )
+        title = "not measured: compare with `jaxbig bench`"
+        self.emit(found, (title, pairs("flag", found["flags"])))
         Screen(self.json).say(f"\nexport {found['variable']}={shlex.quote(found['value'])}")
         return DONE

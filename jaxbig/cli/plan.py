@@ -1,50 +1,55 @@
-"""What the command line can do: a verb is a class, its fields are its options."""
+"""`jaxbig plan`: plans a run on hardware that is not attached."""
 
 import dataclasses
 import shlex
 
-from jaxbig.cli.command import DONE, Flag, OfExperiment
-from jaxbig.cost.hardware import parse_topology
-from jaxbig.planning import planner
+from jaxbig.cli.command import ExperimentCommand, Flag
+from jaxbig.cli.tables import plan_ranking, plan_tables
+from jaxbig.cost.hardware import Topology, parse_topology
 from jaxbig.planning.aot_compile import measure
-from jaxbig.planning.search import ranking, search
+from jaxbig.planning.planner import plan
+from jaxbig.planning.search import search
+from jaxbig.system.exit_codes import DONE
 from jaxbig.tracking.console import Screen
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan(OfExperiment):
-    """Memory, FLOPs, collectives and time on hardware that is not here; no data is touched."""
+class Plan(ExperimentCommand):
+    """Memory, FLOPs, collectives and time on hardware that is not attached; no data is read."""
 
     topology: str = ""
-    """Chips and how they lie: v4, v5e, v5p or v6e TPUs as in v5p:4x4x8; a100, h100 or h200 GPUs as in h100:64."""
+    """TPUs and their layout, as in v5p:4x4x8 (v4, v5e, v5p, v6e), or GPUs, as in h100:64 (a100,
+    h100, h200)."""
     slices: int = 1
-    """How many such TPU slices, joined by the data center's network."""
+    """Number of such TPU slices, connected by the data center's network."""
     timeout: float = 1800.0
     """Seconds that the compiler may take."""
     search: int | None = None
-    """Plans so many meshes, remat policies and batches, its own the first, and ranks them by time an example."""
+    """Plan this many meshes, remat policies and batches, and rank them by time per example."""
     here: Flag = False
-    """Compile in this process, which ends where the compiler crashes; else in a child of it."""
+    """Compile in this process, which dies if the compiler crashes; else in a child process."""
 
     def __call__(self) -> int:
         topology = parse_topology(self.topology, self.slices)
         if self.here:
             return self.emit(measure(self.experiment, topology))
-        command, screen = ["plan", self.name, *self.options], Screen(self.json)
+        command = ["plan", self.name, *self.options]
+        screen = Screen(self.json)
         if self.search is not None:
-            found = search(
-                command, self.experiment, topology, self.timeout, self.search, screen.say
-            )
-            self.emit({"plans": found}, ("", ranking(found)))
-            if not self.json and found[0]["fits"]:
-                screen.say(
-                    f"\nthe fastest: jaxbig {shlex.join(command)} {shlex.join(found[0]['options'])}"
-                )
-            return DONE
-        result = planner.plan(command, self.experiment, topology, self.timeout, screen.say)
-        self.emit(result, *planner.rows(result))
+            return self.rank(command, topology, self.search, screen)
+        result = plan(command, self.experiment, topology, self.timeout, screen.say)
+        self.emit(result, *plan_tables(result))
         proposal = result.get("proposal")
         if proposal and not self.json:
             screen.say(f"\nthis fits: jaxbig {shlex.join([*command, *proposal['options']])}")
-            self.emit(proposal, *planner.rows(proposal))
+            self.emit(proposal, *plan_tables(proposal))
+        return DONE
+
+    def rank(self, command: list[str], topology: Topology, limit: int, screen: Screen) -> int:
+        """Plans up to `limit` settings and prints them, the fastest first."""
+        found = search(command, self.experiment, topology, self.timeout, limit, screen.say)
+        self.emit({"plans": found}, ("", plan_ranking(found)))
+        if not self.json and found[0]["fits"]:
+            fastest = shlex.join([*command, *found[0]["options"]])
+            screen.say(f"\nthe fastest: jaxbig {fastest}")
         return DONE

@@ -1,22 +1,24 @@
-"""What the command line can do: a verb is a class, its fields are its options."""
+"""`jaxbig show`: shows an experiment and its parameters."""
 
 import dataclasses
 
-from jaxbig.cli.command import OfExperiment, rows
+from jaxbig.cli.command import ExperimentCommand
+from jaxbig.cli.tables import pairs
 from jaxbig.config.serialize import flat
 from jaxbig.tools.describe import show
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Show(OfExperiment):
-    """The resolved experiment, its parameters and where they are put; no data is touched."""
+class Show(ExperimentCommand):
+    """The resolved experiment, its parameters and their sharding; no data is read."""
 
     def __call__(self) -> int:
         shown = show(self.experiment)
-        where = f"{shown['devices']['count']} x {shown['devices']['kind']}, mesh {shown['devices']['mesh']}"
+        devices = shown["devices"]
+        where = f"{devices['count']} x {devices['kind']}, mesh {devices['mesh']}"
         return self.emit(
             {key: value for key, value in shown.items() if key != "table"},
             (f"{self.name}: {shown['parameters']:,} parameters", shown["table"]),
-            (f"\n{where}", rows("bytes on each device", shown["bytes_per_device"])),
-            ("", rows("field", dict(flat(shown["experiment"])))),
+            (f"\n{where}", pairs("bytes on each device", shown["bytes_per_device"])),
+            ("", pairs("field", dict(flat(shown["experiment"])))),
         )

@@ -23,7 +23,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from jaxbig.errors import PEER_LOST, Failed
+from jaxbig.errors import Failed
+from jaxbig.system.exit_codes import PEER_LOST
 
 GRACE_S = 1.0
 """Seconds in which a process can exit by itself after another one has announced its exit."""

@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxbig.config.experiment import Experiment
-from jaxbig.cost.hardware import FRACTIONS, GiB, Topology, fraction_note
+from jaxbig.cost.hardware import GiB, Topology, fraction_note
 from jaxbig.cost.remedies import remedies
-from jaxbig.distributed.mesh import format_mesh
 from jaxbig.distributed.placement import check_slices
 from jaxbig.errors import Failed, Refused
-from jaxbig.system.signals import INTERRUPTED, stop_signals
+from jaxbig.system.exit_codes import INTERRUPTED
+from jaxbig.system.signals import stop_signals
 
 Plan = dict[str, Any]
 
@@ -120,50 +120,3 @@ def compile_in_child(command: Sequence[str], topology: Topology, timeout: float)
 def _last(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:200] if lines else ""
-
-
-def rows(result: Plan) -> list[tuple[str, list[dict[str, Any]]]]:
-    """A plan as tables, each a title and rows."""
-    memory, chip = (
-        result["memory"],
-        "estimate, from the CPU's compiler" if result["estimate"] else "the compiler's own",
-    )
-    fits = "yes" if result["fits"] else "no"
-    sized = [
-        {"a chip": name.removesuffix("_bytes"), "GiB": f"{size / GiB:.3f}"}
-        for name, size in memory.items()
-    ]
-    sized += [{"a chip": "fits", "GiB": fits}]
-    facts: dict[str, Any] = {
-        "parameters": f"{result['parameters']:,}",
-        "mesh": format_mesh(result["mesh"]),
-        "TFLOP a step": f"{result['flops_per_step'] / 1e12:,.4g}, {result['model_flops_per_step'] / 1e12:,.4g} but for "
-        f"what is computed twice",
-    }
-    if result["step_seconds"]:
-        bound = max(result["bounds"], key=result["bounds"].get)
-        each = ", ".join(f"{name} {seconds:.4g}" for name, seconds in result["bounds"].items())
-        facts["seconds a step, at least"] = (
-            f"{result['step_seconds']:.4g}, bound by {bound} ({each})"
-        )
-        facts["MFU, at most"] = f"{result['mfu']:.1%}"
-    if result["estimate"]:
-        facts["of a GPU's memory JAX takes"] = f"{result['memory_fraction']:g} ({FRACTIONS[0]})"
-    facts["compiled in"] = f"{result['compile_seconds']:.0f} s"
-    tables = [
-        (f"memory ({chip})", sized),
-        ("", [{"step": name, "value": value} for name, value in facts.items()]),
-        (
-            "\nlargest buffers",
-            [
-                {"MiB": f"{each.pop('bytes') / 2**20:.1f}", **each}
-                for each in map(dict, result["buffers"])
-            ],
-        ),
-    ]
-    if result["collectives"]:
-        sent = [
-            {**row, "bytes": f"{row['bytes'] / 2**20:,.1f} MiB"} for row in result["collectives"]
-        ]
-        tables.append(("\ncollectives a step, on each chip", sent))
-    return tables

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, get_args
 
 from jaxbig.config.experiment import Experiment
-from jaxbig.cost.hardware import GiB, Topology
+from jaxbig.cost.hardware import Topology
 from jaxbig.distributed.logical_axes import ROWS
 from jaxbig.distributed.mesh import format_mesh
 from jaxbig.distributed.placement import AXES
@@ -158,22 +158,3 @@ def ranked(plans: Sequence[Plan]) -> list[dict[str, Any]]:
             plan["memory"]["peak_bytes"],
         ),
     )
-
-
-def ranking(plans: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The ranking as rows for a person."""
-    return [
-        {
-            "mesh": format_mesh(plan["mesh"]),
-            "remat": plan["remat"],
-            "batch": plan["batch"],
-            "fits": "yes" if plan["fits"] else "no",
-            "GiB a chip": f"{plan['memory']['peak_bytes'] / GiB:.2f}",
-            "s a step": f"{plan['step_seconds']:.4g}" if plan["step_seconds"] else "",
-            "examples/s": f"{1 / plan['seconds_per_example']:,.1f}"
-            if plan["seconds_per_example"]
-            else "",
-            "MFU, at most": f"{plan['mfu']:.1%}" if plan["mfu"] else "",
-        }
-        for plan in plans
-    ]

@@ -191,26 +191,6 @@ def in_words(setting: Setting) -> str:
     return " ".join(f"{path}={value}" for path, value in setting.items())
 
 
-def table(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """The runs as rows, the best first, those without a result last."""
-    criterion, paths = (
-        result["criterion"],
-        list(dict.fromkeys(path for run in result["runs"] for path in run["setting"])),
-    )
-    rest = [run["number"] for run in result["runs"] if run["number"] not in result["ranked"]]
-    rows = []
-    for rank, number in enumerate([*result["ranked"], *rest], 1):
-        run = result["runs"][number]
-        row = {"rank": rank if number in result["ranked"] else "", "run": run["folder"]}
-        row |= {path: str(run["setting"].get(path, "")) for path in paths}
-        best = "" if run["best"] is None else f"{run['best']:.6g}"
-        rows.append(
-            row
-            | {f"best {criterion}": best, "at step": run["best_step"] or "", "state": run["state"]}
-        )
-    return rows
-
-
 def draw(result: dict[str, Any], file: Path) -> bool:
     """The best criterion of each run over each option that was swept, as a PNG; False if there is none."""
     with optional(f"no picture {file}"):

@@ -7,8 +7,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-INTERRUPTED = 75
-"""Exit code (EX_TEMPFAIL of sysexits.h): stopped because it was asked to; the same command resumes."""
+from jaxbig.system.exit_codes import INTERRUPTED
+
 STOP_SIGNALS = signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1
 """From a scheduler or `kill`; from a terminal or connection that closes; from Slurm's `--signal=USR1`."""
 

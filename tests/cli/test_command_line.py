@@ -17,7 +17,7 @@ from jaxbig.cli import main as command_line
 from jaxbig.cli.main import main
 from jaxbig.errors import Failed
 
-PERCEPTRON = '''"""A single hidden layer on the digits."""
+MLP = '''"""A single hidden layer on the digits."""
 
 import dataclasses
 
@@ -43,7 +43,7 @@ def command(
 ) -> Callable[..., Answer]:
     """Carries out a command line here, in a folder with few files: exit code, standard output, standard error."""
     monkeypatch.chdir(tmp_path)
-    Path("perceptron.py").write_text(PERCEPTRON)
+    Path("small_mlp.py").write_text(MLP)
     Path("no_config.py").write_text('"""Nothing."""\n')
     Path("no_experiment.py").write_text("def config():\n    return 3\n")
     Path("cut_off.py").write_text("def config(\n")
@@ -178,7 +178,7 @@ def test_help_names_every_option_with_its_docstring(command: Callable[..., Answe
     for said in (
         "--steps INT How many updates the run makes. (default: 1200)",
         "--workdir {None}|PATH The folder of the run; runs/NAME if it is not given.",
-        "--fork Where the folder holds another run:",
+        "--fork If the folder holds another run:",
         "--model.depth INT How many blocks. (default: 4)",
         "--data.batch INT Rows of the global batch, over all devices. (default: 8)",
         "--optimizer.learning-rate.peak FLOAT The highest rate. (default: 0.002)",
@@ -188,12 +188,12 @@ def test_help_names_every_option_with_its_docstring(command: Callable[..., Answe
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"]])
-def test_without_a_verb_all_verbs_are_named(
+def test_no_command_or_help_lists_all_commands(
     arguments: list[str], command: Callable[..., Answer]
 ) -> None:
     code, out, err = command(*arguments)
     assert (code, err) == (0, "")
-    assert all(verb in out for verb in ("list", "show", "train", "evaluate", "compare", "bench"))
+    assert all(name in out for name in ("list", "show", "train", "evaluate", "compare", "bench"))
 
 
 def answer(code: Any, out: str, err: str) -> dict[str, Any]:
@@ -208,18 +208,18 @@ def test_list_names_what_ships_and_what_is_here(
     command: Callable[..., Answer], tmp_path: Path
 ) -> None:
     (tmp_path / "experiments").mkdir()
-    (tmp_path / "experiments" / "perceptron.py").write_text(PERCEPTRON)
+    (tmp_path / "experiments" / "small_mlp.py").write_text(MLP)
     (tmp_path / "experiments" / "digits_rnn.py").write_text("config = (")
     listed = {
         row["experiment"]: row["summary"]
         for row in answer(*command("list", "--json"))["experiments"]
     }
-    assert sorted(listed) == sorted([*EXPERIMENTS, "perceptron"])
-    assert listed["perceptron"] == "A single hidden layer on the digits."
+    assert sorted(listed) == sorted([*EXPERIMENTS, "small_mlp"])
+    assert listed["small_mlp"] == "A single hidden layer on the digits."
     assert listed["digits_convnet"] == "A small conv net on scikit-learn's handwritten digits."
     assert "line 1" in listed["digits_rnn"]
     assert "A single hidden layer on the digits." in command("list")[1]
-    assert answer(*command("show", "perceptron", "--json"))["parameters"] == 1210
+    assert answer(*command("show", "small_mlp", "--json"))["parameters"] == 1210
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_list_names_what_ships_and_what_is_here(
 def test_show_counts_parameters_and_the_bytes_of_a_device(
     mesh: list[str], kernel_pieces: int, command: Callable[..., Answer], tmp_path: Path
 ) -> None:
-    shown = answer(*command("show", "perceptron.py", "--seed", 7, *mesh, "--json"))
+    shown = answer(*command("show", "small_mlp.py", "--seed", 7, *mesh, "--json"))
     kernels, biases = 64 * 16 + 16 * 10, 16 + 10
     held = kernels // kernel_pieces + biases
     assert shown["parameters"] == kernels + biases
@@ -240,14 +240,14 @@ def test_show_counts_parameters_and_the_bytes_of_a_device(
     assert shown["bytes_per_device"]["parameters"] == 4 * held
     assert 8 * held <= shown["bytes_per_device"]["optimizer"] <= 8 * held + 16
     assert shown["bytes_per_device"]["batch"] == 128 // 8 * (64 + 1 + 1) * 4
-    assert "layers_0/linear/kernel" in command("show", "perceptron.py", *mesh)[1]
+    assert "layers_0/linear/kernel" in command("show", "small_mlp.py", *mesh)[1]
     assert not (tmp_path / "runs").exists()
 
 
 def test_bench_measures_the_loop_and_the_bare_step(
     command: Callable[..., Answer], tmp_path: Path
 ) -> None:
-    found = answer(*command("bench", "perceptron.py", "--steps-a-round", 3, "--json"))
+    found = answer(*command("bench", "small_mlp.py", "--steps-a-round", 3, "--json"))
     numbers = ("step_seconds", "examples_per_second", "ratio", "compile_seconds", "peak_bytes")
     assert all(found[name] > 0 for name in numbers) and found["against"]
     assert found["examples_per_second"] == pytest.approx(128 / found["step_seconds"])
@@ -255,20 +255,20 @@ def test_bench_measures_the_loop_and_the_bare_step(
 
 
 def test_train_evaluate_and_compare_agree(command: Callable[..., Answer], tmp_path: Path) -> None:
-    one = answer(*command("train", "perceptron.py", "--json"))
-    other = answer(*command("train", "perceptron.py", "--seed", 1, "--workdir", "other", "--json"))
-    folder = tmp_path / "runs" / "perceptron"
+    one = answer(*command("train", "small_mlp.py", "--json"))
+    other = answer(*command("train", "small_mlp.py", "--seed", 1, "--workdir", "other", "--json"))
+    folder = tmp_path / "runs" / "small_mlp"
     assert one == json.loads((folder / "summary.json").read_text())
     assert one["step"] == 20 and one["state_sha256"] != other["state_sha256"]
 
     before = contents(folder)
-    evaluated = answer(*command("evaluate", "perceptron.py", "--json"))
+    evaluated = answer(*command("evaluate", "small_mlp.py", "--json"))
     assert evaluated["step"] == 20
     assert {f"eval/{name}": value for name, value in evaluated["metrics"].items()}.items() <= one[
         "metrics"
     ].items()
-    assert f"{evaluated['metrics']['accuracy']:.6g}" in command("evaluate", "perceptron.py")[1]
-    code, _, err = command("evaluate", "perceptron.py", "--model.layers.0.width", 8)
+    assert f"{evaluated['metrics']['accuracy']:.6g}" in command("evaluate", "small_mlp.py")[1]
+    code, _, err = command("evaluate", "small_mlp.py", "--model.layers.0.width", 8)
     assert code == 2 and "model.layers.0.width: 16 -> 8" in sentence(err)
     assert contents(folder) == before
 

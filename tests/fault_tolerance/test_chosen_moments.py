@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from support.run_processes import RUN, Life, done
 
-from jaxbig.errors import PEER_LOST
+from jaxbig.system.exit_codes import PEER_LOST
 
 pytestmark = pytest.mark.slow
 

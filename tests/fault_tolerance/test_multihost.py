@@ -33,7 +33,8 @@ from jaxbig.distributed.multihost import (
     started_together,
 )
 from jaxbig.distributed.sharding import device_put_batch, local_rows
-from jaxbig.errors import PEER_LOST, Failed, Refused
+from jaxbig.errors import Failed, Refused
+from jaxbig.system.exit_codes import PEER_LOST
 from jaxbig.tracking.metrics_writer import read_metrics
 from jaxbig.train import resume
 from jaxbig.train.resume import parent_folder

@@ -17,7 +17,8 @@ import pytest
 import yaml
 from support.experiments import ROOT
 
-from jaxbig.errors import PEER_LOST, Refused
+from jaxbig.errors import Refused
+from jaxbig.system.exit_codes import PEER_LOST
 from launch.common import Launcher, main
 from launch.gke import Gke
 from launch.local import Local

@@ -68,6 +68,7 @@ ONLY = {
     "launch": {
         "jaxbig.config.overrides",
         "jaxbig.errors",
+        "jaxbig.system.exit_codes",
         "jaxbig.system.process_group",
         "jaxbig.system.standard_streams",
     },

@@ -22,7 +22,7 @@ from jaxbig.checkpoint.manager import Checkpoints
 from jaxbig.distributed import multihost, peer_monitor, watchdog
 from jaxbig.distributed.peer_monitor import WAITS_FOR_OTHERS, PeerMonitor, PeerStatus
 from jaxbig.distributed.watchdog import BY_ACTIVITY, COMPILES, RESTORES, WAITS, Watchdog
-from jaxbig.errors import PEER_LOST
+from jaxbig.system.exit_codes import PEER_LOST
 
 # -- one process
 

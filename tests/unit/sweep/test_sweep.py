@@ -13,11 +13,12 @@ import pytest
 from PIL import Image
 from support.compiling import HASTY
 
-from jaxbig.cli.sweep import Sweep as SweepVerb
+from jaxbig.cli.sweep import Sweep as SweepCommand
+from jaxbig.cli.tables import sweep_ranking
 from jaxbig.config.discover import load
 from jaxbig.errors import Refused
 from jaxbig.sweep.search_space import Range, axis, literal, options, settings
-from jaxbig.sweep.sweep import Sweep, draw, table
+from jaxbig.sweep.sweep import Sweep, draw
 from jaxbig.system.json_files import write_json
 
 SMALL = [
@@ -145,7 +146,7 @@ def test_a_sweep_keeps_numbers_is_extended_and_ranks_the_best_first(tmp_path: Pa
         and result["criterion"] == "accuracy"
         and result["higher_is_better"]
     )
-    assert [row["run"] for row in table(result)] == ["002", "001", "000"]
+    assert [row["run"] for row in sweep_ranking(result)] == ["002", "001", "000"]
     assert draw(result, tmp_path / "sweep.png") and Image.open(tmp_path / "sweep.png").size == (
         800,
         350,
@@ -241,11 +242,11 @@ def test_a_sweep_that_is_refused_leaves_nothing_behind(
         (tmp_path / folder).mkdir()
     before = sorted(tmp_path.rglob("*"))
     words = ("--set", "seed=0", bad)
-    verb = SweepVerb(
+    command = SweepCommand(
         name="digits_convnet", options=words, experiment=load("digits_convnet"), axes=words[1:]
     )
     with pytest.raises(Refused):
-        verb()
+        command()
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -292,7 +293,7 @@ def test_a_sweep_that_is_interrupted_goes_on_and_ends_with_a_ranking(
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=100)
-    assert process.returncode == 75 and "the same command goes on" in out
+    assert process.returncode == 75 and "run the same command to resume" in out
     done = jaxbig(*words, "--json", **HASTY)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)

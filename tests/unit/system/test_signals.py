@@ -14,14 +14,9 @@ import pytest
 from support.run_processes import STRUCK
 
 from jaxbig.distributed.multihost import interruptible
+from jaxbig.system.exit_codes import INTERRUPTED
 from jaxbig.system.process_group import collect_stop_signals
-from jaxbig.system.signals import (
-    INTERRUPTED,
-    STOP_SIGNALS,
-    exit_on_ctrl_c,
-    exit_resumable,
-    write_stderr,
-)
+from jaxbig.system.signals import STOP_SIGNALS, exit_on_ctrl_c, exit_resumable, write_stderr
 
 NAMES = [number.name for number in STOP_SIGNALS]
 # what a process does when it is asked, after main's first line: Python code, or C code that lets no handler run

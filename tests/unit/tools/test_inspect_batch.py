@@ -202,7 +202,9 @@ def test_what_cannot_be_shown_is_refused(
 
 
 def test_the_verbs(jaxbig: Callable[..., Any], tmp_path: Path) -> None:
-    done = jaxbig("data", "inspect", "imagenet_resnet50", "--made-up", "--data.batch", 4, "--json")
+    done = jaxbig(
+        "data", "inspect", "imagenet_resnet50", "--synthetic", "--data.batch", 4, "--json"
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["fields"][0]["shape"] == "4 x 224 x 224 x 3"
@@ -211,5 +213,5 @@ def test_the_verbs(jaxbig: Callable[..., Any], tmp_path: Path) -> None:
     assert done.returncode == 0 and json.loads(done.stdout)["train examples"] == 1437
     done = jaxbig("data", "prepear", "digits_convnet")
     assert done.returncode == 2 and "the nearest is data prepare" in done.stderr
-    done = jaxbig("data", "inspect", "digits_convnet", "--made-up")
+    done = jaxbig("data", "inspect", "digits_convnet", "--synthetic")
     assert done.returncode == 2 and "no made-up records" in done.stderr
