@@ -1,10 +1,14 @@
 """The command line: what it prints, what it refuses and how, and the files it leaves."""
 
+import ast
+import inspect
 import io
+import itertools
 import json
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +18,15 @@ from support.compiling import HASTY
 from support.experiments import EXPERIMENTS
 
 from jaxbig.cli import main as command_line
+from jaxbig.cli.command import RunCommand
 from jaxbig.cli.main import main
+from jaxbig.cli.train import Train
+from jaxbig.config.experiment import Experiment
+from jaxbig.data.core.dataset import Data
+from jaxbig.distributed.mesh import Mesh
 from jaxbig.errors import Failed
+from jaxbig.models.language_model import Decoder
+from jaxbig.optim.schedules import WarmupCosine
 
 MLP = '''"""A single hidden layer on the digits."""
 
@@ -41,7 +52,7 @@ Answer = tuple[Any, str, str]
 def command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., Answer]:
-    """Carries out a command line here, in a folder with few files: exit code, standard output, standard error."""
+    """Runs a command line in a folder with few files: exit code, standard output and error."""
     monkeypatch.chdir(tmp_path)
     Path("small_mlp.py").write_text(MLP)
     Path("no_config.py").write_text('"""Nothing."""\n')
@@ -172,19 +183,36 @@ def plain(text: str) -> str:
     return " ".join(re.sub("[│╭╮╰╯─]", " ", text).split())
 
 
-def test_help_names_every_option_with_its_docstring(command: Callable[..., Answer]) -> None:
+def attribute_docstring(owner: type, name: str) -> str:
+    """The docstring below a field in the source of its class or of a base class, on one line."""
+    for each in owner.__mro__[:-1]:
+        [definition] = ast.parse(textwrap.dedent(inspect.getsource(each))).body
+        assert isinstance(definition, ast.ClassDef)
+        for field, text in itertools.pairwise(definition.body):
+            if isinstance(field, ast.AnnAssign) and ast.unparse(field.target) == name:
+                assert isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+                return " ".join(str(text.value.value).split())
+    raise AssertionError(f"{owner.__name__} has no field {name}")
+
+
+def test_help_shows_every_option_with_its_docstring_and_default(
+    command: Callable[..., Answer],
+) -> None:
     code, out, err = command("train", "pytext_transformer", "--help")
     assert (code, err) == (0, "")
-    for said in (
-        "--steps INT How many updates the run makes. (default: 1200)",
-        "--workdir {None}|PATH The folder of the run; runs/NAME if it is not given.",
-        "--fork If the folder holds another run:",
-        "--model.depth INT How many blocks. (default: 4)",
-        "--data.batch INT Rows of the global batch, over all devices. (default: 8)",
-        "--optimizer.learning-rate.peak FLOAT The highest rate. (default: 0.002)",
-        "--mesh.tensor INT Tensor parallel: splits each layer's width. (default: 1)",
+    for option, owner, name, default in (
+        ("--steps INT", Experiment, "steps", " (default: 1200)"),
+        ("--workdir {None}|PATH", RunCommand, "workdir", ""),
+        ("--fork", Train, "fork", ""),
+        ("--model.depth INT", Decoder, "depth", " (default: 4)"),
+        ("--data.batch INT", Data, "batch", " (default: 8)"),
+        ("--optimizer.learning-rate.peak FLOAT", WarmupCosine, "peak", " (default: 0.002)"),
+        ("--mesh.tensor INT", Mesh, "tensor", " (default: 1)"),
     ):
-        assert said in plain(out)
+        range_of_values = r"( >=? \S+)?( <=? \S+)?" if option.endswith(("INT", "FLOAT")) else ""
+        text = re.escape(attribute_docstring(owner, name).replace("`", "") + default)
+        expected = re.escape(option) + range_of_values + " " + text
+        assert re.search(expected, plain(out).replace("`", "")), expected
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"]])
