@@ -1,7 +1,8 @@
-"""What makes a run's bits the same each time on one machine, and must be set before JAX starts its backend.
+"""Environment settings for bitwise equal runs, made before JAX starts its backend.
 
-On a CPU the number of threads decides in which order a product is added up. On a GPU XLA measures which kernels are the
-fastest and takes those, and some add up by atomic operations in the order in which their threads happen to come.
+On a CPU the number of threads decides the order of sums in a product. On a GPU XLA measures which
+kernels are fastest, and some of these sum by atomic operations, in the order in which threads
+finish.
 """
 
 import os
@@ -12,13 +13,17 @@ from jax._src import xla_bridge  # whether a backend has started has no public n
 from jaxbig.errors import Refused
 
 FLAG = "--xla_gpu_deterministic_ops"
-"""XLA's flag: no kernel that adds up by atomics, and none chosen by measuring."""
+"""XLA's flag: no kernels that sum by atomics, and none chosen by measuring."""
 
 
 def set_deterministic(deterministic: bool, chunks: int) -> None:
-    """Sets what a deterministic run, or one in `chunks` of a fixed order (0: none), needs of its environment.
+    """Sets the environment for a deterministic run.
 
-    Call it before a device is touched. A value of the flag that the user has set stays.
+    Call it before any device is used. A value of the flag that the user has set stays.
+
+    Args:
+      deterministic: use only deterministic kernels.
+      chunks: number of gradient chunks summed in a fixed order; 0: none.
 
     Raises:
       Refused: a GPU backend has started without the flag.
@@ -31,8 +36,9 @@ def set_deterministic(deterministic: bool, chunks: int) -> None:
     if FLAG not in [flag.split("=")[0] for flag in flags]:
         if started() and jax.default_backend() == "gpu":
             raise Refused(
-                f"a deterministic run needs XLA's flag {FLAG}, and JAX has started its GPU already: set "
-                f"XLA_FLAGS={FLAG}=true before Python starts, or begin the run before any other JAX call."
+                f"a deterministic run needs XLA's flag {FLAG}, and JAX has started its GPU "
+                f"already: set XLA_FLAGS={FLAG}=true before Python starts, or start the run before "
+                f"any other JAX call."
             )
         os.environ["XLA_FLAGS"] = " ".join([*flags, f"{FLAG}=true"])
 
@@ -46,5 +52,5 @@ def is_deterministic() -> bool:
 
 
 def started() -> bool:
-    """Whether JAX has started a backend, so that flags come too late."""
+    """Whether JAX has started a backend; flags that are set later have no effect."""
     return xla_bridge.backends_are_initialized()

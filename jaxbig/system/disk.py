@@ -1,31 +1,31 @@
-"""What is written so that a power loss takes nothing of it."""
+"""Writes that survive a power loss."""
 
 import errno
 import os
 from pathlib import Path
 
-CANNOT = errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF
-"""What a file system answers that has no such call, as some mounted buckets do for a folder."""
+CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
+"""Errors of a file system without fsync, as some mounted buckets have for folders."""
 
 
 def sync(path: Path) -> None:
-    """Returns once the content of a file, or the names in a folder, are on disk."""
+    """Returns once the content of a file, or the entries of a folder, are on disk."""
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)
     except OSError as error:
-        if error.errno not in CANNOT:
+        if error.errno not in CANNOT_SYNC:
             raise
     finally:
         os.close(opened)
 
 
 def replace(temporary: Path, target: Path) -> None:
-    """Renames a file or folder whose content is complete: after a power loss either all of it has that name, or none.
+    """Renames a complete file or folder; a power loss leaves either the old or the new name.
 
-    The content is synced first, else the name may be on disk before what it names; then the name is.
+    Syncs the content first, else the name may be on disk before it; then syncs the name.
     """
-    for root, _, names in os.walk(temporary, topdown=False):  # nothing for a file
+    for root, _, names in os.walk(temporary, topdown=False):  # empty for a file
         for name in names:
             sync(Path(root, name))
         sync(Path(root))

@@ -1,5 +1,7 @@
-"""What the numbers or the programs of a run depend on besides its experiment: software, flags, JAX's configuration and
-devices. All processes of a run must have the same; `run.json` notes it."""
+"""The software, flags, JAX configuration and devices that a run's numbers depend on.
+
+All processes of a run must have the same; `run.json` records them.
+"""
 
 import importlib.metadata
 import os
@@ -15,7 +17,7 @@ from jaxbig.errors import Refused
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE", "NCCL_ALGO", "NCCL_PROTO")
-"""Environment variables that change what is compiled, how it is computed or how processes communicate."""
+"""Environment variables that change what is compiled, computed or communicated."""
 RANDOM = (
     "jax_default_prng_impl",
     "jax_enable_custom_prng",
@@ -23,7 +25,7 @@ RANDOM = (
     "jax_random_seed_offset",
     "jax_threefry_partitionable",
 )
-"""Configuration that changes what is drawn from a seed: with another value it is another run."""
+"""Configuration that changes the random numbers of a seed: another value makes another run."""
 PROGRAM = (
     "jax_compiler_enable_remat_pass",
     "jax_debug_infs",
@@ -38,7 +40,7 @@ PROGRAM = (
     "jax_threefry_gpu_kernel_lowering",
     "jax_use_shardy_partitioner",
 )
-"""Configuration that changes what is compiled, and by that the rounding."""
+"""Configuration that changes the compiled program, and so the rounding."""
 NEEDED: dict[str, tuple[tuple[Any, ...], str]] = {
     "jax_numpy_dtype_promotion": (
         ("standard",),
@@ -46,20 +48,21 @@ NEEDED: dict[str, tuple[tuple[Any, ...], str]] = {
     ),
     "jax_disable_jit": (
         (False,),
-        "a step is one compiled program over all devices; `jaxbig replay` runs a bad step operation by operation",
+        "a step is one compiled program over all devices; `jaxbig replay` runs a bad step "
+        "operation by operation",
     ),
     "jax_no_tracing": ((False,), "each process traces and compiles its own step"),
     "jax_transfer_guard": (
         (None, "allow", "log"),
-        "batches, seeds and schedules are moved to the devices as needed",
+        "batches, seeds and schedules are copied to the devices as needed",
     ),
 }
-"""The values of JAX's configuration without which a run ends in a traceback, and why."""
+"""The values of JAX's configuration that a run needs, and why."""
 DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def check() -> None:
-    """`Refused` if JAX is configured so that no run can be compiled."""
+    """Raises `Refused` if JAX's configuration does not allow a run."""
     for name, (allowed, why) in NEEDED.items():
         value = jax.config.values.get(name, allowed[0])
         if value not in allowed:
@@ -67,7 +70,7 @@ def check() -> None:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that the numbers of a run depend on."""
+    """The versions of Python and of the packages that a run's numbers depend on."""
     return {
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in PACKAGES},
@@ -75,19 +78,19 @@ def versions() -> dict[str, str]:
 
 
 def flags() -> dict[str, dict[str, str]]:
-    """The value of each flag in each of `FLAGS` that is set; without those that only write dumps."""
-    found = {
+    """The flags set in each variable of `FLAGS`, without those that only write dumps."""
+    pairs = {
         name: re.findall(r"(\S+?)(?:=(\S*))?(?=\s|$)", os.environ.get(name, "")) for name in FLAGS
     }
     shown = {
         name: {flag: value for flag, value in sorted(each) if "dump" not in flag}
-        for name, each in found.items()
+        for name, each in pairs.items()
     }
     return {name: each for name, each in shown.items() if each}
 
 
 def config() -> dict[str, Any]:
-    """JAX's configuration, as far as it changes numbers or programs; plain JSON."""
+    """JAX's configuration that changes numbers or programs; plain JSON."""
     values = jax.config.values
     found = [(name, values[name]) for name in (*RANDOM, *PROGRAM) if name in values]
     return {
@@ -97,22 +100,22 @@ def config() -> dict[str, Any]:
 
 
 def devices() -> dict[str, Any]:
-    """This process's devices and what drives them; touches them."""
+    """This process's devices and their driver; starts JAX's backend."""
     local = jax.local_devices()
-    told = " ".join(getattr(local[0].client, "platform_version", "").split())
-    driver = (
-        DRIVER.read_text().splitlines()[0] if local[0].platform == "gpu" and DRIVER.exists() else ""
-    )
+    version = " ".join(getattr(local[0].client, "platform_version", "").split())
+    driver = ""
+    if local[0].platform == "gpu" and DRIVER.exists():
+        driver = DRIVER.read_text().splitlines()[0]
     return {
         "number of devices": len(local),
         "device kind": local[0].device_kind,
-        "platform_version": told,
+        "platform_version": version,
         **({"driver": driver} if driver else {}),
     }
 
 
 def git_commit() -> str | None:
-    """The commit of the folder the command runs in, with `-dirty` where files differ; None outside git."""
+    """The commit of the current folder, with `-dirty` if files differ; None outside git."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)

@@ -1,4 +1,4 @@
-"""What a run leaves to be read: metrics.jsonl, TensorBoard's event files, run.json and summary.json."""
+"""JSON files that are written atomically and read with clear errors."""
 
 import itertools
 import json
@@ -11,7 +11,7 @@ from jaxbig.system.disk import replace
 
 
 def _copy_to_broken(file: Path, content: bytes) -> Path:
-    """Where broken checkpoints go, too."""
+    """Copies a file's old content into `broken/`, where corrupt checkpoints go too."""
     folder = file.parent / "broken"
     folder.mkdir(exist_ok=True)
     names = (folder / f"{file.stem}-{number}{file.suffix}" for number in itertools.count())
@@ -21,7 +21,11 @@ def _copy_to_broken(file: Path, content: bytes) -> Path:
 
 
 def write_atomically(file: Path, content: str | bytes) -> None:
-    """Writes the whole file or leaves the old one, through a power loss too."""
+    """Writes the complete file or leaves the old one, even at a power loss.
+
+    Raises:
+      Failed: the file cannot be written.
+    """
     temporary = file.with_name(file.name + ".partial")
     try:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -31,7 +35,7 @@ def write_atomically(file: Path, content: str | bytes) -> None:
 
 
 def to_json_text(value: Any, indent: int | None = None) -> str:
-    """JSON as its standard has it: a number that is not finite becomes null."""
+    """Standard JSON: a number that is not finite becomes null."""
 
     def finite(value: Any) -> Any:
         if isinstance(value, dict):
@@ -44,27 +48,33 @@ def to_json_text(value: Any, indent: int | None = None) -> str:
 
 
 def write_json(file: Path, value: Any) -> None:
-    """Writes JSON whole, or leaves the old file."""
+    """Writes a JSON file atomically."""
     write_atomically(file, to_json_text(value, indent=1) + "\n")
 
 
 def read_json(file: Path, kind: type = dict) -> Any:
-    """The JSON object, or list, in a file, or None if there is no such file; `Refused` if it is not one."""
+    """Reads a JSON file; None if it does not exist.
+
+    Args:
+      file: its path.
+      kind: the type of its value, dict or list.
+
+    Raises:
+      Refused: the file cannot be read, or contains another type.
+    """
     if not file.exists():
         return None
     try:
         value = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        why = (
-            "it is empty, as a power loss leaves it"
-            if file.is_file() and not file.stat().st_size
-            else error
-        )
+        empty = file.is_file() and not file.stat().st_size
+        why = "it is empty, as after a power loss" if empty else error
         raise Refused(
-            f"{file} cannot be read: {why}; bring back a copy of it, or give another folder."
+            f"{file} cannot be read: {why}; restore a copy of it, or give another folder."
         ) from None
     if not isinstance(value, kind):
         raise Refused(
-            f"{file} was not written by jaxbig: it holds no JSON {kind.__name__}; give another folder."
+            f"{file} was not written by jaxbig: it contains no JSON {kind.__name__}; give another "
+            f"folder."
         )
     return value

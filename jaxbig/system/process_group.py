@@ -1,4 +1,4 @@
-"""Processes that are started, told and ended together, and leave nothing behind."""
+"""Child processes that are started, signaled and ended together."""
 
 import contextlib
 import ctypes
@@ -19,10 +19,16 @@ Process = subprocess.Popen[bytes]
 
 
 def spawn(command: Sequence[str], environment: dict[str, str], stdout: Any, stderr: Any) -> Process:
-    """Starts a command in a group of its own, which the terminal's Ctrl-C does not reach; it dies with this process.
+    """Starts a command in its own process group; it is killed when this process dies.
 
-    Must be called before this process has threads but that of signals.py, which holds no lock: they and what runs
-    between fork and exec do not go together.
+    The terminal's Ctrl-C does not reach it. Call this before this process has threads (but that of
+    signals.py, which takes no lock): they are unsafe with code between fork and exec.
+
+    Args:
+      command: the program and its arguments.
+      environment: variables added to this process's.
+      stdout: as of `subprocess.Popen`.
+      stderr: likewise.
     """
     return subprocess.Popen(
         command,
@@ -41,14 +47,14 @@ def _die_with_parent() -> None:
 
 
 def terminate(processes: Iterable[Process]) -> None:
-    """Asks those that live to save and leave."""
+    """Sends SIGTERM to the running processes: save and exit."""
     for process in processes:
         if process.poll() is None:
             process.terminate()
 
 
 def kill(processes: Iterable[Process]) -> None:
-    """Ends them at once, and what they have started."""
+    """Kills the processes and their children."""
     for process in processes:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -57,19 +63,21 @@ def kill(processes: Iterable[Process]) -> None:
 
 @contextlib.contextmanager
 def collect_stop_signals() -> Iterator[list[int]]:
-    """Gives a list, to which Ctrl-C and the signals of `signals.STOP` add in place of what they do."""
-    asked: list[int] = []
-    numbers = signal.SIGINT, *stop_signals()
-    before = {each: signal.signal(each, lambda number, _: asked.append(number)) for each in numbers}
+    """Yields a list of received signals: Ctrl-C and `signals.STOP_SIGNALS` only append to it."""
+    received: list[int] = []
+    numbers = (signal.SIGINT, *stop_signals())
+    before = {
+        each: signal.signal(each, lambda number, _: received.append(number)) for each in numbers
+    }
     try:
-        yield asked
+        yield received
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
 
 
 def gpus() -> list[str]:
-    """The GPUs here that JAX may use, by number; none where JAX_PLATFORMS leaves them out."""
+    """The numbers of the GPUs that JAX may use here; none if JAX_PLATFORMS excludes them."""
     if os.environ.get("JAX_PLATFORMS", "cuda").split(",")[0] not in ("", "cuda", "gpu", "rocm"):
         return []
     if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:

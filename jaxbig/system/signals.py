@@ -1,4 +1,4 @@
-"""The signals that ask a command to stop, and what answers them before there is anything to save."""
+"""Signals that request a stop, and their handlers while there is nothing to save yet."""
 
 import contextlib
 import os
@@ -9,15 +9,16 @@ from typing import Any
 
 from jaxbig.system.exit_codes import INTERRUPTED
 
-STOP_SIGNALS = signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1
-"""From a scheduler or `kill`; from a terminal or connection that closes; from Slurm's `--signal=USR1`."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""From a scheduler or `kill`; from a closed terminal; from Slurm's `--signal=USR1`."""
 
 
 def exit_on_stop_signals() -> None:
-    """From now on each of `STOP` ends the process at once with exit code 75, also while the main thread is inside C++
-    code, such as a connection that JAX waits for, where Python's handlers do not run.
+    """Makes each of `STOP_SIGNALS` end the process at once with exit code 75.
 
-    Code that has something to save installs its own handlers (`processes.interruptible`), which replace these.
+    It works while the main thread is inside C++ code too, such as a connection that JAX waits for,
+    where Python's handlers do not run. Code that has something to save replaces these handlers
+    (`multihost.interruptible`).
     """
     for number in stop_signals():
         signal.signal(number, exit_resumable)
@@ -29,38 +30,40 @@ def exit_on_stop_signals() -> None:
 
 @contextlib.contextmanager
 def exit_on_ctrl_c() -> Iterator[None]:
-    """While inside, Ctrl-C ends the process as `STOP` does: as a KeyboardInterrupt it would end an import in a long
-    traceback, and wait until C++ code returns, such as a connection that JAX waits for."""
+    """While inside, Ctrl-C ends the process like one of `STOP_SIGNALS`.
+
+    A KeyboardInterrupt would end an import in a long traceback, and wait for C++ code to return.
+    """
     before = signal.getsignal(signal.SIGINT)
-    answered = (
-        before is signal.default_int_handler
-    )  # else it is ignored, or somebody else answers it
-    if answered:
+    replaced = before is signal.default_int_handler  # else ignored, or handled by other code
+    if replaced:
         signal.signal(signal.SIGINT, exit_resumable)
     try:
         yield
     finally:
-        if answered:
+        if replaced:
             signal.signal(signal.SIGINT, before)
 
 
 def stop_signals() -> list[signal.Signals]:
-    """Those of `STOP` that this process may answer: one that was ignored when it started stays so, as SIGHUP under
-    nohup."""
+    """`STOP_SIGNALS` without those ignored at the start, as SIGHUP is under nohup."""
     return [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def exit_resumable(number: int, frame: Any = None) -> None:
-    """The handler: nothing is lost, so nothing is saved."""
+    """Signal handler: exits at once, as there is nothing to save."""
     write_stderr(
-        f"jaxbig: {signal.Signals(number).name}: stopped; nothing had to be saved: run the same command to resume\n"
+        f"jaxbig: {signal.Signals(number).name}: stopped; nothing had to be saved: run the same "
+        f"command to resume\n"
     )
     os._exit(INTERRUPTED)
 
 
 def write_stderr(text: str) -> None:
-    """Writes to standard error. A handler must not print, since it may have interrupted a print; and what it writes to
-    may be the terminal that is gone."""
+    """Writes to standard error from a signal handler; does nothing if the terminal is gone.
+
+    A handler must not print, as it may have interrupted a print.
+    """
     with contextlib.suppress(OSError):
         os.write(2, text.encode())
 

@@ -1,4 +1,4 @@
-"""Standard output and error that outlive their reader: `jaxbig train NAME | head` trains to its end."""
+"""Standard streams that outlive their reader: `jaxbig train NAME | head` trains to its end."""
 
 import contextlib
 import errno
@@ -7,12 +7,12 @@ import os
 import sys
 from typing import Any, TextIO
 
-GONE = errno.EPIPE, errno.EIO
-"""What writing to a pipe without a reader, or to a terminal that is closed, ends in."""
+NO_READER = (errno.EPIPE, errno.EIO)
+"""Errors of a write to a pipe without a reader, or to a closed terminal."""
 
 
 class Stream(io.FileIO):
-    """A file descriptor that discards what is written once nobody can read it any more; it is never closed."""
+    """A file descriptor that discards writes once it has no reader; it is never closed."""
 
     def __init__(self, descriptor: int):
         super().__init__(descriptor, "w", closefd=False)
@@ -21,19 +21,22 @@ class Stream(io.FileIO):
         try:
             return super().write(data)
         except OSError as error:
-            if error.errno not in GONE:
+            if error.errno not in NO_READER:
                 raise
             null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, self.fileno())  # for libraries that write there by themselves, too
+            os.dup2(null, self.fileno())  # for libraries that write to it directly, too
             os.close(null)
             return len(data)
 
 
 def pipe_safe(stream: TextIO, descriptor: int | None = None) -> TextIO:
-    """Text to a stream's descriptor, or to another, in its encoding; characters that this lacks are escaped."""
-    at_once = getattr(
-        stream, "write_through", False
-    )  # standard error, whose lines nobody is to wait for
+    """A text stream to the same descriptor that ignores a missing reader.
+
+    Args:
+      stream: its encoding is used; characters that it lacks are escaped.
+      descriptor: another descriptor to write to.
+    """
+    at_once = getattr(stream, "write_through", False)  # true of standard error
     binary = io.BufferedWriter(Stream(stream.fileno() if descriptor is None else descriptor))
     return io.TextIOWrapper(
         binary,
@@ -45,7 +48,7 @@ def pipe_safe(stream: TextIO, descriptor: int | None = None) -> TextIO:
 
 
 def install_pipe_safe_streams() -> None:
-    """Replaces this process's own standard output and error; those that something else has put there stay."""
+    """Replaces standard output and error, unless other code has replaced them before."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is not None and stream is getattr(sys, f"__{name}__"):

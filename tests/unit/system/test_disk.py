@@ -69,7 +69,7 @@ def test_content_is_synced_before_its_name_and_the_name_after(
     assert ("sync", str(target.parent)) in events[at:]
 
 
-@pytest.mark.parametrize("number", disk.CANNOT)
+@pytest.mark.parametrize("number", disk.CANNOT_SYNC)
 def test_a_file_system_that_cannot_sync_is_written_to_all_the_same(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

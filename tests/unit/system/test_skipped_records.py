@@ -9,7 +9,7 @@ import pytest
 from jaxbig.data.core.dataset import Rows
 from jaxbig.data.core.examples import RecordSource
 from jaxbig.errors import Failed
-from jaxbig.train import skipped_records, trainer
+from jaxbig.train import batch_loader, skipped_records
 from jaxbig.train.skipped_records import agree_on_skipped
 
 ROWS = {0: np.arange(4), 1: np.arange(4), 2: np.arange(4, 8), 3: np.arange(4, 8)}
@@ -92,5 +92,5 @@ def test_what_a_host_may_read_ahead_is_shared_by_its_processes(
 ) -> None:
     from support.experiments import small
 
-    monkeypatch.setattr(trainer, "processes_on_this_host", lambda: processes)
-    assert trainer.ahead(small("digits_convnet", read_ahead=1000)) == share
+    monkeypatch.setattr(batch_loader, "processes_on_this_host", lambda: processes)
+    assert batch_loader.read_ahead_limit(small("digits_convnet", read_ahead=1000)) == share

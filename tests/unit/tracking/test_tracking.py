@@ -95,7 +95,7 @@ def test_a_file_of_json_that_is_damaged_is_a_sentence(
 def test_an_empty_run_json_is_told_from_others_and_how_to_go_on(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("")
     with pytest.raises(
-        Refused, match=r"it is empty, as a power loss leaves it; bring back a copy .*--adopt"
+        Refused, match=r"it is empty, as after a power loss; restore a copy .*--adopt"
     ):
         read_run(tmp_path)
     assert read_run(tmp_path, adopt=True) is None
