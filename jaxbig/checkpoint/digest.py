@@ -1,4 +1,4 @@
-"""The whole of what training changes, and the digest that says two runs are the same run."""
+"""The sha256 of a state: two runs with the same digest have the same bits."""
 
 import hashlib
 from collections.abc import Callable
@@ -8,23 +8,30 @@ import numpy as np
 
 from jaxbig.arrays.tree import flatten_with_paths, to_host
 
-PIECE = 2**22
+CHUNK = 2**22
 """Bytes that are hashed at once."""
 
 
 def digests(state: Any, progress: Callable[[], None] = lambda: None) -> tuple[dict[str, str], str]:
-    """The sha256 of each leaf's bytes by path, and `state_sha256`, over all leaves' bytes in path order.
+    """Hashes the leaves of a state.
 
-    progress: called before each leaf, which may have to be gathered, and before each `PIECE` of its bytes.
+    Args:
+      state: a pytree of arrays, on devices or hosts.
+      progress: called before each leaf, which may have to be all-gathered, and before each `CHUNK`.
+
+    Returns:
+      The sha256 of each leaf's bytes by path, and `state_sha256`, that of all leaves' bytes in the
+      order of paths.
     """
-    all_leaves, each = hashlib.sha256(), {}
+    all_leaves = hashlib.sha256()
+    by_path = {}
     for path, leaf in flatten_with_paths(state).items():
         progress()
         data = np.ascontiguousarray(to_host(leaf)).reshape(-1).view(np.uint8).data
         digest = hashlib.sha256()
-        for begin in range(0, len(data), PIECE):
+        for start in range(0, len(data), CHUNK):
             progress()
-            digest.update(data[begin : begin + PIECE])
-            all_leaves.update(data[begin : begin + PIECE])
-        each[path] = digest.hexdigest()
-    return each, all_leaves.hexdigest()
+            digest.update(data[start : start + CHUNK])
+            all_leaves.update(data[start : start + CHUNK])
+        by_path[path] = digest.hexdigest()
+    return by_path, all_leaves.hexdigest()

@@ -1,8 +1,9 @@
-"""Checkpoints: the one room that knows Orbax.
+"""Saves and restores checkpoints with Orbax; every file and array is verified by its sha256.
 
-A checkpoint is a folder named by its step. Orbax writes it under another name; then a manifest is added, with
-the sha256 of every file, and of every leaf as it was on the devices, and the folder is renamed. So a folder
-with a step's name was whole once, and whatever has happened to it since is noticed before it is used.
+A checkpoint is a folder named by its step. Orbax writes it under another name. Then a manifest is
+added, with the sha256 of every file and of every array as it was on the devices, and the folder is
+renamed. So a folder with a step's name was complete once, and any later damage is noticed before it
+is used. Only this module imports Orbax.
 """
 
 import contextlib
@@ -28,7 +29,7 @@ from flax.traverse_util import unflatten_dict
 from orbax.checkpoint import v1 as ocp
 
 from jaxbig.arrays.tree import copy_host_leaves, flatten_with_paths
-from jaxbig.checkpoint.digest import PIECE, digests
+from jaxbig.checkpoint.digest import CHUNK, digests
 from jaxbig.distributed.multihost import gather, is_process_zero, on_process_zero
 from jaxbig.distributed.watchdog import RESTORES
 from jaxbig.errors import Failed, Refused
@@ -37,28 +38,21 @@ from jaxbig.system.disk import replace, sync
 log = logging.getLogger("jaxbig")
 
 MANIFEST = "jaxbig.json"
-PATIENT = ocp.options.AsyncOptions(timeout_secs=7 * 24 * 3600)
-"""A large save takes as long as it takes; one that hangs is the watchdog's to notice."""
+NO_TIMEOUT = ocp.options.AsyncOptions(timeout_secs=7 * 24 * 3600)
+"""A large save may take long; the watchdog notices one that hangs."""
 POLL = 0.5
-"""Seconds between two looks at whether a save that is waited for goes on."""
+"""Seconds between two checks of the progress of a save that is waited for."""
 Fit = Callable[[Any, dict[str, str]], Any]
+"""(abstract state, shapes of a checkpoint by path) -> the abstract state to restore."""
 Choose = Callable[[dict[str, str]], dict[str, Any]]
-"""From a checkpoint's leaves, as `float32[16, 4]`, by path, those that are wanted, each as what Orbax takes for it."""
-Tell = Callable[[str], None]
-"""Called with what is done, whenever a part of it is done."""
+"""(shapes of a checkpoint, as `float32[16, 4]`, by path) -> the leaves to restore, by path, each as
+an abstract array for Orbax."""
+ReportActivity = Callable[[str], None]
+"""Called with an activity whenever a part of it is done."""
 
 
-def _unraisable(said: Any) -> None:
-    """Passes on what could not be raised, but for what Orbax's threads say by the page after a save has failed."""
-    if str(said.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(said)
-
-
-sys.unraisablehook = _unraisable
-
-
-class Broken(Exception):
-    """A checkpoint is not what was saved; says which leaf or file."""
+class CorruptCheckpointError(Exception):
+    """A checkpoint is not what was saved; the message names the leaf or file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,42 +64,55 @@ class Restored:
     state_sha256: str
 
 
-class Checkpoints:
-    """The checkpoints in a folder; keeps the newest `keep_last`, and the `keep_best` best by a metric."""
+class CheckpointManager:
+    """The checkpoints in a folder: the newest ones, and the best ones by a metric."""
 
     def __init__(
         self,
         folder: Path,
+        *,
         keep_last: int = 1,
         keep_best: int = 0,
         criterion: str = "loss",
-        higher: bool = False,
-        tell: Tell = lambda doing: None,
+        higher_is_better: bool = False,
+        report_activity: ReportActivity = lambda activity: None,
     ):
-        self.folder, self.tell = folder.absolute(), tell
-        self.keep_last, self.keep_best, self.criterion, self.higher = (
-            keep_last,
-            keep_best,
-            criterion,
-            higher,
-        )
+        """
+        Args:
+          folder: holds one folder a checkpoint.
+          keep_last: how many of the newest are kept.
+          keep_best: how many of the best are kept besides.
+          criterion: the metric by which they are ranked.
+          higher_is_better: whether a higher metric is better.
+          report_activity: called whenever a part of a long operation is done.
+        """
+        self.folder = folder.absolute()
+        self.keep_last = keep_last
+        self.keep_best = keep_best
+        self.criterion = criterion
+        self.higher_is_better = higher_is_better
+        self.report_activity = report_activity
         self._thread = futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: tuple[int, futures.Future[None]] | None = None
-        self._pieces = 0  # hashed of the save under way, by its own thread
+        self._chunks_hashed = 0  # of the save under way, by its own thread
+        hide_closed_event_loops()
 
     def path(self, step: int) -> Path:
         """The folder of a step's checkpoint."""
         return self.folder / str(step)
 
     def steps(self) -> list[int]:
-        """The steps of all that has a step's name, whole or not, oldest first."""
+        """The steps of all folders with a step's name, complete or not, oldest first."""
         entries = self.folder.iterdir() if self.folder.is_dir() else ()
         return sorted(
             int(entry.name) for entry in entries if re.fullmatch(r"0|[1-9]\d*", entry.name)
         )
 
     def clean(self) -> None:
-        """Removes what a save or a removal that was killed has left; only for the one run that holds the folder."""
+        """Removes the remains of saves and removals that were killed.
+
+        Only the run that owns the folder may call it.
+        """
 
         def remove() -> None:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -118,59 +125,78 @@ class Checkpoints:
     # -- saving
 
     def save(self, step: int, state: Any, metrics: dict[str, float]) -> str:
-        """Begins to save in the background, once the save before is done; gives `state_sha256`."""
+        """Starts to save in the background, once the save before it is done.
+
+        Args:
+          step: of the state.
+          state: arrays on the devices.
+          metrics: of an evaluation of the state, empty if there was none.
+
+        Returns:
+          `state_sha256` of the state.
+        """
         self.wait()
-        on_process_zero(
-            lambda: None
-        )  # whose save before takes longest: the others wait for it here, not over the devices
-        each, whole = digests(state, lambda: self.tell("saves"))
-        self.tell("saves")
+        # process 0's save takes longest: the others wait for it here, not in a collective
+        on_process_zero(lambda: None)
+        leaf_digests, state_digest = digests(state, lambda: self.report_activity("saves"))
+        self.report_activity("saves")
         manifest = {
             "step": step,
-            "state_sha256": whole,
+            "state_sha256": state_digest,
             "metrics": metrics,
             "criterion": self.criterion,
+            "higher_is_better": self.higher_is_better,
+            "shapes": _shapes(state),
+            "leaves": leaf_digests,
         }
-        manifest |= {"higher_is_better": self.higher, "shapes": _shapes(state), "leaves": each}
         temporary = self.folder / f"saving-{step}"
         try:
-            with ocp.Context(async_options=PATIENT):
+            with ocp.Context(async_options=NO_TIMEOUT):
                 response = ocp.save_async(str(temporary), copy_host_leaves(state))
         except Exception as error:
             raise self._failed(step, error) from error
         self._pending = step, self._thread.submit(self._commit, response, temporary, manifest)
-        return whole
+        return state_digest
 
     def wait(self, only_if_done: bool = False) -> None:
-        """Until the save under way is on disk; `Failed` if it failed."""
+        """Returns once the save under way is on disk; `Failed` if it failed.
+
+        Args:
+          only_if_done: return at once if it is not done yet.
+        """
         if self._pending is None or (only_if_done and not self._pending[1].done()):
             return
         self._watch()
-        (step, future), self._pending = self._pending, None
+        step, future = self._pending
+        self._pending = None
         try:
             future.result()
         except Exception as error:
             raise self._failed(step, error) from error
 
     def close(self) -> None:
-        """Lets a save under way end, whatever comes of it; nothing is written afterwards."""
+        """Waits for the save under way, successful or not; nothing is written afterwards."""
         self._watch()
         self._thread.shutdown()
 
     def _watch(self) -> None:
-        """Returns when the save under way has ended, and tells of it while it goes on, on whichever process."""
+        """Returns when the save under way has ended; reports its progress, of any process."""
         if self._pending is None:
             return
-        (step, future), before = self._pending, None
+        step, future = self._pending
+        before = None
         while not future.done():
-            if (now := (self._pieces, _bytes_in(self.folder, f"saving-{step}*"))) != before:
-                self.tell(f"waits for its save of step {step}")
+            now = (self._chunks_hashed, _bytes_in(self.folder, f"saving-{step}*"))
+            if now != before:
+                self.report_activity(f"waits for its save of step {step}")
             before = now
             futures.wait([future], POLL)
 
     def note(self, step: int, metrics: dict[str, float]) -> None:
-        """Adds to a checkpoint what an evaluation after its save has found, and then keeps the best as if it had been
-        found before."""
+        """Adds the metrics of a later evaluation to a checkpoint.
+
+        Then keeps the best checkpoints, as if it had been evaluated before its save.
+        """
         self.wait()
 
         def write() -> None:
@@ -180,11 +206,12 @@ class Checkpoints:
         on_process_zero(write)
 
     def _failed(self, step: int, error: Exception) -> Failed:
-        for left in self.folder.glob(f"saving-{step}*") if is_process_zero() else ():
-            shutil.rmtree(left, ignore_errors=True)  # gives its room back
+        if is_process_zero():
+            for left in self.folder.glob(f"saving-{step}*"):
+                shutil.rmtree(left, ignore_errors=True)  # frees its space
         return Failed(
-            f"saving step {step} to {self.path(step)} failed: {_one_line(error)}; what was saved before it is "
-            f"untouched: mend that, and run the same command again."
+            f"saving step {step} to {self.path(step)} failed: {_one_line(error)}; earlier "
+            f"checkpoints are untouched: fix the cause and rerun the command to resume."
         )
 
     def _commit(self, response: Any, temporary: Path, manifest: dict[str, Any]) -> None:
@@ -194,42 +221,44 @@ class Checkpoints:
         files = sorted(file for file in temporary.rglob("*") if file.is_file())
         manifest["files"] = {}
         for file in files:
-            manifest["files"][file.relative_to(temporary).as_posix()] = _file_digest(
-                file, self._count
-            )
+            name = file.relative_to(temporary).as_posix()
+            manifest["files"][name] = _file_digest(file, self._count)
             sync(file)
         _write_manifest(temporary, manifest)
         replace(temporary, self.path(manifest["step"]))
         self._retire()
 
     def _count(self) -> None:
-        self._pieces += 1
+        self._chunks_hashed += 1
 
     def _retire(self) -> None:
         """Removes the checkpoints that are neither among the newest nor among the best."""
-        ranked, whole = self._ranked()
+        ranked, complete = self._ranked()
+        kept = {*complete[-self.keep_last :], *ranked[: self.keep_best]}
         try:
-            for step in set(whole) - set(whole[-self.keep_last :]) - set(ranked[: self.keep_best]):
+            for step in set(complete) - kept:
                 shutil.rmtree(self.path(step).rename(self.folder / f"removing-{step}"))
         except OSError as error:
             log.warning(
-                "saved step %s, but could not remove an older checkpoint: %s", whole[-1], error
+                "saved step %s, but could not remove an older checkpoint: %s", complete[-1], error
             )
 
     def _ranked(self) -> tuple[list[int], list[int]]:
-        """The evaluated checkpoints, best first and of equals the newest; and all, oldest first. Broken ones are for
-        a restore to name: they neither count nor go."""
-        whole, scores = [], []
+        """The evaluated checkpoints, best first, the newest of equals; and all, oldest first.
+
+        Corrupt ones are neither counted nor removed: a restore names them.
+        """
+        complete = []
+        scores = []
         for step in self.steps():
-            with contextlib.suppress(Broken):
+            with contextlib.suppress(CorruptCheckpointError):
                 noted = self.manifest(step)
-                whole.append(step)
+                complete.append(step)
                 score = noted["metrics"].get(noted.get("criterion", self.criterion))
                 if score is not None and math.isfinite(score):
-                    scores.append(
-                        (score if noted.get("higher_is_better", self.higher) else -score, step)
-                    )
-        return [step for _, step in sorted(scores, reverse=True)], whole
+                    higher = noted.get("higher_is_better", self.higher_is_better)
+                    scores.append((score if higher else -score, step))
+        return [step for _, step in sorted(scores, reverse=True)], complete
 
     # -- restoring
 
@@ -237,25 +266,41 @@ class Checkpoints:
         self,
         abstract: Any,
         fit: Fit = lambda abstract, shapes: abstract,
-        most: int = sys.maxsize,
+        *,
+        last_step: int = sys.maxsize,
         only: tuple[str, ...] = (),
     ) -> Any:
-        """The newest `Restored` up to step `most` that is whole, with the shardings of `abstract`; None if there is
-        none at all. `fit` makes `abstract` suit what a checkpoint holds, shapes by path, where that may differ. only:
-        the fields of the state that are restored, where `abstract` has no other.
+        """Restores the newest good checkpoint; logs which newer ones are corrupt, and how.
 
-        Says aloud which newer ones are broken and how. `Failed` if all are; `Refused` if shapes differ.
+        Args:
+          abstract: shapes, dtypes and shardings of the state.
+          fit: adapts `abstract` to a checkpoint, where that may differ.
+          last_step: later checkpoints are ignored.
+          only: fields of the state that are restored, if `abstract` has only these.
+
+        Returns:
+          A `Restored`, or None if there is no checkpoint.
+
+        Raises:
+          Failed: all checkpoints are corrupt.
+          Refused: shapes differ.
         """
-        steps = [step for step in on_process_zero(self.steps)[::-1] if step <= most]
-        return self._first_whole(lambda step: self._load(step, abstract, fit, only), steps)
+        steps = [step for step in on_process_zero(self.steps)[::-1] if step <= last_step]
+        return self._first_good(lambda step: self._load(step, abstract, fit, only), steps)
 
     def restore_parameters(self, best: bool = False) -> Restored | None:
-        """`params`, and `batch_stats` if there are any, of the newest whole checkpoint, or the best, of any model: on
-        this host, as `model.apply` takes them."""
-        places = {"params/": "params", "variables/batch_stats/": "batch_stats"}
+        """Restores `params`, and `batch_stats` if there are any, in host memory, of any model.
+
+        Args:
+          best: take the best checkpoint that is good, not the newest.
+
+        Returns:
+          As state, the variables that `model.apply` takes; None if there is no checkpoint.
+        """
 
         def choose(shapes: dict[str, str]) -> dict[str, Any]:
-            paths = [path for path in shapes if path.startswith(tuple(places))]
+            prefixes = ("params/", "variables/batch_stats/")
+            paths = [path for path in shapes if path.startswith(prefixes)]
             return {path: np.empty(*shape_and_dtype(shapes[path])) for path in paths}
 
         restored = self.restore_some(choose, best)
@@ -268,7 +313,11 @@ class Checkpoints:
         )
 
     def restore_some(self, choose: Choose, best: bool = False) -> Restored | None:
-        """The leaves by path that `choose` picks, of the newest whole checkpoint, or the best; no other is read."""
+        """Restores only the leaves that `choose` picks, of the newest good checkpoint, or the best.
+
+        Returns:
+          As state, the leaves by path; None if there is no checkpoint.
+        """
 
         def load(step: int) -> Restored:
             noted = self._verify_files(step)
@@ -276,65 +325,66 @@ class Checkpoints:
             return Restored(step, flatten_with_paths(state), noted["state_sha256"])
 
         ranked, steps = on_process_zero(lambda: [self._ranked()[0] if best else [], self.steps()])
-        return self._first_whole(
+        return self._first_good(
             load, [*ranked, *(step for step in reversed(steps) if step not in ranked)]
         )
 
     def set_aside(self, beyond: int) -> None:
-        """Moves what is beyond a step, which is broken, to `broken/`, so that its step can be saved again."""
+        """Moves the checkpoints after a step, all corrupt, to `broken/`."""
 
         def move() -> None:
             for step in self.steps():
                 if step > beyond:
                     broken = self.folder.parent / "broken"
                     broken.mkdir(exist_ok=True)
-                    target = next(
-                        path
-                        for n in itertools.count()
-                        if not (path := broken / f"{step}-{n}").exists()
-                    )
+                    target = unused(broken, str(step))
                     self.path(step).rename(target)
                     log.warning("moved %s to %s", self.path(step), target)
 
         on_process_zero(move)
 
     def manifest(self, step: int) -> dict[str, Any]:
-        """What was noted of a checkpoint when it was saved; `Broken` if that cannot be trusted."""
+        """What was noted of a checkpoint when it was saved.
+
+        Raises:
+          CorruptCheckpointError: it cannot be trusted.
+        """
         if self.path(step).is_symlink() or not self.path(step).is_dir():
-            raise Broken("is a link or a file, so no save of jaxbig's")
+            raise CorruptCheckpointError("is a link or a file, so no save of jaxbig's")
         try:
             text, seal, _ = (self.path(step) / MANIFEST).read_text().rsplit("\n", 2)
         except FileNotFoundError:
-            raise Broken(f"misses its file {MANIFEST}") from None
+            raise CorruptCheckpointError(f"misses its file {MANIFEST}") from None
         except (OSError, ValueError):
-            text, seal = "", None
+            text = ""
+            seal = None
         if hashlib.sha256(text.encode()).hexdigest() != seal:
-            raise Broken(f"has changed in its file {MANIFEST} since it was saved")
+            raise CorruptCheckpointError(f"has changed in its file {MANIFEST} since it was saved")
         noted = json.loads(text)
         if noted["step"] != step:
-            raise Broken(f"is a copy of step {noted['step']}")
+            raise CorruptCheckpointError(f"is a copy of step {noted['step']}")
         return noted
 
-    def _first_whole(self, load: Callable[[int], Any], steps: list[int]) -> Any:
+    def _first_good(self, load: Callable[[int], Any], steps: list[int]) -> Any:
         reasons = []
         for step in steps:
             try:
                 return load(step)
-            except Broken as broken:
-                reasons.append(f"checkpoint {self.path(step)} {broken}")
+            except CorruptCheckpointError as error:
+                reasons.append(f"checkpoint {self.path(step)} {error}")
                 log.warning("%s; trying the one before it", reasons[-1])
         if reasons:
             raise Failed(
-                f"none of {len(reasons)} checkpoints can be used, and nothing was deleted: {'; '.join(reasons)}. "
-                f"Bring one back, or begin anew in another --workdir."
+                f"none of {len(reasons)} checkpoints can be used, and nothing was deleted: "
+                f"{'; '.join(reasons)}. Bring one back, or start again in another --workdir."
             )
         return None
 
     def _verify_files(self, step: int) -> dict[str, Any]:
-        """The manifest; `Broken` if one of its files is not what was saved. One process looks."""
+        """The manifest of a checkpoint whose files are as saved; process 0 reads them."""
 
         def progress() -> None:
-            self.tell(f"verifies its checkpoint of step {step}")
+            self.report_activity(f"verifies its checkpoint of step {step}")
 
         def look() -> tuple[dict[str, Any], str]:
             try:
@@ -345,25 +395,30 @@ class Checkpoints:
                     if file.is_symlink() or not file.is_file():
                         return {}, f"misses its file {name}"
                     if file.stat().st_size != size:
-                        return (
-                            {},
-                            f"has {file.stat().st_size} bytes where {size} were saved in its file {name}",
-                        )
+                        found = file.stat().st_size
+                        return {}, f"has {found} bytes where {size} were saved in its file {name}"
                     if _file_digest(file, progress) != [size, digest]:
                         return {}, f"has changed in its file {name} since it was saved"
-            except (Broken, OSError) as broken:
-                return {}, str(broken)
+            except (CorruptCheckpointError, OSError) as error:
+                return {}, str(error)
             return manifest, ""
 
         manifest, problem = on_process_zero(look)
         if problem:
-            raise Broken(problem)
+            raise CorruptCheckpointError(problem)
         return manifest
 
     def _read(self, step: int, abstract: Any, partial: bool) -> Any:
-        """What Orbax reads, all leaves or those in `abstract` alone; `Broken` on all processes if one cannot."""
-        state, problem = None, ""
-        self.tell(RESTORES)
+        """Reads arrays with Orbax; raises on all processes if one fails.
+
+        Args:
+          step: of the checkpoint.
+          abstract: what to read.
+          partial: whether `abstract` has only some of the leaves.
+        """
+        state = None
+        problem = ""
+        self.report_activity(RESTORES)
         reading = ocp.Context()
         reading.pytree.loading.partial_load = partial
         try:
@@ -381,17 +436,23 @@ class Checkpoints:
             for path, text in manifest["shapes"].items()
             if not only or path.split("/")[0] in only
         }
-        want = _shapes(abstract := fit(abstract, shapes))
-        for path in want | shapes:  # Orbax would cast a dtype, and leave out a leaf, without a word
-            asked, saved = want.get(path, "nothing"), shapes.get(path, "nothing")
-            if asked != saved:
+        abstract = fit(abstract, shapes)
+        expected = _shapes(abstract)
+        for path in expected | shapes:  # Orbax would cast dtypes and leave out leaves silently
+            here = expected.get(path, "nothing")
+            saved = shapes.get(path, "nothing")
+            if here != saved:
                 raise Refused(
-                    f"checkpoint {self.path(step)} holds {path} as {saved}, this experiment as {asked}: run the "
-                    f"experiment that saved it, or give another --workdir."
+                    f"checkpoint {self.path(step)} holds {path} as {saved}, this experiment as "
+                    f"{here}: run the experiment that saved it, or give another --workdir."
                 )
         state = self._read(step, abstract, partial=bool(only))
-        each, _ = digests(state, lambda: self.tell(f"verifies its checkpoint of step {step}"))
-        changed = [path for path, digest in each.items() if manifest["leaves"][path] != digest]
+        leaf_digests, _ = digests(
+            state, lambda: self.report_activity(f"verifies its checkpoint of step {step}")
+        )
+        changed = [
+            path for path, digest in leaf_digests.items() if manifest["leaves"][path] != digest
+        ]
         _raise_together(
             f"has changed in its leaf {changed[0]} since it was saved" if changed else ""
         )
@@ -399,10 +460,12 @@ class Checkpoints:
 
 
 def _raise_together(problem: str) -> None:
-    """Raises `Broken` on every process if one of them, maybe one alone, has a problem: all restore the same step."""
-    for process, said in enumerate(gather(problem)):
-        if said:
-            raise Broken(f"{said} (seen by process {process})" if jax.process_count() > 1 else said)
+    """Raises on every process if any of them has a problem, so that all restore the same step."""
+    for process, text in enumerate(gather(problem)):
+        if text and jax.process_count() > 1:
+            raise CorruptCheckpointError(f"{text} (seen by process {process})")
+        if text:
+            raise CorruptCheckpointError(text)
 
 
 def _shapes(state: Any) -> dict[str, str]:
@@ -412,40 +475,61 @@ def _shapes(state: Any) -> dict[str, str]:
 
 
 def shape_and_dtype(text: str) -> tuple[tuple[int, ...], Any]:
-    """Those of a leaf that a manifest has as `float32[16, 4]`."""
+    """Parses `float32[16, 4]`, as a manifest has it."""
     name, _, shape = text.partition("[")
     return tuple(json.loads(f"[{shape}")), jnp.dtype(name)
 
 
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
-    return text if len(text) < 400 else f"{text[:150]} ... {text[-250:]}"  # the cause stands last
+    if len(text) < 400:
+        return text
+    return f"{text[:150]} ... {text[-250:]}"  # the cause is at the end
 
 
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    text, partial = json.dumps(manifest, indent=1), folder / f"{MANIFEST}.partial"
+    text = json.dumps(manifest, indent=1)
+    partial = folder / f"{MANIFEST}.partial"
     partial.write_text(f"{text}\n{hashlib.sha256(text.encode()).hexdigest()}\n")
     replace(partial, folder / MANIFEST)
 
 
 def _bytes_in(folder: Path, pattern: str) -> int:
-    """How many bytes there are in what has such a name in the folder, while others write it."""
+    """The size of all files below the entries of that name, while others write them."""
     size = 0
     for root, _, names in itertools.chain.from_iterable(map(os.walk, folder.glob(pattern))):
         for name in names:
-            with contextlib.suppress(
-                OSError
-            ):  # removed meanwhile; over a network it may be a stale handle
+            with contextlib.suppress(OSError):  # removed meanwhile, or a stale network handle
                 size += os.stat(os.path.join(root, name)).st_size
     return size
 
 
 def _file_digest(file: Path, progress: Callable[[], Any]) -> list[Any]:
-    """A file's bytes and their sha256. progress: called before each `PIECE`."""
+    """[size in bytes, sha256] of a file. progress: called before each `CHUNK`."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         progress()
-        while piece := stream.read(PIECE):
-            digest.update(piece)
+        while chunk := stream.read(CHUNK):
+            digest.update(chunk)
             progress()
     return [file.stat().st_size, digest.hexdigest()]
+
+
+def unused(folder: Path, name: str) -> Path:
+    """The first of `name-0`, `name-1`, ... that is not in the folder."""
+    for number in itertools.count():
+        path = folder / f"{name}-{number}"
+        if not path.exists():
+            return path
+    raise AssertionError("unreachable")
+
+
+def hide_closed_event_loops() -> None:
+    """Hides the "Event loop is closed" that Orbax's threads repeat after a failed save."""
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _report_unraisable
+
+
+def _report_unraisable(unraisable: Any) -> None:
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)

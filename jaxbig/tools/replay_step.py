@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbig.checkpoint.digest import digests
-from jaxbig.checkpoint.manager import Broken, Checkpoints
+from jaxbig.checkpoint.manager import CheckpointManager, CorruptCheckpointError
 from jaxbig.config.experiment import Experiment
 from jaxbig.config.fingerprint import identity
 from jaxbig.config.serialize import flat, to_json
@@ -54,7 +54,7 @@ def replay(experiment: Experiment, workdir: Path, step: int) -> dict[str, Any]:
     program, checkpoints = make_program(experiment), open_checkpoints(experiment, workdir)
     operations: list[dict[str, str]] = []
     with program.activate():
-        restored = checkpoints.restore(program.abstract, as_saved, most=step - 1)
+        restored = checkpoints.restore(program.abstract, as_saved, last_step=step - 1)
         start, without = (
             restored.step if restored else 0,
             on_process_zero(lambda: left_out(workdir)),
@@ -109,9 +109,9 @@ def describe_fault(program: Program, fault: int) -> str:
     return BadStepHandler(program.experiment.guard, program.abstract.params).describe(fault)
 
 
-def saved_digest(checkpoints: Checkpoints, step: int) -> str | None:
+def saved_digest(checkpoints: CheckpointManager, step: int) -> str | None:
     """The digest of the state that a run saved at a step, or None if that is not there or is broken."""
     try:
         return checkpoints.manifest(step)["state_sha256"]
-    except Broken:
+    except CorruptCheckpointError:
         return None

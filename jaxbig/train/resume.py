@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from jaxbig.arrays.tree import flatten_with_paths, path_name
-from jaxbig.checkpoint.manager import Checkpoints, Restored, Tell, shape_and_dtype
+from jaxbig.checkpoint.manager import CheckpointManager, ReportActivity, Restored, shape_and_dtype
 from jaxbig.config.experiment import Experiment
 from jaxbig.config.fingerprint import diff, fingerprint, identity
 from jaxbig.config.serialize import to_json
@@ -33,7 +33,7 @@ STATISTICS = "variables/batch_stats/"
 
 def initialize_or_resume(
     program: Program,
-    checkpoints: Checkpoints,
+    checkpoints: CheckpointManager,
     workdir: Path,
     *,
     fork: bool = False,
@@ -93,7 +93,7 @@ def initialize_or_resume(
 
 def claim_directory(
     program: Program,
-    checkpoints: Checkpoints,
+    checkpoints: CheckpointManager,
     workdir: Path,
     *,
     run: dict[str, Any] | None,
@@ -175,15 +175,15 @@ def initialize(
     Returns:
       The state, and the weights of another run in it, if any.
     """
-    tell = functools.partial(heartbeat, 0)
+    report = functools.partial(heartbeat, 0)
     source = program.experiment.initialize_from
     parent = parent_folder(workdir)
     if parent and weights is None:
-        weights = Checkpoints(parent / "checkpoints", tell=tell).restore_some(
+        weights = CheckpointManager(parent / "checkpoints", report_activity=report).restore_some(
             functools.partial(matching_leaves, program, ".*")
         )
     elif weights is None and source.run:
-        weights = best_weights(program, tell)
+        weights = best_weights(program, report)
     refuse_other_weights(run, weights, source.run)
     heartbeat(0, COMPILES)
     state = program.init()
@@ -218,12 +218,12 @@ def refuse_other_weights(run: dict[str, Any] | None, weights: Restored | None, s
         )
 
 
-def best_weights(program: Program, tell: Tell) -> Restored:
+def best_weights(program: Program, report: ReportActivity) -> Restored:
     """The weights of the best checkpoint of the run that `initialize_from` names."""
     source = program.experiment.initialize_from
     folder = Path(source.run) / "checkpoints"
     choose = functools.partial(matching_leaves, program, source.pattern)
-    weights = Checkpoints(folder, tell=tell).restore_some(choose, best=True)
+    weights = CheckpointManager(folder, report_activity=report).restore_some(choose, best=True)
     if weights is None:
         raise Refused(
             f"--initialize-from.run {Path(source.run)}: there is no checkpoint in {folder}; train "

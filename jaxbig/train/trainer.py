@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxbig.checkpoint.manager import Checkpoints
+from jaxbig.checkpoint.manager import CheckpointManager, ReportActivity
 from jaxbig.config.experiment import Experiment
 from jaxbig.config.serialize import flat, to_json
 from jaxbig.cost.flops import model_flops
@@ -119,7 +119,7 @@ class Trainer:
       digest: `state_sha256` of the last state that was restored or saved.
     """
 
-    checkpoints: Checkpoints
+    checkpoints: CheckpointManager
     metrics: Metrics
     train_data: Source
     eval_data: Source
@@ -425,17 +425,17 @@ def evaluate(
 
 
 def open_checkpoints(
-    experiment: Experiment, workdir: Path, tell: Callable[[str], None] = lambda activity: None
-) -> Checkpoints:
+    experiment: Experiment, workdir: Path, report_activity: ReportActivity = lambda activity: None
+) -> CheckpointManager:
     """The checkpoints of a run, retained as its experiment says."""
     objective = experiment.objective
-    return Checkpoints(
+    return CheckpointManager(
         workdir / "checkpoints",
         keep_last=experiment.keep_last,
         keep_best=experiment.keep_best,
         criterion=objective.criterion,
-        higher=objective.higher_is_better,
-        tell=tell,
+        higher_is_better=objective.higher_is_better,
+        report_activity=report_activity,
     )
 
 
@@ -470,7 +470,7 @@ def summarize(
 
     Returns:
       What it wrote: `step`; `metrics`, the last of each split; `best`, the best evaluation of a
-      step in `saved`, the newest of equals, as `Checkpoints` ranks them; `state_sha256`;
+      step in `saved`, the newest of equals, as the checkpoints are ranked; `state_sha256`;
       `interrupted`.
     """
     lines = read_metrics(workdir)

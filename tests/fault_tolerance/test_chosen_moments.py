@@ -19,8 +19,8 @@ TRAIN = [*RUN, "--steps=60", "--evaluate-every=10", "--checkpoint-every=10"]
 COMPILES = "jaxbig.train.trainer", "compile_step"
 EVALUATES = "jaxbig.train.trainer", "evaluate"
 PREPARES = "jaxbig.train.resume", "prepare"
-RESTORES = "jaxbig.checkpoint.manager:Checkpoints", "restore"
-SAVES = "jaxbig.checkpoint.manager:Checkpoints", "_commit"
+RESTORES = "jaxbig.checkpoint.manager:CheckpointManager", "restore"
+SAVES = "jaxbig.checkpoint.manager:CheckpointManager", "_commit"
 STEPS = "jaxbig.train.step_reporter:StepReporter", "record"
 READS = "jaxbig.data.records.tfds_builder:Arrays", "rows"
 

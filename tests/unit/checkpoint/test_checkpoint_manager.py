@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved comes back bit for bit, or what is wrong with it is said and the one before is used."""
+"""CheckpointManager: what is saved comes back bit for bit, or what is wrong with it is said and the one before is used."""
 
 import errno
 import hashlib
@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.checkpoint import manager
-from jaxbig.checkpoint.manager import Checkpoints
+from jaxbig.checkpoint.manager import CheckpointManager
 from jaxbig.errors import Failed, Refused
 from jaxbig.program.state import TrainState
 
@@ -70,8 +70,8 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def save(folder: Path, *steps: int, keep_last: int = 2) -> Checkpoints:
-    checkpoints = Checkpoints(folder, keep_last)
+def save(folder: Path, *steps: int, keep_last: int = 2) -> CheckpointManager:
+    checkpoints = CheckpointManager(folder, keep_last=keep_last)
     for step in steps:
         checkpoints.save(step, make_state(step), {"loss": 1 / step})
     checkpoints.wait()
@@ -99,7 +99,7 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_state_comes_back_bit_for_bit_on_any_number_of_devices(
     tmp_path: Path, saved_on: int, restored_on: int
 ) -> None:
-    checkpoints, state = Checkpoints(tmp_path), make_state(7, saved_on)
+    checkpoints, state = CheckpointManager(tmp_path), make_state(7, saved_on)
     digest = checkpoints.save(7, state, {"loss": 0.5})
     checkpoints.wait()
     wanted = abstract(make_state(0, restored_on))
@@ -124,7 +124,7 @@ def test_the_digest_is_over_the_bytes_of_the_leaves_in_path_order(tmp_path: Path
     expected = hashlib.sha256(
         b"".join(np.array(leaf).tobytes() for leaf in in_path_order)
     ).hexdigest()
-    assert Checkpoints(tmp_path).save(3, state, {}) == expected
+    assert CheckpointManager(tmp_path).save(3, state, {}) == expected
 
 
 def test_what_is_saved_is_the_state_at_the_save_though_its_buffers_are_given_away_at_once(
@@ -133,7 +133,7 @@ def test_what_is_saved_is_the_state_at_the_save_though_its_buffers_are_given_awa
     train = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)
     sharding = make_state(0).params["kernel"].sharding
     state = {"kernel": jax.device_put(jnp.zeros((1024, 1024)), sharding), "step": jnp.int32(0)}
-    checkpoints = Checkpoints(tmp_path)
+    checkpoints = CheckpointManager(tmp_path)
     given_away = 0
     for step in range(1, 101):
         before, state = state, train(state)
@@ -181,7 +181,7 @@ def test_a_damaged_file_is_named_and_the_checkpoint_before_is_used(
         else:
             file.write_bytes(damage(data))
         caplog.clear()
-        restored = Checkpoints(folder).restore(abstract(make_state(0)))
+        restored = CheckpointManager(folder).restore(abstract(make_state(0)))
         assert restored is not None and restored.step == 10, name
         assert bits(restored.state) == bits(make_state(10)), name
         assert (
@@ -192,7 +192,7 @@ def test_a_damaged_file_is_named_and_the_checkpoint_before_is_used(
         assert "\n" not in caplog.messages[0]
         file.write_bytes(data)
     caplog.clear()
-    mended = Checkpoints(folder).restore(abstract(make_state(0)))
+    mended = CheckpointManager(folder).restore(abstract(make_state(0)))
     assert mended is not None and mended.step == 20 and not caplog.messages
 
 
@@ -226,7 +226,7 @@ def test_a_checkpoint_that_one_process_alone_finds_broken_is_passed_over_by_all(
         monkeypatch.setattr(
             *(manager.ocp, "load", unread) if at == "reading" else (manager, "digests", others)
         )
-    restored = Checkpoints(folder).restore(abstract(make_state(0)))
+    restored = CheckpointManager(folder).restore(abstract(make_state(0)))
     words = (
         {"reading": "cannot be read", "digests": "has changed in its leaf"}[at]
         if here
@@ -265,7 +265,7 @@ def test_what_only_has_the_name_of_a_checkpoint_is_named_passed_over_and_set_asi
 ) -> None:
     put(folder)
     before = contents(folder.parent)
-    checkpoints = Checkpoints(folder)
+    checkpoints = CheckpointManager(folder)
     restored = checkpoints.restore(abstract(make_state(0)))
     assert restored is not None and restored.step == 20
     assert len(caplog.messages) == 1 and str(folder / "999") in caplog.messages[0]
@@ -279,7 +279,7 @@ def test_what_only_has_the_name_of_a_checkpoint_is_named_passed_over_and_set_asi
 @pytest.mark.parametrize("name", ["0999", "999.old", "999-copy"])
 def test_a_name_that_no_save_gives_is_left_alone(folder: Path, name: str) -> None:
     shutil.copytree(folder / "10", folder / name)
-    checkpoints = Checkpoints(folder)
+    checkpoints = CheckpointManager(folder)
     restored = checkpoints.restore(abstract(make_state(0)))
     assert restored is not None and restored.step == 20
     checkpoints.set_aside(restored.step)
@@ -292,7 +292,7 @@ def test_when_all_are_broken_it_fails_naming_each_and_deletes_nothing(folder: Pa
     before = contents(folder)
     said = r"none of 2 checkpoints .*/20 has 0 bytes .*/10 misses its file jaxbig.json"
     with pytest.raises(Failed, match=said) as error:
-        Checkpoints(folder).restore(abstract(make_state(0)))
+        CheckpointManager(folder).restore(abstract(make_state(0)))
     assert "\n" not in str(error.value)
     assert contents(folder) == before
 
@@ -300,7 +300,7 @@ def test_when_all_are_broken_it_fails_naming_each_and_deletes_nothing(folder: Pa
 def test_an_empty_or_absent_folder_gives_nothing(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for name in ("empty", "absent"):
-        assert Checkpoints(tmp_path / name).restore(abstract(make_state(0))) is None
+        assert CheckpointManager(tmp_path / name).restore(abstract(make_state(0))) is None
 
 
 def changed(**params: Any) -> Any:
@@ -327,19 +327,19 @@ def test_a_leaf_of_another_dtype_or_shape_is_refused_by_name_before_it_is_loaded
     folder: Path, leaf: Any, said: str
 ) -> None:
     with pytest.raises(Refused, match=f"params/kernel .*{said}"):
-        Checkpoints(folder).restore(changed(kernel=leaf))
+        CheckpointManager(folder).restore(changed(kernel=leaf))
 
 
 def test_a_leaf_that_was_never_saved_is_refused_by_name(folder: Path) -> None:
     with pytest.raises(Refused, match=r"params/new as nothing.*float32"):
-        Checkpoints(folder).restore(changed(new=jax.ShapeDtypeStruct((2,), jnp.float32)))
+        CheckpointManager(folder).restore(changed(new=jax.ShapeDtypeStruct((2,), jnp.float32)))
 
 
 def test_the_parameters_alone_come_back_whatever_the_model(folder: Path) -> None:
     (folder / "20" / "jaxbig.json").write_text("{}")
-    weights = Checkpoints(folder).restore_parameters()
+    weights = CheckpointManager(folder).restore_parameters()
     assert weights is not None and bits(weights.state) == bits({"params": make_state(10).params})
-    assert Checkpoints(folder / "absent").restore_parameters() is None
+    assert CheckpointManager(folder / "absent").restore_parameters() is None
 
 
 @pytest.mark.parametrize(
@@ -347,17 +347,25 @@ def test_the_parameters_alone_come_back_whatever_the_model(folder: Path) -> None
     [
         ([5.0, 1.0, 3.0, 2.0, 4.0], {"keep_last": 2, "keep_best": 1}, [2, 4, 5]),
         ([5.0, 1.0, 3.0, 2.0, 4.0], {"keep_last": 1, "keep_best": 2}, [2, 4, 5]),
-        ([5.0, 1.0, 3.0, 2.0, 4.0], {"keep_last": 1, "keep_best": 2, "higher": True}, [1, 5]),
+        (
+            [5.0, 1.0, 3.0, 2.0, 4.0],
+            {"keep_last": 1, "keep_best": 2, "higher_is_better": True},
+            [1, 5],
+        ),
         ([5.0, 1.0, 3.0, 2.0, 4.0], {"keep_last": 3, "keep_best": 0}, [3, 4, 5]),
         ([5.0, 1.0], {"keep_last": 1, "keep_best": 3}, [1, 2]),
         ([2.0, float("nan"), 3.0, float("inf")], {"keep_last": 1, "keep_best": 1}, [1, 4]),
-        ([2.0, float("nan"), 3.0, 1.0], {"keep_last": 1, "keep_best": 1, "higher": True}, [3, 4]),
+        (
+            [2.0, float("nan"), 3.0, 1.0],
+            {"keep_last": 1, "keep_best": 1, "higher_is_better": True},
+            [3, 4],
+        ),
     ],
 )
 def test_the_newest_and_the_best_stay(
     tmp_path: Path, losses: list[float], kept: dict[str, Any], stay: list[int]
 ) -> None:
-    checkpoints = Checkpoints(tmp_path, **kept)
+    checkpoints = CheckpointManager(tmp_path, **kept)
     for step, loss in enumerate(losses, 1):
         checkpoints.save(step, {"step": jnp.int32(step)}, {"loss": loss})
     checkpoints.wait()
@@ -378,7 +386,12 @@ def test_what_stays_is_the_newest_and_of_equally_good_ones_the_later(
     keep_best: int,
     higher: bool,
 ) -> None:
-    checkpoints = Checkpoints(tmp_path_factory.mktemp("kept"), keep_last, keep_best, "loss", higher)
+    checkpoints = CheckpointManager(
+        tmp_path_factory.mktemp("kept"),
+        keep_last=keep_last,
+        keep_best=keep_best,
+        higher_is_better=higher,
+    )
     for step, loss in enumerate(losses):
         checkpoints.save(step, {"step": jnp.int32(step)}, {} if loss is None else {"loss": loss})
     checkpoints.wait()
@@ -400,7 +413,7 @@ def better(one: float | None, other: float | None, higher: bool, later: bool) ->
 def test_a_broken_one_stays_and_does_not_count(folder: Path) -> None:
     (folder / "20" / "jaxbig.json").unlink()
     save(folder, 30, 40, keep_last=1)
-    assert Checkpoints(folder).steps() == [20, 40]
+    assert CheckpointManager(folder).steps() == [20, 40]
 
 
 def test_leftovers_of_a_kill_are_cleaned_and_nothing_else(folder: Path) -> None:
@@ -414,7 +427,7 @@ def test_leftovers_of_a_kill_are_cleaned_and_nothing_else(folder: Path) -> None:
         (folder / name / "state").mkdir(parents=True)
         (folder / name / "state" / "data").write_text("half")
     (folder / "saving-grace").write_text("not ours")
-    Checkpoints(folder).clean()
+    CheckpointManager(folder).clean()
     assert contents(folder) == {**before, "saving-grace": b"not ours"}
     assert sorted(entry.name for entry in folder.iterdir()) == ["10", "20", "saving-grace"]
 
@@ -423,7 +436,7 @@ def test_a_step_that_was_broken_is_saved_again_and_the_broken_one_is_kept(folder
     wanted = abstract(make_state(0))
     for damage in ("first", "second", "third"):
         (folder / "20" / "jaxbig.json").write_text(damage)
-        checkpoints = Checkpoints(folder)
+        checkpoints = CheckpointManager(folder)
         restored = checkpoints.restore(wanted)
         assert restored is not None and restored.step == 10
         checkpoints.set_aside(restored.step)
@@ -456,7 +469,7 @@ def test_a_save_without_room_fails_in_one_sentence_gives_its_room_back_and_can_b
     folder: Path,
 ) -> None:
     checkpoints, big = (
-        Checkpoints(folder, keep_last=2),
+        CheckpointManager(folder, keep_last=2),
         {"kernel": jnp.arange(2**20, dtype=jnp.float32)},
     )
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

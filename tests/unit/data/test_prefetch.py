@@ -80,7 +80,7 @@ class Seen:
         seen = [os.getpid(), os.environ.get("JAX_PLATFORMS") == "cpu", bool(xla_bridge._backends)]
         return {"inputs": np.array([seen] * len(indices)), "mask": np.ones(len(indices), np.float32)}
 
-class Broken:
+class CorruptCheckpointError:
     def __len__(self):
         return 8
     def draw(self, seed, positions):
@@ -90,7 +90,7 @@ class Broken:
             raise OSError("no such sector")
         return {"mask": np.ones(len(indices), np.float32)}
 
-class Lost(Broken):
+class Lost(CorruptCheckpointError):
     def __setstate__(self, state):
         raise ValueError("the folder is on another machine")
     def __getstate__(self):

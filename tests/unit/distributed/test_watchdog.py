@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxbig.checkpoint import digest, manager
-from jaxbig.checkpoint.manager import Checkpoints
+from jaxbig.checkpoint.manager import CheckpointManager
 from jaxbig.distributed import multihost, peer_monitor, watchdog
 from jaxbig.distributed.peer_monitor import WAITS_FOR_OTHERS, PeerMonitor, PeerStatus
 from jaxbig.distributed.watchdog import BY_ACTIVITY, COMPILES, RESTORES, WAITS, Watchdog
@@ -129,9 +129,11 @@ def watched(limit: float, monkeypatch: pytest.MonkeyPatch) -> Watched:
     return Watched(limit)
 
 
-def save_twice(folder: Path, dog: Watched) -> Checkpoints:
+def save_twice(folder: Path, dog: Watched) -> CheckpointManager:
     """Two saves, of which the second waits for the first, and then a wait for the second."""
-    checkpoints = Checkpoints(folder, keep_last=2, tell=lambda doing: dog.heartbeat(7, doing))
+    checkpoints = CheckpointManager(
+        folder, keep_last=2, report_activity=lambda doing: dog.heartbeat(7, doing)
+    )
     leaves = {str(n): jnp.full(4, n) for n in range(8)}
     for step in (1, 2):
         checkpoints.save(step, {"params": leaves, "step": jnp.int32(step)}, {})
@@ -157,7 +159,7 @@ def slow_down(
 
 LONG = {
     "each file's hash": (manager, "_file_digest", "waits for its save of step 1"),
-    "each leaf's hash": (digest, "whole", "saves"),
+    "each leaf's hash": (digest, "to_host", "saves"),
 }
 
 
@@ -191,7 +193,7 @@ def test_restore_is_not_ended_while_files_are_verified_and_is_where_one_cannot_b
 ) -> None:
     checkpoints = save_twice(tmp_path, Watched(0))
     dog = watched(1.0, monkeypatch)
-    checkpoints.tell = functools.partial(dog.heartbeat, 0)
+    checkpoints.report_activity = functools.partial(dog.heartbeat, 0)
     slow_down(
         monkeypatch, manager, "_file_digest", lambda call: 3.0 * (call == 2) if hangs else 0.25
     )

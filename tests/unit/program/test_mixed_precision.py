@@ -17,7 +17,7 @@ from support.experiments import small
 
 from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.checkpoint.digest import digests
-from jaxbig.checkpoint.manager import Checkpoints
+from jaxbig.checkpoint.manager import CheckpointManager
 from jaxbig.config.experiment import Experiment, InitializeFrom
 from jaxbig.config.precision import Precision
 from jaxbig.cost.memory import bytes_per_device
@@ -431,7 +431,9 @@ def test_a_run_that_begins_with_weights_has_all_their_bits(
 ) -> None:
     """The masters of a run that keeps some, else the parameters, are the float32 weights of the other, unrounded."""
     source, before, folder = parent
-    saved: Any = Checkpoints(folder / "checkpoints").restore(make_program(before).abstract).state
+    saved: Any = (
+        CheckpointManager(folder / "checkpoints").restore(make_program(before).abstract).state
+    )
     exact = saved.params if source == "float32" else saved.opt_state.masters
     child = small(
         "digits_convnet", **BRIEF, seed=1, **(SETTINGS["master"] if kind == "master" else {})
@@ -444,7 +446,7 @@ def test_a_run_that_begins_with_weights_has_all_their_bits(
     program = make_program(child, jax.devices()[:1])
     with activate(program.mesh):
         _, state, _ = initialize_or_resume(
-            program, Checkpoints(folder / "checkpoints"), folder, fork=fork
+            program, CheckpointManager(folder / "checkpoints"), folder, fork=fork
         )
     begun: Any = state
     same(begun.opt_state.masters if kind == "master" else begun.params, exact)

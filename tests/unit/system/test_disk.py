@@ -8,14 +8,14 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from jaxbig.checkpoint.manager import Checkpoints
+from jaxbig.checkpoint.manager import CheckpointManager
 from jaxbig.errors import Failed
 from jaxbig.system import disk
 from jaxbig.system.json_files import write_atomically, write_json
 
 
 def save_checkpoint(folder: Path) -> Path:
-    checkpoints = Checkpoints(folder / "checkpoints")
+    checkpoints = CheckpointManager(folder / "checkpoints")
     checkpoints.save(3, {"kernel": jnp.ones(8)}, {})
     checkpoints.wait()
     return checkpoints.path(3)
@@ -33,7 +33,7 @@ def write_metrics(folder: Path) -> Path:
 
 def add_metrics(folder: Path) -> Path:
     path = save_checkpoint(folder)
-    Checkpoints(path.parent).note(3, {"loss": 1.0})
+    CheckpointManager(path.parent).note(3, {"loss": 1.0})
     return path / "jaxbig.json"
 
 

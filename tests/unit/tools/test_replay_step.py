@@ -87,7 +87,7 @@ def test_the_operation_that_made_a_nan_is_named_by_its_line(
     assert (
         made["made"] == "nan"
         and made["operation"] == "log"
-        and f"test_replay.py:{LINE} " in made["where"]
+        and f"test_replay_step.py:{LINE} " in made["where"]
     )
     assert replay(experiment, tmp_path, PLANTED - 1)["operations"] == []
 

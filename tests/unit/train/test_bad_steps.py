@@ -16,7 +16,7 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from support.experiments import small
 
 from jaxbig.arrays.tree import flatten_with_paths
-from jaxbig.checkpoint.manager import Checkpoints
+from jaxbig.checkpoint.manager import CheckpointManager
 from jaxbig.config.experiment import Experiment
 from jaxbig.config.guard import Guard
 from jaxbig.config.precision import Precision
@@ -100,7 +100,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def saved(folder: Path) -> list[int]:
-    return Checkpoints(folder / "checkpoints").steps()
+    return CheckpointManager(folder / "checkpoints").steps()
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +200,7 @@ def test_an_update_that_leaves_the_finite_numbers_is_not_saved(tmp_path: Path) -
     with pytest.raises(Failed, match=r"^step \d: .*not finite"):
         fit(dataclasses.replace(good, optimizer=optimizer, checkpoint_every=1), tmp_path, Screen())
     for step in saved(tmp_path):
-        kept = Checkpoints(tmp_path / "checkpoints").restore_parameters()
+        kept = CheckpointManager(tmp_path / "checkpoints").restore_parameters()
         assert kept and all(
             np.isfinite(leaf).all() for leaf in flatten_with_paths(kept.state).values()
         ), step

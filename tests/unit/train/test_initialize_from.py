@@ -16,7 +16,7 @@ from support.experiments import small
 
 from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.checkpoint import manager
-from jaxbig.checkpoint.manager import Checkpoints
+from jaxbig.checkpoint.manager import CheckpointManager
 from jaxbig.config.experiment import Experiment, InitializeFrom
 from jaxbig.distributed.mesh import Mesh
 from jaxbig.errors import Refused
@@ -51,7 +51,7 @@ def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def parameters(folder: Path, step: int) -> dict[str, np.ndarray]:
     """The parameters of a checkpoint, by path."""
-    checkpoints = Checkpoints(folder / "checkpoints")
+    checkpoints = CheckpointManager(folder / "checkpoints")
     for other in checkpoints.steps():
         if other != step:
             checkpoints.path(other).rename(folder / f"other-{other}")
@@ -218,7 +218,7 @@ def test_weights_alone_are_loaded_each_device_s_share_of_them(
         program = make_program(experiment)
         with program.activate():
             initialize_or_resume(
-                program, Checkpoints(begun / "checkpoints"), begun, fork=way == "fork"
+                program, CheckpointManager(begun / "checkpoints"), begun, fork=way == "fork"
             )
     expected = flatten_with_paths(make_program(experiment).abstract.params)
     share = sum(
@@ -248,7 +248,7 @@ def test_parameters_and_batch_statistics_come_back_as_a_model_takes_them(tmp_pat
     program = make_program(experiment, jax.devices()[:1])
     with program.activate():
         state: Any = program.init()
-    checkpoints = Checkpoints(tmp_path)
+    checkpoints = CheckpointManager(tmp_path)
     checkpoints.save(1, state, {})
     checkpoints.wait()
     found = checkpoints.restore_parameters()
@@ -302,7 +302,7 @@ def test_parameters_that_are_frozen_but_were_never_loaded_are_refused(
         program.activate(),
         pytest.raises(Refused, match=words) if words else contextlib.nullcontext(),
     ):
-        initialize_or_resume(program, Checkpoints(folder / "checkpoints"), folder, fork=fork)
+        initialize_or_resume(program, CheckpointManager(folder / "checkpoints"), folder, fork=fork)
     assert not words or {each.name for each in set(folder.rglob("*")) ^ set(before)} <= {
         "checkpoints"
     }

@@ -22,7 +22,7 @@ from support.experiments import SPINE, small
 
 from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.checkpoint import manager
-from jaxbig.checkpoint.manager import Checkpoints
+from jaxbig.checkpoint.manager import CheckpointManager
 from jaxbig.config.experiment import Experiment
 from jaxbig.data.builtin.pytext import PyText
 from jaxbig.distributed.mesh import Mesh
@@ -142,7 +142,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def parameters(folder: Path) -> dict[str, np.ndarray]:
-    saved = Checkpoints(folder / "checkpoints").restore_parameters()
+    saved = CheckpointManager(folder / "checkpoints").restore_parameters()
     assert saved is not None
     return flatten_with_paths(saved.state["params"])
 
@@ -234,13 +234,13 @@ class Struck:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int):
         self.number, self.calls, self.plain, self.done = number, 0, trainer.evaluate, []
         monkeypatch.setattr(trainer, "evaluate", self)
-        save = Checkpoints.save
+        save = CheckpointManager.save
 
-        def saved(checkpoints: Checkpoints, step: int, *rest: Any) -> str:
+        def saved(checkpoints: CheckpointManager, step: int, *rest: Any) -> str:
             self.done.append(f"saves {step}")
             return save(checkpoints, step, *rest)
 
-        monkeypatch.setattr(Checkpoints, "save", saved)
+        monkeypatch.setattr(CheckpointManager, "save", saved)
 
     def __call__(self, program: Any, state: Any, *rest: Any, **named: Any) -> Any:
         self.calls += 1
@@ -279,7 +279,7 @@ def test_who_is_asked_to_stop_saves_first_and_what_goes_on_makes_the_evaluation(
     rest = fit(experiment, tmp_path, Screen())
     assert rest == {**whole, "metrics": rest["metrics"]} and not rest["interrupted"]
     assert curves(tmp_path) == curves(folder)
-    kept, alone = (Checkpoints(each / "checkpoints") for each in (tmp_path, folder))
+    kept, alone = (CheckpointManager(each / "checkpoints") for each in (tmp_path, folder))
     assert {step: kept.manifest(step)["metrics"] for step in kept.steps()} == {
         step: alone.manifest(step)["metrics"] for step in alone.steps()
     }
@@ -661,7 +661,7 @@ def test_a_run_whose_run_json_is_lost_is_resumed_when_asked(tmp_path: Path, scre
     run, every = tmp_path / "run", {"evaluate_every": 4, "checkpoint_every": 4, "keep_last": 1}
     experiment = tiny(steps=12, optimizer=AdamW(learning_rate=Constant(1e-3)), **every)
     half = fit(dataclasses.replace(experiment, steps=8), run, screen)
-    assert half["best"]["step"] in Checkpoints(run / "checkpoints").steps()
+    assert half["best"]["step"] in CheckpointManager(run / "checkpoints").steps()
     for content in ("", None):
         (run / "run.json").unlink()
         if content is not None:
