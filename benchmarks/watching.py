@@ -51,9 +51,9 @@ def tellings(name: str) -> tuple[float, float]:
 
 def stepper(name: str, watched: bool) -> Callable[[], float]:
     """Makes `STEPS` steps; gives the seconds that each took."""
-    experiment, watch = load(name), room.make_watch
+    experiment, watch = load(name), room.make_bad_step_check
     if not watched:
-        room.make_watch = lambda *_, **__: (
+        room.make_bad_step_check = lambda *_, **__: (
             lambda before, after, loss, gradient: (after, jnp.int32(0))
         )
     experiment.data.prepare()
@@ -65,7 +65,7 @@ def stepper(name: str, watched: bool) -> Callable[[], float]:
         )
         train_step = program.train_step.trace(program.abstract, program.batch).lower().compile()
         state = [train_step(program.init(), batch)[0]]
-    room.make_watch = watch
+    room.make_bad_step_check = watch
 
     def run() -> float:
         began = time.perf_counter()

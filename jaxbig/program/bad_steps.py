@@ -1,7 +1,8 @@
-"""What a run does about a bad step: a loss or gradient that is not finite, or a loss that jumped.
+"""Detection of bad steps: a loss or gradient that is not finite, or a loss that jumped.
 
-Whether a step is bad is found inside the compiled step, from numbers it has anyway, and told as one of its metrics,
-`FAULT`. So it is a pure function of the state and the batch, and the same in a resume, in a replay, on any process.
+The compiled step decides from numbers that it computes anyway, and reports `FAULT` as a metric. So
+a fault is a pure function of state and batch: the same in a resumed run, in a replay and on every
+process.
 """
 
 import dataclasses
@@ -17,55 +18,62 @@ from flax import struct
 
 from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.config.guard import Guard
-from jaxbig.program.mixed_precision import Kept
+from jaxbig.program.mixed_precision import MixedPrecisionState, with_outer_state
 
 FAULT = "fault"
-"""The metric: 0 where nothing is wrong, or one of these; from GRADIENT on, which leaf's gradient is the first bad."""
-LOSS, SPIKE, GRADIENT = 1, 2, 3
+"""The metric: 0 for a good step, LOSS, SPIKE, or GRADIENT plus the number of the first bad leaf."""
+LOSS = 1
+SPIKE = 2
+GRADIENT = 3
 
 
 @struct.dataclass
-class Watched:
-    """An optimizer's state, and the last good losses, float32 [window], oldest first; infinite where there are none."""
+class LossWindowState:
+    """An optimizer's state and the last good losses.
+
+    losses: float32 [window], oldest first; infinite until there are that many.
+    """
 
     optimizer: Any
     losses: Any
 
 
-def watching(guard: Guard, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """An optimizer whose state is `Watched` where spikes are looked for."""
+def track_losses(
+    guard: Guard, optimizer: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """The optimizer with a `LossWindowState` if the guard looks for spikes, else as it is."""
     if not guard.spike_threshold:
         return optimizer
 
-    def init(params: Any) -> Any:
-        return Watched(
-            optimizer=optimizer.init(params), losses=jnp.full(guard.window, jnp.inf, jnp.float32)
-        )
+    def wrap(params: Any, state: Any) -> LossWindowState:
+        losses = jnp.full(guard.window, jnp.inf, jnp.float32)
+        return LossWindowState(optimizer=state, losses=losses)
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        updates, inner = optimizer.update(updates, state.optimizer, params)
-        return updates, state.replace(optimizer=inner)
-
-    return optax.GradientTransformation(init, update)
+    return with_outer_state(optimizer, wrap)
 
 
-def make_watch(
+def make_bad_step_check(
     guard: Guard, scaled: bool
 ) -> Callable[[Any, Any, jax.Array, Any], tuple[Any, jax.Array]]:
-    """`(state before, state after, loss, gradient) -> (state after, fault)`; with the policy `skip` the state of a bad
-    step is the one before it but for its number. scaled: a gradient that is not finite is the loss scale's business."""
+    """Returns `(state before, state after, loss, gradient) -> (state after, fault)`.
 
-    def watch(before: Any, after: Any, loss: jax.Array, gradient: Any) -> tuple[Any, jax.Array]:
-        squares = [
-            optax.tree.norm(leaf, squared=True) for leaf in flatten_with_paths(gradient).values()
-        ]  # the norm has them too
+    Under the policy `skip` the state after a bad step is the one before it, with the next number.
+
+    Args:
+      guard: the policy, and the threshold of a spike.
+      scaled: whether the loss is scaled; the loss scaler handles non-finite gradients itself.
+    """
+
+    def check(before: Any, after: Any, loss: jax.Array, gradient: Any) -> tuple[Any, jax.Array]:
+        # the gradient's norm, a metric, has these sums too
+        leaves = flatten_with_paths(gradient).values()
+        squares = [optax.tree.norm(leaf, squared=True) for leaf in leaves]
         bad = ~jnp.isfinite(jnp.stack(squares)) & (not scaled)
         fault = jnp.where(jnp.any(bad), GRADIENT + jnp.argmax(bad), 0)
         losses = losses_of(before.opt_state)
         if losses is not None:
-            jumped = (
-                loss - losses.mean() > guard.spike_threshold * losses.std()
-            )  # never while the mean is infinite
+            # never while the mean is infinite
+            jumped = loss - losses.mean() > guard.spike_threshold * losses.std()
             fault = jnp.where(jumped & (fault == 0), SPIKE, fault)
         fault = jnp.where(jnp.isfinite(loss), fault, LOSS)
         if guard.policy == "skip":
@@ -76,44 +84,51 @@ def make_watch(
             after = after.replace(opt_state=with_losses(after.opt_state, newer))
         return after, fault.astype(jnp.int32)
 
-    return watch
+    return check
 
 
 def unchanged(before: Any, after: Any, where: jax.Array) -> Any:
-    """The state after a step; where that is so, the one before it but for its number."""
+    """The state after a step; where `where` is true, the one before it with the next number."""
     kept = jax.tree.map(lambda old, new: jnp.where(where, old, new), before, after)
     return kept.replace(step=after.step)
 
 
 def losses_of(opt_state: Any) -> Any:
     """The last good losses in an optimizer's state, or None."""
-    inside = opt_state.optimizer if isinstance(opt_state, Kept) else opt_state
-    return inside.losses if isinstance(inside, Watched) else None
+    inside = opt_state.optimizer if isinstance(opt_state, MixedPrecisionState) else opt_state
+    return inside.losses if isinstance(inside, LossWindowState) else None
 
 
 def with_losses(opt_state: Any, losses: Any) -> Any:
-    """The optimizer's state with those last losses; None: with none at all."""
-    if isinstance(opt_state, Kept):
+    """The optimizer's state with these last losses; None: without a window of losses."""
+    if isinstance(opt_state, MixedPrecisionState):
         return dataclasses.replace(opt_state, optimizer=with_losses(opt_state.optimizer, losses))
-    bare = opt_state.optimizer if isinstance(opt_state, Watched) else opt_state
-    return bare if losses is None else Watched(optimizer=bare, losses=losses)
+    bare = opt_state.optimizer if isinstance(opt_state, LossWindowState) else opt_state
+    return bare if losses is None else LossWindowState(optimizer=bare, losses=losses)
 
 
 def as_saved(abstract: Any, shapes: dict[str, str]) -> Any:
-    """The abstract state with the window of losses that a checkpoint of those shapes has, be it none."""
-    found = [
-        re.fullmatch(r"float32\[(\d+)\]", shapes.get(f"opt_state/{path}losses", ""))
-        for path in ("", "optimizer/")
-    ]
-    sizes = [int(each[1]) for each in found if each]
-    whole = {"dtype": jnp.float32, "sharding": abstract.step.sharding}
-    losses = jax.ShapeDtypeStruct((sizes[0],), **whole) if sizes else None
+    """The abstract state with the window of losses of a saved one, which may have none.
+
+    Args:
+      abstract: the state of this run's program.
+      shapes: the saved leaves by path, as "float32[100]".
+    """
+    losses = None
+    for path in ("opt_state/losses", "opt_state/optimizer/losses"):
+        saved = re.fullmatch(r"float32\[(\d+)\]", shapes.get(path, ""))
+        if saved:
+            losses = jax.ShapeDtypeStruct(
+                (int(saved[1]),), jnp.float32, sharding=abstract.step.sharding
+            )
+            break
     return abstract.replace(opt_state=with_losses(abstract.opt_state, losses))
 
 
 def as_asked(state: Any, abstract: Any) -> Any:
-    """A restored state with the window that is asked for now; one of another length begins empty."""
-    saved, asked = losses_of(state.opt_state), losses_of(abstract.opt_state)
+    """A restored state with the window that the guard asks for; a new length starts empty."""
+    saved = losses_of(state.opt_state)
+    asked = losses_of(abstract.opt_state)
     if saved is not None and asked is not None and saved.shape == asked.shape:
         return state
     empty = asked and jax.make_array_from_callback(

@@ -1,9 +1,9 @@
-"""Sums in float32: what a function's products and sums give in bfloat16 or float16 is float32 first, rounded after.
+"""Float32 reductions: products and sums of a bfloat16 or float16 function accumulate in float32.
 
-A device adds up in float32 by itself, but what several have each added up is added in the dtype of the result: so the
-gradient of a bfloat16 model over 512 devices is added in 8 bits, where the small are lost in the large. A partitioner
-puts that sum right behind the product it belongs to, and most of these are in a backward pass that nobody wrote, so
-the dtypes are changed in the traced program.
+One device accumulates in float32 by itself, but partial sums of several devices are added in the
+dtype of the result: the gradient of a bfloat16 model over 512 devices would be summed in 8 bits.
+The partitioner inserts that sum right after its product, and most products are in a backward pass
+that nobody wrote, so the dtypes are changed in the traced program.
 """
 
 from collections.abc import Callable
@@ -15,13 +15,13 @@ from jax.extend import core
 from jax.extend.core import primitives
 
 PRODUCTS = ("dot_general", "conv_general_dilated", "ragged_dot_general")
-"""Primitives that are told the dtype of their result."""
+"""Primitives with a parameter for the dtype of their result."""
 SUMS = ("reduce_sum", "psum", "psum_invariant", "reduce_scatter")
-"""Those whose result has the dtype of what is added."""
+"""Primitives whose result has the dtype of what is summed."""
 
 
 def float32_sums(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, of the same dtypes. Pallas kernels, which say for themselves, stay as they are."""
+    """The function with float32 accumulation, except in Pallas kernels; results keep their dtypes."""
 
     def summed(*arguments: Any) -> Any:
         traced, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
@@ -32,7 +32,7 @@ def float32_sums(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def widened(value: Any) -> Any:
-    """A jaxpr with its sums, and those of the jaxprs within it, in float32; anything else as it is."""
+    """A jaxpr with float32 accumulation, also in the jaxprs it contains; anything else as it is."""
     if type(value) is tuple:
         return tuple(map(widened, value))
     if isinstance(value, core.Jaxpr):  # with jax 0.12 a closed one too
@@ -43,7 +43,8 @@ def widened(value: Any) -> Any:
 
 
 def _widened(equation: core.JaxprEqn) -> list[core.JaxprEqn]:
-    name, params = equation.primitive.name, equation.params
+    name = equation.primitive.name
+    params = equation.params
     if name == "pallas_call":
         return [equation]
     if name not in PRODUCTS + SUMS or not any(map(narrow, equation.outvars)):
@@ -58,7 +59,10 @@ def _widened(equation: core.JaxprEqn) -> list[core.JaxprEqn]:
         to = {"new_dtype": into.aval.dtype, "weak_type": False, "sharding": None}
         return apply(primitives.convert_element_type_p, into, given, **to)
 
-    inputs, results, before, after = list(equation.invars), list(equation.outvars), [], []
+    inputs = list(equation.invars)
+    results = list(equation.outvars)
+    before = []
+    after = []
     if name in PRODUCTS:
         params = params | {"preferred_element_type": jnp.dtype(jnp.float32)}
     else:
@@ -72,7 +76,7 @@ def _widened(equation: core.JaxprEqn) -> list[core.JaxprEqn]:
             rounded = float32_like(old)
             bits = jnp.finfo(old.aval.dtype)  # type: ignore[attr-defined]
             kept = {"exponent_bits": bits.nexp, "mantissa_bits": bits.nmant}
-            # a conversion alone XLA would take for the product's own dtype again
+            # without this rounding XLA folds the conversion back into the product's dtype
             after += [
                 apply(primitives.reduce_precision_p, rounded, results[place], **kept),
                 convert(old, rounded),
@@ -85,5 +89,5 @@ def narrow(value: Any) -> bool:
 
 
 def float32_like(value: Any) -> core.Var:
-    """A new variable like another, but for its dtype."""
+    """A new variable of the same shape in float32."""
     return core.Var(value.aval.update(dtype=jnp.dtype(jnp.float32), weak_type=False))

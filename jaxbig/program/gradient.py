@@ -1,7 +1,8 @@
-"""The gradient of the mean loss over a batch: at once, in parts one after another, or in chunks of a fixed order.
+"""The gradient of the mean loss over a batch: at once, accumulated, or in chunks of a fixed order.
 
-The gradient of a mean is the sum of the parts' gradients of the total loss over the sum of their weights, so parts
-of unequal weight (padding) change nothing. Each part draws dropout of its own; BatchNorm sees each part by itself.
+The gradient of a mean is the sum of the parts' gradients of the total loss over the sum of their
+weights, so parts of unequal weight (padding) change nothing. Each part draws its own dropout;
+BatchNorm sees each part by itself.
 """
 
 import functools
@@ -26,20 +27,29 @@ from jaxbig.program import rng
 from jaxbig.program.float32_reductions import float32_sums
 
 PLACE = "place"
-"""The field of a batch that says where in the whole batch each row is."""
+"""The field of a batch with each row's index in the global batch."""
 BY_ROW = "carry"
-"""The collection whose arrays have a row for each row of the batch."""
+"""The collection of variables with a row for each row of the batch."""
 SMALL = 2**16
-"""How many numbers a leaf has at most whose chunks `reproducible` gathers whole."""
+"""Under `reproducible`, leaves of at most this many numbers are all-gathered, then summed."""
 Gradient = Callable[..., tuple[Any, Sums, Any]]
-"""`(params, variables, batch, step, scale) -> (gradient, sums, new variables)`; scale: what the loss is multiplied by
-on the way, and the gradient divided by at its end, if it is not None."""
+"""`(params, variables, batch, step, scale) -> (gradient, sums, new variables)`.
+
+scale: the factor of the loss, by which the gradient is divided in the end; or None.
+"""
 
 
 def make_loss(
     experiment: Experiment, mean: bool = True
 ) -> Callable[..., tuple[jax.Array, tuple[Sums, Any]]]:
-    """`(params, variables, batch, step, part, scale) -> (mean or total loss, (sums, new variables))` in training."""
+    """Returns the training loss, a function to be differentiated by its first argument.
+
+    It is `(params, variables, batch, step, part, scale) -> (loss, (sums, new variables))`.
+
+    Args:
+      experiment: the run.
+      mean: whether the loss is the mean over the batch, or the total.
+    """
 
     def loss(
         params: Any,
@@ -57,7 +67,10 @@ def make_loss(
             rows = experiment.data.transform(
                 rows, row_keys(experiment, "augment", step, places), True
             )
-        objective = lambda forward: experiment.objective(forward, rows, key, True)  # noqa: E731
+
+        def objective(forward: nn.Module) -> Sums:
+            return experiment.objective(forward, rows, key, True)
+
         apply = nn.apply(objective, experiment.model, mutable=[*variables, LOSSES])
         with every_row_real(not experiment.data.may_leave_out()):
             sums, variables = apply({"params": params, **variables}, rngs=rngs)
@@ -71,36 +84,39 @@ def make_loss(
 def row_keys(
     experiment: Experiment, name: str, step: jax.Array | int, places: jax.Array
 ) -> jax.Array:
-    """The key of each row of a batch by its place there, [B]."""
+    """The key of each row of a batch, by its index in the global batch; [B]."""
     key = rng.at_step(experiment.seed, name, step)
     return jax.vmap(lambda place: jax.random.fold_in(key, place))(places)
 
 
 def with_losses(sums: Sums, terms: Any) -> Sums:
-    """The sums with what parts of the model have added to the loss, which are sums over tokens too."""
-    if not (each := jax.tree.leaves(terms)):
+    """The sums with the auxiliary losses of the model's layers, which are sums over tokens too."""
+    leaves = jax.tree.leaves(terms)
+    if not leaves:
         return sums
-    loss, added = sums["loss"], functools.reduce(jnp.add, map(jnp.sum, each))
-    whole = {
+    loss = sums["loss"]
+    added = functools.reduce(jnp.add, map(jnp.sum, leaves))
+    with_terms = {
         "loss": Sum(loss.total + added, loss.weight),
         "auxiliary_loss": Sum(added, loss.weight),
     }
-    return {"cross_entropy": loss, **sums, **whole}
+    return {"cross_entropy": loss, **sums, **with_terms}
 
 
 def make_gradient(experiment: Experiment, mesh: jax.sharding.Mesh) -> Gradient:
-    """The one that the experiment asks for."""
+    """The gradient function that the experiment's options ask for."""
     if experiment.reproducible:
-        find = with_places(in_fixed_order(experiment, mesh), experiment)
+        gradient = in_fixed_order(experiment, mesh)
+    elif experiment.accumulate > 1:
+        gradient = in_parts(experiment)
     else:
-        find = with_places(
-            in_parts(experiment) if experiment.accumulate > 1 else at_once(experiment), experiment
-        )
-    return float32_sums(find) if experiment.precision.sums == "float32" else find
+        gradient = at_once(experiment)
+    gradient = with_places(gradient, experiment)
+    return float32_sums(gradient) if experiment.precision.sums == "float32" else gradient
 
 
 def with_places(find: Gradient, experiment: Experiment) -> Gradient:
-    """The same, of batches whose rows know their places, if the data does something to them in the step."""
+    """The gradient of batches with the field `PLACE`, if the data transforms batches in the step."""
     if not transforms(experiment.data):
         return find
 
@@ -111,14 +127,17 @@ def with_places(find: Gradient, experiment: Experiment) -> Gradient:
 
 
 def transforms(data: Data) -> bool:
-    """Whether the data does something to its batches in the step."""
+    """Whether the data transforms its batches in the step, as by augmentation."""
     return type(data).transform is not Data.transform
 
 
 def check_parts(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
-    """`Refused` unless the batch divides into the parts or chunks that are asked for."""
-    batch, parts, chunks = experiment.data.batch, experiment.accumulate, experiment.reproducible
-    rows, data = math.prod(mesh.shape[axis] for axis in ROWS), mesh.shape["data"]
+    """Raises `Refused` unless the batch divides into its parts or chunks."""
+    batch = experiment.data.batch
+    parts = experiment.accumulate
+    chunks = experiment.reproducible
+    rows = math.prod(mesh.shape[axis] for axis in ROWS)
+    data = mesh.shape["data"]
     if batch % (rows * parts):
         raise Refused(
             f"--data.batch {batch} does not divide over {rows} devices of {', '.join(ROWS)} times "
@@ -127,13 +146,13 @@ def check_parts(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
     if chunks and (parts > 1 or mesh.size != data or chunks % data or batch % chunks):
         raise Refused(
             f"--reproducible {chunks} with --data.batch {batch}, --accumulate {parts} and the mesh "
-            f"{dict(mesh.shape)}: it must divide the batch and be a multiple of data, the only axis above 1, and "
-            f"accumulate must be 1."
+            f"{dict(mesh.shape)}: it must divide the batch and be a multiple of data, the only "
+            f"axis above 1, and accumulate must be 1."
         )
 
 
 def at_once(experiment: Experiment) -> Gradient:
-    """The whole batch, its sums as the partitioner adds them up."""
+    """The gradient of the whole batch at once; the partitioner orders the sums."""
 
     def gradient(params: Any, variables: Any, batch: Batch, step: Any, scale: Any = None) -> Any:
         find = jax.grad(make_loss(experiment), has_aux=True)
@@ -144,48 +163,50 @@ def at_once(experiment: Experiment) -> Gradient:
 
 
 def in_parts(experiment: Experiment) -> Gradient:
-    """`accumulate` parts one after another, so that only one part's activations are in memory at a time."""
+    """The gradient accumulated over parts: one part's activations are in memory at a time."""
     count = experiment.accumulate
     total = jax.grad(make_loss(experiment, mean=False), has_aux=True)
 
     def gradient(params: Any, variables: Any, batch: Batch, step: Any, scale: Any = None) -> Any:
-        def part(so_far: tuple[Any, Any], now: Any) -> tuple[Any, Any]:
-            number, rows, carry = now
-            gradient, others = so_far
+        def part(accumulated: tuple[Any, Any], xs: Any) -> tuple[Any, Any]:
+            number, rows, carry = xs
+            gradient, others = accumulated
             more, (sums, variables) = total(params, {**others, **carry}, rows, step, number, scale)
             carry, others = by_row(variables)
             return (jax.tree.map(jnp.add, gradient, more), others), (sums, carry)
 
-        scale, (carry, others) = of_total(scale, batch), by_row(variables)
-        rows, carry = (
-            jax.tree.map(functools.partial(strided, count), each) for each in (batch, carry)
-        )
-        start = jax.tree.map(lambda leaf: jnp.zeros_like(upcast(leaf)), params), others
+        scale = of_total(scale, batch)
+        carry, others = by_row(variables)
+        rows = jax.tree.map(functools.partial(strided, count), batch)
+        carry = jax.tree.map(functools.partial(strided, count), carry)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros_like(upcast(leaf)), params)
         (gradient, others), (sums, carry) = jax.lax.scan(
-            part, start, (jnp.arange(count), rows, carry)
+            part, (zeros, others), (jnp.arange(count), rows, carry)
         )
         sums = jax.tree.map(lambda each: jnp.sum(each, axis=0), sums)
-        return (
-            unscaled(mean(gradient, sums), scale),
-            sums,
-            {**others, **jax.tree.map(unstrided, carry)},
-        )
+        gradient = unscaled(mean(gradient, sums), scale)
+        return gradient, sums, {**others, **jax.tree.map(unstrided, carry)}
 
     return gradient
 
 
 def in_fixed_order(experiment: Experiment, mesh: jax.sharding.Mesh) -> Gradient:
-    """`reproducible` equal chunks of consecutive rows, each the same program on one device, added up in their order:
-    so the bits do not depend on how many devices share the chunks. BatchNorm's running statistics are averaged."""
-    count, rows, whole = experiment.reproducible, PartitionSpec(("data",)), PartitionSpec()
+    """The gradient of `reproducible` equal chunks of consecutive rows, summed in their order.
+
+    Each chunk is the same program on one device, so the bits do not depend on how many devices
+    share the chunks. BatchNorm's running statistics are averaged.
+    """
+    count = experiment.reproducible
+    rows = PartitionSpec(("data",))
+    whole = PartitionSpec()
     share = count // mesh.shape["data"]
     total = jax.grad(make_loss(experiment, mean=False), has_aux=True)
 
     def local(
         params: Any, others: Any, carry: Any, batch: Batch, step: jax.Array, scale: Any
     ) -> Any:
-        def chunk(now: Any) -> Any:
-            number, rows, carry = jax.lax.optimization_barrier(now)
+        def chunk(xs: Any) -> Any:
+            number, rows, carry = jax.lax.optimization_barrier(xs)
             gradient, (sums, variables) = total(
                 params, {**others, **carry}, rows, step, number, scale
             )
@@ -198,12 +219,9 @@ def in_fixed_order(experiment: Experiment, mesh: jax.sharding.Mesh) -> Gradient:
             )
         gradient, sums, others = in_turn(added_over("data"), (gradient, sums, others))
         others = jax.tree.map(lambda each: each / count, others)
-        return (
-            mean(gradient, sums),
-            sums,
-            others,
-            jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), carry),
-        )
+        gradient = mean(gradient, sums)
+        carry = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), carry)
+        return gradient, sums, others, carry
 
     def chunks(tree: Any) -> Any:
         return jax.tree.map(lambda x: x.reshape(share, x.shape[0] // share, *x.shape[1:]), tree)
@@ -216,7 +234,8 @@ def in_fixed_order(experiment: Experiment, mesh: jax.sharding.Mesh) -> Gradient:
             out_specs=(whole, whole, whole, rows),
             check_vma=False,
         )
-        scale, (carry, others) = of_total(scale, batch), by_row(variables)
+        scale = of_total(scale, batch)
+        carry, others = by_row(variables)
         found, sums, others, carry = jax.lax.optimization_barrier(
             placed(params, others, carry, batch, step, scale)
         )
@@ -226,17 +245,17 @@ def in_fixed_order(experiment: Experiment, mesh: jax.sharding.Mesh) -> Gradient:
 
 
 def by_row(variables: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The collection with a row for each of the batch's, and the others."""
-    return {k: v for k, v in variables.items() if k == BY_ROW}, {
-        k: v for k, v in variables.items() if k != BY_ROW
-    }
+    """Splits off the collection with a row for each row of the batch: (it, the others)."""
+    carry = {name: each for name, each in variables.items() if name == BY_ROW}
+    others = {name: each for name, each in variables.items() if name != BY_ROW}
+    return carry, others
 
 
 def mean(gradient: Any, sums: Sums) -> Any:
-    """The gradient of the mean loss, of the total's; 0 over nothing.
+    """The gradient of the mean loss from that of the total; 0 over nothing.
 
-    One number is made for all leaves before they are divided by it: else XLA fuses one division in another way on one
-    device than on several, and the last bits differ (`Experiment.reproducible`).
+    All leaves are divided by one number: else XLA fuses one division in another way on one device
+    than on several, and the last bits differ (`Experiment.reproducible`).
     """
     weight = sums["loss"].weight
     weight = jnp.where(weight > 0, weight, 1)
@@ -244,7 +263,7 @@ def mean(gradient: Any, sums: Sums) -> Any:
 
 
 def of_total(scale: jax.Array | None, batch: Batch) -> jax.Array | None:
-    """The scale of a total loss that is as large as the scale makes the mean."""
+    """The scale of the total loss that makes it as large as the scaled mean."""
     return None if scale is None else scale / batch["mask"].size
 
 
@@ -253,8 +272,10 @@ def unscaled(gradient: Any, scale: jax.Array | None) -> Any:
 
 
 def strided(count: int, x: jax.Array) -> jax.Array:
-    """[B, ...] -> [count, B / count, ...], every count-th pair of rows, or row where parts are odd: each device keeps
-    the rows it has."""
+    """[B, ...] -> [count, B / count, ...]: every count-th pair of rows, or row where parts are odd.
+
+    So each device keeps the rows it has.
+    """
     rows = x.shape[0] // count
     pair = 2 if rows % 2 == 0 else 1
     x = jnp.moveaxis(x.reshape(rows // pair, count, pair, *x.shape[1:]), 1, 0)
@@ -265,13 +286,12 @@ def unstrided(x: jax.Array) -> jax.Array:
     """The inverse: [count, B / count, ...] -> [B, ...]."""
     count, rows = x.shape[:2]
     pair = 2 if rows % 2 == 0 else 1
-    return jnp.moveaxis(x.reshape(count, rows // pair, pair, *x.shape[2:]), 0, 1).reshape(
-        -1, *x.shape[2:]
-    )
+    x = jnp.moveaxis(x.reshape(count, rows // pair, pair, *x.shape[2:]), 0, 1)
+    return x.reshape(-1, *x.shape[3:])
 
 
 def in_turn(function: Callable[[jax.Array], jax.Array], tree: Any) -> Any:
-    """The function of each leaf, one after another, so that memory holds what it needs for one at a time."""
+    """Applies the function to one leaf after another, so that one at a time is in memory."""
     leaves, structure = jax.tree.flatten(tree)
     done: list[jax.Array] = []
     for leaf in leaves:
@@ -282,26 +302,27 @@ def in_turn(function: Callable[[jax.Array], jax.Array], tree: Any) -> Any:
 
 
 def added_over(axis: str) -> Callable[[jax.Array], jax.Array]:
-    """[share, ...] on each device of that axis, the first chunks on the first -> the sum of all chunks [...] on each,
-    added from the first chunk to the last.
+    """Returns the sum of chunks over a mesh axis, from the first chunk to the last.
 
-    Each device adds its own slice of all chunks, and gives that to the others, so that none ever has all chunks of a
-    big leaf. A small one is gathered whole: XLA would add up a bias's gradient in another order to have it in slices.
+    It maps [share, ...] on each device, the first chunks on the first, to [...] on each. A device
+    sums its own slice of all chunks, then the slices are all-gathered: so no device ever has all
+    chunks of a large leaf. Small leaves are all-gathered first: XLA would sum a bias's gradient in
+    another order to have it in slices.
     """
 
     def add(x: jax.Array) -> jax.Array:
-        devices, size = jax.lax.axis_size(axis), math.prod(x.shape[1:])
+        devices = jax.lax.axis_size(axis)
+        size = math.prod(x.shape[1:])
         if size <= SMALL:
             return added(jax.lax.all_gather(x, axis, tiled=True))
         flat = jnp.pad(x.reshape(len(x), size), ((0, 0), (0, -size % devices)))
-        slices = jax.lax.all_to_all(
-            flat, axis, split_axis=1, concat_axis=0, tiled=True
-        )  # [count, size / devices]
+        # [count, size / devices]
+        slices = jax.lax.all_to_all(flat, axis, split_axis=1, concat_axis=0, tiled=True)
         return jax.lax.all_gather(added(slices), axis, tiled=True)[:size].reshape(x.shape[1:])
 
     return add
 
 
 def added(x: jax.Array) -> jax.Array:
-    """[count, ...] -> [...], from the first to the last."""
+    """The sum over the first axis, [count, ...] -> [...], from the first to the last."""
     return functools.reduce(jnp.add, [upcast(x[i]) for i in range(x.shape[0])])

@@ -1,6 +1,4 @@
-"""The numbers a run stores and adds up in, and what an update needs where these have few bits: rounding at random,
-float32 master copies, a scale for the loss.
-"""
+"""Updates in mixed precision: stochastic rounding, float32 master weights, loss scaling."""
 
 import dataclasses
 import functools
@@ -20,12 +18,15 @@ from jaxbig.program import rng
 from jaxbig.program.state import TrainState
 
 MASTERS = "opt_state/masters/"
-"""Where the float32 copies of the parameters stand in a state, by the parameters' own paths."""
+"""The path of the float32 master weights in a state; the parameters' own paths follow it."""
 
 
 @struct.dataclass
 class Scale:
-    """The loss's scale, float32; how many steps since it was changed were good; how many steps were skipped at all."""
+    """The loss scale.
+
+    value: float32. good: good steps since it last changed. skipped: all steps skipped so far.
+    """
 
     value: Any
     good: Any
@@ -33,28 +34,26 @@ class Scale:
 
 
 @struct.dataclass
-class Kept:
-    """An optimizer's state, and what is kept beside it: float32 parameters, a `Scale`; None where not asked for."""
+class MixedPrecisionState:
+    """An optimizer's state, float32 master weights and a `Scale`; the last two may be None."""
 
     optimizer: Any
     masters: Any
     scale: Any
 
 
-def keeping(
-    precision: Precision, optimizer: optax.GradientTransformation
+def with_outer_state(
+    optimizer: optax.GradientTransformation, wrap: Callable[[Any, Any], Any]
 ) -> optax.GradientTransformation:
-    """An optimizer whose `init`, from float32 parameters, gives `Kept`, where there is something to keep."""
-    masters, scaled = precision.parameters == "bfloat16_master", precision.loss_scale > 0
-    if not masters and not scaled:
-        return optimizer
+    """The optimizer with more in its state, which its updates leave as it is.
+
+    Args:
+      optimizer: the transformation whose state is wrapped.
+      wrap: `(params, state) -> outer state`, a struct whose field `optimizer` is the state.
+    """
 
     def init(params: Any) -> Any:
-        scale = Scale(
-            value=jnp.float32(precision.loss_scale), good=jnp.int32(0), skipped=jnp.int32(0)
-        )
-        kept = {"masters": params if masters else None, "scale": scale if scaled else None}
-        return Kept(optimizer=optimizer.init(params), **kept)
+        return wrap(params, optimizer.init(params))
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         updates, inner = optimizer.update(updates, state.optimizer, params)
@@ -63,23 +62,44 @@ def keeping(
     return optax.GradientTransformation(init, update)
 
 
+def with_mixed_precision(
+    precision: Precision, optimizer: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """The optimizer with a `MixedPrecisionState` if the precision needs one, else as it is.
+
+    Its `init` takes float32 parameters.
+    """
+    masters = precision.parameters == "bfloat16_master"
+    scaled = precision.loss_scale > 0
+    if not masters and not scaled:
+        return optimizer
+
+    def wrap(params: Any, state: Any) -> MixedPrecisionState:
+        scale = Scale(
+            value=jnp.float32(precision.loss_scale), good=jnp.int32(0), skipped=jnp.int32(0)
+        )
+        return MixedPrecisionState(
+            optimizer=state, masters=params if masters else None, scale=scale if scaled else None
+        )
+
+    return with_outer_state(optimizer, wrap)
+
+
 def store(precision: Precision, params: Any) -> Any:
-    """Float32 parameters as they are stored, each rounded to the nearest."""
-    return (
-        params
-        if precision.parameters == "float32"
-        else jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
-    )
+    """Float32 parameters in the dtype they are stored in, rounded to nearest."""
+    if precision.parameters == "float32":
+        return params
+    return jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
 
 
 def loss_scale(state: TrainState) -> jax.Array | None:
-    """What the loss is multiplied by at the next step; None: nothing."""
-    scale = state.opt_state.scale if isinstance(state.opt_state, Kept) else None
+    """The factor of the next step's loss; None without loss scaling."""
+    scale = state.opt_state.scale if isinstance(state.opt_state, MixedPrecisionState) else None
     return None if scale is None else scale.value
 
 
 def updates_made(state: TrainState) -> jax.Array:
-    """How many updates the optimizer has made, as it counts them itself: one a step that was not skipped."""
+    """How many updates the optimizer has counted: one for each step that was not skipped."""
     counts = [
         leaf
         for path, leaf in flatten_with_paths(state.opt_state).items()
@@ -88,18 +108,24 @@ def updates_made(state: TrainState) -> jax.Array:
     return counts[0] if counts else state.step
 
 
-def told(state: TrainState) -> dict[str, jax.Array]:
-    """What a step's metrics say of the loss's scale."""
+def loss_scale_metrics(state: TrainState) -> dict[str, jax.Array]:
+    """The loss scale and the number of skipped steps, as metrics of a step."""
     if loss_scale(state) is None:
         return {}
     scale = state.opt_state.scale
     return {"loss_scale": scale.value, "skipped_steps": scale.skipped.astype(jnp.float32)}
 
 
-def begun_with(opt_state: Any, weights: dict[str, jax.Array]) -> Any:
-    """The optimizer's state of a first step, whose float32 master copies are other weights, by path, where it is given
-    them: not the parameters, which are these rounded."""
-    if not isinstance(opt_state, Kept) or opt_state.masters is None:
+def reset_master_weights(opt_state: Any, weights: dict[str, jax.Array]) -> Any:
+    """A new optimizer state with pretrained float32 master weights, where it has master weights.
+
+    The stored parameters are these rounded, so the state's own masters have lost bits.
+
+    Args:
+      opt_state: the state before the first step.
+      weights: pretrained weights by path; others keep their initial values.
+    """
+    if not isinstance(opt_state, MixedPrecisionState) or opt_state.masters is None:
         return opt_state
 
     def place(path: Any, fresh: jax.Array) -> jax.Array:
@@ -114,7 +140,13 @@ def begun_with(opt_state: Any, weights: dict[str, jax.Array]) -> Any:
 def make_update(
     precision: Precision, optimizer: optax.GradientTransformation, seed: int
 ) -> Callable[[TrainState, Any, Any], TrainState]:
-    """`(state, float32 gradient, variables) -> state` after one update by an optimizer that is `keeping`."""
+    """Returns `(state, float32 gradient, variables) -> state` after one update.
+
+    Args:
+      precision: how parameters are stored.
+      optimizer: what `with_mixed_precision` returned.
+      seed: of stochastic rounding.
+    """
 
     def update(state: TrainState, gradient: Any, variables: Any) -> TrainState:
         params = (
@@ -123,7 +155,7 @@ def make_update(
         params = jax.tree.map(upcast, params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, params)
         params = optax.apply_updates(params, updates)
-        if isinstance(opt_state, Kept) and opt_state.masters is not None:
+        if isinstance(opt_state, MixedPrecisionState) and opt_state.masters is not None:
             opt_state = dataclasses.replace(opt_state, masters=params)
         if precision.parameters == "bfloat16":
             params = round_all(rng.at_step(seed, "rounding", state.step), params)
@@ -145,7 +177,7 @@ def make_update(
 
 
 def rescaled(scale: Scale, finite: jax.Array, steps: int) -> Scale:
-    """Twice the scale after so many good steps, half of it after a bad one."""
+    """Twice the scale after `steps` good steps in a row, half of it after a bad one."""
     good = jnp.where(finite, scale.good + 1, 0)
     grown = jnp.where(good >= steps, scale.value * 2, scale.value)
     value = jnp.clip(jnp.where(finite, grown, scale.value / 2), LOWEST, HIGHEST)
@@ -153,19 +185,19 @@ def rescaled(scale: Scale, finite: jax.Array, steps: int) -> Scale:
 
 
 def round_all(key: jax.Array, params: Any) -> Any:
-    """Float32 parameters to bfloat16, each rounded at random by a key of its path."""
+    """Float32 parameters in bfloat16, stochastically rounded, each with a key from its path."""
 
     def rounded(path: Any, x: jax.Array) -> jax.Array:
-        return round_at_random(jax.random.fold_in(key, zlib.crc32(path_name(path).encode())), x)
+        return stochastic_round(jax.random.fold_in(key, zlib.crc32(path_name(path).encode())), x)
 
     return jax.tree_util.tree_map_with_path(rounded, params)
 
 
-def round_at_random(key: jax.Array, x: jax.Array) -> jax.Array:
-    """Float32 -> bfloat16, up or down with the chance that makes it right on average; what is exact stays.
+def stochastic_round(key: jax.Array, x: jax.Array) -> jax.Array:
+    """Float32 in bfloat16, rounded up or down so that the mean is exact; exact values stay.
 
-    Stochastic rounding (Gupta et al., 2015): bfloat16 is the upper half of a float32's bits, so a random number is
-    added to the lower half, which is then dropped. Infinities and NaN stay.
+    Stochastic rounding (Gupta et al., 2015): bfloat16 is the upper half of a float32's bits, so a
+    random number is added to the lower half, which is then dropped. Infinities and NaN stay.
     """
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
     raised = bits + jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)

@@ -1,4 +1,4 @@
-"""The pure functions that are compiled: init, train step, eval step.
+"""The compiled functions of a run: init, train step, eval step.
 
 A step is `(state, batch) -> (state, metrics)`; jit's shardings alone decide where it runs.
 """
@@ -27,15 +27,15 @@ from jaxbig.distributed.sharding import (
 )
 from jaxbig.objectives.base import Batch, Sums
 from jaxbig.program import rng
-from jaxbig.program.bad_steps import FAULT, make_watch, unchanged, watching
+from jaxbig.program.bad_steps import FAULT, make_bad_step_check, track_losses, unchanged
 from jaxbig.program.gradient import check_parts, make_gradient, row_keys, transforms
 from jaxbig.program.mixed_precision import (
-    keeping,
     loss_scale,
+    loss_scale_metrics,
     make_update,
     store,
-    told,
     updates_made,
+    with_mixed_precision,
 )
 from jaxbig.program.state import TrainState, without_optimizer
 from jaxbig.system import environment
@@ -43,7 +43,7 @@ from jaxbig.system import environment
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """An experiment on a mesh: what its state is and where, and its jitted functions."""
+    """An experiment on a mesh: the layout of its state, and its jitted functions."""
 
     experiment: Experiment
     mesh: jax.sharding.Mesh
@@ -59,51 +59,64 @@ class Program:
     eval_step: Any
 
     def activate(self) -> contextlib.AbstractContextManager[None]:
-        """What is traced inside sees this program's mesh and rules."""
+        """A context in which functions are traced with this program's mesh and rules."""
         return activate(self.mesh, self.rules)
 
 
 def make_program(experiment: Experiment, devices: Sequence[Any] | None = None) -> Program:
-    """Everything about the run but its data, on those devices (all there are); `Refused` if it does not fit them.
+    """The program of an experiment. Nothing is compiled here: shapes come from tracing alone.
 
-    Nothing is compiled here: shapes come from tracing alone.
+    Args:
+      experiment: the run; its data is not read.
+      devices: the devices of the mesh; all by default.
+
+    Raises:
+      Refused: where the experiment is invalid, or does not fit the devices.
     """
     environment.check()
     experiment.check()
-    mesh, rules = experiment.mesh.build(devices), experiment.mesh.table()
+    mesh = experiment.mesh.build(devices)
+    rules = experiment.mesh.table()
     check_batch(experiment.data.batch, mesh)
     check_length(getattr(experiment.data, "length", 0), mesh)
     check_parts(experiment, mesh)
-    optimizer = watching(experiment.guard, experiment.optimizer.build(experiment.steps))
-    optimizer = keeping(experiment.precision, optimizer)
-    rows, whole = batch_sharding(mesh), replicated(mesh)
+    optimizer = track_losses(experiment.guard, experiment.optimizer.build(experiment.steps))
+    optimizer = with_mixed_precision(experiment.precision, optimizer)
+    rows = batch_sharding(mesh)
+    whole = replicated(mesh)
     batch = {
-        n: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows)
-        for n, s in experiment.data.spec().items()
+        name: jax.ShapeDtypeStruct(each.shape, each.dtype, sharding=rows)
+        for name, each in experiment.data.spec().items()
     }
     init_variables = make_init(experiment)
 
     def init() -> TrainState:
         variables = nn.meta.unbox(init_variables())
         params = variables.pop("params")
-        stored, opt_state = store(experiment.precision, params), optimizer.init(params)
         return TrainState(
-            step=jnp.int32(0), params=stored, variables=variables, opt_state=opt_state
+            step=jnp.int32(0),
+            params=store(experiment.precision, params),
+            variables=variables,
+            opt_state=optimizer.init(params),
         )
 
+    def frozen(leaf: Any) -> bool:
+        """Whether a leaf of the optimizer's state is that of a frozen parameter."""
+        return isinstance(leaf, optax.MaskedNode)
+
     with activate(mesh, rules):
-        boxed, shapes = jax.eval_shape(init_variables), jax.eval_shape(init)
+        boxed = jax.eval_shape(init_variables)
+        shapes = jax.eval_shape(init)
     variables = parameter_shardings(boxed, mesh, rules)
     params = variables.pop("params")
-    # an optimizer's moments lie where their parameters lie
-    none = lambda leaf: isinstance(leaf, optax.MaskedNode)  # noqa: E731  (those of frozen parameters)
+    # an optimizer's moments are sharded as their parameters are
     moments = optax.tree_map_params(
         optimizer,
-        lambda leaf, sharding: leaf if none(leaf) else sharding,
+        lambda leaf, sharding: leaf if frozen(leaf) else sharding,
         shapes.opt_state,
         params,
         transform_non_params=lambda _: whole,
-        is_leaf=none,
+        is_leaf=frozen,
     )
     if experiment.offload:
         moments = host_memory_shardings(shapes.opt_state, moments, mesh)
@@ -135,7 +148,10 @@ def make_program(experiment: Experiment, devices: Sequence[Any] | None = None) -
 
 
 def make_init(experiment: Experiment) -> Callable[[], Any]:
-    """`() -> variables`, boxed with their logical axes; the objective calls the model on a batch of zeros."""
+    """Returns `() -> variables`, boxed with their logical axes.
+
+    The objective calls the model on a batch of zeros.
+    """
 
     def init_variables() -> Any:
         key = rng.stream(experiment.seed, "init")
@@ -150,7 +166,7 @@ def make_init(experiment: Experiment) -> Callable[[], Any]:
 
 
 def transformed(experiment: Experiment, batch: Batch) -> Batch:
-    """The batch as the objective gets it in evaluation."""
+    """The batch as the data transforms it for the objective in evaluation."""
     if not transforms(experiment.data):
         return batch
     places = jnp.arange(batch["mask"].shape[0])
@@ -160,16 +176,17 @@ def transformed(experiment: Experiment, batch: Batch) -> Batch:
 def make_train_step(
     experiment: Experiment, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
 ) -> Callable[..., Any]:
-    """`(state, batch) -> (state, metrics)`: gradient, update; metrics are float32 scalars, and `FAULT`, an int32."""
-    find, update = (
-        make_gradient(experiment, mesh),
-        make_update(experiment.precision, optimizer, experiment.seed),
-    )
-    watch = make_watch(experiment.guard, scaled=experiment.precision.loss_scale > 0)
+    """Returns `(state, batch) -> (state, metrics)`: one gradient and one update.
+
+    The metrics are float32 scalars, and `FAULT`, an int32.
+    """
+    compute_gradient = make_gradient(experiment, mesh)
+    update = make_update(experiment.precision, optimizer, experiment.seed)
+    check = make_bad_step_check(experiment.guard, scaled=experiment.precision.loss_scale > 0)
     rate = experiment.optimizer.learning_rate.build(experiment.steps)
 
     def train_step(state: Any, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        gradient, sums, variables = find(
+        gradient, sums, variables = compute_gradient(
             state.params, state.variables, batch, state.step, loss_scale(state)
         )
         if experiment.offload:  # `out_shardings` puts it back
@@ -178,31 +195,34 @@ def make_train_step(
             )
         gradient = jax.tree.map(upcast, gradient)
         after = update(state, gradient, variables)
-        metrics = {
-            name: each.mean() for name, each in sums.items()
-        }  # scalars: no counts a class in training
+        metrics = {name: each.mean() for name, each in sums.items()}
         metrics |= {
             "learning_rate": rate(updates_made(state)),
             "gradient_norm": optax.tree.norm(gradient),
         }
-        after, fault = watch(state, after, sums["loss"].mean_or_zero(), gradient)
-        if (
-            experiment.data.may_leave_out()
-        ):  # all of a batch, perhaps: there is nothing to learn then
+        after, fault = check(state, after, sums["loss"].mean_or_zero(), gradient)
+        if experiment.data.may_leave_out():  # perhaps every example of the batch
             empty = sums["loss"].weight == 0
-            after, fault = unchanged(state, after, empty), jnp.where(empty, 0, fault)
-        return after, metrics | told(after) | {FAULT: fault}
+            after = unchanged(state, after, empty)
+            fault = jnp.where(empty, 0, fault)
+        return after, metrics | loss_scale_metrics(after) | {FAULT: fault}
 
     return train_step
 
 
 def make_eval_step(experiment: Experiment) -> Callable[[TrainState, Batch], tuple[Sums, Any]]:
-    """`(state without its optimizer, batch) -> (sums, variables)`, without dropout; of the variables only what is
-    carried from batch to batch changes."""
+    """Returns `(state without its optimizer, batch) -> (sums, variables)`, without dropout.
+
+    Of the variables only those carried from batch to batch change.
+    """
 
     def eval_step(state: TrainState, batch: Batch) -> tuple[Sums, Any]:
-        key, rows = rng.stream(experiment.seed, "evaluation"), transformed(experiment, batch)
-        objective = lambda forward: experiment.objective(forward, rows, key, False)  # noqa: E731
+        key = rng.stream(experiment.seed, "evaluation")
+        rows = transformed(experiment, batch)
+
+        def objective(forward: nn.Module) -> Sums:
+            return experiment.objective(forward, rows, key, False)
+
         apply = nn.apply(objective, experiment.model, mutable=list(state.variables))
         return apply({"params": state.params, **state.variables})
 

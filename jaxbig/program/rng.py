@@ -1,7 +1,7 @@
 """Named streams of random keys from one seed.
 
-Nothing random is ever stored: the key of a stream at a step is a pure function of (seed, name, step), so a
-run that is resumed, moved or replayed draws the same numbers.
+No random state is stored: the key of a stream at a step is a pure function of (seed, name, step).
+So a run that is resumed, moved or replayed draws the same numbers.
 """
 
 import zlib
@@ -10,7 +10,7 @@ import jax
 
 
 def stream(seed: int, name: str) -> jax.Array:
-    """The key of the stream `name`, such as "init" or "dropout"; streams of one seed are independent."""
+    """The key of the stream `name`, as "init"; the streams of one seed are independent."""
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
 
 

@@ -1,4 +1,4 @@
-"""The whole of what training changes, and the digest that says two runs are the same run."""
+"""The state of a training run."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ from flax import struct
 
 @struct.dataclass
 class TrainState:
-    """Every mutable thing of a run; all leaves are arrays.
+    """All that training changes; every leaf is an array.
 
-    step: how many updates were made, int32 scalar. params: the model's parameters.
-    variables: its other collections (`batch_stats`, recurrent carries, ...). opt_state: optax's state.
+    step: the number of steps made, int32 scalar. params: the model's parameters. variables: its
+    other collections (`batch_stats`, recurrent carries, ...). opt_state: the optimizer's state.
     """
 
     step: Any
@@ -20,5 +20,5 @@ class TrainState:
 
 
 def without_optimizer(state: Any) -> Any:
-    """A state, or what describes one, with all that an evaluation needs and no more."""
+    """The part of a state, or of its shapes or shardings, that an evaluation needs."""
     return state.replace(step=None, opt_state=None)

@@ -17,7 +17,7 @@ from jaxbig.distributed.multihost import assert_same_on_all, is_process_zero, on
 from jaxbig.distributed.watchdog import COMPILES, PREPARES, Heartbeat
 from jaxbig.errors import Refused
 from jaxbig.program.bad_steps import as_asked, as_saved
-from jaxbig.program.mixed_precision import MASTERS, begun_with
+from jaxbig.program.mixed_precision import MASTERS, reset_master_weights
 from jaxbig.program.program import Program
 from jaxbig.program.state import TrainState
 from jaxbig.system.environment import RANDOM, config
@@ -429,6 +429,6 @@ def with_weights(state: TrainState, weights: dict[str, jax.Array]) -> TrainState
         for path, leaf in given.items()
         if path.startswith(PARAMETERS)
     }
-    opt_state = begun_with(state.opt_state, params)
+    opt_state = reset_master_weights(state.opt_state, params)
     state = state.replace(opt_state=opt_state)  # type: ignore[attr-defined]
     return jax.tree_util.tree_map_with_path(take, state)

@@ -30,11 +30,11 @@ from jaxbig.program.float32_reductions import float32_sums
 from jaxbig.program.gradient import make_gradient
 from jaxbig.program.mixed_precision import (
     Scale,
-    keeping,
     make_update,
     rescaled,
     round_all,
-    round_at_random,
+    stochastic_round,
+    with_mixed_precision,
 )
 from jaxbig.program.program import Program, make_program
 from jaxbig.program.state import TrainState
@@ -77,7 +77,7 @@ def test_rounding_is_right_on_average_and_only_to_a_neighbour() -> None:
     keys = jax.random.split(jax.random.key(0), 64)
     for sign in (1, -1):
         found = jax.vmap(
-            lambda key, x=sign * BETWEEN: round_at_random(key, jnp.full(1000, x, jnp.float32))
+            lambda key, x=sign * BETWEEN: stochastic_round(key, jnp.full(1000, x, jnp.float32))
         )(keys)
         assert found.dtype == jnp.bfloat16
         found = np.asarray(found, np.float64) * sign
@@ -88,7 +88,7 @@ def test_rounding_is_right_on_average_and_only_to_a_neighbour() -> None:
 
 def test_what_is_a_bfloat16_already_stays_whatever_is_drawn() -> None:
     every = jax.lax.bitcast_convert_type(jnp.arange(2**16, dtype=jnp.uint16), jnp.bfloat16)
-    found = jax.jit(round_at_random)(jax.random.key(1), every.astype(jnp.float32))
+    found = jax.jit(stochastic_round)(jax.random.key(1), every.astype(jnp.float32))
     same(jnp.isnan(found), jnp.isnan(every))
     here = ~jnp.isnan(every) & ((jnp.abs(every) >= jnp.finfo(jnp.float32).tiny) | (every == 0))
     same(jnp.where(here, found, 0), jnp.where(here, every, 0))
@@ -206,7 +206,7 @@ def test_a_scale_is_doubled_and_halved_as_computed_by_hand() -> None:
 
 def test_an_overflow_is_skipped_and_leaves_all_but_the_scale_untouched() -> None:
     precision = Precision(loss_scale=4.0, loss_scale_steps=2)
-    optimizer = keeping(precision, optax.adam(0.1))
+    optimizer = with_mixed_precision(precision, optax.adam(0.1))
     update = jax.jit(make_update(precision, optimizer, 0))
     params = {"w": jnp.ones(3), "v": jnp.ones(2)}
     start = TrainState(

@@ -25,8 +25,8 @@ from jaxbig.data.core.dataset import Rows, Source
 from jaxbig.data.pipeline.sampler import train_indices
 from jaxbig.errors import Failed, Refused
 from jaxbig.models.convnet import ConvNet, Dense
-from jaxbig.program.bad_steps import GRADIENT, LOSS, SPIKE, make_watch, watching
-from jaxbig.program.mixed_precision import keeping
+from jaxbig.program.bad_steps import GRADIENT, LOSS, SPIKE, make_bad_step_check, track_losses
+from jaxbig.program.mixed_precision import with_mixed_precision
 from jaxbig.program.state import TrainState
 from jaxbig.tracking.console import Screen
 from jaxbig.tracking.metrics_writer import read_metrics
@@ -213,9 +213,11 @@ def test_a_jump_is_so_many_deviations_above_the_mean_of_the_good_losses_before()
     """Against NumPy, over a walk with jumps."""
     guard, rng = Guard(spike_threshold=3.0, window=8), np.random.default_rng(0)
     series = (rng.normal(1, 0.1, 60) + (rng.random(60) < 0.15) * rng.random(60)).astype(np.float32)
-    optimizer, params = watching(guard, optax.sgd(0.1)), {"w": jnp.ones(3)}
+    optimizer, params = track_losses(guard, optax.sgd(0.1)), {"w": jnp.ones(3)}
     state = TrainState(jnp.int32(0), params, {}, optimizer.init(params))
-    step = jax.jit(lambda state, loss: make_watch(guard, False)(state, state, loss, params))
+    step = jax.jit(
+        lambda state, loss: make_bad_step_check(guard, False)(state, state, loss, params)
+    )
     faults, expected, good = [], [], []
     for loss in series:
         state, fault = step(state, loss)
@@ -292,13 +294,16 @@ def test_the_first_bad_leaf_in_path_order_is_told(
         "c": jnp.float32(leaves[2]),
     }
     state = TrainState(jnp.int32(0), gradient, {}, ())
-    _, told = jax.jit(make_watch(Guard(), scaled))(state, state, jnp.float32(loss), gradient)
+    _, told = jax.jit(make_bad_step_check(Guard(), scaled))(
+        state, state, jnp.float32(loss), gradient
+    )
     assert int(told) == fault
 
 
 def test_a_skipped_step_keeps_everything_but_its_number() -> None:
-    optimizer = keeping(
-        Precision(loss_scale=8.0), watching(Guard(spike_threshold=3.0, window=2), optax.sgd(0.1))
+    optimizer = with_mixed_precision(
+        Precision(loss_scale=8.0),
+        track_losses(Guard(spike_threshold=3.0, window=2), optax.sgd(0.1)),
     )
     params = {"w": jnp.ones(3)}
     before = TrainState(jnp.int32(4), params, {"carry": jnp.zeros(2)}, optimizer.init(params))
@@ -308,7 +313,7 @@ def test_a_skipped_step_keeps_everything_but_its_number() -> None:
         {"carry": jnp.ones(2)},
         optimizer.init({"w": jnp.zeros(3)}),
     )
-    watch = make_watch(Guard(policy="skip", spike_threshold=3.0, window=2), False)
+    watch = make_bad_step_check(Guard(policy="skip", spike_threshold=3.0, window=2), False)
     kept, _ = watch(before, after, jnp.float32(NAN), params)
     taken, _ = watch(before, after, jnp.float32(1), params)
     assert int(kept.step) == int(taken.step) == 5
