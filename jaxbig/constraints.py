@@ -1,4 +1,4 @@
-"""Allowed values of numeric fields: a constraint in a field's type, and the function that checks it.
+"""Allowed values of numeric fields: constraints in their types, and the function that checks them.
 
 A constraint is part of the annotation, as in `depth: PositiveInt = 6` or
 `share: Annotated[float, Range(float, gt=0, le=1)] = 0.9`; `--help` shows it with the option.
@@ -90,7 +90,8 @@ Fraction = Annotated[float, Range(float, gt=0, le=1)]
 """A part of a whole, not none of it."""
 Probability = Annotated[float, Range(float, ge=0, le=1)]
 FractionBelowOne = Annotated[float, Range(float, ge=0, lt=1)]
-"""A part that leaves something over: of examples held out, of a running mean, of label smoothing."""
+"""A part that leaves something over: of examples held out, of a running mean, of label
+smoothing."""
 DropRate = FractionBelowOne
 Seed = Annotated[int, Range(int, ge=0, lt=2**32)]
 

@@ -1,8 +1,4 @@
-"""An experiment: everything a run is, in one typed value that a Python file returns.
-
-A Flax module is a typed, frozen, documented dataclass already, so the experiment holds the model itself, and
-the command line's options and help come from the fields.
-"""
+"""Finding and loading experiment files by name or path."""
 
 import ast
 import contextlib
@@ -39,7 +35,14 @@ def summary(file: Path) -> str:
 
 
 def find(name: str) -> types.ModuleType:
-    """The module of an experiment by its name, `.py` path, or dotted name; `Refused` says what is nearest."""
+    """The module of an experiment.
+
+    Args:
+      name: a name that `jaxbig list` shows, a `.py` path, or a module's dotted name.
+
+    Raises:
+      Refused: if there is none; the message has the nearest names.
+    """
     known = available()
     if name in known or name.endswith(".py"):
         return import_file(known.get(name, Path(name)))
@@ -51,7 +54,7 @@ def find(name: str) -> types.ModuleType:
 
 
 def load(name: str) -> Experiment:
-    """What `config()` in the module that `find` finds returns; `Refused` if that is no experiment."""
+    """The experiment that `config()` returns in the module called `name`, as for `find`."""
     module = find(name)
     if not callable(getattr(module, "config", None)):
         raise Refused(
@@ -60,14 +63,19 @@ def load(name: str) -> Experiment:
     experiment = module.config()
     if not isinstance(experiment, Experiment):
         raise Refused(
-            f"config() in {module.__file__} returned {type(experiment).__name__}, not an Experiment."
+            f"config() in {module.__file__} returned {type(experiment).__name__}, "
+            f"not an Experiment."
         )
     return experiment
 
 
 @contextlib.contextmanager
 def importing(folder: Path) -> Iterator[None]:
-    """A folder's modules can be imported inside; `Refused` names the line of a syntax error."""
+    """A context in which the folder's modules can be imported.
+
+    Raises:
+      Refused: for a syntax error, with its file and line.
+    """
     sys.path.insert(0, str(folder.resolve()))
     try:
         yield
@@ -78,16 +86,15 @@ def importing(folder: Path) -> Iterator[None]:
 
 
 def import_file(path: Path) -> types.ModuleType:
-    """Runs a `.py` file as a module; it can import what lies beside it."""
+    """Runs a `.py` file as a module, which can import modules in its folder."""
     name = f"jaxbig_experiment_{path.stem}"  # no other module's name
     spec = importlib.util.spec_from_file_location(name, path.resolve())
     if not path.is_file() or spec is None or spec.loader is None:
         raise Refused(
             f"no experiment file {path}: name a .py file, or one of those that `jaxbig list` shows."
         )
-    module = sys.modules[name] = importlib.util.module_from_spec(
-        spec
-    )  # where dataclasses look for it
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look for it there
     with importing(path.parent):
         spec.loader.exec_module(module)
     return module
@@ -100,7 +107,7 @@ def import_dotted(name: str) -> types.ModuleType:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-                raise  # the module is there, and lacks one that it needs
+                raise  # the module exists, but imports one that does not
             raise Refused(
                 f"no module {name!r} ({error}): name one that Python can import from here."
             ) from None

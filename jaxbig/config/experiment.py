@@ -1,7 +1,7 @@
-"""An experiment: everything a run is, in one typed value that a Python file returns.
+"""An experiment: all settings of a run in one typed value, which a Python file returns.
 
-A Flax module is a typed, frozen, documented dataclass already, so the experiment holds the model itself, and
-the command line's options and help come from the fields.
+A Flax module is a typed, frozen, documented dataclass already, so the experiment holds the model
+itself, and the command line's options and help come from the fields.
 """
 
 import dataclasses
@@ -22,12 +22,12 @@ from jaxbig.optim.optimizers import Optimizer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InitializeFrom:
-    """Another run whose parameters this one starts from; those that do not fit start fresh."""
+    """A run whose parameters this one starts from; parameters that do not fit are initialized."""
 
     run: str = ""
-    """Its folder; its best checkpoint is taken. Empty: start fresh."""
+    """The run's folder; its best checkpoint is used. Empty: initialize all parameters."""
     pattern: str = ".*"
-    """Which parameters are taken: a regular expression over their paths."""
+    """A regular expression for the paths of the parameters to copy."""
 
     def check_fields(self) -> None:
         try:
@@ -38,7 +38,7 @@ class InitializeFrom:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """Everything a run is."""
+    """All settings of a run."""
 
     model: nn.Module
     objective: Objective
@@ -49,41 +49,43 @@ class Experiment:
     initialize_from: InitializeFrom = InitializeFrom()
     guard: Guard = Guard()
     steps: PositiveInt
-    """How many updates the run makes."""
+    """The number of training steps."""
     accumulate: PositiveInt = 1
-    """In how many parts, one after another, each batch's gradient is taken: less memory, equal results."""
+    """Gradient accumulation: the number of parts of each batch. Saves memory; results are equal."""
     reproducible: NonNegativeInt = 0
-    """In how many chunks each batch's gradient is taken and added up in a fixed order, so that the bits of a run do not
-    depend on how many devices share them; 0: as the compiler likes, which is faster. Its mesh is of `data` alone;
-    on a CPU the command line fixes the number of threads too, and a GPU is deterministic as below."""
+    """The number of gradient chunks that are summed in a fixed order, for results that are bitwise
+    equal on any number of devices (of the axis `data` alone); 0: off, which is faster. On a CPU
+    this also fixes the number of threads; on a GPU it implies `deterministic`."""
     deterministic: bool = False
-    """On a GPU, take only kernels that give the same bits each time (XLA's flag xla_gpu_deterministic_ops): slower, and
-    attention is plain, with the scores of all pairs in memory. A TPU, and a CPU with the same number of cores, give the
-    same bits without it."""
+    """On a GPU, use deterministic kernels only (XLA's xla_gpu_deterministic_ops): slower, and
+    attention keeps the scores of all pairs in memory. TPUs, and CPUs with the same number of cores,
+    are deterministic without it."""
     offload: bool = False
-    """Keeps the optimizer's state in the host's memory, from where each step fetches it: less is held between steps;
-    whether a step's peak falls, `plan` says."""
+    """Keep the optimizer's state in host memory between steps. `jaxbig plan` shows whether the peak
+    of a step falls too."""
     seed: Seed = 0
-    """Of everything random: initial values, order of examples, dropout."""
+    """The seed of everything random: initialization, order of examples, dropout."""
     log_every: PositiveInt = 10
-    """Steps between two lines of training metrics."""
+    """Steps between two logs of training metrics."""
     evaluate_every: PositiveInt
     """Steps between two evaluations; the last step is always evaluated."""
     evaluate_batches: PositiveInt | None = None
-    """How many batches an evaluation has at most, the first ones; None: every example, once."""
+    """The number of batches of an evaluation, the first ones; None: every example once."""
     checkpoint_every: PositiveInt
     """Steps between two checkpoints; the last step is always saved."""
     keep_last: PositiveInt = 2
-    """How many of the newest checkpoints are kept."""
+    """The number of latest checkpoints to keep."""
     keep_best: NonNegativeInt = 1
-    """How many of the best evaluated checkpoints are kept besides."""
+    """The number of best checkpoints to keep, besides the latest."""
     reader_threads: NonNegativeInt = 1
-    """Threads that read batches ahead, in this process or in each worker; 0 without workers: each when it is needed."""
+    """Threads that prefetch batches, in this process or in each worker; 0 without workers: no
+    prefetching."""
     workers: NonNegativeInt = 0
-    """Processes that read batches ahead in place of this one, where threads do not keep up; evaluation is read by as
-    many threads."""
+    """Processes that prefetch training batches, for when threads are too slow. An evaluation uses
+    as many threads instead."""
     read_ahead: PositiveInt = 1024
-    """MiB of batches that are read ahead at most on each host, shared by its processes; one batch each at least."""
+    """The most MiB of prefetched batches on each host, shared by its processes; at least a batch
+    each."""
 
     def check(self) -> None:
         """Raises `Refused` for a wrong number or a contradiction, before anything is built."""

@@ -1,29 +1,33 @@
-"""An experiment: everything a run is, in one typed value that a Python file returns.
-
-A Flax module is a typed, frozen, documented dataclass already, so the experiment holds the model itself, and
-the command line's options and help come from the fields.
-"""
+"""Whether two runs are the same: which fields of an experiment may change when it is resumed."""
 
 import hashlib
 import json
 from typing import Any
 
-# What may change when a run goes on: where it runs, how far (a schedule then follows the new length), what it keeps.
-PACE = (
+FREE = (
+    "mesh",
+    "steps",  # a schedule follows the new length
+    "accumulate",
+    "deterministic",
+    "offload",
+    "guard",
     "log_every",
     "evaluate_every",
     "evaluate_batches",
     "checkpoint_every",
     "keep_last",
     "keep_best",
+    "reader_threads",
+    "workers",
+    "read_ahead",
 )
-PACE += ("reader_threads", "workers", "read_ahead")
-FREE = ("mesh", "steps", "accumulate", "deterministic", "offload", "guard", *PACE)
+"""The fields of an experiment that may change when a run is resumed."""
 FREE_OF_DATA = ("skip_bad_records",)  # a batch is the same, however many more may be left out
 
 
 def identity(experiment: Any, data_identity: str) -> dict[str, Any]:
-    """What must not change when a run goes on, from an experiment's JSON: seed, data, batch, model, ..."""
+    """The part of an experiment's JSON that must not change when a run is resumed: seed, model,
+    ..."""
     fixed = {name: value for name, value in experiment.items() if name not in FREE}
     fixed["data"] = {
         name: value for name, value in fixed["data"].items() if name not in FREE_OF_DATA
@@ -32,12 +36,12 @@ def identity(experiment: Any, data_identity: str) -> dict[str, Any]:
 
 
 def fingerprint(identity: dict[str, Any]) -> str:
-    """A digest of `identity`: equal fingerprints may continue each other."""
+    """A digest of `identity`; a run resumes only a checkpoint of the same fingerprint."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def diff(old: Any, new: Any, path: str = "") -> list[str]:
-    """What differs between two JSON values, a line each: `optimizer.learning_rate.peak: 0.001 -> 0.002`."""
+    """The differences of two JSON values, a line each, as `optimizer.b1: 0.9 -> 0.8`."""
     if isinstance(old, dict) and isinstance(new, dict):
         names = [*old, *(name for name in new if name not in old)]
         return [
@@ -54,7 +58,10 @@ def diff(old: Any, new: Any, path: str = "") -> list[str]:
 
 
 def _short(text: str, same: int) -> str:
-    """A text, or its beginning and, where it has stayed the same for longer, what stands where it has not."""
+    """A text of at most 100 characters: its start, and its end or the first difference.
+
+    same: the number of equal characters at the start of both texts.
+    """
     if len(text) < 100:
         return text
     return text[:60] + "..." + (text[-20:] if same < 60 else text[same - 10 : same + 20] + "...")

@@ -1,8 +1,4 @@
-"""What a run does about a bad step: a loss or gradient that is not finite, or a loss that jumped.
-
-Whether a step is bad is found inside the compiled step, from numbers it has anyway, and told as one of its metrics,
-`FAULT`. So it is a pure function of the state and the batch, and the same in a resume, in a replay, on any process.
-"""
+"""The policy for bad steps and for hangs."""
 
 import dataclasses
 from typing import Literal, get_args
@@ -15,21 +11,24 @@ Policy = Literal["stop", "skip", "rollback"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Guard:
-    """What is done about a step whose loss or gradient is not finite, or whose loss has jumped, and about being stuck.
-    Nothing of a bad step is ever saved."""
+    """What to do about a bad step, and about a run that hangs.
+
+    A step is bad if its loss or gradient is not finite, or its loss has jumped. No checkpoint is
+    ever written from a bad step.
+    """
 
     policy: Policy = "stop"
-    """stop: the run ends, and says what was bad (exit 1). skip: the step changes nothing, and the next batch is taken.
-    rollback: the run goes back to its last checkpoint, and from there on leaves out the bad batch; which ones it has
-    left out so stands in its folder, in left_out.json."""
+    """stop: ends the run with a report of what was bad (exit code 1). skip: the step changes
+    nothing. rollback: returns to the last checkpoint and leaves the bad batch out, noted in
+    left_out.json."""
     max_skips: NonNegativeInt = 10
-    """After how many bad steps in a row the run ends, whatever the policy."""
+    """The run fails after more bad steps in a row than this, under any policy."""
     spike_threshold: NonNegativeFloat = 0.0
-    """A loss has jumped if it is so many standard deviations above the mean of the good losses before it; 0: never."""
+    """A loss this many standard deviations above the mean of recent good losses is bad; 0: off."""
     window: PositiveInt = 100
-    """How many losses that mean is over; before there are so many none has jumped."""
+    """The number of recent good losses; detection of jumps starts when there are that many."""
     stuck_after: NonNegativeFloat = 1800.0
-    """Seconds without any progress until the run says where it is stuck and ends; 0: never."""
+    """Seconds without progress after which the run reports where it hangs, and ends; 0: never."""
 
     def check_fields(self) -> None:
         policies = get_args(Policy)

@@ -1,4 +1,4 @@
-"""The options of a command line: read by tyro, and refused in a sentence."""
+"""Command-line options: parsed by tyro; its errors become one sentence."""
 
 import contextlib
 import dataclasses
@@ -19,7 +19,7 @@ from jaxbig.errors import Refused
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Overridden:
-    """What `jaxbig train EXPERIMENT` takes wherever it runs."""
+    """The options of `jaxbig train EXPERIMENT` that every way to launch it has."""
 
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     workdir: Path | None = None
@@ -39,34 +39,48 @@ SYNONYMS = {
     "output-dir": "workdir",
     "resume": "workdir",
 }
-"""What other programs call an option -> its name here."""
-ALIKE = 0.75
-"""How much of two names must agree for one to be proposed for the other, 0 to 1."""
+"""Other programs' names of options, and ours."""
+MIN_SIMILARITY = 0.75
+"""The least similarity of two names for one to be suggested for the other, 0 to 1."""
 
 
 def resolve(name: str, options: Sequence[str]) -> Experiment:
-    """The experiment as `jaxbig train NAME [options]` would run it; `Refused` as that would refuse it."""
+    """The experiment as `jaxbig train NAME [options]` would run it, with the same errors."""
     return parse(Overridden, options, f"train {name}", Overridden(experiment=load(name))).experiment
 
 
 def parse(
-    verb: Any, options: Sequence[str], words: str, default: Any = None, program: str = "jaxbig"
+    command: Any, options: Sequence[str], words: str, default: Any = None, program: str = "jaxbig"
 ) -> Any:
-    """The verb with its options set, by tyro; what tyro refuses in a box is refused in a sentence."""
-    errors, extra = io.StringIO(), {} if default is None else {"default": default}
+    """A command with its options, parsed by tyro.
+
+    Args:
+      command: the dataclass of the options.
+      options: the arguments.
+      words: the command's name, as "train digits_convnet".
+      default: an instance with the defaults.
+      program: the program's name in messages.
+
+    Raises:
+      Refused: for a wrong option, in one sentence, where tyro would draw a box.
+    """
+    errors = io.StringIO()
+    extra = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(errors):
-            parsed = tyro.cli(verb, prog=f"{program} {words}", args=options, **extra)
+            parsed = tyro.cli(command, prog=f"{program} {words}", args=options, **extra)
         refuse_remote(parsed)
         return parsed
     except SystemExit as stop:
         if stop.code in (0, None):  # --help
             raise
-    text = re.sub(
-        r"\x1b\[[0-9;]*m|[│╰╯]", "", errors.getvalue()
-    )  # a box whose title is in its frame, or above a line
+    # a box, whose title is in its frame or above a line
+    text = re.sub(r"\x1b\[[0-9;]*m|[│╰╯]", "", errors.getvalue())
     parts = re.split(r"[─-]{3,}", re.sub(r"╭.*╮", "\n", text))
-    said, *more = [" ".join(part.split()) for part in parts if part.split()]["╭" not in text :]
+    sections = [" ".join(part.split()) for part in parts if part.split()]
+    if "╭" not in text:
+        sections = sections[1:]
+    said, *more = sections
     near = re.findall(r"--[\w.-]+", more[0]) if more and more[0].startswith("Perhaps") else []
     unknown = re.findall(r"--[\w.-]+", said) if said.startswith("Unrecognized") else []
     if unknown:
@@ -76,9 +90,10 @@ def parse(
 
 
 def nearest_options(unknown: str, near: Sequence[str], default: Any) -> list[str]:
-    """Options that may be meant, likeliest first: a synonym's, or those whose last part is much alike.
+    """Options that the user may have meant, likeliest first: by a synonym, or by similar names.
 
-    near: what tyro proposes, among which the verb's own options are."""
+    near: tyro's suggestions, which include the command's own options.
+    """
     paths = [path for path, _ in flat(to_json(default.experiment))] if default is not None else []
     paths += [field.name for field in dataclasses.fields(default)] if default is not None else []
     known = [f"--{path.replace('_', '-')}" for path in paths if not path.endswith("type")]
@@ -86,38 +101,49 @@ def nearest_options(unknown: str, near: Sequence[str], default: Any) -> list[str
     if meant in known:
         return [meant]
 
-    def alike(name: str) -> float:
-        here, there = unknown[2:].replace("_", "-"), name[2:]
-        pairs = (here, there), (here.split(".")[-1], there.split(".")[-1])
+    def similarity(name: str) -> float:
+        given = unknown[2:].replace("_", "-")
+        option = name[2:]
+        pairs = ((given, option), (given.split(".")[-1], option.split(".")[-1]))
         return max(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
 
-    found = {name: alike(name) for name in dict.fromkeys([*near, *known])}
-    return sorted((name for name in found if found[name] >= ALIKE), key=lambda name: -found[name])
+    found = {name: similarity(name) for name in dict.fromkeys([*near, *known])}
+    similar = [name for name in found if found[name] >= MIN_SIMILARITY]
+    return sorted(similar, key=lambda name: -found[name])
 
 
 def refuse_remote(parsed: Any) -> None:
-    """`Refused` where an option that takes a path of this machine got an address: `Path` would make a folder of it."""
+    """Raises `Refused` for a URL where a path is expected: `Path` would create a folder of that
+    name."""
     for field in dataclasses.fields(parsed) if dataclasses.is_dataclass(parsed) else ():
         value = getattr(parsed, field.name)
         for path in value if isinstance(value, list | tuple) else [value]:
             if isinstance(path, Path) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
                 scheme, rest = str(path).split(":/", 1)
                 raise Refused(
-                    f"--{field.name} {scheme}://{rest.lstrip('/')}: runs are kept in folders of a file system: mount "
-                    f"the bucket (README, Launch) and give the path of its mount."
+                    f"--{field.name} {scheme}://{rest.lstrip('/')}: runs are kept in folders of "
+                    f"a file system: mount the bucket (README, Launch) and give the path of its "
+                    f"mount."
                 )
 
 
 def lasting(options: Sequence[str]) -> list[str]:
-    """Those that a next command on the same run needs too."""
+    """The options that another command on the same run needs too."""
     return without(
         options, ("--coordinator", "--processes", "--process"), flags=("--fork", "--adopt")
     )
 
 
 def without(options: Sequence[str], valued: Sequence[str], flags: Sequence[str] = ()) -> list[str]:
-    """Options as they were written, without those of these names and the values behind them."""
-    kept, skip = [], False
+    """The options without those named, and without their values.
+
+    Args:
+      options: as they were given.
+      valued: names of options that take a value.
+      flags: names of options that take none.
+    """
+    kept = []
+    skip = False
     for word in options:
         if not skip and word not in flags and word.split("=")[0] not in valued:
             kept.append(word)

@@ -1,8 +1,4 @@
-"""An experiment: everything a run is, in one typed value that a Python file returns.
-
-A Flax module is a typed, frozen, documented dataclass already, so the experiment holds the model itself, and
-the command line's options and help come from the fields.
-"""
+"""An experiment as plain JSON."""
 
 import dataclasses
 from pathlib import Path
@@ -14,7 +10,11 @@ from jaxbig.errors import Refused
 
 
 def to_json(value: Any) -> Any:
-    """An experiment, or any field of one, as plain JSON: a dataclass is its type's name and its fields."""
+    """An experiment or any of its fields as JSON; a dataclass is its type's name and its fields.
+
+    Raises:
+      Refused: for a value that JSON cannot represent.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         hidden = ("parent", "name") if isinstance(value, nn.Module) else ()
         names = [field.name for field in dataclasses.fields(value) if field.name not in hidden]
@@ -31,12 +31,13 @@ def to_json(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     raise Refused(
-        f"an experiment's field holds {value!r}, a {type(value).__name__}: use numbers, text or dataclasses."
+        f"an experiment's field holds {value!r}, a {type(value).__name__}: "
+        f"use numbers, text or dataclasses."
     )
 
 
 def flat(value: Any, path: str = "") -> list[tuple[str, Any]]:
-    """Nested JSON as (dotted path, value), as options are written on the command line."""
+    """Nested JSON as pairs of a dotted path, as in an option's name, and a value."""
     if isinstance(value, dict | list) and value:
         items = value.items() if isinstance(value, dict) else enumerate(value)
         return [

@@ -21,7 +21,7 @@ SUMS = ("reduce_sum", "psum", "psum_invariant", "reduce_scatter")
 
 
 def float32_sums(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with float32 accumulation, except in Pallas kernels; results keep their dtypes."""
+    """The function with float32 accumulation outside Pallas kernels; results keep their dtypes."""
 
     def summed(*arguments: Any) -> Any:
         traced, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)

@@ -116,7 +116,7 @@ def make_gradient(experiment: Experiment, mesh: jax.sharding.Mesh) -> Gradient:
 
 
 def with_places(find: Gradient, experiment: Experiment) -> Gradient:
-    """The gradient of batches with the field `PLACE`, if the data transforms batches in the step."""
+    """The gradient of batches with the field `PLACE`, if the data transforms batches."""
     if not transforms(experiment.data):
         return find
 
