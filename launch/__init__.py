@@ -1,1 +1,1 @@
-"""Starts `jaxbig train` somewhere: `python -m launch.NAME EXPERIMENT [its options] -- [overrides]`, a file a place."""
+"""Launchers, one file each: `python -m launch.NAME EXPERIMENT [options] -- [overrides]`."""

@@ -1,16 +1,19 @@
-"""A JobSet on Google Kubernetes Engine: TPU slices, or nodes with GPUs.
+"""Launches a run as a JobSet on Google Kubernetes Engine: TPU slices, or nodes with GPUs.
 
-    python -m launch.gke c4_llama_7b --image IMAGE --claim runs --data tfds --tpu v5p:4x4x8 --slices 2 \\
-        -- --mesh.data 2 > run.yaml
-    python -m launch.gke c4_llama_1b --image IMAGE --claim runs --data tfds --gpu nvidia-h100-80gb --nodes 4 --submit
+    python -m launch.gke c4_llama_7b --image IMAGE --claim runs --data tfds \\
+        --tpu v5p:4x4x8 --slices 2 -- --mesh.data 2 > run.yaml
+    python -m launch.gke c4_llama_1b --image IMAGE --claim runs --data tfds \\
+        --gpu nvidia-h100-80gb --nodes 4 --submit
 
-The cluster needs JobSet's controller, the image jaxbig, and both claims (--claim for runs, --data for prepared data
-sets) volumes that all pods may mount for writing, such as Filestore. Prepare the data set once, with TFDS_DATA_DIR on
-that volume: `jaxbig data prepare c4_llama_7b`. A claim on a Cloud Storage bucket needs hierarchical namespace, or the
-mount option rename-dir-limit=100000: checkpoints are committed by renaming a folder.
+The cluster needs JobSet's controller, and the image needs jaxbig. Both claims (--claim for runs,
+--data for prepared datasets) need volumes that all pods can mount for writing, such as Filestore.
+Prepare the dataset once, with TFDS_DATA_DIR on that volume: `jaxbig data prepare c4_llama_7b`. A
+claim on a Cloud Storage bucket needs a hierarchical namespace, or the mount option
+rename-dir-limit=100000: checkpoints are committed by renaming a folder.
 
-A run that was preempted (exit 75, or its node taken away) is restarted as often as it takes; one that fails,
-`--restarts` times. A pod that stops because a pod of its run was lost exits 69, which counts as no failure.
+A preempted run (exit 75, or its node taken away) is restarted without limit; one that fails is
+restarted `--restarts` times. A pod that stops because another pod of its run was lost exits 69,
+which does not count as a failure.
 """
 
 import dataclasses
@@ -29,16 +32,20 @@ TPUS = {
     "v5p": "tpu-v5p-slice",
     "v6e": "tpu-v6e-slice",
 }
-"""How GKE names the kinds (cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus)."""
+"""GKE's names of the kinds (cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus)."""
 CHIPS = 4
-"""Of a machine, where a slice has so many."""
+"""Chips per machine, in a slice of at least this many."""
 PORT = 1234
 SPOT = "cloud.google.com/gke-spot"
-LEAVE, SPOT_LEAVE = 120, 15
-"""Seconds of grace: the default; and all that GKE gives a pod, at best, whose spot machine is taken away
+GRACE_S = 120
+"""Default grace period in seconds."""
+SPOT_GRACE_S = 15
+"""The most that GKE gives a pod whose spot machine is taken away
 (cloud.google.com/kubernetes-engine/docs/concepts/spot-vms)."""
-RUNS, DATA = "/runs", "/data"
-"""Where a pod sees the two claims."""
+RUNS = "/runs"
+"""Mount path of the claim for runs."""
+DATA = "/data"
+"""Mount path of the claim for data."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,28 +53,28 @@ class Gke(CloudLauncher):
     """A JobSet on Google Kubernetes Engine."""
 
     image: str
-    """Of a container with jaxbig in it."""
+    """A container image with jaxbig installed."""
     claim: str
-    """A PersistentVolumeClaim, where runs are kept, and caches beside them; mounted at /runs."""
+    """A PersistentVolumeClaim for runs and caches, mounted at /runs."""
     data: str = ""
-    """A PersistentVolumeClaim with prepared data sets, mounted at /data; TFDS_DATA_DIR names it."""
+    """A PersistentVolumeClaim with prepared datasets, mounted at /data."""
     tpu: str = ""
-    """Kind and topology of a slice, as in v5p:4x4x8: v4, v5e, v5p or v6e."""
+    """Kind (v4, v5e, v5p or v6e) and topology of a slice, as in v5p:4x4x8."""
     slices: int = 1
-    """How many such slices make the run."""
+    """Number of slices."""
     gpu: str = ""
-    """Kind of the GPUs, as GKE names it: nvidia-h100-80gb."""
+    """Kind of GPU, as GKE names it: nvidia-h100-80gb."""
     gpus: int = 8
-    """Of each node."""
+    """GPUs per node."""
     nodes: int = 1
-    """With GPUs."""
+    """Number of nodes with GPUs."""
     spot: Flag = False
-    """Machines that cost less and can be taken away."""
+    """Use spot machines, which cost less and can be taken away."""
     restarts: int = 3
-    """After failures; preemptions do not count."""
+    """Number of restarts after failures; preemptions do not count."""
     leave: int = 0
-    """Seconds between the request to stop and the end: a step, an evaluation and a save must fit in. 120 if it is not
-    given; with --spot 15, more than which GKE does not give."""
+    """Grace period in seconds, in which a step, an evaluation and a save must fit. Default:
+    120; with --spot 15, GKE's maximum."""
     secret: str = ""
     """The Kubernetes Secret with the variables that --secrets names, each under its own name."""
     namespace: str = "default"
@@ -85,13 +92,14 @@ class Gke(CloudLauncher):
             at_least(f"--{option}", getattr(self, option))
         for option in ("restarts", "leave"):
             at_least(f"--{option}", getattr(self, option), 0)
-        if self.spot and self.leave > SPOT_LEAVE:
+        if self.spot and self.leave > SPOT_GRACE_S:
             raise Refused(
-                f"--leave {self.leave} with --spot: GKE gives a pod {SPOT_LEAVE} s at best when it takes a spot "
-                f"machine away; leave --leave out, and save often (--checkpoint-every)."
+                f"--leave {self.leave} with --spot: GKE gives a pod {SPOT_GRACE_S} s at best when "
+                f"it takes a spot machine away; leave --leave out, and save often "
+                f"(--checkpoint-every)."
             )
         if bool(self.tpu) == bool(self.gpu):
-            raise Refused("give --tpu KIND:TOPOLOGY or --gpu KIND: which machines it shall run on.")
+            raise Refused("give --tpu KIND:TOPOLOGY or --gpu KIND: the machines to run on.")
         if self.tpu:
             kind, _, topology = self.tpu.partition(":")
             if kind not in TPUS:
@@ -105,29 +113,33 @@ class Gke(CloudLauncher):
             safe("--gpu", self.gpu)
         if bool(self.secrets) != bool(self.secret):
             raise Refused(
-                "--secrets NAME and --secret OBJECT go together: which variables, and where they are kept."
+                "--secrets NAME and --secret OBJECT go together: which variables, and where they "
+                "are stored."
             )
         safe("the run's name", self.title, NAME)
 
     @property
     def chips(self) -> int:
-        """Of a slice."""
+        """Chips per slice."""
         return math.prod(int(size) for size in self.tpu.split(":")[1].split("x"))
 
     @property
     def pods(self) -> int:
-        """Of a slice, or of the nodes with GPUs."""
+        """Pods per slice, or nodes with GPUs."""
         return max(self.chips // CHIPS, 1) if self.tpu else self.nodes
 
     @property
     def grace(self) -> int:
-        """Seconds that a pod has to save and leave."""
-        return self.leave or (SPOT_LEAVE if self.spot else LEAVE)
+        """Seconds in which a pod must save and exit."""
+        return self.leave or (SPOT_GRACE_S if self.spot else GRACE_S)
 
     def arguments(self) -> list[str]:
-        """What the container runs. Kubernetes puts variables for $(NAME) there, and $ for $$: so ours alone are one."""
-        kept = dataclasses.replace(self, name=self.title).command(runs=RUNS)
-        words = [word.replace("$", "$$") for word in kept]
+        """The container's command.
+
+        Kubernetes expands $(NAME) there, and $$ to $: user input is escaped, ours is not.
+        """
+        command = dataclasses.replace(self, name=self.title).command(runs=RUNS)
+        words = [word.replace("$", "$$") for word in command]
         if self.tpu:
             return [*words, "--coordinator", "auto"]
         if self.nodes == 1:
@@ -144,12 +156,14 @@ class Gke(CloudLauncher):
         ]
 
     def container(self) -> dict[str, Any]:
-        device, count = (
-            ("google.com/tpu", min(self.chips, CHIPS))
-            if self.tpu
-            else ("nvidia.com/gpu", self.gpus)
-        )
-        found = [
+        """The container of a pod."""
+        limits = {"nvidia.com/gpu": self.gpus}
+        if self.tpu:
+            limits = {"google.com/tpu": min(self.chips, CHIPS)}
+        variables: list[dict[str, Any]] = [
+            {"name": each, "value": value} for each, value in self.variables.items()
+        ]
+        variables += [
             {"name": each, "valueFrom": {"secretKeyRef": {"name": self.secret, "key": each}}}
             for each in self.secrets
         ]
@@ -157,9 +171,8 @@ class Gke(CloudLauncher):
             "name": "jaxbig",
             "image": self.image,
             "command": self.arguments(),
-            "env": [{"name": each, "value": value} for each, value in self.variables.items()]
-            + found,
-            "resources": {"limits": {device: count}},
+            "env": variables,
+            "resources": {"limits": limits},
             "volumeMounts": [
                 {"name": name, "mountPath": place} for name, (place, _) in self.volumes().items()
             ],
@@ -167,21 +180,23 @@ class Gke(CloudLauncher):
 
     @property
     def variables(self) -> dict[str, str]:
+        """Environment variables of the container."""
         return data_variables(DATA if self.data else "", RUNS)
 
     def volumes(self) -> dict[str, tuple[str, dict[str, Any]]]:
-        """Name -> where a pod sees the volume, and what it is."""
+        """Name -> mount path and source of each volume."""
         claims = {"runs": (RUNS, self.claim)} | ({"data": (DATA, self.data)} if self.data else {})
         found = {
             name: (place, {"persistentVolumeClaim": {"claimName": claim}})
             for name, (place, claim) in claims.items()
         }
-        # NCCL moves data between the GPUs of a node through shared memory, of which a container has 64 MiB otherwise
+        # NCCL copies data between a node's GPUs through shared memory; the default is 64 MiB
         return found | (
             {"shm": ("/dev/shm", {"emptyDir": {"medium": "Memory"}})} if self.gpu else {}
         )
 
     def pod(self) -> dict[str, Any]:
+        """The specification of a pod."""
         kind, _, topology = self.tpu.partition(":")
         where = {"cloud.google.com/gke-accelerator": self.gpu}
         if self.tpu:
@@ -200,13 +215,13 @@ class Gke(CloudLauncher):
         }
 
     def manifest(self) -> dict[str, Any]:
-        """The JobSet: a job a slice, a pod a machine."""
+        """The JobSet: one job per slice, one pod per machine."""
 
         def exits(code: int) -> dict[str, Any]:
             return {"onExitCodes": {"containerName": "jaxbig", "operator": "In", "values": [code]}}
 
-        # The first rule that fits a pod counts. A pod that only followed another (PEER_LOST) is replaced and decides
-        # nothing: whether the job was preempted or has failed is told by the pod that was lost.
+        # The first rule that matches a pod counts. A pod that only followed another (PEER_LOST) is
+        # replaced and decides nothing: the lost pod shows whether the job was preempted or failed.
         policy = [
             {
                 "action": "FailJob",

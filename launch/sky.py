@@ -1,12 +1,15 @@
-"""A SkyPilot job: any cloud that it knows, on demand or spot, recovered where it was taken away.
+"""Launches a run as a SkyPilot job: on any of its clouds, on demand or spot, with recovery.
 
-    python -m launch.sky pytext_transformer --accelerators H100:8 --nodes 2 --spot --bucket my-runs > task.yaml
-    python -m launch.sky pytext_transformer --accelerators H100:8 --nodes 2 --spot --bucket my-runs --submit
+    python -m launch.sky pytext_transformer --accelerators H100:8 --nodes 2 --spot \\
+        --bucket my-runs > task.yaml
+    python -m launch.sky pytext_transformer --accelerators H100:8 --nodes 2 --spot \\
+        --bucket my-runs --submit
 
-This folder is copied to every machine and installed there. Runs are kept in the bucket, which all see as /runs, and
-caches beside them. Prepared data sets come from another: --data my-data, seen as /data. The bucket of the runs must
-be one whose mount can rename folders and rewrite files, as Google Cloud Storage's (gcsfuse) can; SkyPilot mounts S3
-by goofys, which cannot, and a run refuses such a folder.
+This folder is copied to every machine and installed there. Runs and caches are in the bucket, which
+all machines mount as /runs. Prepared datasets come from another bucket: --data my-data, mounted as
+/data. The bucket of the runs needs a mount that can rename folders and overwrite files, as Google
+Cloud Storage's (gcsfuse) can; SkyPilot mounts S3 by goofys, which cannot, and a run refuses such a
+folder.
 """
 
 import dataclasses
@@ -31,8 +34,10 @@ from launch.common import (
 )
 
 PORT = 1234
-RUNS, DATA = "/runs", "/data"
-"""Where a machine sees the two buckets."""
+RUNS = "/runs"
+"""Mount path of the bucket for runs."""
+DATA = "/data"
+"""Mount path of the bucket for data."""
 SETUP = """\
 python3 -m pip install --quiet uv
 python3 -m uv venv --quiet --allow-existing --python 3.11 .venv
@@ -45,19 +50,19 @@ class Sky(CloudLauncher):
     """A SkyPilot job."""
 
     bucket: str
-    """Where runs are kept: a bucket that is made if it is not there."""
+    """The bucket for runs; it is created if it does not exist."""
     data: str = ""
-    """A bucket with prepared data sets, as NAME or gs://NAME, mounted at /data; TFDS_DATA_DIR names it."""
+    """A bucket with prepared datasets, as NAME or gs://NAME, mounted at /data."""
     accelerators: str
-    """Of each machine, as SkyPilot names them: H100:8, tpu-v5p-8."""
+    """Accelerators per machine, as SkyPilot names them: H100:8, tpu-v5p-8."""
     nodes: int = 1
-    """How many machines."""
+    """Number of machines."""
     infra: str = ""
-    """Which cloud and region, as in gcp/us-central1; SkyPilot takes the cheapest if it is not given."""
+    """Cloud and region, as in gcp/us-central1; default: the cheapest."""
     spot: Flag = False
-    """Machines that cost less and can be taken away; then they are sought anew, and the run goes on."""
+    """Use spot machines, which cost less and can be taken away; the run is then recovered."""
     restarts: int = 3
-    """After failures; preemptions do not count."""
+    """Number of restarts after failures; preemptions do not count."""
 
     def check(self) -> None:
         super().check()
@@ -72,7 +77,7 @@ class Sky(CloudLauncher):
         safe("the run's name", self.title, NAME)
 
     def run(self) -> str:
-        """For the shell of each machine; what SkyPilot tells of the others are its own variables."""
+        """The shell script of each machine; SkyPilot sets variables for its peers."""
         _, *words = dataclasses.replace(self, name=self.title).command(runs=RUNS)
         lines = [f"run=(.venv/bin/jaxbig {shlex.join(words)})"]
         if self.accelerators.startswith("tpu"):

@@ -1,11 +1,14 @@
-"""A Slurm job: one process a GPU, or a node without GPUs.
+"""Launches a run as a Slurm job: one process per GPU, or per node without GPUs.
 
-    python -m launch.slurm pytext_transformer --nodes 2 --time 4:00:00 --partition main -- --steps 100 > run.sbatch
-    python -m launch.slurm pytext_transformer --nodes 2 --time 4:00:00 --partition main --submit -- --steps 100
+    python -m launch.slurm pytext_transformer --nodes 2 --time 4:00:00 --partition main \\
+        -- --steps 100 > run.sbatch
+    python -m launch.slurm pytext_transformer --nodes 2 --time 4:00:00 --partition main \\
+        --submit -- --steps 100
 
-Slurm's warning before the time limit, its preemption and `scontrol requeue` all send SIGTERM: jaxbig saves and exits
-75, the job is queued again, and goes on where it was. The job has the environment of this shell, as is Slurm's way;
---data names the folder of prepared data sets, and then caches lie beside the run, for all nodes.
+Slurm's warning before the time limit, its preemption and `scontrol requeue` all send SIGTERM:
+jaxbig saves and exits 75, the job is queued again, and resumes. The job has the environment of this
+shell, as usual with Slurm. --data names the folder of prepared datasets; caches are then next to
+the runs, for all nodes.
 """
 
 import dataclasses
@@ -21,8 +24,8 @@ from jaxbig.errors import Failed, Refused
 from launch.common import WORD, Flag, Launcher, at_least, data_variables, exports, main, safe
 
 TIME = r"(\d+-)?\d+(:\d\d){0,2}"
-LEAVE = 120
-"""Seconds that processes have to leave after the first of them has."""
+EXIT_S = 120
+"""Seconds in which all processes must exit after the first one."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,29 +34,30 @@ class Slurm(Launcher):
 
     nodes: int = 1
     gpus: int = 0
-    """Of each node."""
+    """GPUs per node."""
     cpus: int = 0
-    """Cores of each process; if it is not given, the node's cores that the job got, divided by its processes."""
+    """Cores per process; default: the job's cores on a node, divided by its processes."""
     memory: str = ""
-    """Of each node, as in 64G."""
+    """Memory per node, as in 64G."""
     time: str = "1:00:00"
-    """After which the job is stopped and queued again: minutes, H:MM:SS or D-HH:MM:SS."""
+    """Time limit, after which the job is queued again: minutes, H:MM:SS or D-HH:MM:SS."""
     partition: str = ""
     account: str = ""
     constraint: str = ""
-    """Of which kind the nodes are, as the cluster names it."""
+    """The kind of nodes, as the cluster names it."""
     warn: int = 300
-    """Seconds before the end of its time in which a run saves; a step, an evaluation and a save must fit in."""
+    """Seconds before the time limit at which a run saves; a step, an evaluation and a save must
+    fit in."""
     no_requeue: Flag = False
-    """Leave a job that was stopped as it is."""
+    """Do not queue a stopped job again."""
     data: str = ""
-    """A folder with prepared data sets, which all nodes see; TFDS_DATA_DIR names it."""
+    """A folder of prepared datasets that all nodes see; TFDS_DATA_DIR is set to it."""
     container: str = ""
-    """An image for Apptainer, which has jaxbig in it."""
+    """An image for Apptainer with jaxbig installed."""
     at_once: int = 0
-    """Of the jobs of a sweep, how many run at once at most; 0: as many as can."""
+    """The maximum number of a sweep's jobs that run at once; 0: no maximum."""
     elements: tyro.conf.Suppress[tuple[tuple[int, tuple[str, ...]], ...]] = ()
-    """Of a sweep: (number, overrides) of each."""
+    """Number and overrides of each run of a sweep."""
 
     def check(self) -> None:
         super().check()
@@ -75,10 +79,10 @@ class Slurm(Launcher):
             raise Refused(f"--warn {self.warn}: Slurm takes 1 to 65535 seconds.")
 
     def directives(self) -> dict[str, object]:
-        """What sbatch is asked for, option by option; those with an empty value are left out."""
+        """The options of sbatch; empty ones are left out."""
         numbers = [number for number, _ in self.elements]
         array = ",".join(map(str, numbers)) + (f"%{self.at_once}" if self.at_once else "")
-        asked = {
+        options = {
             "job-name": self.title,
             "array": array if numbers else "",
             "nodes": self.nodes,
@@ -94,7 +98,7 @@ class Slurm(Launcher):
             "output": f"{self.title}-{'%A-%a' if numbers else '%j'}.out",
             "open-mode": "append",
         }
-        return {name: value for name, value in asked.items() if value}
+        return {name: value for name, value in options.items() if value}
 
     def render(self) -> str:
         lines = [
@@ -110,7 +114,7 @@ class Slurm(Launcher):
             ),
         ):
             lines.append(
-                "# shellcheck disable=SC1003,SC2016  # options are as they were written: nothing in them is expanded"
+                "# shellcheck disable=SC1003,SC2016  # options are quoted: nothing is expanded"
             )
         if self.elements:
             lines.append("case $SLURM_ARRAY_TASK_ID in")
@@ -127,22 +131,25 @@ class Slurm(Launcher):
         )  # each has its own --workdir
         lines.append(f"run=({shlex.join([*inside, *command.command()])}{more})")
         lines += ["", *self.cores()]
-        srun = f'srun --cpus-per-task="$cpus" --kill-on-bad-exit=0 --wait={LEAVE}'
+        srun = f'srun --cpus-per-task="$cpus" --kill-on-bad-exit=0 --wait={EXIT_S}'
         lines += [f'{srun} "${{run[@]}}"', "code=$?"]
         if not self.no_requeue:
-            lines.append("# 75: stopped and saved, goes on where it was")
+            lines.append("# 75: stopped and saved; resumes")
             lines.append('if [ "$code" -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi')
         return "\n".join([*lines, 'exit "$code"'])
 
     @property
     def variables(self) -> dict[str, str]:
-        """Caches lie beside the runs only where --data says that nodes share folders."""
+        """Caches are next to the runs only if --data shows that nodes share folders."""
         runs = Path(self.workdir).parent.as_posix() if self.workdir else "runs"
         return data_variables(self.data, runs) if self.data else {}
 
     def cores(self) -> list[str]:
-        """Lines that set `cpus`, the cores of each process. srun must be given them: since Slurm 22.05 it does not
-        take sbatch's --cpus-per-task, and binds a process to one core then."""
+        """Shell lines that set `cpus`, the cores per process.
+
+        srun needs them: since Slurm 22.05 it ignores sbatch's --cpus-per-task and would bind a
+        process to one core.
+        """
         if self.cpus:
             return [f"cpus={self.cpus}"]
         return [
@@ -152,7 +159,7 @@ class Slurm(Launcher):
 
     @property
     def each_node(self) -> int:
-        """Processes of each node."""
+        """Processes per node."""
         return max(self.gpus, 1)
 
     def start(self) -> int:

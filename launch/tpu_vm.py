@@ -1,18 +1,19 @@
-"""TPU VMs by gcloud: create, install, run on all workers, follow, delete.
+"""Launches a run on TPU VMs with gcloud: create, install, run on all workers, follow, delete.
 
-    python -m launch.tpu_vm c4_llama_1b --zone us-east5-a --type v5p-128 --image v2-alpha-tpuv5 \
+    python -m launch.tpu_vm c4_llama_1b --zone us-east5-a --type v5p-128 --image v2-alpha-tpuv5 \\
         --bucket my-runs --data my-data
     python -m launch.tpu_vm c4_llama_1b ... --queued --spot --submit
     python -m launch.tpu_vm c4_llama_1b ... --do follow --submit
 
-Prints the commands of --do, and with --submit carries them out one after another, to the first that fails: machines are
-created and waited for, for hours where they are queued for, before anything is installed. This folder is copied to
-every machine and installed there.
+Prints the commands of --do; with --submit runs them one after another, up to the first that fails.
+Machines are created and waited for (for hours, if they are queued) before anything is installed.
+This folder is copied to every machine and installed there.
 
-All machines must see the run's folder. --bucket is a Cloud Storage bucket that gcsfuse mounts at /mnt/runs on each;
-with another disk that all mount, such as Filestore, name the folder by --workdir after `--`. A bucket with hierarchical
-namespace renames a checkpoint's folder at once; in a flat one gcsfuse renames file by file. A spot machine that was
-taken away is created again by the same commands (after `--do delete`), and the run resumes from its folder.
+All machines must see the run's folder. --bucket is a Cloud Storage bucket that gcsfuse mounts at
+/mnt/runs on each; with another disk that all mount, such as Filestore, name the folder by --workdir
+after `--`. A bucket with a hierarchical namespace renames a checkpoint's folder at once; in a flat
+one gcsfuse renames file by file. A spot machine that was taken away is created again by the same
+commands (after `--do delete`), and the run resumes from its folder.
 """
 
 import dataclasses
@@ -38,9 +39,11 @@ from launch.common import (
 
 Action = Literal["create", "wait", "install", "run", "follow", "stop", "delete"]
 HOME = "jaxbig"
-"""The folder on each machine that gets what is in this one."""
-RUNS, DATA = "/mnt/runs", "/mnt/data"
-"""Where each machine mounts the two buckets."""
+"""The copy of this folder on each machine."""
+RUNS = "/mnt/runs"
+"""Mount path of the bucket for runs."""
+DATA = "/mnt/data"
+"""Mount path of the bucket for data."""
 GCSFUSE = (
     "{ command -v gcsfuse >/dev/null || { "
     'repository="https://packages.cloud.google.com/apt gcsfuse-$(lsb_release -c -s) main" && '
@@ -50,7 +53,7 @@ GCSFUSE = (
     "sudo tee /usr/share/keyrings/cloud.google.asc >/dev/null && "
     "sudo apt-get update -qq && sudo apt-get install -qq -y gcsfuse; }; }"
 )
-"""Installs Google's mount of a bucket (cloud.google.com/storage/docs/cloud-storage-fuse/install)."""
+"""Installs gcsfuse (cloud.google.com/storage/docs/cloud-storage-fuse/install)."""
 MOUNT = (
     '{{ mountpoint -q {place} || {{ sudo mkdir -p {place} && sudo chown "$USER" {place} && '
     "gcsfuse --implicit-dirs --rename-dir-limit=100000 {bucket} {place}; }}; }}"
@@ -63,28 +66,28 @@ WAIT = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TpuVm(CloudLauncher):
-    """TPU VMs by gcloud."""
+    """A run on TPU VMs with gcloud."""
 
     zone: str
     type: str
-    """The accelerator, as in v5p-128 or v6e-16."""
+    """The accelerator type, as in v5p-128 or v6e-16."""
     image: str
-    """The software of the machines, as in v2-alpha-tpuv5."""
+    """The software version of the machines, as in v2-alpha-tpuv5."""
     project: str = ""
-    """gcloud's own if it is not given."""
+    """The project; default: gcloud's own."""
     slices: int = 1
-    """How many such accelerators make the run; more than one are queued for."""
+    """Number of slices; more than one are always queued."""
     queued: Flag = False
-    """Wait in the queue for them, rather than be refused."""
+    """Queue the request if no machine is free."""
     spot: Flag = False
-    """Machines that cost less and can be taken away."""
+    """Use spot machines, which cost less and can be taken away."""
     bucket: str = ""
-    """A Cloud Storage bucket where runs are kept, and caches beside them; mounted at /mnt/runs on every machine."""
+    """A Cloud Storage bucket for runs and caches, mounted at /mnt/runs on every machine."""
     data: str = ""
-    """A Cloud Storage bucket with prepared data sets, mounted at /mnt/data on every machine, or the path of a folder
-    that all machines have mounted; TFDS_DATA_DIR names it."""
+    """A Cloud Storage bucket with prepared datasets, mounted at /mnt/data on every machine, or the
+    path of a folder that all machines have mounted."""
     do: tuple[Action, ...] = ("create", "wait", "install", "run")
-    """What, in this order."""
+    """The actions, in this order."""
 
     def check(self) -> None:
         super().check()
@@ -102,13 +105,13 @@ class TpuVm(CloudLauncher):
         safe("the run's name", self.title, NAME)
         if "run" in self.do and not self.bucket and not self.workdir:
             raise Refused(
-                "all machines must see one folder of the run, and it must outlive them: give --bucket BUCKET, or "
-                "after -- a --workdir on a disk that all have mounted."
+                "all machines must see one folder of the run, and it must outlive them: give "
+                "--bucket BUCKET, or after -- a --workdir on a disk that all have mounted."
             )
 
     @property
     def buckets(self) -> dict[str, str]:
-        """Where each machine mounts which bucket."""
+        """Mount path -> bucket."""
         data = {DATA: self.data} if self.data and not self.data.startswith("/") else {}
         return ({RUNS: self.bucket} if self.bucket else {}) | data
 
@@ -123,17 +126,17 @@ class TpuVm(CloudLauncher):
 
     @property
     def machines(self) -> list[str]:
-        """The names of the TPUs, one a slice."""
+        """The names of the TPUs, one per slice."""
         return (
             [f"{self.title}-{i}" for i in range(self.slices)] if self.slices > 1 else [self.title]
         )
 
-    def gcloud(self, kind: str, verb: str, *more: str) -> list[str]:
+    def gcloud(self, kind: str, action: str, *more: str) -> list[str]:
         where = ["--zone", self.zone, *(["--project", self.project] if self.project else [])]
-        return ["gcloud", "compute", "tpus", kind, verb, *more, *where]
+        return ["gcloud", "compute", "tpus", kind, action, *more, *where]
 
     def ssh(self, machine: str, text: str, worker: str = "all") -> list[str]:
-        """A command for the shell of each of a TPU's machines: `text` must be quoted for it."""
+        """A shell command on a TPU's machines; `text` must be quoted for the shell."""
         return self.gcloud("tpu-vm", "ssh", machine, "--worker", worker, "--command", text)
 
     def create(self) -> list[list[str]]:
@@ -155,7 +158,7 @@ class TpuVm(CloudLauncher):
         ]
 
     def wait(self) -> list[list[str]]:
-        """Until the machines are there, or will not come."""
+        """Waits until the machines are ready, or have failed."""
         kind, path = ("queued-resources", "state.state") if self.queues else ("tpu-vm", "state")
         describe = shlex.join(
             self.gcloud(kind, "describe", self.title, "--format", f"value({path})")
@@ -171,7 +174,7 @@ class TpuVm(CloudLauncher):
         ]
 
     def install(self) -> list[list[str]]:
-        """Python 3.11 by uv, since the machines' own may be older."""
+        """Copies and installs this folder, with Python 3.11 from uv: the machines' may be older."""
         steps = [
             "python3 -m pip install --quiet --user uv",
             "python3 -m uv venv --quiet --allow-existing --python 3.11 .venv",
@@ -186,8 +189,10 @@ class TpuVm(CloudLauncher):
         return copy + [self.ssh(each, " && ".join(steps)) for each in self.machines]
 
     def run(self) -> list[list[str]]:
-        """In the background of each machine, which need not be watched. Secrets come from Google's Secret Manager, by
-        name, and go nowhere but into the environment of the run."""
+        """Starts the run in the background of each machine.
+
+        Secrets come from Google's Secret Manager, by name, and only go into the run's environment.
+        """
         fetched = [
             f'{name}="$(gcloud secrets versions access latest --secret={name})" && export {name}'
             for name in self.secrets
@@ -204,7 +209,8 @@ class TpuVm(CloudLauncher):
                 *mounts,
                 *fetched,
                 *exports(self.variables),
-                f"(nohup {train} >../{self.title}.log 2>&1 </dev/null & echo $! >../{self.title}.pid)",
+                f"(nohup {train} >../{self.title}.log 2>&1 </dev/null & "
+                f"echo $! >../{self.title}.pid)",
             ]
         )
         return [self.ssh(each, text) for each in self.machines]
@@ -213,7 +219,7 @@ class TpuVm(CloudLauncher):
         return [self.ssh(self.machines[0], f"tail -n 50 -F {self.title}.log", worker="0")]
 
     def stop(self) -> list[list[str]]:
-        """Asks the run to save and leave, so that it can go on."""
+        """Requests that the run saves and exits; it can be resumed."""
         return [self.ssh(each, f"kill -TERM $(cat {self.title}.pid)") for each in self.machines]
 
     def delete(self) -> list[list[str]]:
@@ -222,7 +228,7 @@ class TpuVm(CloudLauncher):
         return [self.gcloud("tpu-vm", "delete", self.title, "--quiet")]
 
     def commands(self) -> list[list[str]]:
-        """All that is asked for, each a list of arguments."""
+        """The commands of all actions, each a list of arguments."""
         return [command for action in self.do for command in getattr(self, action)()]
 
     def render(self) -> str:

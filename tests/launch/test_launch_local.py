@@ -122,5 +122,5 @@ def test_the_first_failure_is_the_last_that_is_seen(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert "process 1 failed first (exit 1)" in done.stderr
-    last = done.stderr.split("its last words:\n")[1]
+    last = done.stderr.split("its last output:\n")[1]
     assert last.startswith("Traceback") and last.rstrip().endswith("RuntimeError: planted")
