@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from support.compiling import HASTY
 from support.experiments import EMBEDDED, EXPERIMENTS
 
 from jaxbig.config.experiment import Experiment
@@ -41,7 +42,7 @@ def test_every_full_size_experiment_takes_real_steps_without_its_data(
     name: str, jaxbig: Callable[..., Any], tmp_path: Path
 ) -> None:
     here = {"TFDS_DATA_DIR": str(tmp_path / "data"), "JAXBIG_CACHE": str(tmp_path / "cache")}
-    done = jaxbig("train", name, "--smoke", "--json", **here)
+    done = jaxbig("train", name, "--smoke", "--json", **here, **HASTY)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     assert summary["step"] == 2 and summary["metrics"]["eval/loss"] > 0
