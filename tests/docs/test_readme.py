@@ -30,6 +30,7 @@ def recipe(folder: Path) -> list[str]:
     return [name for name, _ in found]
 
 
+@pytest.mark.slow
 def test_a_new_model_is_three_files(jaxbig: Any, tmp_path: Path) -> None:
     assert recipe(tmp_path) == ["mixer.py", "digits_mixer.py", "test_mixer.py"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mixer.py"]
@@ -55,6 +56,7 @@ def code(heading: str) -> str:
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
 
 
+@pytest.mark.slow
 def test_your_own_pictures_are_one_file(jaxbig: Any, tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     for number in range(20):

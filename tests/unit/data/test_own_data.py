@@ -94,6 +94,7 @@ def flowers(path: Path, count: int = 60, missing: int = 7) -> None:
 # -- tables
 
 
+@pytest.mark.slow
 def test_table_is_trained_on_as_the_readme_writes_it(jaxbig: Any, folder: Path) -> None:
     flowers(folder / "flowers.csv")
     text = (

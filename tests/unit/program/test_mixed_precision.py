@@ -382,7 +382,9 @@ class Stopping(Screen):
             signal.raise_signal(signal.SIGTERM)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(
+    "name", [pytest.param("bfloat16", marks=pytest.mark.slow), "master", "scaled"]
+)
 def test_a_run_that_was_interrupted_ends_as_one_that_was_not(
     name: str, tmp_path: Path, screen: Screen
 ) -> None:

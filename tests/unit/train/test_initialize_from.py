@@ -110,6 +110,7 @@ def test_what_fits_is_loaded_and_each_other_leaf_is_told_of(
     assert lines["head/kernel"] == "reshaped: float32[16, 10] there, float32[8, 10] here"
 
 
+@pytest.mark.slow
 def test_a_run_that_was_started_so_goes_on_as_one_that_was_not_interrupted(
     parent: Path, tmp_path: Path
 ) -> None:

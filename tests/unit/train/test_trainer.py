@@ -147,7 +147,14 @@ def parameters(folder: Path) -> dict[str, np.ndarray]:
     return flatten_with_paths(saved.state["params"])
 
 
-@pytest.mark.parametrize("name", SPINE)
+# whole runs of a plain model and of one with a carried state; of the others with the slow tests
+EACH_KIND = [
+    name if name in ("digits_convnet", "pytext_lstm") else pytest.param(name, marks=pytest.mark.slow)
+    for name in SPINE
+]
+
+
+@pytest.mark.parametrize("name", EACH_KIND)
 def test_an_experiment_that_ships_learns(name: str, straight: Any) -> None:
     folder, summary = straight(shipped(name))
     evaluated = [line for line in curves(folder) if line["split"] == "eval"]
@@ -156,7 +163,14 @@ def test_an_experiment_that_ships_learns(name: str, straight: Any) -> None:
     assert evaluated[0]["loss"] > evaluated[1]["loss"] > evaluated[2]["loss"]
 
 
-@pytest.mark.parametrize("name", ["digits_convnet", "digits_rnn", "pytext_transformer"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "digits_convnet",
+        pytest.param("digits_rnn", marks=pytest.mark.slow),
+        pytest.param("pytext_transformer", marks=pytest.mark.slow),
+    ],
+)
 def test_an_evaluation_is_the_mean_over_all_examples_at_once(name: str, straight: Any) -> None:
     experiment = shipped(name)
     folder, summary = straight(experiment)
@@ -178,7 +192,7 @@ def test_an_evaluation_is_the_mean_over_all_examples_at_once(name: str, straight
     assert summary["metrics"]["eval/accuracy"] == pytest.approx(accuracy, rel=1e-9)
 
 
-@pytest.mark.parametrize("name", SPINE)
+@pytest.mark.parametrize("name", EACH_KIND)
 def test_a_run_that_was_interrupted_ends_as_one_that_was_not(
     name: str, straight: Any, tmp_path: Path
 ) -> None:
