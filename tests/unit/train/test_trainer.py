@@ -149,7 +149,9 @@ def parameters(folder: Path) -> dict[str, np.ndarray]:
 
 # whole runs of a plain model and of one with a carried state; of the others with the slow tests
 EACH_KIND = [
-    name if name in ("digits_convnet", "pytext_lstm") else pytest.param(name, marks=pytest.mark.slow)
+    name
+    if name in ("digits_convnet", "pytext_lstm")
+    else pytest.param(name, marks=pytest.mark.slow)
     for name in SPINE
 ]
 
