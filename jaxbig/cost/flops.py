@@ -1,4 +1,4 @@
-"""Floating-point operations of a program, counted from its jaxpr: the compiler's own count sees a scan's body once."""
+"""FLOPs of a program, counted from its jaxpr: the compiler's own count sees a scan's body once."""
 
 import dataclasses
 import math
@@ -14,27 +14,29 @@ from jaxbig.program.program import Program, make_program
 
 
 def count_flops(jaxpr: Any) -> int:
-    """FLOPs of matrix products and convolutions over all devices, a multiplication and an addition being two.
+    """FLOPs of matrix products and convolutions over all devices; a multiply-add counts as two.
 
-    dot_general: 2 * (numbers in the result) * (size of what is summed over).
-    conv_general_dilated: 2 * (rows) * (output channels) * (input channels a group) * (pairs of an output place and a
-    kernel place that meet a real input, neither padding nor a hole of dilation).
-    ragged_dot: 2 * (numbers on the left) * (last axis of the result).
-    scan multiplies its body by its length, shard_map by its devices, a Pallas kernel by its grid (an upper bound: all
-    blocks of causal attention, though the kernel skips those above the diagonal); of a cond the costliest branch
-    counts; a while loop of unknown length counts once. Element-wise work is left out.
+    dot_general: 2 * (elements of the result) * (size of the contracted axes). conv_general_dilated:
+    2 * (rows) * (output channels) * (input channels per group) * (pairs of an output and a kernel
+    position that meet a real input, neither padding nor a dilation hole). ragged_dot: 2 * (elements
+    of the left operand) * (last axis of the result). scan multiplies its body by its length,
+    shard_map by its devices, a Pallas kernel by its grid (an upper bound: all blocks of causal
+    attention, though the kernel skips those above the diagonal); the costliest branch of a cond
+    counts; a while loop of unknown length counts once. Element-wise operations are left out.
     """
     return sum(_of(equation) for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns)
 
 
 def model_flops(experiment: Experiment, program: Program, jaxpr: Any = None) -> int:
-    """FLOPs of a train step with nothing computed twice: by this, MFU counts no recomputation (Chowdhery et al., 2022,
-    appendix B). Attention counts whole, causal or not.
+    """FLOPs of a train step without recomputation, for MFU (Chowdhery et al., 2022, appendix B).
 
-    jaxpr: the step's own, which is counted where nothing in it is computed twice; else one is traced for that.
+    Attention counts in full, causal or not.
+
+    Args:
+      jaxpr: the step's own. It is counted if it recomputes nothing; else another step is traced.
     """
     settings: dict[str, Any] = {"remat": "none", "chunks": 0, "mlp_chunks": 0}
-    # of a CPU the plain one is its own
+    # a CPU's attention kernel is the plain one already
     here = program.mesh.devices.flat[0].platform == "cpu"
     settings |= {"attention_kernel": "auto" if here else "plain"}
     parts = {"model": experiment.model, "objective": experiment.objective}
@@ -57,16 +59,17 @@ def model_flops(experiment: Experiment, program: Program, jaxpr: Any = None) -> 
 
 
 def of_transform(program: Program) -> int:
-    """FLOPs of what the data does in a train step, which are not the model's."""
-    data, rows = program.experiment.data, program.experiment.data.batch
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+    """FLOPs of the data's transform in a train step, which are not the model's."""
+    data = program.experiment.data
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), data.batch))
     return count_flops(
         jax.make_jaxpr(lambda batch, keys: data.transform(batch, keys, True))(program.batch, keys)
     )
 
 
 def _of(equation: Any) -> int:
-    name, params = equation.primitive.name, equation.params
+    name = equation.primitive.name
+    params = equation.params
     shapes = [v.aval.shape for v in equation.invars if hasattr(v.aval, "shape")]
     if name == "dot_general":
         ((summed, _), _) = params["dimension_numbers"]
@@ -94,12 +97,12 @@ def _of(equation: Any) -> int:
 
 def inner_jaxprs(equation: Any) -> Iterator[Any]:
     """The jaxprs that an equation runs."""
-    held = jax.tree.leaves(
+    values = jax.tree.leaves(
         tuple(equation.params.values()), is_leaf=lambda value: hasattr(value, "eqns")
     )
     yield from (
         getattr(value, "jaxpr", value)
-        for value in held
+        for value in values
         if hasattr(value, "eqns") or hasattr(value, "jaxpr")
     )
 
@@ -110,12 +113,13 @@ def _convolution(image: Any, kernel: Any, out: Any, params: Any) -> int:
     for i, (at_in, at_kernel, at_out) in enumerate(
         zip(layout.lhs_spec[2:], layout.rhs_spec[2:], layout.out_spec[2:], strict=True)
     ):
-        hole = params["lhs_dilation"][i]
+        dilation = params["lhs_dilation"][i]
         starts = np.arange(out[at_out]) * params["window_strides"][i] - params["padding"][i][0]
-        places = (
-            starts[:, None] + np.arange(kernel[at_kernel]) * params["rhs_dilation"][i]
-        )  # [outputs, kernel]
-        real = (places >= 0) & (places <= (image[at_in] - 1) * hole) & (places % hole == 0)
+        offsets = np.arange(kernel[at_kernel]) * params["rhs_dilation"][i]
+        positions = starts[:, None] + offsets  # [outputs, kernel]
+        inside = (positions >= 0) & (positions <= (image[at_in] - 1) * dilation)
+        real = inside & (positions % dilation == 0)
         pairs *= int(real.sum())
-    rows, channels = out[layout.out_spec[0]], out[layout.out_spec[1]]
+    rows = out[layout.out_spec[0]]
+    channels = out[layout.out_spec[1]]
     return 2 * rows * channels * kernel[layout.rhs_spec[1]] * pairs

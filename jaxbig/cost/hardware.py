@@ -1,6 +1,7 @@
-"""The chips that a plan can be made for, and what a topology's name means.
+"""The accelerators that a plan can be made for, and topologies by name.
 
-FLOP/s are dense bf16; interconnect is what one chip sends and receives together, so one direction has half of it.
+FLOP/s are dense bf16. Interconnect bandwidth is what one chip sends and receives together, so one
+direction has half of it.
 """
 
 import dataclasses
@@ -11,34 +12,32 @@ import re
 from jaxbig.errors import Refused
 
 GiB = 2**30
-GOOGLE, NVIDIA = (
-    "https://docs.cloud.google.com/tpu/docs/{}",
-    "NVIDIA {} Tensor Core GPU datasheet, SXM",
-)
+GOOGLE = "https://docs.cloud.google.com/tpu/docs/{}"
+NVIDIA = "NVIDIA {} Tensor Core GPU datasheet, SXM"
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What bounds a step: see `sources` for where each number is from."""
+    """What bounds a step; `source` says where the numbers are from."""
 
     peak_flops: float
     """bf16 FLOP/s."""
     memory_bytes: int
-    """HBM: of a TPU what a program may use, as libtpu 0.0.42 says when one is too large; of a GPU all that CUDA
-    reports, of which JAX takes a part (`available_bytes`)."""
+    """HBM. For a TPU: what a program may use, as libtpu 0.0.42 reports if it is too large. For a
+    GPU: all that CUDA reports, of which JAX takes a part (`available_bytes`)."""
     memory_bandwidth: float
     """HBM bytes/s."""
     interconnect_bandwidth: float
-    """Bytes/s over all links of a chip within a slice (ICI) or a server (NVLink), both directions."""
+    """Bytes/s over all links of a chip within a slice (ICI) or server (NVLink), both directions."""
     network_bandwidth: float
     """Bytes/s of a chip between slices or servers, one direction."""
     source: str
     dimensions: int = 0
-    """Of a TPU's topology; 0: a GPU, of which there are a number."""
+    """Of a TPU's topology; 0: a GPU, which has none."""
 
     @property
     def available_bytes(self) -> int:
-        """What a program may use, as the `bytes_limit` of a run's devices says it."""
+        """What a program may use: the `bytes_limit` that the devices of a run report."""
         return self.memory_bytes if self.dimensions else int(self.memory_bytes * gpu_fraction())
 
 
@@ -51,38 +50,38 @@ CHIPS = {
     "h100": Chip(989e12, int(79.18 * GiB), 3350e9, 900e9, 50e9, NVIDIA.format("H100")),
     "h200": Chip(989e12, int(139.80 * GiB), 4800e9, 900e9, 50e9, NVIDIA.format("H200")),
 }
-# What JAX calls them, as a pattern
+# JAX's names for them, as patterns
 KINDS = {"v4": "TPU v4", "v5e": "TPU v5 ?(lite|e)", "v5p": "TPU v5p?$", "v6e": "TPU v6 ?(lite|e)"}
 KINDS |= {"a100": "A100", "h100": "H100", "h200": "H200"}
-# Between hosts: a v5p chip 50 Gbit/s, v5e 6.4 and v6e 25.6 Tbit/s a pod of 256 (same pages), v4 taken as v5e;
-# a GPU its own 200 (A100) or 400 Gbit/s adapter, as in NVIDIA's DGX A100, H100 and H200 datasheets.
-# Compared again with Google's pages: FLOP/s and HBM of all TPUs, what v5e and v5p send between hosts. Not found there:
-# the v4's interconnect and the v6e's 25.6 Tbit/s. NVIDIA's sheets were not at hand.
-# Memory of GPUs: as CUDA reports it on an H100 and an H200 (driver 580; jax 0.11.2 gave 0.75 of it as `bytes_limit`),
-# the A100 taken as the H100.
+# Between hosts: a v5p chip 50 Gbit/s, v5e 6.4 and v6e 25.6 Tbit/s a pod of 256 (same pages), v4
+# taken as v5e; a GPU its own 200 (A100) or 400 Gbit/s adapter, as in NVIDIA's DGX A100, H100 and
+# H200 datasheets. Compared again with Google's pages: FLOP/s and HBM of all TPUs, what v5e and v5p
+# send between hosts. Not found there: the v4's interconnect and the v6e's 25.6 Tbit/s. NVIDIA's
+# sheets were not at hand. Memory of GPUs: as CUDA reports it on an H100 and an H200 (driver 580;
+# jax 0.11.2 gave 0.75 of it as `bytes_limit`), the A100 taken as the H100.
 SERVER = 8  # GPUs that NVLink joins
 FRACTIONS = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 
 
 def gpu_fraction() -> float:
-    """The part of a GPU's memory that JAX takes: XLA_CLIENT_MEM_FRACTION, its older name, or XLA's own 0.75."""
+    """The fraction of a GPU's memory that JAX takes: from the environment, else XLA's 0.75."""
     for name in FRACTIONS:
         if text := os.environ.get(name):
             if not re.fullmatch(r"\d*\.?\d+", text) or float(text) == 0:
                 raise Refused(
-                    f"{name}={text!r}: it must be the part of a GPU's memory to use, as in 0.9."
+                    f"{name}={text!r}: it must be the fraction of a GPU's memory to use, as in 0.9."
                 )
             return float(text)
     return 0.75
 
 
 def fraction_note() -> str:
-    """For messages about a GPU's memory."""
+    """A note for messages about a GPU's memory."""
     return f"JAX takes {gpu_fraction():g} of a GPU's memory: {FRACTIONS[0]}=0.9 makes it more"
 
 
 def peak_of(device_kind: str) -> float | None:
-    """bf16 FLOP/s of a device by JAX's name for its kind; None for one that is not in the table, such as a CPU."""
+    """bf16 FLOP/s by JAX's name of a device; None for one not in the table, such as a CPU."""
     return next(
         (CHIPS[name].peak_flops for name, kind in KINDS.items() if re.search(kind, device_kind)),
         None,
@@ -112,12 +111,16 @@ class Topology:
 
     @property
     def island(self) -> int:
-        """How many chips the fast interconnect joins."""
+        """Number of chips connected by the fast interconnect."""
         return math.prod(self.shape) if self.is_tpu else SERVER
 
 
 def parse_topology(name: str, slices: int = 1) -> Topology:
-    """The topology of that name; `Refused` says which there are."""
+    """The topology of that name.
+
+    Raises:
+      Refused: there is none; the message gives the chips.
+    """
     kind, _, size = name.partition(":")
     if kind not in CHIPS or not re.fullmatch(r"\d+(x\d+)*", size):
         raise Refused(
@@ -127,10 +130,12 @@ def parse_topology(name: str, slices: int = 1) -> Topology:
     shape = tuple(map(int, size.split("x")))
     sides = CHIPS[kind].dimensions or 1
     if len(shape) != sides or 0 in shape:
-        example = "x".join(["4"] * sides) if sides > 1 else "64"
-        raise Refused(
-            f"--topology {name!r}: a {kind} has {sides} side{'s'[: sides > 1]}, as in {kind}:{example}."
-        )
+        example = "64"
+        noun = "side"
+        if sides > 1:
+            example = "x".join(["4"] * sides)
+            noun = "sides"
+        raise Refused(f"--topology {name!r}: a {kind} has {sides} {noun}, as in {kind}:{example}.")
     if slices < 1 or (slices > 1 and sides == 1):
         raise Refused(f"--slices {slices}: it must be 1 or more, and more than 1 for TPUs alone.")
     return Topology(name, kind, shape, slices)

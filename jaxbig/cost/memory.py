@@ -1,4 +1,4 @@
-"""What an experiment is, before any data or step: parameters, where each is put, and bytes a device."""
+"""Memory of a device: what a state and a step need, and what is available."""
 
 import contextlib
 import math
@@ -14,15 +14,16 @@ from jaxbig.program.program import Program
 
 
 def bytes_per_device(program: Program) -> dict[str, int]:
-    """Bytes that one device holds of the state's parts, and of one batch; `host`: what its host holds for it, where
-    that is something."""
+    """Bytes on one device of each part of the state and of a batch.
+
+    `host`, if there is such: bytes in its host's memory.
+    """
 
     def size(tree: Any, on_host: bool = False) -> int:
-        held = [
-            leaf for leaf in jax.tree.leaves(tree) if (leaf.sharding.memory_kind == HOST) == on_host
-        ]
         return sum(
-            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in held
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            for leaf in jax.tree.leaves(tree)
+            if (leaf.sharding.memory_kind == HOST) == on_host
         )
 
     state = program.abstract
@@ -33,18 +34,18 @@ def bytes_per_device(program: Program) -> dict[str, int]:
 
 
 def peak_bytes(compiled: Any) -> int:
-    """Bytes that a compiled step needs on each device, its arguments with it; the donated state is counted once."""
+    """Bytes of a compiled step on each device, with its arguments; donated state counts once."""
     used = compiled.memory_analysis()
-    if used is None:  # a backend that does not say
+    if used is None:  # this backend does not report it
         return 0
     given_back = used.output_size_in_bytes - used.alias_size_in_bytes
     return used.argument_size_in_bytes + used.temp_size_in_bytes + given_back
 
 
 def available_bytes() -> int | None:
-    """Of each device here: what its allocator may take, or its part of a CPU's free memory; None if that is not known.
+    """Bytes that a device here may use, or its part of a CPU's free memory; None if unknown.
 
-    Free is what others have left, and what this process's own arrays take already, which a step's need counts too.
+    Free memory includes this process's own arrays, since a step's need counts them too.
     """
     device = jax.local_devices()[0]
     if limit := (device.memory_stats() or {}).get("bytes_limit"):
@@ -58,13 +59,16 @@ def available_bytes() -> int | None:
 
 
 def free_bytes(root: Path = Path("/")) -> int | None:
-    """Bytes that this machine can still give to this process: what Linux estimates without swapping, and no more than
-    any of its control groups may still take (Slurm's, a container's, a pod's); None if that is not known."""
-    found = [
+    """Bytes that this process can still allocate; None if unknown.
+
+    That is Linux's estimate without swapping, limited by what each control group of the process
+    (Slurm's, a container's, a pod's) may still allocate.
+    """
+    limits = [
         _kilobytes(root / "proc/meminfo").get("MemAvailable"),
         *(_left(group) for group in _groups(root)),
     ]
-    return min((each for each in found if each is not None), default=None)
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _kilobytes(file: Path) -> dict[str, int]:
@@ -76,14 +80,15 @@ def _kilobytes(file: Path) -> dict[str, int]:
 
 
 def _groups(root: Path) -> Iterator[tuple[Path, str, str]]:
-    """The memory control groups of this process, innermost first: folder, and its files of limit and usage."""
+    """Memory control groups of this process, innermost first: folder, limit file, usage file."""
     with contextlib.suppress(OSError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():
             _, kinds, path = line.split(":", 2)
             if kinds and "memory" not in kinds.split(","):
                 continue
             top = root / "sys/fs/cgroup" / ("memory" if kinds else "")
-            limit, usage = ("limit_in_bytes", "usage_in_bytes") if kinds else ("max", "current")
+            limit = "limit_in_bytes" if kinds else "max"
+            usage = "usage_in_bytes" if kinds else "current"
             folder = top / path.lstrip("/")
             for each in (folder, *folder.parents):
                 if each.is_relative_to(top):
@@ -91,16 +96,13 @@ def _groups(root: Path) -> Iterator[tuple[Path, str, str]]:
 
 
 def _left(group: tuple[Path, str, str]) -> int | None:
-    """Bytes that a control group may still take; files that it has only read are given back first."""
+    """Bytes that a control group may still allocate; the kernel first evicts its cached files."""
     folder, limit, usage = group
     try:
-        most, used = (
-            int((folder / limit).read_text()),
-            int((folder / usage).read_text()),
-        )  # "max" is no number
-        given_back = re.search(
-            r"^(?:total_)?inactive_file (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE
-        )
+        most = int((folder / limit).read_text())  # "max", for no limit, is no number
+        used = int((folder / usage).read_text())
+        statistics = (folder / "memory.stat").read_text()
+        cached = re.search(r"^(?:total_)?inactive_file (\d+)$", statistics, re.MULTILINE)
     except (OSError, ValueError):
         return None
-    return max(most - used + (int(given_back[1]) if given_back else 0), 0)
+    return max(most - used + (int(cached[1]) if cached else 0), 0)

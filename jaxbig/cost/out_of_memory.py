@@ -1,4 +1,4 @@
-"""Whether a run fits the devices that are here: said before its first step, or in words when a device runs out."""
+"""Checks that a run fits the devices here, and words the error if a device runs out of memory."""
 
 import contextlib
 from collections.abc import Iterator
@@ -15,18 +15,16 @@ from jaxbig.program.program import Program
 
 
 def check_memory(program: Program, compiled: Any = None) -> None:
-    """`Refused` if the state, or the compiled step, is more than a device here has."""
-    have, need = (
-        available_bytes(),
-        peak_bytes(compiled) if compiled else bytes_per_device(program)["total"],
-    )
+    """Raises `Refused` if the state or the compiled step exceeds the memory of a device here."""
+    have = available_bytes()
+    need = peak_bytes(compiled) if compiled else bytes_per_device(program)["total"]
     if have is not None and need > have:
         raise Refused(lacking(program, compiled))
 
 
 @contextlib.contextmanager
 def enough_memory(program: Program, compiled: Any = None) -> Iterator[None]:
-    """`Failed`, in words, where a device runs out of memory inside."""
+    """Context manager: raises `Failed` with settings to try if a device runs out of memory."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -36,27 +34,40 @@ def enough_memory(program: Program, compiled: Any = None) -> Iterator[None]:
 
 
 def lacking(program: Program, compiled: Any = None) -> str:
-    """What is needed, what there is, and what may mend it: the first of each kind that `jaxbig plan` would try."""
-    state, have, devices = bytes_per_device(program)["total"], available_bytes(), program.mesh.size
-    need = (
-        ""
-        if compiled is None
-        else f"a step needs {peak_bytes(compiled) / GiB:.2f} GiB, and of that "
-    )
+    """The out-of-memory message: bytes needed, bytes available, settings to try."""
+    state = bytes_per_device(program)["total"]
+    have = available_bytes()
+    devices = program.mesh.size
+    need = ""
+    if compiled is not None:
+        need = f"a step needs {peak_bytes(compiled) / GiB:.2f} GiB, and of that "
     first = jax.devices()[0]
-    part = {"gpu": f" ({fraction_note()})", "cpu": " free"}.get(first.platform, "")
-    here = f"{devices} {first.device_kind} devices" + (
-        f" with {have / GiB:.2f} GiB{part}" if have else ""
+    note = {"gpu": f" ({fraction_note()})", "cpu": " free"}.get(first.platform, "")
+    here = f"{devices} {first.device_kind} devices"
+    if have:
+        here += f" with {have / GiB:.2f} GiB{note}"
+    settings = suggestions(program, prefer_sharding=bool(have) and state > (have or 0))
+    return (
+        f"out of memory: on each of {here} {need}the state and a batch need {state / GiB:.2f} GiB: "
+        f"try {', or '.join([*settings, 'a smaller model'])}, or more devices; "
+        f"`jaxbig plan` reports what each needs."
     )
+
+
+def suggestions(program: Program, prefer_sharding: bool) -> list[str]:
+    """Settings to try: the first of each kind that `jaxbig plan` would try.
+
+    Args:
+      program: what ran out of memory.
+      prefer_sharding: suggest only a mesh that shards the state, if there is one.
+    """
     slices = count_slices(list(program.mesh.devices.flat))
-    tried = [" ".join(each) for each in remedies(program.experiment, devices, slices)]
-    spread = [each for each in tried if each.startswith("--mesh")]
+    tried = [" ".join(each) for each in remedies(program.experiment, program.mesh.size, slices)]
+    sharded = [each for each in tried if each.startswith("--mesh")][:1]
+    if prefer_sharding:
+        return sharded
     smaller = [
         next((each for each in tried if kind in each), "")
         for kind in ("remat=full", "accumulate", "batch")
     ]
-    ways = spread[:1] if have and state > have else [*filter(None, smaller), *spread[:1]]
-    return (
-        f"out of memory: on each of {here} {need}the state and a batch need {state / GiB:.2f} GiB: try "
-        f"{''.join(f'{way}, or ' for way in ways)}a smaller model, or more devices; `jaxbig plan` says what each needs."
-    )
+    return [*filter(None, smaller), *sharded]

@@ -1,7 +1,4 @@
-"""`jaxbig plan`: compiles an experiment for hardware that is not here, in a child process, and tries what would fit.
-
-The child is `jaxbig plan` itself, told to compile: the compiler may crash or hang, and takes the process with it.
-"""
+"""Settings that reduce the memory of an experiment, the cheapest first."""
 
 import math
 from collections.abc import Iterator
@@ -14,8 +11,11 @@ from jaxbig.models.transformer import Remat
 
 
 def remedies(experiment: Experiment, devices: int, slices: int = 1) -> Iterator[list[str]]:
-    """Settings that save memory, the cheapest first: compute anew, take a batch in parts, store in pieces, and both;
-    where a batch cannot be taken in parts, fewer rows."""
+    """Settings that save memory, the cheapest first.
+
+    They are: recompute (remat), accumulate gradients, shard the parameters, and combinations; fewer
+    rows where gradients cannot be accumulated.
+    """
     model: Any = experiment.model
     remat: list[list[str]] = [[]]
     if hasattr(model, "remat"):
@@ -23,7 +23,8 @@ def remedies(experiment: Experiment, devices: int, slices: int = 1) -> Iterator[
         remat += [[f"--model.remat={name}"] for name in policies[policies.index(model.remat) + 1 :]]
     yield from remat[1:]
     most = {"data": slices, "fsdp": devices // slices}
-    sizes, fsdp = experiment.mesh.sizes(devices), tuple(most.get(axis, 1) for axis in AXES)
+    sizes = experiment.mesh.sizes(devices)
+    fsdp = tuple(most.get(axis, 1) for axis in AXES)
     rows = math.prod(size for axis, size in zip(AXES, sizes, strict=True) if axis in ROWS)
     yield from ([*remat[-1], *each] for each in fewer_rows(experiment, rows))
     if sizes != fsdp and experiment.data.batch % devices == 0:
@@ -36,10 +37,11 @@ def remedies(experiment: Experiment, devices: int, slices: int = 1) -> Iterator[
 
 
 def fewer_rows(experiment: Experiment, devices: int) -> Iterator[list[str]]:
-    """Settings by which fewer rows are on a device at once, where so many share them, down to one."""
-    batch, parts = experiment.data.batch, experiment.accumulate
+    """Settings with ever fewer rows at once on each of `devices`, down to one."""
+    batch = experiment.data.batch
+    parts = experiment.accumulate
     while batch % (2 * devices * parts) == 0:
-        if experiment.reproducible:  # which does not go with parts
+        if experiment.reproducible:  # which excludes accumulation
             batch //= 2
             yield [f"--data.batch={batch}"]
         else:

@@ -1,4 +1,4 @@
-"""What a sweep runs: settings of an experiment's options, as a grid, a list, or draws from ranges."""
+"""The settings that a sweep runs: a grid, a list, or random draws from ranges."""
 
 import dataclasses
 import itertools
@@ -14,14 +14,14 @@ from jaxbig.config.discover import find
 from jaxbig.errors import Refused
 
 Setting = dict[str, Any]
-"""Path of an option -> its value: a number, text, True, None, or a list of such."""
+"""Path of an option -> its value: a number, text, True, None, or a list of these."""
 OWN = ("workdir", "fork", "adopt", "smoke", "json")
-"""What belongs to a run and not to its experiment."""
+"""Options of a run, not of its experiment."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`: uniform, uniform in the logarithm, or whole ones, both ends included."""
+    """Numbers from `low` to `high`: uniform, log-uniform, or integers with both ends included."""
 
     kind: str
     low: float
@@ -30,19 +30,19 @@ class Range:
     def draw(self, draw: random.Random) -> int | float:
         if self.kind == "int":
             return draw.randint(int(self.low), int(self.high))
-        low, high = (
-            (math.log(self.low), math.log(self.high))
-            if self.kind == "log"
-            else (self.low, self.high)
-        )
-        value = draw.uniform(low, high)
-        return float(
-            f"{math.exp(value) if self.kind == 'log' else value:.4g}"
-        )  # so that it can be read and written
+        if self.kind == "log":
+            value = math.exp(draw.uniform(math.log(self.low), math.log(self.high)))
+        else:
+            value = draw.uniform(self.low, self.high)
+        return float(f"{value:.4g}")  # short enough to read and to write
 
 
-def axis(text: str) -> tuple[str, list[Any] | Range]:
-    """`model.dropout=0,0.1` or `optimizer.learning_rate.peak=log:1e-4:1e-2` as (path, values); `Refused` if it is neither."""
+def parse_axis(text: str) -> tuple[str, list[Any] | Range]:
+    """Reads `model.dropout=0,0.1` or `optimizer.learning_rate.peak=log:1e-4:1e-2`.
+
+    Returns:
+      The option's path and its values.
+    """
     path, equals, values = text.partition("=")
     if not equals or not path or not values:
         raise Refused(
@@ -57,13 +57,14 @@ def axis(text: str) -> tuple[str, list[Any] | Range]:
     )
     if not fits or not numbers[0] < numbers[1] or (kind == "log" and numbers[0] <= 0):
         raise Refused(
-            f"--set {text!r}: a range is {kind}:LOW:HIGH, two numbers, the lower one first (above 0 for log)."
+            f"--set {text!r}: a range is {kind}:LOW:HIGH, two numbers, the lower one first "
+            f"(above 0 for log)."
         )
     return path, Range(kind, *numbers)
 
 
 def literal(text: str) -> Any:
-    """A number, True, False or None where the text is how one is written, or the text: 007 is a name."""
+    """A number, True, False or None if the text is written as one, else the text (as 007 is)."""
     if text in ("True", "False", "None"):
         return {"True": True, "False": False, "None": None}[text]
     if re.fullmatch(r"0|-?[1-9][0-9]*", text):
@@ -78,21 +79,29 @@ def literal(text: str) -> Any:
 def settings(
     axes: Sequence[str], count: int | None, seed: int, file: Path | None, name: str
 ) -> list[Setting]:
-    """What a sweep is asked for: a file's lines, `count` draws from axes, their grid, or the experiment's `sweep()`.
+    """The settings of a sweep: from a file, draws, a grid, or the experiment's `sweep()`.
 
-    The draws are fixed by the seed, and the first of them do not change with their number.
+    The seed fixes the draws; the first draws do not depend on `count`.
+
+    Args:
+      axes: what is swept, as `axis` reads it.
+      count: number of draws; None: the grid of all values.
+      seed: of the draws.
+      file: JSON lines, a setting each.
+      name: the experiment, whose `sweep()` gives the settings if nothing else does.
     """
     if file and (axes or count is not None):
         raise Refused("--list FILE names every setting: leave --set and --random out.")
     if file:
         return listed(file)
-    read = [axis(text) for text in axes]
+    read = [parse_axis(text) for text in axes]
     if len(dict(read)) < len(read):
-        raise Refused("--set names one option twice: write its values behind one =.")
+        raise Refused("--set names one option twice: write all its values after one =.")
     if count is not None:
         if not read or count < 1:
             raise Refused(
-                f"--random {count}: it takes 1 or more draws from what --set names, which is {len(read)} options."
+                f"--random {count}: it needs 1 or more draws from the options that --set names, "
+                f"which are {len(read)}."
             )
         draws = [random.Random(f"{seed} {number}") for number in range(count)]
         return [
@@ -107,7 +116,8 @@ def settings(
     found = getattr(find(name), "sweep", None)
     if not callable(found):
         raise Refused(
-            f"what shall be swept? Give --set or --list, or {name} a function sweep() that returns settings."
+            f"nothing to sweep: give --set or --list, or give {name} a function sweep() that "
+            f"returns settings."
         )
     return checked(found(), f"sweep() of {name}")
 
@@ -125,7 +135,7 @@ def listed(file: Path) -> list[Setting]:
 
 
 def checked(found: Any, where: str) -> list[Setting]:
-    """The settings; `Refused` unless they are a list of dictionaries of plain values."""
+    """Returns the settings, or raises `Refused` unless they are dictionaries of plain values."""
     plain = (int, float, str, bool, type(None))
     for setting in found if isinstance(found, list) and found else [None]:
         if not isinstance(setting, dict) or not all(
@@ -140,13 +150,14 @@ def checked(found: Any, where: str) -> list[Setting]:
 
 
 def options(setting: Setting) -> list[str]:
-    """A setting as it is written on a command line."""
+    """A setting as options of a command line."""
     words: list[str] = []
     for path, value in setting.items():
         name = path.replace("_", "-")
         if not re.fullmatch(r"[a-z][a-z0-9.-]*", name) or name in OWN:
             raise Refused(
-                f"a sweep cannot set {path!r}: name an option of the experiment, as its --help shows them."
+                f"a sweep cannot set {path!r}: name an option of the experiment, as its --help "
+                f"shows them."
             )
         if isinstance(value, bool):
             *above, last = name.split(".")

@@ -1,6 +1,6 @@
-"""A sweep: one experiment under many settings, each a run in a folder of its own, ranked at the end.
+"""A sweep: one experiment under many settings, each a run in its own folder, ranked at the end.
 
-`sweep.json` in the sweep's folder holds all of it; a setting keeps its number, and so its folder, for ever.
+`sweep.json` in the sweep's folder describes it. A setting keeps its number, and so its folder.
 """
 
 import contextlib
@@ -17,19 +17,24 @@ from jaxbig.config.fingerprint import diff
 from jaxbig.config.overrides import resolve
 from jaxbig.errors import Refused
 from jaxbig.sweep.search_space import Setting, literal, options
+from jaxbig.system.exit_codes import DONE, INTERRUPTED
+from jaxbig.system.exit_codes import DONE, INTERRUPTED
 from jaxbig.system.json_files import read_json, write_json
 from jaxbig.system.process_group import Process, collect_stop_signals, gpus, kill, spawn, terminate
 from jaxbig.tracking.figures import PLAIN, optional, printable
 
 
 class Sweep:
-    """The runs of a sweep: `settings` and `experiments` by number; all is checked before any begins.
+    """The runs of a sweep: `settings` and `experiments` by number, checked before any run starts.
 
-    A folder that holds a sweep of the same experiment is taken up: its settings keep their numbers, new ones follow.
+    A sweep of the same experiment in the folder is resumed: its settings keep their numbers, and
+    new ones follow.
     """
 
     def __init__(self, folder: Path, name: str, common: Sequence[str], asked: list[Setting]):
-        self.folder, self.name, self.common = folder, name, list(common)
+        self.folder = folder
+        self.name = name
+        self.common = list(common)
         now = {"experiment": name, "options": self.common}
         before = read_json(folder / "sweep.json") or {**now, "runs": []}
         if (folder / "run.json").exists():
@@ -41,13 +46,13 @@ class Sweep:
                 f"{folder} holds another sweep ({'; '.join(changes)}): give another --workdir."
             )
         self.settings: list[Setting] = [run["setting"] for run in before["runs"]]
-        known = {
-            json.dumps(each, sort_keys=True) for each in self.settings
-        }  # in Python True is 1, and 1.0
-        for each in asked:
-            if (text := json.dumps(each, sort_keys=True)) not in known:
+        # compared as text: in Python True equals 1 and 1.0
+        known = {json.dumps(setting, sort_keys=True) for setting in self.settings}
+        for setting in asked:
+            text = json.dumps(setting, sort_keys=True)
+            if text not in known:
                 known.add(text)
-                self.settings.append(each)
+                self.settings.append(setting)
         self.experiments: list[Experiment] = [
             resolve(name, [*common, *options(each)]) for each in self.settings
         ]
@@ -60,21 +65,21 @@ class Sweep:
         """The folder of a run."""
         place = self.folder / f"{number:03d}"
         if place.is_symlink():
-            raise Refused(f"{place} is a link: a sweep's runs lie in its own folder.")
+            raise Refused(f"{place} is a link: a sweep's runs must be in its own folder.")
         return place
 
     def arguments(self, number: int) -> list[str]:
-        """What a run has besides what all have."""
+        """The options of one run besides the common ones."""
         return [*options(self.settings[number]), "--workdir", str(self.place(number))]
 
     def summary(self, number: int) -> dict[str, Any]:
-        """What a run has written at its end; empty if it has not, or cannot be read: the run writes it again."""
+        """The summary of a finished run; empty if there is none or it is damaged."""
         with contextlib.suppress(Refused):
             return read_json(self.place(number) / "summary.json") or {}
         return {}
 
     def waiting(self) -> list[int]:
-        """The runs that are not done."""
+        """Numbers of the runs that are not done."""
         return [
             n
             for n, each in enumerate(self.experiments)
@@ -86,23 +91,9 @@ class Sweep:
         write_json(self.folder / "sweep.json", self.result())
 
     def result(self) -> dict[str, Any]:
-        """What `sweep.json` holds: the runs by number, and `ranked`, the numbers of those with a result, best first."""
-        objective, runs = self.experiments[0].objective, []
-        for number, setting in enumerate(self.settings):
-            summary, steps = self.summary(number), self.experiments[number].steps
-            best = summary.get("best") or {}
-            state = (
-                "done" if summary.get("step") == steps else "stopped" if summary else "not begun"
-            )
-            run = {"number": number, "setting": setting, "folder": self.place(number).name}
-            run |= {
-                "state": "failed" if number in self.failures else state,
-                "step": summary.get("step"),
-            }
-            run |= {"best": best.get(f"eval/{objective.criterion}"), "best_step": best.get("step")}
-            run |= {"last": summary.get("metrics", {}).get(f"eval/{objective.criterion}")}
-            failed = {"error": self.failures[number]} if number in self.failures else {}
-            runs.append(run | {"state_sha256": summary.get("state_sha256")} | failed)
+        """The content of `sweep.json`: the runs by number, and in `ranked` numbers, the best first."""
+        objective = self.experiments[0].objective
+        runs = [self.describe(number) for number in range(len(self.settings))]
         sign = -1 if objective.higher_is_better else 1
         ranked = sorted(
             (run for run in runs if run["best"] is not None), key=lambda run: sign * run["best"]
@@ -116,8 +107,36 @@ class Sweep:
             "runs": runs,
         }
 
+    def describe(self, number: int) -> dict[str, Any]:
+        """A run in `sweep.json`."""
+        criterion = f"eval/{self.experiments[0].objective.criterion}"
+        summary = self.summary(number)
+        best = summary.get("best") or {}
+        run = {
+            "number": number,
+            "setting": self.settings[number],
+            "folder": self.place(number).name,
+            "state": self.state(number, summary),
+            "step": summary.get("step"),
+            "best": best.get(criterion),
+            "best_step": best.get("step"),
+            "last": summary.get("metrics", {}).get(criterion),
+            "state_sha256": summary.get("state_sha256"),
+        }
+        if number in self.failures:
+            run["error"] = self.failures[number]
+        return run
+
+    def state(self, number: int, summary: dict[str, Any]) -> str:
+        """Whether a run failed, is done, was stopped, or has not started."""
+        if number in self.failures:
+            return "failed"
+        if summary.get("step") == self.experiments[number].steps:
+            return "done"
+        return "stopped" if summary else "not started"
+
     def start(self, number: int, environment: dict[str, str]) -> Process:
-        """`jaxbig train ...` of a run; what it prints goes to NUMBER.log beside its folder."""
+        """Starts `jaxbig train ...` for a run; its output goes to NUMBER.log beside its folder."""
         command = [
             sys.executable,
             "-m",
@@ -131,30 +150,35 @@ class Sweep:
             return spawn(command, environment, log, subprocess.STDOUT)
 
     def run(self, at_once: int, say: Callable[[str], None]) -> bool:
-        """Runs what is not done, so many at once, each on a GPU of its own where there are such.
+        """Runs what is not done, `at_once` at a time, each on its own GPU if there are GPUs.
 
-        False if it was asked to stop: on the first signal all save and leave, on a second they are ended.
+        Returns:
+          False if a signal stopped it. On the first signal all runs save and exit; a second kills
+          them.
         """
-        visible, waiting, running = gpus(), self.waiting(), {}
+        visible = gpus()
         if visible and at_once > len(visible):
             raise Refused(
                 f"--at-once {at_once}: there are {len(visible)} GPUs, and each run takes one."
             )
-        free, told = list(range(at_once)), 0
-        with collect_stop_signals() as asked:
+        waiting = self.waiting()
+        running: dict[int, tuple[int, Process]] = {}
+        free = list(range(at_once))
+        handled = 0
+        with collect_stop_signals() as signals:
             try:
-                while running or (waiting and not asked):
-                    while waiting and free and not asked:
-                        number, slot = waiting.pop(0), free.pop(0)
-                        mine = {"CUDA_VISIBLE_DEVICES": visible[slot]} if visible else {}
-                        running[number] = slot, self.start(number, mine)
-                        say(f"run {number} begins: {in_words(self.settings[number])}")
+                while running or (waiting and not signals):
+                    while waiting and free and not signals:
+                        number = waiting.pop(0)
+                        slot = free.pop(0)
+                        environment = {"CUDA_VISIBLE_DEVICES": visible[slot]} if visible else {}
+                        running[number] = slot, self.start(number, environment)
+                        say(f"run {number} starts: {format_setting(self.settings[number])}")
                     time.sleep(0.1)
-                    if len(asked) > told:
-                        told = len(asked)
-                        (terminate if told == 1 else kill)(
-                            process for _, process in running.values()
-                        )
+                    if len(signals) > handled:
+                        handled = len(signals)
+                        stop = terminate if handled == 1 else kill
+                        stop(process for _, process in running.values())
                     for number, (slot, process) in list(running.items()):
                         if process.poll() is not None:
                             del running[number]
@@ -162,37 +186,34 @@ class Sweep:
                             self.ended(number, process.returncode, say)
             finally:
                 kill(process for _, process in running.values())
-        return not asked
+        return not signals
 
     def ended(self, number: int, code: int, say: Callable[[str], None]) -> None:
-        """Tells of a run that has ended, and writes it down."""
-        if code not in (0, 75):
-            words = (self.folder / f"{number:03d}.log").read_text(errors="replace").split("\n")
-            self.failures[number] = (
-                f"exit {code}: {next((w.strip() for w in reversed(words) if w.strip()), '')}"
-            )
+        """Records and reports the end of a run."""
+        if code not in (DONE, INTERRUPTED):
+            lines = (self.folder / f"{number:03d}.log").read_text(errors="replace").split("\n")
+            last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+            self.failures[number] = f"exit {code}: {last}"
         self.write()
-        run = self.result()["runs"][number]
-        say(
-            f"run {number} {run['state']}"
-            + (f": {run['error']}" if "error" in run else f" at step {run['step']}")
-        )
+        run = self.describe(number)
+        how = f": {run['error']}" if "error" in run else f" at step {run['step']}"
+        say(f"run {number} {run['state']}{how}")
 
 
 def is_sweep(value: dict[str, Any]) -> bool:
-    """Whether it is what `sweep.json` holds, as far as it is taken up."""
+    """Whether a value has the parts of `sweep.json` that are read."""
     runs = value.get("runs")
     return isinstance(runs, list) and all(
         isinstance(run, dict) and isinstance(run.get("setting"), dict) for run in runs
     )
 
 
-def in_words(setting: Setting) -> str:
+def format_setting(setting: Setting) -> str:
     return " ".join(f"{path}={value}" for path, value in setting.items())
 
 
 def draw(result: dict[str, Any], file: Path) -> bool:
-    """The best criterion of each run over each option that was swept, as a PNG; False if there is none."""
+    """Draws the best criterion over each swept option as a PNG; returns False if there is none."""
     with optional(f"no picture {file}"):
         return _draw(result, file)
     return False

@@ -17,7 +17,7 @@ from jaxbig.cli.sweep import Sweep as SweepCommand
 from jaxbig.cli.tables import sweep_ranking
 from jaxbig.config.discover import load
 from jaxbig.errors import Refused
-from jaxbig.sweep.search_space import Range, axis, literal, options, settings
+from jaxbig.sweep.search_space import Range, literal, options, parse_axis, settings
 from jaxbig.sweep.sweep import Sweep, draw
 from jaxbig.system.json_files import write_json
 
@@ -50,7 +50,7 @@ def test_draws_are_fixed_by_their_seed_and_lie_in_their_ranges() -> None:
     )
     assert {each["model.depth"] for each in found} == {1, 2, 3}
     assert {each["model.norm"] for each in found} == {"layer", "rms"}
-    assert axis("x=uniform:-1:1") == ("x", Range("uniform", -1, 1))
+    assert parse_axis("x=uniform:-1:1") == ("x", Range("uniform", -1, 1))
 
 
 def test_a_setting_is_written_as_options() -> None:
@@ -62,8 +62,8 @@ def test_a_setting_is_written_as_options() -> None:
         "b": None,
         "c": "x; y",
     }
-    assert options(setting) == ["--optimizer.learning_rate.peak=0.001", "--model.no-use-bias", "--a", "--stages", "1", "2",
-                                "--b=None", "--c=x; y"]  # fmt: skip
+    words = "--optimizer.learning-rate.peak=0.001 --model.no-use-bias --a --stages 1 2 --b=None"
+    assert options(setting) == [*words.split(), "--c=x; y"]
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_a_slurm_array_is_printed_for_what_is_not_done(tmp_path: Path, jaxbig: A
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_interrupted_goes_on_and_ends_with_a_ranking(
+def test_interrupted_sweep_resumes_and_ends_with_a_ranking(
     tmp_path: Path, jaxbig: Any
 ) -> None:
     words = [
