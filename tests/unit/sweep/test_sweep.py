@@ -270,9 +270,7 @@ def test_a_slurm_array_is_printed_for_what_is_not_done(tmp_path: Path, jaxbig: A
 
 
 @pytest.mark.slow
-def test_interrupted_sweep_resumes_and_ends_with_a_ranking(
-    tmp_path: Path, jaxbig: Any
-) -> None:
+def test_interrupted_sweep_resumes_and_ends_with_a_ranking(tmp_path: Path, jaxbig: Any) -> None:
     words = [
         "sweep",
         "digits_convnet",
