@@ -1,4 +1,7 @@
-"""Sounds and their classes; what a model sees of a sound, its log-mel spectrogram, is made in the compiled step."""
+"""Audio classification data sets: sounds, as log-mel spectrograms, and their classes.
+
+The spectrogram (log_mel.py) is computed in the compiled step.
+"""
 
 import dataclasses
 
@@ -13,22 +16,29 @@ from jaxbig.data.labeled import Labeled
 from jaxbig.data.records.synthetic import Synthetic
 from jaxbig.data.transforms.log_mel import LogMel
 
-FULL = {"int8": 2**7, "int16": 2**15, "int32": 2**31, "int64": 2**15}
-"""The loudest that samples of a dtype can be; those of int64 are lists of Python, or TFDS's, and mean int16."""
-MOST = 16.0
-"""Floats beyond it are no samples of -1 to 1: a mix of several sounds, or a filter, makes some that are beyond 1."""
+FULL_SCALE = {"int8": 2**7, "int16": 2**15, "int32": 2**31, "int64": 2**15}
+"""Largest sample of a dtype; int64 comes from Python lists or TFDS, and means 16 bits."""
+MAX_FLOAT = 16.0
+"""Largest float sample: mixing or filtering may exceed 1, but more than this is another scale."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sounds(Labeled):
-    """Spectrograms `inputs` [B, frames, mels, 1] and their class `targets` [B]. A record has `audio`, samples of
-    int8, uint8 (128 is silence), int16 or int32, or floats of -1 to 1, and `label`."""
+    """Sounds with one class each.
+
+    A batch has the spectrograms `inputs` [B, frames, mels, 1] and the classes `targets` [B]. A
+    record has `audio`, samples of int8, uint8 (128 is silence), int16, int32 or floats in [-1, 1],
+    and `label`.
+    """
 
     samples: PositiveInt = 16_000
-    """How many samples a row has: what is longer is cut, what is shorter is followed by silence."""
+    """Samples an example: longer sounds are cut, shorter ones padded with silence."""
     classes: PositiveInt
+    """Number of classes."""
     spectrogram: LogMel = LogMel()
+    """How the spectrogram is computed."""
     feature: str = "audio"
+    """The record's field with the samples."""
 
     def spec(self) -> Spec:
         return {
@@ -44,38 +54,44 @@ class Sounds(Labeled):
         return {"inputs": row, "targets": self.class_of(record), "mask": np.float32(1)}
 
     def transform(self, batch: Batch, keys: jax.Array, train: bool) -> Batch:
-        return {
-            **batch,
-            "inputs": self.spectrogram(batch["inputs"])[..., None],
-        }  # [B, frames, mels, 1]
+        spectrogram = self.spectrogram(batch["inputs"])[..., None]  # [B, frames, mels, 1]
+        return {**batch, "inputs": spectrogram}
 
-    def made_up(self) -> "Sounds":
-        """The same on made-up records."""
-        return dataclasses.replace(
-            self, records=Synthetic(waves=(self.feature,), labels=(("label", self.classes),))
-        )
+    def synthetic(self) -> "Sounds":
+        """The same data set with synthetic records."""
+        records = Synthetic(waves=(self.feature,), labels=(("label", self.classes),))
+        return dataclasses.replace(self, records=records)
 
 
 def waveform(record: Record, name: str, option: str = "") -> np.ndarray:
-    """A sound of a record as float32 [samples] of -1 to 1; ValueError if it is none."""
+    """Reads the samples of a record.
+
+    Args:
+      record: with the samples in the field `name`.
+      name: of the field.
+      option: the command-line option that sets `name`, for errors.
+
+    Returns:
+      float32 [samples] in [-1, 1].
+
+    Raises:
+      ValueError: the field is missing or is not a sound.
+    """
     wave = array(present(record, name, option), name)
     if wave.dtype.kind not in "iuf" or (wave.dtype.kind == "u" and wave.dtype.itemsize > 1):
         dtypes = "int8, uint8, int16, int32 or floats"
         raise MismatchError(
-            f"its {name!r} is {kind(wave)}: samples are {dtypes} (a sound's file is to be decoded before)"
+            f"its {name!r} is {kind(wave)}: samples are {dtypes} (decode audio files first)"
         )
     if wave.ndim != 1 or not len(wave):
-        mono = "; of several channels take the mean" if wave.ndim == 2 else ""
+        mono = "; average the channels" if wave.ndim == 2 else ""
         raise MismatchError(f"its {name!r} has the shape {wave.shape}, not [samples]{mono}")
     if wave.dtype.kind == "u":
         return ((wave.astype(np.float64) - 128) / 128).astype(np.float32)
-    full = FULL.get(wave.dtype.name, MOST)
-    loudest = float(np.abs(finite(wave, name)).max())
-    if loudest > full:
-        fix = (
-            "save it as int16 or int32"
-            if wave.dtype.kind == "i"
-            else "floats are of -1 to 1: divide them"
-        )
-        raise MismatchError(f"its {name!r} is {wave.dtype} up to {loudest:g}: {fix}")
-    return (wave / full).astype(np.float32) if wave.dtype.kind == "i" else wave.astype(np.float32)
+    is_integer = wave.dtype.kind == "i"
+    full_scale = FULL_SCALE.get(wave.dtype.name, MAX_FLOAT)
+    largest = float(np.abs(finite(wave, name)).max())
+    if largest > full_scale:
+        fix = "save it as int16 or int32" if is_integer else "scale floats to -1 to 1"
+        raise MismatchError(f"its {name!r} is {wave.dtype} up to {largest:g}: {fix}")
+    return (wave / full_scale).astype(np.float32) if is_integer else wave.astype(np.float32)

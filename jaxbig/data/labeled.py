@@ -1,4 +1,4 @@
-"""Data sets with a class for each example, which may be a word: words are numbered, and their names saved."""
+"""Base class of classification data sets: labels are numbers, or words to be numbered."""
 
 import dataclasses
 import json
@@ -16,34 +16,33 @@ from jaxbig.data.core.fields import MismatchError, class_of, format_value, text_
 from jaxbig.errors import Refused
 
 log = logging.getLogger("jaxbig")
-PEEKED = 16
-"""Records, spread over all, that are looked at to see whether labels are words."""
-NAMES = "classes.json"
-"""The file in a run's folder with the names of its classes, in the order of their numbers."""
+LABEL_SAMPLES = 16
+"""Records, evenly spread, that are read to decide whether labels are words."""
+NAMES_FILE = "classes.json"
+"""The file in a run's folder with the names of the classes, in order."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Labeled(Examples):
-    """Examples of classes. A label is a class's number, or its name."""
+    """A data set with one class an example. A label is the number of the class, or its name."""
 
     classes: Any
     class_names: tuple[str, ...] = ()
-    """The names of the classes in the order of their numbers, where labels are words; none: the words that the records
-    have, sorted."""
+    """Names of the classes in order, if labels are words; empty: the labels found."""
 
     @property
     def label_field(self) -> str:
-        """Which of a record's fields is its class."""
+        """Name of the record's field with the class."""
         return "label"
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the classes, where they have some; the data is prepared."""
-        found = vars(self).get("found_names")  # each record asks for them: folders are listed once
-        return self.named() if found is None else found
+        """Names of the classes, if they have any. Requires `prepare`."""
+        cached = vars(self).get("cached_names")  # used for each record: list folders only once
+        return self.find_names() if cached is None else cached
 
-    def named(self) -> tuple[str, ...]:
-        """The names as they are given, or the words that were found, or as the records have them."""
+    def find_names(self) -> tuple[str, ...]:
+        """The names set by the user, else those found in labels, else those of the records."""
         return (
             self.class_names
             or vars(self).get("words")
@@ -51,52 +50,50 @@ class Labeled(Examples):
         )
 
     def prepare(self) -> str:
-        """Also finds the words that labels are.
+        """Also collects the class names from the labels if these are words.
 
         Raises:
-          Refused: there are more words, or names, than classes, or a name stands twice.
+          Refused: there are more names than classes, or a name occurs twice.
         """
         identity = super().prepare()
         if self.classes is None:
             return identity
-        vars(self)["words"] = () if self.class_names else self.words_of_labels(identity)
-        vars(self)["found_names"] = self.named()
-        names, given = (
-            self.names,
-            "--data.class-names" if self.class_names else f"the labels in {self.label_field!r}",
-        )
+        vars(self)["words"] = () if self.class_names else self.collect_words(identity)
+        vars(self)["cached_names"] = self.find_names()
+        names = self.names
+        origin = "--data.class-names"
+        if not self.class_names:
+            origin = f"the labels in {self.label_field!r}"
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
-            raise Refused(f"{given} have {twice!r} twice: a class has one name.")
+            raise Refused(f"{origin} have {twice!r} twice: names must be unique.")
         if len(names) > self.classes:
             raise Refused(
-                f"{given} are {len(names)} different words ({reprlib.repr(list(names))}), and --data.classes is "
-                f"{self.classes}: make it {len(names)}."
+                f"{origin} are {len(names)} different words ({reprlib.repr(list(names))}), but "
+                f"--data.classes is {self.classes}: set it to {len(names)}."
             )
         own = self.class_names or vars(self)["words"]
         return f"{identity}; classes {json.dumps(own)}" if own else identity
 
-    def words_of_labels(self, identity: str) -> tuple[str, ...]:
-        """The different words that the labels of all records are, sorted; none where labels are numbers."""
+    def collect_words(self, identity: str) -> tuple[str, ...]:
+        """The different labels of all records, sorted, if labels are words; empty if numbers."""
         records = without_files(self.records.open("train"))
-        indices = [] if hasattr(records, "draw") else spread(records)[:PEEKED]
+        indices = [] if hasattr(records, "draw") else spread(records)[:LABEL_SAMPLES]
         if not any(self.word_of(record_or_error(records, index)) is not None for index in indices):
             return ()
-        file = (
-            cache_folder("classes")
-            / f"{sha256(f'{identity} {self.records} {self.label_field}')[:24]}.json"
-        )
+        key = sha256(f"{identity} {self.records} {self.label_field}")[:24]
+        file = cache_folder("classes") / f"{key}.json"
         if not file.exists():
             log.info("reading the labels of all records, which are words (once)")
-            found = sorted({label for split in ("train", "eval") for label in self.labels(split)})
-            write_atomically(file, lambda path: path.write_text(json.dumps(found)))
+            words = sorted({label for split in ("train", "eval") for label in self.labels(split)})
+            write_atomically(file, lambda path: path.write_text(json.dumps(words)))
         return tuple(json.loads(file.read_text()))
 
     def labels(self, split: str) -> Iterator[str]:
-        """The labels of a split that are text: some are words, so those in digits are words too."""
+        """All labels of a split that are text, those of digits too."""
         try:
             records = without_files(self.records.open(split))
-        except Refused:  # prepared records without a record in this split, as with eval_share 0
+        except Refused:  # this split has no record, e.g. with eval_share 0
             return
         for _, record in fetch_each(records):
             label = None if isinstance(record, Exception) else text_of(record.get(self.label_field))
@@ -104,25 +101,30 @@ class Labeled(Examples):
                 yield label
 
     def word_of(self, record: Record | Exception) -> str | None:
-        """The word that a record's label is; None also of a record that cannot be read: the run names it when it
-        needs it."""
+        """A record's label if it is a word, else None; None for an unreadable record as well.
+
+        The run reports an unreadable record when it needs it.
+        """
         return None if isinstance(record, Exception) else word(record.get(self.label_field))
 
     def kept(self) -> dict[str, bytes]:
-        names = {NAMES: json.dumps(list(self.names), indent=1).encode()} if self.names else {}
-        return {**super().kept(), **names}
+        files = super().kept()
+        if self.names:
+            files = {**files, NAMES_FILE: json.dumps(list(self.names), indent=1).encode()}
+        return files
 
     def class_of(self, record: Record, option: str = "") -> np.int32:
-        """The number of a record's class; ValueError if it is none."""
-        words, label = vars(self).get("words"), record.get(self.label_field)
+        """The class number of a record; raises ValueError if it has none."""
+        words = vars(self).get("words")
+        label = record.get(self.label_field)
         if words and label is not None and text_of(label) is None:
             raise MismatchError(
-                f"its {self.label_field!r} is {format_value(label)}, and in other records a word, such as {words[0]!r}: write "
-                f"all labels alike"
+                f"its {self.label_field!r} is {format_value(label)}, but in other records it is a word, "
+                f"such as {words[0]!r}: make all labels words, or all numbers"
             )
         return class_of(record, self.label_field, self.classes, option, self.names)
 
 
 def without_files(records: Sequence[Record]) -> Sequence[Record]:
-    """The rows of the table alone where each record is a row and a file that it names (named_files.py)."""
+    """The table rows only, if each record is a row and the file that it names (named_files.py)."""
     return getattr(records, "table", records)

@@ -1,4 +1,4 @@
-"""Images whose every pixel has a class: segmentation."""
+"""Segmentation data sets: images with a class for each pixel."""
 
 import dataclasses
 import io
@@ -16,7 +16,7 @@ from jaxbig.data.core.cache import digest_once
 from jaxbig.data.core.dataset import Batch, Record, Records, Spec
 from jaxbig.data.core.examples import Example, Examples
 from jaxbig.data.core.fields import MismatchError, array, kind, present
-from jaxbig.data.images import image_of, square
+from jaxbig.data.images import central_square, image_of
 from jaxbig.data.records.file_index import hashes, readable
 from jaxbig.data.records.image_folder import ENDINGS
 from jaxbig.data.transforms.pixels import ORIENTATION, decoding
@@ -25,76 +25,80 @@ from jaxbig.errors import Refused
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskFolder(Records):
-    """Images with their masks: records {"image": the file's bytes, "mask": the file's bytes}, FOLDER/images/NAME.jpg
-    with FOLDER/masks/NAME.png; endings may differ. The hash of NAME decides for train or eval.
+    """Image files with their mask files: FOLDER/images/NAME.jpg with FOLDER/masks/NAME.png.
+
+    Records are {"image": bytes, "mask": bytes}. File extensions may differ. The hash of NAME
+    assigns a pair to train or eval.
     """
 
     folder: str
-    """The folder with the two."""
+    """The folder that contains both."""
     images: str = "images"
-    """The folder of images in it."""
+    """Name of the folder of images in it."""
     masks: str = "masks"
-    """The folder of masks in it."""
+    """Name of the folder of masks in it."""
     eval_share: FractionBelowOne = 0.05
-    """The part of the images that is held out for evaluation, by the hash of each name."""
+    """Fraction of the images held out for evaluation, by the hash of each name."""
 
     def pairs(self) -> list[tuple[Path, Path]]:
-        """Each image with its mask, by name; `Refused` where one lacks the other."""
-        images, masks = (self.by_name(part) for part in (self.images, self.masks))
-        for some, others, part in ((images, masks, self.masks), (masks, images, self.images)):
-            if lost := sorted(set(some) - set(others)):
+        """Each image with its mask, sorted by name; raises `Refused` if one has no counterpart."""
+        images = self.files_by_name(self.images)
+        masks = self.files_by_name(self.masks)
+        for files, others, part in ((images, masks, self.masks), (masks, images, self.images)):
+            if lost := sorted(set(files) - set(others)):
                 raise Refused(
-                    f"{some[lost[0]]} has no other half in {Path(self.folder) / part} ({len(lost)} of {len(some)} have "
-                    f"none): an image and its mask have one name before their endings."
+                    f"{files[lost[0]]} has no counterpart in {Path(self.folder) / part} "
+                    f"({len(lost)} of {len(files)} have none): an image and its mask must have the "
+                    f"same name, up to the extension."
                 )
         return [(images[name], masks[name]) for name in sorted(images)]
 
-    def by_name(self, part: str) -> dict[str, Path]:
-        """The files of one of the two folders, by their names before the ending."""
+    def files_by_name(self, part: str) -> dict[str, Path]:
+        """The files of one of the two folders, by name without extension."""
         folder = Path(os.path.abspath(os.path.expanduser(self.folder))) / part
         with readable(str(folder)):
             files = sorted(
-                each
-                for each in folder.iterdir()
-                if each.suffix.lower() in ENDINGS and each.name[0] != "."
+                file
+                for file in folder.iterdir()
+                if file.suffix.lower() in ENDINGS and file.name[0] != "."
             )
-        found = {file.stem: file for file in files}
-        if len(found) < len(files) or not files:
-            why = (
-                "two files of one name before their endings"
-                if files
-                else f"no image ({' '.join(ENDINGS)})"
+        by_name = {file.stem: file for file in files}
+        if not files:
+            raise Refused(f"{folder} has no image ({' '.join(ENDINGS)}).")
+        if len(by_name) < len(files):
+            raise Refused(
+                f"{folder} has two files of the same name, up to the extension: give each image "
+                f"one file."
             )
-            raise Refused(f"{folder} has {why}: give each image one file.")
-        return found
+        return by_name
 
     def prepare(self) -> str:
         if not 0 < self.eval_share < 1:
             raise Refused(
-                f"MaskFolder with eval_share {self.eval_share}: it is above 0 and below 1."
+                f"MaskFolder with eval_share {self.eval_share}: it must be above 0 and below 1."
             )
         pairs = self.pairs()
         sizes = [len(self.open(split)) for split in ("train", "eval")]
         if 0 in sizes:
             raise Refused(
-                f"{self.folder} has {sizes[0]} images for train and {sizes[1]} for eval: set another eval_share, or "
-                f"add images."
+                f"{self.folder} has {sizes[0]} images for train and {sizes[1]} for eval: change "
+                f"eval_share, or add images."
             )
-        said = digest_once([file for pair in pairs for file in pair])
-        return f"MaskFolder of {len(pairs)} images, eval_share {self.eval_share}, {said}"
+        digest = digest_once([file for pair in pairs for file in pair])
+        return f"MaskFolder of {len(pairs)} images, eval_share {self.eval_share}, {digest}"
 
     def open(self, split: str) -> "ImageMasks":
         pairs = self.pairs()
-        held_out = hashes([os.fsencode(image.stem) for image, _ in pairs]) < np.uint64(
-            int(self.eval_share * 2**64)
-        )
+        limit = np.uint64(int(self.eval_share * 2**64))
+        held_out = hashes([os.fsencode(image.stem) for image, _ in pairs]) < limit
+        is_eval = split == "eval"
         return ImageMasks(
-            [pair for pair, out in zip(pairs, held_out, strict=True) if out == (split == "eval")]
+            [pair for pair, out in zip(pairs, held_out, strict=True) if out == is_eval]
         )
 
 
 class ImageMasks(Sequence[Record]):
-    """Opened images and masks."""
+    """Records of image and mask files, read on access."""
 
     def __init__(self, files: list[tuple[Path, Path]]):
         self.files = files
@@ -112,19 +116,22 @@ class ImageMasks(Sequence[Record]):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Masks(Examples):
-    """Images `inputs` [B, size, size, 3], 0 to 1, and the class of each pixel, `targets` [B, size, size]; `mask` is 0
-    where a pixel is of no class. A record has `image`, and `mask`: the file of an image whose grey level, or place in
-    its palette, is the class, or whole numbers [Y, X]. Both are cut to their middle square and scaled, the mask to the
-    nearest pixel.
+    """Images with a class for each pixel.
+
+    A batch has `inputs` [B, size, size, 3] in [0, 1], the classes `targets` [B, size, size], and
+    `mask` [B, size, size], 0 for pixels without a class. A record has `image`, and `mask`: an image
+    file whose gray level or palette index is the class, or integers [Y, X]. Both are cropped to
+    their central square and resized; the mask by nearest neighbor.
     """
 
     size: PositiveInt
-    """Height and width that the model sees."""
+    """Height and width of the model's input, in pixels."""
     classes: PositiveInt
+    """Number of classes."""
     ignore: int | None = 255
-    """The value in masks of pixels that are of no class; None: there are none."""
+    """Value in masks of pixels without a class; None: every pixel has one."""
     flip: bool = False
-    """Turn every other image and its mask left to right in training."""
+    """Randomly flip half of the images and masks left to right in training."""
 
     def spec(self) -> Spec:
         shape = (self.batch, self.size, self.size)
@@ -136,62 +143,63 @@ class Masks(Examples):
 
     def read(self, record: Record) -> Example:
         with decoding():
-            image, mask = image_of(record), pixels_of(record)
-            check_shapes(height_width(image), mask.shape)
-            image, targets = square(image, self.size, 3), middle(mask, self.size)
-        real = np.ones(targets.shape, bool) if self.ignore is None else targets != self.ignore
-        found = targets[real]
-        if found.size and (found.min() < 0 or found.max() >= self.classes):
-            beyond = found.min() if found.min() < 0 else found.max()
+            image = image_of(record)
+            mask = pixel_classes(record)
+            check_aspect_ratios(height_width(image), mask.shape)
+            inputs = central_square(image, self.size, 3)
+            targets = central_square_nearest(mask, self.size)
+        labeled = np.ones(targets.shape, bool) if self.ignore is None else targets != self.ignore
+        classes = targets[labeled]
+        if classes.size and (classes.min() < 0 or classes.max() >= self.classes):
+            beyond = classes.min() if classes.min() < 0 else classes.max()
             raise MismatchError(
-                f"its mask has a pixel of {beyond}, and --data.classes {self.classes} means 0 to {self.classes - 1}: "
-                f"give more classes, or --data.ignore {beyond}"
+                f"its mask has a pixel of {beyond}, but --data.classes {self.classes} means 0 to "
+                f"{self.classes - 1}: set more classes, or --data.ignore {beyond}"
             )
         return {
-            "inputs": image,
-            "targets": np.where(real, targets, 0),
-            "mask": real.astype(np.float32),
+            "inputs": inputs,
+            "targets": np.where(labeled, targets, 0),
+            "mask": labeled.astype(np.float32),
         }
 
     def transform(self, batch: Batch, keys: jax.Array, train: bool) -> Batch:
         batch = {**batch, "inputs": batch["inputs"].astype(jnp.float32) / 255}
         if not (train and self.flip):
             return batch
-        turned = jax.vmap(jax.random.bernoulli)(keys)  # [B]
+        coins = jax.vmap(jax.random.bernoulli)(keys)  # [B]
 
-        def flipped(x: jax.Array) -> jax.Array:
-            return jnp.where(turned.reshape(-1, *[1] * (x.ndim - 1)), jnp.flip(x, axis=2), x)
+        def flip_some(x: jax.Array) -> jax.Array:
+            return jnp.where(coins.reshape(-1, *[1] * (x.ndim - 1)), jnp.flip(x, axis=2), x)
 
-        return {name: flipped(batch[name]) for name in ("inputs", "targets", "mask")}
+        return {name: flip_some(batch[name]) for name in ("inputs", "targets", "mask")}
 
 
 def height_width(image: bytes | np.ndarray) -> tuple[int, int]:
-    """Height and width of an image as it is seen, upright."""
+    """Height and width of an image after its EXIF orientation is applied."""
     if isinstance(image, np.ndarray):
         return image.shape[0], image.shape[1]
     from PIL import Image  # here: slow to import, and not every data set needs it
 
     with Image.open(io.BytesIO(image)) as picture:
         width, height = picture.size
-        return (
-            (width, height)
-            if picture.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
-            else (height, width)
-        )
+        on_its_side = picture.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+    return (width, height) if on_its_side else (height, width)
 
 
-def check_shapes(image: tuple[int, int], mask: tuple[int, ...]) -> None:
-    """`MismatchError` if an image and its mask, (height, width) each, are not of one shape, up to their scale: then their
-    middle squares do not show the same."""
+def check_aspect_ratios(image: tuple[int, int], mask: tuple[int, ...]) -> None:
+    """Raises `MismatchError` if an image and its mask, (height, width) each, differ in aspect ratio.
+
+    Their central squares would not show the same.
+    """
     if abs(image[0] * mask[1] - image[1] * mask[0]) > max(image + mask):  # a pixel of rounding
         raise MismatchError(
-            f"its image is {image[0]} high and {image[1]} wide, and its mask {mask[0]} high and {mask[1]} wide: both "
-            f"show the same, upright"
+            f"its image is {image[0]} high and {image[1]} wide, but its mask {mask[0]} high and "
+            f"{mask[1]} wide: both must show the same, upright"
         )
 
 
-def pixels_of(record: Record) -> np.ndarray:
-    """The class of each pixel of a record, whole numbers [Y, X]."""
+def pixel_classes(record: Record) -> np.ndarray:
+    """The class of each pixel of a record, integers [Y, X]."""
     from PIL import Image  # here: slow to import, and not every data set needs it
 
     value: Any = present(record, "mask")
@@ -199,20 +207,21 @@ def pixels_of(record: Record) -> np.ndarray:
         with Image.open(io.BytesIO(value)) as picture:
             if picture.mode not in ("1", "L", "P", "I", "I;16"):
                 raise MismatchError(
-                    f"its mask is an image of mode {picture.mode}: classes are grey levels or a palette"
+                    f"its mask is an image of mode {picture.mode}: classes are gray levels or a "
+                    f"palette"
                 )
             values = np.asarray(picture).astype(np.int64)
     else:
         values = array(value, "mask")
     if values.ndim != 2 or values.dtype.kind not in "biu":
         raise MismatchError(
-            f"its mask is {kind(values)} of shape {values.shape}: it is whole numbers [Y, X]"
+            f"its mask is {kind(values)} of shape {values.shape}: it must be integers [Y, X]"
         )
     return values
 
 
-def middle(values: np.ndarray, size: int) -> np.ndarray:
-    """The middle square of a mask [Y, X], scaled to the nearest pixel: int32 [size, size]."""
+def central_square_nearest(values: np.ndarray, size: int) -> np.ndarray:
+    """The central square of a mask [Y, X], resized by nearest neighbor: int32 [size, size]."""
     side = min(values.shape)
     top, left = ((length - side) // 2 for length in values.shape)
     nearest = ((np.arange(size) + 0.5) * side / size).astype(int)

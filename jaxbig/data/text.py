@@ -1,11 +1,14 @@
-"""Texts as token numbers: to be continued, filled in, told apart, or translated.
+"""Token data sets for language modeling, masked LM, text classification and translation.
 
-A record is a row, cut at `length`; or, where `packed`, whole texts are laid end to end in full rows when the data is
-prepared, each a segment that sees itself alone.
+A record is one example, cut to `length` tokens. With `packed`, texts are packed into full rows when
+the data is prepared; each text is a segment that attends only to itself.
+
+Legend: B batch, L length in tokens, n tokens of one text.
 """
 
 import abc
 import dataclasses
+import functools
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -26,35 +29,39 @@ from jaxbig.data.tokenize.tokenizers import BytePairs, Bytes, Tokenizer
 from jaxbig.errors import Refused
 
 log = logging.getLogger("jaxbig")
-AT_ONCE, EVERY, SAMPLE = 256, 10, 256
-"""Records that are read at once where all are read; seconds between two lines on how far that is; training records
-that are tried for their length."""
+READ_AT_ONCE = 256
+"""Records that are read at once when all are read."""
+PROGRESS_INTERVAL_S = 10
+"""Seconds between two log lines on the progress of packing."""
+LENGTH_SAMPLE = 256
+"""Training records whose length is checked before a run."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Text(Examples):
-    """What the data sets of text have in common."""
+    """Base class of the text data sets."""
 
     length: PositiveInt
-    """Tokens a row. Of a longer text the rest is left out, unless texts are packed."""
+    """Tokens an example. Longer texts are cut, unless they are packed."""
     tokenizer: Tokenizer = Bytes()
-    """What makes numbers of a text."""
+    """Converts text to tokens."""
     learned_from: PositiveInt = 100_000
-    """From how many training records a tokenizer that is learned learns: evenly spread, or as a mixture draws them."""
+    """Number of training records from which a tokenizer is learned: evenly spread, or as drawn by a
+    mixture."""
     keep: Literal["beginning", "end"] = "beginning"
-    """Which part of a text is kept that is longer than a row."""
+    """Which part to keep of a text longer than `length`."""
 
     cuts_to_length = True
 
     @property
     def vocab(self) -> int:
-        """How many different tokens there are, the special ones among them."""
+        """Number of different tokens, special ones included."""
         return self.tokenizer.vocab
 
     @property
     @abc.abstractmethod
     def features(self) -> tuple[str, ...]:
-        """Which of a record's features are text."""
+        """Names of the record's fields with text."""
 
     def prepare(self) -> str:
         records = self.records.prepare()
@@ -63,116 +70,140 @@ class Text(Examples):
         return identity
 
     def prepare_tokenizer(self, records: str) -> str:
-        """Makes the tokenizer ready; its identity. records: the identity of what it learns from if it has to."""
-        settings = self.records, self.features, self.learned_from, self.skip_bad_records
-        key = f"{records} {settings}"
-        return self.tokenizer.prepare(self.texts, key)
+        """Prepares the tokenizer and returns its identity.
+
+        Args:
+          records: identity of the records, from which it may be learned.
+        """
+        settings = (self.records, self.features, self.learned_from, self.skip_bad_records)
+        return self.tokenizer.prepare(self.texts, f"{records} {settings}")
 
     def kept(self) -> dict[str, bytes]:
         return self.tokenizer.kept()
 
     def texts(self) -> Iterator[bytes]:
-        """The training texts that a tokenizer learns from; records that cannot be read are left out, or `Failed`."""
+        """The training texts from which a tokenizer is learned; may raise `Failed`, as training."""
         records: Any = self.records.open("train")
         count = min(len(records), self.learned_from)
         if hasattr(records, "draw"):
-            places = records.draw(0, np.arange(count)).tolist()
+            indices = records.draw(0, np.arange(count)).tolist()
         else:
-            places = [place * len(records) // count for place in range(count)]
+            indices = [number * len(records) // count for number in range(count)]
         reading = self.reading(records)
-        reading.check("train")  # if all lack their text it is not the first one's fault
-        for _, texts in self.readable(reading, places):
+        reading.check("train")  # reports that all lack their text, rather than the first
+        for _, texts in self.read_texts(reading, indices):
             yield from texts
 
     def reading(self, records: Sequence[Record]) -> RecordSource:
-        """Opened records, each read as its texts alone."""
-        read = lambda record: {"texts": [as_bytes(record, feature) for feature in self.features]}  # noqa: E731
-        return RecordSource(records, read, {}, self.skip_bad_records)
+        """A source over opened records that reads only their texts."""
+        return RecordSource(records, self.texts_of, {}, self.skip_bad_records)
 
-    def readable(
-        self, reading: RecordSource, places: Sequence[int], all_bad: list[BadRecord] | None = None
+    def texts_of(self, record: Record) -> Example:
+        return {"texts": [as_bytes(record, feature) for feature in self.features]}
+
+    def read_texts(
+        self, reading: RecordSource, indices: Sequence[int], all_bad: list[BadRecord] | None = None
     ) -> Iterator[tuple[int, list[bytes]]]:
-        """The texts of those records with how many records were read until then, many at once. Those that cannot be
-        read are counted and added to `all_bad`."""
-        for start in range(0, len(places), AT_ONCE):
+        """Reads the texts of records, many at once.
+
+        Args:
+          reading: a source as of `reading`; it counts the records that cannot be read.
+          indices: of the records.
+          all_bad: receives the records that cannot be read.
+
+        Yields:
+          How many records have been read, and the texts of the last ones.
+        """
+        for start in range(0, len(indices), READ_AT_ONCE):
             bad: list[BadRecord] = []
-            some = list(places[start : start + AT_ONCE])
-            found = reading.examples(some, lambda index: None, bad)
+            some = list(indices[start : start + READ_AT_ONCE])
+            examples = reading.examples(some, lambda index: None, bad)
             reading.leave_out(bad)
             if all_bad is not None:
                 all_bad += bad
-            yield start + len(some), [text for each in found if each for text in each["texts"]]
+            yield start + len(some), all_texts(examples)
 
     def report_cut_texts(self) -> None:
-        """Logs how many of some training texts are longer than a row, and so are cut."""
+        """Warns if some of a sample of training texts are longer than `length`, and so are cut."""
         records = self.records.open("train")
-        count = min(len(records), SAMPLE)
-        places, bad = [place * len(records) // count for place in range(count)], []
-        found = self.reading(records).examples(
-            places, lambda index: None, bad
-        )  # what is bad is told when it is needed
-        texts = [text for each in found if each for text in each["texts"]]
+        count = min(len(records), LENGTH_SAMPLE)
+        indices = [number * len(records) // count for number in range(count)]
+        ignored: list[BadRecord] = []  # reported when a run needs them
+        texts = all_texts(self.reading(records).examples(indices, lambda index: None, ignored))
         longer = sum(len(tokens) + 1 > self.length for tokens in self.tokenizer.encode_many(texts))
         if longer:
             log.warning(
-                "%d of %d texts that were tried are longer than --data.length %d and are cut; their %s is kept",
-                *(longer, len(texts), self.length, self.keep),
+                "%d of %d sampled texts are longer than --data.length %d and are cut; "
+                "their %s is kept",
+                longer,
+                len(texts),
+                self.length,
+                self.keep,
             )
 
     def tokens(self, text: bytes) -> np.ndarray:
-        """The text's token numbers and the end [n], cut at `length`."""
+        """The tokens of a text with the end token, int32 [n], cut to `length`."""
         tokens = np.append(self.tokenizer.encode(text), self.tokenizer.end).astype(np.int32)
         return tokens[: self.length] if self.keep == "beginning" else tokens[-self.length :]
 
-    def filled(self, tokens: np.ndarray) -> np.ndarray:
-        """Tokens [n] -> [L], with 0 after them."""
+    def padded(self, tokens: np.ndarray) -> np.ndarray:
+        """Pads tokens [n] with 0 to [L]."""
         return np.pad(tokens, (0, self.length - len(tokens)))
 
     def mask(self, count: int) -> np.ndarray:
+        """float32 [L]: 1 for the first `count` positions."""
         return (np.arange(self.length) < count).astype(np.float32)
 
-    def shaped(self, **shapes: Any) -> Spec:
-        """A spec; each shape without the batch. All are int32 but `mask`."""
-        kinds = {name: np.float32 if name == "mask" else np.int32 for name in shapes}
+    def batch_spec(self, **shapes: Any) -> Spec:
+        """A spec of fields by shape, without the batch dimension; int32, but `mask` float32."""
         return {
-            name: jax.ShapeDtypeStruct((self.batch, *shape), kinds[name])
+            name: jax.ShapeDtypeStruct(
+                (self.batch, *shape), np.float32 if name == "mask" else np.int32
+            )
             for name, shape in shapes.items()
         }
 
     def words(self, tokens: np.ndarray) -> list[str]:
-        names = {number: name for name, number in self.tokenizer.numbers.items()}
+        names = {number: name for name, number in self.tokenizer.special_tokens.items()}
         return [names.get(int(token)) or self.tokenizer.decode(token[None]) for token in tokens]
 
     def text(self, tokens: np.ndarray) -> str:
-        special = np.flatnonzero(
-            np.isin(tokens, list(self.tokenizer.numbers.values()))
-        )  # they have no text
+        is_special = np.isin(tokens, list(self.tokenizer.special_tokens.values()))
+        special = np.flatnonzero(is_special)  # they have no text: show their names
         parts = np.split(tokens, np.unique([*special, *(special + 1)]))
         return "".join(
             self.words(part)[0] if len(part) == 1 else self.tokenizer.decode(part) for part in parts
         )
 
-    def made_up(self) -> "Text":
-        """The same on made-up records, with a tokenizer that is learned from them."""
+    def synthetic(self) -> "Text":
+        """The same data set with synthetic records and a tokenizer learned from them."""
         tokenizer = self.tokenizer
-        if isinstance(tokenizer, BytePairs):  # not from a file, which may be elsewhere too
+        if isinstance(tokenizer, BytePairs):  # its file may be missing as well
             tokenizer = dataclasses.replace(tokenizer, file="")
         return dataclasses.replace(
             self, records=Synthetic(texts=self.features), tokenizer=tokenizer
         )
 
 
+def all_texts(examples: list[Example]) -> list[bytes]:
+    """The texts of examples as of `Text.texts_of`; those of bad records are empty."""
+    return [text for example in examples if example for text in example["texts"]]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tokens(Text):
-    """Texts to be continued: `targets` [B, L], and `inputs` [B, L] one token late, after an end.
+    """Texts for language modeling.
 
-    Packed, also `segments` [B, L], who sees whom (0: padding), and `positions` [B, L] in the text.
+    A batch has `targets` [B, L], and `inputs` [B, L]: the targets shifted right by one token, the
+    first being the end token. If packed, also `segments` [B, L], the number of the text (0:
+    padding), and `positions` [B, L], the position in the text.
     """
 
     feature: str = "text"
+    """The record's field with the text."""
     packed: bool = False
-    """Lay texts end to end in full rows, when the data is prepared; one longer than a row goes on in the next. Parts of
-    a mixture are packed apart, and their rows drawn by its weights."""
+    """Pack texts into full rows when the data is prepared; a longer text continues in other rows.
+    Parts of a mixture are packed separately, and their rows are drawn by its weights."""
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -181,11 +212,11 @@ class Tokens(Text):
     def spec(self) -> Spec:
         row = (self.length,)
         more = {"segments": row, "positions": row} if self.packed else {}
-        return self.shaped(inputs=row, targets=row, **more, mask=row)
+        return self.batch_spec(inputs=row, targets=row, **more, mask=row)
 
     def read(self, record: Record) -> Example:
         tokens = self.tokens(as_bytes(record, self.feature))
-        targets = self.filled(tokens)
+        targets = self.padded(tokens)
         inputs = np.append(np.int32(self.tokenizer.end), targets[:-1])
         return {"inputs": inputs, "targets": targets, "mask": self.mask(len(tokens))}
 
@@ -194,14 +225,17 @@ class Tokens(Text):
             return super().prepare()
         if self.keep != "beginning":
             raise Refused(
-                f"packed texts are not cut, so --data.keep {self.keep} says nothing: leave out one of them."
+                f"packed texts are not cut, so --data.keep {self.keep} has no effect: set only one "
+                f"of the two."
             )
         if isinstance(self.records, Mixture):
-            parts, identities = self.records.parts, self.records.identities()
+            parts = self.records.parts
+            identities = self.records.identities()
             records = self.records.named(identities)
         else:
             records = self.records.prepare()
-            parts, identities = (self.records,), [records]
+            parts = (self.records,)
+            identities = [records]
         tokenizer = self.prepare_tokenizer(records)
         keys = [f"{identity}; {tokenizer}" for identity in identities]
         rows = {
@@ -210,35 +244,44 @@ class Tokens(Text):
             ]
             for split in ("train", "eval")
         }
-        vars(self)["rows"] = rows  # for `source`, which need not look for files again
-        said = (
-            f"{split} {' and '.join(each.identity for each in of_parts)}"
+        vars(self)["rows"] = rows  # `source` need not search for files again
+        packed_splits = (
+            f"{split} {' and '.join(part.identity for part in of_parts)}"
             for split, of_parts in rows.items()
         )
-        return f"{records}; {tokenizer}; packed: {', '.join(said)}"
+        return f"{records}; {tokenizer}; packed: {', '.join(packed_splits)}"
 
     def packed_rows(self, records: Records, split: str, key: str) -> Packed:
-        """The packed rows of records of a split; made now if they are not there. What cannot be read is counted then,
-        and again each time that the rows are used."""
+        """The packed rows of a split, packed now unless cached.
+
+        Unreadable records are counted when the texts are packed and each time the rows are used.
+        """
         bad: list[BadRecord] = []
-
-        def documents() -> Iterator[np.ndarray]:
-            reading, said = self.reading(records.open(split)), time.monotonic()
-            reading.check(split)
-            for count, texts in self.readable(reading, range(len(reading)), bad):
-                for text, tokens in zip(texts, self.tokenizer.encode_many(texts), strict=True):
-                    yield (
-                        np.append(tokens, self.tokenizer.end) if text else tokens
-                    )  # an empty one is counted
-                if time.monotonic() > said + EVERY:
-                    said = time.monotonic()
-                    log.info("%d of %d texts of %s are packed", count, len(reading), split)
-
+        documents = functools.partial(self.tokenized_documents, records, split, bad)
         key = f"{key}; {self.tokenizer.version} {split} {self.feature} {records}"
         rows = packed(key, documents, self.length, bad)
-        if not bad:  # they were packed before: what was left out then must be allowed now too
-            RecordSource(rows, self.of_row, {}, self.skip_bad_records).leave_out(rows.header.bad)
+        if not bad:  # they may be cached: the records skipped then must be allowed now too
+            RecordSource(rows, self.example_of_row, {}, self.skip_bad_records).leave_out(
+                rows.header.bad
+            )
         return rows
+
+    def tokenized_documents(
+        self, records: Records, split: str, bad: list[BadRecord]
+    ) -> Iterator[np.ndarray]:
+        """Yields the tokens [n] of each text of a split, with the end token; logs the progress.
+
+        An empty text has no token. Records that cannot be read are added to `bad`.
+        """
+        logged = time.monotonic()
+        reading = self.reading(records.open(split))
+        reading.check(split)
+        for count, texts in self.read_texts(reading, range(len(reading)), bad):
+            for text, tokens in zip(texts, self.tokenizer.encode_many(texts), strict=True):
+                yield np.append(tokens, self.tokenizer.end) if text else tokens
+            if time.monotonic() > logged + PROGRESS_INTERVAL_S:
+                logged = time.monotonic()
+                log.info("%d of %d texts of %s are packed", count, len(reading), split)
 
     def source(self, split: str) -> Source:
         if not self.packed:
@@ -246,36 +289,38 @@ class Tokens(Text):
         if "rows" not in vars(self):
             self.prepare()
         parts = vars(self)["rows"][split]
-        mixed = isinstance(self.records, Mixture)
-        records: Any = OpenMixture(parts, self.records.weights) if mixed else parts[0]  # type: ignore[attr-defined]
-        return RecordSource(records, self.of_row, self.empty(), self.skip_bad_records)
+        records: Any = parts[0]
+        if isinstance(self.records, Mixture):
+            records = OpenMixture(parts, self.records.weights)
+        return RecordSource(records, self.example_of_row, self.empty(), self.skip_bad_records)
 
-    def of_row(self, row: Record) -> Example:
-        """The example of a packed row."""
-        targets, segments, positions = (
-            row[name].astype(np.int32) for name in ("tokens", "segments", "positions")
-        )
-        first = np.append(True, segments[1:] != segments[:-1])  # of a text, or of a piece of it
-        inputs = np.where(first, self.tokenizer.end, np.append(0, targets[:-1])).astype(np.int32)
-        mask = (segments > 0).astype(np.float32)
+    def example_of_row(self, row: Record) -> Example:
+        """Makes the example of a packed row."""
+        targets = row["tokens"].astype(np.int32)
+        segments = row["segments"].astype(np.int32)
+        is_first = np.append(True, segments[1:] != segments[:-1])  # of a text, or of a piece of it
+        inputs = np.where(is_first, self.tokenizer.end, np.append(0, targets[:-1]))
         return {
-            "inputs": inputs,
+            "inputs": inputs.astype(np.int32),
             "targets": targets,
             "segments": segments,
-            "positions": positions,
-            "mask": mask,
+            "positions": row["positions"].astype(np.int32),
+            "mask": (segments > 0).astype(np.float32),
         }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenRows(Text):
-    """Texts to be filled in: `inputs` [B, L] as they are, to be masked, with `lengths` [B].
+    """Texts for masked language modeling, which the objective masks.
 
-    The end of a text has `mask` 0: it always stands at the same place, so there is nothing to be found out.
+    A batch has the tokens `inputs` [B, L], their number `lengths` [B], and `mask` [B, L]. The mask
+    is 0 for the end token, which is always last, so that predicting it is trivial.
     """
 
     feature: str = "text"
+    """The record's field with the text."""
     tokenizer: Tokenizer = Bytes(specials=("<mask>",))
+    """Converts text to tokens."""
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -283,25 +328,32 @@ class TokenRows(Text):
 
     @property
     def mask_token(self) -> int:
-        """What stands where a token is to be filled in."""
+        """The token that replaces a masked one."""
         return self.tokenizer.mask
 
     def spec(self) -> Spec:
-        return self.shaped(inputs=(self.length,), lengths=(), mask=(self.length,))
+        return self.batch_spec(inputs=(self.length,), lengths=(), mask=(self.length,))
 
     def read(self, record: Record) -> Example:
         tokens = self.tokens(as_bytes(record, self.feature))
-        hidden = self.mask(len(tokens) - (tokens[-1] == self.tokenizer.end))
-        return {"inputs": self.filled(tokens), "lengths": np.int32(len(tokens)), "mask": hidden}
+        mask = self.mask(len(tokens) - (tokens[-1] == self.tokenizer.end))
+        return {"inputs": self.padded(tokens), "lengths": np.int32(len(tokens)), "mask": mask}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sentences(Labeled, Text):
-    """Texts `inputs` [B, L] with `lengths` [B], and their class `targets` [B]."""
+    """Texts with one class each.
+
+    A batch has the tokens `inputs` [B, L], their number `lengths` [B], and the classes `targets`
+    [B].
+    """
 
     classes: PositiveInt
+    """Number of classes."""
     feature: str = "text"
+    """The record's field with the text."""
     label: str = "label"
+    """The record's field with the class."""
 
     @property
     def label_field(self) -> str:
@@ -312,29 +364,37 @@ class Sentences(Labeled, Text):
         return (self.feature,)
 
     def spec(self) -> Spec:
-        return self.shaped(inputs=(self.length,), lengths=(), targets=(), mask=())
+        return self.batch_spec(inputs=(self.length,), lengths=(), targets=(), mask=())
 
     def read(self, record: Record) -> Example:
         tokens = self.tokens(as_bytes(record, self.feature))
         return {
-            "inputs": self.filled(tokens),
+            "inputs": self.padded(tokens),
             "lengths": np.int32(len(tokens)),
             "targets": self.class_of(record, "--data.label"),
             "mask": np.float32(1),
         }
 
-    def made_up(self) -> "Sentences":
+    def synthetic(self) -> "Sentences":
         records = Synthetic(texts=self.features, labels=((self.label, self.classes),))
-        return dataclasses.replace(super().made_up(), records=records)  # type: ignore[return-value]
+        data: Any = super().synthetic()
+        return dataclasses.replace(data, records=records)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pairs(Text):
-    """Texts `inputs` [B, L] with `lengths` [B], and what they become, `targets` [B, L], closed by `end`."""
+    """Pairs of texts, e.g. for translation.
+
+    A batch has the source tokens `inputs` [B, L], their number `lengths` [B], and the target tokens
+    `targets` [B, L], which end with the end token even if they are cut.
+    """
 
     source_feature: str
+    """The record's field with the source text."""
     target_feature: str
+    """The record's field with the target text."""
     tokenizer: Tokenizer = Bytes(specials=("<start>", "<end>"))
+    """Converts text to tokens."""
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -342,25 +402,25 @@ class Pairs(Text):
 
     @property
     def start(self) -> int:
-        """What stands before a target's first token."""
+        """The token before the first target."""
         return self.tokenizer.start
 
     @property
     def end(self) -> int:
+        """The token after the last target."""
         return self.tokenizer.end
 
     def spec(self) -> Spec:
-        return self.shaped(
-            inputs=(self.length,), lengths=(), targets=(self.length,), mask=(self.length,)
-        )
+        row = (self.length,)
+        return self.batch_spec(inputs=row, lengths=(), targets=row, mask=row)
 
     def read(self, record: Record) -> Example:
         inputs = self.tokens(as_bytes(record, self.source_feature, "--data.source-feature"))
         targets = self.tokens(as_bytes(record, self.target_feature, "--data.target-feature"))
-        targets[-1] = self.end  # in place of what was cut
+        targets[-1] = self.end  # also if the text was cut
         return {
-            "inputs": self.filled(inputs),
+            "inputs": self.padded(inputs),
             "lengths": np.int32(len(inputs)),
-            "targets": self.filled(targets),
+            "targets": self.padded(targets),
             "mask": self.mask(len(targets)),
         }

@@ -1,4 +1,4 @@
-"""Texts that are token numbers already, in arrays or lists, and their classes."""
+"""Text classification data sets whose texts are token arrays already."""
 
 import dataclasses
 from typing import Literal
@@ -15,27 +15,29 @@ from jaxbig.data.labeled import Labeled
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenArrays(Labeled):
-    """Token numbers `inputs` [B, L] with `lengths` [B], and their class `targets` [B], as `Sentences` has them.
+    """Token arrays with one class each; batches are as of `Sentences`.
 
-    A record has its tokens as a list or an array [n] of whole numbers, as `keras.utils.pad_sequences` makes them: what
-    is padding, before or after them, is no part of the text.
+    A batch has the tokens `inputs` [B, L], their number `lengths` [B], and the classes `targets`
+    [B]. A record has its tokens as integers [n], a list or an array, as made by
+    `keras.utils.pad_sequences`: padding before or after them is removed.
     """
 
     length: PositiveInt
-    """Tokens a row. Of a longer text the rest is left out."""
+    """Tokens an example. Longer texts are cut."""
     vocab: PositiveInt
-    """How many different tokens there are, padding among them."""
+    """Number of different tokens, padding included."""
     classes: PositiveInt
+    """Number of classes."""
     feature: str = "inputs"
-    """Which of a record's fields has the tokens."""
+    """The record's field with the tokens."""
     label: str = "label"
-    """Which has the class."""
+    """The record's field with the class."""
     padding: NonNegativeInt | None = 0
-    """The token that fills up short rows, at their beginning or end; None: every token counts."""
+    """The padding token, at the start or end of a record's tokens; None: there is no padding."""
     length_feature: str = ""
-    """Which of a record's fields says how many of its tokens count, the first ones; none: padding says it."""
+    """The record's field with its number of tokens before padding; empty: use `padding`."""
     keep: Literal["beginning", "end"] = "beginning"
-    """Which part of a text is kept that is longer than a row."""
+    """Which part to keep of a text longer than `length`."""
 
     cuts_to_length = True
 
@@ -62,30 +64,32 @@ class TokenArrays(Labeled):
         }
 
     def tokens(self, record: Record) -> np.ndarray:
-        """A record's tokens without padding [n]; ValueError if it has none."""
+        """The tokens of a record without padding [n]; raises ValueError if there are none."""
         tokens = array(present(record, self.feature, "--data.feature"), self.feature)
         if tokens.ndim != 1 or (tokens.size and tokens.dtype.kind not in "iu"):
             raise MismatchError(
-                f"its {self.feature!r} is {kind(tokens)} of shape {tokens.shape}: tokens are whole numbers [n]"
+                f"its {self.feature!r} is {kind(tokens)} of shape {tokens.shape}: tokens must be "
+                f"integers [n]"
             )
         if self.length_feature:
-            tokens = tokens[: self.count(record, len(tokens))]
+            tokens = tokens[: self.token_count(record, len(tokens))]
         elif self.padding is not None:
-            real = np.flatnonzero(tokens != self.padding)
-            tokens = tokens[real[0] : real[-1] + 1] if len(real) else tokens[:0]
+            positions = np.flatnonzero(tokens != self.padding)
+            tokens = tokens[positions[0] : positions[-1] + 1] if len(positions) else tokens[:0]
         if not len(tokens):
             raise ValueError(f"its {self.feature!r} has no token but padding")
         if tokens.min() < 0 or tokens.max() >= self.vocab:
             beyond = tokens.min() if tokens.min() < 0 else tokens.max()
             raise MismatchError(
-                f"its {self.feature!r} has token {beyond}, and --data.vocab {self.vocab} means 0 to {self.vocab - 1}"
+                f"its {self.feature!r} has token {beyond}, but --data.vocab {self.vocab} means 0 "
+                f"to {self.vocab - 1}"
             )
         return tokens
 
-    def count(self, record: Record, most: int) -> int:
-        """How many of a record's tokens count."""
+    def token_count(self, record: Record, most: int) -> int:
+        """The number of a record's tokens, read from its field `length_feature`."""
         value = present(record, self.length_feature, "--data.length-feature")
         count = whole_number(value)
         if count is None or not 0 <= count <= most:
-            raise MismatchError(f"its {self.length_feature!r} is {value}, and it has {most} tokens")
+            raise MismatchError(f"its {self.length_feature!r} is {value}, but it has {most} tokens")
         return count

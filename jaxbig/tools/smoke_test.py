@@ -69,7 +69,7 @@ def smoke(experiment: Experiment) -> Experiment:
 
 def made_up(data: Data) -> Data:
     """The same data set of records that are made up; `Refused` if it is none of records."""
-    make: Any = getattr(data, "made_up", None)
+    make: Any = getattr(data, "synthetic", None)
     if make is None:
         raise Refused(f"{type(data).__name__} has no made-up records: prepare its own.")
     return make()

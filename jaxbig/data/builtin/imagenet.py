@@ -1,4 +1,4 @@
-"""ImageNet-1k as it is trained on by custom: a random crop and flip; the middle of each image in evaluation."""
+"""ImageNet-1k with the usual crops: random in training, central in evaluation."""
 
 from jaxbig.data.images import Images
 from jaxbig.data.records.tfds import Tfds
@@ -11,7 +11,7 @@ from jaxbig.data.transforms.augment import (
     ResizedCrop,
 )
 
-COLOURS = Normalize(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+NORMALIZE = Normalize(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
 def imagenet(
@@ -21,15 +21,24 @@ def imagenet(
     mix: tuple[Mixing, ...] = (),
     last: tuple = (),
 ) -> Images:
-    """The data set `imagenet2012`: Inception's crop (Szegedy et al., 2015) and a flip, then `more`, then colours
-    normalized, then `last`; in evaluation the middle 7/8 of the shorter side, as 224 of 256."""
+    """The data set `imagenet2012` with Inception's crops (Szegedy et al., 2015) and flips.
+
+    Evaluation takes the central 7/8 of the shorter side, as 224 of 256.
+
+    Args:
+      batch: size of the global batch.
+      size: height and width of the model's input, in pixels.
+      more: operations in training after the flip.
+      mix: operations that mix the images of a batch in training.
+      last: operations in training after the normalization.
+    """
     return Images(
         records=Tfds("imagenet2012", eval_split="validation"),
         batch=batch,
         size=size,
         classes=1000,
         canvas=384,
-        augment=(ResizedCrop(), Flip(), *more, COLOURS, *last),
-        center=(CentralCrop(), COLOURS),
+        augment=(ResizedCrop(), Flip(), *more, NORMALIZE, *last),
+        center=(CentralCrop(), NORMALIZE),
         mix=mix,
     )

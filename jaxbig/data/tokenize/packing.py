@@ -1,9 +1,9 @@
-"""Documents packed into rows of one length, so that next to nothing of a batch is padding.
+"""Packs documents into rows of equal length, so that batches contain almost no padding.
 
-A document that is longer than a row is cut into rows, and what is left over goes with other documents where it fits
-best: into the open row with the least space that suffices. At most `OPEN` rows are open at once; with one more, the
-fullest is closed. So documents are read once, in order, and one of n is placed in O(log OPEN).
-(Best fit: Johnson et al., 1974; of documents for language models: Ding et al., 2024, arXiv:2404.10830.)
+A document longer than a row is cut into full rows, and its rest is packed by best fit: into the
+open row with the least sufficient space. At most `MAX_OPEN` rows are open; beyond that the fullest
+is closed. So documents are read once, in order, and each is placed in O(log MAX_OPEN).
+(Best fit: Johnson et al., 1974; for language models: Ding et al., 2024, arXiv:2404.10830.)
 """
 
 import bisect
@@ -21,98 +21,110 @@ from jaxbig.data.core.cache import build_once, cache_folder, sha256
 from jaxbig.errors import Refused
 
 log = logging.getLogger("jaxbig")
-VERSION = 2  # of a packed folder; raise it when its rows would be others
-OPEN = 512  # rows
-KINDS = {kind.itemsize: kind for kind in map(np.dtype, ("<u1", "<u2", "<u4"))}
+VERSION = 2  # of a packed folder; increase it when its rows change
+MAX_OPEN = 512  # rows
+DTYPES = {dtype.itemsize: dtype for dtype in map(np.dtype, ("<u1", "<u2", "<u4"))}
 
 
 class Header(NamedTuple):
-    """What a packed folder holds."""
+    """The header of a packed folder."""
 
     rows: int
     length: int
+    """Tokens a row, padding included."""
     documents: int
+    """Number of documents, without empty ones."""
     tokens: int
-    sha256: str  # over the rows
-    empty: int  # documents without a token, which are left out
-    bad: list[
-        tuple[int, str]
-    ]  # records that were left out because they cannot be read: which one, and why
+    """Number of tokens, without padding."""
+    sha256: str
+    """Digest of the rows."""
+    empty: int
+    """Number of empty documents, which are skipped."""
+    bad: list[tuple[int, str]]
+    """Records that are skipped because they cannot be read: index and reason."""
 
     @property
     def padding(self) -> float:
-        """The share of the rows' places that hold no token."""
+        """Fraction of padding."""
         return 1 - self.tokens / (self.rows * self.length)
 
 
 def pack(
-    documents: Iterable[np.ndarray], length: int, most: int = OPEN
+    documents: Iterable[np.ndarray], length: int, max_open: int = MAX_OPEN
 ) -> Iterator[list[np.ndarray]]:
-    """Rows, each the pieces [n] of documents [any] in it, of `length` tokens together at most.
+    """Packs documents into rows, deterministically.
 
-    Every token stands in them once, and those of a piece in order; the same documents always give the same rows. An
-    empty document has no piece.
+    Args:
+      documents: the tokens of each, [any]; an empty one is skipped.
+      length: most tokens a row.
+      max_open: most rows that are open at once.
+
+    Yields:
+      The pieces [n] of documents that are in a row. Each token is in one row, and the tokens of a
+      piece are in order.
     """
-    spaces: list[
-        tuple[int, int]
-    ] = []  # of the open rows, ascending: the space that is left, and which row it is
+    spaces: list[tuple[int, int]] = []  # of the open rows, ascending: free tokens, and row number
     rows: dict[int, list[np.ndarray]] = {}
     for number, document in enumerate(documents):
-        whole = len(document) // length * length
-        yield from ([document[start : start + length]] for start in range(0, whole, length))
-        rest = document[whole:].copy()  # not a view, which would hold the whole document
+        full = len(document) // length * length
+        yield from ([document[start : start + length]] for start in range(0, full, length))
+        rest = document[full:].copy()  # a view would keep the document in memory
         if not len(rest):
             continue
-        place = bisect.bisect_left(spaces, (len(rest), 0))
-        space, row = spaces.pop(place) if place < len(spaces) else (length, number)
+        best = bisect.bisect_left(spaces, (len(rest), 0))
+        space, row = spaces.pop(best) if best < len(spaces) else (length, number)
         rows.setdefault(row, []).append(rest)
         bisect.insort(spaces, (space - len(rest), row))
-        if len(spaces) > most or not spaces[0][0]:
+        if len(spaces) > max_open or not spaces[0][0]:
             yield rows.pop(spaces.pop(0)[1])
     yield from rows.values()
 
 
 def to_bytes(pieces: list[np.ndarray]) -> bytes:
-    """A row: the bytes a token, how many pieces and their lengths, as four bytes each; then the tokens."""
+    """Serializes a row: bytes a token, number of pieces, their lengths (uint32); the tokens."""
     tokens = np.concatenate(pieces)
-    width = next(width for width, kind in KINDS.items() if tokens.max() <= np.iinfo(kind).max)
-    return (
-        np.array([width, len(pieces), *map(len, pieces)], "<u4").tobytes()
-        + tokens.astype(KINDS[width]).tobytes()
-    )
+    width = next(width for width, dtype in DTYPES.items() if tokens.max() <= np.iinfo(dtype).max)
+    header = np.array([width, len(pieces), *map(len, pieces)], "<u4")
+    return header.tobytes() + tokens.astype(DTYPES[width]).tobytes()
 
 
 def from_bytes(row: bytes, length: int) -> dict[str, np.ndarray]:
-    """A row as int32 [L]: `tokens`, `segments` (1, 2, ... a piece) and `positions` (0, 1, ... in each piece); where
-    nothing stands all are 0."""
+    """Reads a row.
+
+    Args:
+      row: as of `to_bytes`.
+      length: tokens of the row, padding included.
+
+    Returns:
+      int32 [length] each, 0 where padded: `tokens`, `segments` (1, 2, ... for each piece) and
+      `positions` (0, 1, ... in each piece).
+    """
     width, count = np.frombuffer(row, "<u4", 2)
     lengths = np.frombuffer(row, "<u4", int(count), 8).astype(np.int32)
-    tokens = np.frombuffer(row, KINDS[int(width)], -1, 8 + 4 * int(count))
-    begins = np.repeat(np.cumsum(lengths) - lengths, lengths)
-    filled = {
+    tokens = np.frombuffer(row, DTYPES[int(width)], -1, 8 + 4 * int(count))
+    starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
+    fields = {
         "tokens": tokens,
         "segments": np.repeat(np.arange(1, count + 1), lengths),
-        "positions": np.arange(len(tokens)) - begins,
+        "positions": np.arange(len(tokens)) - starts,
     }
-    return {
-        name: np.pad(each.astype(np.int32), (0, length - len(tokens)))
-        for name, each in filled.items()
-    }
+    padding = (0, length - len(tokens))
+    return {name: np.pad(field.astype(np.int32), padding) for name, field in fields.items()}
 
 
 class Packed(Sequence[dict[str, np.ndarray]]):
-    """The rows of a packed folder, read in any order; see `from_bytes`. It holds no open file when it is pickled."""
+    """The rows of a packed folder, in any order; see `from_bytes`. Pickled by its path."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         try:
-            found = json.loads((folder / "header.json").read_text())
-            self.header = Header(
-                **{**found, "bad": [(int(index), str(said)) for index, said in found["bad"]]}
-            )
+            header = json.loads((folder / "header.json").read_text())
+            bad = [(int(index), str(reason)) for index, reason in header["bad"]]
+            self.header = Header(**{**header, "bad": bad})
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise corrupt(folder) from error
-        self.lock, self.opened = threading.Lock(), None
+        self.lock = threading.Lock()
+        self.opened = None
 
     def __reduce__(self) -> Any:
         return Packed, (self.folder,)
@@ -134,11 +146,11 @@ class Packed(Sequence[dict[str, np.ndarray]]):
         return f"row {index} of {self.folder}"
 
     def records(self) -> Any:
+        """The opened file of serialized rows."""
         with self.lock:
             if self.opened is None:
-                from array_record.python.array_record_data_source import (
-                    ArrayRecordDataSource,
-                )  # here: slow to import
+                # here: slow to import
+                from array_record.python.array_record_data_source import ArrayRecordDataSource
 
                 self.opened = ArrayRecordDataSource(str(self.folder / "rows.array_record"))
                 if len(self.opened) != len(self):
@@ -147,11 +159,11 @@ class Packed(Sequence[dict[str, np.ndarray]]):
 
     @property
     def identity(self) -> str:
-        """Which rows these are."""
+        """Identity of the rows."""
         header = self.header
         return (
-            f"{header.documents} documents of {header.tokens} tokens in {header.rows} rows of {header.length} "
-            f"sha256:{header.sha256}"
+            f"{header.documents} documents of {header.tokens} tokens in {header.rows} rows of "
+            f"{header.length} sha256:{header.sha256}"
         )
 
 
@@ -161,47 +173,57 @@ def packed(
     length: int,
     bad: Sequence[tuple[int, str]] = (),
 ) -> Packed:
-    """Documents of tokens [any] in rows of `length`; packed once, by one process while others wait, and kept in the
-    folder that JAXBIG_CACHE names.
+    """Packs documents into rows of `length`, once; the rows are cached in JAXBIG_CACHE.
 
-    key: a text that says which documents these are, so that they are read only if their rows are not there yet.
-    bad: which records `documents` leaves out, once it has been gone through; kept with the rows.
-    Empty documents are left out. Raises Refused for what are no tokens, and if there are none.
+    One process packs while others wait.
+
+    Args:
+      key: identifies the documents in the cache.
+      documents: reads the tokens [any] of each document; called only if no rows are cached. Empty
+        ones are skipped.
+      length: tokens a row.
+      bad: the records that `documents` skipped, filled while it runs; stored with the rows.
+
+    Raises:
+      Refused: a document is not tokens, or there are no tokens at all.
     """
     if length < 1:
-        raise Refused(f"rows of {length} tokens hold nothing: length is at least 1.")
+        raise Refused(f"rows of {length} tokens are impossible: length must be at least 1.")
 
-    def make(folder: Path) -> None:
+    def build(folder: Path) -> None:
         log.info("packing documents into rows of %d (once)", length)
-        header = save(folder, checked(documents()), length)._replace(bad=list(bad))
+        header = write_rows(folder, checked(documents()), length)._replace(bad=list(bad))
         (folder / "header.json").write_text(json.dumps(header._asdict()))
 
     reader = Packed(
-        build_once(cache_folder("packed") / sha256(repr([VERSION, key, length]))[:24], make)
+        build_once(cache_folder("packed") / sha256(repr([VERSION, key, length]))[:24], build)
     )
     log.info("%s, of which %.2f%% padding", reader.identity, 100 * reader.header.padding)
     if reader.header.empty:
-        log.warning("%d empty documents are left out", reader.header.empty)
+        log.warning("%d empty documents are skipped", reader.header.empty)
     return reader
 
 
-def save(folder: Path, documents: Iterable[np.ndarray], length: int) -> Header:
-    """Writes the rows of documents, as they come, into a file that is read in any order."""
-    from array_record.python.array_record_module import (
-        ArrayRecordWriter,
-    )  # here: not needed to read what is there
+def write_rows(folder: Path, documents: Iterable[np.ndarray], length: int) -> Header:
+    """Packs documents and writes the rows to a file for random access; returns its header."""
+    # here: not needed to read rows
+    from array_record.python.array_record_module import ArrayRecordWriter
 
     writer = ArrayRecordWriter(str(folder / "rows.array_record"), "group_size:1")
-    digest, rows, tokens, count, empty = hashlib.sha256(), 0, 0, 0, 0
+    digest = hashlib.sha256()
+    rows = 0
+    tokens = 0
+    count = 0
+    empty = 0
 
     def counted() -> Iterator[np.ndarray]:
         nonlocal tokens, count, empty
         for document in documents:
-            tokens, count, empty = (
-                tokens + len(document),
-                count + (len(document) > 0),
-                empty + (not len(document)),
-            )
+            if len(document):
+                tokens += len(document)
+                count += 1
+            else:
+                empty += 1
             yield document
 
     for pieces in pack(counted(), length):
@@ -212,27 +234,28 @@ def save(folder: Path, documents: Iterable[np.ndarray], length: int) -> Header:
     writer.close()
     if not rows:
         raise Refused(
-            f"there is no token to pack into rows of {length}: every document is empty, or there is none."
+            f"there is no token to pack into rows of {length}: all documents are empty, or there "
+            f"are none."
         )
     return Header(rows, length, count, tokens, digest.hexdigest(), empty, [])
 
 
 def checked(documents: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """The documents, each of them tokens [any]."""
+    """Yields the documents; raises `Refused` if one is not tokens [any]."""
     for number, document in enumerate(documents):
         document = np.asarray(document)
         if document.ndim != 1 or (document.size and document.dtype.kind not in "iu"):
             raise Refused(
-                f"document {number} is {document.dtype} {list(document.shape)}, not a row of whole numbers, its tokens."
+                f"document {number} is {document.dtype} {list(document.shape)}: it must be tokens, "
+                f"a vector of integers."
             )
         if document.size and not 0 <= document.min() <= document.max() < 2**31:
             raise Refused(
-                f"document {number} has tokens {document.min()} to {document.max()}: they are 0 to 2^31 - 1."
+                f"document {number} has tokens {document.min()} to {document.max()}: they must be "
+                f"0 to 2^31 - 1."
             )
         yield document
 
 
 def corrupt(folder: Path) -> Refused:
-    return Refused(
-        f"packed rows in {folder} are corrupt: delete that folder, and they are made anew."
-    )
+    return Refused(f"packed rows in {folder} are corrupt: delete that folder to rebuild them.")

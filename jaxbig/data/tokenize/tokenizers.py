@@ -1,6 +1,7 @@
-"""Tokenizers: text to numbers and back; as bytes, as byte pairs learned from the texts themselves, or from a file.
+"""Tokenizers: bytes, byte pairs (BPE) learned from the data or from a file, and SentencePiece.
 
-A special token stands for no text: none is ever made of a text that spells its name, and it is left out of a text.
+A special token is never the token of a text, even of one that spells its name, and decoding omits
+it.
 """
 
 import abc
@@ -21,11 +22,11 @@ from jaxbig.data.core.cache import build_once, cache_folder, sha256
 from jaxbig.errors import Refused
 
 log = logging.getLogger("jaxbig")
-VERSION = 2  # of a learned tokenizer; raise it when the same texts would give another
+VERSION = 2  # of learned tokenizers; increase it when the same texts give another one
 BYTES = 256
 Text = bytes | str
-# What each special token is called, here first, then by others.
-SPECIAL = {
+# Names of each special token: ours first, then those of published tokenizers.
+SPECIAL_NAMES = {
     "end": ("<end>", "</s>", "<|endoftext|>", "<eos>", "[EOS]", "<|end_of_text|>", "[SEP]"),
     "start": ("<start>", "<s>", "<bos>", "[BOS]", "<|begin_of_text|>", "[CLS]"),
     "pad": ("<pad>", "[PAD]"),
@@ -34,93 +35,119 @@ SPECIAL = {
 
 
 @contextlib.contextmanager
-def extra(library: str) -> Iterator[None]:
-    """Around what imports a library that not everyone has."""
+def import_extra(library: str) -> Iterator[None]:
+    """Context of the import of an optional library: raises `Refused` if it is not installed."""
     try:
         yield
-    except ImportError as error:  # of it, or of its version
+    except ImportError as error:  # also of importlib.metadata
         raise Refused(
-            f"this tokenizer needs {library}, which is not there: pip install 'jaxbig[text]'."
+            f"this tokenizer needs {library}, which is not installed: pip install 'jaxbig[text]'."
         ) from error
 
 
 class Tokenizer(abc.ABC):
-    """Text to token numbers and back."""
+    """Converts text to tokens and back."""
 
     @property
     @abc.abstractmethod
     def vocab(self) -> int:
-        """How many different tokens there are, the special ones too; known before it is prepared."""
+        """Number of different tokens, special ones included; known before `prepare`."""
 
     @abc.abstractmethod
     def encode(self, text: Text) -> np.ndarray:
-        """The tokens of a text (bytes are UTF-8), int32 [n]; no special one among them."""
+        """The tokens of a text (bytes are UTF-8), int32 [n], without special tokens."""
 
     def encode_many(self, texts: Sequence[Text]) -> list[np.ndarray]:
         """The tokens of each text."""
         return [self.encode(text) for text in texts]
 
     def decode(self, tokens: Any) -> str:
-        """The text of tokens [n]; raises Refused if one is none of `vocab`."""
+        """The text of tokens [n], special ones omitted; raises `Refused` if one is invalid."""
         tokens = np.asarray(tokens, np.int64)
         if wrong := tokens[(tokens < 0) | (tokens >= self.vocab)].tolist():
-            raise Refused(f"token {wrong[0]} is none of the {self.vocab} of {type(self).__name__}.")
-        return self.text(tokens[~np.isin(tokens, list(self.numbers.values()))].tolist())
+            raise Refused(
+                f"token {wrong[0]} is not one of the {self.vocab} of {type(self).__name__}."
+            )
+        return self.text(tokens[~np.isin(tokens, list(self.special_tokens.values()))].tolist())
 
     @abc.abstractmethod
     def text(self, tokens: list[int]) -> str:
-        """The text of tokens that are all of `vocab`, and none special."""
+        """The text of valid tokens without special ones."""
 
     @property
     @abc.abstractmethod
-    def numbers(self) -> dict[str, int]:
-        """The special tokens' numbers by name."""
+    def special_tokens(self) -> dict[str, int]:
+        """The special tokens by name."""
 
     library: ClassVar[str] = ""
-    """What makes tokens of texts, where it is not this module."""
+    """Name of the library that tokenizes; empty: none."""
 
     @property
     def version(self) -> str:
-        """Of the library, on which tokens may depend: part of the key of what is kept of them."""
+        """Name and version of the library, on which tokens may depend; part of cache keys."""
         if not self.library:
             return ""
-        with extra(self.library):
+        with import_extra(self.library):
             return f"{self.library} {importlib.metadata.version(self.library)}"
 
     def prepare(self, texts: Callable[[], Iterable[bytes]], key: str = "") -> str:
-        """Makes it ready, learning it from the texts if it has to, once on a machine; gives its identity.
+        """Loads the tokenizer, or learns it from texts once on a machine.
 
-        key: a text that says which texts these are, so that they are read only if the tokenizer is not there yet.
+        Args:
+          texts: reads the texts to learn from; called only if nothing is cached.
+          key: identifies the texts in the cache.
+
+        Returns:
+          The identity of the tokenizer.
         """
         return f"{self} sha256:{sha256(repr(self))}"
 
     def kept(self) -> dict[str, bytes]:
-        """The files, by name, that belong to a run that uses it; it is prepared."""
+        """Files by name to store with a run that uses it. Requires `prepare`."""
         return {}
 
     def special(self, role: str) -> int | None:
-        """The number of the token that is the "end", "start", "pad" or "mask", if there is one."""
-        return next((self.numbers[name] for name in SPECIAL[role] if name in self.numbers), None)
+        """The token of a role, "end", "start", "pad" or "mask"; None if there is none."""
+        for name in SPECIAL_NAMES[role]:
+            if name in self.special_tokens:
+                return self.special_tokens[name]
+        return None
 
-    def needed(self, role: str) -> int:
-        if (number := self.special(role)) is None:
+    def require_special(self, role: str) -> int:
+        """The token of a role; raises `Refused` if there is none."""
+        token = self.special(role)
+        if token is None:
             raise Refused(
-                f"{type(self).__name__} has no {role} token, but {', '.join(self.numbers) or 'none'}: name one of "
-                f"{' '.join(SPECIAL[role])} among its specials."
+                f"{type(self).__name__} has no {role} token, but "
+                f"{', '.join(self.special_tokens) or 'none'}: add one of "
+                f"{' '.join(SPECIAL_NAMES[role])} to its specials."
             )
-        return number
+        return token
 
-    end = property(lambda self: self.needed("end"), doc="The token after a text's last.")
-    start = property(lambda self: self.needed("start"), doc="The token before a text's first.")
-    pad = property(lambda self: self.needed("pad"), doc="The token where there is none.")
-    mask = property(
-        lambda self: self.needed("mask"), doc="The token in place of one that is to be found."
-    )
+    @property
+    def end(self) -> int:
+        """The token after the last one of a text."""
+        return self.require_special("end")
+
+    @property
+    def start(self) -> int:
+        """The token before the first one of a text."""
+        return self.require_special("start")
+
+    @property
+    def pad(self) -> int:
+        """The padding token."""
+        return self.require_special("pad")
+
+    @property
+    def mask(self) -> int:
+        """The token that replaces a masked one."""
+        return self.require_special("mask")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bytes(Tokenizer):
-    """The bytes of UTF-8, and after them the special tokens. Without one for the end that is byte 0."""
+    """The bytes of UTF-8, then the special tokens. Without <end>, byte 0 ends a text."""
 
     specials: tuple[str, ...] = ()
     """Names of special tokens: <end>, <start>, <pad>, <mask>, or any others."""
@@ -130,7 +157,7 @@ class Bytes(Tokenizer):
         return BYTES + len(self.specials)
 
     @property
-    def numbers(self) -> dict[str, int]:
+    def special_tokens(self) -> dict[str, int]:
         return {name: BYTES + number for number, name in enumerate(self.specials)}
 
     def special(self, role: str) -> int | None:
@@ -138,30 +165,29 @@ class Bytes(Tokenizer):
         return 0 if number is None and role == "end" else number
 
     def encode(self, text: Text) -> np.ndarray:
-        return np.frombuffer(text.encode() if isinstance(text, str) else text, np.uint8).astype(
-            np.int32
-        )
+        data = text.encode() if isinstance(text, str) else text
+        return np.frombuffer(data, np.uint8).astype(np.int32)
 
     def text(self, tokens: list[int]) -> str:
         return bytes(tokens).decode(errors="replace")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FromFile(Tokenizer):
-    """A tokenizer that is a file, whose bytes it holds from when it is prepared; they are pickled with it."""
+class FileTokenizer(Tokenizer):
+    """A tokenizer read from a file, whose bytes it keeps and pickles once it is prepared."""
 
     vocab: PositiveInt = 32_000  # type: ignore[assignment]
-    """How many different tokens there are, the special ones too; a file may have fewer."""
+    """Number of tokens, special ones included; a file may have fewer."""
     file: str = ""
-    """The file."""
+    """Path of the tokenizer file."""
 
-    name = ""  # of the file with a run
+    name = ""  # of the copy of the file in a run's folder
 
     @functools.cached_property
     def data(self) -> bytes:
-        """The file's bytes."""
+        """Contents of the file."""
         if not self.file:
-            raise Refused(f"{type(self).__name__} has neither a file nor been prepared.")
+            raise Refused(f"{type(self).__name__} has no file and is not prepared.")
         try:
             return Path(self.file).expanduser().read_bytes()
         except OSError as error:
@@ -171,97 +197,99 @@ class FromFile(Tokenizer):
 
     @property
     def model(self) -> Any:
-        """What the library makes of the file."""
+        """The tokenizer object of the library."""
         try:
             return self.load()
         except Refused:
             raise
-        except Exception as error:  # the libraries raise no narrower one
+        except Exception as error:  # the libraries raise nothing narrower
             raise Refused(
-                f"tokenizer file {self.file} is none of {type(self).__name__}: {error}"
+                f"tokenizer file {self.file} is not a valid {type(self).__name__} file: {error}"
             ) from error
 
     @abc.abstractmethod
-    def load(self) -> Any: ...
+    def load(self) -> Any:
+        """Makes the tokenizer object of the library from `data`."""
 
     @abc.abstractmethod
-    def found(self) -> int:
-        """How many tokens the file has."""
+    def token_count(self) -> int:
+        """Number of tokens in the file."""
 
     def prepare(self, texts: Callable[[], Iterable[bytes]], key: str = "") -> str:
-        count, numbers = (
-            self.found(),
-            ", ".join(f"{name} {number}" for name, number in self.numbers.items()),
-        )
+        count = self.token_count()
+        special = ", ".join(f"{name} {number}" for name, number in self.special_tokens.items())
         if count > self.vocab:
             raise Refused(
-                f"tokenizer file {self.file} has {count} tokens, more than vocab {self.vocab}: raise that."
+                f"tokenizer file {self.file} has {count} tokens, more than vocab {self.vocab}: "
+                f"increase vocab."
             )
-        return f"{type(self).__name__} of {count} tokens ({numbers}) sha256:{hashlib.sha256(self.data).hexdigest()}"
+        digest = hashlib.sha256(self.data).hexdigest()
+        return f"{type(self).__name__} of {count} tokens ({special}) sha256:{digest}"
 
     def kept(self) -> dict[str, bytes]:
         return {self.name: self.data}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BytePairs(FromFile):
-    """Byte pairs (Sennrich et al., 2016) over bytes, as GPT-2 has them, by the library `tokenizers`.
+class BytePairs(FileTokenizer):
+    """Byte-pair encoding (Sennrich et al., 2016) of bytes, as in GPT-2, by library `tokenizers`.
 
-    They are learned from the training texts and kept in the folder that JAXBIG_CACHE names, or are a file: a
-    `tokenizer.json`, as the Hugging Face hub has them. Bytes that are not UTF-8 become U+FFFD.
+    Learned from the training texts and cached in JAXBIG_CACHE, or read from a file
+    `tokenizer.json`, as on the Hugging Face Hub. Bytes that are not UTF-8 become U+FFFD.
     """
 
     specials: tuple[str, ...] = ("<end>",)
-    """Names of special tokens: <end>, <start>, <pad>, <mask>, those of a file. Learned ones are first."""
+    """Names of special tokens: <end>, <start>, <pad>, <mask>, or those of the file. In a learned
+    tokenizer they are the first tokens."""
 
     name = "tokenizer.json"
     library = "tokenizers"
 
     @property
-    def numbers(self) -> dict[str, int]:
+    def special_tokens(self) -> dict[str, int]:
         if not self.file:
             return {name: number for number, name in enumerate(self.specials)}
-        found = {name: self.model.token_to_id(name) for name in self.specials}
-        if lost := [name for name, number in found.items() if number is None]:
+        tokens = {name: self.model.token_to_id(name) for name in self.specials}
+        if lost := [name for name, token in tokens.items() if token is None]:
             known = [
                 token.content
                 for token in self.model.get_added_tokens_decoder().values()
                 if token.special
             ]
             raise Refused(
-                f"tokenizer file {self.file} has no token {lost[0]}; its special ones are {' '.join(known) or 'none'}."
+                f"tokenizer file {self.file} has no token {lost[0]}; its special tokens are "
+                f"{' '.join(known) or 'none'}."
             )
-        return found
+        return tokens
 
     def prepare(self, texts: Callable[[], Iterable[bytes]], key: str = "") -> str:
         if not self.file:
-            object.__setattr__(self, "data", self.learned(texts, key))  # in place of the file's
+            vars(self)["data"] = self.learned(texts, key)  # instead of a file's contents
         return super().prepare(texts, key)
 
     def learned(self, texts: Callable[[], Iterable[bytes]], key: str) -> bytes:
+        """Contents of the `tokenizer.json` learned from texts; cached by `key`, or their digest."""
         if self.vocab < BYTES + len(self.specials):
             raise Refused(
-                f"vocab {self.vocab} is too small: it has {BYTES} bytes and {len(self.specials)} specials."
+                f"vocab {self.vocab} is too small for {BYTES} bytes and {len(self.specials)} "
+                f"specials."
             )
-        key = (
-            key
-            or hashlib.sha256(
-                b"".join(hashlib.sha256(text).digest() for text in texts())
-            ).hexdigest()
-        )
-        what = sha256(repr([VERSION, self.version, self.vocab, self.specials, key]))[:24]
-        folder = build_once(
-            cache_folder("tokenizers") / what,
-            lambda part: (part / self.name).write_text(
-                learn(texts(), self.vocab, self.specials), encoding="utf-8"
-            ),
-        )
+        if not key:
+            digests = b"".join(hashlib.sha256(text).digest() for text in texts())
+            key = hashlib.sha256(digests).hexdigest()
+        digest = sha256(repr([VERSION, self.version, self.vocab, self.specials, key]))[:24]
+
+        def build(folder: Path) -> None:
+            text = learn_byte_pairs(texts(), self.vocab, self.specials)
+            (folder / self.name).write_text(text, encoding="utf-8")
+
+        folder = build_once(cache_folder("tokenizers") / digest, build)
         return (folder / self.name).read_bytes()
 
     def load(self) -> Any:
         return load_byte_pairs(self.data)
 
-    def found(self) -> int:
+    def token_count(self) -> int:
         return max(self.model.get_vocab().values()) + 1
 
     def encode(self, text: Text) -> np.ndarray:
@@ -271,28 +299,29 @@ class BytePairs(FromFile):
         unicode = [
             text if isinstance(text, str) else text.decode(errors="replace") for text in texts
         ]
-        found = self.model.encode_batch_fast(unicode, add_special_tokens=False)
-        return [np.array(each.ids, np.int32) for each in found]
+        encodings = self.model.encode_batch_fast(unicode, add_special_tokens=False)
+        return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     def text(self, tokens: list[int]) -> str:
         return self.model.decode(tokens)
 
 
-@extra("tokenizers")
+@import_extra("tokenizers")
 @functools.lru_cache(maxsize=8)
 def load_byte_pairs(data: bytes) -> Any:
-    import tokenizers  # here: it is an extra
+    """The library's tokenizer of a `tokenizer.json`."""
+    import tokenizers  # here: optional
 
     model = tokenizers.Tokenizer.from_str(data.decode())
-    model.encode_special_tokens = True  # a text that spells one is a text
+    model.encode_special_tokens = True  # as text: encode the names of special tokens literally
     model.no_padding()
     model.no_truncation()
     return model
 
 
-@extra("tokenizers")
-def learn(texts: Iterable[bytes], vocab: int, specials: tuple[str, ...]) -> str:
-    """A `tokenizer.json` of byte pairs learned from texts; the same for the same texts."""
+@import_extra("tokenizers")
+def learn_byte_pairs(texts: Iterable[bytes], vocab: int, specials: tuple[str, ...]) -> str:
+    """Learns byte pairs from texts, deterministically; returns a `tokenizer.json`."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     log.info("learning %d byte pairs (once)", vocab)
@@ -313,9 +342,11 @@ def learn(texts: Iterable[bytes], vocab: int, specials: tuple[str, ...]) -> str:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SentencePiece(FromFile):
-    """A `.model` file of SentencePiece (Kudo and Richardson, 2018). It may change a text before it cuts it (most bring
-    it into a normal form), so that decoding gives that one back."""
+class SentencePiece(FileTokenizer):
+    """A `.model` file of SentencePiece (Kudo and Richardson, 2018).
+
+    Most files normalize a text before they split it; decoding then returns the normalized text.
+    """
 
     name = "tokenizer.model"
     library = "sentencepiece"
@@ -323,27 +354,27 @@ class SentencePiece(FromFile):
     def load(self) -> Any:
         return load_sentence_piece(self.data)[0]
 
-    def found(self) -> int:
+    def token_count(self) -> int:
         return self.model.vocab_size()
 
     @property
-    def numbers(self) -> dict[str, int]:
-        """Those that the file says are no text: </s>, <s>, <pad>, <mask> and others."""
-        _ = self.model
+    def special_tokens(self) -> dict[str, int]:
+        """The control tokens of the file: </s>, <s>, <pad>, <mask> and others."""
+        _ = self.model  # raises if the file is invalid
         return load_sentence_piece(self.data)[1]
 
     def encode(self, text: Text) -> np.ndarray:
         return np.array(self.model.encode(text, out_type=int), np.int32)
 
     def text(self, tokens: list[int]) -> str:
-        return self.model.decode([token for token in tokens if token < self.found()])
+        return self.model.decode([token for token in tokens if token < self.token_count()])
 
 
-@extra("sentencepiece")
+@import_extra("sentencepiece")
 @functools.lru_cache(maxsize=8)
 def load_sentence_piece(data: bytes) -> tuple[Any, dict[str, int]]:
-    """The library's tokenizer, and the numbers of its control symbols."""
-    import sentencepiece  # here: it is an extra
+    """The library's tokenizer, and its control tokens by name."""
+    import sentencepiece  # here: optional
 
     model: Any = sentencepiece.SentencePieceProcessor(model_proto=data)
     return model, {

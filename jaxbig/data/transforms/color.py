@@ -1,6 +1,6 @@
-"""Colours of an image, float32 [Y, X, C] of 0 to 1, grey (C = 1) or red, green and blue, as Pillow changes them.
+"""Color adjustments of an image, computed as in Pillow: brightness, contrast, saturation, hue.
 
-Each change is a function of the image and of how much.
+An image is float32 [Y, X, C] in [0, 1], grayscale (C = 1) or RGB (C = 3).
 """
 
 import jax
@@ -8,46 +8,48 @@ import jax.numpy as jnp
 
 
 def blend(other: jax.Array | float, image: jax.Array, factor: jax.Array) -> jax.Array:
-    """From `other` (factor 0) to the image (1) and beyond, kept within 0 to 1."""
+    """Interpolates from `other` (factor 0) to the image (factor 1) or beyond; clips to [0, 1]."""
     return jnp.clip(other + factor * (image - other), 0, 1)
 
 
-def grey(image: jax.Array) -> jax.Array:
-    """Luma [Y, X, 1] of ITU-R BT.601; a grey image as it is."""
+def to_gray(image: jax.Array) -> jax.Array:
+    """Luma [Y, X, 1] of ITU-R BT.601; a grayscale image is returned unchanged."""
     if image.shape[2] == 1:
         return image
     return 0.299 * image[..., :1] + 0.587 * image[..., 1:2] + 0.114 * image[..., 2:]
 
 
 def levels(image: jax.Array) -> jax.Array:
-    """The image as whole numbers of 0 to 255."""
+    """The image as integers, 0 to 255."""
     return jnp.round(image * 255).astype(jnp.int32)
 
 
 def brightness(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """The image between black and itself."""
+    """Interpolates between black and the image."""
     return blend(0.0, image, factor)
 
 
 def contrast(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """The image between its mean grey and itself."""
-    mean = levels(grey(image)).sum() / (
-        255 * image.shape[0] * image.shape[1]
-    )  # whole numbers add up the same anyhow
+    """Interpolates between the mean gray of the image and the image."""
+    total = levels(to_gray(image)).sum()  # of integers, so the order of the sum does not matter
+    mean = total / (255 * image.shape[0] * image.shape[1])
     return blend(mean, image, factor)
 
 
 def saturation(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """The image between its grey self and itself."""
-    return blend(grey(image), image, factor)
+    """Interpolates between the grayscale image and the image."""
+    return blend(to_gray(image), image, factor)
 
 
 def hue(image: jax.Array, turn: jax.Array) -> jax.Array:
-    """The image with its colours turned round the circle by a share of it; hue, value and chroma of Smith (1978)."""
+    """Rotates the hue by `turn` full turns; hue, value and chroma as in Smith (1978)."""
     if image.shape[2] == 1:
         return image
-    red, green, blue = image[..., 0], image[..., 1], image[..., 2]
-    value, chroma = image.max(2), image.max(2) - image.min(2)
+    red = image[..., 0]
+    green = image[..., 1]
+    blue = image[..., 2]
+    value = image.max(2)
+    chroma = image.max(2) - image.min(2)
     divisor = jnp.where(chroma > 0, chroma, 1)
     sixths = jnp.where(
         value == red,

@@ -1,7 +1,8 @@
-"""JPEG files as pixels, scaled while they are decoded.
+"""Decodes image files, and downscales JPEG files while it decodes them.
 
-With the extra `images` libjpeg-turbo decodes and OpenCV scales, in less than half of the time that Pillow takes, which
-does both otherwise. Their pixels differ by a grey level or two, so `decoder` is part of a data set's identity.
+With the extra `images`, libjpeg-turbo decodes and OpenCV resizes, in less than half of the time of
+Pillow, which does both otherwise. Their pixels differ by a gray level or two, so `decoder` is part
+of a data set's identity.
 """
 
 import functools
@@ -11,65 +12,88 @@ from typing import Any
 
 import numpy as np
 
-from jaxbig.data.transforms.pixels import ORIENTATION, Levels, decoding, plain
+from jaxbig.data.transforms.pixels import ORIENTATION, Levels, decoding, to_8_bits
 
 HEADERS = 2**17
-"""Bytes at a file's beginning in which its headers are sought."""
+"""Bytes at the start of a file that are searched for its headers."""
 
 
 def decode(data: bytes, side: int, longer: bool = False, levels: Levels = None) -> np.ndarray:
-    """uint8 [Y, X, 3] of an image's file: the whole image, its shorter side (or its longer one) `side` pixels, or all
-    it has if it has fewer. Raises ValueError if it is no image, or not all of one.
+    """Decodes an image file, scaled down so that its shorter side has `side` pixels.
 
-    Where half of the pixels a side or fewer are needed, libjpeg-turbo decodes to the least n/8 of the size that is
-    enough, by a smaller inverse DCT of each block. What remains is less than a half, which bilinear interpolation does.
-    What libjpeg-turbo does not decode cleanly (CMYK, a warning, another format) or as it is to be seen (turned),
-    Pillow decides on.
+    If half of the pixels a side or fewer are needed, libjpeg-turbo decodes at the smallest
+    sufficient n/8 of the size, by a smaller inverse DCT of each block. The remaining factor is less
+    than 2, for which bilinear interpolation suffices. Pillow decodes what libjpeg-turbo cannot
+    decode cleanly (CMYK, a warning, another format) and images with an EXIF orientation.
+
+    Args:
+      data: bytes of the file.
+      side: wanted pixels of the shorter side; a smaller image keeps its size.
+      longer: whether `side` is of the longer side instead.
+      levels: which numbers are black and white.
+
+    Returns:
+      The whole image, uint8 [Y, X, 3].
+
+    Raises:
+      ValueError: it is not an image, or is truncated.
     """
-    if fast() is None or turned(data):
-        return by_pillow(data, side, longer, levels)
-    simplejpeg, _ = fast()
+    if fast_libraries() is None or is_rotated(data):
+        return decode_by_pillow(data, side, longer, levels)
+    simplejpeg, _ = fast_libraries()
     try:
         height, width = map(int, simplejpeg.decode_jpeg_header(data)[:2])
-        if height * width > most_pixels():
-            return by_pillow(data, side, longer, levels)  # which refuses it
-        high, wide = wanted((height, width), side, longer)
-        if 2 * min(high, wide) > min(height, width):
-            high, wide = height, width  # 5/8 to 7/8 take longer than the whole
+        if height * width > max_pixels():
+            return decode_by_pillow(data, side, longer, levels)  # which raises
+        min_height, min_width = scaled_size((height, width), side, longer)
+        if 2 * min(min_height, min_width) > min(height, width):
+            # decoding at 5/8 to 7/8 takes longer than at full size
+            min_height = height
+            min_width = width
         pixels = simplejpeg.decode_jpeg(
-            data, "RGB", min_height=high, min_width=wide, buffer=room.of(3 * height * width)
+            data,
+            "RGB",
+            min_height=min_height,
+            min_width=min_width,
+            buffer=buffer.of(3 * height * width),
         )
     except ValueError:
-        return by_pillow(data, side, longer, levels)
-    found = shrunk(pixels, wanted((height, width), side, longer))
-    return found.copy() if found is pixels else found  # the room is for the next
+        return decode_by_pillow(data, side, longer, levels)
+    resized = downscale(pixels, scaled_size((height, width), side, longer))
+    return resized.copy() if resized is pixels else resized  # the next image reuses the buffer
 
 
-def by_pillow(data: bytes, side: int, longer: bool = False, levels: Levels = None) -> np.ndarray:
-    """The same of any format that Pillow reads."""
+def decode_by_pillow(
+    data: bytes, side: int, longer: bool = False, levels: Levels = None
+) -> np.ndarray:
+    """Like `decode`, for all formats that Pillow reads."""
     from PIL import Image  # here: slow to import
 
     with decoding(), Image.open(io.BytesIO(data)) as picture:
-        width, height = whole = picture.size
-        lying = picture.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)  # on its side
-        high, wide = wanted((height, width), side, longer)
-        picture.draft("RGB", (wide, high))  # a half, a fourth or an eighth, of a JPEG file
-        drafted = picture.size != whole
-        shown = plain(picture, levels)
-        width, height = (whole[::-1] if lying else whole) if drafted else shown.size
-        pixels = np.asarray(shown.convert("RGB"))
-    return shrunk(pixels, wanted((height, width), side, longer))
+        full_size = picture.size
+        width, height = full_size
+        on_its_side = picture.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+        draft_height, draft_width = scaled_size((height, width), side, longer)
+        # a JPEG file is decoded at a half, a fourth or an eighth
+        picture.draft("RGB", (draft_width, draft_height))
+        drafted = picture.size != full_size
+        upright = to_8_bits(picture, levels)
+        if not drafted:
+            width, height = upright.size
+        elif on_its_side:
+            height, width = full_size
+        pixels = np.asarray(upright.convert("RGB"))
+    return downscale(pixels, scaled_size((height, width), side, longer))
 
 
-def wanted(size: tuple[int, int], side: int, longer: bool) -> tuple[int, int]:
-    """The height and width of an image of that size whose shorter side, or longer one, is made `side`; never more than
-    it has."""
+def scaled_size(size: tuple[int, int], side: int, longer: bool) -> tuple[int, int]:
+    """Height and width after scaling the shorter (or longer) side down to `side`; never larger."""
     scale = min(1.0, side / (max(size) if longer else min(size)))
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def turned(data: bytes) -> bool:
-    """Whether an image's file says that it is to be turned or mirrored."""
+def is_rotated(data: bytes) -> bool:
+    """Whether an image file has an EXIF orientation, to be rotated or mirrored."""
     if data.find(b"Exif\0\0", 0, HEADERS) < 0 and data.find(b"tiff:Orientation", 0, HEADERS) < 0:
         return False
     from PIL import Image  # here: slow to import
@@ -78,33 +102,33 @@ def turned(data: bytes) -> bool:
         return picture.getexif().get(ORIENTATION, 1) != 1
 
 
-def most_pixels() -> float:
-    """How many pixels an image may have: beyond, Pillow takes it for an attack on the memory."""
+def max_pixels() -> float:
+    """Pixels above which Pillow refuses an image as a decompression bomb."""
     from PIL import Image  # here: slow to import
 
     return 2 * (Image.MAX_IMAGE_PIXELS or float("inf"))
 
 
-def shrunk(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 [y, x, 3] scaled to a height and a width."""
+def downscale(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resizes uint8 [y, x, 3] to (height, width)."""
     height, width = size
     if pixels.shape[:2] == (height, width):
         return pixels
+    # below a half, interpolation would skip pixels; Pillow averages them
     skips = pixels.shape[0] > 2 * height or pixels.shape[1] > 2 * width
-    if fast() is None or skips:  # interpolation would leave pixels out: Pillow averages them
+    if fast_libraries() is None or skips:
         from PIL import Image  # here: slow to import
 
         return np.asarray(
             Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
         )
-    _, cv2 = fast()
+    _, cv2 = fast_libraries()
     return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
 @functools.cache
-def fast() -> Any:
-    """The libraries simplejpeg, which is libjpeg-turbo, and OpenCV, without threads beside those that call it; None
-    where they are not installed."""
+def fast_libraries() -> Any:
+    """The modules simplejpeg (libjpeg-turbo) and cv2, single-threaded; None if not installed."""
     try:
         import cv2
         import simplejpeg
@@ -115,17 +139,17 @@ def fast() -> Any:
 
 
 def decoder() -> str:
-    """What decodes and scales, and by which rules (pixels.py)."""
-    return f"{'Pillow' if fast() is None else 'libjpeg-turbo and OpenCV'}, upright"
+    """Identity of the decoder: its libraries, and the rules of pixels.py."""
+    return f"{'Pillow' if fast_libraries() is None else 'libjpeg-turbo and OpenCV'}, upright"
 
 
-class Room(threading.local):
-    """Memory for the pixels of one image after another, a thread's own: fresh memory is mapped page by page."""
+class DecodeBuffer(threading.local):
+    """A buffer a thread, reused from image to image: new memory costs page faults."""
 
     memory = np.empty(0, np.uint8)
 
     def of(self, size: int) -> np.ndarray | None:
-        """So many bytes; of more than 16 MiB, which would be kept for ever, fresh ones."""
+        """`size` bytes to decode into; None above 16 MiB, which would stay allocated forever."""
         if size > 2**24:
             return None
         if size > len(self.memory):
@@ -133,4 +157,4 @@ class Room(threading.local):
         return self.memory
 
 
-room = Room()
+buffer = DecodeBuffer()

@@ -1,6 +1,6 @@
-"""Pictures of every kind as 8 bits a pixel: grey or in colours, upright, opaque.
+"""Converts any image to 8 bits a channel, grayscale or RGB, upright and opaque.
 
-Of a file with several pictures (GIF, WebP, TIFF) it is the first.
+Of a file with several images (GIF, WebP, TIFF) the first is used.
 """
 
 import contextlib
@@ -14,19 +14,27 @@ import numpy as np
 from jaxbig.data.core.fields import MismatchError, kind
 
 Levels = tuple[float, float] | None
-"""Which numbers are black and white; None: as the dtype or the file's format says."""
+"""The numbers of black and white; None: as given by the dtype or the file format."""
 ORIENTATION = 0x0112
-"""The tag of EXIF and TIFF that says how a picture is to be turned."""
-GUESSES = ((0, 1), (-1, 1), (0, 255), (0, 4095), (0, 65535))
-BROKEN = (OSError, SyntaxError, EOFError, LookupError, TypeError, struct.error, zlib.error)
-"""What Pillow raises of files that are no whole images."""
-DEEP = ("PNG", "PPM")
-"""Formats in which 16 bits may come in Pillow's mode of 32, from 0 to 65535."""
+"""The EXIF and TIFF tag for the orientation of an image."""
+LEVEL_GUESSES = ((0, 1), (-1, 1), (0, 255), (0, 4095), (0, 65535))
+"""Usual black and white levels, proposed in errors."""
+DECODE_ERRORS = (OSError, SyntaxError, EOFError, LookupError, TypeError, struct.error, zlib.error)
+"""What Pillow raises for files that are not an image, or are truncated."""
+FORMATS_16_BIT = ("PNG", "PPM")
+"""Formats whose 16-bit pixels, 0 to 65535, Pillow may read in its 32-bit mode."""
 
 
 def eight_bits(image: np.ndarray, levels: Levels = None) -> np.ndarray:
-    """Numbers [Y, X] or [Y, X, C] as uint8 [Y, X, C]; `MismatchError` where it is not said what is black and white, or a
-    number lies beyond. uint8 says it by itself, and so does bool."""
+    """Converts numbers [Y, X] or [Y, X, C] to uint8 [Y, X, C].
+
+    Args:
+      image: of any numeric dtype.
+      levels: the numbers of black and white; not needed for uint8 and bool.
+
+    Raises:
+      MismatchError: `levels` is needed but None, or a number is outside of them.
+    """
     pixels = image[..., None] if image.ndim == 2 else image
     if pixels.ndim != 3 or 0 in pixels.shape:
         raise MismatchError(
@@ -38,79 +46,77 @@ def eight_bits(image: np.ndarray, levels: Levels = None) -> np.ndarray:
         return pixels.astype(np.uint8) * 255
     if pixels.dtype.kind not in "biuf":
         raise MismatchError(f"its image is {kind(image)}, and not of numbers")
-    low, high = float(pixels.min()), float(pixels.max())
-    if not np.isfinite([low, high]).all():  # NaN is the least and the greatest where there is one
+    low = float(pixels.min())
+    high = float(pixels.max())
+    if not np.isfinite([low, high]).all():  # a NaN is both the minimum and the maximum
         raise ValueError("its image has a number that is not finite")
     extent = f"its image is {pixels.dtype} from {low:g} to {high:g}"
     if levels is None:
-        first, last = next(
-            (pair for pair in GUESSES if pair[0] <= low and high <= pair[1]), (low, high)
-        )
+        fitting = [pair for pair in LEVEL_GUESSES if pair[0] <= low and high <= pair[1]]
+        black, white = fitting[0] if fitting else (low, high)
         raise MismatchError(
-            f"{extent}, which does not say what is black and what is white: say it, as in --data.levels {first:g} "
-            f"{last:g}, or save it as uint8 from 0 to 255"
+            f"{extent}, so its black and white levels are unknown: set them, e.g. --data.levels "
+            f"{black:g} {white:g}, or save it as uint8 from 0 to 255"
         )
     black, white = levels
-    half = abs(white - black) / 510  # of a level of grey: what interpolation may add
-    if low < min(levels) - half or high > max(levels) + half:
+    tolerance = abs(white - black) / 510  # half a gray level, which interpolation may add
+    if low < min(levels) - tolerance or high > max(levels) + tolerance:
         raise MismatchError(
-            f"{extent}, beyond --data.levels {black:g} {white:g}: give levels that it stays within"
+            f"{extent}, outside of --data.levels {black:g} {white:g}: set levels that contain it"
         )
-    return np.rint(
-        np.clip((pixels.astype(np.float64) - black) / (white - black), 0, 1) * 255
-    ).astype(np.uint8)
+    shares = np.clip((pixels.astype(np.float64) - black) / (white - black), 0, 1)
+    return np.rint(shares * 255).astype(np.uint8)
 
 
-def picture_of(pixels: np.ndarray) -> Any:
-    """uint8 [Y, X, C] of 1 to 4 channels (grey, or colours, and alpha) as a Pillow image."""
+def from_pixels(pixels: np.ndarray) -> Any:
+    """Converts uint8 [Y, X, C], grayscale or RGB and with or without alpha, to a Pillow image."""
     from PIL import Image  # here: slow to import, and not every data set needs it
 
-    count = pixels.shape[-1]
-    if count > 4:
-        last = (
-            "; its channels come first: move them last (numpy.moveaxis)"
-            if pixels.shape[0] <= 4
-            else ""
-        )
+    channels = pixels.shape[-1]
+    if channels > 4:
+        hint = ""
+        if pixels.shape[0] <= 4:
+            hint = "; its channels come first: move them last (numpy.moveaxis)"
         raise MismatchError(
-            f"its image has the shape {pixels.shape}, and an image has 1 to 4 channels{last}"
+            f"its image has the shape {pixels.shape}, but an image has 1 to 4 channels{hint}"
         )
-    return plain(Image.fromarray(pixels[..., 0] if count == 1 else np.ascontiguousarray(pixels)))
+    plane = pixels[..., 0] if channels == 1 else np.ascontiguousarray(pixels)
+    return to_8_bits(Image.fromarray(plane))
 
 
-def plain(picture: Any, levels: Levels = None) -> Any:
-    """A Pillow image in mode L or RGB: turned as it says, its depth reduced to 8 bits, and on white where it is
-    transparent."""
+def to_8_bits(picture: Any, levels: Levels = None) -> Any:
+    """Converts a Pillow image to mode L or RGB, upright, transparent parts on white."""
     from PIL import Image, ImageOps
 
-    named = picture.format
+    file_format = picture.format
     ImageOps.exif_transpose(picture, in_place=True)
     if picture.mode == "F" or picture.mode[:1] == "I":
-        deep = picture.mode != "I" and picture.mode != "F"  # I;16 and its kind
-        if levels is None and (deep or (picture.mode == "I" and named in DEEP)):
+        is_16_bit = picture.mode not in ("I", "F")  # I;16, I;16B, ...
+        if levels is None and (
+            is_16_bit or (picture.mode == "I" and file_format in FORMATS_16_BIT)
+        ):
             levels = (0, 65535)
         return Image.fromarray(eight_bits(np.asarray(picture), levels)[..., 0])
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert(
-            "RGB"
-        )
-    wanted = "L" if picture.mode in ("1", "L") else "RGB"
+        white = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(white, picture).convert("RGB")
+    mode = "L" if picture.mode in ("1", "L") else "RGB"
     try:
-        return picture if picture.mode == wanted else picture.convert(wanted)
+        return picture if picture.mode == mode else picture.convert(mode)
     except ValueError as error:
         raise ValueError(
-            f"its colours are {picture.mode}, which cannot be made RGB: save it as RGB"
+            f"its color mode {picture.mode} cannot be converted to RGB: save it as RGB"
         ) from error
 
 
 @contextlib.contextmanager
 def decoding() -> Iterator[None]:
-    """ValueError, with what is wrong, where Pillow finds no image, or not all of one."""
+    """Raises ValueError where Pillow raises an error of its own: no image, or a truncated one."""
     from PIL import Image  # here: slow to import
 
     try:
         yield
-    except (*BROKEN, Image.DecompressionBombError) as error:
-        said = str(error).split(" <_io.")[0]  # the address of what it was read from
-        raise ValueError(f"it is no whole image: {said}") from error
+    except (*DECODE_ERRORS, Image.DecompressionBombError) as error:
+        reason = str(error).split(" <_io.")[0]  # without the address of the file object
+        raise ValueError(f"it is not a complete image: {reason}") from error

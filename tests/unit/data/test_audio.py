@@ -1,4 +1,4 @@
-"""Sounds of every dtype are the same sound, or refused in a sentence."""
+"""Sounds of every dtype are read as the same samples, or refused with a reason."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from jaxbig.data.records.synthetic import Synthetic
 SAMPLES = 1_600
 WAVE = 0.9 * np.sin(2 * np.pi * 440 * np.arange(SAMPLES) / 16_000)
 DATA = Sounds(records=Synthetic(), classes=2, batch=1, samples=SAMPLES)
-# each with the largest error that its bits leave
+# each with its largest rounding error
 STORED: dict[str, tuple[np.ndarray, float]] = {
     "float16": (WAVE.astype(np.float16), 2**-11),
     "float32": (WAVE.astype(np.float32), 1e-7),
@@ -48,12 +48,12 @@ def test_int16_samples_are_divided_by_32768_to_the_bit() -> None:
     assert found.tolist() == [-1, 2**-15, 1 - 2**-15] and found.dtype == np.float32
 
 
-def test_a_list_of_a_file_is_of_int16_or_floats() -> None:
+def test_list_means_int16_or_floats() -> None:
     assert waveform({"audio": [16_384, 0]}, "audio").tolist() == [0.5, 0]
     assert waveform({"audio": [0.5, 0.0]}, "audio").tolist() == [0.5, 0]
 
 
-def test_a_mix_that_is_louder_than_1_stays_as_it_is() -> None:
+def test_sound_louder_than_1_is_unchanged() -> None:
     assert waveform({"audio": np.array([3.0, -1.5])}, "audio").tolist() == [3, -1.5]
 
 
@@ -62,21 +62,21 @@ BAD: dict[str, tuple[Any, str]] = {
     "infinite": (np.array([0, np.inf]), "not finite"),
     "floats of int16": (
         (WAVE * 2**15).astype(np.float32),
-        r"float32 up to 294\d\d.*: floats are of -1 to 1: divide them",
+        r"float32 up to 294\d\d.*: scale floats to -1 to 1",
     ),
     "int64 of int32": ((WAVE * 2**31).astype(np.int64), "int64 up to .*save it as int16 or int32"),
     "uint16": (np.zeros(9, np.uint16), "uint16: samples are int8, uint8, int16, int32 or floats"),
     "uint32": (np.zeros(9, np.uint32), "uint32"),
     "bool": (np.zeros(9, bool), "bool"),
     "complex": (np.zeros(9, complex), "complex128"),
-    "a file": (b"RIFF....WAVE", "a sound's file is to be decoded before"),
+    "a file": (b"RIFF....WAVE", "decode audio files first"),
     "a name": ("a.wav", "<U5"),
     "date": (np.zeros(9, "M8[s]"), "datetime64"),
     "objects": (np.array([0, None], object), "object"),
     "null": (None, "null"),
     "stereo": (
         np.zeros((9, 2), np.int16),
-        r"shape \(9, 2\), not \[samples\]; of several channels take the mean",
+        r"shape \(9, 2\), not \[samples\]; average the channels",
     ),
     "empty": (np.zeros(0, np.int16), r"shape \(0,\)"),
     "one number": (np.int16(3), r"shape \(\)"),
@@ -85,7 +85,7 @@ BAD: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_no_sound_is_refused_with_its_dtype_or_shape(name: str) -> None:
+def test_invalid_sound_is_refused_with_its_dtype_or_shape(name: str) -> None:
     wave, words = BAD[name]
     with pytest.raises(ValueError, match=f"its 'audio' .*{words}"):
         DATA.read({"audio": wave, "label": 1})

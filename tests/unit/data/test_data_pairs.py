@@ -510,7 +510,7 @@ def test_made_up_records_stand_in_for_all_that_has_them(kinds: dict[str, Records
         if name == "Columns":  # numbers of what they mean are not made up
             assert not hasattr(data, "made_up")
             continue
-        small = data.made_up()
+        small = data.synthetic()
         small.prepare()
         batch = train_batch(small.source("train"), 0, seed=0, batch=BATCH)
         assert {field: each.shape for field, each in batch.items()} == {

@@ -148,11 +148,11 @@ UNFIT: dict[str, tuple[Data, str]] = {
     ),
     "shape": (
         columns(inputs=("z",), shape=(3,)),
-        r"its z have the shape \(2,\), and --data\.shape \(3,\)",
+        r"its z have the shape \(2,\), but --data\.shape is \(3,\)",
     ),
     "shape of targets": (
         columns(targets="z"),
-        r"its z has the shape \(2,\), and --data\.target-shape \(\)",
+        r"its z has the shape \(2,\), but --data\.target-shape is \(\)",
     ),
     "shapes of inputs": (columns(inputs=("a", "z")), r"shapes"),
     "own, another name": (
@@ -190,9 +190,9 @@ UNFIT: dict[str, tuple[Data, str]] = {
     ),
     "size of a crop": (
         images(augment=(ResizedCrop(size=5),)),
-        r"5 x 5 come out where --data\.size is 8",
+        r"5 x 5 after all operations, and --data\.size is 8",
     ),
-    "odd batch mixed": (images(batch=3, mix=(Mixup(),)), "batch 3: neighbours are mixed"),
+    "odd batch mixed": (images(batch=3, mix=(Mixup(),)), "batch 3: pairs of examples are mixed"),
     "a part of a mixture": (
         sentences(
             records=Mixture(parts=(TEXTS, given({"text": "a", "labels": 1})), weights=(1.0, 1.0))

@@ -1,4 +1,4 @@
-"""Images as a model sees them: what is drawn at random is of the seed, the step and the row, and of nothing else."""
+"""The input of image models: augmentation depends only on the seed, the step and the example."""
 
 import dataclasses
 from typing import Any
@@ -47,10 +47,11 @@ DATA = Images(
 
 
 def experiment(data: Images = DATA, **changes: Any) -> Experiment:
-    """Without dropout, which is drawn for each part anew."""
+    """Without dropout, which draws separately for each part of a batch."""
     parent = small("digits_convnet")
-    layers = tuple(layer for layer in parent.model.layers if not hasattr(layer, "rate"))  # type: ignore[attr-defined]
-    model: Any = dataclasses.replace(parent.model, layers=layers, classes=CLASSES)  # type: ignore[type-var]
+    model: Any = parent.model
+    layers = tuple(layer for layer in model.layers if not hasattr(layer, "rate"))
+    model = dataclasses.replace(model, layers=layers, classes=CLASSES)
     few = {"model": model, "data": data, "objective": Classification(classes=CLASSES)}
     return dataclasses.replace(parent, **(few | changes))
 
@@ -76,7 +77,7 @@ def apart(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> float:
 
 
 @pytest.mark.slow
-def test_parts_chunks_and_devices_change_nothing_of_what_is_drawn() -> None:
+def test_augmentation_does_not_depend_on_parts_chunks_and_devices() -> None:
     alone = gradient(experiment(mesh=Mesh(data=1)), 1)
     for changes, devices in [
         ({"accumulate": 4, "mesh": Mesh(data=1)}, 1),
@@ -98,7 +99,7 @@ def transformed(data: Images, seed: int, train: bool, batch: Batch | None = None
     return jax.jit(lambda batch: data.transform(batch, keys, train))(batch or batch_of(data))
 
 
-def test_training_draws_by_its_keys_and_evaluation_draws_nothing() -> None:
+def test_training_is_random_by_key_and_evaluation_is_not_random() -> None:
     first, again, other = (transformed(DATA, seed, True) for seed in (0, 0, 1))
     assert all(np.array_equal(first[name], again[name]) for name in first)
     assert not np.allclose(first["inputs"], other["inputs"])
@@ -108,7 +109,7 @@ def test_training_draws_by_its_keys_and_evaluation_draws_nothing() -> None:
     assert np.array_equal(calm["inputs"], also["inputs"]) and calm["targets"].shape == (16,)
 
 
-def test_numbers_are_float32_where_jax_computes_in_float64_too() -> None:
+def test_batch_is_float32_when_x64_is_enabled() -> None:
     data = dataclasses.replace(DATA, batch=2, augment=(*DATA.augment, RandAugment(layers=1)))
     with jax.enable_x64(True):
         keys = jax.random.split(jax.random.key(0), 2)
@@ -118,7 +119,7 @@ def test_numbers_are_float32_where_jax_computes_in_float64_too() -> None:
     )
 
 
-def test_a_run_is_evaluated_on_targets_as_they_are() -> None:
+def test_evaluation_uses_unmixed_targets() -> None:
     program = make_program(experiment(mesh=Mesh(data=1)), jax.devices()[:1])
     with program.activate():
         means = evaluate(program, program.init(), DATA.source("eval"))
@@ -133,7 +134,7 @@ def test_a_run_is_evaluated_on_targets_as_they_are() -> None:
     ],
     ids=["no crop", "another size"],
 )
-def test_images_that_do_not_come_out_as_was_said_are_refused(
+def test_images_of_wrong_final_size_are_refused(
     changes: dict[str, Any], words: tuple[str, ...]
 ) -> None:
     with pytest.raises(Refused) as refused:
@@ -150,14 +151,14 @@ class Broken(Synthetic):
         return records
 
 
-def test_a_broken_image_is_named_or_left_out() -> None:
+def test_broken_image_is_named_or_skipped() -> None:
     broken = Broken(images=("image",), labels=(("label", CLASSES),))
     with pytest.raises(Failed, match=r"record [123] cannot be read.*--data.skip-bad-records"):
         dataclasses.replace(DATA, records=broken).source("train").rows(np.arange(6))
     for canvas in (0, 24):
         data = dataclasses.replace(DATA, records=broken, canvas=canvas)
         with pytest.raises(
-            Failed, match=r"record 2 .*: it is no whole image: cannot identify image file; m"
+            Failed, match=r"record 2 .*: it is not a complete image: cannot identify image file; m"
         ):
             data.source("train").rows(np.array([2]))
     rows = (

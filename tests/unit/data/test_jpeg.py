@@ -1,4 +1,4 @@
-"""Images of files: their size, what is on them, and what is no image."""
+"""Decoding image files: size, content, and invalid files."""
 
 import io
 from typing import Any
@@ -24,7 +24,7 @@ def file(width: int, height: int, mode: str = "RGB", **options: Any) -> bytes:
 
 
 def by_pillow(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
-    """All pixels, averaged as they should be where they are made fewer: a second implementation."""
+    """Second implementation: resizes the full image with antialiasing."""
     picture = Image.open(io.BytesIO(data)).convert("RGB")
     return np.asarray(picture.resize((shape[1], shape[0]), Image.Resampling.BILINEAR))
 
@@ -37,14 +37,14 @@ def by_pillow(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
         (640, 427, 224, (224, 336)),
         (640, 427, 100, (100, 150)),
         (640, 427, 7, (7, 10)),
-        (300, 256, 224, (224, 262)),  # not so few pixels that the decoder leaves some out
+        (300, 256, 224, (224, 262)),
         (300, 224, 224, (224, 300)),
         (299, 224, 300, (224, 299)),  # all it has
         (640, 1, 50, (1, 640)),
     ],
 )
 @pytest.mark.parametrize("kind", ["RGB", "L", "CMYK", "PNG"])
-def test_the_shorter_side_is_as_asked_and_the_picture_the_same(
+def test_shorter_side_is_scaled_and_content_is_the_same(
     width: int, height: int, shorter: int, expected: tuple[int, int], kind: str
 ) -> None:
     data = file(width, height, format="PNG") if kind == "PNG" else file(width, height, kind)
@@ -54,14 +54,15 @@ def test_the_shorter_side_is_as_asked_and_the_picture_the_same(
     assert np.abs(difference).mean() < 6 and np.abs(difference.mean()) < 1.2
 
 
-def test_an_image_stays_when_the_next_is_decoded() -> None:
-    first, second = file(160, 120), file(160, 120, "L")
+def test_image_is_unchanged_when_the_next_is_decoded() -> None:
+    first = file(160, 120)
+    second = file(160, 120, "L")
     found = decode(first, 120)
     before = found.copy()
     assert not np.array_equal(decode(second, 120), before) and np.array_equal(found, before)
 
 
-def test_a_size_that_is_not_scaled_is_the_decoders_own() -> None:
+def test_image_at_full_size_equals_the_decoder() -> None:
     data = file(160, 120, quality=90)
     assert (
         np.abs(decode(data, 120).astype(int) - np.asarray(Image.open(io.BytesIO(data)))).max() <= 2
@@ -79,6 +80,6 @@ def test_a_size_that_is_not_scaled_is_the_decoders_own() -> None:
     ],
     ids=["nothing", "text", "half a JPEG", "half a PNG", "a head"],
 )
-def test_what_is_not_a_whole_image_is_a_value_error(data: bytes) -> None:
-    with pytest.raises(ValueError, match="it is no whole image"):
+def test_incomplete_image_raises(data: bytes) -> None:
+    with pytest.raises(ValueError, match="it is not a complete image"):
         decode(data, 64)

@@ -1,4 +1,4 @@
-"""Log-mel spectrograms against SciPy's transform and a filter bank written a second way, and tones by hand."""
+"""Log-mel spectrograms against SciPy and a second implementation of the filters; tones by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -16,24 +16,21 @@ def noise(*shape: int) -> np.ndarray:
 
 
 def second_way(logmel: LogMel, waveform: np.ndarray) -> np.ndarray:
-    """One waveform [N] -> [F, M] in float64: SciPy's frames, and triangles interpolated point by point."""
+    """One waveform [N] -> [F, M] in float64: SciPy's frames, and interpolated triangles."""
     points = 1
     while points < logmel.window:
         points *= 2
     hann = scipy.signal.get_window("hann", logmel.window)
     transform = scipy.signal.ShortTimeFFT(hann, logmel.hop, logmel.sample_rate, mfft=points)
-    middle = (
-        logmel.window // 2
-    )  # where SciPy has a frame's time: frames from the one that begins at sample 0
+    # SciPy's time of a frame is its middle; take frames from the one that starts at sample 0
+    middle = logmel.window // 2
     shift = -(-middle // logmel.hop) * logmel.hop - middle
     padded = np.concatenate([np.zeros(shift), waveform.astype(np.float64)])
     first = (middle + shift) // logmel.hop
-    power = transform.spectrogram(
-        padded, p0=first, p1=first + logmel.frames(len(waveform))
-    )  # [k, F]
-    lowest, highest = (
-        1127.01 * np.log(1 + f / 700) for f in (logmel.lowest, logmel.highest)
-    )  # 2595 / ln 10
+    last = first + logmel.frames(len(waveform))
+    power = transform.spectrogram(padded, p0=first, p1=last)  # [k, F]
+    # 1127.01 = 2595 / ln 10
+    lowest, highest = (1127.01 * np.log(1 + f / 700) for f in (logmel.lowest, logmel.highest))
     edges = [lowest + (highest - lowest) * i / (logmel.mels + 1) for i in range(logmel.mels + 2)]
     places = [
         1127.01 * np.log(1 + k * logmel.sample_rate / points / 700) for k in range(points // 2 + 1)
@@ -51,7 +48,7 @@ def second_way(logmel: LogMel, waveform: np.ndarray) -> np.ndarray:
         LogMel(sample_rate=8000, window=201, hop=67, mels=20, highest=4000.0),
     ],
 )
-def test_it_is_scipys(logmel: LogMel) -> None:
+def test_spectrogram_equals_scipy(logmel: LogMel) -> None:
     waveforms = noise(3, 5001) * np.array([[1], [0.1], [1e-4]], np.float32)
     ours = jax.jit(logmel)(waveforms)
     assert ours.dtype == jnp.float32
@@ -68,7 +65,7 @@ def test_frames_by_hand() -> None:
 
 
 def test_mel_by_hand() -> None:
-    # 700 (10^(1000/2595) - 1) Hz are 1000 mel, and 1000 Hz about as many
+    # 1000 Hz are about 1000 mel
     np.testing.assert_allclose(mel(np.array([0, 1000, 6300])), [0, 999.9855, 2595], atol=1e-3)
 
 
@@ -83,8 +80,8 @@ def test_a_tone_peaks_in_its_band(frequency: int) -> None:
 
 
 def test_power_of_a_tone_by_hand() -> None:
-    # A tone of 1000 Hz is at bin 32 of 512; its frame's |X|^2 there is (sum of the window / 2)^2 = 100^2. In one
-    # band with its middle there it counts once, and what leaks counts less.
+    # A tone of 1000 Hz is at bin 32 of 512; its |X|^2 there is (sum of the window / 2)^2 = 100^2.
+    # The weight there, in a single band centered there, is 1, and leakage has less.
     logmel = LogMel(mels=1, lowest=0.0, highest=8000.0)
     tone = np.sin(2 * np.pi * 1000 * np.arange(400) / 16000)[None].astype(np.float32)
     spectrum = np.abs(np.fft.rfft(tone[0] * scipy.signal.get_window("hann", 400), 512)) ** 2
@@ -97,7 +94,7 @@ def test_silence_is_the_floor() -> None:
     np.testing.assert_allclose(LogMel(floor=1e-3)(jnp.zeros((2, 800))), np.log(1e-3), rtol=1e-6)
 
 
-def test_bands_that_cannot_be_are_refused() -> None:
+def test_invalid_bands_are_refused() -> None:
     with pytest.raises(Refused, match="20 to 9000 Hz of 16000 samples a second"):
         LogMel(highest=9000.0).filters()
     with pytest.raises(Refused, match="of 200 mel bands are narrower than"):
@@ -110,9 +107,10 @@ def test_bands_overlap_to_one_between_the_first_and_the_last_peak() -> None:
     np.testing.assert_allclose(filters[peaks[0] + 1 : peaks[-1]].sum(1), 1, atol=1e-5)
 
 
-def test_a_batch_may_be_split_over_devices() -> None:
+def test_sharded_batch_needs_no_communication() -> None:
     split = NamedSharding(Mesh(np.array(jax.devices()[:4]), ("data",)), PartitionSpec("data"))
-    waveforms, apply = noise(8, 1000), jax.jit(LogMel(), in_shardings=split, out_shardings=split)
+    waveforms = noise(8, 1000)
+    apply = jax.jit(LogMel(), in_shardings=split, out_shardings=split)
     compiled = apply.lower(waveforms).compile().as_text()
     assert not any(
         crossing in compiled for crossing in ("all-reduce", "all-gather", "all-to-all", "permute")

@@ -272,7 +272,7 @@ def test_statistics_are_of_the_records_settings(folder: Path) -> None:
     ("fields", "words"),
     [
         ({"inputs": ("length", "with")}, "no 'with', which --data.inputs names"),
-        ({"shape": (3,)}, "--data.shape (3,)"),
+        ({"shape": (3,)}, "--data.shape is (3,)"),
         ({"inputs": ("length", "kind")}, "not of numbers"),
     ],
 )
@@ -592,12 +592,12 @@ def test_a_field_may_say_how_many_tokens_count(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("tokens", "words"),
     [
-        ([1, 50], "token 50, and --data.vocab 50 means 0 to 49"),
+        ([1, 50], "token 50, but --data.vocab 50 means 0 to 49"),
         ([-1, 3], "token -1"),
-        ([0.5, 3], "tokens are whole numbers"),
+        ([0.5, 3], "tokens must be integers"),
         ([[1, 2]], "of shape"),
         ([0, 0], "no token but padding"),
-        (["a"], "tokens are whole numbers"),
+        (["a"], "tokens must be integers"),
         (None, "is null"),
     ],
 )
@@ -669,15 +669,15 @@ def test_image_and_mask_are_turned_together() -> None:
 def test_image_without_its_mask_is_refused(folder: Path) -> None:
     cells(folder)
     (folder / "cells" / "masks" / "4.png").unlink()
-    with pytest.raises(Refused, match=r"images/4.png has no other half in .*masks \(1 of 20"):
+    with pytest.raises(Refused, match=r"images/4.png has no counterpart in .*masks \(1 of 20"):
         MaskFolder(folder="cells").prepare()
 
 
 @pytest.mark.parametrize(
     ("mask", "words"),
     [
-        (np.full((4, 4), 3), "a pixel of 3, and --data.classes 3"),
-        (np.full((4, 4), 0.5), "whole numbers"),
+        (np.full((4, 4), 3), "a pixel of 3, but --data.classes 3"),
+        (np.full((4, 4), 0.5), "must be integers"),
         (np.zeros((4, 4, 3), np.uint8), "of shape"),
     ],
 )
@@ -701,7 +701,8 @@ def test_image_and_mask_of_other_shapes_are_refused() -> None:
     ("orientation", "shape"), [(1, (8, 12)), (3, (8, 12)), (6, (12, 8)), (8, (12, 8))]
 )
 def test_mask_has_the_shape_of_an_upright_image(orientation: int, shape: tuple[int, int]) -> None:
-    exif, file = Image.Exif(), io.BytesIO()
+    exif = Image.Exif()
+    file = io.BytesIO()
     exif[ORIENTATION] = orientation
     Image.fromarray(np.zeros((8, 12, 3), np.uint8)).save(file, "JPEG", exif=exif)
     data = Masks(records=MaskFolder(folder="x"), size=4, classes=3, batch=2)
@@ -815,7 +816,8 @@ def test_reviews_with_words_for_labels_are_read_as_the_readme_writes_it(folder: 
 
 
 @pytest.mark.parametrize(
-    ("label", "words"), [(3, "in other records a word, such as 'no'"), ("", "''"), (" ", "' '")]
+    ("label", "words"),
+    [(3, "in other records it is a word, such as 'no'"), ("", "''"), (" ", "' '")],
 )
 def test_label_that_is_no_word_among_words_is_refused(label: Any, words: str, folder: Path) -> None:
     labels = ["yes", "no"] * 20 + [label] * 20

@@ -1,4 +1,4 @@
-"""Packing: every token once in rows of one length, little padding, and rows that are kept, read and refused."""
+"""Packing: each token once, rows of one length, little padding; rows that are cached or corrupt."""
 
 import itertools
 import multiprocessing
@@ -34,54 +34,52 @@ def numbered(lengths: list[int]) -> list[np.ndarray]:
     return [np.arange(start, end) for start, end in itertools.pairwise(ends.tolist())]
 
 
-# -- where documents go
+# -- placement of documents
 
 
 @given(LENGTHS, st.integers(1, 16), st.integers(1, 6))
 @often
-def test_no_token_is_lost_or_repeated_and_none_is_parted_from_the_next(
-    lengths: list[int], row: int, most: int
-) -> None:
+def test_each_token_is_in_one_row_in_order(lengths: list[int], row: int, most: int) -> None:
     documents = numbered(lengths)
     rows = list(pack(documents, row, most))
-    assert all(0 < sum(map(len, pieces)) <= row for pieces in rows)
-    pieces = sorted(
-        (piece.tolist() for pieces in rows for piece in pieces), key=lambda piece: piece[0]
-    )
+    assert all(0 < sum(map(len, row_pieces)) <= row for row_pieces in rows)
+    flat = [piece.tolist() for row_pieces in rows for piece in row_pieces]
+    flat = sorted(flat, key=lambda piece: piece[0])
     cut = [
         document[start : start + row].tolist()
         for document in documents
         for start in range(0, len(document), row)
     ]
-    assert pieces == cut
+    assert flat == cut
 
 
 @given(LENGTHS, st.integers(1, 16))
 @often
-def test_pieces_go_where_they_fit_best(lengths: list[int], row: int) -> None:
-    """As a search through all rows, with as many open as there may be, places them."""
-    whole, rows = [], []
+def test_pieces_are_placed_by_best_fit(lengths: list[int], row: int) -> None:
+    """Compares with a search through all rows, all of which are open."""
+    full = []
+    rows = []
     for document in numbered(lengths):
         for start in range(0, len(document), row):
             piece = document[start : start + row].tolist()
-            fitting = [each for each in rows if sum(map(len, each)) + len(piece) <= row]
+            fitting = [other for other in rows if sum(map(len, other)) + len(piece) <= row]
             if len(piece) == row:
-                whole.append([piece])
+                full.append([piece])
             elif fitting:
-                max(fitting, key=lambda each: sum(map(len, each))).append(
-                    piece
-                )  # the first of the fullest
+                fullest = max(fitting, key=lambda other: sum(map(len, other)))  # the first of them
+                fullest.append(piece)
             else:
                 rows.append([piece])
-    found = [[piece.tolist() for piece in pieces] for pieces in pack(numbered(lengths), row, 1000)]
-    assert sorted(found) == sorted(whole + rows)
+    packed_rows = pack(numbered(lengths), row, 1000)
+    found = [[piece.tolist() for piece in row_pieces] for row_pieces in packed_rows]
+    assert sorted(found) == sorted(full + rows)
 
 
-def test_a_packing_by_hand() -> None:
-    rows = [
-        [piece.tolist() for piece in pieces] for pieces in pack(numbered([3, 0, 9, 1, 2, 2]), 4)
-    ]
-    # of 0-2, 3-11, 12, 13-14, 15-16: the 3-11 is cut; 11 fills up 0-2; 12 and 13-14 go together; 15-16 is alone
+def test_packing_by_hand() -> None:
+    packed_rows = pack(numbered([3, 0, 9, 1, 2, 2]), 4)
+    rows = [[piece.tolist() for piece in row_pieces] for row_pieces in packed_rows]
+    # documents 0-2, 3-11, 12, 13-14, 15-16: 3-11 is cut; 11 completes 0-2; 12 joins 13-14; 15-16 is
+    # alone
     assert rows == [
         [[3, 4, 5, 6]],
         [[7, 8, 9, 10]],
@@ -91,16 +89,16 @@ def test_a_packing_by_hand() -> None:
     ]
 
 
-def test_documents_are_read_as_their_rows_are_asked_for() -> None:
-    """So a text of any size is packed: few rows are open, and of a long document no more is held than its rest."""
+def test_documents_are_read_lazily() -> None:
+    """Memory is bounded: few rows are open, and only the rest of a long document is in memory."""
     read = 0
 
     def many() -> Iterator[np.ndarray]:
         nonlocal read
         for read in range(1, 1000):  # noqa: B007
-            yield np.zeros(7)  # of rows of 10: none goes with another
+            yield np.zeros(7)  # in rows of 10 no two fit together
 
-    rows = pack(many(), 10, most=5)
+    rows = pack(many(), 10, max_open=5)
     for asked in range(1, 100):
         next(rows)
         assert read == asked + 5
@@ -111,8 +109,8 @@ def test_documents_are_read_as_their_rows_are_asked_for() -> None:
 
 
 @pytest.mark.parametrize("length", [256, 512, 1024])
-def test_little_of_the_rows_is_padding(length: int) -> None:
-    """For the standard library's files, and for its paragraphs, of which most are shorter than a row."""
+def test_rows_have_little_padding(length: int) -> None:
+    """For the files of the standard library and for their paragraphs, mostly shorter than a row."""
     files = list(library_files().values())
     for texts, bound in (
         (files, 0.002),
@@ -123,24 +121,24 @@ def test_little_of_the_rows_is_padding(length: int) -> None:
         assert 0 <= 1 - sum(map(len, documents)) / (rows * length) < bound
 
 
-# -- a row
+# -- serialized rows
 
 
 @given(
     st.lists(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=9), min_size=1, max_size=9)
 )
 @often
-def test_a_row_is_read_as_it_was_written(pieces: list[list[int]]) -> None:
-    row = from_bytes(to_bytes([np.array(piece) for piece in pieces]), 100)
-    rest = [0] * (100 - sum(map(len, pieces)))
-    assert row["tokens"].tolist() == [token for piece in pieces for token in piece] + rest
+def test_row_round_trips(parts: list[list[int]]) -> None:
+    row = from_bytes(to_bytes([np.array(piece) for piece in parts]), 100)
+    rest = [0] * (100 - sum(map(len, parts)))
+    assert row["tokens"].tolist() == [token for piece in parts for token in piece] + rest
     assert (
         row["segments"].tolist()
-        == [number for number, piece in enumerate(pieces, 1) for _ in piece] + rest
+        == [number for number, piece in enumerate(parts, 1) for _ in piece] + rest
     )
     assert (
         row["positions"].tolist()
-        == [place for piece in pieces for place in range(len(piece))] + rest
+        == [place for piece in parts for place in range(len(piece))] + rest
     )
     assert {each.dtype for each in row.values()} == {np.dtype(np.int32)}
 
@@ -148,34 +146,33 @@ def test_a_row_is_read_as_it_was_written(pieces: list[list[int]]) -> None:
 @pytest.mark.parametrize(
     "token, width", [(255, 1), (256, 2), (65_535, 2), (65_536, 4), (2**31 - 1, 4)]
 )
-def test_a_token_takes_as_many_bytes_as_the_largest_needs(token: int, width: int) -> None:
+def test_tokens_have_the_bytes_that_the_largest_needs(token: int, width: int) -> None:
     assert len(to_bytes([np.array([1, token]), np.array([0])])) == 4 * (2 + 2) + 3 * width
 
 
-# -- rows that are kept
+# -- cached rows
 
 
 def documents() -> Iterator[np.ndarray]:
     return (np.arange(n % 23) + n for n in range(200))
 
 
-def test_rows_are_kept_and_read_in_any_order(caplog: pytest.LogCaptureFixture) -> None:
+def test_rows_are_cached_and_read_in_any_order(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "jaxbig")
     reader = packed("these", documents, 16)
-    expected = [from_bytes(to_bytes(pieces), 16) for pieces in pack(documents(), 16)]
+    expected = [from_bytes(to_bytes(parts), 16) for parts in pack(documents(), 16)]
     assert len(reader) == reader.header.rows == len(expected)
     order = np.random.default_rng(0).permutation(len(reader)).tolist()
     for index, row in zip([*order, 3, 3], reader.__getitems__([*order, 3, 3]), strict=True):
         assert {name: each.tolist() for name, each in row.items()} == {
             name: each.tolist() for name, each in expected[index].items()
         }
-    assert reader[-1]["tokens"].tolist() == expected[-1]["tokens"].tolist() and len(
-        list(reader)
-    ) == len(reader)
+    assert reader[-1]["tokens"].tolist() == expected[-1]["tokens"].tolist()
+    assert len(list(reader)) == len(reader)
     assert reader.where(3) == f"row 3 of {reader.folder}"
     tokens = sum(n % 23 for n in range(200))
     assert (reader.header.tokens, reader.header.length) == (tokens, 16)
-    assert reader.header.documents == sum(n % 23 > 0 for n in range(200))  # empty ones are none
+    assert reader.header.documents == sum(n % 23 > 0 for n in range(200))  # without empty ones
     padding = 100 * (1 - tokens / (16 * len(expected)))
     assert re.search(
         rf"in {len(expected)} rows of 16 sha256:\w+, of which {padding:.2f}% padding", caplog.text
@@ -198,7 +195,7 @@ def test_documents_are_packed_once_for_each_key_and_length(cache: Path) -> None:
 
 
 def pack_there(marks: Path) -> str:
-    """Packs as one of three processes; the one that reads the documents marks that, and goes on when all are here."""
+    """Packs in one of three processes; the one that reads the documents waits for the others."""
     name = str(multiprocessing.current_process().pid)
 
     def marked() -> Iterator[np.ndarray]:
@@ -221,12 +218,11 @@ def test_one_process_packs_and_all_read(tmp_path: Path) -> None:
         assert len(set(processes.map(pack_there, [marks] * 3, chunksize=1))) == 1
         assert len(list(marks.glob("*.reads"))) == 1
         reader = packed("these", documents, 16)
-        assert processes.apply(read_there, (reader,)) == read_there(
-            reader
-        )  # which has its file open here
+        here = read_there(reader)  # opens its file in this process
+        assert processes.apply(read_there, (reader,)) == here
 
 
-def test_what_a_killed_process_left_is_packed_anew(cache: Path) -> None:
+def test_rows_are_packed_again_after_a_killed_process(cache: Path) -> None:
     def killed() -> Iterator[np.ndarray]:
         yield from itertools.islice(documents(), 100)
         raise KeyboardInterrupt
@@ -239,7 +235,7 @@ def test_what_a_killed_process_left_is_packed_anew(cache: Path) -> None:
     assert not list((cache / "packed").glob("*.part"))
 
 
-def test_corrupt_rows_are_refused_with_the_mend() -> None:
+def test_corrupt_rows_are_refused_with_a_fix() -> None:
     folder = packed("these", documents, 16).folder
     said = f"packed rows in {folder} are corrupt: delete that folder"
     rows = (folder / "rows.array_record").read_bytes()
@@ -255,21 +251,24 @@ def test_corrupt_rows_are_refused_with_the_mend() -> None:
 @pytest.mark.parametrize(
     "document, said",
     [
-        (np.zeros(3), r"document 1 is float64 \[3\], not a row of whole numbers"),
-        (np.zeros((3, 1), int), r"document 1 is int64 \[3, 1\], not a row of whole numbers"),
+        (np.zeros(3), r"document 1 is float64 \[3\]: it must be tokens, a vector of integers"),
+        (
+            np.zeros((3, 1), int),
+            r"document 1 is int64 \[3, 1\]: it must be tokens, a vector of integers",
+        ),
         (np.array(["a"]), "document 1 is <U1"),
-        (np.array([3, -1]), "document 1 has tokens -1 to 3: they are 0 to"),
+        (np.array([3, -1]), "document 1 has tokens -1 to 3: they must be 0 to"),
         (np.array([2**31]), "document 1 has tokens 2147483648 to 2147483648"),
     ],
 )
-def test_what_are_no_tokens_is_refused(document: np.ndarray, said: str) -> None:
+def test_document_that_is_not_tokens_is_refused(document: np.ndarray, said: str) -> None:
     with pytest.raises(Refused, match=said):
         packed("these", lambda: [np.arange(3), document], 16)
 
 
-def test_nothing_to_pack_is_refused() -> None:
+def test_packing_no_tokens_is_refused() -> None:
     for nothing in ([], [np.array([], int)], [[]]):
         with pytest.raises(Refused, match="there is no token to pack into rows of 16"):
             packed("nothing", lambda nothing=nothing: nothing, 16)
-    with pytest.raises(Refused, match="rows of 0 tokens hold nothing: length is at least 1"):
+    with pytest.raises(Refused, match="rows of 0 tokens are impossible: length must be at least 1"):
         packed("these", documents, 0)

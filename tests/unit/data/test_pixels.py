@@ -1,4 +1,4 @@
-"""Pictures of every mode, depth and orientation are seen as they are meant, or refused in a sentence."""
+"""Images of every mode, depth and orientation are read correctly, or refused with a reason."""
 
 import dataclasses
 import functools
@@ -13,28 +13,28 @@ import pytest
 from PIL import Image
 
 from jaxbig.data.core.fields import MismatchError
-from jaxbig.data.images import Images, bounded
+from jaxbig.data.images import Images, shrink_to_fit
 from jaxbig.data.records.synthetic import Synthetic
 from jaxbig.data.transforms import jpeg
-from jaxbig.data.transforms.pixels import plain
+from jaxbig.data.transforms.pixels import to_8_bits
 from jaxbig.errors import Refused
 
 SIDE = 32
 Y, X = np.mgrid[0:SIDE, 0:SIDE]
-GREY = (4 * (X + Y)).astype(np.uint8)  # 0 to 248, brighter to the bottom right
-RGB = np.stack([GREY, 255 - GREY, GREY // 2], -1)
+GRAY = (4 * (X + Y)).astype(np.uint8)  # 0 to 248, brighter to the bottom right
+RGB = np.stack([GRAY, 255 - GRAY, GRAY // 2], -1)
 ALPHA = np.where(X < 8, 0, np.where(X < 16, 128, 255)).astype(np.uint8)
 PALETTE = np.array([[250, 10, 10], [10, 250, 10], [10, 10, 250], [90, 90, 90]], np.uint8)
-PLACES = ((X // 8) % 4).astype(np.uint8)  # of the palette
+INDICES = ((X // 8) % 4).astype(np.uint8)  # of the palette
 BOTH = pytest.mark.parametrize("decoder", ["turbo", "pillow"])
 
 
 @pytest.fixture
 def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "turbo" and jpeg.fast() is None:
+    if request.param == "turbo" and jpeg.fast_libraries() is None:
         pytest.skip("simplejpeg and OpenCV are not installed")
     if request.param == "pillow":
-        monkeypatch.setattr(jpeg, "fast", lambda: None)
+        monkeypatch.setattr(jpeg, "fast_libraries", lambda: None)
     return request.param
 
 
@@ -47,13 +47,13 @@ def saved(picture: Any, kind: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def grey_of(rgb: np.ndarray) -> np.ndarray:
+def luma(rgb: np.ndarray) -> np.ndarray:
     """Luma of ITU-R BT.601, by hand."""
     return (rgb.astype(np.float64) @ [0.299, 0.587, 0.114])[..., None]
 
 
-def three(grey: np.ndarray) -> np.ndarray:
-    return np.repeat(grey[..., None], 3, -1)
+def three(gray: np.ndarray) -> np.ndarray:
+    return np.repeat(gray[..., None], 3, -1)
 
 
 def on_white(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -61,8 +61,8 @@ def on_white(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return rgb * share + 255 * (1 - share)
 
 
-def png(samples: np.ndarray, colour: int) -> bytes:
-    """A PNG of 16 bits a sample, [Y, X, C], written by hand: Pillow writes none in colours."""
+def png(samples: np.ndarray, color_type: int) -> bytes:
+    """A PNG of 16 bits a sample, [Y, X, C], written by hand: Pillow cannot write RGB."""
     height, width = samples.shape[:2]
     rows = samples.astype(">u2").reshape(height, -1)
     raw = b"".join(b"\0" + row.tobytes() for row in rows)
@@ -72,7 +72,7 @@ def png(samples: np.ndarray, colour: int) -> bytes:
             struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
         )
 
-    head = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)
+    head = struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n"
         + chunk(b"IHDR", head)
@@ -87,14 +87,14 @@ def image(pixels: np.ndarray, mode: str = "") -> Any:
 
 
 def palette(**options: Any) -> bytes:
-    found = Image.frombytes("P", (SIDE, SIDE), PLACES.tobytes())
+    found = Image.frombytes("P", (SIDE, SIDE), INDICES.tobytes())
     found.putpalette(PALETTE.tobytes())
     return saved(found, "PNG", **options)
 
 
 def cmyk(kind: str) -> bytes:
     planes = np.stack(
-        [255 - RGB[..., 0], 255 - RGB[..., 1], 255 - RGB[..., 2], np.full_like(GREY, 51)], -1
+        [255 - RGB[..., 0], 255 - RGB[..., 1], 255 - RGB[..., 2], np.full_like(GRAY, 51)], -1
     )
     return saved(
         Image.frombytes("CMYK", (SIDE, SIDE), planes.tobytes()),
@@ -104,41 +104,42 @@ def cmyk(kind: str) -> bytes:
 
 
 def deep(scale: int) -> np.ndarray:
-    return GREY.astype(np.uint16) * scale
+    return GRAY.astype(np.uint16) * scale
 
 
-RGBA, LA = np.dstack([RGB, ALPHA]), np.dstack([GREY, ALPHA])
+RGBA = np.dstack([RGB, ALPHA])
+LA = np.dstack([GRAY, ALPHA])
 UNDER_BLACK = RGB * 0.8  # of CMYK with 51 of black: 1 - 51 / 255
 FILES: dict[str, tuple[Callable[[], bytes], np.ndarray, float]] = {
-    "1": (lambda: saved(image(GREY > 128), "PNG"), three((GREY > 128) * 255.0), 0),
-    "L png": (lambda: saved(image(GREY), "PNG"), three(GREY), 0),
-    "L jpeg": (lambda: saved(image(GREY), "JPEG", quality=98), three(GREY), 3),
-    "L tiff": (lambda: saved(image(GREY), "TIFF"), three(GREY), 0),
+    "1": (lambda: saved(image(GRAY > 128), "PNG"), three((GRAY > 128) * 255.0), 0),
+    "L png": (lambda: saved(image(GRAY), "PNG"), three(GRAY), 0),
+    "L jpeg": (lambda: saved(image(GRAY), "JPEG", quality=98), three(GRAY), 3),
+    "L tiff": (lambda: saved(image(GRAY), "TIFF"), three(GRAY), 0),
     "L png, a transparent level": (
-        lambda: saved(image(GREY), "PNG", transparency=0),
-        three(np.where(GREY, GREY, 255)),
+        lambda: saved(image(GRAY), "PNG", transparency=0),
+        three(np.where(GRAY, GRAY, 255)),
         0,
     ),
-    "LA": (lambda: saved(image(LA), "PNG"), on_white(three(GREY), ALPHA), 1),
-    "P": (palette, PALETTE[PLACES], 0),
+    "LA": (lambda: saved(image(LA), "PNG"), on_white(three(GRAY), ALPHA), 1),
+    "P": (palette, PALETTE[INDICES], 0),
     "P gif": (lambda: saved(image(RGB).quantize(256), "GIF"), RGB, 12),
-    "P, a transparent colour": (
+    "P, a transparent color": (
         functools.partial(palette, transparency=2),
-        np.where(PLACES[..., None] == 2, 255, PALETTE[PLACES]),
+        np.where(INDICES[..., None] == 2, 255, PALETTE[INDICES]),
         0,
     ),
-    "P, alpha a colour": (
+    "P, alpha a color": (
         functools.partial(palette, transparency=bytes([0, 128, 255, 255])),
-        on_white(PALETTE[PLACES], np.array([0, 128, 255, 255])[PLACES]),
+        on_white(PALETTE[INDICES], np.array([0, 128, 255, 255])[INDICES]),
         1,
     ),
     "RGB png": (lambda: saved(image(RGB), "PNG"), RGB, 0),
     "RGB jpeg": (lambda: saved(image(RGB), "JPEG", quality=98, subsampling=0), RGB, 6),
     "RGB bmp": (lambda: saved(image(RGB), "BMP"), RGB, 0),
     "RGB tiff": (lambda: saved(image(RGB), "TIFF"), RGB, 0),
-    "RGB, a transparent colour": (
+    "RGB, a transparent color": (
         lambda: saved(image(RGB), "PNG", transparency=(0, 255, 0)),
-        np.where(GREY[..., None], RGB, 255),
+        np.where(GRAY[..., None], RGB, 255),
         0,
     ),
     "RGBA png": (lambda: saved(image(RGBA), "PNG"), on_white(RGB, ALPHA), 1),
@@ -151,26 +152,26 @@ FILES: dict[str, tuple[Callable[[], bytes], np.ndarray, float]] = {
     "CMYK jpeg": (functools.partial(cmyk, "JPEG"), UNDER_BLACK, 8),
     "CMYK tiff": (functools.partial(cmyk, "TIFF"), UNDER_BLACK, 2),
     "YCbCr tiff": (lambda: saved(image(RGB, "YCbCr"), "TIFF"), RGB, 3),
-    "I;16 png": (lambda: saved(image(deep(257)), "PNG"), three(GREY), 0),
-    "I;16 tiff": (lambda: saved(image(deep(257)), "TIFF"), three(GREY), 0),
+    "I;16 png": (lambda: saved(image(deep(257)), "PNG"), three(GRAY), 0),
+    "I;16 tiff": (lambda: saved(image(deep(257)), "TIFF"), three(GRAY), 0),
     "I;16B tiff": (
         lambda: saved(
             Image.frombytes("I;16B", (SIDE, SIDE), deep(257).astype(">u2").tobytes()), "TIFF"
         ),
-        three(GREY),
+        three(GRAY),
         0,
     ),
     "16 bits PGM": (
         lambda: b"P5 32 32 65535\n" + deep(257).astype(">u2").tobytes(),
-        three(GREY),
+        three(GRAY),
         0,
     ),
     "16 bits RGB png": (lambda: png(RGB.astype(np.uint16) * 257, 2), RGB, 0),
     "16 bits RGBA png": (lambda: png(RGBA.astype(np.uint16) * 257, 6), on_white(RGB, ALPHA), 1),
-    "16 bits LA png": (lambda: png(LA.astype(np.uint16) * 257, 4), on_white(three(GREY), ALPHA), 1),
+    "16 bits LA png": (lambda: png(LA.astype(np.uint16) * 257, 4), on_white(three(GRAY), ALPHA), 1),
     "GIF of two": (
-        lambda: saved(image(GREY), "GIF", save_all=True, append_images=[image(255 - GREY)]),
-        three(GREY),
+        lambda: saved(image(GRAY), "GIF", save_all=True, append_images=[image(255 - GRAY)]),
+        three(GRAY),
         0,
     ),
     "WebP of two": (
@@ -204,10 +205,10 @@ def seen(value: Any, **fields: Any) -> np.ndarray:
 @decoders
 @pytest.mark.parametrize("canvas", [0, SIDE])
 @pytest.mark.parametrize("name", FILES)
-def test_file_of_each_mode_is_seen_in_its_colours(name: str, canvas: int, decoder: str) -> None:
+def test_file_of_each_mode_has_its_colors(name: str, canvas: int, decoder: str) -> None:
     make, expected, apart = FILES[name]
     assert np.abs(seen(make(), canvas=canvas) - expected).max() <= apart
-    assert np.abs(seen(make(), canvas=canvas, channels=1) - grey_of(expected)).max() <= apart + 1
+    assert np.abs(seen(make(), canvas=canvas, channels=1) - luma(expected)).max() <= apart + 1
 
 
 DEEP = {"I": np.int32, "F": np.float32}
@@ -221,17 +222,17 @@ def test_file_of_32_bits_needs_levels(mode: str, decoder: str) -> None:
         ValueError, match=r"its image is \w+32 from -100 to 2380, .*--data.levels -100 2380"
     ):
         seen(file)
-    assert np.abs(seen(file, levels=(-100, 2450)) - three(GREY)).max() <= 1
+    assert np.abs(seen(file, levels=(-100, 2450)) - three(GRAY)).max() <= 1
     with pytest.raises(
-        ValueError, match=r"its image is \w+32 from -100 to 2380, beyond --data.levels 0 2550"
+        ValueError, match=r"its image is \w+32 from -100 to 2380, outside of --data.levels 0 2550"
     ):
         seen(file, levels=(0, 2550))
 
 
 @decoders
-def test_12_bits_in_a_file_of_16_are_what_levels_say(decoder: str) -> None:
+def test_12_bits_in_a_file_of_16_are_scaled_by_levels(decoder: str) -> None:
     file = saved(image(deep(16)), "PNG")
-    assert np.abs(seen(file, levels=(0, 4080)) - three(GREY)).max() <= 0.5
+    assert np.abs(seen(file, levels=(0, 4080)) - three(GRAY)).max() <= 0.5
 
 
 @decoders
@@ -241,18 +242,18 @@ def test_lab_is_right_or_refused(decoder: str) -> None:
     try:
         found = seen(file)
     except ValueError as error:
-        assert "its colours are LAB" in str(error)
+        assert "its color mode LAB" in str(error)
     else:
         assert np.abs(found - 120).max() <= 3  # L* of 50.2 is 120 in sRGB
 
 
 @pytest.mark.parametrize("mode", ["PA", "HSV", "RGBa", "RGBX", "I;16L", "I;16N"])
-def test_modes_that_no_file_here_has_are_black_or_white_where_they_are_empty(mode: str) -> None:
+def test_empty_image_of_a_rare_mode_is_black_or_white(mode: str) -> None:
     expected = 255 if mode in ("PA", "RGBa") else 0
-    assert (np.asarray(plain(Image.new(mode, (4, 4)))) == expected).all()
+    assert (np.asarray(to_8_bits(Image.new(mode, (4, 4)))) == expected).all()
 
 
-# How each EXIF orientation is undone, by what its number means (CIPA DC-008, table 6): the stored rows and columns.
+# How each EXIF orientation is undone, by its definition (CIPA DC-008, table 6).
 UNDONE: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
@@ -266,7 +267,7 @@ UNDONE: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def stored_as(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """What is to be stored for the pixels to be seen: each orientation but 6 and 8 undoes itself."""
+    """The pixels to store for an orientation: each but 6 and 8 is its own inverse."""
     return UNDONE[{6: 8, 8: 6}.get(orientation, orientation)](pixels)
 
 
@@ -274,7 +275,7 @@ def stored_as(pixels: np.ndarray, orientation: int) -> np.ndarray:
 @pytest.mark.parametrize("canvas", [0, 64, 256])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", UNDONE)
-def test_picture_of_each_orientation_is_upright(
+def test_image_of_each_orientation_is_upright(
     orientation: int, kind: str, canvas: int, decoder: str
 ) -> None:
     y, x = np.mgrid[0:150, 0:240]
@@ -306,7 +307,7 @@ def test_picture_of_each_orientation_is_upright(
         (90, 1, 60),
     ],
 )
-def test_elongated_picture_is_on_its_canvas_to_its_end(
+def test_elongated_image_fills_its_canvas_to_the_end(
     width: int, height: int, canvas: int, kind: str, decoder: str
 ) -> None:
     longer = max(width, height)
@@ -317,7 +318,7 @@ def test_elongated_picture_is_on_its_canvas_to_its_end(
         kind,
         **({"quality": 95} if kind == "JPEG" else {}),
     )
-    found = bounded(file, canvas, 3)
+    found = shrink_to_fit(file, canvas, 3)
     shorter = max(1, round(min(width, height) * canvas / longer))
     assert found.shape == ((shorter, canvas, 3) if width > height else (canvas, shorter, 3))
     along = found.mean((0, 2) if width > height else (1, 2))
@@ -363,7 +364,7 @@ def test_array_of_each_dtype_is_scaled_by_its_levels_and_refused_without(name: s
         <= 1
     )
     if array.dtype != np.uint8:
-        words = rf"its image is {array.dtype} from .* to .*, which does not say what is black .*--data.levels"
+        words = rf"its image is {array.dtype} from .* to .*, so its black and .*--data.levels"
         with pytest.raises(MismatchError, match=words.replace("|", r"\|")):
             seen(array)
 
@@ -377,7 +378,7 @@ def test_array_of_bools_is_black_and_white() -> None:
     [
         (np.where(RGB == 0, np.nan, RGB / 255), "not finite"),
         (np.where(RGB == 0, np.inf, RGB / 255), "not finite"),
-        (RGB * 1j, "complex128.*bytes of a file, or an array of numbers"),
+        (RGB * 1j, "complex128.*a file's bytes, or an array of numbers"),
         (np.zeros((SIDE, SIDE), "M8[D]"), "datetime64"),
         (np.zeros((SIDE, SIDE), "m8[s]"), "timedelta64"),
         (np.full((SIDE, SIDE), "a"), "<U1"),
@@ -393,13 +394,13 @@ def test_array_of_bools_is_black_and_white() -> None:
         (None, "null"),
         ([[1, 2], [3]], "no array"),
         ([[1, 2], [3, 4]], "int64 from 1 to 4.*--data.levels 0 255"),
-        (b"", "no whole image"),
+        (b"", "not a complete image"),
         (7, r"shape \(\)"),
     ],
     ids=range(20),
 )
 @pytest.mark.parametrize("canvas", [0, SIDE])
-def test_what_is_no_image_is_refused_with_its_dtype_or_shape(
+def test_invalid_image_is_refused_with_its_dtype_or_shape(
     array: Any, words: str, canvas: int
 ) -> None:
     with pytest.raises(ValueError, match=words):
@@ -410,24 +411,24 @@ def test_what_is_no_image_is_refused_with_its_dtype_or_shape(
         )
 
 
-def test_array_with_alpha_lies_on_white() -> None:
+def test_array_with_alpha_is_on_white() -> None:
     assert np.abs(seen(RGBA) - on_white(RGB, ALPHA)).max() <= 1
-    assert np.abs(seen(LA, channels=1)[..., 0] - on_white(three(GREY), ALPHA)[..., 0]).max() <= 1
+    assert np.abs(seen(LA, channels=1)[..., 0] - on_white(three(GRAY), ALPHA)[..., 0]).max() <= 1
 
 
-def test_array_of_the_size_and_channels_asked_is_taken_as_it_is() -> None:
+def test_array_of_the_right_shape_is_unchanged() -> None:
     seven = np.arange(SIDE * SIDE * 7).reshape(SIDE, SIDE, 7).astype(np.uint8)
     assert (seen(seven, channels=7) == seven).all()
-    with pytest.raises(MismatchError, match=r"\(32, 32, 7\), and an image has 1 to 4 channels"):
+    with pytest.raises(MismatchError, match=r"\(32, 32, 7\), but an image has 1 to 4 channels"):
         seen(seven, channels=7, size=8)
 
 
 @decoders
-def test_picture_that_claims_more_pixels_than_memory_is_refused_at_once(decoder: str) -> None:
+def test_image_with_too_many_pixels_in_its_header_is_refused(decoder: str) -> None:
     file = bytearray(saved(image(RGB), "JPEG"))
     place = file.index(b"\xff\xc0") + 5  # height and width of the frame
     file[place : place + 4] = struct.pack(">HH", 65_500, 65_500)
-    with pytest.raises(ValueError, match="no whole image"):
+    with pytest.raises(ValueError, match="not a complete image"):
         seen(bytes(file))
 
 

@@ -288,7 +288,8 @@ def test_a_file_that_is_cut_off_or_cannot_be_decoded_is_named_soon_or_left_out(
     with (
         soon(),
         pytest.raises(
-            Failed, match=rf"{broken} cannot be read: ValueError: it is no whole image: .*; mend or"
+            Failed,
+            match=rf"{broken} cannot be read: ValueError: it is not a complete image: .*; mend or",
         ),
     ):
         next(batches)

@@ -1,4 +1,4 @@
-"""RandAugment: each operation against Pillow on two photographs, and which are drawn how often."""
+"""RandAugment: each operation against Pillow on two photographs, and their distribution."""
 
 from typing import Any
 
@@ -13,18 +13,19 @@ from PIL import Image, ImageEnhance, ImageOps
 from jaxbig.data.transforms import randaugment
 from jaxbig.data.transforms.randaugment import OPERATIONS, RandAugment
 
-# of odd and even sides; one with half the contrast, so that autocontrast has something to do; one nearly all edge
+# odd and even sides; one of half the contrast, for autocontrast; one nearly all edge
 PHOTOS = (
     sklearn.datasets.load_sample_image("china.jpg")[100:324, 200:401],
     sklearn.datasets.load_sample_image("flower.jpg")[50:250, 150:374] // np.uint8(2) + np.uint8(30),
     sklearn.datasets.load_sample_image("china.jpg")[200:207, 300:306],
 )
-NEAREST, AFFINE = Image.Resampling.NEAREST, Image.Transform.AFFINE
+NEAREST = Image.Resampling.NEAREST
+AFFINE = Image.Transform.AFFINE
 FILL = (128, 128, 128)
 
 
 def difference(ours: jax.Array, theirs: Image.Image) -> float:
-    """The mean absolute difference in grey levels."""
+    """The mean absolute difference in gray levels."""
     return float(np.abs(np.asarray(ours, np.float64) * 255 - np.asarray(theirs, np.float64)).mean())
 
 
@@ -58,25 +59,25 @@ AMOUNTS: dict[str, tuple[float, ...]] = {
 
 
 @pytest.mark.parametrize("name", PILLOW)
-def test_an_operation_does_what_pillow_does(name: str) -> None:
+def test_operation_equals_pillow(name: str) -> None:
     apply = jax.jit(getattr(randaugment, name))
-    # between the image and another, Pillow cuts off fractions; else only pixels exactly between two may differ
+    # Pillow truncates where it blends; otherwise only pixels exactly between two others may differ
     bound = 1 if name in ("saturation", "contrast", "brightness", "sharpness") else 0.1
     changes = []
     for photo in PHOTOS:
-        image, picture = jnp.asarray(photo, jnp.float32) / 255, Image.fromarray(photo)
+        image = jnp.asarray(photo, jnp.float32) / 255
+        picture = Image.fromarray(photo)
         for amount in AMOUNTS.get(name, (0,)):
             theirs = PILLOW[name](picture, amount)
             assert difference(apply(image, amount), theirs) < bound, amount
             changes.append(difference(image, theirs))
-    assert name == "identity" or max(changes) > 3  # enough to tell
+    assert name == "identity" or max(changes) > 3  # enough to detect
 
 
-def test_operations_are_the_papers() -> None:
+def test_operations_are_those_of_the_paper() -> None:
     assert {operation.apply.__name__ for operation in OPERATIONS} == set(PILLOW)
-    amounts = {
-        o.apply.__name__: o.start + o.slope * 0.9 for o in OPERATIONS
-    }  # at magnitude 9, by hand
+    # at magnitude 9, by hand
+    amounts = {o.apply.__name__: o.start + o.slope * 0.9 for o in OPERATIONS}
     assert amounts["rotate"] == pytest.approx(27)
     assert amounts["solarize"] == pytest.approx(25.6)
     assert amounts["posterize"] == pytest.approx(4.4)  # 4 bits
@@ -96,7 +97,7 @@ def test_strength_zero_changes_nothing_but_levels() -> None:
 
 @pytest.mark.parametrize("name", PILLOW)
 @pytest.mark.parametrize("shape", [(1, 5, 3), (2, 2, 1), (4, 7, 1)])
-def test_an_operation_takes_small_grey_and_flat_images(name: str, shape: tuple[int, ...]) -> None:
+def test_operation_accepts_small_gray_and_flat_images(name: str, shape: tuple[int, ...]) -> None:
     images = jnp.stack(
         [jnp.zeros(shape), jnp.ones(shape), jnp.linspace(0, 1, np.prod(shape)).reshape(shape)]
     )
@@ -106,22 +107,20 @@ def test_an_operation_takes_small_grey_and_flat_images(name: str, shape: tuple[i
 
 
 def test_equalize_by_hand() -> None:
-    # 300 pixels of level 10 and 210 of 20: the step is (510 - 210) // 255 = 1, so 10 becomes 0, and 20 becomes 300,
-    # kept at 255
+    # 300 pixels of level 10 and 210 of 20: the step is (510 - 210) // 255 = 1, so 10 becomes 0, and
+    # 20 becomes 300, clipped to 255
     image = jnp.asarray([10] * 300 + [20] * 210, jnp.float32).reshape(51, 10, 1) / 255
     assert np.unique(np.round(jax.jit(randaugment.equalize)(image, 0) * 255)).tolist() == [0, 255]
 
 
-def test_a_quarter_turn_is_against_the_clock() -> None:
+def test_quarter_turn_is_counterclockwise() -> None:
     image = jax.random.uniform(jax.random.key(3), (6, 6, 3))
     np.testing.assert_array_equal(jax.jit(randaugment.rotate)(image, 90.0), np.rot90(image))
 
 
-def test_a_row_depends_on_its_key_alone_and_nothing_crosses_devices() -> None:
-    images, keys = (
-        jax.random.uniform(jax.random.key(0), (8, 9, 6, 3)),
-        jax.random.split(jax.random.key(1), 8),
-    )
+def test_example_depends_only_on_its_key_without_communication() -> None:
+    images = jax.random.uniform(jax.random.key(0), (8, 9, 6, 3))
+    keys = jax.random.split(jax.random.key(1), 8)
     augment = jax.vmap(lambda image, key: RandAugment()(image, jnp.array([9, 6]), key)[0])
     eight = np.asarray(jax.jit(augment)(images, keys))
     assert np.array_equal(eight[4:], jax.jit(augment)(images[4:], keys[4:]))
@@ -129,7 +128,8 @@ def test_a_row_depends_on_its_key_alone_and_nothing_crosses_devices() -> None:
     compiled = (
         jax.jit(augment, in_shardings=split, out_shardings=split).lower(images, keys).compile()
     )
-    text, arguments = compiled.as_text(), jax.device_put((images, keys), split)
+    text = compiled.as_text()
+    arguments = jax.device_put((images, keys), split)
     assert not any(
         crossing in text for crossing in ("all-reduce", "all-gather", "all-to-all", "permute")
     )
@@ -137,23 +137,19 @@ def test_a_row_depends_on_its_key_alone_and_nothing_crosses_devices() -> None:
 
 
 def test_every_operation_is_drawn_and_with_both_signs() -> None:
-    """On a ramp, each operation and each of its signs at one layer gives a picture of its own: all 23 appear, and
-    those of a signed operation half as often each."""
-    ramp = (
-        jnp.stack(jnp.meshgrid(jnp.linspace(0.1, 0.8, 8), jnp.linspace(0.2, 0.9, 8)), 2).mean(
-            2, keepdims=True
-        )
-        ** 2
-    )
+    """On a ramp each operation with each sign has a different result.
+
+    All 23 occur; those of a signed operation half as often.
+    """
+    grid = jnp.meshgrid(jnp.linspace(0.1, 0.8, 8), jnp.linspace(0.2, 0.9, 8))
+    ramp = jnp.stack(grid, 2).mean(2, keepdims=True) ** 2
     image = jnp.concatenate([ramp, ramp[::-1], ramp[:, ::-1] * 0.5], 2)
     keys = jax.random.split(jax.random.key(2), 2800)
     draw = jax.jit(jax.vmap(lambda key: RandAugment(layers=1)(image, jnp.array([8, 8]), key)[0]))
     _, counts = np.unique(np.asarray(draw(keys)).round(5), axis=0, return_counts=True)
     signed = sum(operation.signed for operation in OPERATIONS)
     assert len(counts) == len(OPERATIONS) + signed
-    ordered = np.sort(
-        counts
-    )  # 100 each where signed, else 200; seven standard deviations are 69 and 95
-    assert (np.abs(ordered[: 2 * signed] - 100) < 69).all() and (
-        np.abs(ordered[2 * signed :] - 200) < 95
-    ).all()
+    ordered = np.sort(counts)
+    # 100 each if signed, else 200; seven standard deviations are 69 and 95
+    assert (np.abs(ordered[: 2 * signed] - 100) < 69).all()
+    assert (np.abs(ordered[2 * signed :] - 200) < 95).all()

@@ -1,4 +1,4 @@
-"""Texts as rows of tokens: packed documents see themselves alone, tokenizers are learned once and kept with a run."""
+"""Text data sets: packed documents do not attend to others; tokenizers are learned once."""
 
 import dataclasses
 import importlib.metadata
@@ -23,7 +23,7 @@ from jaxbig.errors import Failed, Refused
 from jaxbig.models.language_model import Decoder
 from jaxbig.objectives.next_token import NextToken
 
-MADE_UP = Synthetic(texts=("text",), labels=(("label", 2),))
+SYNTHETIC = Synthetic(texts=("text",), labels=(("label", 2),))
 
 
 @pytest.fixture(autouse=True)
@@ -47,27 +47,24 @@ def packed(*texts: Any, **fields: Any) -> Tokens:
 
 
 def test_packed_texts_by_hand() -> None:
-    """Two short ones share a row; one that is too long goes on in the next, and ends with what is left."""
+    """Two short texts share a row; one that is too long continues in another row."""
     data = packed(b"abc", b"de", b"", b"0123456789")
     rows = data.source("train").rows(np.arange(3))
     assert {name: (each.shape[1:], each.dtype) for name, each in rows.items()} == {
         name: (each.shape[1:], each.dtype) for name, each in data.spec().items()
     }
     long = rows["targets"][:, 0].tolist().index(ord("0"))
-    assert rows["targets"][long].tolist() == [*b"01234567"] and rows["inputs"][long].tolist() == [
-        0,
-        *b"0123456",
-    ]
-    assert rows["segments"][long].tolist() == [1] * 8 and rows["positions"][long].tolist() == [
-        *range(8)
-    ]
+    assert rows["targets"][long].tolist() == [*b"01234567"]
+    assert rows["inputs"][long].tolist() == [0, *b"0123456"]
+    assert rows["segments"][long].tolist() == [1] * 8
+    assert rows["positions"][long].tolist() == [*range(8)]
     real = rows["mask"] > 0
     assert sorted(rows["targets"][real].tolist()) == sorted([*b"abc\0", *b"de\0", *b"0123456789\0"])
-    assert np.all(rows["inputs"][real & (rows["positions"] == 0)] == 0)  # each begins after an end
+    assert np.all(rows["inputs"][real & (rows["positions"] == 0)] == 0)  # after an end token
     assert np.all(rows["segments"][~real] == 0)
 
 
-def test_a_packed_text_neither_sees_nor_moves_another() -> None:
+def test_packed_text_does_not_depend_on_others() -> None:
     data = packed(b"abc", b"def", tokenizer=Bytes(specials=("<end>",)))
     batch = {
         name: jnp.asarray(each) for name, each in data.source("train").rows(np.array([0])).items()
@@ -92,25 +89,23 @@ def test_a_packed_text_neither_sees_nor_moves_another() -> None:
         lambda x: getattr(x, "value", x), variables["params"], is_leaf=lambda x: hasattr(x, "value")
     )
     whole = loss(params, batch)
-    for other in range(
-        4
-    ):  # another first text changes nothing of the second, and the other way round
+    for other in range(4):  # a change of one text does not affect the other
         changed = {**batch, "inputs": batch["inputs"].at[0, other].set(7)}
         np.testing.assert_array_equal(loss(params, changed)[0, 4:], whole[0, 4:])
         changed = {**batch, "inputs": batch["inputs"].at[0, 4 + other].set(7)}
         np.testing.assert_array_equal(loss(params, changed)[0, :4], whole[0, :4])
-    alone = {
-        name: each[:, 4:] for name, each in batch.items()
-    }  # nor does its place in the row matter
+    # nor does its position in the row matter
+    alone = {name: each[:, 4:] for name, each in batch.items()}
     np.testing.assert_allclose(loss(params, alone), whole[:, 4:], atol=1e-5)
 
 
-def test_the_objective_hands_segments_to_the_model() -> None:
+def test_objective_passes_segments_to_the_model() -> None:
     data = packed(b"abc", b"def")
     batch = {
         name: jnp.asarray(each) for name, each in data.source("train").rows(np.array([0])).items()
     }
-    model, objective = Decoder(vocab=256, depth=1, width=16, heads=2), NextToken(vocab=256)
+    model = Decoder(vocab=256, depth=1, width=16, heads=2)
+    objective = NextToken(vocab=256)
     variables = model.init(jax.random.key(0), batch["inputs"])
 
     def value(batch: Any) -> float:
@@ -129,8 +124,10 @@ def nn_apply(model: Any, objective: Any, variables: Any, batch: Any) -> Any:
     )
 
 
-def test_packed_rows_are_read_the_same_at_any_step_and_made_once(cache: Path) -> None:
-    data = Tokens(records=MADE_UP, batch=4, length=32, packed=True, tokenizer=BytePairs(vocab=300))
+def test_packed_rows_are_deterministic_and_packed_once(cache: Path) -> None:
+    data = Tokens(
+        records=SYNTHETIC, batch=4, length=32, packed=True, tokenizer=BytePairs(vocab=300)
+    )
     identity = data.prepare()
     made = {file: file.stat().st_mtime_ns for file in cache.rglob("*") if file.is_file()}
     again = dataclasses.replace(data, tokenizer=BytePairs(vocab=300))
@@ -139,13 +136,14 @@ def test_packed_rows_are_read_the_same_at_any_step_and_made_once(cache: Path) ->
         lambda d: train_batch(d.source("train"), 1000, seed=3, batch=4),
         lambda d: eval_batch(d.source("eval"), 0, batch=4),
     ):
-        first, second = read(data), read(again)
+        first = read(data)
+        second = read(again)
         assert all(np.array_equal(first[name], second[name]) for name in first)
     assert {file: file.stat().st_mtime_ns for file in cache.rglob("*") if file.is_file()} == made
     assert dataclasses.replace(data, tokenizer=BytePairs(vocab=301)).prepare() != identity
 
 
-def test_bad_texts_are_named_or_left_out_of_what_is_packed(tmp_path: Path) -> None:
+def test_bad_text_is_named_or_skipped_when_packing(tmp_path: Path) -> None:
     file = tmp_path / "texts.jsonl"
     file.write_text('{"text": "one"}\nno json\n{"text": 3}\n{"other": "x"}\n{"text": "two"}\n')
     data = Tokens(
@@ -157,7 +155,7 @@ def test_bad_texts_are_named_or_left_out_of_what_is_packed(tmp_path: Path) -> No
     assert rows.header.documents == 2
 
 
-# -- what cannot be read, in what is kept
+# -- bad records in cached rows and tokenizers
 
 
 TEXTS = [f"the cat number {n} sat on the mat" for n in range(12)]
@@ -176,15 +174,13 @@ DATA = {
 
 @pytest.mark.parametrize("kind", DATA)
 @pytest.mark.parametrize("bad", ['{"text": null}', '{"text": "cut off', '{"texts": "a"}', "[1]"])
-def test_what_is_kept_is_refused_or_taken_as_what_is_made(
-    kind: str, bad: str, tmp_path: Path
-) -> None:
-    """Whether a record may be left out is asked each time, not only when rows or a tokenizer are made."""
+def test_bad_record_is_refused_also_from_the_cache(kind: str, bad: str, tmp_path: Path) -> None:
+    """Whether a record may be skipped is checked each time, not only when the cache is filled."""
     lines = [json.dumps({"text": text}) for text in TEXTS]
     (tmp_path / "a.jsonl").write_text("\n".join([*lines[:7], bad, *lines[7:]]))
     (tmp_path / "b.jsonl").write_text("\n".join(lines))
     records = JsonLines(files=str(tmp_path / "a.jsonl"), eval_files=str(tmp_path / "b.jsonl"))
-    for skip in (0, 3, 0, 1):  # 3 makes what 0 and 1 find
+    for skip in (0, 3, 0, 1):  # 3 fills the cache that 0 and 1 use
         data = DATA[kind](records, skip_bad_records=skip)
         if skip:
             data.prepare()
@@ -194,7 +190,7 @@ def test_what_is_kept_is_refused_or_taken_as_what_is_made(
 
 
 @pytest.mark.parametrize("kind", DATA)
-def test_texts_that_no_record_has_are_the_experiment_s_fault(kind: str) -> None:
+def test_field_that_no_record_has_is_refused(kind: str) -> None:
     with pytest.raises(
         Refused,
         match=r"does not fit 12 of 12 records .* it has no 'body', .* the nearest is text\.",
@@ -202,7 +198,7 @@ def test_texts_that_no_record_has_are_the_experiment_s_fault(kind: str) -> None:
         DATA[kind](Given(texts=tuple(TEXTS)), feature="body").prepare()
 
 
-def test_rows_are_not_packed_again_where_more_may_be_left_out(cache: Path) -> None:
+def test_rows_are_not_packed_again_when_more_may_be_skipped(cache: Path) -> None:
     data = DATA["packed"](Given(texts=(*TEXTS, None)), skip_bad_records=1)
     data.prepare()
     made = sorted(cache.rglob("*.array_record"))
@@ -210,7 +206,7 @@ def test_rows_are_not_packed_again_where_more_may_be_left_out(cache: Path) -> No
     assert sorted(cache.rglob("*.array_record")) == made and len(made) == 2
 
 
-def test_rows_and_tokenizers_are_of_the_library_s_version(
+def test_rows_and_tokenizers_depend_on_the_library_version(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = DATA["learned and packed"](Given(texts=tuple(TEXTS)))
@@ -235,7 +231,7 @@ def test_rows_and_tokenizers_are_of_the_library_s_version(
         {"eval_share": 0.5},
     ],
 )
-def test_a_tokenizer_is_learned_again_for_other_settings(
+def test_tokenizer_is_learned_again_for_other_settings(
     change: dict[str, Any], tmp_path: Path, cache: Path
 ) -> None:
     rows = [json.dumps({"text": text, "other": text.upper()}) + "\n" for text in TEXTS]
@@ -251,24 +247,26 @@ def test_a_tokenizer_is_learned_again_for_other_settings(
     assert len(list(cache.rglob("tokenizer.json"))) == 2
 
 
-def test_the_identity_of_packed_texts_is_of_their_rows_too() -> None:
+def test_identity_of_packed_texts_includes_their_rows() -> None:
     data = DATA["packed"](Given(texts=tuple(TEXTS)))
     rows = data.packed_rows(data.records, "train", "x")
     assert f"packed: train {rows.identity}, eval 12 documents" in data.prepare()
 
 
-def test_an_end_that_is_kept_and_packed_rows_are_refused() -> None:
-    with pytest.raises(Refused, match=r"packed texts are not cut, so --data.keep end says nothing"):
+def test_keep_end_with_packed_is_refused() -> None:
+    with pytest.raises(
+        Refused, match=r"packed texts are not cut, so --data.keep end has no effect"
+    ):
         DATA["packed"](Given(texts=tuple(TEXTS)), keep="end").prepare()
 
 
-def test_texts_that_are_cut_or_empty_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+def test_cut_and_empty_texts_are_counted(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("WARNING", "jaxbig")
     given = Given(texts=(b"1234567", b"12345678", b"", b"123456789", b"x"))
     data = Tokens(records=given, batch=2, length=8)
     data.prepare()
     assert (
-        "2 of 5 texts that were tried are longer than --data.length 8 and are cut; their beginning"
+        "2 of 5 sampled texts are longer than --data.length 8 and are cut; their beginning"
         in caplog.text
     )
     caplog.clear()
@@ -277,7 +275,7 @@ def test_texts_that_are_cut_or_empty_are_counted(caplog: pytest.LogCaptureFixtur
     for _ in range(2):
         caplog.clear()
         dataclasses.replace(data, packed=True).prepare()
-        assert caplog.messages == ["1 empty documents are left out"] * 2  # of train, and of eval
+        assert caplog.messages == ["1 empty documents are skipped"] * 2  # of train, and of eval
 
 
 # -- a mixture
@@ -291,10 +289,10 @@ def lettered(root: Path, letter: str, count: int) -> JsonLines:
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("weights", [(9, 1), (1, 1), (1, 3)])
-def test_the_weights_of_a_mixture_hold_however_its_texts_are_laid(
+def test_weights_of_a_mixture_hold_also_when_packed(
     packed: bool, weights: tuple[float, ...], tmp_path: Path
 ) -> None:
-    parts = lettered(tmp_path, "a", 100), lettered(tmp_path, "b", 900)
+    parts = (lettered(tmp_path, "a", 100), lettered(tmp_path, "b", 900))
     data = Tokens(records=Mixture(parts=parts, weights=weights), batch=32, length=64, packed=packed)
     data.prepare()
     source = data.source("train")
@@ -306,8 +304,8 @@ def test_the_weights_of_a_mixture_hold_however_its_texts_are_laid(
     assert not packed or not np.any((targets == ord("a")).any(1) & (targets == ord("b")).any(1))
 
 
-def test_other_weights_pack_nothing_again(tmp_path: Path, cache: Path) -> None:
-    parts = lettered(tmp_path, "a", 100), lettered(tmp_path, "b", 200)
+def test_change_of_weights_packs_nothing_again(tmp_path: Path, cache: Path) -> None:
+    parts = (lettered(tmp_path, "a", 100), lettered(tmp_path, "b", 200))
     data = Tokens(records=Mixture(parts=parts, weights=(1, 2)), batch=4, length=64, packed=True)
     identity = data.prepare()
     made = sorted(cache.rglob("*.array_record"))
@@ -318,8 +316,8 @@ def test_other_weights_pack_nothing_again(tmp_path: Path, cache: Path) -> None:
     assert sorted(cache.rglob("*.array_record")) == made and len(made) == 4
 
 
-def test_a_tokenizer_learns_from_a_mixture_as_it_is_drawn(tmp_path: Path) -> None:
-    parts = lettered(tmp_path, "a", 100), lettered(tmp_path, "b", 900)
+def test_tokenizer_learns_from_a_mixture_by_its_weights(tmp_path: Path) -> None:
+    parts = (lettered(tmp_path, "a", 100), lettered(tmp_path, "b", 900))
     for weights, share in (((9, 1), 0.9), ((1, 9), 0.1)):
         data = Tokens(
             records=Mixture(parts=parts, weights=weights), batch=4, length=64, learned_from=500
@@ -331,7 +329,7 @@ def test_a_tokenizer_learns_from_a_mixture_as_it_is_drawn(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_the_tokenizer_is_kept_with_the_run_and_another_is_another_run(
+def test_tokenizer_is_saved_with_the_run_and_must_not_change(
     jaxbig: Callable[..., Any], tmp_path: Path, cache: Path
 ) -> None:
     (tmp_path / "texts.jsonl").write_text(
@@ -372,16 +370,16 @@ def config():
 
 
 @pytest.mark.parametrize("data", [Sentences, Pairs], ids=lambda kind: kind.__name__)
-def test_made_up_records_have_the_features_that_are_read(data: Any) -> None:
+def test_synthetic_records_have_the_required_fields(data: Any) -> None:
     more = {"classes": 2} if data is Sentences else {"source_feature": "en", "target_feature": "de"}
     few = data(
-        records=MADE_UP,
+        records=SYNTHETIC,
         batch=4,
         length=16,
         tokenizer=BytePairs(vocab=290, specials=("<start>", "<end>")),
         **more,
     )
-    made = few.made_up()
+    made = few.synthetic()
     made.prepare()
     batch = train_batch(made.source("train"), 0, seed=0, batch=4)
     assert {name: (each.shape, each.dtype) for name, each in batch.items()} == {

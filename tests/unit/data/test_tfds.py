@@ -16,7 +16,7 @@ from PIL import Image
 
 from jaxbig.data.core.dataset import Data, Rows
 from jaxbig.data.core.examples import Examples
-from jaxbig.data.images import Images, bounded, square
+from jaxbig.data.images import Images, central_square, shrink_to_fit
 from jaxbig.data.pipeline.loader import eval_batch, train_batch
 from jaxbig.data.records.tfds import Tfds
 from jaxbig.data.records.tfds_builder import Builder, prepared
@@ -25,11 +25,11 @@ from jaxbig.data.tokenize.tokenizers import Bytes
 from jaxbig.errors import Refused
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (4, 28, 28, 1), dtype=np.uint8)
-COLOURS = np.random.default_rng(1).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+COLORS = np.random.default_rng(1).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
 TEXTS = ["one", "zwei - größer", "a very long text, longer than all", ""]
 RECORDS: dict[str, list[dict[str, Any]]] = {
     "mnist": [{"image": picture, "label": i + 3} for i, picture in enumerate(PICTURES)],
-    "cifar10": [{"image": picture, "label": i, "id": f"{i}"} for i, picture in enumerate(COLOURS)],
+    "cifar10": [{"image": picture, "label": i, "id": f"{i}"} for i, picture in enumerate(COLORS)],
     "imdb_reviews": [{"text": text, "label": i % 2} for i, text in enumerate(TEXTS)],
     "lm1b": [{"text": text} for text in TEXTS],
     "wmt": [{"en": text, "de": text.upper()} for text in TEXTS],
@@ -143,22 +143,24 @@ def test_images_are_what_was_encoded_and_of_0_to_1_in_the_step(here: None) -> No
 def test_an_image_is_scaled_by_its_shorter_side_and_cut_to_its_middle() -> None:
     wide = np.zeros((8, 16, 3), np.uint8)
     wide[:, 2:14] = 200  # the middle square, and as much around it as a pixel is a mean of
-    assert np.all(square(wide, 4, 3) == 200) and np.all(square(wide, 8, 1) == 200)
-    assert np.all(square(np.swapaxes(wide, 0, 1), 16, 3) == 200)
+    assert np.all(central_square(wide, 4, 3) == 200) and np.all(central_square(wide, 8, 1) == 200)
+    assert np.all(central_square(np.swapaxes(wide, 0, 1), 16, 3) == 200)
     # half as wide, each pixel is a mean of 4 x 4 under a triangle, so a ramp stays one
     ramp = np.broadcast_to(np.arange(0, 128, 4, dtype=np.uint8)[:, None, None], (32, 32, 3))
-    half = square(np.ascontiguousarray(ramp), 16, 3)[:, :, 0].astype(float)
+    half = central_square(np.ascontiguousarray(ramp), 16, 3)[:, :, 0].astype(float)
     np.testing.assert_allclose(half[1:-1, 5], np.arange(2 + 8, 120, 8), atol=1)
-    assert square(PICTURES[0], 28, 1).shape == (28, 28, 1)
+    assert central_square(PICTURES[0], 28, 1).shape == (28, 28, 1)
 
 
 def test_a_whole_image_keeps_its_shape_within_a_canvas(here: None) -> None:
     photo = np.tile(np.arange(0, 240, dtype=np.uint8)[:, None, None], (1, 300, 3))
     for kind, apart in (("png", 1), ("jpeg", 3)):
-        small = bounded(encoded(photo, kind).getvalue(), 50, 3)  # a JPEG is decoded at a quarter
+        small = shrink_to_fit(
+            encoded(photo, kind).getvalue(), 50, 3
+        )  # a JPEG is decoded at a quarter
         assert small.shape == (40, 50, 3)
         np.testing.assert_allclose(small[:, 25, 0], np.arange(40) * 6 + 2.5, atol=apart)
-    assert bounded(photo, 400, 3).shape == (240, 300, 3)  # never larger than it is
+    assert shrink_to_fit(photo, 400, 3).shape == (240, 300, 3)  # never larger than it is
     rows = everything(CATALOGUE[3], "train")
     assert rows["sizes"].tolist() == [[32, 32]] * 4 and rows["inputs"][:, 32:].max() == 0
 

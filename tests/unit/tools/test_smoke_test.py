@@ -116,7 +116,7 @@ def test_texts_that_are_cut_anyway_are_cut_shorter(data: Any) -> None:
         4,
         16,
     )
-    made = data.made_up() if isinstance(data, Tokens) else None
+    made = data.synthetic() if isinstance(data, Tokens) else None
     rows = (
         made.source("train").rows(np.arange(4)) if made else {"inputs": np.zeros((4, data.length))}
     )
