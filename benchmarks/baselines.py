@@ -1,8 +1,9 @@
-"""What simple methods reach on the held-out rows of the data sets that ship; headers of experiments name them.
+"""Baselines: simple methods on the held-out rows of the bundled data sets.
 
     python benchmarks/baselines.py [--only text masked digits diabetes packages]
 
-Everything is fitted on the training rows alone. 90 s of processor time.
+Everything is fitted on the training rows only. The headers of the experiments quote the results.
+Takes 90 s of processor time.
 """
 
 import argparse
@@ -27,11 +28,11 @@ from jaxbig.data.builtin.pytext import PyText
 from jaxbig.data.core.dataset import Data
 
 Result = tuple[str, str, float]  # method, metric, value
-ORDERS = 6  # of the longest n-grams
+LONGEST = 6  # bytes of the longest n-grams
 
 
 def table(data: Data, split: str) -> tuple[np.ndarray, np.ndarray, Any]:
-    """Every row of a split: inputs [N, ...], targets [N], lengths [N] where there are some."""
+    """All rows of a split: inputs [N, ...], targets [N], and lengths [N] or None."""
     source = data.source(split)
     rows = source.rows(np.arange(len(source)))
     return rows["inputs"], rows["targets"], rows.get("lengths")
@@ -47,7 +48,7 @@ def texts() -> tuple[np.ndarray, np.ndarray]:
 
 
 def grams(text: np.ndarray, length: int) -> np.ndarray:
-    """The `length` bytes that end at each place from `length` - 1 on, as one number each."""
+    """All n-grams of `length` bytes as numbers, uint64 [N - length + 1]."""
     count = len(text) - length + 1
     parts = (
         text[i : i + count].astype(np.uint64) << np.uint64(8 * (length - 1 - i))
@@ -56,28 +57,34 @@ def grams(text: np.ndarray, length: int) -> np.ndarray:
     return sum(parts, np.zeros(count, np.uint64))
 
 
-def looked_up(keys: np.ndarray, counts: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """The count of each wanted key, 0 for one that is not there; keys are sorted."""
-    places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return np.where(keys[places] == wanted, counts[places], 0)
+def look_up(keys: np.ndarray, counts: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """The count of each wanted key, 0 if it is missing; `keys` are sorted."""
+    positions = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where(keys[positions] == wanted, counts[positions], 0)
 
 
 def witten_bell(
     train: np.ndarray, held_out: np.ndarray, longest: int
 ) -> Iterator[tuple[int, float]]:
-    """For n-grams of 1 to `longest` bytes: n, and the bits per byte of the held-out text, interpolated as Witten and
-    Bell (1991): p(w | h) = (c(hw) + t(h) p(w | shorter h)) / (c(h) + t(h)), t(h) the different bytes after h."""
+    """Bits per byte of the held-out text for n-grams of 1 to `longest` bytes.
+
+    Interpolated as in Witten and Bell (1991): p(w | h) = (c(hw) + t(h) p(w | shorter h)) /
+    (c(h) + t(h)), where t(h) is the number of different bytes after h.
+
+    Yields:
+      n, and the bits per byte.
+    """
     probability = np.full(len(held_out), 1 / 256)
     for length in range(1, longest + 1):
         keys, counts = np.unique(grams(train, length), return_counts=True)
-        before, first = np.unique(
-            keys >> np.uint64(8), return_index=True
-        )  # the contexts of the n-grams
-        kinds, totals = np.diff(np.append(first, len(keys))), np.add.reduceat(counts, first)
+        contexts, first = np.unique(keys >> np.uint64(8), return_index=True)
+        kinds = np.diff(np.append(first, len(keys)))
+        totals = np.add.reduceat(counts, first)
         wanted = grams(held_out, length)
         context = wanted >> np.uint64(8)
-        seen, after = looked_up(keys, counts, wanted), looked_up(before, kinds, context)
-        total = looked_up(before, totals, context)
+        seen = look_up(keys, counts, wanted)
+        after = look_up(contexts, kinds, context)
+        total = look_up(contexts, totals, context)
         shorter = probability[length - 1 :]
         mixed = (seen + after * shorter) / np.maximum(total + after, 1)
         probability[length - 1 :] = np.where(total > 0, mixed, shorter)
@@ -93,49 +100,45 @@ def text() -> Iterator[Result]:
     }
     for name, compress in compressors.items():
         yield (
-            f"{name}, of the held-out text alone",
+            f"{name}, of the held-out text only",
             "bits per byte",
             len(compress(held_out.tobytes())) * 8 / len(held_out),
         )
-    for length, bits in witten_bell(train, held_out, ORDERS):
+    for length, bits in witten_bell(train, held_out, LONGEST):
         yield f"{length}-grams, Witten-Bell", "bits per byte", bits
 
 
 def masked() -> Iterator[Result]:
-    """A byte guessed as the one most often seen between its neighbours, at every place of the held-out text."""
+    """Predicts each byte of the held-out text as the most frequent one in its context."""
     train, held_out = texts()
     guesses = np.full(len(held_out), np.bincount(train, minlength=256).argmax())
     yield "most frequent byte", "accuracy", float((guesses == held_out).mean())
     for name, sides in {
-        "left neighbour": (1, 0),
+        "one on the left": (1, 0),
         "left and right": (1, 1),
         "two on each side": (2, 2),
     }.items():
         keys, counts = np.unique(around(train, *sides), return_counts=True)
-        by_count = np.lexsort(
-            (counts, keys >> np.uint64(8))
-        )  # each context's most frequent byte comes last
-        contexts, guess = (
-            (keys >> np.uint64(8))[by_count],
-            (keys & np.uint64(255))[by_count].astype(np.int64),
-        )
+        # the most frequent byte of each context comes last
+        by_count = np.lexsort((counts, keys >> np.uint64(8)))
+        contexts = (keys >> np.uint64(8))[by_count]
+        guess = (keys & np.uint64(255))[by_count].astype(np.int64)
         ends = np.append(contexts[1:] != contexts[:-1], True)
         wanted = around(held_out, *sides) >> np.uint64(8)
-        found = looked_up(
-            contexts[ends], guess[ends] + 1, wanted
-        )  # 0: never seen, so the guess before stays
+        # 0: an unseen context, so the guess of the shorter one stays
+        found = look_up(contexts[ends], guess[ends] + 1, wanted)
         inside = slice(sides[0], len(held_out) - sides[1])
         guesses[inside] = np.where(found > 0, found - 1, guesses[inside])
         yield name, "accuracy", float((guesses == held_out).mean())
 
 
 def around(text: np.ndarray, left: int, right: int) -> np.ndarray:
-    """Each byte's neighbours and, in the last eight bits, the byte itself, as one number."""
+    """The context of each byte and, in the lowest eight bits, the byte, as one number."""
     count = len(text) - left - right
-    whole = np.zeros(count, np.uint64)
-    for place in [*range(left), *range(left + 1, left + 1 + right), left]:
-        whole = whole << np.uint64(8) | text[place : place + count]
-    return whole
+    packed = np.zeros(count, np.uint64)
+    for shift in [*range(left), *range(left + 1, left + 1 + right), left]:
+        packed = packed << np.uint64(8) | text[shift : shift + count]
+    return packed
 
 
 # -- tables
@@ -144,11 +147,12 @@ def around(text: np.ndarray, left: int, right: int) -> np.ndarray:
 def digits() -> Iterator[Result]:
     data = Digits(batch=1)
     data.prepare()
-    (inputs, targets, _), (held_out, truth, _) = table(data, "train"), table(data, "eval")
+    inputs, targets, _ = table(data, "train")
+    held_out, truth, _ = table(data, "eval")
     models = {
         "logistic regression": LogisticRegression(max_iter=5000),
         "support vectors, radial": SVC(C=10),
-        "nearest neighbour": KNeighborsClassifier(1),
+        "nearest neighbor": KNeighborsClassifier(1),
     }
     for name, model in models.items():
         model.fit(inputs.reshape(len(inputs), -1), targets)
@@ -158,7 +162,8 @@ def digits() -> Iterator[Result]:
 def diabetes() -> Iterator[Result]:
     data = Diabetes(batch=1)
     data.prepare()
-    (inputs, targets, _), (held_out, truth, _) = table(data, "train"), table(data, "eval")
+    inputs, targets, _ = table(data, "train")
+    held_out, truth, _ = table(data, "eval")
     guesses = {"mean of training": np.full(len(truth), targets.mean())}
     guesses["ridge, its strength by cross-validation"] = (
         RidgeCV(np.logspace(-3, 3, 25)).fit(inputs, targets).predict(held_out)
@@ -178,7 +183,8 @@ def packages() -> Iterator[Result]:
         rows = zip(inputs.astype(np.uint8), lengths, strict=True)
         return [row[:length].tobytes().decode("latin-1") for row, length in rows], targets
 
-    (train, targets), (held_out, truth) = lines("train"), lines("eval")
+    train, targets = lines("train")
+    held_out, truth = lines("eval")
     logistic = LogisticRegression(max_iter=2000, C=10)
     models = {
         "most frequent package of training": DummyClassifier(),

@@ -1,11 +1,11 @@
-"""Images a second that a run can be fed: JPEG files decoded, scaled and cut to 224 x 224, against tf.data.
+"""Images per second of the data pipeline, decoding JPEG files to 224 x 224, compared with tf.data.
 
     python benchmarks/feeding.py [--rounds 5] [--tensorflow PYTHON]
 
-tf.data does the same work in a process of its own, of a virtual environment that is made for it (or that PYTHON is of).
-It does so twice: whole images scaled and then cut, as jaxbig does, and decoding no more than the cut. All read the same
-files, in turn, with as many threads as there are cores; a rate is of the batches after those that were ahead, so of
-reading alone. Processor time tells more where others use the machine.
+tf.data does the same work in a separate process, in a new virtual environment with TensorFlow (or
+with PYTHON), in two ways: resizing the whole image and then cropping, as jaxbig does, and decoding
+only the crop. All read the same files, in turn, with one thread a core. Prefetched batches are not
+counted. Processor time is the better measure if the machine has other work.
 """
 
 import argparse
@@ -34,23 +34,30 @@ from jaxbig.data.core.examples import Example, Examples
 from jaxbig.data.pipeline.loader import train_batches
 from jaxbig.data.transforms.jpeg import decode
 
-SIZE, BATCH, IMAGES, AHEAD, MEASURED = 224, 64, 600, 12, 40
-WHOLE, MIDDLE = "tf.data", "tf.data, middle"
+SIZE = 224
+BATCH = 64
+IMAGES = 600  # different files
+AHEAD = 12  # batches that may be prefetched
+MEASURED = 40  # batches
+WHOLE = "tf.data"
+MIDDLE = "tf.data, middle"
 CORES = len(os.sched_getaffinity(0))
 TENSORFLOW = """
 import sys, time
 import tensorflow as tf
 folder, size, batch, ahead, measured, cores = sys.argv[1], *map(int, sys.argv[2:])
 options = tf.data.Options()
-options.threading.private_threadpool_size, options.threading.max_intra_op_parallelism = cores, 1
+options.threading.private_threadpool_size = cores
+options.threading.max_intra_op_parallelism = 1
 def whole(data):
     pixels = tf.io.decode_jpeg(data, channels=3)
     height, width = tf.unstack(tf.shape(pixels)[:2])
     scale = size / tf.minimum(height, width)
-    sides = [tf.cast(tf.round(tf.cast(side, tf.float64) * scale), tf.int32) for side in (height, width)]
+    sides = [tf.cast(side, tf.float64) * scale for side in (height, width)]
+    sides = [tf.cast(tf.round(side), tf.int32) for side in sides]
     pixels = tf.image.resize(pixels, sides)
     return pixels[(sides[0] - size) // 2 :, (sides[1] - size) // 2 :][:size, :size]
-def middle(data):  # no pixels but those that are needed; training's random windows allow that too
+def middle(data):  # decodes only the pixels that are needed; also possible for random crops
     height, width = tf.unstack(tf.io.extract_jpeg_shape(data)[:2])
     side = tf.minimum(height, width)
     window = tf.stack([(height - side) // 2, (width - side) // 2, side, side])
@@ -61,14 +68,18 @@ files = tf.data.Dataset.list_files(folder + "/*.jpg").cache().shuffle(1000).repe
 print("ready", flush=True)
 for line in sys.stdin:
     decode = {"whole": whole, "middle": middle}[line.strip()]
-    batches = files.map(lambda name: load(name, decode), tf.data.AUTOTUNE).batch(batch).prefetch(tf.data.AUTOTUNE)
+    images = files.map(lambda name: load(name, decode), tf.data.AUTOTUNE)
+    batches = images.batch(batch).prefetch(tf.data.AUTOTUNE)
     reading = batches.with_options(options).as_numpy_iterator()
-    for _ in range(2 * ahead):  # autotuning too takes its time
+    for _ in range(2 * ahead):  # includes autotuning
         next(reading)
-    began, cpu = time.perf_counter(), time.process_time()
+    started = time.perf_counter()
+    cpu = time.process_time()
     for _ in range(measured):
         next(reading)
-    print((time.perf_counter() - began) / batch / measured, (time.process_time() - cpu) / batch / measured, flush=True)
+    seconds = time.perf_counter() - started
+    cpu = time.process_time() - cpu
+    print(seconds / batch / measured, cpu / batch / measured, flush=True)
     del reading
 """
 Result = tuple[float, float]
@@ -98,7 +109,7 @@ class Files(Sequence[Record]):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pictures(Examples):
-    """The middle of each."""
+    """The central square of each image."""
 
     def spec(self) -> Spec:
         pixels = jax.ShapeDtypeStruct((self.batch, SIZE, SIZE, 3), np.uint8)
@@ -111,55 +122,56 @@ class Pictures(Examples):
 
 
 def write_pictures(folder: Path) -> None:
-    """JPEG files of 500 x 375 pixels, cut at random from scikit-learn's photographs."""
-    photographs, draw = sklearn.datasets.load_sample_images().images, np.random.default_rng(0)
+    """Writes JPEG files of 500 x 375 pixels, random crops of scikit-learn's photographs."""
+    photographs = sklearn.datasets.load_sample_images().images
+    generator = np.random.default_rng(0)
     for number in range(IMAGES):
         photograph = photographs[number % len(photographs)]  # [427, 640, 3]
-        top, left = (
-            draw.integers(0, photograph.shape[0] - 374),
-            draw.integers(0, photograph.shape[1] - 499),
-        )
+        top = generator.integers(0, photograph.shape[0] - 374)
+        left = generator.integers(0, photograph.shape[1] - 499)
+        crop = photograph[top : top + 375, left : left + 500]
         data = io.BytesIO()
-        Image.fromarray(photograph[top : top + 375, left : left + 500]).save(
-            data, "JPEG", quality=90
-        )
+        Image.fromarray(crop).save(data, "JPEG", quality=90)
         (folder / f"{number:04}.jpg").write_bytes(data.getvalue())
 
 
 def ours(folder: Path, readers: int, workers: int) -> Result:
-    """jaxbig's."""
+    """Measures jaxbig."""
     source = Pictures(batch=BATCH, records=Folder(folder=str(folder))).source("train")
     with contextlib.closing(
         train_batches(source, range(10**6), seed=0, batch=BATCH, threads=readers, workers=workers)
     ) as batches:
         for _ in range(AHEAD):
             next(batches)
-        began, cpu = time.perf_counter(), processor()
+        started = time.perf_counter()
+        cpu = processor_seconds()
         for _ in range(MEASURED):
             next(batches)
-        return (time.perf_counter() - began) / BATCH / MEASURED, (
-            processor() - cpu
-        ) / BATCH / MEASURED
+        seconds = time.perf_counter() - started
+        cpu = processor_seconds() - cpu
+    return seconds / BATCH / MEASURED, cpu / BATCH / MEASURED
 
 
-def processor() -> float:
-    """Processor seconds of this process and those that it has started."""
+def processor_seconds() -> float:
+    """Processor seconds of this process and its children."""
     children = [
-        each.cpu_times() for each in psutil.Process().children() if each.name().startswith("python")
+        child.cpu_times()
+        for child in psutil.Process().children()
+        if child.name().startswith("python")
     ]
     return time.process_time() + sum(times.user + times.system for times in children)
 
 
 @contextlib.contextmanager
-def rival(python: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that measures a round of tf.data for each line it is sent."""
+def tensorflow_process(python: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that measures one round of tf.data for each line that it receives."""
     numbers = map(str, (SIZE, BATCH, AHEAD, MEASURED, CORES))
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(
         [python, "-c", TENSORFLOW, str(folder), *numbers], text=True, **pipes
     )
     try:
-        assert process.stdout and process.stdout.readline() == "ready\n", "TensorFlow did not begin"
+        assert process.stdout and process.stdout.readline() == "ready\n", "TensorFlow did not start"
         yield process
     finally:
         process.kill()
@@ -167,7 +179,7 @@ def rival(python: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def theirs(process: Any, what: str) -> Result:
-    """tf.data's."""
+    """Measures tf.data."""
     process.stdin.write(what + "\n")
     process.stdin.flush()
     seconds, cpu = process.stdout.readline().split()
@@ -175,7 +187,7 @@ def theirs(process: Any, what: str) -> Result:
 
 
 def install(folder: Path) -> str:
-    """A Python with TensorFlow in a virtual environment there."""
+    """Creates a virtual environment with TensorFlow; returns its Python."""
     venv.create(folder, with_pip=True)
     python = str(folder / "bin" / "python")
     subprocess.run([python, "-m", "pip", "install", "-q", "tensorflow-cpu"], check=True)
@@ -190,7 +202,7 @@ def main() -> None:
     parser.add_argument(
         "--tensorflow",
         default="",
-        help="a Python that has it; else it is installed in a new folder",
+        help="a Python with TensorFlow; without it TensorFlow is installed in a temporary folder",
     )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -199,7 +211,7 @@ def main() -> None:
         write_pictures(pictures)
         python = options.tensorflow or install(Path(folder) / "venv")
         results: dict[str, list[Result]] = {"threads": [], "workers": [], WHOLE: [], MIDDLE: []}
-        with rival(python, pictures) as process:
+        with tensorflow_process(python, pictures) as process:
             for number in range(options.rounds):
                 results["threads"].append(ours(pictures, CORES, 0))
                 results[WHOLE].append(theirs(process, "whole"))
@@ -211,7 +223,8 @@ def main() -> None:
                     file=sys.stderr,
                 )
     print(
-        f"medians of {options.rounds} rounds on {CORES} cores; load of the machine {os.getloadavg()[0]:.1f}"
+        f"medians of {options.rounds} rounds on {CORES} cores; "
+        f"load of the machine {os.getloadavg()[0]:.1f}"
     )
     print(f"{'':16}  images/s x {WHOLE}  x {MIDDLE}    processor ms/image x {WHOLE}  x {MIDDLE}")
     for name, found in results.items():

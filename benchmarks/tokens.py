@@ -1,4 +1,4 @@
-"""Tokens a second from packed rows, against what `pytext_transformer` takes on this machine.
+"""Tokens per second read from packed rows, compared with training `pytext_transformer`.
 
 python benchmarks/tokens.py
 """
@@ -7,6 +7,7 @@ import statistics
 import sysconfig
 import time
 from pathlib import Path
+from typing import Any
 
 from jaxbig.config.discover import load
 from jaxbig.data.pipeline.loader import train_batch
@@ -15,24 +16,33 @@ from jaxbig.data.text import Tokens
 from jaxbig.tools.benchmark import bench
 from jaxbig.tracking.console import Screen
 
-STEPS, ROUNDS = 300, 5
+STEPS = 300  # a round
+ROUNDS = 5
 
 
 def main() -> None:
-    experiment, library = load("pytext_transformer"), Path(sysconfig.get_paths()["stdlib"])
-    size = {"batch": experiment.data.batch, "length": experiment.data.length}  # type: ignore[attr-defined]
-    data = Tokens(records=TextFiles(files=str(library / "*" / "*.py")), packed=True, **size)
+    experiment = load("pytext_transformer")
+    library = Path(sysconfig.get_paths()["stdlib"])
+    trained_on: Any = experiment.data
+    data = Tokens(
+        records=TextFiles(files=str(library / "*" / "*.py")),
+        packed=True,
+        batch=trained_on.batch,
+        length=trained_on.length,
+    )
     print(data.prepare())
-    source, rates = data.source("train"), []
+    source = data.source("train")
+    rates = []
     for number in range(ROUNDS):
-        began = time.perf_counter()
+        started = time.perf_counter()
         for step in range(STEPS):
             train_batch(source, step, seed=number, batch=data.batch)
-        rates.append(STEPS * data.batch * data.length / (time.perf_counter() - began))
-    taken = bench(experiment, 20, Screen(json=True))["tokens_per_second"]
+        rates.append(STEPS * data.batch * data.length / (time.perf_counter() - started))
+    trained = bench(experiment, 20, Screen(json=True))["tokens_per_second"]
     read = statistics.median(rates)
     print(
-        f"read {read:,.0f} tokens a second on one thread, taken {taken:,.0f}: {read / taken:.0f} times"
+        f"one thread reads {read:,.0f} tokens a second, training takes {trained:,.0f}: "
+        f"{read / trained:.0f} times"
     )
 
 

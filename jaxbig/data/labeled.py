@@ -119,8 +119,8 @@ class Labeled(Examples):
         label = record.get(self.label_field)
         if words and label is not None and text_of(label) is None:
             raise MismatchError(
-                f"its {self.label_field!r} is {format_value(label)}, but in other records it is a word, "
-                f"such as {words[0]!r}: make all labels words, or all numbers"
+                f"its {self.label_field!r} is {format_value(label)}, but in other records it is a "
+                f"word, such as {words[0]!r}: make all labels words, or all numbers"
             )
         return class_of(record, self.label_field, self.classes, option, self.names)
 

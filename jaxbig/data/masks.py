@@ -187,7 +187,7 @@ def height_width(image: bytes | np.ndarray) -> tuple[int, int]:
 
 
 def check_aspect_ratios(image: tuple[int, int], mask: tuple[int, ...]) -> None:
-    """Raises `MismatchError` if an image and its mask, (height, width) each, differ in aspect ratio.
+    """Raises `MismatchError` if an image and its mask, (height, width), differ in aspect ratio.
 
     Their central squares would not show the same.
     """

@@ -46,9 +46,11 @@ def readme_rows() -> dict[str, str]:
 def data_of(row: str) -> Any:
     """What the README's row says, as a data set."""
     [code] = (value for name, value in readme_rows().items() if name.startswith(row))
-    modules = "arrays audio audio_folder csv hugging_face images json_lines masks named_files text token_arrays"
+    modules = ["audio", "images", "masks", "text", "token_arrays"]
+    for name in ("arrays", "audio_folder", "csv", "hugging_face", "json_lines", "named_files"):
+        modules.append(f"records.{name}")
     names: dict[str, Any] = {}
-    for module in modules.split():
+    for module in modules:
         names |= vars(importlib.import_module(f"jaxbig.data.{module}"))
     kind, _, rest = code.partition("(")
     return call(kind, rest.removesuffix(")"), names)
@@ -69,6 +71,7 @@ def call(kind: str, arguments: str, names: dict[str, Any]) -> Any:
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JAXBIG_CACHE", str(tmp_path.with_name(f"{tmp_path.name}_cache")))
     return tmp_path
 
 
