@@ -1,5 +1,4 @@
-"""A small sibling of an experiment, placed by the same rules, and a batch of random numbers for it: what `check` runs
-in its stead, with no data."""
+"""A shrunken copy of an experiment, sharded by the same rules, and a random batch for it."""
 
 import dataclasses
 import math
@@ -15,18 +14,29 @@ from jaxbig.distributed.logical_axes import ROWS
 from jaxbig.errors import Refused
 from jaxbig.program.program import Program, make_program
 
-PARAMETERS, LENGTH, DEPTH = 2**25, 32, 3
-"""What a sibling has at most of each, or the least above it that divides over its mesh."""
+PARAMETERS = 2**25
+"""The most parameters of a shrunken copy, if its widths can be halved that often."""
+LENGTH = 32
+"""The length of its rows, or the least multiple of the mesh's `sequence` above that."""
+DEPTH = 3
+"""The most layers of a shrunken copy."""
 
 
 def small_program(experiment: Experiment, devices: Sequence[Any], rows: int) -> Program:
-    """The program of the experiment with few rows, short ones, and few layers; where it has many parameters still, with
-    its widths halved until it has not, or until they would no longer divide over the mesh."""
-    whole = make_program(
-        experiment, devices
-    )  # what cannot be is refused with the numbers that were asked for
-    program = make_program(fewer(experiment, whole.mesh.shape, rows), devices)
-    while sum(leaf.size for leaf in jax.tree.leaves(program.abstract.params)) > PARAMETERS:
+    """The program of a copy with few and short rows, few layers, and at most `PARAMETERS`."""
+    whole = make_program(experiment, devices)  # errors name the numbers that were asked for
+    return narrow_program(fewer(experiment, whole.mesh.shape, rows), devices, PARAMETERS)
+
+
+def narrow_program(
+    experiment: Experiment, devices: Sequence[Any] | None, most_parameters: int
+) -> Program:
+    """The program with the model's widths halved until it has few enough parameters.
+
+    It keeps more where a width is odd, or would no longer divide over the heads or the mesh.
+    """
+    program = make_program(experiment, devices)
+    while sum(leaf.size for leaf in jax.tree.leaves(program.abstract.params)) > most_parameters:
         model = program.experiment.model
         widths = {
             name: value for name in ("width", "mlp_width") if (value := getattr(model, name, None))
@@ -42,8 +52,9 @@ def small_program(experiment: Experiment, devices: Sequence[Any], rows: int) -> 
 
 
 def fewer(experiment: Experiment, mesh: Any, rows: int) -> Experiment:
-    """The experiment with what a device does less of, but not otherwise: rows, their length, layers."""
-    model, data = experiment.model, experiment.data
+    """The experiment with fewer rows, shorter rows and fewer layers."""
+    model = experiment.model
+    data = experiment.data
     unit = math.lcm(
         math.prod(mesh[axis] for axis in ROWS) * experiment.accumulate, experiment.reproducible or 1
     )
@@ -57,12 +68,12 @@ def fewer(experiment: Experiment, mesh: Any, rows: int) -> Experiment:
 
 
 def least(size: int, unit: int, enough: int) -> int:
-    """The least multiple of `unit` that is `enough`, or the size itself if that is less."""
+    """The least multiple of `unit` that is at least `enough`, or the size itself if it is less."""
     return min(size, -(-enough // unit) * unit)
 
 
 def replaced(value: Any, fields: dict[str, Any]) -> Any:
-    """A dataclass with those of the fields that it has replaced."""
+    """The dataclass with these fields replaced; fields that it does not have are ignored."""
     names = {field.name for field in dataclasses.fields(value)}
     return dataclasses.replace(
         value, **{name: new for name, new in fields.items() if name in names}
@@ -70,8 +81,9 @@ def replaced(value: Any, fields: dict[str, Any]) -> Any:
 
 
 def random_batch(experiment: Experiment, seed: int = 0) -> Rows:
-    """A batch as the data's spec has it, of random numbers: tokens of the vocabulary, classes, lengths of a half."""
-    draw, spec = np.random.default_rng(seed), experiment.data.spec()
+    """A random batch of the data's spec: tokens of the vocabulary, classes, rows half full."""
+    draw = np.random.default_rng(seed)
+    spec = experiment.data.spec()
     kinds = {
         "inputs": "vocab",
         "targets": "vocab" if hasattr(experiment.objective, "vocab") else "classes",

@@ -1,4 +1,4 @@
-"""`train --smoke`: two steps and an evaluation of a small sibling, on made-up records where the data is not here."""
+"""`train --smoke`: two steps and an evaluation of a shrunken copy, on synthetic data if need be."""
 
 import dataclasses
 import logging
@@ -12,19 +12,24 @@ from jaxbig.config.experiment import Experiment, InitializeFrom
 from jaxbig.data.core.dataset import Data
 from jaxbig.distributed.multihost import on_process_zero
 from jaxbig.errors import Refused
-from jaxbig.program.program import make_program
-from jaxbig.tools.shrink import replaced
+from jaxbig.tools.shrink import narrow_program, replaced
 from jaxbig.train.run_directory import read_run
 
 log = logging.getLogger("jaxbig")
 EVALUATED = 2
 """Steps, and batches of the evaluation."""
-PARAMETERS, ROWS, LENGTH, DEPTH = 2**21, 8, 64, 2
-"""What a sibling has at most of each, where its mesh and its widths allow it."""
+PARAMETERS = 2**21
+"""The most parameters of the copy, if its widths can be halved that often."""
+ROWS = 8
+"""The most rows of a batch for each device."""
+LENGTH = 64
+"""The most positions of a row."""
+DEPTH = 2
+"""The most layers."""
 
 
 def smoke(experiment: Experiment) -> Experiment:
-    """The sibling; what it is fed is what the experiment is fed, if that is here."""
+    """The shrunken copy of an experiment, with its data if that is present."""
     changes: dict[str, Any] = {"batch": min(experiment.data.batch, ROWS * jax.device_count())}
     data: Any = experiment.data
     if data.cuts_to_length:
@@ -44,27 +49,9 @@ def smoke(experiment: Experiment) -> Experiment:
         "checkpoint_every": 2,
     }
     few |= {"evaluate_batches": EVALUATED, "accumulate": 1, "initialize_from": InitializeFrom()}
-    small = dataclasses.replace(
-        experiment, model=replaced(experiment.model, layers), data=data, **few
-    )
-    while (
-        sum(leaf.size for leaf in jax.tree.leaves(make_program(small).abstract.params)) > PARAMETERS
-    ):
-        model = small.model
-        widths = {
-            name: value for name in ("width", "mlp_width") if (value := getattr(model, name, None))
-        }
-        if not widths or any(width % 2 for width in widths.values()):
-            break
-        narrower = dataclasses.replace(
-            small, model=replaced(model, {n: w // 2 for n, w in widths.items()})
-        )
-        try:
-            make_program(narrower)
-        except Refused:  # its heads no longer divide it, or it no longer divides over the mesh
-            break
-        small = narrower
-    return small
+    model = replaced(experiment.model, layers)
+    small = dataclasses.replace(experiment, model=model, data=data, **few)
+    return narrow_program(small, None, PARAMETERS).experiment
 
 
 def made_up(data: Data) -> Data:
@@ -76,7 +63,11 @@ def made_up(data: Data) -> Data:
 
 
 def emptied(folder: Path) -> Path:
-    """The folder of a smoke test, with nothing of an earlier one in it; `Refused` if it holds anything else."""
+    """The folder of a smoke test, emptied of an earlier one.
+
+    Raises:
+      Refused: if it contains anything else.
+    """
 
     def empty() -> None:
         run = read_run(folder)
