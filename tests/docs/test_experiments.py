@@ -93,7 +93,8 @@ def test_without_its_data_it_is_refused_in_a_sentence(
     experiment = load(name)
     with pytest.raises(Refused) as refused:
         experiment.data.prepare()
-    assert experiment.data.records.name in str(refused.value) and "--smoke" in str(refused.value)  # type: ignore[attr-defined]
+    assert "--smoke" in str(refused.value)
+    assert experiment.data.records.name in str(refused.value)  # type: ignore[attr-defined]
 
 
 def test_every_experiment_that_runs_here_names_what_it_has_to_beat() -> None:
@@ -107,7 +108,8 @@ def test_every_experiment_that_runs_here_names_what_it_has_to_beat() -> None:
 
 
 def test_a_variant_is_its_parent_with_some_fields_replaced() -> None:
-    child, parent = load("pymodule_bert"), load("pytext_bert")
+    child = load("pymodule_bert")
+    parent = load("pytext_bert")
     same = {"vocab", "depth", "width", "heads", "positions", "pre_norm"}
     assert all(getattr(child.model, field) == getattr(parent.model, field) for field in same)
     assert dataclasses.replace(child.mesh) == parent.mesh

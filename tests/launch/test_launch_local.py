@@ -43,7 +43,8 @@ def start(folder: Path, processes: int, *overrides: str) -> "subprocess.Popen[st
 
 def left(folder: Path) -> list[str]:
     """The processes that come from a launcher in this folder."""
-    mark, found = f"MARK={folder}".encode(), []
+    mark = f"MARK={folder}".encode()
+    found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if mark in (process / "environ").read_bytes().split(b"\0"):
@@ -59,7 +60,7 @@ def trained(folder: Path) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
-def test_one_signal_saves_all_and_the_same_command_goes_on(
+def test_one_signal_saves_all_and_the_same_command_resumes(
     number: signal.Signals, tmp_path: Path
 ) -> None:
     process = start(tmp_path, 2, "--steps=100000", "--log-every=1")

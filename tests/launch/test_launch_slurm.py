@@ -1,4 +1,4 @@
-"""On a real Slurm of two nodes: scripts are accepted, and a run that is preempted ends as one left alone."""
+"""A real two-node Slurm: it accepts scripts, and preempted runs equal uninterrupted ones."""
 
 import json
 import os
@@ -89,9 +89,10 @@ def until(condition: Callable[[], Any], seconds: float = 150) -> None:
 
 
 def again(cluster: dict[str, str], job: int) -> None:
-    """Waits until a job is back in the queue, and lets it begin soon: Slurm would let it wait for two minutes.
+    """Waits until a job is queued again, and lets it start soon; Slurm would wait two minutes.
 
-    Its credentials count seconds: one made in the second in which the last was revoked is refused as revoked too.
+    Its credentials have whole seconds: one made in the second in which the last was revoked is
+    refused too.
     """
     until(lambda: ask(cluster, "squeue", "-h", "-j", job, "-o", "%T") == "PENDING")
     time.sleep(3)
@@ -109,13 +110,11 @@ def test_a_job_of_two_nodes_that_is_preempted_ends_as_one_left_alone(
     def step() -> int:
         return max((line["step"] for line in read_metrics(run)), default=0)
 
-    requeue, warn = (
-        ["scontrol", "requeue", job],
-        ["scancel", "--signal=TERM", job],
-    )  # the last as before a time limit
+    requeue = ["scontrol", "requeue", job]
+    warn = ["scancel", "--signal=TERM", job]  # as before a time limit
     for preempt in (requeue, requeue, warn):
         before = step()
-        until(lambda before=before: step() >= before + 4)  # it runs, and has gone on
+        until(lambda before=before: step() >= before + 4)  # it runs, and has resumed
         ask(cluster, *preempt)
         again(cluster, job)
     until(lambda: not ask(cluster, "squeue", "-h", "-o", "%i"))
@@ -126,8 +125,8 @@ def test_a_job_of_two_nodes_that_is_preempted_ends_as_one_left_alone(
     ]
     assert [end["step"] for end in ends] == [80, 80], said
     assert ends[0]["state_sha256"] == ends[1]["state_sha256"]
-    told = json.loads((run / "run.json").read_text())
-    assert len(told["starts"]) == 4 and told["devices"]["processes"] == 2
+    record = json.loads((run / "run.json").read_text())
+    assert len(record["starts"]) == 4 and record["devices"]["processes"] == 2
     assert said.count("interrupted; saved at step") == 3, said
     assert "COMPLETED" in ask(cluster, "scontrol", "show", "job", job) and alone != job
 

@@ -1,4 +1,4 @@
-"""What launchers would submit: as it was written, valid where it goes, and nothing of it carried out by the way."""
+"""What launchers submit: unchanged user input, valid for its reader, and never executed here."""
 
 import json
 import os
@@ -87,7 +87,10 @@ LAUNCHERS: dict[str, tuple[type[Launcher], list[str]]] = {
         ],
     ),
 }
-RANKED = 'for argument in "$@"; do printf "%s\\0" "$argument"; done >>"$SAID"; printf "\\n\\0" >>"$SAID"\n'
+RANKED = (
+    'for argument in "$@"; do printf "%s\\0" "$argument"; done >>"$SAID"; '
+    'printf "\\n\\0" >>"$SAID"\n'
+)
 
 
 @pytest.fixture(params=LAUNCHERS)
@@ -97,7 +100,7 @@ def launcher(request: pytest.FixtureRequest) -> tuple[type[Launcher], list[str]]
 
 @pytest.fixture
 def rendered(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """What a launcher prints for its options and overrides; it does not look at them here, unless told to."""
+    """What a launcher prints for its options and overrides, unchecked by default."""
 
     def render(
         kind: type[Launcher], options: list[str], overrides: list[str], unchecked: bool = True
@@ -112,7 +115,7 @@ def rendered(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 
 def carried_out(script: str, folder: Path, *programs: str, **environment: str) -> list[list[str]]:
-    """The arguments of each call, program first, when bash runs a script in which nothing but those programs exists."""
+    """The arguments of each call, program first, of a script for which only these programs exist."""
     (folder / "bin").mkdir()
     for name in programs:
         stub = f'#!/bin/bash\nset -- {name} "$@"\n{RANKED}'
@@ -154,13 +157,13 @@ def test_what_an_element_of_a_slurm_array_runs_are_the_words_that_were_written(
 
 def test_what_sky_runs_are_the_words_that_were_written(rendered: Any, tmp_path: Path) -> None:
     task = yaml.safe_load(rendered(*LAUNCHERS["sky"], OVERRIDES))
-    told = {
+    variables = {
         "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2",
         "SKYPILOT_NUM_NODES": "2",
         "SKYPILOT_NODE_RANK": "1",
     }
     script = task["run"].replace(".venv/bin/", "")
-    calls = carried_out(script, tmp_path, "jaxbig", "touch", **told)
+    calls = carried_out(script, tmp_path, "jaxbig", "touch", **variables)
     run = [
         "--workdir",
         "/runs/pytext-transformer",
@@ -191,7 +194,7 @@ def test_what_a_tpu_vm_runs_are_the_words_that_were_written(rendered: Any, tmp_p
 
 
 def expanded(text: str, variables: dict[str, str]) -> str:
-    """As Kubernetes puts variables into a container's command: $(NAME) is a value, or itself if unknown; $$ is $."""
+    """Expands a command as Kubernetes does: $(NAME) is a value, or itself if unknown; $$ is $."""
     return re.sub(
         r"\$(\$|\((.*?)\))",
         lambda found: "$" if found[1] == "$" else variables.get(found[2], found[0]),
@@ -305,8 +308,10 @@ def test_overrides_are_read_before_anything_is_submitted(
 def test_secrets_go_nowhere_and_no_cloud_library_is_needed(tmp_path: Path) -> None:
     """Their values are in no output, and what is imported to print is jaxbig's own."""
     code = "import json, sys; from test_launchers import LAUNCHERS, main\n"
-    code += "for kind, options in LAUNCHERS.values(): assert not main(kind, 'x', ['a', *options, '--unchecked'])\n"
-    code += "print(json.dumps([n for n in 'sky google kubernetes boto3 wandb'.split() if n in sys.modules]))"
+    code += "for kind, options in LAUNCHERS.values():\n"
+    code += "    assert not main(kind, 'x', ['a', *options, '--unchecked'])\n"
+    code += "names = 'sky google kubernetes boto3 wandb'.split()\n"
+    code += "print(json.dumps([name for name in names if name in sys.modules]))"
     secret = {"API_KEY": "canary-in-the-mine", "WANDB_API_KEY": "canary-in-the-mine"}
     paths = {
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/launch")])
@@ -343,8 +348,8 @@ def test_a_slurm_script_is_clean_to_shellcheck(rendered: Any) -> None:
 
 
 NAMED = {"type": "string", "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", "maxLength": 63}
-# The part of JobSet's v1alpha2 definition that is used here, written from its API reference; the jobs in it are checked
-# by Kubernetes' own schemas.
+# The part of JobSet's v1alpha2 definition that is used here, written from its API reference; the
+# jobs in it are checked by Kubernetes' own schemas.
 JOBSET = {
     "type": "object",
     "required": ["apiVersion", "kind", "metadata", "spec"],
@@ -479,9 +484,10 @@ def test_a_tpu_vm_is_created_used_and_deleted_by_gcloud() -> None:
         "image": "v2-alpha-tpuv6e",
     }
     one = TpuVm(**options, spot=True, do=("create", "install", "run", "follow", "stop", "delete"))
-    verbs = [command[3:5] for command in one.commands()]
-    ssh, by_itself = ["tpu-vm", "ssh"], [["tpu-vm", "create"], ["tpu-vm", "scp"]]
-    assert verbs == [*by_itself, *[ssh] * 4, ["tpu-vm", "delete"]]
+    actions = [command[3:5] for command in one.commands()]
+    ssh = ["tpu-vm", "ssh"]
+    by_itself = [["tpu-vm", "create"], ["tpu-vm", "scp"]]
+    assert actions == [*by_itself, *[ssh] * 4, ["tpu-vm", "delete"]]
     assert "--spot" in one.create()[0] and all(
         command[-2:] == ["--zone", "z-a"] for command in one.commands()
     )
@@ -494,8 +500,9 @@ def test_a_tpu_vm_is_created_used_and_deleted_by_gcloud() -> None:
         "a",
     ]
     assert [command[5] for command in many.run()] == ["a-0", "a-1"]
-    assert many.delete() == [["gcloud", "compute", "tpus", "queued-resources", "delete", "a", "--force", "--quiet",
-                              "--zone", "z-a", "--project", "p"]]  # fmt: skip
+    [delete] = many.delete()
+    assert delete[:6] == ["gcloud", "compute", "tpus", "queued-resources", "delete", "a"]
+    assert delete[6:] == ["--force", "--quiet", "--zone", "z-a", "--project", "p"]
 
 
 STATES = {"queued": ["ACCEPTED", "PROVISIONING", "ACTIVE"], "not queued": ["CREATING", "READY"]}
@@ -526,10 +533,10 @@ def test_tpu_vm_waits_for_its_machines_before_it_installs(
     done = subprocess.run(
         command, cwd=tmp_path, env=path, capture_output=True, text=True, timeout=20, check=False
     )
-    told = states[: len(STATES[kind])]
+    reported = states[: len(STATES[kind])]
     assert (done.returncode, done.stdout.split()) == (
         code,
-        [word for each in told for word in ("a:", each)],
+        [word for each in reported for word in ("a:", each)],
     )
 
 
@@ -672,7 +679,7 @@ def test_cores_reach_the_processes_of_slurm(
 
 
 def rule_of(policy: list[dict[str, Any]], code: int, disrupted: bool) -> str:
-    """What Kubernetes does about a failed pod: the action of the first rule that fits (Job API reference)."""
+    """Kubernetes' action for a failed pod: that of the first matching rule (Job API reference)."""
     for rule in policy:
         if disrupted and {"type": "DisruptionTarget", "status": "True"} in rule.get(
             "onPodConditions", []
@@ -698,7 +705,7 @@ def rule_of(policy: list[dict[str, Any]], code: int, disrupted: bool) -> str:
 def test_a_pod_that_follows_a_lost_one_is_no_failure(
     code: int, disrupted: bool, action: str
 ) -> None:
-    """FailJob ends the job as preempted, which JobSet restarts without counting; Count is a failure of its own."""
+    """FailJob: preempted, and JobSet restarts without counting; Count: a failure of its own."""
     manifest = Gke(experiment="a", image="a", claim="a", gpu="h", nodes=4).manifest()
     job = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
     assert rule_of(job["podFailurePolicy"]["rules"], code, disrupted) == action and PEER_LOST == 69
@@ -761,7 +768,8 @@ def test_what_is_submitted_is_what_was_printed(
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setenv("API_KEY", "canary")
     assert main(kind, "launch.x", words) == 0
-    printed, got = capfd.readouterr().out.strip(), (tmp_path / "got").read_text()
+    printed = capfd.readouterr().out.strip()
+    got = (tmp_path / "got").read_text()
     assert "canary" not in got
     if name == "tpu_vm":
         assert got.splitlines() == [" ".join(shlex.split(line)) for line in printed.splitlines()]

@@ -13,7 +13,8 @@ from jaxbig.errors import Refused
 from jaxbig.program.program import make_program
 
 GiB = 2**30
-MEMINFO = "MemTotal:       25165824 kB\nMemFree:  1 kB\nMemAvailable:   12582912 kB\n"  # 24 GiB, of which 12 free
+# 24 GiB, of which 12 free
+MEMINFO = "MemTotal:       25165824 kB\nMemFree:  1 kB\nMemAvailable:   12582912 kB\n"
 
 
 def machine(
@@ -29,7 +30,8 @@ def machine(
     return root
 
 
-TWO, ONE = "sys/fs/cgroup", "sys/fs/cgroup/memory"
+TWO = "sys/fs/cgroup"
+ONE = "sys/fs/cgroup/memory"
 CASES = {
     "no groups": ("", {}, 12 * GiB),
     "version 2, of a container": (
@@ -87,12 +89,12 @@ def test_free_memory_is_the_least_of_the_machine_s_and_its_groups(
     assert free_bytes(machine(tmp_path, cgroup, files)) == free
 
 
-def test_where_nothing_is_told_nothing_is_known(tmp_path: Path) -> None:
+def test_free_memory_is_unknown_without_the_system_s_files(tmp_path: Path) -> None:
     assert free_bytes(tmp_path) is None
     assert free_bytes(machine(tmp_path, meminfo="MemTotal: 5 kB\n")) is None
 
 
-def test_this_machine_tells_less_than_it_has() -> None:
+def test_free_memory_of_this_machine_is_below_its_total() -> None:
     total = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
     found = free_bytes()
     assert found is not None and 0 < found < total

@@ -43,11 +43,9 @@ def data(key: jax.Array) -> tuple[int, ...]:
 
 
 def test_streams_differ_by_seed_name_and_step() -> None:
-    names, seeds, steps = (
-        ("init", "dropout", "objective", "evaluation"),
-        (0, 1, 2**32 - 1),
-        (0, 1, 1_000_000),
-    )
+    names = ("init", "dropout", "objective", "evaluation")
+    seeds = (0, 1, 2**32 - 1)
+    steps = (0, 1, 1_000_000)
     streams = [data(rng.stream(seed, name)) for seed in seeds for name in names]
     streams += [
         data(rng.at_step(seed, name, step)) for seed in seeds for name in names for step in steps
@@ -118,15 +116,13 @@ def test_a_changed_bit_changes_the_digest_of_its_leaf_and_the_whole(
         return np.frombuffer(raw, leaf.dtype).reshape(leaf.shape)
 
     changed = [flip(name, leaf) for name, leaf in flatten_with_paths(STATE).items()]
-    (before, whole), (after, other) = (
-        digests(STATE),
-        digests(dict(zip(PATHS, changed, strict=True))),
-    )
+    before, whole = digests(STATE)
+    after, other = digests(dict(zip(PATHS, changed, strict=True)))
     assert {name for name in PATHS if before[name] != after[name]} == {path}
     assert whole != other
 
 
-def test_a_state_has_one_digest_wherever_it_lies() -> None:
+def test_state_has_one_digest_on_any_devices() -> None:
     mesh = Mesh(data=2, fsdp=2, tensor=2).build()
     array = np.random.default_rng(0).standard_normal((8, 6, 4)).astype(np.float32)
     specs = P(), P(("data", "fsdp")), P("fsdp", "tensor"), P(None, "data", ("fsdp", "tensor"))
@@ -204,9 +200,8 @@ def test_a_batch_is_split_over_data_and_fsdp_in_order() -> None:
         placed["inputs"].sharding.spec == batch_sharding(mesh).spec == P(("data", "fsdp", "expert"))
     )
     for shard in placed["inputs"].addressable_shards:
-        first = 2 * (
-            shard.device.id // 2
-        )  # `tensor` is the innermost axis: neighbours hold the same rows
+        # `tensor` is the innermost axis: adjacent devices have the same rows
+        first = 2 * (shard.device.id // 2)
         assert np.array_equal(shard.data, rows[first : first + 2])
     assert np.array_equal(placed["inputs"], rows) and replicated(mesh).is_fully_replicated
 
@@ -236,7 +231,8 @@ def test_a_batch_that_does_not_divide_is_refused_with_its_numbers(batch: int) ->
 
 
 def boxed(shape: tuple[int, ...], *names: str | None) -> Any:
-    kernel = nn.LogicallyPartitioned(jax.ShapeDtypeStruct(shape, jnp.float32), names)  # type: ignore[arg-type]
+    value = jax.ShapeDtypeStruct(shape, jnp.float32)
+    kernel = nn.LogicallyPartitioned(value, names)  # type: ignore[arg-type]
     return {"params": {"block_0": {"up": {"kernel": kernel}}}}
 
 
@@ -253,7 +249,7 @@ def boxed(shape: tuple[int, ...], *names: str | None) -> Any:
         ((None,), P(None)),
     ],
 )
-def test_a_parameter_lies_where_the_table_says(names: tuple[str | None, ...], spec: P) -> None:
+def test_parameter_is_sharded_by_the_rules(names: tuple[str | None, ...], spec: P) -> None:
     mesh = Mesh(data=2, fsdp=2, tensor=2).build()
     found = flatten_with_paths(parameter_shardings(boxed((8,) * len(names), *names), mesh))
     assert found["params/block_0/up/kernel"].is_equivalent_to(
@@ -356,7 +352,10 @@ def test_an_override_takes_the_place_of_a_rule() -> None:
         ),
         (Mesh(overrides=(("mlp", "tensor+tensor"),)), ["'tensor+tensor'", "each once"]),
         (Mesh(overrides=(("mlp", ""),)), ["''", "none"]),
-        (Mesh(rules="zero"), ["--mesh.rules 'zero'", "standard, length_over_tensor"]),  # type: ignore[arg-type]
+        (
+            Mesh(rules="zero"),  # type: ignore[arg-type]
+            ["--mesh.rules 'zero'", "standard, length_over_tensor"],
+        ),
     ],
     ids=str,
 )

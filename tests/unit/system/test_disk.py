@@ -1,4 +1,4 @@
-"""What is written outlives a power loss: its content is on disk before its name, and its name before what follows."""
+"""Writes survive a power loss: content is on disk before its name, the name before later writes."""
 
 import errno
 import os
@@ -42,7 +42,8 @@ def test_content_is_synced_before_its_name_and_the_name_after(
     write: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[tuple[str, str]] = []
-    fsync, replace = os.fsync, Path.replace
+    fsync = os.fsync
+    replace = Path.replace
 
     def synced(opened: int) -> None:
         events.append(("sync", os.readlink(f"/proc/self/fd/{opened}")))

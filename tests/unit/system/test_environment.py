@@ -1,4 +1,4 @@
-"""What a run depends on besides its experiment is read, compared and, where no run can go on with it, refused."""
+"""The environment of a run is read, compared and, where no run is possible, refused."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ from jaxbig.train.resume import other_draws
 
 @pytest.fixture
 def configured(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Sets values of JAX's configuration for what reads it here, and for nothing that JAX itself does."""
+    """Sets JAX's configuration for readers of it here, but not for JAX itself."""
 
     def put(**values: Any) -> None:
         monkeypatch.setattr(type(jax.config), "values", {**jax.config.values, **values})
@@ -52,9 +52,7 @@ def test_each_name_of_the_lists_is_one_of_jax(configured: Any) -> None:
     )  # it goes into run.json and to the other processes
 
 
-def test_flags_are_told_apart_and_where_they_dump_is_nobody_s_business(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_flags_are_parsed_without_those_for_dumps(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in environment.FLAGS:
         monkeypatch.delenv(name, raising=False)
     assert flags() == {}
@@ -67,7 +65,7 @@ def test_flags_are_told_apart_and_where_they_dump_is_nobody_s_business(
     }
 
 
-def test_devices_are_told_with_what_drives_them(
+def test_devices_are_reported_with_their_driver(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert devices() == {"number of devices": 8, "device kind": "cpu", "platform_version": "cpu"}
@@ -76,7 +74,9 @@ def test_devices_are_told_with_what_drives_them(
         platform_version = "PJRT C API\ncuda 12090"
 
     class Gpu:
-        platform, device_kind, client = "gpu", "NVIDIA H100", Client()
+        platform = "gpu"
+        device_kind = "NVIDIA H100"
+        client = Client()
 
     driver = tmp_path / "version"
     driver.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.1\nGCC version: 12\n")

@@ -19,7 +19,8 @@ from jaxbig.system.process_group import collect_stop_signals
 from jaxbig.system.signals import STOP_SIGNALS, exit_on_ctrl_c, exit_resumable, write_stderr
 
 NAMES = [number.name for number in STOP_SIGNALS]
-# what a process does when it is asked, after main's first line: Python code, or C code that lets no handler run
+# what a process does at the signal, after main's first line: Python code, or C code that runs no
+# handler
 WAITS = {
     "python": "import time\nwhile True: time.sleep(0.01)",
     "C code": "import ctypes; sleep = ctypes.CDLL(None).sleep\nwhile True: sleep(60)",
@@ -75,7 +76,7 @@ def test_sighup_under_nohup_stays_ignored(started: Callable[..., subprocess.Pope
 def test_the_command_line_answers_a_signal_while_it_imports(
     tmp_path: Path, number: signal.Signals
 ) -> None:
-    """The first module that the command line imports after `main` has begun asks for the end."""
+    """The first module that the command line imports after `main` has started sends the signal."""
     (tmp_path / "difflib.py").write_text(
         f"import os, time; os.kill(os.getpid(), {number:d}); time.sleep(9)"
     )
@@ -97,7 +98,8 @@ def test_importing_jaxbig_installs_no_handler() -> None:
     code = (
         "import signal; numbers = [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT]\n"
         "before = [signal.getsignal(number) for number in numbers]\n"
-        "import jaxbig, jaxbig.train.trainer, jaxbig.cli.commands, jaxbig.cli.main, jaxbig.__main__\n"
+        "import jaxbig, jaxbig.train.trainer, jaxbig.cli.commands, jaxbig.cli.main\n"
+        "import jaxbig.__main__\n"
         "assert [signal.getsignal(number) for number in numbers] == before\n"
         "assert signal.set_wakeup_fd(-1) == -1\n"
     )
@@ -145,14 +147,14 @@ def test_a_run_that_is_asked_by_any_of_them_saves_and_a_second_stops_it(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, *STOP_SIGNALS], ids=["SIGINT", *NAMES])
-def test_what_starts_processes_hears_each_of_them(handlers: None, number: signal.Signals) -> None:
+def test_collect_stop_signals_collects_each_signal(handlers: None, number: signal.Signals) -> None:
     with collect_stop_signals() as asked:
         signal.raise_signal(number)
         assert asked == [number]
     assert {signal.getsignal(each) for each in STOP_SIGNALS} == {exit_resumable}
 
 
-def test_a_run_under_nohup_does_not_hear_sighup(handlers: None) -> None:
+def test_run_under_nohup_ignores_sighup(handlers: None) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with interruptible() as asked:
         signal.raise_signal(signal.SIGHUP)
@@ -168,7 +170,7 @@ def test_a_terminal_that_is_gone_does_not_stop_a_handler(monkeypatch: pytest.Mon
 
 
 def joining(folder: Path) -> tuple[list[str], str]:
-    """A process whose process 0 never comes: JAX waits for it in C++; and the function of Python that it is in."""
+    """A process whose process 0 never comes (JAX waits in C++), and its Python function."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         where = f"127.0.0.1:{free.getsockname()[1]}"
@@ -196,7 +198,7 @@ def waiting_for_the_folder(folder: Path) -> tuple[list[str], str]:
     ("state", "number"),
     [(joining, signal.SIGINT), *itertools.product([joining, waiting_for_the_folder], STOP_SIGNALS)],
 )
-def test_a_run_that_has_not_begun_exits_75(
+def test_run_that_has_not_started_exits_75(
     tmp_path: Path, state: Callable[[Path], tuple[list[str], str]], number: signal.Signals
 ) -> None:
     options, function = state(tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Records that several processes leave out: counted over the run, and the same where they read the same rows."""
+"""Skipped records of several processes: counted over the run, equal where rows are the same."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def source(bad: set[int], skip: int = 2) -> RecordSource:
 def outcome(
     monkeypatch: pytest.MonkeyPatch, bad: dict[int, set[int]], held_out: dict[int, set[int]]
 ) -> list[Any]:
-    """What happens on each of the four processes, where each has left out those records of the two splits."""
+    """What happens on each of four processes, each having skipped these records of two splits."""
     said: list[Any] = []
 
     def act(number: int, gather: Any) -> Any:

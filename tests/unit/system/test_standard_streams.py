@@ -65,7 +65,7 @@ def test_once_nobody_reads_what_is_written_is_discarded(
     assert stream.write(b"seen") == 4 and os.read(read, 4) == b"seen"
     os.close(read)
     with monkeypatch.context() as patched:
-        patched.setattr(standard_streams, "GONE", (number,))
+        patched.setattr(standard_streams, "NO_READER", (number,))
         if number != errno.EPIPE:  # this pipe says EPIPE
             with pytest.raises(BrokenPipeError):
                 stream.write(b"lost")
@@ -96,8 +96,9 @@ def test_a_character_that_cannot_be_written_is_escaped(
 @pytest.mark.parametrize(
     "words", [["show", "digits_convnet", "--json"], ["--help"], ["show", "digits_vit", "--help"]]
 )
-def test_head_of_a_verb_is_quiet(words: list[str], tmp_path: Path) -> None:
-    command = f"{sys.executable} -m jaxbig {' '.join(words)} | head -c 1 >/dev/null; echo ${{PIPESTATUS[0]}}"
+def test_head_of_a_command_is_quiet(words: list[str], tmp_path: Path) -> None:
+    command = f"{sys.executable} -m jaxbig {' '.join(words)} | head -c 1 >/dev/null; "
+    command += "echo ${PIPESTATUS[0]}"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"}
     done = subprocess.run(
         ["bash", "-c", command],
