@@ -1,4 +1,4 @@
-"""What is made once and kept on this machine, in `~/.cache/jaxbig` or the folder that JAXBIG_CACHE names."""
+"""Cache of results computed once on a machine: `~/.cache/jaxbig`, or the folder in JAXBIG_CACHE."""
 
 import contextlib
 import hashlib
@@ -14,8 +14,10 @@ import filelock
 from jaxbig.data.core.content_digest import digest_files
 from jaxbig.data.core.dataset import folder_of
 from jaxbig.errors import Refused
+from jaxbig.system.disk import replace
 
-DIGEST = 1  # the version of cached digests of files
+DIGEST = 1
+"""Version of the cached digests of files."""
 
 
 def sha256(text: str) -> str:
@@ -23,7 +25,7 @@ def sha256(text: str) -> str:
 
 
 def cache_folder(kind: str) -> Path:
-    """The folder in which what was made of that kind is kept; `Refused` if it cannot be written."""
+    """The folder for cached results of that kind; raises if it cannot be written."""
     folder = folder_of("JAXBIG_CACHE", "~/.cache/jaxbig") / kind
     with refuse_unwritable(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -32,28 +34,38 @@ def cache_folder(kind: str) -> Path:
 
 @contextlib.contextmanager
 def refuse_unwritable(folder: Path) -> Iterator[None]:
+    """Turns an OSError into `Refused` with a fix."""
     try:
         yield
     except OSError as error:
         raise Refused(
-            f"nothing can be kept in {folder}: {error.strerror or error}; set JAXBIG_CACHE to a folder with room that "
-            f"can be written."
+            f"nothing can be kept in {folder}: {error.strerror or error}; set JAXBIG_CACHE to a "
+            f"folder with room that can be written."
         ) from error
 
 
 def write_atomically(target: Path, make: Callable[[Path], Any]) -> None:
-    """Writes a file under another name, and renames it when it is whole."""
+    """Lets `make` write a temporary file and renames it when it is complete."""
     with (
         refuse_unwritable(target.parent),
         tempfile.TemporaryDirectory(dir=target.parent, prefix=".part-") as folder,
     ):
-        make(part := Path(folder) / target.name)
-        os.replace(part, target)
+        part = Path(folder) / target.name
+        make(part)
+        replace(part, target)
 
 
 def build_once(target: Path, make: Callable[[Path], Any]) -> Path:
-    """The folder `target` with what `make` writes into it, once: by one process, while others wait. It gets its name
-    when it is whole; what one that was killed has left is removed."""
+    """Builds a folder unless it exists: in one process, while others wait.
+
+    Args:
+      target: The folder. It gets this name when it is complete; what a killed process has left
+        is removed.
+      make: Writes the content into the folder it is given.
+
+    Returns:
+      The target.
+    """
     if not target.exists():
         with refuse_unwritable(target.parent), filelock.FileLock(f"{target}.lock"):
             if not target.exists():
@@ -66,14 +78,15 @@ def build_once(target: Path, make: Callable[[Path], Any]) -> Path:
 
 
 def digest_once(files: Sequence[Path]) -> str:
-    """The digest of files (`digest_files`), cached until a path, a size or a time of change is another."""
+    """The digest of files (`digest_files`), cached until a path, size or time of change differs."""
     stats = [os.stat(file) for file in files]
     times = [
-        (str(f), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-        for f, stat in zip(files, stats, strict=True)
+        (str(file), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        for file, stat in zip(files, stats, strict=True)
     ]
     target = cache_folder("digests") / sha256(repr([DIGEST, times]))[:24]
-    return (
-        build_once(target, lambda folder: (folder / "sha256").write_text(digest_files(files)))
-        / "sha256"
-    ).read_text()
+
+    def make(folder: Path) -> None:
+        (folder / "sha256").write_text(digest_files(files))
+
+    return (build_once(target, make) / "sha256").read_text()

@@ -1,7 +1,8 @@
-"""Digests of contents: of records, whatever they hold, and of files, so that an identity knows another byte.
+"""Digests of records and files: an identity that changes when the data does.
 
-What is small is read whole. Of what is large a part is read, the same each time, and every size: a change of a few
-records in it may go unnoticed, and who cannot have that gives an identity of their own (`Records.prepare`).
+Small data is read completely. Of large data a part is read, the same each time, and every size: a
+change of a few records may go unnoticed. To rule that out, return an identity of your own
+(`Records.prepare`).
 """
 
 import dataclasses
@@ -22,12 +23,22 @@ from jaxbig.data.core.permutation import permuted
 from jaxbig.errors import Refused
 
 log = logging.getLogger("jaxbig")
-RECORDS, RECORD_BYTES, AT_ONCE = 20_000, 2**30, 16
-"""How many records of a split are read at most, and until how many bytes; how many are read at once."""
-FILE_BYTES, BLOCKS, BLOCK = 2**34, 64, 2**16
-"""Up to how many bytes together files are read whole; of larger ones, how many blocks a file, of how many bytes."""
-THREADS, EVERY = 8, 10
-"""Files that are read at a time; seconds between two lines on how far that is."""
+RECORDS = 20_000
+"""Records of a split that are read at most."""
+RECORD_BYTES = 2**30
+"""Bytes after which no more records of a split are read."""
+AT_ONCE = 16
+"""Records that are read in one call."""
+FILE_BYTES = 2**34
+"""Total size in bytes up to which files are read completely."""
+BLOCKS = 64
+"""Blocks that are read of each larger file."""
+BLOCK = 2**16
+"""Bytes of a block."""
+THREADS = 8
+"""Files that are read at a time."""
+LOG_EVERY_S = 10
+"""Seconds between two lines on the progress."""
 PLAIN = (
     str,
     bytes,
@@ -44,50 +55,53 @@ PLAIN = (
 
 
 def digest_records(records: Sequence[Any]) -> str:
-    """What the records of a split are: how many, and the sha256 over them, or over an even choice of many.
+    """The number of records of a split, and the sha256 over them or over an even choice of many.
 
-    A record that cannot be read counts by its place alone: the run names it when it needs it.
+    A record that cannot be read counts by its index only: the run names it when it is needed.
     """
-    size, digest, total, said = len(records), hashlib.sha256(), 0, time.monotonic()
-    places = permuted(np.arange(min(size, RECORDS)), size, 0, 0).tolist() if size else []
+    size = len(records)
+    digest = hashlib.sha256()
+    total = 0
+    logged = time.monotonic()
+    indices = permuted(np.arange(min(size, RECORDS)), size, 0, 0).tolist() if size else []
     read = 0
-    for start in range(0, len(places), AT_ONCE):
-        some = places[start : start + AT_ONCE]
-        for place, record in zip(some, readable_records(records, some), strict=True):
+    for start in range(0, len(indices), AT_ONCE):
+        chunk = indices[start : start + AT_ONCE]
+        for index, record in zip(chunk, readable_records(records, chunk), strict=True):
             parts: list[bytes] = []
             flatten(record, parts)
             total += sum(map(len, parts))
-            digest.update(b"%d %d " % (place, len(parts)))
+            digest.update(b"%d %d " % (index, len(parts)))
             for part in parts:
                 digest.update(b"%d " % len(part) + part)
-        read += len(some)
+        read += len(chunk)
         if total > RECORD_BYTES:
             break
-        if time.monotonic() > said + EVERY:
-            said = time.monotonic()
-            log.info("%d of %d records are read to know them again", read, len(places))
+        if time.monotonic() > logged + LOG_EVERY_S:
+            logged = time.monotonic()
+            log.info("%d of %d records are hashed", read, len(indices))
     of = "" if read == size else f" of {read} of them"
     return f"{size} sha256:{digest.hexdigest()}{of}"
 
 
-def readable_records(records: Sequence[Any], places: list[int]) -> list[Any]:
-    """Those records, at once where they can be read so; a text in place of one that cannot be read."""
+def readable_records(records: Sequence[Any], indices: list[int]) -> list[Any]:
+    """Reads records, in one call where possible; a text replaces one that cannot be read."""
     many: Any = getattr(records, "__getitems__", None)
     try:
-        return list(many(places)) if many else [records[place] for place in places]
-    except Exception:  # which record it was shows one by one
-        return [readable_record(records, place) for place in places]
+        return list(many(indices)) if many else [records[index] for index in indices]
+    except Exception:  # read one by one to find which it was
+        return [readable_record(records, index) for index in indices]
 
 
-def readable_record(records: Sequence[Any], place: int) -> Any:
+def readable_record(records: Sequence[Any], index: int) -> Any:
     try:
-        return records[place]
-    except Exception:  # any: it is the reader's, and reported when the record is needed
+        return records[index]
+    except Exception:  # of any type; it is reported when the record is needed
         return "this record cannot be read"
 
 
 def flatten(value: Any, parts: list[bytes]) -> None:
-    """Appends what a value holds, so that two values give the same parts only if they are the same."""
+    """Appends the content of a value; two values give equal parts only if they are equal."""
     if value is None or (isinstance(value, PLAIN) and not isinstance(value, np.generic)):
         data = value.encode(errors="surrogatepass") if isinstance(value, str) else value
         parts.append(type(value).__name__.encode())
@@ -109,9 +123,8 @@ def flatten(value: Any, parts: list[bytes]) -> None:
         )
     elif isinstance(value, Path):
         flatten(str(value), parts)
-    elif not (
-        array := np.asarray(value)
-    ).dtype.hasobject:  # arrays, and what makes one of itself, as an image of Pillow
+    # Arrays, and objects that convert themselves to one, such as an image of Pillow.
+    elif not (array := np.asarray(value)).dtype.hasobject:
         parts.append(f"{array.dtype} {array.shape}".encode())
         parts.append(array.tobytes())
     elif isinstance(value, np.ndarray) and value.dtype == object:
@@ -119,28 +132,26 @@ def flatten(value: Any, parts: list[bytes]) -> None:
         flatten(array.ravel().tolist(), parts)
     else:
         raise Refused(
-            f"a record holds a {type(value).__name__}, whose contents cannot be hashed: give bytes, text, numbers or "
-            f"arrays, or let `prepare` of the records return an identity of your own, a text that says which data it "
-            f"is."
+            f"a record holds a {type(value).__name__}, whose contents cannot be hashed: give "
+            f"bytes, text, numbers or arrays, or let `prepare` of the records return an identity "
+            f"of your own, a text that says which data it is."
         )
 
 
 def digest_files(files: Sequence[Path]) -> str:
-    """The sha256 over the names, sizes and contents of files, or of a part of them that are many bytes."""
+    """The sha256 over the names, sizes and contents of files; large ones are read in part."""
     sizes = [os.stat(file).st_size for file in files]
     whole = sum(sizes) <= FILE_BYTES
-    digest, pool, said = (
-        hashlib.sha256(),
-        ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)),
-        time.monotonic(),
-    )
+    digest = hashlib.sha256()
+    pool = ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1))
+    logged = time.monotonic()
     try:
         contents = pool.map(digest_file if whole else digest_blocks, files)
         for number, (file, size, content) in enumerate(zip(files, sizes, contents, strict=True), 1):
             digest.update(b"%b\0%d\0%b" % (os.fsencode(file.name), size, content))
-            if time.monotonic() > said + EVERY:
-                said = time.monotonic()
-                log.info("%d of %d files are read to know them again", number, len(files))
+            if time.monotonic() > logged + LOG_EVERY_S:
+                logged = time.monotonic()
+                log.info("%d of %d files are hashed", number, len(files))
     finally:
         pool.shutdown(cancel_futures=True)
     return f"sha256:{digest.hexdigest()}" + ("" if whole else f" of {BLOCKS} blocks a file")
@@ -152,8 +163,9 @@ def digest_file(file: Path) -> bytes:
 
 
 def digest_blocks(file: Path) -> bytes:
-    """Over evenly spread blocks of a file, the first and the last among them."""
-    digest, last = hashlib.sha256(), max(0, os.stat(file).st_size - BLOCK)
+    """The sha256 over evenly spread blocks of a file, including the first and the last."""
+    digest = hashlib.sha256()
+    last = max(0, os.stat(file).st_size - BLOCK)
     with open(file, "rb") as read:
         for number in range(BLOCKS):
             read.seek(last * number // (BLOCKS - 1))

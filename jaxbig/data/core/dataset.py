@@ -1,7 +1,8 @@
-"""What every data set is: a few fields, a source of rows for each split, and an identity.
+"""The base classes of all data sets: `Data`, `Records` and the protocol `Source`.
 
-A data set of one's own is easiest in two halves: `Records` are what lies somewhere, a dictionary each, and `Examples`
-(examples.py) make of each record the arrays that a model learns from.
+`Data` has a few fields, a source of rows for each split, and an identity. A data set of your own is
+easiest in two halves: `Records` reads raw examples (dicts), and `Examples` (examples.py) turns each
+into the arrays that a model learns from.
 """
 
 import abc
@@ -15,7 +16,6 @@ from typing import Any, ClassVar, Protocol
 import jax
 import numpy as np
 
-from jaxbig.constraints import PositiveInt
 from jaxbig.data.core.content_digest import digest_records
 from jaxbig.errors import Refused
 
@@ -26,29 +26,37 @@ Spec = dict[str, jax.ShapeDtypeStruct]
 
 
 def folder_of(variable: str, default: str) -> Path:
-    """The folder that a variable of the environment names, or else the default; `Refused` if no one's home is meant."""
+    """The folder in an environment variable, or the default; raises if `~` cannot be expanded."""
     folder = os.environ.get(variable) or default
     try:
         return Path(folder).expanduser().absolute()
     except RuntimeError:
         raise Refused(
-            f"this user has no home to find {folder} in: set {variable} to a folder that can be written."
+            f"this user has no home to find {folder} in: set {variable} to a folder that can be "
+            f"written."
         ) from None
 
 
 class Source(Protocol):
     """The examples of one split, read in any order.
 
-    If it has an attribute `contiguous` that is true, each row of a batch goes on where it ended a step before
-    (stream.py), for a model with a memory.
+    If it has an attribute `contiguous` that is true, each row of a batch continues where it ended
+    a step before (sampler.py), for a model with a memory.
     """
 
     def __len__(self) -> int:
-        """How many examples there are."""
+        """The number of examples."""
         ...
 
     def rows(self, indices: np.ndarray) -> Rows:
-        """Those examples, stacked: arrays [len(indices), ...], with a `mask` that is 0 where nothing counts."""
+        """Reads examples and stacks them.
+
+        Args:
+          indices: The examples to read, [B].
+
+        Returns:
+          Arrays [B, ...] by field, with a `mask` that is 0 where nothing counts.
+        """
         ...
 
 
@@ -56,48 +64,63 @@ class Source(Protocol):
 class Data(abc.ABC):
     """A data set as an experiment names it."""
 
-    batch: PositiveInt
+    batch: int
     """Rows of the global batch, over all devices."""
 
     cuts_to_length: ClassVar[bool] = False
-    """Whether a field `length` says where longer examples are cut, so that `--smoke` may cut them shorter; else it says
-    how long they are."""
+    """Whether a field `length` says where longer examples are cut, so that `--smoke` may cut them
+    shorter; otherwise it is the length of the examples."""
 
     @abc.abstractmethod
     def spec(self) -> Spec:
-        """Shapes and dtypes of one global batch, known before any data is there."""
+        """Shapes and dtypes of one global batch, known before any data is read."""
 
     @abc.abstractmethod
     def prepare(self) -> str:
-        """Makes the data ready to read, once on a machine; gives its identity, a text that says which bytes."""
+        """Makes the data ready to read, once on a machine.
+
+        Returns:
+          Its identity, a text that depends on the bytes of the data.
+        """
 
     @abc.abstractmethod
     def source(self, split: str) -> Source:
-        """The examples of "train" or "eval"; the data is prepared."""
+        """The examples of "train" or "eval"; called after `prepare`."""
 
     def check(self) -> None:
-        """`Refused` where the experiment does not fit the data, in what can be seen before anything is compiled; the
-        data is prepared."""
+        """Raises if the experiment does not fit the data; called after `prepare`.
+
+        It checks what can be seen before anything is compiled.
+        """
         if type(self).transform is not Data.transform:
             keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), self.batch))
             for train in (True, False):
                 jax.eval_shape(functools.partial(self.transform, train=train), self.spec(), keys)
 
     def fetch(self) -> None:  # noqa: B027
-        """Brings what is prepared from elsewhere, over the network: `jaxbig data prepare` alone asks for that."""
+        """Downloads the data; only `jaxbig data prepare` calls this."""
 
     def transform(self, batch: Batch, keys: jax.Array, train: bool) -> Batch:
-        """What the objective gets of a batch as `spec` has it; part of the compiled step. Each row i draws from its own
-        `keys[i]` [B] alone, or from its pair's (rows 2i and 2i + 1 stay together), so that its numbers do not depend
-        on which devices or parts of a batch it is in."""
+        """Changes a batch on the devices, as part of the compiled step.
+
+        Args:
+          batch: A batch as `spec` describes it.
+          keys: Random keys, [B]. Row i may use `keys[i]` only, or those of its pair (rows 2i and
+            2i + 1 stay together), so that its numbers do not depend on the devices or parts of a
+            batch it is in.
+          train: Whether it is a training batch.
+
+        Returns:
+          The batch that the objective gets.
+        """
         return batch
 
     def may_leave_out(self) -> bool:
-        """Whether a row of a training batch may stand for no example: its `mask` is 0, and it counts nowhere."""
+        """Whether a row of a training batch may be empty: its `mask` is 0, and it never counts."""
         return False
 
     def kept(self) -> dict[str, bytes]:
-        """Files by name that belong to a run besides its parameters, such as a tokenizer; the data is prepared."""
+        """Files by name to save with a run, such as a tokenizer; called after `prepare`."""
         return {}
 
     def words(self, tokens: np.ndarray) -> list[str]:
@@ -105,33 +128,41 @@ class Data(abc.ABC):
         return [str(token) for token in tokens]
 
     def text(self, tokens: np.ndarray) -> str:
-        """The tokens [L] as a text to be read."""
+        """The tokens [L] as readable text."""
         return " ".join(self.words(tokens))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Records(abc.ABC):
-    """Where records lie: each a dictionary, read in any order.
+    """Reads raw examples: dictionaries, in any order.
 
-    One method is enough. What `open` gives is a sequence; where it has them, `__getitems__(indices)` reads many records
-    at once and `where(index)` names one (a file, a line) for who has to mend it.
+    One method, `open`, is enough. It returns a sequence. Where the sequence has them,
+    `__getitems__(indices)` reads many records at once, and `where(index)` returns a record's
+    location (file and line) for error messages.
     """
 
     @abc.abstractmethod
     def open(self, split: str) -> Sequence[Record]:
-        """The records of "train" or "eval"; they are prepared. It is read by threads, and pickled to processes."""
+        """The records of "train" or "eval"; called after `prepare`.
+
+        The sequence is read by threads, and pickled to worker processes.
+        """
 
     def fetch(self) -> None:  # noqa: B027
-        """Brings what lies elsewhere, over the network: `jaxbig data prepare` alone asks for that."""
+        """Downloads the records; only `jaxbig data prepare` calls this."""
 
     def prepare(self) -> str:
-        """Makes them ready to read, once on a machine; gives their identity, a text that says which bytes.
+        """Makes the records ready to read, once on a machine.
 
-        A run resumes with the same identity alone. As it is here each split's records are read and hashed at each
-        start, and of more than 20,000 records or 1 GiB an even choice (contents.py). Where that is too slow
-        or too little, override it: a version, or a sha256 over all files, is an identity too.
+        A run resumes only with the same identity. This default reads and hashes each split's
+        records at each start, or an even choice of more than 20,000 records or 1 GiB
+        (content_digest.py). Override it where that is too slow or too little: a version, or a
+        sha256 over all files, is an identity too.
+
+        Returns:
+          Their identity, a text that depends on the bytes of the records.
         """
-        said = ", ".join(
+        digests = ", ".join(
             f"{split} {digest_records(self.open(split))}" for split in ("train", "eval")
         )
-        return f"{self} with records: {said}"
+        return f"{self} with records: {digests}"

@@ -1,4 +1,4 @@
-"""Examples made of records: what every data set of files has in common."""
+"""`Examples`: a data set that decodes records lazily, and reports those that cannot be read."""
 
 import abc
 import dataclasses
@@ -14,32 +14,35 @@ from jaxbig.data.core.dataset import Data, Record, Records, Rows, Source
 from jaxbig.data.core.fields import MismatchError, cast, class_of, missing
 from jaxbig.errors import Failed, Refused
 
-__all__ = ["Example", "Examples", "class_of"]  # what a data set of one's own needs
+__all__ = ["Example", "Examples", "class_of"]  # what your own data set needs
 log = logging.getLogger("jaxbig")
 Example = dict[str, Any]
 """One row of a batch: arrays [...] by field, with its `mask`."""
 BadRecord = tuple[int, str]
 """The index of a record that cannot be read, and what is wrong with it."""
 
-TRIED, FEWEST, SECONDS = 512, 16, 1.0
-"""Records of a split that are tried before a run, spread evenly: at most, and at least if that takes so long."""
+MAX_TRIED = 512
+"""Records of a split that are tried before a run at most, spread evenly."""
+MIN_TRIED = 16
+"""Records that are tried even if that takes longer than `TRY_SECONDS`."""
+TRY_SECONDS = 1.0
 AT_ONCE = 256
-"""Records that are read at once where all are."""
+"""Records that are read in one call where all are read."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Examples(Data):
-    """A data set whose every record is made an example when a batch needs it."""
+    """A data set that makes each record an example when a batch needs it."""
 
     records: Records
-    """Where they come from: a name of TFDS, a folder, files."""
+    """Where the records come from: a name of TFDS, a folder, files."""
     skip_bad_records: NonNegativeInt = 0
-    """How many records that cannot be read or made an example may be left out, by all processes of a run together, each
-    a row with `mask` 0; 0: the first ends the run, naming it."""
+    """How many bad records may be left out, by all processes of a run together; each is a row with
+    `mask` 0. 0: the first ends the run, naming it."""
 
     @abc.abstractmethod
     def read(self, record: Record) -> Example:
-        """The example of a record; raises ValueError, saying what is wrong, if there is none in it."""
+        """Makes the example of a record; raises ValueError, saying what is wrong, if it cannot."""
 
     def fetch(self) -> None:
         self.records.fetch()
@@ -63,12 +66,12 @@ class Examples(Data):
         )
 
     def empty(self) -> Example:
-        """What stands for an example that is left out."""
+        """The example that replaces one that is left out."""
         return {name: np.zeros(each.shape[1:], each.dtype) for name, each in self.spec().items()}
 
 
 class RecordSource:
-    """A source over opened records, read one by one."""
+    """A source over opened records."""
 
     def __init__(
         self,
@@ -77,11 +80,12 @@ class RecordSource:
         empty: Rows,
         skip: int = 0,
     ):
-        self.records, self.read, self.empty, self.skip = records, read, empty, skip
+        self.records = records
+        self.read = read
+        self.empty = empty
+        self.skip = skip
         self.bad: set[int] = set()
-        if hasattr(
-            records, "draw"
-        ):  # they say themselves in which order they are trained on (mixture.py)
+        if hasattr(records, "draw"):  # a mixture has its own order (mixture.py)
             self.draw: Any = records.draw  # type: ignore[attr-defined]
 
     def __len__(self) -> int:
@@ -95,9 +99,14 @@ class RecordSource:
     def read_rows(
         self, indices: np.ndarray, begin: Callable[[int], None] = lambda index: None
     ) -> tuple[Rows, list[BadRecord]]:
-        """Those examples, and which of them could not be read: their rows are `empty`, and not counted yet.
+        """Reads examples; a bad record gives an `empty` row, which is not counted yet.
 
-        `begin` is called with the index of each before it is read; it is called by any thread or process.
+        Args:
+          indices: The examples to read, [B].
+          begin: Called with the index of each before it is read, by any thread or process.
+
+        Returns:
+          Arrays [B, ...] by field, and the bad records.
         """
         bad: list[BadRecord] = []
         examples = self.examples(indices.tolist(), begin, bad)
@@ -110,8 +119,8 @@ class RecordSource:
             return [
                 self.example(index, record, begin) for index, record in self.fetched(indices, begin)
             ]
-        except Exception:  # which one it was, the records one by one tell
-            return [self.alone(index, begin, bad) for index in indices]
+        except Exception:  # read one by one to find which it was
+            return [self.example_or_empty(index, begin, bad) for index in indices]
 
     def fetched(
         self, indices: list[int], begin: Callable[[int], None]
@@ -124,19 +133,22 @@ class RecordSource:
             begin(index)
             yield index, self.records[index]
 
-    def alone(self, index: int, begin: Callable[[int], None], bad: list[BadRecord]) -> Example:
+    def example_or_empty(
+        self, index: int, begin: Callable[[int], None], bad: list[BadRecord]
+    ) -> Example:
         begin(index)
         try:
             return self.example(index, fetch(self.records, [index])[0], begin)
         except Exception as error:
-            bad.append((index, self.said(index, error)))
+            bad.append((index, self.describe(index, error)))
             return self.empty
 
-    def said(self, index: int, error: Exception) -> str:
-        """What is wrong with a record, by name."""
+    def describe(self, index: int, error: Exception) -> str:
+        """What is wrong with a record, with its location."""
         if isinstance(error, MismatchError):
             return f"{self.where(index)} does not fit the experiment: {error}"
-        return f"{self.where(index)} cannot be read: {type(error).__name__}: {' '.join(str(error).split())}"
+        text = " ".join(str(error).split())
+        return f"{self.where(index)} cannot be read: {type(error).__name__}: {text}"
 
     def example(self, index: int, record: Record, begin: Callable[[int], None]) -> Example:
         begin(index)
@@ -158,8 +170,8 @@ class RecordSource:
         }
 
     def check(self, split: str) -> None:
-        """`Refused` where some records do not fit the experiment, as far as that can be seen by reading a few."""
-        tried, bad = self.tried()
+        """Reads a few records; raises if some do not fit the experiment."""
+        tried, bad = self.try_records()
         unfit = [each for each in bad if isinstance(each[1], MismatchError)]
         count = f"{len(bad)} of {tried} records of {split} that were tried"
         if unfit and (len(bad) == tried or not self.skip):
@@ -168,14 +180,15 @@ class RecordSource:
                 f"the experiment does not fit {count}, such as {self.where(index)}: {error}."
             )
         if bad and len(bad) == tried:
-            raise Refused(f"{count} cannot be read, such as {self.said(*bad[0])}.")
+            raise Refused(f"{count} cannot be read, such as {self.describe(*bad[0])}.")
 
-    def tried(self) -> tuple[int, list[tuple[int, Exception]]]:
-        """How many records were read to see whether they can be, and which could not."""
+    def try_records(self) -> tuple[int, list[tuple[int, Exception]]]:
+        """Reads a few records; returns how many, and the bad ones with their errors."""
         bad: list[tuple[int, Exception]] = []
-        indices, ends = spread(self.records), time.monotonic() + SECONDS
+        indices = spread(self.records)
+        deadline = time.monotonic() + TRY_SECONDS
         for number, index in enumerate(indices):
-            if number >= FEWEST and time.monotonic() > ends:
+            if number >= MIN_TRIED and time.monotonic() > deadline:
                 return number, bad
             try:
                 self.example(index, fetch(self.records, [index])[0], lambda index: None)
@@ -184,62 +197,64 @@ class RecordSource:
         return len(indices), bad
 
     def leave_out(self, bad: list[BadRecord]) -> None:
-        """Counts and logs those, each once; `Failed` if they are more than may be left out."""
-        for index, said in bad:
+        """Counts and logs bad records, each once; raises if too many are left out."""
+        for index, fault in bad:
             if index in self.bad:
                 continue
             self.bad.add(index)
             if len(self.bad) > self.skip:
                 more = f" ({len(self.bad)} are bad, and {self.skip} may be)" if self.skip else ""
                 raise Failed(
-                    f"{said}{more}; mend or remove it, or let it be left out with --data.skip-bad-records N."
+                    f"{fault}{more}; fix or remove it, or let it be left out with "
+                    f"--data.skip-bad-records N."
                 )
-            log.warning("left out (%d of at most %d): %s", len(self.bad), self.skip, said)
+            log.warning("left out (%d of at most %d): %s", len(self.bad), self.skip, fault)
 
     def where(self, index: int) -> str:
-        """What names a record for who has to mend it."""
+        """A record's location, for error messages."""
         return where(self.records, index)
 
 
 def fetch(records: Sequence[Record], indices: list[int]) -> list[Record]:
-    """Those records, at once where they can be read so."""
+    """Reads records, in one call where possible."""
     many: Any = getattr(records, "__getitems__", None)
     return many(indices) if many else [records[index] for index in indices]
 
 
 def fetch_each(records: Sequence[Record]) -> Iterator[tuple[int, Record | Exception]]:
-    """Every record with its index, in order; in place of one that cannot be read, the error."""
+    """Yields every record with its index, in order; the error of one that cannot be read."""
     for start in range(0, len(records), AT_ONCE):
         indices = list(range(start, min(start + AT_ONCE, len(records))))
         try:
             found: list[Record | Exception] = [*fetch(records, indices)]
-        except Exception:  # which record it was shows one by one
+        except Exception:  # read one by one to find which it was
             found = [record_or_error(records, index) for index in indices]
         yield from zip(indices, found, strict=True)
 
 
 def record_or_error(records: Sequence[Record], index: int) -> Record | Exception:
-    """A record, or why it cannot be read."""
+    """A record, or the error if it cannot be read."""
     try:
         return fetch(records, [index])[0]
-    except Refused:  # it is about all records, such as a library that is not installed
+    except Refused:  # about all records, such as a library that is not installed
         raise
     except Exception as error:
         return error
 
 
 def where(records: Sequence[Record], index: int) -> str:
-    """What names a record for who has to mend it."""
+    """A record's location, for error messages."""
     named: Any = getattr(records, "where", None)
     return named(index) if named else f"record {index}"
 
 
 def spread(records: Sequence[Record]) -> list[int]:
-    """Up to `TRIED` records, spread evenly over all and over each beginning of the list; of a mixture the first of
-    each part comes first."""
-    count = min(len(records), TRIED)
-    places = np.argsort(
-        np.arange(count) * 0.6180339887498949 % 1
-    )  # the golden ratio's: evenly at every length
+    """Up to `MAX_TRIED` records, such that every prefix of the list is spread evenly over all.
+
+    Of a mixture the first record of each part comes first.
+    """
+    count = min(len(records), MAX_TRIED)
+    # multiples of the golden ratio: evenly spread at every length
+    places = np.argsort(np.arange(count) * 0.6180339887498949 % 1)
     firsts = [int(first) for first in getattr(records, "begins", [0])[:-1]]
     return list(dict.fromkeys([*firsts, *(int(place) * len(records) // count for place in places)]))

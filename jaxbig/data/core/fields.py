@@ -1,6 +1,6 @@
-"""A record's fields, each checked here before anything is made of it.
+"""Reads and checks the fields of a record.
 
-A value is taken as it is meant or not at all: nothing is rounded, cut off or wrapped around without a word.
+A value is taken as it is meant or refused: nothing is silently rounded, cut off or wrapped around.
 """
 
 import decimal
@@ -12,18 +12,21 @@ import numpy as np
 
 from jaxbig.data.core.dataset import Record
 
-MOST = 20
-"""Names of fields that are listed in a sentence."""
+MAX_LISTED = 20
+"""Names of fields that an error lists at most."""
 
 
 class MismatchError(ValueError):
-    """A record and the experiment do not fit each other: the message names the experiment's field, and the fix."""
+    """A record does not fit the experiment; the message names the experiment's field and a fix."""
 
 
 def field(record: Record, name: str, option: str = "") -> Any:
-    """A field of a record; `MismatchError` if there is none, with the nearest name that there is.
+    """A field of a record; raises with the nearest name if there is none.
 
-    option: the experiment's field that names it, such as `--data.label`.
+    Args:
+      record: The record.
+      name: The field.
+      option: The experiment's field that names it, such as `--data.label`.
     """
     if name in record:
         return record[name]
@@ -35,9 +38,9 @@ def missing(record: Record, name: str, option: str = "") -> MismatchError:
     names = {str(each): str(each) if str(each).isprintable() else repr(each) for each in record}
     near = difflib.get_close_matches(name, names, 1, 0.0)
     listed = ", ".join(
-        each if len(each) < 60 else f"{each[:57]}..." for each in [*names.values()][:MOST]
+        each if len(each) < 60 else f"{each[:57]}..." for each in [*names.values()][:MAX_LISTED]
     )
-    more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
     there = f"but {listed}{more}; the nearest is {names[near[0]]}" if near else "and no other field"
     return MismatchError(
         f"it has no {name!r}, {f'which {option} names, ' if option else ''}{there}"
@@ -45,7 +48,7 @@ def missing(record: Record, name: str, option: str = "") -> MismatchError:
 
 
 def present(record: Record, name: str, option: str = "") -> Any:
-    """A field of a record; ValueError if it is null there."""
+    """A field of a record; raises ValueError if it is null."""
     value = field(record, name, option)
     if value is None:
         raise ValueError(f"its {name!r} is null")
@@ -55,39 +58,49 @@ def present(record: Record, name: str, option: str = "") -> Any:
 def class_of(
     record: Record, feature: str, classes: int, option: str = "", names: tuple[str, ...] = ()
 ) -> np.int32:
-    """The class of a record, 0 to `classes` - 1, also where its label is one of the names; ValueError if it is none."""
+    """The class of a record, from 0 to `classes` - 1; raises ValueError if there is none.
+
+    Args:
+      record: The record.
+      feature: The field with the label: a number, or one of the names.
+      classes: Number of classes.
+      option: The experiment's field that names the feature.
+      names: The names of the classes, if they have some.
+    """
     value = present(record, feature, option)
     if (name := text_of(value)) in names:
         return np.int32(names.index(name))
     if names and (name := word(value)) is not None:
         near = difflib.get_close_matches(name, names, 1, 0.0)[0]
         raise MismatchError(
-            f"its {feature!r} is {format_value(name)}, and no class has that name; the nearest is {near!r}"
+            f"its {feature!r} is {format_value(name)}, and no class has that name; the nearest is "
+            f"{near!r}"
         )
     number = whole_number(value)
     if number is None:
         raise MismatchError(
-            f"its {feature!r} is {format_value(value)}: a class is a whole number of 0 to {classes - 1}{fix(value)}"
+            f"its {feature!r} is {format_value(value)}: a class is a whole number of 0 to "
+            f"{classes - 1}{fix(value)}"
         )
     if not 0 <= number < classes:
         without = (
             "; a split without labels often has -1: name another split" if number == -1 else ""
         )
         raise MismatchError(
-            f"its {feature!r} is {reprlib.repr(number)}, and --data.classes {classes} means 0 to {classes - 1}: give "
-            f"more classes, or number them from 0{without}"
+            f"its {feature!r} is {reprlib.repr(number)}, and --data.classes {classes} means 0 to "
+            f"{classes - 1}: give more classes, or number them from 0{without}"
         )
     return np.int32(number)
 
 
 def word(label: Any) -> str | None:
-    """The word that a label is; None for a number, also one in digits, and for anything else."""
+    """A label that is a word; None for a number, even as text, and for anything else."""
     text = text_of(label)
     return None if text is None or whole_number(text) is not None else text
 
 
 def text_of(label: Any) -> str | None:
-    """A label that is text, also in digits; None for anything else, and for no text at all."""
+    """A label that is text, even digits; None for anything else, and for empty text."""
     if isinstance(label, list) and len(label) == 1:
         label = label[0]
     if isinstance(label, np.ndarray | np.generic) and label.size == 1 and label.dtype.kind in "SU":
@@ -100,8 +113,11 @@ def text_of(label: Any) -> str | None:
 
 
 def whole_number(value: Any) -> int | None:
-    """The whole number that a label is: an integer, a bool, a float without a fraction, or the decimal digits of one;
-    also as an array or list of one. None if it is anything else."""
+    """A label that is a whole number; None for anything else.
+
+    It may be an integer, a bool, a float without a fraction, decimal digits, or an array or list of
+    one of them.
+    """
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if isinstance(value, np.ndarray | np.generic):
@@ -129,7 +145,7 @@ def fix(label: Any) -> str:
         return ", and this is a word: name the classes with --data.class-names"
     if np.size(label) > 1:
         return (
-            ", and this is not one number: of a one-hot row it is the place of the 1 (numpy.argmax)"
+            ", and this is not one number: of a one-hot row it is the index of the 1 (numpy.argmax)"
         )
     if isinstance(label, float | np.floating):
         return "; where numbers are to be learned, not classes, use Columns with classes None"
@@ -137,7 +153,7 @@ def fix(label: Any) -> str:
 
 
 def numbers(record: Record, name: str, option: str = "") -> np.ndarray:
-    """A field of a record as float32 [...]; ValueError if it is not there, or not of finite numbers."""
+    """A field as float32 [...]; raises ValueError if it is missing or not of finite numbers."""
     value = array(present(record, name, option), name)
     if value.dtype.kind not in "biuf":
         raise MismatchError(f"its {name!r} is {kind(value)}, and not of numbers")
@@ -145,7 +161,7 @@ def numbers(record: Record, name: str, option: str = "") -> np.ndarray:
 
 
 def finite(value: np.ndarray, name: str) -> np.ndarray:
-    """Numbers [...] as float32; ValueError if one is not finite, or too large for float32."""
+    """Numbers [...] as float32; raises ValueError if one is not finite or too large for it."""
     with np.errstate(over="ignore"):
         found = value.astype(np.float32)
     good = np.isfinite(found)
@@ -162,7 +178,7 @@ def finite(value: np.ndarray, name: str) -> np.ndarray:
 
 
 def array(value: Any, name: str) -> np.ndarray:
-    """A value as an array; `MismatchError` if it is a list of rows of unequal lengths, or the like."""
+    """A value as an array; raises if it is none, such as a list of rows of unequal lengths."""
     try:
         return np.asarray(value)
     except (ValueError, OverflowError) as error:
@@ -170,7 +186,7 @@ def array(value: Any, name: str) -> np.ndarray:
 
 
 def kind(value: np.ndarray) -> str:
-    """What an array is of: its dtype, or the type of a Python object."""
+    """The dtype of an array, or the type of the Python object it holds."""
     return (
         type(value.item()).__name__
         if value.dtype == object and value.size == 1
@@ -179,7 +195,7 @@ def kind(value: np.ndarray) -> str:
 
 
 def as_bytes(record: Record, name: str, option: str = "--data.feature") -> bytes:
-    """A field of a record that is text, as UTF-8; ValueError if it is not there or no text."""
+    """A text field as UTF-8; raises ValueError if it is missing or no text."""
     value = present(record, name, option)
     if isinstance(value, np.ndarray) and value.ndim == 0 and value.dtype.kind in "SU":
         value = value.item()
@@ -191,7 +207,7 @@ def as_bytes(record: Record, name: str, option: str = "--data.feature") -> bytes
 
 
 def format_value(value: Any) -> str:
-    """A value in a sentence, shortened."""
+    """A value for a message, shortened."""
     if isinstance(value, np.ndarray) and value.ndim:
         return f"{value.dtype} of shape {value.shape}"
     if isinstance(value, np.ndarray | np.generic):
@@ -200,8 +216,10 @@ def format_value(value: Any) -> str:
 
 
 def cast(value: Any, dtype: Any, name: str) -> np.ndarray:
-    """An example's field in the dtype that its data set says; `MismatchError` if that would change a number by more than
-    the rounding of floats."""
+    """An example's field in the dtype of its data set.
+
+    It raises if that would change a number by more than the rounding of floats.
+    """
     found = np.asarray(value)
     if found.dtype == dtype:
         return found

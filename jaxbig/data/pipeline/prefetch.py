@@ -21,8 +21,8 @@ def read_with_threads(
         ahead, parts = limits.plan(first)
 
         def submit(step: int) -> None:
-            pieces = np.array_split(sampler(step), parts)
-            pending.append([pool.submit(reader.read, piece) for piece in pieces])
+            split = np.array_split(sampler(step), parts)
+            pending.append([pool.submit(reader.read, piece) for piece in split])
 
         def collect(step: int) -> Rows:
             return reader.merge([part.result() for part in pending.popleft()])

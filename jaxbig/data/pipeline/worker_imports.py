@@ -54,7 +54,7 @@ class ModuleFinder:
 
 
 class LazyScript(types.ModuleType):
-    """The script that the run is; loaded, but not run as `__main__`, when an attribute is needed."""
+    """The script that the run is; loaded, not run as `__main__`, when an attribute is needed."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

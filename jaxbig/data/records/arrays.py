@@ -34,7 +34,7 @@ BROKEN = (
     NotImplementedError,
     RuntimeError,
 )
-"""What `zipfile` and `numpy` raise of files that are damaged, besides their own."""
+"""Errors that `zipfile` and `numpy` raise for damaged files, besides their own."""
 
 
 class OpenArrays(OpenFiles):
@@ -52,14 +52,14 @@ class OpenArrays(OpenFiles):
 class Arrays(Files):
     """Arrays of one length in a `.npz` file: record i is {name: array[i]} of them all.
 
-    They are mapped into memory, or read whole if the file is compressed. The hash that decides for train or eval is
-    of the file's name and the row's number.
+    They are mapped into memory, or read completely if the file is compressed. A record's split is
+    decided by the hash of the file's name and the row's number.
     """
 
     file: str
     """The file."""
     eval_file: str = ""
-    """A file for evaluation: `file` is then all for training, and `eval_share` says nothing."""
+    """A file for evaluation: `file` is then all for training, and `eval_share` is ignored."""
 
     opened = OpenArrays
 
@@ -92,8 +92,8 @@ class Arrays(Files):
 
 
 def arrays(path: str) -> dict[str, np.ndarray]:
-    """The arrays of a file by name, mapped where they are not compressed; `Refused` if it holds anything else."""
-    with whole(path), zipfile.ZipFile(path) as members:
+    """The arrays of a file by name, mapped where not compressed; raises if there is more in it."""
+    with refuse_broken(path), zipfile.ZipFile(path) as members:
         return {
             info.filename.removesuffix(".npy"): member(path, members, info)
             for info in members.infolist()
@@ -101,15 +101,15 @@ def arrays(path: str) -> dict[str, np.ndarray]:
 
 
 def verify(path: str) -> None:
-    """`Refused` if an array's bytes are not those that were written: what is mapped into memory checks nothing."""
-    with whole(path), zipfile.ZipFile(path) as members:
+    """Raises if an array's bytes have changed: memory that is mapped is not checked otherwise."""
+    with refuse_broken(path), zipfile.ZipFile(path) as members:
         if broken := members.testzip():
             raise ValueError(f"the checksum of {broken} is another than when it was written")
 
 
 @contextlib.contextmanager
-def whole(path: str) -> Iterator[None]:
-    """`Refused` if a file is no zip of arrays, or not all of one."""
+def refuse_broken(path: str) -> Iterator[None]:
+    """Raises `Refused` if a file is no zip of arrays, or an incomplete one."""
     try:
         yield
     except Refused:
@@ -131,7 +131,7 @@ def member(path: str, members: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.nda
         if version not in header:
             raise ValueError(f"{info.filename} has version {version} of the format")
         shape, fortran, dtype = header[version](data)
-        if dtype.hasobject:  # it would be a pickle, which runs what it says
+        if dtype.hasobject:  # it would be a pickle, which runs code
             raise Refused(
                 f"array {info.filename} in {path} holds Python objects: save it as numbers."
             )
@@ -139,14 +139,13 @@ def member(path: str, members: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.nda
         if info.compress_type != zipfile.ZIP_STORED:
             values = np.frombuffer(data.read(), dtype, math.prod(shape))
             return values.reshape(shape, order="F" if fortran else "C")
-    with open(
-        path, "rb"
-    ) as file:  # the array begins after the member's own header: 30 bytes, its name and extra field
+    # The array starts after the member's own header: 30 bytes, its name and extra field.
+    with open(path, "rb") as file:
         file.seek(info.header_offset)
         name, extra = struct.unpack("<26xHH", file.read(30))
     begin += info.header_offset + 30 + name + extra
     if begin + dtype.itemsize * math.prod(shape) > os.path.getsize(path):
         raise ValueError(f"{info.filename} is cut off")
-    if not math.prod(shape):  # nothing cannot be mapped
+    if not math.prod(shape):  # an empty file part cannot be mapped
         return np.zeros(shape, dtype)
     return np.memmap(path, dtype, "r", begin, shape, order="F" if fortran else "C")

@@ -24,11 +24,12 @@ class OpenSounds(OpenClassFolder):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AudioFolder(ClassFolder):
-    """Sounds by class: records {"audio": samples float32 [n] of -1 to 1, "label": its class's number}, as
-    FOLDER/CLASS/SOUND. Several channels become their mean.
+    """Sounds by class, FOLDER/CLASS/SOUND.
 
-    With FOLDER/train and FOLDER/val (or eval, validation, test) these are the splits, and hold the classes. Else the
-    hash of a file's name, CLASS/SOUND, decides. Names that begin with a dot are passed over. Needs the extra `audio`.
+    Records are {"audio": samples float32 [n] of -1 to 1, "label": number of the class}. Several
+    channels become their mean. FOLDER/train and FOLDER/val (or eval, validation, test), if they
+    exist, are the splits and hold the classes. Otherwise the hash of a file's name, CLASS/SOUND,
+    decides. Names that start with a dot are ignored. Needs the extra `audio`.
     """
 
     sample_rate: PositiveInt = 16_000
@@ -40,7 +41,7 @@ class AudioFolder(ClassFolder):
 
 
 def decode_sound(data: bytes, sample_rate: int) -> np.ndarray:
-    """A sound's file as samples float32 [n] of -1 to 1 at that rate; ValueError if it is none."""
+    """Decodes a sound file to samples float32 [n] of -1 to 1; raises ValueError if it cannot."""
     soundfile = soundfile_library()
     try:
         wave, rate = soundfile.read(
@@ -54,8 +55,10 @@ def decode_sound(data: bytes, sample_rate: int) -> np.ndarray:
 
 
 def resampled(wave: np.ndarray, rate: int, wanted: int) -> np.ndarray:
-    """Samples [n] at another rate, [ceil(n * wanted / rate)]: a polyphase filter that cuts what the lower rate cannot
-    hold."""
+    """Samples [n] at another rate, [ceil(n * wanted / rate)].
+
+    It is a polyphase filter that removes frequencies that the lower rate cannot represent.
+    """
     if rate == wanted:
         return wave
     from scipy.signal import resample_poly  # here: slow to import, and not every data set needs it
@@ -64,7 +67,7 @@ def resampled(wave: np.ndarray, rate: int, wanted: int) -> np.ndarray:
 
 
 def soundfile_library() -> Any:
-    """The library that decodes sounds; `Refused` without it."""
+    """The library that decodes sounds; raises `Refused` if it is not installed."""
     try:
         import soundfile  # here: an extra
     except (ImportError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Records in CSV tables: a record a row."""
+"""Records in CSV tables: each row is a record."""
 
 import collections
 import dataclasses
@@ -15,11 +15,11 @@ from jaxbig.data.records.file_index import File, FilePatterns, OpenFiles, ScanRe
 from jaxbig.errors import Refused
 
 WHOLE = 2**30
-"""Bytes of a file from which on the types of its columns are those of its beginning."""
+"""Bytes of a file that determine the types of its columns."""
 
 
 class OpenCsv(OpenFiles):
-    """Rows of tables, each read whole when the first of its rows is needed."""
+    """Rows of tables; a table is read when its first row is needed."""
 
     def __init__(self, *args: Any):
         super().__init__(*args)
@@ -37,26 +37,27 @@ class OpenCsv(OpenFiles):
 class Csv(FilePatterns):
     """Rows of CSV files: records {column: number, text, date, or None where a value is missing}.
 
-    A column is of whole numbers, numbers, dates or text, whichever all its values are. The hash that decides for train
-    or eval is of the file's name and the row's number. Each process holds a file that it reads from in memory.
+    A column is of whole numbers, numbers, dates or text: the first of these that fits all values. A
+    record's split is decided by the hash of the file's name and the row's number. Each process
+    holds the files that it reads from in memory.
     """
 
     columns: tuple[str, ...] = ()
-    """The columns to read; none: all. In a file without a header, the names of all its columns."""
+    """Columns to read; none: all. In a file without a header, the names of all its columns."""
     separator: str = ","
-    """What stands between two values: `\\t` is a tab."""
+    """The character between two values; `\\t` is a tab."""
     quote: str = '"'
-    """What stands round a value that may hold separators and line breaks; twice inside, it is one."""
+    """The character around a value with separators or line breaks; doubled inside, it is one."""
     header: bool = True
-    """Whether the first line has the names of the columns."""
+    """Whether the first line has the column names."""
     texts: tuple[str, ...] = ()
-    """Columns that are text although they look like numbers, such as codes with zeros before them."""
+    """Columns that are text although they look like numbers, such as codes with leading zeros."""
     missing: tuple[str, ...] = ("", "NA", "N/A", "NaN", "nan", "NULL", "null")
-    """What stands where a value is missing."""
+    """Texts that mark a missing value."""
     fill: tuple[tuple[str, str], ...] = ()
-    """What to take in place of a missing value, by column, as in `--data.records.fill age 0`."""
+    """Replacement of missing values by column, as in `--data.records.fill age 0`."""
     encoding: str = "utf8"
-    """Of the files' text."""
+    """Encoding of the files."""
 
     opened = OpenCsv
 
@@ -72,18 +73,20 @@ class Csv(FilePatterns):
 
 
 def table(path: str, records: Csv) -> Any:
-    """A file as a pyarrow table; `Refused` if it is none."""
+    """Reads a file as a pyarrow table; raises `Refused` if it is none."""
     import pyarrow  # here: slow to import, and not every data set needs it
     from pyarrow import csv
 
     separator = "\t" if records.separator == "\\t" else records.separator
     if len(separator) != 1 or len(records.quote) != 1:
         raise Refused(
-            f"separator {records.separator!r} and quote {records.quote!r} of a CSV table: each is one character."
+            f"separator {records.separator!r} and quote {records.quote!r} of a CSV table: each is "
+            f"one character."
         )
     if not records.header and not records.columns:
         raise Refused(
-            f"{path} is read without a header: name all its columns, as in --data.records.columns x y label."
+            f"{path} is read without a header: name all its columns, as in "
+            f"--data.records.columns x y label."
         )
     names = () if records.header else records.columns
     reading = csv.ReadOptions(
@@ -105,8 +108,8 @@ def table(path: str, records: Csv) -> Any:
         there = found.column_names
     except (OSError, LookupError, UnicodeError, pyarrow.ArrowException) as error:
         raise Refused(
-            f"{path} cannot be read as a CSV table with separator {records.separator!r}, quote {records.quote!r} and "
-            f"encoding {records.encoding}: {' '.join(str(error).split())}"
+            f"{path} cannot be read as a CSV table with separator {records.separator!r}, quote "
+            f"{records.quote!r} and encoding {records.encoding}: {' '.join(str(error).split())}"
         ) from error
     if bytes_of := [
         name
@@ -114,8 +117,8 @@ def table(path: str, records: Csv) -> Any:
         if pyarrow.types.is_binary(kind)
     ]:
         raise Refused(
-            f"column {bytes_of[0]!r} of {path} is not text in {records.encoding}: name the file's encoding, as in "
-            f"--data.records.encoding latin1."
+            f"column {bytes_of[0]!r} of {path} is not text in {records.encoding}: name the file's "
+            f"encoding, as in --data.records.encoding latin1."
         )
     if twice := [name for name, count in collections.Counter(there).items() if count > 1]:
         raise Refused(f"{path} has column {twice[0]!r} twice: give each column a name of its own.")
@@ -123,7 +126,8 @@ def table(path: str, records: Csv) -> Any:
         if column not in there:
             near = difflib.get_close_matches(column, there, 1, 0.0)[0]
             raise Refused(
-                f"{path} has no column {column!r}; the nearest is {near!r} of {len(there)}: {', '.join(there)}."
+                f"{path} has no column {column!r}; the nearest is {near!r} of {len(there)}: "
+                f"{', '.join(there)}."
             )
     found = found.select(list(records.columns)) if records.columns else found
     for column, text in records.fill:
@@ -132,18 +136,19 @@ def table(path: str, records: Csv) -> Any:
 
 
 def filled(found: Any, column: str, text: str, path: str) -> Any:
-    """The table with a value in place of what is missing in a column."""
+    """The table with a value in place of those missing in a column."""
     import pyarrow
     from pyarrow import compute
 
     values = found.column(column)
-    if pyarrow.types.is_null(values.type):  # nothing is there to say what it is of
+    if pyarrow.types.is_null(values.type):  # all values are missing
         values = values.cast(pyarrow.string())
     try:
         value = pyarrow.scalar(text).cast(values.type)
     except pyarrow.ArrowException as error:
         raise Refused(
-            f"fill {column} {text}: column {column!r} of {path} is of {values.type}: {' '.join(str(error).split())}"
+            f"fill {column} {text}: column {column!r} of {path} is of {values.type}: "
+            f"{' '.join(str(error).split())}"
         ) from error
     return found.set_column(
         found.column_names.index(column), column, compute.fill_null(values, value)

@@ -1,10 +1,11 @@
-"""What records in files of one's own have in common: an index of where each stands, and the cut into train and eval.
+"""Records in your own files: an index of their positions, and the split into train and eval.
 
-The index is made once and kept in `~/.cache/jaxbig`, or in the folder that JAXBIG_CACHE names: arrays in
-a folder, which all processes of a machine map into memory. Its name is a hash of the settings and of all files' paths,
-sizes and times of change, so that changed files have another. A process looks for files and their sizes once, when it
-prepares its data. A record is for evaluation by its own hash alone (of its name or its bytes: each kind says which), so
-that a file more moves no other record between train and eval.
+The index is built once and cached in `~/.cache/jaxbig`, or in the folder in JAXBIG_CACHE: arrays in
+a folder, which all processes of a machine map into memory. Its name is a hash of the settings and
+of all files' paths, sizes and times of change, so changed files get a new index. A process lists
+files and their sizes once, when it prepares its data. A record's split depends only on its own hash
+(of its name or its bytes: each class says which), so adding a file moves no other record between
+train and eval.
 """
 
 import abc
@@ -27,39 +28,44 @@ import numpy as np
 from jaxbig.constraints import FractionBelowOne, PositiveInt
 from jaxbig.data.core.cache import build_once, cache_folder, sha256, write_atomically
 from jaxbig.data.core.dataset import Record, Records
+from jaxbig.data.core.permutation import GOLDEN, splitmix64
 from jaxbig.errors import Refused
 
 log = logging.getLogger("jaxbig")
-VERSION = 3  # of an index; raise it when what one holds changes
+VERSION = 3
+"""Version of the index; raise it when its content changes."""
 MAPPED = 2**20
-"""Bytes of an array of an index, from which on it is mapped into memory."""
-THREADS, AT_ONCE, EVERY = 8, 1024, 10
-"""Files that are scanned at a time; files that are handed to those threads at once; seconds between two lines on how
-far that is."""
+"""Bytes of an array of an index from which on it is mapped into memory."""
+THREADS = 8
+"""Files that are scanned at a time."""
+AT_ONCE = 1024
+"""Files that are handed to the threads at a time."""
+LOG_EVERY_S = 10
+"""Seconds between two lines on the progress."""
 
 
 class File(NamedTuple):
     """A file of records."""
 
     path: str
-    """Where it lies on this machine."""
+    """The path on this machine."""
     name: str
-    """What it is called on every machine."""
+    """The name, equal on every machine."""
     split: str = ""
-    """"train" or "eval" if that is said, else each record's hash decides."""
+    """"train", "eval", or "" if each record's hash decides."""
 
 
 class Locations(NamedTuple):
-    """Where records stand; arrays [N]."""
+    """Positions of records; arrays [N]."""
 
-    which: np.ndarray  # int32: a place among the files
+    which: np.ndarray  # int32: index of the file
     start: np.ndarray  # int64: the first byte, or the row
     size: np.ndarray  # int64: bytes; 0 where it is a row
     hash: np.ndarray  # uint64
 
 
 class ScanResult(NamedTuple):
-    """What an index pass finds in one file; arrays as `Locations` has them."""
+    """The records of one file; arrays as in `Locations`."""
 
     start: np.ndarray
     size: np.ndarray
@@ -69,8 +75,12 @@ class ScanResult(NamedTuple):
 
 
 class FileList(Sequence[File]):
-    """Files in one text, NUL between their fields, so that processes share what they map: text uint8 [bytes], and where
-    each file's part ends, int64 [files]."""
+    """A list of files in two arrays, which processes share by mapping them.
+
+    Args:
+      text: The fields of all files, NUL between the fields of a file, uint8 [bytes].
+      ends: The end of each file's part of the text, int64 [files].
+    """
 
     def __init__(self, text: np.ndarray, ends: np.ndarray):
         self.text = text
@@ -94,40 +104,41 @@ class FileList(Sequence[File]):
 
 
 class Index(NamedTuple):
-    """Where every record stands, mapped from a folder of the cache."""
+    """The positions of all records, mapped from a folder of the cache."""
 
     folder: Path
     files: FileList
     places: Locations
     bytes: int
     sha256: str  # over the files' names, sizes and contents
-    passed: str  # what is no record, in words, or ""
+    passed: str  # a warning about parts without records, or ""
 
     @classmethod
     def load(cls, folder: Path) -> "Index":
         text, ends, *columns = (
             load_array(folder / f"{name}.npy") for name in ("text", "ends", *Locations._fields)
         )
-        places, header = Locations(*columns), json.loads((folder / "header.json").read_text())
-        return cls(folder, FileList(text, ends), places, **header)
+        header = json.loads((folder / "header.json").read_text())
+        return cls(folder, FileList(text, ends), Locations(*columns), **header)
 
 
 def load_array(file: Path) -> np.ndarray:
-    """An array of a file: a large one is mapped, so that processes share it; a small one holds no file open."""
+    """Reads an array; a large one is mapped, so that processes share it."""
     return np.load(file, mmap_mode="r" if os.path.getsize(file) >= MAPPED else None)
 
 
 class OpenFiles(abc.ABC, Sequence[Record]):
-    """The records of one split, read in any order. What is pickled is the index's folder, and no open file."""
+    """The records of one split, read in any order.
+
+    It is pickled as the index's folder, without open files.
+    """
 
     def __init__(self, records: Any, index: Index, split: str):
         self.records = records
         self.indexed = index
         self.split = split
-        self.chosen, self.repeat = (
-            cached_split(records, index, split),
-            records.repeat if split == "train" else 1,
-        )
+        self.chosen = cached_split(records, index, split)
+        self.repeat = records.repeat if split == "train" else 1
 
     def __reduce__(self) -> Any:
         return reopen, (type(self), self.records, self.indexed.folder, self.split)
@@ -142,47 +153,47 @@ class OpenFiles(abc.ABC, Sequence[Record]):
         return [self[index] for index in indices]
 
     def place(self, index: int) -> tuple[File, int, int]:
-        """Its file, and in it the first byte and the bytes, or the row and 0."""
+        """A record's file, and in it the first byte and the bytes, or the row and 0."""
         place = self.chosen[range(len(self))[index] % len(self.chosen)]
         which, start, size, _ = (int(column[place]) for column in self.indexed.places)
         return self.indexed.files[which], start, size
 
     def where(self, index: int) -> str:
-        """The file and the row of a record, for who has to mend it."""
+        """The file and the row of a record, for error messages."""
         file, row, _ = self.place(index)
         return f"{file.path} row {row}"
 
     @abc.abstractmethod
     def read(self, file: File, start: int, size: int) -> Record:
-        """The record that stands there; raises ValueError, saying what is wrong, if there is none."""
+        """Reads the record at a position; raises ValueError, saying what is wrong, if it cannot."""
 
 
 def reopen(kind: type[OpenFiles], records: Any, folder: Path, split: str) -> OpenFiles:
-    """What was pickled, in another process."""
+    """Opens pickled records again, in another process."""
     return kind(records, Index.load(folder), split)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Files(Records):
-    """Records in files of one's own."""
+    """Records in your own files."""
 
     eval_share: FractionBelowOne = 0.05
-    """The part of the records that is held out for evaluation, by the hash of each, where no files are named for it."""
+    """Fraction of the records that is held out for evaluation, by hash, unless files are named."""
     limit: PositiveInt | None = None
-    """At most so many training records, those whose hash comes last: of every file and class, the same ones on every
-    machine. Evaluation has all of its own."""
+    """Maximum number of training records: those with the largest hashes, of every file and class,
+    the same on every machine. Evaluation is not limited."""
     repeat: PositiveInt = 1
-    """How often each training record stands in an epoch."""
+    """How often each training record is in an epoch."""
 
     opened: ClassVar[type[OpenFiles]]
 
     @abc.abstractmethod
     def found(self) -> list[File]:
-        """The files, in an order that lasts; raises Refused if there are none."""
+        """The files, in a reproducible order; raises `Refused` if there are none."""
 
     @abc.abstractmethod
     def scan(self, file: File) -> ScanResult:
-        """The records in a file; raises Refused if it is not what it should be."""
+        """Finds the records in a file; raises `Refused` if it is invalid."""
 
     def open(self, split: str) -> OpenFiles:
         index = vars(self).get("prepared") or self.index()
@@ -191,56 +202,56 @@ class Files(Records):
 
     def prepare(self) -> str:
         index = self.index()
-        vars(self)["prepared"] = (
-            index  # for `open`: files are not looked for again before they are prepared again
-        )
+        vars(self)["prepared"] = index  # for `open`, which does not list the files again
         splits = {split: cached_split(self, index, split) for split in ("train", "eval")}
         for split in splits if self.eval_share else ("train",):
             self.require_nonempty(index, splits[split], split)
         if index.passed:
             log.warning("%s in %s: %s", self.kind, common_folder(index.files), index.passed)
-        said = ", ".join(f"{split} {len(places)}" for split, places in splits.items())
-        return f"{self.kind} of {len(index.files)} files, {index.bytes} bytes, records: {said}, sha256:{index.sha256}"
+        counts = ", ".join(f"{split} {len(places)}" for split, places in splits.items())
+        return (
+            f"{self.kind} of {len(index.files)} files, {index.bytes} bytes, records: {counts}, "
+            f"sha256:{index.sha256}"
+        )
 
-    def __getstate__(self) -> dict[str, Any]:  # pickled without the index, which each process maps
+    def __getstate__(self) -> dict[str, Any]:  # without the index, which each process maps
         return {name: value for name, value in vars(self).items() if name != "prepared"}
 
-    def require_nonempty(self, index: Index, places: np.ndarray, split: str) -> np.ndarray:
-        if not len(places):
-            count, more = len(index.places.which), len(index.files) - 1
-            where = index.files[0].path + (f" and {more} other files" if more else "")
-            mend = (
-                "set another share, or name more files"
-                if count
-                else "write some, or name other files"
-            )
-            raise Refused(
-                f"{self.kind} with eval_share {self.eval_share} has no record for {split}, of {count} in {where}: "
-                f"{mend}."
-            )
-        return places
+    def require_nonempty(self, index: Index, places: np.ndarray, split: str) -> None:
+        """Raises `Refused` if a split has no records."""
+        if len(places):
+            return
+        count = len(index.places.which)
+        more = len(index.files) - 1
+        where = index.files[0].path + (f" and {more} other files" if more else "")
+        fix = "write some, or name other files"
+        if count:
+            fix = "set another share, or name more files"
+        raise Refused(
+            f"{self.kind} with eval_share {self.eval_share} has no record for {split}, of {count} "
+            f"in {where}: {fix}."
+        )
 
     @property
     def kind(self) -> str:
         return type(self).__name__
 
     def index(self) -> Index:
-        """Where every record stands: as it was kept, if no file has changed, else made anew and kept."""
+        """The index: from the cache if no file has changed, otherwise rebuilt."""
         if (
             not 0 <= self.eval_share < 1
             or self.repeat < 1
             or (self.limit is not None and self.limit < 1)
         ):
             raise Refused(
-                f"{self.kind} with eval_share {self.eval_share}, limit {self.limit}, repeat {self.repeat}: the share "
-                "is at least 0 and below 1, the others are at least 1."
+                f"{self.kind} with eval_share {self.eval_share}, limit {self.limit}, repeat "
+                f"{self.repeat}: the share is at least 0 and below 1, the others are at least 1."
             )
         with readable():
             files = self.found()
             stats = [os.stat(file.path) for file in files]
-        own = {field.name for field in dataclasses.fields(self)} - {
-            field.name for field in dataclasses.fields(Files)
-        }
+        inherited = {field.name for field in dataclasses.fields(Files)}
+        own = {field.name for field in dataclasses.fields(self)} - inherited
         settings = [
             VERSION,
             type(self).__module__,
@@ -256,40 +267,32 @@ class Files(Records):
 
         def make(folder: Path) -> None:
             log.info("indexing %d files in %s (once)", len(files), common_folder(files))
-            save(
-                folder,
-                listed,
-                merge_results(files, self.scan_all(files), [stat.st_size for stat in stats]),
-            )
+            sizes = [stat.st_size for stat in stats]
+            save(folder, listed, merge_results(files, self.scan_all(files), sizes))
 
         folder = build_once(target, make)
         try:
             return Index.load(folder)
-        except (
-            OSError,
-            ValueError,
-            TypeError,
-            KeyError,
-            EOFError,
-        ):  # it was cut off, by a full disk for example
+        except (OSError, ValueError, TypeError, KeyError, EOFError):  # cut off, e.g. by a full disk
             shutil.rmtree(target, ignore_errors=True)
             return Index.load(build_once(target, make))
 
     def scan_all(self, files: list[File]) -> list[ScanResult]:
-        """What is found in each file, by several threads."""
+        """Scans all files, with several threads."""
 
         def scan(file: File) -> ScanResult:
             with readable(file.path):
                 return self.scan(file)
 
         found: list[ScanResult] = []
-        said, pool = time.monotonic(), ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1))
+        logged = time.monotonic()
+        pool = ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1))
         try:
             for start in range(0, len(files), AT_ONCE):
-                for each in pool.map(scan, files[start : start + AT_ONCE]):
-                    found.append(each)
-                    if time.monotonic() > said + EVERY:
-                        said = time.monotonic()
+                for result in pool.map(scan, files[start : start + AT_ONCE]):
+                    found.append(result)
+                    if time.monotonic() > logged + LOG_EVERY_S:
+                        logged = time.monotonic()
                         log.info("%d of %d files are indexed", len(found), len(files))
         finally:
             pool.shutdown(cancel_futures=True)
@@ -306,9 +309,9 @@ class FilePatterns(Files):
     """Files by path."""
 
     files: str | tuple[str, ...]
-    """Paths or patterns: `*` is any name that begins with no dot, `**` any folders within folders."""
+    """Paths or patterns: `*` is any name that starts with no dot, `**` any folders, also nested."""
     eval_files: str | tuple[str, ...] = ()
-    """The same for evaluation: the rest of `files` is then all for training, and `eval_share` says nothing."""
+    """The same for evaluation: the rest of `files` is for training; `eval_share` is ignored."""
 
     def found(self) -> list[File]:
         if not self.eval_files:
@@ -321,9 +324,10 @@ class FilePatterns(Files):
 
 
 def match_files(patterns: str | tuple[str, ...], split: str = "") -> list[File]:
-    """The files that patterns match, in order of pattern and path, each once; `Refused` if one matches none.
+    """The files that match, in order of pattern and path, each once; raises if a pattern has none.
 
-    A file's name is its path from the first folder of its pattern that has a `*` in it, or its last part.
+    A file's name is its path relative to the last folder of the pattern before a `*`, or its last
+    part.
     """
     found: dict[str, File] = {}
     for given in (patterns,) if isinstance(patterns, str) else patterns:
@@ -356,7 +360,7 @@ def match_files(patterns: str | tuple[str, ...], split: str = "") -> list[File]:
 
 
 def warn_of_denied_folders(pattern: str, root: str) -> None:
-    """Logs each folder below `root` that cannot be read, which `glob` passes over without a word."""
+    """Logs each folder below `root` that cannot be read, which `glob` silently ignores."""
 
     def warn(error: OSError) -> None:
         why = error.strerror or error
@@ -369,18 +373,22 @@ def warn_of_denied_folders(pattern: str, root: str) -> None:
 
 
 def is_file_or_broken_link(path: str) -> bool:
-    """Whether it is a file, or a link to nothing, which is to be told and not passed over."""
+    """Whether it is a file or a broken link, which is reported and not ignored."""
     return os.path.isfile(path) or not os.path.exists(path)
 
 
 @contextlib.contextmanager
 def readable(path: str = "a file") -> Iterator[None]:
-    """`Refused` names a file or folder that cannot be read: that one, where the error does not say which."""
+    """Turns an OSError into `Refused`, naming the file or folder that cannot be read.
+
+    Args:
+      path: The name if the error has none.
+    """
     try:
         yield
     except OSError as error:
         raise Refused(
-            f"{error.filename or path} cannot be read: {error.strerror or error}; mend or remove it."
+            f"{error.filename or path} cannot be read: {error.strerror or error}; fix or remove it."
         ) from error
 
 
@@ -392,7 +400,7 @@ class IndexData(NamedTuple):
 
 
 def merge_results(files: Sequence[File], found: list[ScanResult], sizes: list[int]) -> IndexData:
-    """The index of files of those sizes, of what was found in each."""
+    """Merges what was found in each file into one index."""
     numbers = np.repeat(np.arange(len(files), dtype=np.int32), [len(each.start) for each in found])
     start, size, hashes = (
         np.concatenate([column for column in columns], dtype=kind)
@@ -419,40 +427,38 @@ def merge_results(files: Sequence[File], found: list[ScanResult], sizes: list[in
 
 
 def save(folder: Path, files: FileList, index: IndexData) -> None:
-    """Writes what `Index.load` reads."""
+    """Writes the files that `Index.load` reads."""
     for name, array in {"text": files.text, "ends": files.ends, **index.places._asdict()}.items():
         np.save(folder / f"{name}.npy", array)
     (folder / "header.json").write_text(json.dumps(index.header))
 
 
 def split_records(records: Files, index: Index, split: str) -> np.ndarray:
-    """Which of all records are in a split, ascending."""
-    told = np.array([("train", "eval", "").index(file.split) for file in index.files])[
-        index.places.which
-    ]
-    held_out = np.where(
-        told < 2, told == 1, index.places.hash < np.uint64(int(records.eval_share * 2**64))
-    )
+    """The records of a split, ascending."""
+    splits = np.array([("train", "eval", "").index(file.split) for file in index.files])
+    given = splits[index.places.which]
+    by_hash = index.places.hash < np.uint64(int(records.eval_share * 2**64))
+    held_out = np.where(given < 2, given == 1, by_hash)
     places = np.flatnonzero(held_out if split == "eval" else ~held_out)
     if split == "train" and records.limit is not None:
-        places = np.sort(
-            places[np.argsort(index.places.hash[places], kind="stable")[-records.limit :]]
-        )
+        order = np.argsort(index.places.hash[places], kind="stable")
+        places = np.sort(places[order[-records.limit :]])
     return places
 
 
 def cached_split(records: Files, index: Index, split: str) -> np.ndarray:
-    """The same, kept beside the index and mapped from there."""
-    settings = records.eval_share, records.limit if split == "train" else None
+    """The records of a split, cached beside the index and mapped from there."""
+    limit = records.limit if split == "train" else None
+    settings = (records.eval_share, limit)
     target = index.folder / f"{split}-{sha256(repr(settings))[:16]}.npy"
-    with contextlib.suppress(OSError, ValueError, EOFError):  # not there, or cut off
+    with contextlib.suppress(OSError, ValueError, EOFError):  # missing, or cut off
         return load_array(target)
     write_atomically(target, lambda path: np.save(path, split_records(records, index, split)))
     return load_array(target)
 
 
 def hash64(text: bytes) -> bytes:
-    """BLAKE2b (RFC 7693) of 64 bits."""
+    """A 64-bit BLAKE2b hash (RFC 7693)."""
     return hashlib.blake2b(text, digest_size=8).digest()
 
 
@@ -462,11 +468,9 @@ def hashes(names: Iterable[bytes]) -> np.ndarray:
 
 
 def row_hashes(name: str, count: int) -> np.ndarray:
-    """A hash of each row of a file, uint64 [count], by the file's name and the row's number: the sequence of SplitMix64
-    (Steele, Lea and Flood, 2014) that begins at the name's hash."""
-    z = hashes([os.fsencode(name)]) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(
-        0x9E3779B97F4A7C15
-    )
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+    """A hash of each row of a file, uint64 [count], from the file's name and the row's number.
+
+    It is the sequence of SplitMix64 (Steele, Lea & Flood, 2014) that starts at the name's hash.
+    """
+    steps = np.arange(count, dtype=np.uint64) * np.uint64(GOLDEN)
+    return splitmix64(hashes([os.fsencode(name)]) + steps)

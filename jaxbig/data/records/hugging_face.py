@@ -1,4 +1,4 @@
-"""Records in a folder that `save_to_disk` of Hugging Face's `datasets` has written; that library is not needed."""
+"""Records in a folder that Hugging Face's `save_to_disk` wrote, read without that library."""
 
 import collections
 import dataclasses
@@ -17,9 +17,9 @@ from jaxbig.data.records.file_index import File, Files, OpenFiles, ScanResult, r
 from jaxbig.errors import Refused
 
 EVALS = ("validation", "eval", "val", "dev", "test")
-"""Splits that are for evaluation: the first of them that is there."""
+"""Evaluation splits: the first of them that exists is used."""
 OPEN = 16
-"""Files that are mapped at a time."""
+"""Files that are mapped at a time at most."""
 
 
 class OpenArrow(OpenFiles):
@@ -28,13 +28,13 @@ class OpenArrow(OpenFiles):
     def __init__(self, *args: Any):
         super().__init__(*args)
         self.tables: collections.OrderedDict[str, Any] = collections.OrderedDict()
-        self.lock = threading.Lock()  # one thread does not close what another is about to read
+        self.lock = threading.Lock()  # no thread closes a file that another is about to read
 
     def read(self, file: File, start: int, size: int) -> Record:
         with self.lock:
             table = self.tables.pop(file.path, None)
             table = arrow_table(file.path) if table is None else table
-            self.tables[file.path] = table  # the one last used comes last
+            self.tables[file.path] = table  # the most recently used one is last
             while len(self.tables) > OPEN:
                 self.tables.popitem(last=False)
         return {name: plain(value) for name, value in table.slice(start, 1).to_pylist()[0].items()}
@@ -42,28 +42,27 @@ class OpenArrow(OpenFiles):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HuggingFace(Files):
-    """Rows of a saved `Dataset` or `DatasetDict`: records {column: plain Python value}, an image or a sound as the
-    bytes of its file.
+    """Rows of a saved `Dataset` or `DatasetDict`: records {column: plain Python value}.
 
-    Of a DatasetDict, split `train` is for training and `eval_split` for evaluation; of a Dataset the hash of a row's
-    file and number decides.
+    An image or a sound is the bytes of its file. Of a DatasetDict, split `train` is for training
+    and `eval_split` for evaluation; of a Dataset the hash of a row's file and number decides.
     """
 
     folder: str
     """The folder that was saved."""
     eval_split: str = ""
-    """Which split is for evaluation; none: the first of validation, eval, val, dev, test that is there."""
+    """The split for evaluation; none: the first of validation, eval, val, dev, test that exists."""
 
     opened = OpenArrow
 
     @property
     def root(self) -> Path:
-        """The folder, from the root."""
+        """The absolute path of the folder."""
         return Path(os.path.abspath(os.path.expanduser(self.folder)))
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of the classes of the column `label`, or else of the one column that has names."""
+        """The class names of the column `label`, or of the only column that has class names."""
         folder = next(iter(self.splits().values()))
         features = read(folder / "dataset_info.json").get("features") or {}
         named = {
@@ -76,7 +75,7 @@ class HuggingFace(Files):
         return next(iter(named.values())) if len(named) == 1 else ()
 
     def splits(self) -> dict[str, Path]:
-        """The folder of each split, "train" first; of "" where there is one alone."""
+        """The folder of each split, "train" first; of "" where there is only one."""
         if not (self.root / "dataset_dict.json").exists():
             return {"": self.root}
         there = read(self.root / "dataset_dict.json")["splits"]
@@ -110,10 +109,11 @@ class HuggingFace(Files):
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A JSON file of a saved data set; `Refused` if it is none."""
+    """Reads a JSON file of a saved data set; raises `Refused` if it is none."""
     if not path.exists():
         raise Refused(
-            f"{path.parent} has no {path.name}: name a folder that Dataset.save_to_disk has written."
+            f"{path.parent} has no {path.name}: name a folder that Dataset.save_to_disk has "
+            f"written."
         )
     with readable(str(path)):
         try:
@@ -124,7 +124,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def arrow_table(path: str) -> Any:
-    """An Arrow file, mapped; `Refused` if it is none."""
+    """Maps an Arrow file into memory; raises `Refused` if it is none."""
     import pyarrow  # here: slow to import, and not every data set needs it
 
     try:
@@ -136,7 +136,7 @@ def arrow_table(path: str) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """A value as it is; of an image or a sound, {"bytes", "path"}, the bytes of its file."""
+    """A value, or the bytes of the file if it is an image or a sound, {"bytes", "path"}."""
     if not isinstance(value, dict) or set(value) != {"bytes", "path"}:
         return value
     if value["bytes"] is not None:

@@ -1,4 +1,4 @@
-"""Records in a folder of images, a folder a class."""
+"""Records in a folder of images, with one folder for each class."""
 
 import dataclasses
 import hashlib
@@ -14,7 +14,7 @@ from jaxbig.errors import Refused
 
 log = logging.getLogger("jaxbig")
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-EVALS = ("eval", "val", "validation", "test")  # the first that is there is the evaluation split
+EVALS = ("eval", "val", "validation", "test")  # the first that exists is the evaluation split
 
 
 class OpenClassFolder(OpenFiles):
@@ -47,15 +47,15 @@ class ClassFolder(Files):
 
     endings: ClassVar[tuple[str, ...]]
     of: ClassVar[str]
-    """What a file is, in messages."""
+    """The kind of file, for messages."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The classes' names, sorted; a label is a place among them."""
+        """The class names, sorted; a label is an index into them."""
         return tuple(require_folders(next(iter(self.splits().values()))))
 
     def splits(self) -> dict[str, str]:
-        """The folder of classes of each split, the training one first; of "" if the records' hashes decide."""
+        """The folder of each split, "train" first; of "" if the records' hashes decide."""
         root = os.path.abspath(os.path.expanduser(self.folder))
         if not os.path.isdir(root):
             raise Refused(f"there is no folder {self.folder} (sought as {root}).")
@@ -86,8 +86,8 @@ class ClassFolder(Files):
                 ]
                 if not names:
                     raise Refused(
-                        f"class {name} in {root} has no {self.of} ({' '.join(self.endings)}): put some in, or "
-                        f"remove its folder."
+                        f"class {name} in {root} has no {self.of} ({' '.join(self.endings)}): put "
+                        f"some in, or remove its folder."
                     )
                 files += [
                     File(os.path.join(root, name, image), f"{name}/{image}", split)
@@ -95,14 +95,13 @@ class ClassFolder(Files):
                 ]
         if passed:
             log.warning(
-                "%d files and folders in %s are no %ss by their endings (%s) and are passed over: %s%s",
-                *(
-                    len(passed),
-                    self.folder,
-                    self.of,
-                    " ".join(self.endings),
-                    ", ".join(sorted(passed)[:3]),
-                ),
+                "%d files and folders in %s are no %ss by their endings (%s) and are passed over: "
+                "%s%s",
+                len(passed),
+                self.folder,
+                self.of,
+                " ".join(self.endings),
+                ", ".join(sorted(passed)[:3]),
                 ", ..." if len(passed) > 3 else "",
             )
         return files
@@ -116,10 +115,12 @@ class ClassFolder(Files):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageFolder(ClassFolder):
-    """Images by class: records {"image": the file's bytes, "label": its class's number}, as FOLDER/CLASS/IMAGE.
+    """Images by class, FOLDER/CLASS/IMAGE.
 
-    With FOLDER/train and FOLDER/val (or eval, validation, test) these are the splits, and hold the classes. Else the
-    hash of an image's name, CLASS/IMAGE, decides. Names that begin with a dot are passed over.
+    Records are {"image": bytes of the file, "label": number of the class}. FOLDER/train and
+    FOLDER/val (or eval, validation, test), if they exist, are the splits and hold the classes.
+    Otherwise the hash of an image's name, CLASS/IMAGE, decides. Names that start with a dot are
+    ignored.
     """
 
     opened = OpenImages
@@ -136,7 +137,7 @@ def folders(root: str) -> list[str]:
 
 
 def require_folders(root: str) -> list[str]:
-    """The same; `Refused` if there is none."""
+    """The names of the folders in a folder, sorted; raises `Refused` if there is none."""
     if not (there := folders(root)):
         raise Refused(f"{root} has no folder in it: make one for each class, with its files.")
     return there

@@ -14,7 +14,7 @@ class OpenLines(OpenSpans):
     def read(self, file: File, start: int, size: int) -> Record:
         text = self.span(file, start, size)
         try:
-            record = json.loads(text.decode("utf-8-sig"))  # a file may begin with a byte order mark
+            record = json.loads(text.decode("utf-8-sig"))  # a file may start with a byte order mark
         except (ValueError, RecursionError) as error:
             raise ValueError(f"the line is not JSON in UTF-8: {error}") from error
         if not isinstance(record, dict):
@@ -24,8 +24,10 @@ class OpenLines(OpenSpans):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JsonLines(FilePatterns):
-    """JSON objects, a record a line; blank lines are none. The hash that decides for train or eval is of the line's
-    bytes, so that a line that stands twice is on one side."""
+    """JSON objects, one record a line; blank lines are none.
+
+    A record's split is decided by the hash of the line's bytes, so equal lines are in one split.
+    """
 
     opened = OpenLines
 

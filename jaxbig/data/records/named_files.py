@@ -1,4 +1,4 @@
-"""Records whose files are named in a table."""
+"""Records of a table that names a file in each row."""
 
 import dataclasses
 import os
@@ -17,26 +17,26 @@ from jaxbig.errors import Refused
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NamedFiles(Records):
-    """Records of a table with a column of file names, and what is in each file: {..., "image": the file's bytes} or
-    {..., "audio": samples float32 [n] of -1 to 1}.
+    """Records of a table with a column of file names, and the content of each file.
 
-    The split is the table's. All files must be there, and the identity is of their contents.
+    Records are {..., "image": bytes of the file} or {..., "audio": samples float32 [n] of -1 to 1}.
+    The split is the table's. All files must exist, and the identity depends on their contents.
     """
 
     table: Records
     """The table: `Csv`, `JsonLines`, `Parquet`, ..."""
     column: str = "file"
-    """Which of its columns names the file."""
+    """The column with the file names."""
     folder: str = "."
-    """The folder from which names go."""
+    """The folder that file names are relative to."""
     kind: Literal["image", "audio"] = "image"
-    """What is in the files; the record has it under this name."""
+    """The kind of files; the record has their content under this name."""
     sample_rate: PositiveInt = 16_000
     """Samples a second that sounds are resampled to."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of the classes, where the table has some."""
+        """The class names of the table, or ()."""
         return tuple(getattr(self.table, "classes", ()))
 
     def fetch(self) -> None:
@@ -45,7 +45,7 @@ class NamedFiles(Records):
     def prepare(self) -> str:
         table = self.table.prepare()
         files: dict[Path, str] = {}
-        bad = ""  # a row that cannot be read, or names no file: the run names it when it needs it
+        bad = ""  # the first row that cannot be read or names no file; a run reports it
         for split in ("train", "eval"):
             try:
                 records = self.table.open(split)
@@ -64,13 +64,14 @@ class NamedFiles(Records):
         if lost:
             path, row = lost[0]
             raise Refused(
-                f"{len(lost)} of {len(files)} files that column {self.column!r} names are not there: {path} of {row} "
-                f"the first; the names go from --data.records.folder {self.folder}."
+                f"{len(lost)} of {len(files)} files that column {self.column!r} names are not "
+                f"there: {path} of {row} the first; the names go from --data.records.folder "
+                f"{self.folder}."
             )
         return f"{self.kind} files of ({table}), {len(files)} files {digest_once(sorted(files))}"
 
     def path(self, record: Record) -> Path:
-        """Where a record's file is."""
+        """The path of a record's file."""
         name = present(record, self.column, "--data.records.column")
         name = os.fsdecode(name) if isinstance(name, bytes) else str(name)
         return Path(os.path.abspath(os.path.expanduser(self.folder))) / name
@@ -80,11 +81,12 @@ class NamedFiles(Records):
 
 
 class WithFiles(Sequence[Record]):
-    """The opened records of a table, each with what its file holds."""
+    """The opened records of a table, each with the content of its file."""
 
     def __init__(self, records: NamedFiles, opened: Sequence[Record]):
-        self.records, self.table = records, opened
-        if hasattr(opened, "draw"):  # a mixture says itself in which order it is trained on
+        self.records = records
+        self.table = opened
+        if hasattr(opened, "draw"):  # a mixture has its own order
             self.draw: Any = opened.draw  # type: ignore[attr-defined]
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Records in Parquet files: a record a row."""
+"""Records in Parquet files: each row is a record."""
 
 import collections
 import dataclasses
@@ -14,23 +14,24 @@ from jaxbig.data.core.dataset import Record
 from jaxbig.data.records.file_index import File, FilePatterns, OpenFiles, ScanResult, row_hashes
 from jaxbig.errors import Refused
 
-KEPT = 1 << 28  # bytes of decoded row groups
-OPEN = 64  # files at once
+MAX_CACHED = 1 << 28
+"""Bytes of decoded row groups that are kept in memory at most."""
+OPEN = 64
+"""Files that are open at a time at most."""
 
 
 class OpenParquet(OpenFiles):
-    """Rows, read a row group at a time; the last ones used are kept, at most `KEPT` bytes or one."""
+    """Rows, read a row group at a time; the most recently used groups stay in memory."""
 
     def __init__(self, *args: Any):
         super().__init__(*args)
-        self.opened: dict[
-            str, tuple[Any, np.ndarray]
-        ] = {}  # a file, and the first row of each row group and the end
+        # for each path the file, and the first row of each row group and the end
+        self.opened: dict[str, tuple[Any, np.ndarray]] = {}
         self.groups: collections.OrderedDict[tuple[str, int], Any] = collections.OrderedDict()
         self.lock = threading.Lock()  # a Parquet file is not read by two threads at once
 
     def __getitems__(self, indices: Sequence[int]) -> list[Record]:
-        """Those rows; read in the order of their places, so that a row group is decoded once."""
+        """Reads rows in the order of the files, so that a row group is decoded once."""
         found: dict[int, Record] = {}
         for index in sorted(set(indices), key=lambda index: index % len(self.chosen)):
             found[index] = self[index]
@@ -42,7 +43,7 @@ class OpenParquet(OpenFiles):
         return group.slice(start - first, 1).to_pylist()[0]
 
     def group(self, path: str, row: int) -> tuple[Any, int]:
-        """The row group with that row of a file, and its first row."""
+        """The row group that holds a row of a file, and the first row of the group."""
         if path not in self.opened:
             file = parquet_file(path)
             sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
@@ -55,7 +56,8 @@ class OpenParquet(OpenFiles):
             columns = list(self.records.columns) or None
             self.groups[path, number] = file.read_row_group(number, columns=columns)
             while (
-                len(self.groups) > 1 and sum(group.nbytes for group in self.groups.values()) > KEPT
+                len(self.groups) > 1
+                and sum(group.nbytes for group in self.groups.values()) > MAX_CACHED
             ):
                 self.groups.popitem(last=False)
         self.groups.move_to_end((path, number))
@@ -66,23 +68,26 @@ class OpenParquet(OpenFiles):
 class Parquet(FilePatterns):
     """Rows of Parquet files: records {column: value} of plain Python values.
 
-    The hash that decides for train or eval is of the file's name and the row's number. To read one row its row group
-    is decoded, so files that are read in any order want small ones (some thousand rows).
+    A record's split is decided by the hash of the file's name and the row's number. To read one row
+    its row group is decoded, so files that are read in random order need small groups (a few
+    thousand rows).
     """
 
     columns: tuple[str, ...] = ()
-    """The columns to read; none: all."""
+    """Columns to read; none: all."""
 
     opened = OpenParquet
 
     def scan(self, file: File) -> ScanResult:
         opened = parquet_file(file.path)
-        there, rows = opened.schema_arrow.names, opened.metadata.num_rows
+        there = opened.schema_arrow.names
+        rows = opened.metadata.num_rows
         for column in self.columns:
             if column not in there:
                 near = difflib.get_close_matches(column, there, 1, 0.3) or there
                 raise Refused(
-                    f"{file.path} has no column {column}; the nearest is {near[0]} of {len(there)}: {', '.join(there)}."
+                    f"{file.path} has no column {column}; the nearest is {near[0]} of "
+                    f"{len(there)}: {', '.join(there)}."
                 )
         with open(file.path, "rb") as read:
             content = hashlib.file_digest(read, "sha256").digest()
@@ -92,7 +97,7 @@ class Parquet(FilePatterns):
 
 
 def parquet_file(path: str) -> Any:
-    """A Parquet file, opened; `Refused` if it is none."""
+    """Opens a Parquet file; raises `Refused` if it is none."""
     import pyarrow  # here: slow to import, and not every data set needs it
     import pyarrow.parquet
 

@@ -1,4 +1,4 @@
-"""Records that are made up, with the features of true ones: to try an experiment whose data is not here."""
+"""Synthetic records with the features of real ones, to try an experiment without its data."""
 
 import dataclasses
 import io
@@ -30,10 +30,10 @@ SPLITS = ("train", "eval")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Synthetic(Records):
-    """The same few records each time; a feature is of the kind whose field names it."""
+    """The same few records each time; each field lists the features of one kind."""
 
     count: PositiveInt = 48
-    """How many records a split has."""
+    """Records of each split."""
     images: tuple[str, ...] = ()
     """JPEG images of sizes around 100 x 100."""
     texts: tuple[str, ...] = ()
@@ -41,7 +41,7 @@ class Synthetic(Records):
     waves: tuple[str, ...] = ()
     """Sounds of up to 16,000 int16 samples."""
     labels: tuple[tuple[str, int], ...] = ()
-    """Numbers below what stands beside the name."""
+    """Names, each with the number that its whole numbers stay below."""
 
     def open(self, split: str) -> Sequence[Record]:
         draw = np.random.Generator(np.random.Philox(key=SPLITS.index(split)))
@@ -53,15 +53,15 @@ class Synthetic(Records):
             name: " ".join(draw.choice(WORDS, draw.integers(3, 60))).encode() for name in self.texts
         }
         for name in self.waves:
-            pitch, samples = draw.uniform(100, 4000), draw.integers(8_000, 16_001)
-            record[name] = (8_000 * np.sin(2 * np.pi * pitch / 16_000 * np.arange(samples))).astype(
-                np.int16
-            )
+            pitch = draw.uniform(100, 4000)
+            samples = draw.integers(8_000, 16_001)
+            wave = 8_000 * np.sin(2 * np.pi * pitch / 16_000 * np.arange(samples))
+            record[name] = wave.astype(np.int16)
         return record | {name: int(draw.integers(count)) for name, count in self.labels}
 
 
 def image(draw: np.random.Generator) -> bytes:
-    """A JPEG of a few large patches of colour."""
+    """A JPEG of a few large patches of color."""
     from PIL import Image  # here: slow to import, and not every data set needs it
 
     height, width = draw.integers(80, 140, 2).tolist()

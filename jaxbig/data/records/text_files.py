@@ -1,4 +1,4 @@
-"""Records that are texts: whole files, or each line or paragraph of one."""
+"""Records in text files: each file, line or paragraph is a record."""
 
 import array
 import dataclasses
@@ -12,12 +12,14 @@ import numpy as np
 from jaxbig.data.core.dataset import Record
 from jaxbig.data.records.file_index import File, FilePatterns, OpenFiles, ScanResult, hash64, hashes
 
-OPEN = 64  # files at once
-CHUNK = 1 << 20  # bytes
+OPEN = 64
+"""Files that stay open at most."""
+CHUNK = 1 << 20
+"""Bytes that are read at a time to count lines."""
 
 
 class OpenSpans(OpenFiles):
-    """Records that are bytes of files. The first `OPEN` files that are read stay open."""
+    """Records that are byte spans of files. The first `OPEN` files that are read stay open."""
 
     def __init__(self, *args: Any):
         super().__init__(*args)
@@ -28,12 +30,10 @@ class OpenSpans(OpenFiles):
         if handle is None:
             handle = open(file.path, "rb")  # noqa: SIM115 - closed with the records, or below
             if len(self.handles) < OPEN:
-                handle = self.handles.setdefault(
-                    file.path, handle
-                )  # another thread may have been first
-        data = os.pread(
-            handle.fileno(), size, start
-        )  # needs no position, so threads share a handle
+                # another thread may have been first
+                handle = self.handles.setdefault(file.path, handle)
+        # pread needs no file position, so threads share a handle
+        data = os.pread(handle.fileno(), size, start)
         if self.handles.get(file.path) is not handle:
             handle.close()
         if len(data) < size:
@@ -55,13 +55,14 @@ class OpenTexts(OpenSpans):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextFiles(FilePatterns):
-    """Texts: records {"name": the file's, "text": bytes}. Empty files and blank lines are no records.
+    """Texts: records {"name": name of the file, "text": bytes}.
 
-    The hash that decides for train or eval is of the file's name, or of the line's or paragraph's bytes.
+    Empty files and blank lines are no records. A record's split is decided by the hash of the
+    file's name, or of the bytes of the line or paragraph.
     """
 
     by: Literal["file", "line", "paragraph"] = "file"
-    """What a record is; paragraphs are what blank lines divide."""
+    """What makes a record; paragraphs are separated by blank lines."""
 
     opened = OpenTexts
 
@@ -77,14 +78,12 @@ class TextFiles(FilePatterns):
 
 
 def scan_lines(path: str, paragraphs: bool = False) -> ScanResult:
-    """Where the lines or paragraphs of a file stand, and the hash of each one's bytes."""
-    starts, sizes, marks, digest, lines = (
-        array.array("q"),
-        array.array("q"),
-        [],
-        hashlib.sha256(),
-        0,
-    )
+    """The positions of the lines or paragraphs of a file, and the hash of each one's bytes."""
+    starts = array.array("q")
+    sizes = array.array("q")
+    text_hashes: list[bytes] = []
+    digest = hashlib.sha256()
+    lines = 0
 
     def read(file: BinaryIO) -> Iterator[bytes]:
         nonlocal lines
@@ -97,38 +96,48 @@ def scan_lines(path: str, paragraphs: bool = False) -> ScanResult:
         for start, text in spans(read(file), paragraphs):
             starts.append(start)
             sizes.append(len(text))
-            marks.append(hash64(text))
+            text_hashes.append(hash64(text))
     blank = 0 if paragraphs else lines - len(starts)
     return ScanResult(
         np.array(starts),
         np.array(sizes),
-        np.frombuffer(b"".join(marks), "<u8"),
+        np.frombuffer(b"".join(text_hashes), "<u8"),
         digest.digest(),
         blank,
     )
 
 
 def spans(lines: Iterable[bytes], paragraphs: bool) -> Iterator[tuple[int, bytes]]:
-    """The first byte and the text of each line that is not blank, or of each run of such lines, without the last
-    line's end."""
-    at, begun, part = 0, 0, []
+    """Yields the first byte and the text of each line that is not blank, or of each paragraph.
+
+    Args:
+      lines: The lines of a file.
+      paragraphs: Whether consecutive lines that are not blank are joined.
+
+    Yields:
+      The offset in bytes, and the text without the last line's end.
+    """
+    offset = 0
+    first = 0
+    part: list[bytes] = []
     for line in lines:
         blank = not line.strip()
         if not blank:
-            begun = begun if part else at
+            first = first if part else offset
             part.append(line)
         if part and (blank or not paragraphs):
-            yield begun, b"".join(part).rstrip(b"\r\n")
+            yield first, b"".join(part).rstrip(b"\r\n")
             part = []
-        at += len(line)
+        offset += len(line)
     if part:
-        yield begun, b"".join(part).rstrip(b"\r\n")
+        yield first, b"".join(part).rstrip(b"\r\n")
 
 
 def line_number(path: str, start: int) -> int:
-    """The number, from 1, of the line with that byte."""
+    """The number, from 1, of the line that holds a byte."""
     number = 1
     with open(path, "rb") as file:
         while start > 0 and (read := file.read(min(CHUNK, start))):
-            number, start = number + read.count(b"\n"), start - len(read)
+            number += read.count(b"\n")
+            start -= len(read)
     return number

@@ -1,7 +1,7 @@
 """Records of TensorFlow Datasets by name, read without TensorFlow.
 
-They stand prepared in the folder that TFDS_DATA_DIR names, or `~/tensorflow_datasets`. `jaxbig data prepare EXPERIMENT`
-fetches and prepares them; nothing else asks the network.
+They are stored in the folder in TFDS_DATA_DIR, or `~/tensorflow_datasets`. Only `jaxbig data
+prepare EXPERIMENT` uses the network: it fetches and prepares them.
 """
 
 import contextlib
@@ -16,34 +16,36 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import filelock
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder, registered
 
 from jaxbig.data.core.cache import digest_once
 from jaxbig.data.core.dataset import Record, Records
-from jaxbig.data.records.tfds_builder import data_folder, prepare_whole
+from jaxbig.data.records.tfds_builder import data_folder, prepare_once
 from jaxbig.errors import Refused
 
 log = logging.getLogger("jaxbig")
-HOST, SECONDS = "storage.googleapis.com", 10
-"""Where TFDS asks first, and how long it may take to find it."""
+HOST = "storage.googleapis.com"
+"""The host that TFDS connects to first."""
+TIMEOUT_S = 10
+"""Seconds to wait for a connection to it."""
 ELSEWHERE = ("tensorflow_datasets.text", "tensorflow_datasets.translate")
-"""Modules whose data sets TFDS does not find before they are imported."""
+"""Modules whose data sets TFDS finds only after they are imported."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tfds(Records):
-    """A data set of the catalogue, in a format that is read in any order (array_record)."""
+    """A data set of the TFDS catalog, in a format with random access (array_record)."""
 
     name: str = dataclasses.field(kw_only=False)
-    """As TFDS has it: `imagenet2012`, `glue/sst2`, `wmt14_translate/de-en`, with `:1.0.0` for a version."""
+    """The name in TFDS: `imagenet2012`, `glue/sst2`, `wmt14_translate/de-en`; `:1.0.0` for a
+    version."""
     train_split: str = "train"
     """Any split of TFDS: `train`, `train[5%:]`, `train+validation`, `all`."""
     eval_split: str = "test"
 
     def builder(self) -> tfds.core.DatasetBuilder:
-        """The data set where it stands; `Refused` if it does not, or cannot be read in any order."""
+        """The prepared data set; raises `Refused` if there is none, or none with random access."""
         root = data_folder()
         for features in sorted((root / self.name.split(":")[0]).rglob("features.json")):
             refuse_foreign_features(features)
@@ -51,20 +53,21 @@ class Tfds(Records):
             builder = read_only_builder.builder_from_files(self.name, data_dir=root)
         except registered.DatasetNotFoundError as error:
             raise Refused(
-                f"data set {self.name} is not prepared in {root}: `jaxbig data prepare EXPERIMENT` fetches it, or set "
-                f"TFDS_DATA_DIR to where it is; --smoke tries the experiment without it."
+                f"data set {self.name} is not prepared in {root}: `jaxbig data prepare EXPERIMENT` "
+                f"fetches it, or set TFDS_DATA_DIR to where it is; --smoke tries the experiment "
+                f"without it."
             ) from error
         for split in (self.train_split, self.eval_split):
             self.instructions(builder, split)
         if not builder.info.available_file_formats() & tfds.core.FileFormat.with_random_access():
             raise Refused(
-                f"data set {self.name} in {builder.data_path} cannot be read in any order: move that folder away, and "
-                f"`jaxbig data prepare EXPERIMENT` makes it anew."
+                f"data set {self.name} in {builder.data_path} cannot be read in any order: move "
+                f"that folder away and rebuild it with `jaxbig data prepare EXPERIMENT`."
             )
         return builder
 
     def instructions(self, builder: tfds.core.DatasetBuilder, split: str) -> list[Any]:
-        """What TFDS reads of which files for a split; `Refused` if that is none or nothing."""
+        """The file ranges that TFDS reads for a split; raises `Refused` if it is none or empty."""
         there = ", ".join(
             f"{name} ({each.num_examples})" for name, each in builder.info.splits.items()
         )
@@ -73,8 +76,8 @@ class Tfds(Records):
         except (ValueError, KeyError, AssertionError) as error:
             why = str(error).strip(chr(39) + chr(34)).split("See format at")[0].strip().rstrip(".")
             raise Refused(
-                f"data set {self.name} has no split {split!r}, but {there} and what TFDS makes of them, such as "
-                f"train[:90%] and train+test: {' '.join(why.split())}."
+                f"data set {self.name} has no split {split!r}, but {there} and what TFDS makes of "
+                f"them, such as train[:90%] and train+test: {' '.join(why.split())}."
             ) from None
         if not sum(each.examples_in_shard if each.take == -1 else each.take for each in found):
             raise Refused(
@@ -84,7 +87,8 @@ class Tfds(Records):
 
     def prepare(self) -> str:
         builder = self.builder()
-        info, used = builder.info, (self.train_split, self.eval_split)
+        info = builder.info
+        used = (self.train_split, self.eval_split)
         sizes = [
             f"{name} {split.num_examples} examples {split.num_bytes} bytes"
             for name, split in info.splits.items()
@@ -102,17 +106,15 @@ class Tfds(Records):
 
     @functools.cached_property
     def classes(self) -> tuple[str, ...]:
-        """The names of the classes, where `label` has some."""
+        """The class names of `label`, or ()."""
         features: Any = self.builder().info.features
         label = dict(features.items()).get("label")
         return tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else ()
 
     def open(self, split: str) -> Sequence[Record]:
-        builder, chosen = (
-            self.builder(),
-            {"train": self.train_split, "eval": self.eval_split}[split],
-        )
-        encoded = {  # images are decoded by who reads them, who knows how large they are wanted
+        builder = self.builder()
+        chosen = {"train": self.train_split, "eval": self.eval_split}[split]
+        encoded = {  # images are decoded later, when the wanted size is known
             name: tfds.decode.SkipDecoding()
             for name, feature in builder.info.features.items()  # type: ignore[union-attr]
             if isinstance(feature, tfds.features.Image)
@@ -121,23 +123,28 @@ class Tfds(Records):
         return OpenSplit(records, f"{builder.data_path} {chosen}")  # type: ignore[return-value]
 
     def fetch(self) -> None:
-        """Downloads and prepares what is not there: one process does, others wait; what was half-way is begun anew."""
+        """Downloads and prepares the data set if needed: in one process, while others wait.
+
+        An interrupted preparation is restarted.
+        """
         with contextlib.suppress(Refused):
             self.builder()
             return
         root = data_folder()
         root.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(root / f"{self.name.replace('/', '_').replace(':', '_')}.lock"):
-            builder = self._catalogued(root)
-            if not builder.is_prepared():
-                if not reachable(HOST):
-                    raise Refused(
-                        f"data set {self.name} is not in {root} and {HOST} cannot be reached: prepare it on a machine "
-                        f"with a network and copy that folder, or set TFDS_DATA_DIR to where it is."
-                    )
-                prepare_whole(builder)
 
-    def _catalogued(self, root: Path) -> tfds.core.DatasetBuilder:
+        def check_network() -> None:
+            if not reachable(HOST):
+                raise Refused(
+                    f"data set {self.name} is not in {root} and {HOST} cannot be reached: prepare "
+                    f"it on a machine with a network and copy that folder, or set TFDS_DATA_DIR to "
+                    f"where it is."
+                )
+
+        lock = root / f"{self.name.replace('/', '_').replace(':', '_')}.lock"
+        prepare_once(self.catalog_builder(root), lock, check_network)
+
+    def catalog_builder(self, root: Path) -> tfds.core.DatasetBuilder:
         for module in ELSEWHERE:
             importlib.import_module(module)
         try:
@@ -148,18 +155,20 @@ class Tfds(Records):
                 f"TFDS knows no data set {self.name}"
                 + (f"; the nearest is{near[0].split(chr(10))[0]}" if near else "")
             ) from None
-        except ImportError as error:  # a few are made by TensorFlow alone
+        except ImportError as error:  # a few need TensorFlow
             raise Refused(
-                f"data set {self.name} needs a library to be prepared ({str(error)[:200]}): prepare it elsewhere with "
-                f"`tfds build {self.name} --file_format=array_record`, and copy it into {root}."
+                f"data set {self.name} needs a library to be prepared ({str(error)[:200]}): "
+                f"prepare it elsewhere with `tfds build {self.name} --file_format=array_record`, "
+                f"and copy it into {root}."
             ) from None
 
 
 class OpenSplit:
-    """An opened split: TFDS's source, whose records can be named."""
+    """An opened split: TFDS's source, with the location of each record."""
 
     def __init__(self, records: Any, name: str):
-        self.records, self.name = records, name
+        self.records = records
+        self.name = name
 
     def __len__(self) -> int:
         return len(self.records)
@@ -175,8 +184,10 @@ class OpenSplit:
 
 
 def refuse_foreign_features(file: Path) -> None:
-    """`Refused` where a prepared folder's `features.json` names features of other modules than TFDS's: TFDS imports
-    what is named there, which runs it."""
+    """Raises `Refused` if a prepared folder's `features.json` names features outside TFDS.
+
+    TFDS would import, and so run, the modules that are named there.
+    """
     try:
         content = json.loads(file.read_text())
     except (OSError, ValueError) as error:
@@ -186,24 +197,23 @@ def refuse_foreign_features(file: Path) -> None:
     for name in feature_names(content):
         if not name.startswith("tensorflow_datasets."):
             raise Refused(
-                f"{file} names a feature {name}, which is no part of TFDS, and whose module would be imported and run: "
-                f"prepare the data set with TFDS's own features."
+                f"{file} names a feature {name}, which is no part of TFDS, and whose module would "
+                f"be imported and run: prepare the data set with TFDS's own features."
             )
 
 
 def feature_names(value: Any) -> Iterator[str]:
-    """The classes that a `features.json` names, anywhere in it."""
+    """Yields the classes that a `features.json` names, anywhere in it."""
     for key, each in value.items() if isinstance(value, dict) else enumerate(value):
         if isinstance(each, dict | list):
             yield from feature_names(each)
-        elif (
-            key in ("pythonClassName", "type") and isinstance(each, str) and "." in each
-        ):  # since TFDS 4.4, and before
+        # "pythonClassName" since TFDS 4.4, "type" before
+        elif key in ("pythonClassName", "type") and isinstance(each, str) and "." in each:
             yield each
 
 
 def overlap(one: list[Any], other: list[Any]) -> int:
-    """How many records two lists of file instructions share."""
+    """The number of records that two lists of file instructions share."""
 
     def spans(instructions: list[Any]) -> Iterator[tuple[str, int, int]]:
         for each in instructions:
@@ -223,7 +233,7 @@ def overlap(one: list[Any], other: list[Any]) -> int:
 def reachable(host: str) -> bool:
     """Whether a host answers within seconds; TFDS itself tries for many minutes."""
     try:
-        socket.create_connection((host, 443), timeout=SECONDS).close()
+        socket.create_connection((host, 443), timeout=TIMEOUT_S).close()
     except OSError:
         return False
     return True

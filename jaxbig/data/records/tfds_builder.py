@@ -1,6 +1,7 @@
-"""Data sets prepared by TFDS builders of our own, without TensorFlow, into ArrayRecord files.
+"""Base class of the bundled TFDS builders, which write ArrayRecord files without TensorFlow.
 
-They stand where TFDS keeps all data sets: `~/tensorflow_datasets`, or the folder that TFDS_DATA_DIR names.
+They are stored where TFDS keeps all data sets: in `~/tensorflow_datasets`, or the folder in
+TFDS_DATA_DIR.
 """
 
 import abc
@@ -9,7 +10,7 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +26,22 @@ Record = dict[str, Any]
 
 
 def data_folder() -> Path:
-    """Where prepared data sets stand."""
+    """The folder of all prepared data sets."""
     return folder_of("TFDS_DATA_DIR", "~/tensorflow_datasets")
 
 
 class Builder(tfds.core.GeneratorBasedBuilder, abc.ABC):
-    """A small data set that is made on this machine: features, and the records of each split, in order."""
+    """A small data set that is built on this machine from its records."""
 
     VERSION = tfds.core.Version("1.0.0")  # raise it when the records or their digest change
 
     @abc.abstractmethod
     def features(self) -> dict[str, Any]:
-        """TFDS's features by name."""
+        """The TFDS features by name."""
 
     @abc.abstractmethod
     def records(self) -> dict[str, list[Record]]:
-        """The records of "train" and "eval"."""
+        """The records of "train" and "eval", in order."""
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = tfds.features.FeaturesDict(self.features())
@@ -50,7 +51,8 @@ class Builder(tfds.core.GeneratorBasedBuilder, abc.ABC):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        splits, digest = self.records(), hashlib.sha256()
+        splits = self.records()
+        digest = hashlib.sha256()
         for split, records in splits.items():
             for record in records:
                 for name, value in sorted(record.items()):
@@ -64,56 +66,67 @@ class Builder(tfds.core.GeneratorBasedBuilder, abc.ABC):
 
 
 def prepared(builder_class: type[Builder]) -> tfds.core.DatasetBuilder:
-    """The builder with its data ready; prepared by one process while others wait, begun anew if killed half-way.
+    """Prepares a bundled data set in one process, while others wait; returns its builder.
 
-    TFDS writes into a folder of another name and renames it when it is whole, so what is found is whole.
+    An interrupted preparation is restarted: TFDS writes into a folder of another name and renames
+    it when it is complete.
     """
     root = data_folder()
     try:
         root.mkdir(parents=True, exist_ok=True)
         builder = builder_class(data_dir=root, file_format="array_record")
         if not builder.is_prepared():
-            with filelock.FileLock(root / f"{builder.name}.lock"):
-                if not builder.is_prepared():  # by the process that held the lock before
-                    prepare_whole(builder)
+            prepare_once(builder, root / f"{builder.name}.lock")
             builder = builder_class(data_dir=root, file_format="array_record")
     except OSError as error:
         raise Refused(
-            f"data set {builder_class.name} cannot be prepared in {root}: {error.strerror or error}; "
-            f"set TFDS_DATA_DIR to a folder with room that can be written."
+            f"data set {builder_class.name} cannot be prepared in {root}: "
+            f"{error.strerror or error}; set TFDS_DATA_DIR to a folder with room that can be "
+            f"written."
         ) from error
     return builder
 
 
-def prepare_whole(builder: tfds.core.DatasetBuilder) -> None:
-    """Prepares a data set, begun anew where a preparation was killed; who calls it holds the data set's lock."""
-    target = Path(builder.data_path)
-    for leftover in target.parent.glob("incomplete.*"):  # of a preparation that was killed
-        shutil.rmtree(leftover)
-    log.info("preparing data set %s in %s (once)", builder.name, target)
-    tfds.disable_progress_bar()
-    with (
-        open(os.devnull, "w") as nowhere,
-        contextlib.redirect_stdout(nowhere),
-    ):  # TFDS prints; that is for results
-        builder.download_and_prepare()
+def prepare_once(
+    builder: tfds.core.DatasetBuilder, lock: Path, check: Callable[[], None] = lambda: None
+) -> None:
+    """Prepares a data set unless another process does: then waits for it.
+
+    Args:
+      builder: The data set.
+      lock: The lock file of the data set.
+      check: Called before a preparation; raises if it cannot work.
+    """
+    with filelock.FileLock(lock):
+        if builder.is_prepared():  # by the process that held the lock before
+            return
+        check()
+        target = Path(builder.data_path)
+        for leftover in target.parent.glob("incomplete.*"):  # of an interrupted preparation
+            shutil.rmtree(leftover)
+        log.info("preparing data set %s in %s (once)", builder.name, target)
+        tfds.disable_progress_bar()
+        # TFDS prints to standard output, which is for results.
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            builder.download_and_prepare()
 
 
 def columns(builder: tfds.core.DatasetBuilder, split: str) -> dict[str, list[Any]]:
-    """Every record of a small split, in the order it was written: a list a feature."""
+    """All records of a small split in the order they were written: a list for each feature."""
     source: Any = builder.as_data_source(split)  # type: ignore[call-arg]
     try:
         records = source.__getitems__(range(len(source)))
     except RuntimeError as error:  # ArrayRecord noticed it
         raise Refused(
-            f"data set in {builder.data_path} is corrupt: delete that folder, and it is made anew."
+            f"data set in {builder.data_path} is corrupt: delete that folder to have it rebuilt."
         ) from error
     return {name: [record[name] for record in records] for name in records[0]}
 
 
 def identity(builder: tfds.core.DatasetBuilder) -> str:
-    """What the data is: its name, and the sha256 over its records as they were prepared."""
-    return f"{builder.info.full_name} sha256:{builder.info.metadata['sha256']}"  # type: ignore[index]
+    """The identity of the data: its name, and the sha256 over its records."""
+    metadata: Any = builder.info.metadata
+    return f"{builder.info.full_name} sha256:{metadata['sha256']}"
 
 
 class Arrays:

@@ -1,4 +1,4 @@
-"""Inputs that are broken at random: each is read as it is meant or refused in a sentence, and nothing else happens."""
+"""Randomly broken inputs: each is read as it is meant or refused with a message."""
 
 import datetime
 import io
@@ -99,7 +99,7 @@ damages = st.lists(
 
 
 def damaged(data: bytes, damage: list[Damage]) -> bytes:
-    """The bytes of a file after what has befallen them."""
+    """The bytes of a file, changed at random."""
     found = bytearray(data)
     for what, where, number in damage:
         place = int(where * len(found))
@@ -293,7 +293,7 @@ def meant(value: Any) -> float | None:
 
 
 def numbered(labels: list[Any]) -> list[Any]:
-    """The classes of labels: the numbers that they are, or, where some are words, their places among all, sorted."""
+    """The classes of labels: their numbers, or, if some are words, their indices among all, sorted."""
     while all(isinstance(label, list) and len(label) == 1 for label in labels):
         labels = [label[0] for label in labels]
     texts = [label.decode() if isinstance(label, bytes) else label for label in labels]

@@ -48,10 +48,12 @@ def image(shade: int) -> Any:
 
 # Values that are all different, many of which have one text, one number or the same bytes.
 DIFFERENT = [
-    None, False, True, 0, 1, 1.0, -0.0, 0.5, "", "1", "é", b"", b"1", [], [1], [1, 2], [[1], 2], {}, {"a": 1}, {"b": 1},
-    {"a": {"b": 1}}, {"a": 1, "b": 2}, {"a": "1", "b": "2"}, {"a": "1b", "b": ""}, "a1", ["a", "1"], ["a1"],
-    np.float32(1), np.int32(1), np.zeros(2, np.int32), np.zeros(2, np.float32), np.zeros((1, 2), np.float32),
-    np.zeros((2, 1), np.float32), np.array(["a", "1"]), np.array(["a", 1], object), datetime.date(2020, 1, 2),
+    None, False, True, 0, 1, 1.0, -0.0, 0.5, "", "1", "é", b"", b"1", [], [1], [1, 2], [[1], 2],
+    {}, {"a": 1}, {"b": 1}, {"a": {"b": 1}}, {"a": 1, "b": 2}, {"a": "1", "b": "2"},
+    {"a": "1b", "b": ""}, "a1", ["a", "1"], ["a1"], np.float32(1), np.int32(1),
+    np.zeros(2, np.int32), np.zeros(2, np.float32), np.zeros((1, 2), np.float32),
+    np.zeros((2, 1), np.float32), np.array(["a", "1"]), np.array(["a", 1], object),
+    datetime.date(2020, 1, 2),
     datetime.date(2020, 2, 1), image(1), image(2), {"x", "y"}, {"x", "z"}, (1 + 2j), Path("a/b"),
 ]  # fmt: skip
 
@@ -74,14 +76,17 @@ def test_equal_values_have_equal_parts() -> None:
 
 def test_a_set_is_the_same_in_another_process() -> None:
     """Whose strings have other hashes."""
-    program = "from jaxbig.data.core.content_digest import digest_records; print(digest_records([{'x': set('abcdefgh'), 'y': 1.5}]))"
+    program = (
+        "from jaxbig.data.core.content_digest import digest_records; "
+        "print(digest_records([{'x': set('abcdefgh'), 'y': 1.5}]))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == digest_records([{"x": set("hgfedcba"), "y": 1.5}])
 
 
-def test_what_cannot_be_hashed_is_refused_with_the_way_out() -> None:
+def test_value_that_cannot_be_hashed_is_refused_with_a_fix() -> None:
     with pytest.raises(
         Refused, match=r"a record holds a object, whose contents cannot be hashed: .*`prepare`"
     ):
@@ -98,7 +103,7 @@ def test_what_cannot_be_hashed_is_refused_with_the_way_out() -> None:
         [{"x": b"a", "z": 0}, {"x": b"b", "y": 1}],
     ],
 )
-def test_records_of_ones_own_that_are_others_have_another_identity(other: list[Record]) -> None:
+def test_identity_differs_for_different_records(other: list[Record]) -> None:
     here = Listed({"x": b"a", "y": 0}, {"x": b"b", "y": 1}).prepare()
     assert (
         here
@@ -107,7 +112,7 @@ def test_records_of_ones_own_that_are_others_have_another_identity(other: list[R
     )
 
 
-def test_a_record_that_cannot_be_read_is_left_to_who_needs_it() -> None:
+def test_digest_skips_a_record_that_cannot_be_read() -> None:
     class Broken(Sequence[Record]):
         def __len__(self) -> int:
             return 40
@@ -136,9 +141,10 @@ class Counted(Sequence[Record]):
         return {"x": bytes(2**20 if self.large else 1), "y": index == self.changed}
 
 
-def test_of_many_records_an_even_choice_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_digest_reads_an_even_choice_of_many_records(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jaxbig.data.core.content_digest.RECORDS", 300)
-    whole, many = Counted(300), Counted(30_000)
+    whole = Counted(300)
+    many = Counted(30_000)
     assert "of them" not in digest_records(whole) and len(whole.read) == 300
     assert digest_records(many).endswith(" of 300 of them") and len(many.read) == 300
     assert set(np.histogram(list(many.read), 3, (0, 30_000))[0]) <= set(
@@ -164,7 +170,7 @@ def test_no_records_have_an_identity_too() -> None:
     )
 
 
-def test_files_are_known_by_name_size_and_content(
+def test_file_digest_depends_on_name_size_and_content(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def digests(**files: bytes) -> list[str]:
@@ -193,7 +199,7 @@ def test_files_are_known_by_name_size_and_content(
     assert digests(a=content, b=b"") == others[0]
 
 
-def test_a_run_does_not_resume_on_changed_records_of_ones_own() -> None:
+def test_run_does_not_resume_on_changed_records() -> None:
     before, after = (
         ({"x": b"a", "label": 0}, {"x": b"b", "label": 1}),
         ({"x": b"a", "label": 1}, {"x": b"b", "label": 0}),

@@ -1,4 +1,4 @@
-"""Every pairing of records, what is made of them, and options: right by a slow reference, or refused in words."""
+"""Every pairing of records, examples and options: right by a slow reference, or refused."""
 
 import collections
 import dataclasses
@@ -39,14 +39,18 @@ from jaxbig.data.tokenize.tokenizers import BytePairs, Bytes
 from jaxbig.data.transforms.log_mel import LogMel
 from jaxbig.errors import Failed, Refused
 
-COUNT, CLASSES, LENGTH, BATCH, SAMPLES = 30, 3, 10, 4, 40
+COUNT = 30
+CLASSES = 3
+LENGTH = 10
+BATCH = 4
+SAMPLES = 40
 SPECIALS = ("<start>", "<end>", "<mask>")
 
 # -- records: the same few by each kind
 
 
 def truth() -> list[Record]:
-    """What stands in each kind, as far as it can hold it: rows shorter and longer than a batch has them."""
+    """The records of each kind, as far as it can hold them: rows shorter and longer than a batch's."""
     draw = np.random.default_rng(0)
     return [
         {
@@ -143,7 +147,7 @@ def texts(root: Path) -> TextFiles:
     return TextFiles(files=str(root / "*.txt"), eval_share=0.3)
 
 
-def made_up() -> Synthetic:
+def synthetic() -> Synthetic:
     return Synthetic(
         count=20,
         images=("image",),
@@ -153,7 +157,7 @@ def made_up() -> Synthetic:
     )
 
 
-KINDS = ("tfds", "folder", "lines", "texts", "table", "arrays", "own", "made up", "mixture")
+KINDS = ("tfds", "folder", "lines", "texts", "table", "arrays", "own", "synthetic", "mixture")
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +175,7 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Records]:
         table(root / "t.parquet", TRUTH),
         arrays(root / "arrays.npz"),
         Own(),
-        made_up(),
+        synthetic(),
         Mixture(
             parts=tuple(dataclasses.replace(part, eval_share=0.4) for part in parts), weights=(1, 3)
         ),
@@ -192,16 +196,16 @@ FIELDS = {
     "folder": {"image", "label"},
     "lines": set(TRUTH[0]) - {"image"},
     "texts": {"name", "text"},
-    "made up": set(TRUTH[0]) - {"x"},
+    "synthetic": set(TRUTH[0]) - {"x"},
 }
 """Of the records that do not have them all."""
 
-# -- what is made of them, and slow references: (a record, its label may be left out) -> the fields of a row
+# -- examples, and slow references: (a record, its label may be left out) -> the fields of a row
 
 Reference = Callable[[Record], dict[str, Any]]
 
 
-def told(value: Any) -> str:
+def as_text(value: Any) -> str:
     """A text of a record: bytes, a str, or an array of one."""
     value = value.item() if isinstance(value, np.ndarray) else value
     return value.decode() if isinstance(value, bytes) else value
@@ -216,8 +220,10 @@ def of_image(record: Record) -> dict[str, Any]:
     picture = (
         Image.fromarray(image) if isinstance(image, np.ndarray) else Image.open(io.BytesIO(image))
     )
-    side, (width, height) = min(picture.size), picture.size
-    left, top = (width - side) / 2, (height - side) / 2
+    width, height = picture.size
+    side = min(picture.size)
+    left = (width - side) / 2
+    top = (height - side) / 2
     square = picture.resize(
         (6, 6), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)
     )
@@ -225,13 +231,13 @@ def of_image(record: Record) -> dict[str, Any]:
 
 
 def of_tokens(record: Record) -> dict[str, Any]:
-    targets = [*told(record["text"]).encode(), 257][:LENGTH]
+    targets = [*as_text(record["text"]).encode(), 257][:LENGTH]
     mask = [1] * len(targets)
     return {"inputs": [257, *row(targets)[:-1]], "targets": row(targets), "mask": row(mask)}
 
 
 def of_token_rows(record: Record) -> dict[str, Any]:
-    tokens = [*told(record["text"]).encode(), 257][:LENGTH]
+    tokens = [*as_text(record["text"]).encode(), 257][:LENGTH]
     hidden = [int(token != 257) for token in tokens]  # an end is not to be filled in
     return {"inputs": row(tokens), "lengths": len(tokens), "mask": row(hidden)}
 
@@ -241,7 +247,7 @@ def of_sentence(record: Record) -> dict[str, Any]:
 
 
 def of_pair(record: Record) -> dict[str, Any]:
-    targets = [*told(record["upper"]).encode()[: LENGTH - 1], 257]
+    targets = [*as_text(record["upper"]).encode()[: LENGTH - 1], 257]
     source = of_token_rows(record)
     return {**source, "targets": row(targets), "mask": row([1] * len(targets))}
 
@@ -260,7 +266,7 @@ def of_columns(record: Record) -> dict[str, Any]:
 
 
 class Made(NamedTuple):
-    """What is made of records: the data set, its fields, a row of it by a slow reference, and the fields it reads."""
+    """A data set of records: its fields, a row of it by a slow reference, and the fields it reads."""
 
     data: Any
     fields: dict[str, Any]
@@ -309,7 +315,11 @@ REFUSED = [(kind, name) for kind, name in ALL if missing(kind, name)]
 def agree(
     rows: dict[str, np.ndarray], expected: list[dict[str, Any]], reduced: bool = False
 ) -> None:
-    """Field by field. reduced: images are of JPEGs that are decoded at a fraction; their mean colours are compared."""
+    """Compares field by field.
+
+    Args:
+      reduced: JPEGs are decoded at a fraction of their size, so only mean colors are compared.
+    """
     for name in expected[0]:
         found, wanted = (
             rows[name].astype(float),
@@ -328,7 +338,7 @@ def as_workers_have_it(source: Any) -> Any:
 # -- pairs
 
 
-def test_the_table_is_whole() -> None:
+def test_table_is_complete() -> None:
     assert len(ALL) == len(KINDS) * len(MAKES) == 63 and len(RIGHT) == 50
 
 
@@ -336,15 +346,17 @@ def test_the_table_is_whole() -> None:
 def test_a_row_is_what_the_reference_makes_of_its_record(
     kind: str, name: str, kinds: dict[str, Records]
 ) -> None:
-    data, reference = make(name, kinds[kind]), MAKES[name].reference
+    data = make(name, kinds[kind])
+    reference = MAKES[name].reference
     data.prepare()
     data.check()
     for split in ("train", "eval"):
-        opened, source = data.records.open(split), data.source(split)
+        opened = data.records.open(split)
+        source = data.source(split)
         expected = [reference(opened[index]) for index in range(len(opened))]
         for each in (source, as_workers_have_it(source)):
             agree(
-                each.rows(np.arange(len(opened))), expected, (kind, name) == ("made up", "Images")
+                each.rows(np.arange(len(opened))), expected, (kind, name) == ("synthetic", "Images")
             )
     steps = eval_steps(source, BATCH)
     batches = [eval_batch(source, step, batch=BATCH) for step in range(steps)]
@@ -372,10 +384,10 @@ def test_records_of_each_kind_are_those_that_were_written(
     records: Any = kinds[kind]
     both = [records.open(split) for split in ("train", "eval")]
     found = [opened[index] for opened in both for index in range(len(opened))]
-    if kind == "made up":
+    if kind == "synthetic":
         assert len(found) == 40
     elif "text" in found[0]:
-        assert sorted(told(each["text"]) for each in found) == sorted(
+        assert sorted(as_text(each["text"]) for each in found) == sorted(
             each["text"] for each in TRUTH
         )
     else:
@@ -428,7 +440,8 @@ def test_limit_and_repeat_hold_for_what_is_made(
         inputs = source.rows(np.arange(len(source)))["inputs"]
         return collections.Counter(each.tobytes() for each in inputs)
 
-    few, all_of = counted(data, "train"), counted(whole, "train")
+    few = counted(data, "train")
+    all_of = counted(whole, "train")
     assert sum(few.values()) == 18 and set(few) <= set(all_of)
     assert all(count % 3 == 0 for count in few.values())
     assert counted(data, "eval") == counted(whole, "eval")
@@ -449,8 +462,11 @@ def test_packed_rows_hold_each_text_as_often_as_its_records_do(
     data = make("Tokens", dataclasses.replace(records, **options), packed=True)
     data.prepare()
     for split in ("train", "eval"):
-        opened, source = data.records.open(split), as_workers_have_it(data.source(split))
-        documents = [[*told(opened[index]["text"]).encode(), 257] for index in range(len(opened))]
+        opened = data.records.open(split)
+        source = as_workers_have_it(data.source(split))
+        documents = [
+            [*as_text(opened[index]["text"]).encode(), 257] for index in range(len(opened))
+        ]
         wanted = [
             tokens[start : start + LENGTH]
             for tokens in documents
@@ -474,7 +490,8 @@ def test_tokens_of_a_learned_tokenizer_are_those_of_its_file(
     data = make(name, kinds[kind], tokenizer=BytePairs(vocab=280, specials=SPECIALS), keep=keep)
     data.prepare()
     library = tokenizers.Tokenizer.from_str(data.kept()["tokenizer.json"].decode())
-    opened, source = data.records.open("train"), as_workers_have_it(data.source("train"))
+    opened = data.records.open("train")
+    source = as_workers_have_it(data.source("train"))
     rows = source.rows(np.arange(len(opened)))
     field, feature = (
         ("targets", "upper")
@@ -482,7 +499,7 @@ def test_tokens_of_a_learned_tokenizer_are_those_of_its_file(
         else ("targets" if name == "Tokens" else "inputs", "text")
     )
     for index, found in enumerate(rows[field].tolist()):
-        tokens = [*library.encode(told(opened[index][feature])).ids, data.tokenizer.end]
+        tokens = [*library.encode(as_text(opened[index][feature])).ids, data.tokenizer.end]
         kept = tokens[:LENGTH] if keep == "beginning" else tokens[-LENGTH:]
         if name == "Pairs":
             kept[-1] = data.tokenizer.end
@@ -504,10 +521,12 @@ def test_a_mixture_s_weights_hold_for_what_is_made(name: str, kinds: dict[str, R
     assert sum(each in of_first for each in drawn) / len(drawn) == pytest.approx(0.25, abs=0.02)
 
 
-def test_made_up_records_stand_in_for_all_that_has_them(kinds: dict[str, Records]) -> None:
+def test_synthetic_records_replace_real_ones_where_the_data_set_has_them(
+    kinds: dict[str, Records],
+) -> None:
     for name in MAKES:
         data = make(name, kinds["table"])
-        if name == "Columns":  # numbers of what they mean are not made up
+        if name == "Columns":  # there are no synthetic numbers
             assert not hasattr(data, "made_up")
             continue
         small = data.synthetic()

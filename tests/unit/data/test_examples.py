@@ -1,4 +1,4 @@
-"""An experiment that does not fit its records is refused before anything is compiled, and the experiment is named."""
+"""An experiment that does not fit its records is refused before anything is compiled."""
 
 import dataclasses
 import json
@@ -249,7 +249,7 @@ def test_record_that_is_broken_among_good_ones_is_for_the_run_to_name(tmp_path: 
     data = sentences(records=records)
     data.check()
     with pytest.raises(
-        Failed, match=r"train.jsonl line 10 cannot be read: ValueError: its 'label' is null; mend"
+        Failed, match=r"train.jsonl line 10 cannot be read: ValueError: its 'label' is null; fix"
     ):
         data.source("train").rows(np.arange(10))
 
@@ -265,7 +265,8 @@ def test_class_beyond_in_one_record_is_refused_unless_it_may_be_left_out(tmp_pat
     )
     with pytest.raises(
         Refused,
-        match=r"1 of 10 records of train .*train.jsonl line 10: its 'label' is 7, and --data\.classes 5",
+        match=r"1 of 10 records of train .*train.jsonl line 10: its 'label' is 7, "
+        r"and --data\.classes 5",
     ):
         data.check()
     dataclasses.replace(data, skip_bad_records=1).check()
@@ -276,7 +277,8 @@ def test_records_that_are_all_broken_are_refused(tmp_path: Path) -> None:
     data = columns(records=Arrays(file=str(tmp_path / "a.npz"), eval_share=0.4))
     with pytest.raises(
         Refused,
-        match=r"\d of \d records of train that were tried cannot be read, such as .*a.npz row \d .*not finite",
+        match=r"\d of \d records of train that were tried cannot be read, such as .*a.npz row \d "
+        r".*not finite",
     ):
         data.check()
 
@@ -291,16 +293,16 @@ def test_records_are_tried_evenly_whatever_the_time_allows() -> None:
             assert gaps.max() <= max(4 * size / tried, 1)
 
 
-@pytest.mark.parametrize("verb", ["train", "evaluate"])
+@pytest.mark.parametrize("command", ["train", "evaluate"])
 def test_nothing_is_compiled_or_written_for_an_experiment_that_does_not_fit(
-    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = Columns(records=TABLE, batch=16, inputs=("a", "bb"), shape=(2,), targets="y")
     experiment = dataclasses.replace(small("diabetes_mlp"), data=data)
     monkeypatch.setattr(jax.stages.Lowered, "compile", lambda *_: pytest.fail("compiled"))
     monkeypatch.setattr(trainer, "compile_step", lambda *_: pytest.fail("compiled"))
     caplog.set_level(logging.INFO)
-    if verb == "train":
+    if command == "train":
         with pytest.raises(Refused, match=r"which --data\.inputs names"):
             trainer.fit(experiment, tmp_path / "run", Screen())
         assert not (tmp_path / "run" / "run.json").exists()

@@ -1,4 +1,4 @@
-"""A record's fields: each is taken as it is meant, or refused in a sentence that says what it is and what to do."""
+"""Fields of records: each is taken as it is meant, or refused with a fix."""
 
 import decimal
 import json
@@ -76,7 +76,7 @@ BAD_LABELS: dict[str, tuple[Any, str]] = {
     "beyond int32, below": (-(2**70), r"--data\.classes 3"),
     "one-hot": (
         [0, 1, 0],
-        r"\[0, 1, 0\].*of a one-hot row it is the place of the 1 \(numpy\.argmax\)",
+        r"\[0, 1, 0\].*of a one-hot row it is the index of the 1 \(numpy\.argmax\)",
     ),
     "one-hot array": (np.eye(3)[1], r"float64 of shape \(3,\).*one-hot"),
     "list of nothing": ([], r"\[\]"),
@@ -106,7 +106,8 @@ def test_label_of_json_that_is_one_is_one(text: str) -> None:
 def test_field_that_is_not_there_is_named_with_its_option_and_the_nearest() -> None:
     with pytest.raises(
         MismatchError,
-        match=r"it has no 'labl', which --data\.label names, but text, label; the nearest is label$",
+        match=r"it has no 'labl', which --data\.label names, but text, label; "
+        r"the nearest is label$",
     ):
         field({"text": "a", "label": 1}, "labl", "--data.label")
     with pytest.raises(MismatchError, match="it has no 'x', and no other field"):

@@ -38,7 +38,8 @@ class Numbers(Records):
 
 class One(Sequence[Record]):
     def __init__(self, first: int, size: int):
-        self.first, self.size = first, size
+        self.first = first
+        self.size = size
 
     def __len__(self) -> int:
         return self.size
@@ -95,9 +96,7 @@ def test_a_floor_sum_is_the_sum_of_floors(count: int, divisor: int, slope: int, 
 
 
 @given(st.integers(0, 300), st.integers(0, 2**64 - 1), st.integers(0, 2**64))
-def test_how_many_were_below_is_counted_without_going_through_them(
-    count: int, offset: int, bound: int
-) -> None:
+def test_below_counts_without_visiting_the_samples(count: int, offset: int, bound: int) -> None:
     assert below(count, offset, bound) == sum(
         (n * GOLDEN + offset) % RANGE < bound for n in range(count)
     )
@@ -172,7 +171,7 @@ def test_parts_of_one_size_have_orders_of_their_own() -> None:
     assert one.tolist() == permuted(np.arange(50), 50, 2**32, 0).tolist() != other.tolist()
 
 
-def test_what_is_drawn_is_what_it_always_was() -> None:
+def test_drawn_indices_never_change() -> None:
     mixed = mixture().open("train")
     assert mixed.draw(3, np.arange(12)).tolist() == [
         2,
@@ -211,7 +210,7 @@ def numbers(rows: Any) -> list[int]:
     return rows["inputs"][rows["mask"] == 1].tolist()
 
 
-def test_a_data_set_of_a_mixture_draws_as_it_says_for_any_processes_and_readers() -> None:
+def test_mixture_data_set_draws_the_same_for_any_processes_and_readers() -> None:
     data = Plain(batch=8, records=mixture())
     source = data.source("train")
     mixed = data.records.open("train")
@@ -286,7 +285,7 @@ def test_the_identity_holds_weights_and_parts() -> None:
         ((1, 1), (3, 0), r"part 2 of a mixture, Numbers\(.*, has no record in train"),
     ],
 )
-def test_what_cannot_be_mixed_is_refused(weights: Any, sizes: Any, said: str) -> None:
+def test_invalid_mixture_is_refused(weights: Any, sizes: Any, said: str) -> None:
     with pytest.raises(Refused, match=said):
         mixture(weights, sizes).open("train")
 

@@ -35,7 +35,7 @@ def whole(size: int, seed: int, epoch: int = 0) -> np.ndarray:
 
 
 def even(counts: np.ndarray) -> bool:
-    """Whether counts are what equally likely cells would give; seeds are fixed, so it is so always or never."""
+    """Whether counts fit equally likely cells; seeds are fixed, so the result never varies."""
     return scipy.stats.chisquare(counts).pvalue > 1e-3
 
 
@@ -69,7 +69,7 @@ def test_any_size_and_seed_is_a_bijection(size: int, seed: int, epoch: int) -> N
     assert np.array_equal(np.bincount(whole(size, seed, epoch)), np.ones(size, int))
 
 
-def test_a_permutation_is_what_it_always_was() -> None:
+def test_permutation_never_changes() -> None:
     assert whole(10, 0).tolist() == [4, 9, 1, 7, 8, 6, 5, 0, 3, 2]
     assert permuted(np.arange(5), 10**9, 3, 2).tolist() == [
         734644605,
@@ -95,15 +95,16 @@ def mixed(number: int) -> int:
 
 @given(st.integers(1, 2**50), st.integers(0, 2**32 - 1), st.integers(0, 2**50), st.data())
 @few
-def test_it_is_the_network_that_is_told(
+def test_permutation_is_the_documented_network(
     size: int, seed: int, epoch: int, draw: st.DataObject
 ) -> None:
     """Written again, one number at a time."""
     place = number = draw.draw(st.integers(0, size - 1))
     columns = next(c for c in range(math.isqrt(size), 2**60) if c * c >= size and c % 2 == 0)
-    rows, key = math.ceil(Fraction(size, columns)), mixed((mixed(seed) + epoch) % 2**64)
+    rows = math.ceil(Fraction(size, columns))
+    key = mixed((mixed(seed) + epoch) % 2**64)
     while True:
-        left, right = number // columns, number % columns
+        left, right = divmod(number, columns)
         for turn in range(8 if size > 4_096 else 24):
             salt = mixed((key + turn) % 2**64)
             if turn % 2 == 0:
@@ -160,7 +161,7 @@ def test_seeds_and_epochs_have_permutations_of_their_own() -> None:
     st.integers(1, 5_000), st.integers(0, 2**32 - 1), st.integers(0, 2**50), st.integers(0, 10**9)
 )
 @few
-def test_places_are_asked_alone_or_together_in_any_epoch(
+def test_positions_give_the_same_alone_or_together_in_any_epoch(
     size: int, seed: int, epoch: int, number: int
 ) -> None:
     places = np.random.default_rng(number).integers(0, size, 7)
@@ -175,16 +176,15 @@ def test_places_are_asked_alone_or_together_in_any_epoch(
 
 
 def test_a_table_gives_the_order_up_to_its_size_and_the_permutation_beyond() -> None:
-    small, large = (
-        train_indices(Huge(MAX_TABLE), 0, seed=3, batch=9),
-        train_indices(Huge(MAX_TABLE + 1), 0, seed=3, batch=9),
-    )
+    small = train_indices(Huge(MAX_TABLE), 0, seed=3, batch=9)
+    large = train_indices(Huge(MAX_TABLE + 1), 0, seed=3, batch=9)
     assert small.tolist() == epoch_order(3, 0, MAX_TABLE)[:9].tolist()
     assert large.tolist() == permuted(np.arange(9), MAX_TABLE + 1, 3, 0).tolist()
 
 
 def test_an_epoch_beyond_the_table_holds_every_example_once_and_batches_span_epochs() -> None:
-    size, batch = MAX_TABLE + 1, 2**15
+    size = MAX_TABLE + 1
+    batch = 2**15
     steps = np.concatenate(
         [
             train_indices(Huge(size), step, seed=5, batch=batch)

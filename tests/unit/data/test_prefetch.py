@@ -1,4 +1,4 @@
-"""Reading ahead by threads and worker processes: the same bytes by all, bounded, and an end that says why."""
+"""Prefetching by threads and worker processes: the same bytes, bounded memory, clear errors."""
 
 import contextlib
 import dataclasses
@@ -66,19 +66,24 @@ class Opened:
 class Squares(Examples):
     def spec(self):
         kinds = {"inputs": ((3,), np.float32), "mask": ((), np.float32)}
-        return {name: jax.ShapeDtypeStruct((self.batch, *shape), kind) for name, (shape, kind) in kinds.items()}
+        return {
+            name: jax.ShapeDtypeStruct((self.batch, *shape), kind)
+            for name, (shape, kind) in kinds.items()
+        }
     def read(self, record):
         number = record["number"]
-        return {"inputs": np.array([number, square(number), 0.1], np.float32), "mask": np.float32(1)}
+        inputs = np.array([number, square(number), 0.1], np.float32)
+        return {"inputs": inputs, "mask": np.float32(1)}
 
 class Seen:
-    """What a process that reads is like: its id, whether its JAX is told to use the CPU, whether it has devices."""
+    """The process that reads: its id, whether its JAX is set to the CPU, whether it has devices."""
     def __len__(self):
         return 8
     def rows(self, indices):
         from jax._src import xla_bridge
         seen = [os.getpid(), os.environ.get("JAX_PLATFORMS") == "cpu", bool(xla_bridge._backends)]
-        return {"inputs": np.array([seen] * len(indices)), "mask": np.ones(len(indices), np.float32)}
+        mask = np.ones(len(indices), np.float32)
+        return {"inputs": np.array([seen] * len(indices)), "mask": mask}
 
 class CorruptCheckpointError:
     def __len__(self):
@@ -154,12 +159,15 @@ SOME = [(0, 0), (0, 2), (2, 1)]
 
 @pytest.mark.parametrize(("workers", "readers"), READERS)
 @pytest.mark.parametrize("start", [0, 1_000])
-def test_who_reads_changes_no_byte(file: Any, workers: int, readers: int, start: int) -> None:
+def test_batches_are_the_same_bytes_for_any_readers(
+    file: Any, workers: int, readers: int, start: int
+) -> None:
     if workers == 4 and (start == 0) != (readers == 1):
         pytest.skip(
             "processes take long to start: of four, the first step or the thousandth is tried"
         )
-    source, share = data(file), np.array([1, 2, 5, 7])
+    source = data(file)
+    share = np.array([1, 2, 5, 7])
     expected = [
         train_batch(source, step, seed=5, batch=8, rows=share) for step in range(start, start + 20)
     ]
@@ -176,9 +184,7 @@ def test_who_reads_changes_no_byte(file: Any, workers: int, readers: int, start:
 
 
 @pytest.mark.parametrize(("workers", "readers"), [(0, 3), (2, 2)])
-def test_nor_does_a_batch_that_is_shared_out_in_parts(
-    file: Any, workers: int, readers: int
-) -> None:
+def test_batches_in_parts_are_the_same_bytes(file: Any, workers: int, readers: int) -> None:
     source = data(file)
     expected = [train_batch(source, step, seed=5, batch=7) for step in range(3, 12)]
     assert as_bytes(
@@ -189,7 +195,7 @@ def test_nor_does_a_batch_that_is_shared_out_in_parts(
 
 
 @pytest.mark.parametrize("readers", [0, 1, 3])
-def test_evaluation_is_read_ahead_too(file: Any, readers: int) -> None:
+def test_evaluation_is_read_ahead(file: Any, readers: int) -> None:
     source = data(file, bad=(4, 36), skip=2)
     expected = [eval_batch(source, step, batch=8) for step in range(eval_steps(source, 8))]
     found = list(eval_batches(data(file, bad=(4, 36), skip=2), batch=8, threads=readers))
@@ -206,7 +212,7 @@ def test_evaluation_is_read_ahead_too(file: Any, readers: int) -> None:
 # -- how far ahead
 
 
-def test_what_is_ahead_is_bounded_in_bytes_and_its_parts_leave_no_thread_idle() -> None:
+def test_read_ahead_is_bounded_in_bytes_and_parts_leave_no_thread_idle() -> None:
     mib = 2**20
     batch = {
         "inputs": np.zeros(10 * mib - 64, np.uint8),
@@ -228,7 +234,7 @@ def test_what_is_ahead_is_bounded_in_bytes_and_its_parts_leave_no_thread_idle() 
 
 
 @pytest.mark.parametrize("ahead", [1, 3, 50])
-def test_no_more_is_asked_for_than_fits(ahead: int) -> None:
+def test_no_more_batches_are_requested_than_fit(ahead: int) -> None:
     asked: list[int] = []
     got: list[int] = []
 
@@ -261,7 +267,7 @@ def test_a_record_that_cannot_be_read_ends_the_run_at_its_own_step(
     with soon(), pytest.raises(Failed) as failed:
         next(batches)
     assert str(failed.value).startswith(
-        "part-1.bin record 3 cannot be read: OSError: flipped bits; mend or remove it"
+        "part-1.bin record 3 cannot be read: OSError: flipped bits; fix or remove it"
     )
 
 
@@ -279,7 +285,8 @@ def test_a_file_that_is_cut_off_or_cannot_be_decoded_is_named_soon_or_left_out(
         records=ImageFolder(folder=f"{tmp_path}/pictures", eval_share=0), batch=8, size=8, classes=2
     )
     source: Any = images.source("train")
-    broken, step = Path(source.where(13)), step_of(source, 13, 3)
+    broken = Path(source.where(13))
+    step = step_of(source, 13, 3)
     broken.write_bytes({"cut off": broken.read_bytes()[:-300], "no image": b"decode this"}[bad])
     batches = train_batches(
         source, range(step - 2, 100), seed=5, batch=8, threads=readers, workers=workers
@@ -289,7 +296,7 @@ def test_a_file_that_is_cut_off_or_cannot_be_decoded_is_named_soon_or_left_out(
         soon(),
         pytest.raises(
             Failed,
-            match=rf"{broken} cannot be read: ValueError: it is not a complete image: .*; mend or",
+            match=rf"{broken} cannot be read: ValueError: it is not a complete image: .*; fix or",
         ),
     ):
         next(batches)
@@ -304,7 +311,7 @@ def test_a_file_that_is_cut_off_or_cannot_be_decoded_is_named_soon_or_left_out(
 
 
 @pytest.mark.parametrize(("workers", "readers"), SOME)
-def test_bad_records_are_left_out_counted_and_named_once_whoever_reads(
+def test_bad_records_are_left_out_counted_and_named_once_by_any_readers(
     file: Any, workers: int, readers: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = data(file, bad=(13, 20, 36), skip=3)
@@ -322,8 +329,8 @@ def test_bad_records_are_left_out_counted_and_named_once_whoever_reads(
         dict.fromkeys(index for index in indices.tolist() if index in (13, 20, 36))
     )
     assert said == [
-        f"left out ({number + 1} of at most 3): part-{index // 10}.bin record {index % 10} cannot be read: "
-        "OSError: flipped bits"
+        f"left out ({number + 1} of at most 3): part-{index // 10}.bin record {index % 10} cannot "
+        "be read: OSError: flipped bits"
         for number, index in enumerate(in_order_of_steps)
     ]
 
@@ -332,10 +339,11 @@ def test_bad_records_are_left_out_counted_and_named_once_whoever_reads(
 def test_one_more_than_may_be_left_out_ends_the_run_at_the_same_step(
     file: Any, workers: int, readers: int
 ) -> None:
-    source, made = data(file, bad=(13, 20, 36), skip=2), 0
+    source = data(file, bad=(13, 20, 36), skip=2)
+    made = 0
     last = max(step_of(source, record, 0) for record in (13, 20, 36))
     with pytest.raises(
-        Failed, match=r"record \d cannot be read: .* \(3 are bad, and 2 may be\); mend"
+        Failed, match=r"record \d cannot be read: .* \(3 are bad, and 2 may be\); fix"
     ):
         for _ in train_batches(
             source, range(100), seed=5, batch=8, threads=readers, workers=workers
@@ -353,14 +361,14 @@ def test_an_example_of_another_shape_is_named(file: Any) -> None:
         source.rows(np.array([2]))
 
 
-def test_what_a_source_raises_in_a_worker_is_told(file: Any) -> None:
+def test_error_of_a_source_in_a_worker_is_raised_in_the_run(file: Any) -> None:
     with pytest.raises(
         Failed, match=r"the batch of step 6 cannot be read: OSError: no such sector"
     ):
         list(train_batches(file.Broken(), range(3, 8), seed=0, batch=1, threads=1, workers=1))
 
 
-def test_a_worker_that_cannot_begin_says_why(file: Any) -> None:
+def test_worker_that_cannot_start_reports_why(file: Any) -> None:
     with pytest.raises(Failed, match="cannot start: ValueError: the folder is on another machine"):
         list(train_batches(file.Lost(), range(3), seed=0, batch=1, threads=1, workers=1))
 
@@ -425,13 +433,15 @@ def test_closing_ends_workers_and_threads(file: Any) -> None:
 
 RUN = """
 import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
+# a shell's background jobs start with it ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
 from jaxbig.data.pipeline.loader import train_batches
 from jaxbig.config.discover import import_file
 file = import_file(Path(sys.argv[1]))
 source = file.Squares(batch=8, records=file.Numbers()).source("train")
-for number, _ in enumerate(train_batches(source, range(10**9), seed=0, batch=8, threads=2, workers=2)):
+batches = train_batches(source, range(10**9), seed=0, batch=8, threads=2, workers=2)
+for number, _ in enumerate(batches):
     if number == 5:
         print("reading", flush=True)
 """
@@ -500,7 +510,9 @@ class Slow:
     def rows(self, indices):
         return self.source.rows(indices)
 def config():
-    return dataclasses.replace(parent(), data=Mine(batch=32), steps=60, evaluate_every=25, checkpoint_every=20)
+    return dataclasses.replace(
+        parent(), data=Mine(batch=32), steps=60, evaluate_every=25, checkpoint_every=20
+    )
 """
 
 
@@ -553,7 +565,7 @@ def test_a_run_fed_by_workers_is_stopped_by_ctrl_c_and_ends_as_one_fed_by_none(
 
 @pytest.fixture
 def report() -> Callable[[list[float]], None]:
-    told = StepReporter(
+    reporter = StepReporter(
         small("digits_convnet", reader_threads=3, workers=5, read_ahead=77),
         lambda step, values: None,
         0,
@@ -561,12 +573,12 @@ def report() -> Callable[[list[float]], None]:
 
     def warn(waits: list[float]) -> None:
         for wait in waits:
-            told.warn(wait)
+            reporter.warn(wait)
 
     return warn
 
 
-def test_a_run_that_waits_for_data_is_told_what_to_raise(
+def test_run_that_waits_for_data_warns_which_options_to_raise(
     report: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     report([0.9] * SLOW)  # the first log is of a beginning
@@ -583,7 +595,7 @@ def test_a_run_that_waits_for_data_is_told_what_to_raise(
     assert len(caplog.records) == 2
 
 
-def test_a_run_that_waits_now_and_then_is_left_alone(
+def test_run_that_waits_now_and_then_gives_no_warning(
     report: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     report([0.9, 0.9, 0.1] * 20 + [0.19] * 20)

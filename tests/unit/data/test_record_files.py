@@ -1,4 +1,4 @@
-"""Records in files of one's own: what each kind reads, refuses and names, the cut, and the index that is kept."""
+"""Records in your own files: reading, errors, the split, and the cached index."""
 
 import collections
 import dataclasses
@@ -58,7 +58,7 @@ def plain(record: Record) -> Any:
 
 
 def images(folder: Path, **classes: int) -> Path:
-    """A folder a class with so many images of one pixel, each of its own grey."""
+    """A folder for each class with this many images of one pixel, each of its own gray."""
     for name, count in classes.items():
         (folder / name).mkdir(parents=True)
         for number in range(count):
@@ -97,7 +97,8 @@ def each_kind(folder: Path) -> dict[str, tuple[Files, list[Record]]]:
     ]
     (folder / "story.txt").write_text("".join(f"line {n}\n" for n in range(60)))
     table(folder / "t.parquet")
-    xs, ys = np.arange(120, dtype=np.int16).reshape(60, 2), np.linspace(0, 1, 60)
+    xs = np.arange(120, dtype=np.int16).reshape(60, 2)
+    ys = np.linspace(0, 1, 60)
     np.savez(folder / "plain.npz", x=xs, y=ys, f=np.asfortranarray(xs))
     np.savez_compressed(folder / "small.npz", x=xs, y=ys, f=np.asfortranarray(xs))
     share = {"eval_share": 0.3}
@@ -130,7 +131,7 @@ def test_train_and_eval_hold_each_record_once(kind: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_many_are_read_as_one_is_in_the_order_that_is_asked(kind: str, tmp_path: Path) -> None:
+def test_many_records_are_read_in_the_requested_order(kind: str, tmp_path: Path) -> None:
     opened = each_kind(tmp_path / "data")[kind][0].open("train")
     order = [5, 3, 20, 3, len(opened) - 1, 0]
     assert [plain(record) for record in opened.__getitems__(order)] == [
@@ -142,7 +143,9 @@ def test_many_are_read_as_one_is_in_the_order_that_is_asked(kind: str, tmp_path:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_epoch_with_limit_and_repeat_holds_each_so_often(kind: str, tmp_path: Path) -> None:
+def test_epoch_with_limit_and_repeat_holds_each_record_repeat_times(
+    kind: str, tmp_path: Path
+) -> None:
     whole = each_kind(tmp_path / "data")[kind][0]
     part = dataclasses.replace(whole, limit=9, repeat=3)
     opened = part.open("train")
@@ -187,13 +190,13 @@ def test_more_files_are_read_than_are_open(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_identity_is_of_the_data_alone(
+def test_identity_depends_only_on_the_data(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not of where it lies, nor when it was written; the second is made with another cache."""
+    """Not on its path or time of change; the second is made with another cache."""
     first = each_kind(tmp_path / "here")[kind][0].prepare()
     monkeypatch.setenv("JAXBIG_CACHE", str(tmp_path / "other cache"))
-    records = each_kind(tmp_path / "there" / "it lies")[kind][0]
+    records = each_kind(tmp_path / "there" / "it is")[kind][0]
     for file in (tmp_path / "there").rglob("*.*"):
         os.utime(file, (1, 1))
     assert records.prepare() == first
@@ -204,11 +207,12 @@ def test_the_identity_is_of_the_data_alone(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_identity_knows_another_byte(kind: str, tmp_path: Path) -> None:
+def test_identity_changes_with_one_byte(kind: str, tmp_path: Path) -> None:
     """Of a file of about the same size."""
     records = each_kind(tmp_path / "data")[kind][0]
     if kind == "lines":
-        records = dataclasses.replace(records, by="file", eval_files=f"{tmp_path}/data/a.jsonl")  # type: ignore[call-arg]
+        held_out: Any = {"by": "file", "eval_files": f"{tmp_path}/data/a.jsonl"}
+        records = dataclasses.replace(records, **held_out)
     before = records.prepare()
     for file, old, new in (("b.jsonl", b"59", b"58"), ("story.txt", b"line 59", b"line 58")):
         changed = (tmp_path / "data" / file).read_bytes().replace(old, new)
@@ -226,7 +230,7 @@ def test_the_identity_knows_another_byte(kind: str, tmp_path: Path) -> None:
 # -- the cut
 
 
-def test_a_file_more_moves_no_record_across_the_cut(tmp_path: Path) -> None:
+def test_adding_a_file_moves_no_record_between_splits(tmp_path: Path) -> None:
     lines = JsonLines(files=f"{tmp_path}/*.jsonl", eval_share=0.3)
     rows = Parquet(files=f"{tmp_path}/**/*.parquet", eval_share=0.3)
     texts = TextFiles(files=f"{tmp_path}/*.jsonl", eval_share=0.5)
@@ -250,7 +254,7 @@ def test_a_file_more_moves_no_record_across_the_cut(tmp_path: Path) -> None:
             )
 
 
-def test_a_larger_share_takes_more_and_gives_none_back(tmp_path: Path) -> None:
+def test_larger_eval_share_keeps_the_records_of_a_smaller_one(tmp_path: Path) -> None:
     records = JsonLines(
         files=str(json_lines(tmp_path / "a.jsonl", *({"n": n} for n in range(2000))))
     )
@@ -273,7 +277,7 @@ def test_a_larger_share_takes_more_and_gives_none_back(tmp_path: Path) -> None:
     )  # > 3 deviations
 
 
-def test_lines_that_stand_twice_are_on_one_side(tmp_path: Path) -> None:
+def test_equal_lines_are_in_one_split(tmp_path: Path) -> None:
     numbers = [{"n": n % 30} for n in range(90)]
     records = JsonLines(files=str(json_lines(tmp_path / "a.jsonl", *numbers)), eval_share=0.4)
     train, held_out = (
@@ -282,7 +286,7 @@ def test_lines_that_stand_twice_are_on_one_side(tmp_path: Path) -> None:
     assert train and held_out and not train & held_out
 
 
-def test_files_named_for_evaluation_are_all_of_it_and_no_training_files(tmp_path: Path) -> None:
+def test_eval_files_are_all_of_evaluation_and_not_trained_on(tmp_path: Path) -> None:
     for name in "abc":
         json_lines(tmp_path / f"{name}.jsonl", {"n": name})
     records = JsonLines(
@@ -292,7 +296,7 @@ def test_files_named_for_evaluation_are_all_of_it_and_no_training_files(tmp_path
     assert [record["n"] for record in everything(records, "eval")] == ["b"]
 
 
-def test_hashes_of_rows_are_what_they_always_were() -> None:
+def test_row_hashes_never_change() -> None:
     assert row_hashes("", 2)[0] != row_hashes("a", 2)[0]
     numbers = row_hashes("t.parquet", 4)
     start = int.from_bytes(hashlib.blake2b(b"t.parquet", digest_size=8).digest(), "little")
@@ -306,7 +310,7 @@ def test_hashes_of_rows_are_what_they_always_were() -> None:
 # -- the index
 
 
-def test_the_index_is_made_again_when_a_file_changes_and_only_then(
+def test_index_is_rebuilt_only_when_a_file_changes(
     tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def scans(records: Files) -> int:
@@ -334,7 +338,7 @@ def test_the_index_is_made_again_when_a_file_changes_and_only_then(
 
 
 def test_a_file_changed_within_one_size_and_time_is_indexed_again(tmp_path: Path) -> None:
-    """As `rsync --times --inplace` of a table of the same extremes: the time of change is set back, its content not."""
+    """As with `rsync --times --inplace`: the time of change is set back, the content is not."""
     file = tmp_path / "t.parquet"
 
     def write(word: str) -> str:
@@ -343,7 +347,8 @@ def test_a_file_changed_within_one_size_and_time_is_indexed_again(tmp_path: Path
         os.utime(file, (1, 1))
         return Parquet(files=str(file)).prepare()
 
-    before, size = write("WRONG"), file.stat().st_size
+    before = write("WRONG")
+    size = file.stat().st_size
     after = write("right")
     assert file.stat().st_size == size and after != before == write("WRONG")
 
@@ -389,9 +394,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     return caplog
 
 
-def test_records_that_are_none_are_counted(
-    tmp_path: Path, warnings: pytest.LogCaptureFixture
-) -> None:
+def test_invalid_records_are_counted(tmp_path: Path, warnings: pytest.LogCaptureFixture) -> None:
     (tmp_path / "a.txt").write_text("one\n\n  \ntwo\nthree\n")
     (tmp_path / "b.txt").write_text("")
     for _ in range(2):  # the second time from the index that is kept
@@ -447,7 +450,9 @@ def test_folders_that_a_pattern_passes_over_are_counted(
     )
 
 
-def test_no_home_and_no_name_for_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_without_a_home_or_variable_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = json_lines(tmp_path / "a.jsonl", {"n": 1})
     monkeypatch.setenv("JAXBIG_CACHE", "")  # is as if it were not set
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -477,7 +482,7 @@ def test_a_cache_that_cannot_be_written_is_refused(
 @pytest.mark.parametrize(
     "change", [{"eval_share": 1.0}, {"eval_share": -0.1}, {"limit": 0}, {"repeat": 0}]
 )
-def test_numbers_that_mean_nothing_are_refused(change: dict[str, Any], tmp_path: Path) -> None:
+def test_invalid_numbers_are_refused(change: dict[str, Any], tmp_path: Path) -> None:
     records = JsonLines(files=str(json_lines(tmp_path / "a.jsonl", {"n": 1})), **change)
     with pytest.raises(
         Refused, match="the share is at least 0 and below 1, the others are at least 1"
@@ -527,8 +532,7 @@ def test_a_file_that_cannot_be_read_is_named(
         (tmp_path / name).symlink_to(tmp_path / "nowhere")
     for records, name in ((pictures, "7.png"), (TextFiles(files=f"{tmp_path}/*.jsonl"), "b.jsonl")):
         with pytest.raises(
-            Refused,
-            match=rf"{name} cannot be read: No such file or directory; mend or remove it\.$",
+            Refused, match=rf"{name} cannot be read: No such file or directory; fix or remove it\.$"
         ):
             records.prepare()
     (tmp_path / "data" / "cat" / "7.png").unlink()
@@ -657,7 +661,8 @@ def test_a_text_is_a_file_or_a_line_or_a_paragraph(tmp_path: Path) -> None:
         ("deep/er/b.txt", b"four"),
     ]
     assert texts.open("train").where(1) == f"{tmp_path}/deep/er/b.txt"
-    lines, paragraphs = (dataclasses.replace(texts, by=by) for by in ("line", "paragraph"))  # type: ignore[arg-type]
+    lines = dataclasses.replace(texts, by="line")
+    paragraphs = dataclasses.replace(texts, by="paragraph")
     assert [record["text"] for record in everything(lines, "train")] == [
         b"one",
         b"  two ",
@@ -707,7 +712,7 @@ def test_decoded_row_groups_are_few(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     list(opened)
     assert len(opened.groups) == 9
     monkeypatch.setattr(
-        "jaxbig.data.records.parquet.KEPT",
+        "jaxbig.data.records.parquet.MAX_CACHED",
         2 * max(group.nbytes for group in opened.groups.values()),
     )
     assert opened[59]["label"] == 59 and opened[0]["label"] == 0
@@ -719,7 +724,7 @@ def test_few_parquet_files_are_open_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jaxbig.data.records.parquet.OPEN", 3)
-    monkeypatch.setattr("jaxbig.data.records.parquet.KEPT", 1)
+    monkeypatch.setattr("jaxbig.data.records.parquet.MAX_CACHED", 1)
     for number in range(9):
         table(tmp_path / f"{number}.parquet", number, 2)
     opened: Any = Parquet(files=f"{tmp_path}/*.parquet", columns=("label",), eval_share=0).open(

@@ -1,4 +1,4 @@
-"""Batches as a pure function of seed and step; the data sets that ship, and how they are prepared."""
+"""Batches as a pure function of seed and step; the bundled data sets and their preparation."""
 
 import os
 import subprocess
@@ -47,11 +47,11 @@ def as_bytes(batches: Any) -> list[dict[str, tuple[Any, ...]]]:
 
 @given(SEEDS, st.integers(0, 10_000), st.integers(1, 500))
 @few
-def test_an_epochs_order_is_a_permutation(seed: int, epoch: int, size: int) -> None:
+def test_epoch_order_is_a_permutation(seed: int, epoch: int, size: int) -> None:
     assert np.array_equal(np.sort(epoch_order(seed, epoch, size)), np.arange(size))
 
 
-def test_an_epochs_order_is_what_it_always_was() -> None:
+def test_epoch_order_never_changes() -> None:
     assert epoch_order(0, 0, 10).tolist() == [0, 2, 9, 1, 8, 5, 4, 3, 6, 7]
     assert epoch_order(3, 2, 12).tolist() == [11, 8, 2, 4, 10, 1, 3, 6, 5, 0, 7, 9]
     assert epoch_order(2**32 - 1, 0, 5).tolist() == [4, 1, 2, 0, 3]
@@ -62,7 +62,7 @@ def test_seeds_and_epochs_have_orders_of_their_own() -> None:
     assert len(orders) == 100
 
 
-def test_an_order_cannot_be_changed_by_who_holds_it() -> None:
+def test_epoch_order_is_read_only() -> None:
     with pytest.raises(ValueError, match="read-only"):
         epoch_order(0, 0, 10)[0] = 1
 
@@ -70,7 +70,7 @@ def test_an_order_cannot_be_changed_by_who_holds_it() -> None:
 @given(SEEDS, st.integers(1, 40), st.integers(1, 25))
 @few
 def test_an_epoch_holds_every_example_once(seed: int, batch: int, size: int) -> None:
-    """Also where the batch does not divide the epoch, or exceeds it: steps are cut from one endless row of epochs."""
+    """Also where the batch does not divide the epoch, or exceeds it: steps span epochs."""
     steps = np.concatenate(
         [train_indices(numbered(size), step, seed=seed, batch=batch) for step in range(2 * size)]
     )  # 2 x batch epochs
@@ -82,7 +82,8 @@ def test_an_epoch_holds_every_example_once(seed: int, batch: int, size: int) -> 
 @given(SEEDS, st.integers(0, 10**6), st.integers(1, 6), st.integers(1, 50))
 @few
 def test_processes_share_one_global_batch(seed: int, step: int, quarter: int, size: int) -> None:
-    source, batch = numbered(size), 4 * quarter
+    source = numbered(size)
+    batch = 4 * quarter
     whole = train_batch(source, step, seed=seed, batch=batch)
     for processes in (1, 2, 4):
         shares = [
@@ -131,7 +132,8 @@ def test_an_example_that_cannot_be_read_is_an_error_at_its_own_step(readers: int
 def test_evaluation_sees_each_example_once_and_pads_with_mask_0(
     size: int, share: int, processes: int
 ) -> None:
-    source, batch = numbered(size), share * processes
+    source = numbered(size)
+    batch = share * processes
     steps = range(eval_steps(source, batch))
     places = np.split(np.arange(batch), processes)
     parts = [eval_batch(source, step, batch=batch, rows=each) for step in steps for each in places]
@@ -254,12 +256,13 @@ def test_two_processes_may_prepare_at_once(prepared_by_two: tuple[Path, list[str
 
 def test_digits_are_scikit_learns_each_once(folder: Path) -> None:
     data = Digits(batch=1)
-    train, held_out = data.source("train"), data.source("eval")
+    train = data.source("train")
+    held_out = data.source("eval")
     assert (len(train), len(held_out)) == (1437, 360)
     assert sorted(images(train) + images(held_out)) == all_images()
 
 
-def test_a_preparation_that_was_killed_is_begun_anew(
+def test_interrupted_preparation_is_restarted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed = python(KILLED, TFDS_DATA_DIR=str(tmp_path))
@@ -331,13 +334,15 @@ def pytext(prepared_by_two: tuple[Path, list[str]]) -> Iterator[dict[str, dict[s
 
 
 def test_files_are_held_out_whole(pytext: Any) -> None:
-    train, held_out = pytext["train"], pytext["eval"]
+    train = pytext["train"]
+    held_out = pytext["eval"]
     assert not train.keys() & held_out.keys()
     assert 0.03 < len(held_out) / (len(train) + len(held_out)) < 0.07
 
 
 def test_the_text_is_the_library_without_its_tests(pytext: Any) -> None:
-    files, library = {**pytext["train"], **pytext["eval"]}, Path(sysconfig.get_paths()["stdlib"])
+    files = {**pytext["train"], **pytext["eval"]}
+    library = Path(sysconfig.get_paths()["stdlib"])
     assert {"os.py", "json/decoder.py", "asyncio/events.py", "xml/dom/minidom.py"} <= files.keys()
     assert not any({"test", "tests", "site-packages"} & set(name.split("/")) for name in files)
     assert all((library / name).read_bytes() == text for name, text in files.items())
@@ -352,7 +357,7 @@ def test_a_split_is_its_files_in_order_of_name_each_with_a_0_after_it(
         )
 
 
-def test_the_identity_is_of_the_bytes(
+def test_identity_depends_on_the_bytes(
     pytext: Any, folder: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
     before = PyText(batch=1).prepare()
@@ -378,7 +383,7 @@ NAMED = {f"module_{number}.py": b"\n" for number in range(40)}  # enough that bo
     "data", [Digits(batch=7), PyText(batch=7, length=50)], ids=["digits", "pytext"]
 )
 @pytest.mark.parametrize("split", ["train", "eval"])
-def test_a_batch_has_the_shapes_and_dtypes_that_were_said(
+def test_batch_has_the_shapes_and_dtypes_of_its_spec(
     data: Data, split: str, pytext: Any, folder: Path
 ) -> None:
     source = data.source(split)

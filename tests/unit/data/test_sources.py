@@ -1,4 +1,4 @@
-"""Every kind of records gives the same bytes whoever reads them, from any step, and names what is broken."""
+"""Every kind of records gives the same bytes for any readers and steps, and names errors."""
 
 import dataclasses
 import io
@@ -138,7 +138,7 @@ def as_bytes(batches: Any) -> list[dict[str, bytes]]:
     return [{name: each.tobytes() for name, each in batch.items()} for batch in batches]
 
 
-def test_batches_have_the_shapes_that_were_said_and_every_example_is_evaluated(data: Data) -> None:
+def test_batches_have_the_shapes_of_the_spec_and_every_example_is_evaluated(data: Data) -> None:
     for batch in (
         train_batch(data.source("train"), 3, seed=0, batch=BATCH),
         eval_batch(data.source("eval"), 0, batch=BATCH),
@@ -208,7 +208,7 @@ def test_workers_read_the_same_bytes(data: Data) -> None:
     ],
     ids=["missing", "dtype", "shape", "not finite", "class"],
 )
-def test_columns_that_are_not_as_was_said_are_named(
+def test_columns_that_do_not_fit_the_spec_are_named(
     record: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
     (tmp_path / "rows.jsonl").write_text(

@@ -1,4 +1,4 @@
-"""Data sets of TFDS where they stand, with the catalogue's own features and few records: images, texts and sounds."""
+"""Prepared TFDS data sets, with the features of the catalog and few records."""
 
 import io
 import json
@@ -53,7 +53,7 @@ def encoded(pixels: np.ndarray, kind: str = "png") -> io.BytesIO:
 
 
 def builder_class(name: str) -> type[Builder]:
-    """A data set of that name with the catalogue's own features (but wmt, that is made up) and our few records."""
+    """A data set with the catalog's features (of wmt synthetic ones) and our few records."""
     if name == "wmt":
         features: dict[str, Any] = dict(tfds.features.Translation(("en", "de")))
     else:
@@ -80,14 +80,14 @@ def builder_class(name: str) -> type[Builder]:
     }
     if name == "imdb_reviews":
         fields["BUILDER_CONFIGS"] = [tfds.core.BuilderConfig(name="plain_text")]
-    with tfds.core.registered.skip_registration():  # the catalogue has one of that name
+    with tfds.core.registered.skip_registration():  # the catalog has one of that name
         return type(name, (Builder,), {**fields, "__module__": __name__})
 
 
 @pytest.fixture(scope="module")
-def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which those data sets stand prepared."""
-    folder = tmp_path_factory.mktemp("catalogue")
+    folder = tmp_path_factory.mktemp("catalog")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TFDS_DATA_DIR", str(folder))
         for name in RECORDS:
@@ -96,14 +96,14 @@ def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def here(catalogue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TFDS_DATA_DIR", str(catalogue))
-    monkeypatch.setenv("JAXBIG_CACHE", str(catalogue / "cache"))
+def here(catalog: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TFDS_DATA_DIR", str(catalog))
+    monkeypatch.setenv("JAXBIG_CACHE", str(catalog / "cache"))
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("the network was asked"))
 
 
 MNIST = Images(records=Tfds("mnist"), batch=2, size=28, channels=1, classes=10)
-CATALOGUE: list[Examples] = [
+CATALOG: list[Examples] = [
     MNIST,
     Images(records=Tfds("cifar10"), batch=2, size=16, classes=10),
     Images(records=Tfds("mnist"), batch=2, size=32, classes=10),
@@ -116,9 +116,9 @@ CATALOGUE: list[Examples] = [
 
 
 @pytest.mark.parametrize(
-    "data", CATALOGUE, ids=lambda data: f"{type(data).__name__}-{data.records.name}"
+    "data", CATALOG, ids=lambda data: f"{type(data).__name__}-{data.records.name}"
 )
-def test_the_catalogue_has_the_shapes_that_were_said(data: Examples, here: None) -> None:
+def test_catalog_data_sets_have_the_shapes_of_their_spec(data: Examples, here: None) -> None:
     assert data.prepare() == data.prepare()
     for split, size in (("train", 4), ("eval", 3)):
         source = data.source(split)
@@ -161,13 +161,14 @@ def test_a_whole_image_keeps_its_shape_within_a_canvas(here: None) -> None:
         assert small.shape == (40, 50, 3)
         np.testing.assert_allclose(small[:, 25, 0], np.arange(40) * 6 + 2.5, atol=apart)
     assert shrink_to_fit(photo, 400, 3).shape == (240, 300, 3)  # never larger than it is
-    rows = everything(CATALOGUE[3], "train")
+    rows = everything(CATALOG[3], "train")
     assert rows["sizes"].tolist() == [[32, 32]] * 4 and rows["inputs"][:, 32:].max() == 0
 
 
 def test_texts_are_bytes_ended_by_0(here: None) -> None:
-    rows = everything(CATALOGUE[4], "train")
-    one, long = [ord(letter) for letter in "one"], [ord(letter) for letter in TEXTS[2][:8]]
+    rows = everything(CATALOG[4], "train")
+    one = [ord(letter) for letter in "one"]
+    long = [ord(letter) for letter in TEXTS[2][:8]]
     assert (
         rows["targets"][0].tolist() == [*one, 0, 0, 0, 0, 0]
         and rows["mask"][0].tolist() == [1] * 4 + [0] * 4
@@ -175,10 +176,10 @@ def test_texts_are_bytes_ended_by_0(here: None) -> None:
     assert rows["inputs"][0].tolist() == [0, *one, 0, 0, 0, 0]
     assert rows["targets"][2].tolist() == long and rows["inputs"][2].tolist() == [0, *long[:-1]]
     assert rows["mask"].sum(1).tolist() == [4, 8, 8, 1]
-    plain = everything(CATALOGUE[5], "train")
+    plain = everything(CATALOG[5], "train")
     assert np.array_equal(plain["inputs"], rows["targets"])
     assert plain["mask"].sum(1).tolist() == [3, 8, 8, 0]  # without the end
-    sentences = everything(CATALOGUE[6], "train")
+    sentences = everything(CATALOG[6], "train")
     assert np.array_equal(sentences["inputs"], rows["targets"]) and sentences[
         "lengths"
     ].tolist() == [4, 8, 8, 1]
@@ -195,7 +196,8 @@ def test_a_special_end_is_the_end_and_the_end_may_be_what_is_kept(here: None) ->
 
 
 def test_pairs_end_with_the_end(here: None) -> None:
-    data, rows = CATALOGUE[7], everything(CATALOGUE[7], "train")
+    data = CATALOG[7]
+    rows = everything(data, "train")
     assert isinstance(data, Pairs) and (data.start, data.end, data.vocab) == (256, 257, 258)
     assert rows["inputs"][0].tolist() == [*b"one", 257, 0, 0, 0, 0] and rows[
         "lengths"
@@ -222,7 +224,7 @@ def images(name: str, **fields: Any) -> Images:
     ],
     ids=str,
 )
-def test_what_is_not_there_is_refused_in_one_sentence(
+def test_data_set_that_is_not_prepared_is_refused_in_one_sentence(
     data: Examples, words: tuple[str, ...], here: None
 ) -> None:
     with pytest.raises(Refused) as refused:
@@ -230,8 +232,8 @@ def test_what_is_not_there_is_refused_in_one_sentence(
     assert all(word in str(refused.value) for word in words), refused.value
 
 
-def test_what_is_prepared_is_not_fetched_again(here: None) -> None:
-    for data in CATALOGUE:
+def test_prepared_data_set_is_not_fetched_again(here: None) -> None:
+    for data in CATALOG:
         data.fetch()
 
 
@@ -256,14 +258,12 @@ def test_without_a_network_fetching_is_refused_at_once(
     assert all(word in str(refused.value) for word in words), refused.value
 
 
-def test_what_was_fetched_half_is_fetched_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_fetch_is_restarted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     left = tmp_path / "mnist" / "incomplete.ABCDEF_3.0.1"
     left.mkdir(parents=True)
     builder = builder_class("mnist")(data_dir=tmp_path, file_format="array_record")
-    monkeypatch.setattr(Tfds, "_catalogued", lambda self, root: builder)
+    monkeypatch.setattr(Tfds, "catalog_builder", lambda self, root: builder)
     monkeypatch.setattr("jaxbig.data.records.tfds.reachable", lambda host: True)
     MNIST.fetch()
     assert len(MNIST.source("train")) == 4 and not left.exists()
@@ -340,9 +340,9 @@ def test_records_that_are_trained_and_evaluated_on_are_counted(
 
 @pytest.mark.parametrize("key", ["pythonClassName", "type"])
 def test_a_feature_of_a_foreign_module_is_refused_and_not_imported(
-    key: str, catalogue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    key: str, catalog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(catalogue / "lm1b", tmp_path / "lm1b")
+    shutil.copytree(catalog / "lm1b", tmp_path / "lm1b")
     (file,) = (tmp_path / "lm1b").rglob("features.json")
     content = json.loads(file.read_text())
     content["featuresDict"]["features"]["text"] = {key: "runs_when_imported.Text", "content": {}}
@@ -361,13 +361,14 @@ def test_a_feature_of_a_foreign_module_is_refused_and_not_imported(
 # -- its identity is of its bytes
 
 
-def test_the_identity_knows_another_byte_of_the_files_that_are_read(
-    catalogue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_identity_changes_with_one_byte_of_the_files_that_are_read(
+    catalog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(catalogue / "lm1b", tmp_path / "lm1b")
+    shutil.copytree(catalog / "lm1b", tmp_path / "lm1b")
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     monkeypatch.setenv("JAXBIG_CACHE", str(tmp_path / "cache"))
-    whole, part = Tfds("lm1b"), Tfds("lm1b", eval_split="train[3:]")
+    whole = Tfds("lm1b")
+    part = Tfds("lm1b", eval_split="train[3:]")
     before = whole.prepare(), part.prepare()
     assert (whole.prepare(), part.prepare()) == before
     (file,) = (tmp_path / "lm1b").rglob("*test*array_record*")
