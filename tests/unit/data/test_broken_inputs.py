@@ -293,7 +293,7 @@ def meant(value: Any) -> float | None:
 
 
 def numbered(labels: list[Any]) -> list[Any]:
-    """The classes of labels: their numbers, or, if some are words, their indices among all, sorted."""
+    """The classes of labels: their numbers, or, if some are words, indices among all, sorted."""
     while all(isinstance(label, list) and len(label) == 1 for label in labels):
         labels = [label[0] for label in labels]
     texts = [label.decode() if isinstance(label, bytes) else label for label in labels]

@@ -200,10 +200,8 @@ def test_file_digest_depends_on_name_size_and_content(
 
 
 def test_run_does_not_resume_on_changed_records() -> None:
-    before, after = (
-        ({"x": b"a", "label": 0}, {"x": b"b", "label": 1}),
-        ({"x": b"a", "label": 1}, {"x": b"b", "label": 0}),
-    )
+    before = ({"x": b"a", "label": 0}, {"x": b"b", "label": 1})
+    after = ({"x": b"a", "label": 1}, {"x": b"b", "label": 0})
     experiment = {"seed": 0, "data": {}}
     run = {"experiment": experiment, "data_identity": Listed(*before).prepare()}
     assert not differences(run, identity(experiment, Listed(*before).prepare()))

@@ -50,7 +50,7 @@ SPECIALS = ("<start>", "<end>", "<mask>")
 
 
 def truth() -> list[Record]:
-    """The records of each kind, as far as it can hold them: rows shorter and longer than a batch's."""
+    """The records, as far as a kind can hold them: rows shorter and longer than a batch's."""
     draw = np.random.default_rng(0)
     return [
         {
@@ -266,7 +266,7 @@ def of_columns(record: Record) -> dict[str, Any]:
 
 
 class Made(NamedTuple):
-    """A data set of records: its fields, a row of it by a slow reference, and the fields it reads."""
+    """A data set: its fields, a row of it by a slow reference, and the fields it reads."""
 
     data: Any
     fields: dict[str, Any]
@@ -321,10 +321,8 @@ def agree(
       reduced: JPEGs are decoded at a fraction of their size, so only mean colors are compared.
     """
     for name in expected[0]:
-        found, wanted = (
-            rows[name].astype(float),
-            np.array([each[name] for each in expected]).astype(float),
-        )
+        found = rows[name].astype(float)
+        wanted = np.array([each[name] for each in expected]).astype(float)
         if reduced and name == "inputs":
             np.testing.assert_allclose(found.mean((1, 2)), wanted.mean((1, 2)), atol=12)
         else:
