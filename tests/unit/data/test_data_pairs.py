@@ -525,7 +525,7 @@ def test_synthetic_records_replace_real_ones_where_the_data_set_has_them(
     for name in MAKES:
         data = make(name, kinds["table"])
         if name == "Columns":  # there are no synthetic numbers
-            assert not hasattr(data, "made_up")
+            assert not hasattr(data, "synthetic")
             continue
         small = data.synthetic()
         small.prepare()
