@@ -1,4 +1,4 @@
-"""What a plan's child process does: compile the real train step for chips that are not here, and read what came out."""
+"""Compiles the real train step for chips that are not attached, and measures the program."""
 
 import re
 import time
@@ -10,7 +10,7 @@ import jax
 from jaxbig.config.experiment import Experiment
 from jaxbig.cost.flops import count_flops, model_flops
 from jaxbig.cost.hardware import SERVER, GiB, Topology, gpu_fraction
-from jaxbig.cost.memory import bytes_per_device
+from jaxbig.cost.memory import bytes_per_device, peak_bytes
 from jaxbig.distributed.placement import arrange_over_hosts
 from jaxbig.errors import Failed, Refused
 from jaxbig.planning import collectives, hlo, roofline
@@ -19,12 +19,16 @@ from jaxbig.program.program import make_program
 
 
 def devices_of(topology: Topology) -> Sequence[Any]:
-    """The topology's devices, for compiling alone; for GPUs as many of the CPU. `Refused` if libtpu knows none such."""
+    """Devices of a topology to compile for: TPU descriptions, or for GPUs as many CPU devices.
+
+    Raises:
+      Refused: libtpu does not know the topology.
+    """
     if not topology.is_tpu:
         return jax.devices("cpu")
-    from jax.experimental import topologies  # here: it is needed for TPUs alone
+    from jax.experimental import topologies  # here: needed for TPUs only
 
-    # a host's chips are 2 x 2 where there are so many; megacore makes both cores of a chip one device
+    # a host has 2 x 2 chips if the topology has; megacore makes both cores of a chip one device
     sides = (*topology.shape, 1)[:3]
     options: dict[str, Any] = {"chips_per_host_bounds": (min(2, sides[0]), min(2, sides[1]), 1)}
     if topology.kind == "v4":
@@ -37,21 +41,24 @@ def devices_of(topology: Topology) -> Sequence[Any]:
         )
     except jax.errors.JaxRuntimeError as error:
         raise Refused(
-            f"--topology {topology.name!r} is none that libtpu knows: {_sentence(error)}."
+            f"--topology {topology.name!r} is unknown to libtpu: {_sentence(error)}."
         ) from None
     return described.devices
 
 
 def measure(experiment: Experiment, topology: Topology) -> dict[str, Any]:
-    """All that a plan says; where the program does not fit, what is known of it."""
+    """The plan of a train step; if it does not fit, what is known without compiling."""
     program = make_program(experiment, devices_of(topology))
     host = bytes_per_device(program).get("host", 0)
-    mesh, chip, of_model = dict(program.mesh.shape), topology.chip, model_flops(experiment, program)
+    mesh = dict(program.mesh.shape)
+    chip = topology.chip
+    flops_of_model = model_flops(experiment, program)
     began = time.perf_counter()
     with program.activate():
         traced = program.train_step.trace(program.abstract, program.batch)
         lowered = traced.lower(lowering_platforms=("tpu",) if topology.is_tpu else None)
-        compiled, used = None, 0
+        compiled = None
+        used = 0
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
@@ -60,6 +67,7 @@ def measure(experiment: Experiment, topology: Topology) -> dict[str, Any]:
                     f"the compiler for {topology.name} failed: {_sentence(error)}."
                 ) from None
             used = _used(str(error))
+    flops = count_flops(traced.jaxpr)
     plan: dict[str, Any] = {
         "topology": topology.name,
         "slices": topology.slices,
@@ -74,8 +82,8 @@ def measure(experiment: Experiment, topology: Topology) -> dict[str, Any]:
         },
         "estimate": not topology.is_tpu,
         **({} if topology.is_tpu else {"memory_fraction": gpu_fraction()}),
-        "flops_per_step": (flops := count_flops(traced.jaxpr)),
-        "model_flops_per_step": of_model,
+        "flops_per_step": flops,
+        "model_flops_per_step": flops_of_model,
     }
     if compiled is None:
         plan["memory"] |= {
@@ -90,15 +98,15 @@ def measure(experiment: Experiment, topology: Topology) -> dict[str, Any]:
             "step_seconds": None,
             "mfu": None,
         }
-    memory, module = compiled.memory_analysis(), hlo.parse(compiled.as_text())
-    outputs = (
-        memory.output_size_in_bytes - memory.alias_size_in_bytes
-    )  # the donated state is counted once
-    given = memory.argument_size_in_bytes - (
-        0 if topology.is_tpu else host
-    )  # a CPU's compiler counts it in
-    whole = given + memory.temp_size_in_bytes + outputs
-    peak = max(whole, memory.peak_memory_in_bytes) if topology.is_tpu else whole
+    memory = compiled.memory_analysis()
+    module = hlo.parse(compiled.as_text())
+    given = memory.argument_size_in_bytes
+    peak = peak_bytes(compiled)
+    if topology.is_tpu:
+        peak = max(peak, memory.peak_memory_in_bytes)
+    else:  # a CPU's compiler counts what is in host memory
+        given -= host
+        peak -= host
     plan["memory"] |= {
         "argument_bytes": given,
         "temporary_bytes": memory.temp_size_in_bytes,
@@ -114,13 +122,15 @@ def measure(experiment: Experiment, topology: Topology) -> dict[str, Any]:
         "collectives": collectives.table(sent, mesh),
         "bounds": bounds,
         "step_seconds": seconds,
-        "mfu": of_model / (seconds * topology.devices * chip.peak_flops),
+        "mfu": flops_of_model / (seconds * topology.devices * chip.peak_flops),
     }
 
 
 def layout(topology: Topology, mesh: dict[str, int]) -> list[int]:
-    """Which chip of the topology a run puts at each place of the mesh, in its order; islands are chips that follow each
-    other. What is compiled here for GPUs runs on CPU devices, which are one host."""
+    """The chip at each position of the mesh, in mesh order, as a real run arranges them.
+
+    Needed for GPUs, which are compiled for as CPU devices of a single host.
+    """
     if topology.is_tpu:  # slices are in the order of `data` already
         return list(range(topology.devices))
     hosts = [
@@ -131,7 +141,8 @@ def layout(topology: Topology, mesh: dict[str, int]) -> list[int]:
 
 
 def _used(message: str) -> int:
-    """Bytes that the program needs besides its arguments, from the compiler's refusal; 0 if it does not say."""
+    """Bytes of temporaries from the compiler's out-of-memory error; 0 if it does not report
+    them."""
     found = re.search(r"temporaries \(([\d.]+)([KMGT])\)", message) or re.search(
         r"Used ([\d.]+)([KMGT])", message
     )

@@ -1,4 +1,4 @@
-"""The largest arrays of a program on one device, and the lines that ask for them."""
+"""The largest arrays of a program on one device, and the source lines that create them."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ Buffer = dict[str, Any]
 
 
 def largest(module: Module, program: Program) -> list[Buffer]:
-    """The arguments and temporaries that take most memory; not all are there at once."""
+    """The largest arguments and temporaries; they do not all exist at the same time."""
     found = arguments(program)
     fused = {
         name for each, _, _ in module.run() if each.opcode == "fusion" for _, name in called(each)
@@ -38,8 +38,9 @@ def largest(module: Module, program: Program) -> list[Buffer]:
 
 
 def largest_traced(jaxpr: Any, program: Program) -> list[Buffer]:
-    """The same where nothing could be compiled: of the values in the program as written, as if each were split over
-    all devices; the compiler may never keep some of them.
+    """The same for a program that could not be compiled, from the values of its jaxpr.
+
+    Each is taken as sharded over all devices; the compiler may never materialize some of them.
     """
     devices = program.mesh.size
     found = arguments(program)
@@ -51,7 +52,7 @@ def largest_traced(jaxpr: Any, program: Program) -> list[Buffer]:
 
 
 def arguments(program: Program) -> list[Buffer]:
-    """What one device holds of the state and of a batch, which its host's memory does not."""
+    """The state and batch in one device's memory, without what is in host memory."""
     rows = []
     for path, leaf in flatten_with_paths(
         {"state": program.abstract, "batch": program.batch}
@@ -83,9 +84,9 @@ def _line(equation: Any) -> str:
 
 
 def _top(found: Sequence[Buffer]) -> list[Buffer]:
-    """The largest; of those alike one, with how many there are."""
-    alike: dict[tuple[Any, ...], Buffer] = {}
+    """The largest buffers; equal ones once, with their number."""
+    rows: dict[tuple[Any, ...], Buffer] = {}
     for each in found:
-        row = alike.setdefault((each["bytes"], each["array"], each["source"]), {**each, "alike": 0})
-        row["alike"] += 1
-    return sorted(alike.values(), key=lambda row: -row["bytes"])[:COUNT]
+        row = rows.setdefault((each["bytes"], each["array"], each["source"]), {**each, "count": 0})
+        row["count"] += 1
+    return sorted(rows.values(), key=lambda row: -row["bytes"])[:COUNT]

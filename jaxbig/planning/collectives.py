@@ -1,4 +1,4 @@
-"""What devices send each other in a step, read off the compiled program."""
+"""The collectives of a step, from the compiled program."""
 
 import collections
 import dataclasses
@@ -25,7 +25,10 @@ MESHED = r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(?([^)]*\)?)\)?)? ?\{
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """`bytes`: of the whole array on one device, before or after, whichever is larger, in one of `times` runs."""
+    """A collective operation that runs `times` times a step.
+
+    `bytes`: of the array on one device, before or after, whichever is larger.
+    """
 
     kind: str
     groups: Groups
@@ -34,53 +37,58 @@ class Collective:
 
     def axes(self, mesh: dict[str, int]) -> tuple[str, ...]:
         """The mesh axes along which the members of a group differ."""
-        at = np.array(
-            np.unravel_index(np.array(self.groups[0]), tuple(mesh.values()))
-        )  # [axes, members]
-        return tuple(axis for axis, places in zip(mesh, at, strict=True) if len(set(places)) > 1)
+        sizes = tuple(mesh.values())
+        indices = np.array(np.unravel_index(np.array(self.groups[0]), sizes))  # [axes, members]
+        return tuple(axis for axis, index in zip(mesh, indices, strict=True) if len(set(index)) > 1)
 
     def renumbered(self, chips: Sequence[int]) -> "Collective":
-        """The same between chips by their number in the topology, from places in the mesh."""
+        """The same with mesh positions replaced by chip numbers of the topology."""
         return dataclasses.replace(
-            self, groups=[[chips[place] for place in group] for group in self.groups]
+            self, groups=[[chips[position] for position in group] for group in self.groups]
         )
 
     def seconds(self, topology: Topology) -> float:
-        """The least a ring takes, all runs together.
+        """The least time of a ring algorithm, for all runs of a step.
 
-        A chip sends (n - 1) / n of the bytes to gather or scatter over n chips, twice that to reduce all; over
-        islands of chips (slices, servers) first inside each, then each chip its share between them.
+        A chip sends (n - 1) / n of the bytes to gather or scatter over n chips, and twice that to
+        all-reduce. Over islands of chips (slices, servers) it first sends inside each island, then
+        its share between them.
         """
-        group, chip = self.groups[0], topology.chip
+        group = self.groups[0]
+        chip = topology.chip
         far = len({member // topology.island for member in group})
         near = len(group) // far
         passes = 2 if self.kind == "all-reduce" else 1
-        share = (
-            (1.0, 1.0)
-            if self.kind == "collective-permute"
-            else ((near - 1) / near, (far - 1) / far / near)
-        )
-        inside = (
-            share[0] * self.bytes / (chip.interconnect_bandwidth / 2)
-            if near > 1 or far == 1
-            else 0.0
-        )
-        between = share[1] * self.bytes / chip.network_bandwidth if far > 1 else 0.0
+        near_share = (near - 1) / near
+        far_share = (far - 1) / far / near
+        if self.kind == "collective-permute":
+            near_share = 1.0
+            far_share = 1.0
+        inside = 0.0
+        if near > 1 or far == 1:
+            inside = near_share * self.bytes / (chip.interconnect_bandwidth / 2)
+        between = 0.0
+        if far > 1:
+            between = far_share * self.bytes / chip.network_bandwidth
         return self.times * passes * (inside + between)
 
 
 def find_collectives(module: Module, devices: int, island: int = 0) -> list[Collective]:
-    """Those that cross devices; pieces of one asynchronous collective share a channel and count once. What crosses
-    slices of `island` chips each is a transfer between hosts in the program, sent by each chip to its like."""
+    """The collectives between devices; parts of one asynchronous collective count once.
+
+    A transfer between slices of `island` chips appears as a send between hosts, from each chip to
+    the chip with the same index in the other slices.
+    """
     found: dict[Any, Collective] = {}
     for number, (each, times, known) in enumerate(module.run()):
         kind = each.opcode.removesuffix("-start")
         if between := re.search(
             r'_xla_megascale_transfer_type="(\w+)"', each.attributes if kind == "send" else ""
         ):
-            kind, size = between[1].lower().replace("_", "-"), known[each.operands[0]].bytes
-            alike = [list(range(chip, devices, island)) for chip in range(island)]
-            found[number] = Collective(kind, alike, size, times)
+            kind = between[1].lower().replace("_", "-")
+            size = known[each.operands[0]].bytes
+            same_index = [list(range(chip, devices, island)) for chip in range(island)]
+            found[number] = Collective(kind, same_index, size, times)
             continue
         if kind not in KINDS:
             continue
@@ -90,7 +98,7 @@ def find_collectives(module: Module, devices: int, island: int = 0) -> list[Coll
             given if each.opcode in ("all-gather-start", "collective-permute-start") else 0
         )
         channel = re.search(r"channel_id=(\d+)", each.attributes)
-        # those of a shard_map share a channel too, and a ring's passes are all there is of them
+        # collectives of a shard_map share a channel too, and each pass of a ring counts
         key = (kind, channel[1]) if channel and kind != "collective-permute" else number
         if len(groups[0]) > 1 and (key not in found or times > found[key].times):
             found[key] = Collective(kind, groups, max(given, result), times)
@@ -98,7 +106,7 @@ def find_collectives(module: Module, devices: int, island: int = 0) -> list[Coll
 
 
 def table(collectives: Sequence[Collective], mesh: dict[str, int]) -> list[dict[str, Any]]:
-    """Count and bytes a step on each device, by kind and by the mesh axes they cross; the largest first."""
+    """Count and bytes per step on each device, by kind and mesh axes; the largest first."""
     count: collections.Counter[tuple[str, str]] = collections.Counter()
     size: collections.Counter[tuple[str, str]] = collections.Counter()
     for each in collectives:
@@ -113,7 +121,7 @@ def table(collectives: Sequence[Collective], mesh: dict[str, int]) -> list[dict[
 
 
 def parse_groups(attributes: str, devices: int) -> Groups:
-    """Which devices work together; HLO writes it as a list, as a transposed range, as axes of a mesh or as pairs."""
+    """The device groups; HLO writes them as a list, a transposed range, mesh axes, or pairs."""
     if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", attributes):
         return [list(map(int, pair.split(","))) for pair in re.findall(r"\{(\d+,\d+)", pairs[0])]
     if listed := re.search(r"replica_groups=\{(\{.*?\})\}", attributes):
@@ -134,7 +142,8 @@ def _numbers(text: str) -> list[int]:
 
 
 def _range(text: str) -> np.ndarray:
-    """`<=[2,4]T(1,0)`, or without `<=`: 0 ... 7 as [2, 4], its axes transposed, flat; or all numbers, listed."""
+    """`<=[2,4]T(1,0)`, or without `<=`: 0 ... 7 as [2, 4], transposed, flat; or a list of
+    numbers."""
     if "[" not in text:
         return np.array([int(number) for number in re.findall(r"\d+", text)])
     shape, _, order = text.removeprefix("<=").removeprefix("[").partition("]")
@@ -145,7 +154,9 @@ def _range(text: str) -> np.ndarray:
 def _along(mesh: str, order: str, axes: list[str]) -> Groups:
     """`mesh['a'=2,'b'=8]` and `'b'`, or `'b':(2)4`: of b taken as 2 x 4 x 1 the middle one."""
     sizes = [(name, int(size)) for name, size in re.findall(r"('[^']*')=(\d+)", mesh)]
-    parts: list[tuple[int, bool]] = []  # every axis in pieces, and whether a group runs along it
+    parts: list[
+        tuple[int, bool]
+    ] = []  # size of each part of each axis, and whether a group spans it
     for name, size in sizes:
         asked = sorted(each for each in axes if each.split(":")[0] == name)
         if not asked or ":" not in asked[0]:

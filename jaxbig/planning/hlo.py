@@ -1,4 +1,4 @@
-"""A compiled program as text (HLO), read: its computations, how often each runs, and what its values take."""
+"""Parses a compiled program (HLO text): computations, how often each runs, sizes of values."""
 
 import collections
 import dataclasses
@@ -8,9 +8,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-SHAPE = re.compile(
-    r"([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](?:\{[^{}]*?(S\([1-9]\d*\))?\})?"
-)  # S(1): memory on the chip
+# S(1): memory on the chip
+SHAPE = re.compile(r"([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](?:\{[^{}]*?(S\([1-9]\d*\))?\})?")
 CALLED = re.compile(
     r"(calls|body|condition|branch_computations|called_computations|to_apply)=(\{[^}]*\}|%[\w.-]+)"
 )
@@ -33,21 +32,24 @@ class Instruction:
 
     @functools.cached_property
     def memory_bytes(self) -> int:
-        """Those that lie in the device's memory, and not on the chip itself."""
+        """Bytes in the device's memory (HBM), without those on the chip."""
         return sum(size for _, size, on_chip in arrays(self.result) if not on_chip)
 
 
 def shorter(file: str) -> str:
-    """A path from the folder that jaxbig lies in, where it is inside."""
-    path, root = Path(file), Path(__file__).parents[2]
+    """A path relative to the folder that contains jaxbig, if it is inside."""
+    path = Path(file)
+    root = Path(__file__).parents[2]
     return str(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
 def arrays(text: str) -> Iterator[tuple[str, int, bool]]:
-    """Each array in a type, its bytes, and whether it lies on the chip; padding to tiles is not counted."""
+    """Each array in a type: its type, bytes without padding, and whether it is on the chip."""
     for kind, dimensions, on_chip in SHAPE.findall(text):
         bits = re.search(r"\d+", kind)
-        width = int(bits[0]) / 8 if bits else 1 if kind == "pred" else 0
+        width = 1 if kind == "pred" else 0
+        if bits:
+            width = int(bits[0]) / 8
         size = int(width * math.prod(int(n) for n in dimensions.split(",") if n))
         yield f"{kind}[{dimensions}]", size, bool(on_chip)
 
@@ -61,14 +63,15 @@ class Module:
     header: str
 
     def run(self) -> Iterator[tuple[Instruction, int, dict[str, Instruction]]]:
-        """Each instruction that runs, how often, and its neighbours by name."""
+        """Each instruction that runs, how often, and the instructions of its computation by
+        name."""
         for name, times in self.times.items():
             known = {each.name: each for each in self.computations[name]}
             for each in self.computations[name]:
                 yield each, times, known
 
     def source(self, instruction: Instruction) -> str:
-        """`file:line` of the code that asked for a value: of the innermost frame that is no installed library's."""
+        """`file:line` of the source of a value: the innermost frame outside installed libraries."""
         frame = re.search(r"stack_frame_id=(\d+)", instruction.attributes)
         at = int(frame[1]) if frame else 0
         while at in self.frames:
@@ -99,7 +102,9 @@ class Module:
 def parse(text: str) -> Module:
     """Reads the text of a compiled program."""
     computations: dict[str, list[Instruction]] = {}
-    entry, now, header = "", [], []
+    entry = ""
+    now: list[Instruction] = []
+    header: list[str] = []
     for line in text.splitlines():
         if start := re.match(r"(ENTRY )?%?([\w.-]+) \(.*\{$", line):
             now = computations[start[2]] = []
@@ -119,7 +124,8 @@ def _instruction(line: str) -> Instruction | None:
         return None
     rest = found[3]
     end = _closing(rest, 0) if rest.startswith("(") else rest.index(" ")
-    result, rest = rest[:end], rest[end:].lstrip()
+    result = rest[:end]
+    rest = rest[end:].lstrip()
     opcode, _, _ = rest.partition("(")
     end = _closing(rest, len(opcode))
     operands = tuple(re.findall(r"%([\w.-]+)", rest[len(opcode) : end]))
@@ -129,7 +135,7 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def _closing(text: str, start: int) -> int:
-    """Where the bracket that opens at `start` has closed."""
+    """The position after the bracket that closes the one at `start`."""
     depth = 0
     for found in re.finditer(r"[()]", text[start:]):
         depth += 1 if found[0] == "(" else -1
@@ -162,7 +168,7 @@ def _count(
 
 
 def trip_count(loop: Instruction, condition: list[Instruction]) -> int:
-    """How often a while loop runs: said by the compiler, or the number its counter is compared with; else 1."""
+    """Iterations of a while loop: the compiler's count, or the bound of its counter; else 1."""
     if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes):
         return int(known[1])
     numbers = [

@@ -1,6 +1,6 @@
-"""`jaxbig plan`: compiles an experiment for hardware that is not here, in a child process, and tries what would fit.
+"""Plans an experiment on hardware that is not attached, and searches for settings that fit.
 
-The child is `jaxbig plan` itself, told to compile: the compiler may crash or hang, and takes the process with it.
+It compiles in a child process (`jaxbig plan --here`), since the compiler may crash or hang.
 """
 
 import importlib.util
@@ -17,7 +17,7 @@ from jaxbig.cost.hardware import GiB, Topology, fraction_note
 from jaxbig.cost.remedies import remedies
 from jaxbig.distributed.placement import check_slices
 from jaxbig.errors import Failed, Refused
-from jaxbig.system.exit_codes import INTERRUPTED
+from jaxbig.system.exit_codes import FAILED, INTERRUPTED, REFUSED
 from jaxbig.system.signals import stop_signals
 
 Plan = dict[str, Any]
@@ -30,9 +30,17 @@ def plan(
     timeout: float,
     say: Callable[[str], None],
 ) -> Plan:
-    """The plan of an experiment; `command` is what follows `jaxbig`, and makes the same plan in the child.
+    """The plan of an experiment.
 
-    Where it does not fit, `proposal` is the first plan that does, of those in order of their cost; None if none does.
+    Args:
+      command: the arguments of `jaxbig` that make this plan, for the child process.
+      experiment: what is planned.
+      topology: the hardware.
+      timeout: seconds that the compiler may take.
+      say: prints a line of progress.
+
+    Returns:
+      The plan. If it does not fit, `proposal` is the cheapest plan that does, or None.
     """
     check_possible(experiment, topology, timeout)
     say(f"compiling for {topology.devices} {topology.kind} chips, which may take minutes")
@@ -44,7 +52,7 @@ def plan(
         say(f"trying {' '.join(options)}")
         try:
             other = compile_in_child([*command, *options], topology, timeout)
-        except (Refused, Failed) as error:  # such a setting is no way out: the next may be
+        except (Refused, Failed) as error:  # this setting does not work; the next may
             say(str(error))
             continue
         if other["fits"]:
@@ -53,32 +61,39 @@ def plan(
 
 
 def check_possible(experiment: Experiment, topology: Topology, timeout: float) -> None:
-    """`Refused` where nothing can be compiled."""
+    """Raises `Refused` if nothing can be compiled."""
     experiment.check()
     check_slices(experiment.mesh.sizes(topology.devices), topology.slices)
     if timeout <= 0:
         raise Refused(f"--timeout {timeout}: it must be more than 0 seconds.")
     if topology.is_tpu and importlib.util.find_spec("libtpu") is None:
         raise Refused(
-            f"--topology {topology.name!r} needs the TPU compiler, libtpu: install it with `pip install 'jaxbig[tpu]'`."
+            f"--topology {topology.name!r} needs the TPU compiler, libtpu: install it with "
+            f"`pip install 'jaxbig[tpu]'`."
         )
 
 
 def lacking(result: Plan) -> str:
-    """By how much a plan does not fit."""
+    """A message with the memory that a plan lacks."""
     memory = result["memory"]
     over = (memory["peak_bytes"] - memory["available_bytes"]) / GiB
     note = f" ({fraction_note()})" if result["estimate"] else ""
-    return f"it does not fit: {memory['peak_bytes'] / GiB:.2f} GiB a chip are {over:.2f} GiB too many{note}"
+    need = memory["peak_bytes"] / GiB
+    return f"it does not fit: {need:.2f} GiB a chip are {over:.2f} GiB too many{note}"
 
 
 def compile_in_child(command: Sequence[str], topology: Topology, timeout: float) -> Plan:
-    """Runs `jaxbig COMMAND --here`; `Refused` or `Failed` as it was, or where it crashed or took too long."""
+    """Runs `jaxbig COMMAND --here` and returns its plan.
+
+    Raises:
+      Refused: the child refused the command.
+      Failed: the child failed, crashed or exceeded `timeout` seconds.
+    """
     quiet = {"TPU_LOG_DIR": "disabled", "TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3"}
-    # no TPU is looked for, on this machine or at the cloud's metadata server; several plans may run at once
+    # do not look for a TPU, here or at the cloud's metadata server; several plans may run at once
     absent = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     count = {} if topology.is_tpu else {"JAX_NUM_CPU_DEVICES": str(topology.devices)}
-    # by an exception, so that the child ends too
+    # exit by an exception, so that the child is ended too
     before = {
         each: signal.signal(each, lambda *_: sys.exit(INTERRUPTED)) for each in stop_signals()
     }
@@ -93,7 +108,8 @@ def compile_in_child(command: Sequence[str], topology: Topology, timeout: float)
         out, error = child.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         raise Failed(
-            f"the compiler for {topology.name} was not done after {timeout:g} s: give it more with --timeout."
+            f"the compiler for {topology.name} was not done after {timeout:g} s: "
+            f"allow more with --timeout."
         ) from None
     finally:
         child.kill()
@@ -105,15 +121,15 @@ def compile_in_child(command: Sequence[str], topology: Topology, timeout: float)
     said = [
         line.removeprefix("jaxbig: ") for line in error.splitlines() if line.startswith("jaxbig: ")
     ]
-    if child.returncode in (1, 2) and said:
-        raise (Refused if child.returncode == 2 else Failed)(said[-1])
-    how = (
-        signal.Signals(-child.returncode).name
-        if child.returncode < 0
-        else f"exit code {child.returncode}"
-    )
+    if child.returncode == REFUSED and said:
+        raise Refused(said[-1])
+    if child.returncode == FAILED and said:
+        raise Failed(said[-1])
+    how = f"exit code {child.returncode}"
+    if child.returncode < 0:
+        how = signal.Signals(-child.returncode).name
     raise Failed(
-        f"the compiler for {topology.name} crashed ({how}): the last it said was {_last(error)!r}."
+        f"the compiler for {topology.name} crashed ({how}): its last output was {_last(error)!r}."
     )
 
 

@@ -1,4 +1,4 @@
-"""The least time that a step can take: the longest of computing, reading and writing memory, and sending."""
+"""The least time of a step: the longest of compute, memory traffic and communication."""
 
 from collections.abc import Sequence
 
@@ -23,9 +23,13 @@ FREE = (
 def seconds(
     flops: int, traffic: int, collectives: Sequence[Collective], topology: Topology
 ) -> dict[str, float]:
-    """Of one step, if each chip does its share at its peak: no other work, no waiting, all three at once.
+    """Seconds of one step for each bound, if every chip works at its peak without waiting.
 
-    flops: over all devices; traffic: bytes of memory on one.
+    Args:
+      flops: over all devices.
+      traffic: bytes of memory read and written by one device.
+      collectives: of a step.
+      topology: the hardware.
     """
     return {
         "compute": flops / topology.devices / topology.chip.peak_flops,
@@ -35,9 +39,10 @@ def seconds(
 
 
 def memory_traffic(module: Module) -> int:
-    """Bytes that a device reads and writes of its memory in a step: what each instruction takes and gives.
+    """Bytes of its memory that a device reads and writes in a step, over all instructions.
 
-    Values inside a fusion never reach memory, a slice is not the whole, and what lies on the chip is free.
+    Values inside a fusion never reach memory, a slice reads only its part, and values on the chip
+    are free.
     """
     fused = {
         name for each, _, _ in module.run() if each.opcode == "fusion" for _, name in called(each)
@@ -66,7 +71,7 @@ def _read(module: Module, instruction: Instruction, known: dict[str, Instruction
 
 
 def _used(module: Module, computation: str, number: int) -> int:
-    """Bytes that a fusion takes of its parameter of that number: all, or the slices it cuts."""
+    """Bytes that a fusion reads of one of its parameters: all, or only its slices."""
     inside = module.computations[computation]
     names = {
         each.name
@@ -86,9 +91,8 @@ def _used(module: Module, computation: str, number: int) -> int:
             used += sum(
                 _used(module, inner, i) for i, name in enumerate(each.operands) if name in names
             )
-        elif not (
-            each.opcode == "dynamic-update-slice" and each.operands[0] in names
-        ):  # which is done in place
+        # an update of the parameter is done in place
+        elif not (each.opcode == "dynamic-update-slice" and each.operands[0] in names):
             return max(known.bytes for known in inside if known.name in names)
     return used
 
@@ -105,7 +109,7 @@ def _written(module: Module, instruction: Instruction) -> int:
 
 
 def _root(module: Module, computation: str) -> Instruction | None:
-    """The update in place that a fusion ends with, if it does."""
+    """The in-place update that a fusion ends with, if there is one."""
     known = {each.name: each for each in module.computations[computation]}
     last = next(each for each in known.values() if each.root)
     while last.opcode == "bitcast":
@@ -121,7 +125,7 @@ def _update(module: Module, instruction: Instruction, inner: str | None) -> int:
 
 
 def in_place(module: Module, instruction: Instruction) -> bool:
-    """Whether an instruction writes into a buffer that is there."""
+    """Whether an instruction writes into an existing buffer."""
     if instruction.opcode == "fusion":
         return _root(module, next(name for _, name in called(instruction))) is not None
     return instruction.opcode in ("dynamic-update-slice", "scatter")

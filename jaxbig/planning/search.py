@@ -1,4 +1,4 @@
-"""`jaxbig plan --search`: an experiment planned on other meshes, with other remat and batches, and which is fastest."""
+"""Plans an experiment with other meshes, remat policies and batches, and ranks them by speed."""
 
 import dataclasses
 import itertools
@@ -19,21 +19,23 @@ from jaxbig.models.transformer import Remat
 from jaxbig.planning.planner import Plan, check_possible, compile_in_child
 
 TIMES = (1, 2, 4)
-"""How many times the experiment's batch is tried."""
+"""Multiples of the experiment's batch that are tried."""
 TENSOR = (1, 2, 4, 8)
-"""In how many pieces a layer is tried: with more, its devices wait for each other's sums."""
+"""Sizes of the tensor axis that are tried; larger ones wait longer for each other's sums."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What one trial is: the size of each mesh axis, a remat policy by its place among all (0: saves least), rows."""
+    """A trial: the size of each mesh axis, the index of a remat policy (0 saves least), the
+    rows."""
 
     mesh: tuple[int, ...]
     remat: int
     batch: int
 
     def needs(self, other: "Setting") -> bool:
-        """Whether it takes at least the memory of another: on the same mesh as many rows or more, as much saved."""
+        """Whether it needs at least the memory of another: same mesh, no fewer rows, no more
+        remat."""
         return self.mesh == other.mesh and self.batch >= other.batch and self.remat <= other.remat
 
 
@@ -45,11 +47,16 @@ def search(
     limit: int,
     say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """Up to `limit` plans, compiled one after another, the fastest that fits first; each with its `options` and
-    `seconds_per_example`. What needs as much memory as a trial that did not fit is left out; Ctrl-C ends the search
-    with what was found."""
+    """Compiles up to `limit` plans, one after another, and ranks them.
+
+    A setting that needs at least the memory of one that did not fit is skipped. Ctrl-C ends the
+    search with the plans found so far.
+
+    Returns:
+      The plans with their `options` and `seconds_per_example`; the fastest that fits first.
+    """
     if limit < 1:
-        raise Refused(f"--search {limit}: it must be how many settings to plan, 1 or more.")
+        raise Refused(f"--search {limit}: it must be the number of settings to plan, 1 or more.")
     check_possible(experiment, topology, timeout)
     tried: list[tuple[Setting, Plan]] = []
     names = policies(experiment)
@@ -58,43 +65,43 @@ def search(
             break
         if any(setting.needs(other) and not plan["fits"] for other, plan in tried):
             continue
-        options, began = to_options(setting, names), time.monotonic()
+        options = to_options(setting, names)
+        began = time.monotonic()
         try:
             plan = compile_in_child([*command, *options], topology, timeout)
-        except (
-            Refused,
-            Failed,
-        ) as error:  # a setting that cannot be is an answer too, and others may be better
+        except (Refused, Failed) as error:  # an impossible setting; others may work
             say(f"{shlex.join(options)}: {error}")
             continue
         except KeyboardInterrupt:
-            say("stopped: what follows was found before")
+            say("stopped: these plans were found before")
             break
-        told = {
+        extra = {
             "options": options,
             "remat": names[setting.remat] if names else "",
             "batch": setting.batch,
         }
-        tried.append((setting, plan | told))
+        tried.append((setting, plan | extra))
         said = f"{plan['step_seconds']:.4g} s a step" if plan["fits"] else "does not fit"
         what = f"{format_mesh(plan['mesh'])}; {' '.join(options[len(AXES) :])}"
-        say(
-            f"[{len(tried)} of {limit}] {what}: {said} (compiled in {time.monotonic() - began:.0f} s)"
-        )
+        seconds = time.monotonic() - began
+        say(f"[{len(tried)} of {limit}] {what}: {said} (compiled in {seconds:.0f} s)")
     if not tried:
         raise Failed(f"no setting could be planned for {topology.name}.")
     return ranked([plan for _, plan in tried])
 
 
 def policies(experiment: Experiment) -> tuple[str, ...]:
-    """The remat policies that its model can have, in the order of what they save."""
+    """The remat policies of its model, in the order of the memory they save."""
     return get_args(Remat) if hasattr(experiment.model, "remat") else ()
 
 
 def settings(experiment: Experiment, devices: int, slices: int = 1) -> list[Setting]:
-    """All there are, in the order they are tried: the experiment's own first, then those that differ in one thing."""
-    own, batch, names = experiment.mesh.sizes(devices), experiment.data.batch, policies(experiment)
-    remat = names.index(choose("remat", experiment.model.remat, names)) if names else 0  # type: ignore[attr-defined]
+    """All settings in the order of trial: the experiment's own, then those nearest to it."""
+    own = experiment.mesh.sizes(devices)
+    batch = experiment.data.batch
+    names = policies(experiment)
+    model: Any = experiment.model
+    remat = names.index(choose("remat", model.remat, names)) if names else 0
 
     def changes(setting: Setting) -> int:
         return (setting.mesh != own) + (setting.remat != remat) + (setting.batch != batch)
@@ -110,8 +117,10 @@ def settings(experiment: Experiment, devices: int, slices: int = 1) -> list[Sett
 
 
 def meshes(own: tuple[int, ...], devices: int, slices: int = 1) -> Iterator[tuple[int, ...]]:
-    """The experiment's own; then the devices over fsdp and data, alone or half and half, and tensor; the same of each
-    on every TPU slice."""
+    """Meshes to try: the experiment's own, then other splits over data, fsdp and tensor.
+
+    Every TPU slice has the same split.
+    """
     yield own
     fixed = dict(zip(AXES, own, strict=True))
     left = devices // (fixed["sequence"] * fixed["expert"] * slices)
@@ -126,7 +135,7 @@ def meshes(own: tuple[int, ...], devices: int, slices: int = 1) -> Iterator[tupl
 
 
 def rows(mesh: tuple[int, ...]) -> int:
-    """How many devices split the rows of a batch."""
+    """Number of devices that the rows of a batch are split over."""
     return math.prod(size for axis, size in zip(AXES, mesh, strict=True) if axis in ROWS)
 
 
@@ -140,7 +149,7 @@ def to_options(setting: Setting, names: Sequence[str]) -> list[str]:
 
 
 def ranked(plans: Sequence[Plan]) -> list[dict[str, Any]]:
-    """What fits before what does not, then by seconds an example, then by memory."""
+    """Plans that fit first, then by seconds per example, then by memory."""
     timed = [
         plan
         | {

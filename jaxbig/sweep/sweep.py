@@ -18,7 +18,6 @@ from jaxbig.config.overrides import resolve
 from jaxbig.errors import Refused
 from jaxbig.sweep.search_space import Setting, literal, options
 from jaxbig.system.exit_codes import DONE, INTERRUPTED
-from jaxbig.system.exit_codes import DONE, INTERRUPTED
 from jaxbig.system.json_files import read_json, write_json
 from jaxbig.system.process_group import Process, collect_stop_signals, gpus, kill, spawn, terminate
 from jaxbig.tracking.figures import PLAIN, optional, printable

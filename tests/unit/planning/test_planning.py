@@ -407,7 +407,7 @@ def test_a_compiler_that_crashes_or_takes_too_long_is_a_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pod = parse_topology("h100:8")
-    with pytest.raises(Failed, match=r"not done after 0\.1 s: give it more with --timeout"):
+    with pytest.raises(Failed, match=r"not done after 0\.1 s: allow more with --timeout"):
         planner.compile_in_child(["plan", "digits_convnet", "--topology", "h100:8"], pod, 0.1)
     monkeypatch.setattr("sys.executable", "/bin/false")
     with pytest.raises(Failed, match=r"crashed \(exit code 1\)"):
