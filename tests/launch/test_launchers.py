@@ -115,7 +115,7 @@ def rendered(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 
 def carried_out(script: str, folder: Path, *programs: str, **environment: str) -> list[list[str]]:
-    """The arguments of each call, program first, of a script for which only these programs exist."""
+    """The arguments of each call, program first, of a script that sees only these programs."""
     (folder / "bin").mkdir()
     for name in programs:
         stub = f'#!/bin/bash\nset -- {name} "$@"\n{RANKED}'
