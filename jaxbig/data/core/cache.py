@@ -14,7 +14,6 @@ import filelock
 from jaxbig.data.core.content_digest import digest_files
 from jaxbig.data.core.dataset import folder_of
 from jaxbig.errors import Refused
-from jaxbig.system.disk import replace
 
 DIGEST = 1
 """Version of the cached digests of files."""
@@ -52,7 +51,7 @@ def write_atomically(target: Path, make: Callable[[Path], Any]) -> None:
     ):
         part = Path(folder) / target.name
         make(part)
-        replace(part, target)
+        os.replace(part, target)
 
 
 def build_once(target: Path, make: Callable[[Path], Any]) -> Path:
