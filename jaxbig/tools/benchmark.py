@@ -18,7 +18,7 @@ from jaxbig.distributed.watchdog import Heartbeat
 from jaxbig.errors import Refused
 from jaxbig.program.program import make_program
 from jaxbig.tracking.console import Screen
-from jaxbig.tracking.metrics_writer import Metrics
+from jaxbig.tracking.metrics_writer import MetricsWriter
 from jaxbig.train.batch_loader import BatchLoader, host_batches
 from jaxbig.train.step_reporter import StepReporter, rates
 from jaxbig.train.trainer import compile_step
@@ -45,7 +45,7 @@ def bench(
     ours, bare, waits, padding = [], [], [], []
     batches = contextlib.closing(host_batches(program, source, start=0, stop=steps * ROUNDS))
     with program.activate(), tempfile.TemporaryDirectory() as folder, batches as ahead:
-        metrics = Metrics(Path(folder), 0)
+        metrics = MetricsWriter(Path(folder), 0)
         screen.start(0, steps * ROUNDS)
 
         def log(step: int, values: dict[str, float]) -> None:

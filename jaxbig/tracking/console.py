@@ -1,4 +1,4 @@
-"""What a person sees of a run: a live bar, a table that grows with each evaluation, and a last screen."""
+"""The terminal output of a run: a progress bar, a table of evaluations, and a final summary."""
 
 import logging
 import sys
@@ -22,8 +22,8 @@ shown = optional("the screen")
 class Screen:
     """Prints to standard output, or to standard error where that is kept for JSON.
 
-    Without a terminal there is no bar; a line of training metrics is printed every ten seconds instead. One that is
-    quiet, of a process that is not the first, shows warnings alone.
+    Without a terminal there is no bar; a line of training metrics is printed every ten seconds
+    instead. A quiet one, as of all processes but the first, shows only warnings.
     """
 
     def __init__(self, json: bool = False, quiet: bool = False):
@@ -44,7 +44,7 @@ class Screen:
 
     @shown
     def start(self, step: int, steps: int) -> None:
-        """The bar, at a step of so many."""
+        """Shows the bar, at `step` of `steps`."""
         self._steps = steps
         if self.console.is_terminal:
             left = MofNCompleteColumn(), BarColumn(bar_width=None)
@@ -60,7 +60,10 @@ class Screen:
     @shown
     def train(self, step: int, values: dict[str, float]) -> None:
         """Training metrics of a step."""
-        text = f"loss {values['loss']:.4f}  rate {values['learning_rate']:.1e}  {values['steps_per_second']:.1f} steps/s"
+        text = (
+            f"loss {values['loss']:.4f}  rate {values['learning_rate']:.1e}  "
+            f"{values['steps_per_second']:.1f} steps/s"
+        )
         if self._progress is not None:
             self._progress.update(self._task, completed=step, description=text)
         elif time.monotonic() - self._last_line > 10:
@@ -84,7 +87,7 @@ class Screen:
 
     @shown
     def result(self, title: str, summary: dict[str, Any], workdir: Path, hints: list[str]) -> None:
-        """The last screen: what was reached, where everything is, the digest, and what to try next."""
+        """The final summary: metrics, the run directory, the digest, and what to try next."""
         rows = [
             (name, _cell(value))
             for name, value in summary["metrics"].items()

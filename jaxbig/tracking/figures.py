@@ -1,4 +1,4 @@
-"""What pictures have in common: text that can be drawn, and that a picture which fails ends nothing."""
+"""Helpers for figures: text that can be drawn, and failures that do not end a run."""
 
 import contextlib
 import logging
@@ -11,17 +11,17 @@ PLAIN: dict[str, Any] = {"parse_math": False}
 
 
 def printable(text: str) -> str:
-    """The text without what no font has: bytes of file names that are not UTF-8, and characters that control."""
+    """Replaces what no font has: control characters, and bytes that are not UTF-8."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 @contextlib.contextmanager
 def optional(what: str) -> Iterator[None]:
-    """For what only shows a run, and may fail without ending it: the error is logged, and the run goes on."""
+    """Logs an error in the output of a run, and continues: it is no reason to end the run."""
     try:
         yield
     except Exception as error:
         said = " ".join(str(error).split()) or type(error).__name__
         log.warning(
-            "%s: %s: %s; the run goes on", what, type(error).__name__, printable(said)[:300]
+            "%s: %s: %s; the run continues", what, type(error).__name__, printable(said)[:300]
         )

@@ -1,4 +1,4 @@
-"""What a run leaves to be read: metrics.jsonl, TensorBoard's event files, run.json and summary.json."""
+"""Writes and reads the metrics of a run: `metrics.jsonl` and TensorBoard event files."""
 
 import contextlib
 import json
@@ -14,16 +14,17 @@ from jaxbig.tracking.figures import optional
 log = logging.getLogger("jaxbig")
 
 
-class Metrics:
-    """Writes `metrics.jsonl` (a line a log) and TensorBoard files of one run, from a step on.
+class MetricsWriter:
+    """Writes `metrics.jsonl` (one line a log) and TensorBoard files of a run, from a step on.
 
-    Lines beyond that step, written by a run that was killed before it could save, are taken out first: the
-    steps will be made again, and a file holds each once. Of several processes one alone `writes`.
+    Lines after that step are removed first: a run that was killed before it could save wrote them,
+    and the steps will be made again. Of several processes only one `writes`.
     """
 
     def __init__(self, workdir: Path, start: int, writes: bool = True):
-        self.file, self.writes = workdir / "metrics.jsonl", writes
-        self._board: Board | None = None
+        self.file = workdir / "metrics.jsonl"
+        self.writes = writes
+        self._board: TensorBoardWriter | None = None
         if not writes:
             return
         kept = [line for line in read_metrics(workdir, keep_damaged=True) if line["step"] <= start]
@@ -31,23 +32,24 @@ class Metrics:
         with _writing(self.file, start):
             self._stream = self.file.open("a")
         with optional("TensorBoard"):
-            self._board = Board(workdir / "tensorboard", start)
+            self._board = TensorBoardWriter(workdir / "tensorboard", start)
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
-        """One line: the step, the split, the values; a value that is no finite number is written as null."""
+        """One line: the step, the split, the values; non-finite values become null."""
         if not self.writes:
             return
         with _writing(self.file, step):
             self._stream.write(to_json_text({"step": step, "split": split, **values}) + "\n")
             self._stream.flush()
-        board, self._board = self._board, None  # one that fails once is not asked again
+        board = self._board
+        self._board = None  # not used again if it fails
         with optional("TensorBoard has no more of this run"):
             if board is not None:
                 board.write(step, split, values)
                 self._board = board
 
     def close(self) -> None:
-        """Gives the files back; every line was flushed when it was written."""
+        """Closes the files; each line was flushed when it was written."""
         if self.writes:
             with contextlib.suppress(OSError):
                 self._stream.close()
@@ -56,18 +58,18 @@ class Metrics:
                 self._board.close()
 
 
-class Board:
-    """TensorBoard's event file of a run, from a step on; written without a thread, which could die unseen."""
+class TensorBoardWriter:
+    """TensorBoard's event file of a run, written without a thread, which could fail unnoticed."""
 
     def __init__(self, folder: Path, start: int):
-        from tensorboardX import (
-            summary,
-        )  # here: it looks for the libraries of clouds, which a launcher has no need of
+        # here: it looks for cloud libraries, which a launcher does not need
+        from tensorboardX import summary
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto import event_pb2
 
         session = event_pb2.SessionLog  # type: ignore[attr-defined]
-        self._scalar, self._event = summary.scalar, event_pb2.Event  # type: ignore[attr-defined]
+        self._scalar = summary.scalar
+        self._event = event_pb2.Event  # type: ignore[attr-defined]
         folder.mkdir(exist_ok=True)
         self._writer = EventsWriter(str(folder / "events"))
         self._writer.write_event(
@@ -76,8 +78,8 @@ class Board:
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
         for name, value in values.items():
-            told = self._scalar(f"{split}/{name}", value)
-            self._writer.write_event(self._event(step=step, wall_time=time.time(), summary=told))
+            scalar = self._scalar(f"{split}/{name}", value)
+            self._writer.write_event(self._event(step=step, wall_time=time.time(), summary=scalar))
         self._writer.flush()
 
     def close(self) -> None:
@@ -93,29 +95,29 @@ def _writing(file: Path, step: int) -> Any:
 
 
 def read_metrics(workdir: Path, keep_damaged: bool = False) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`; a last line that was cut off by a kill is left out.
+    """The lines of `metrics.jsonl`, without a last line that a kill cut off.
 
-    So is a line that is none of jaxbig's, as a power loss or an editor leaves it, with a warning that numbers it;
-    keep_damaged: then the whole file is copied to `broken/` first, since it is about to be written again.
+    Damaged lines, as a power loss or an editor may leave them, are left out with a warning.
+
+    Args:
+      workdir: the run directory.
+      keep_damaged: if lines are damaged, copy the file to `broken/`: it is about to be overwritten.
     """
     file = workdir / "metrics.jsonl"
     if not file.exists():
         return []
     content = file.read_bytes()
-    texts = content.decode(errors="replace").split("\n")[
-        :-1
-    ]  # what follows the last newline is cut off or nothing
+    # what follows the last newline is cut off, or empty
+    texts = content.decode(errors="replace").split("\n")[:-1]
     lines = {number: _metrics(text) for number, text in enumerate(texts, 1) if text}
     if damaged := [number for number, line in lines.items() if line is None]:
-        which = f"line{'s' * (len(damaged) > 1)} {', '.join(map(str, damaged[:5]))}{', ...' * (len(damaged) > 5)}"
+        numbers = ", ".join(map(str, damaged[:5]))
+        more = ", ..." if len(damaged) > 5 else ""
+        which = f"line {numbers} cannot be read and is"
+        if len(damaged) > 1:
+            which = f"lines {numbers}{more} cannot be read and are"
         copy = f"; the file is copied to {_copy_to_broken(file, content)}" if keep_damaged else ""
-        log.warning(
-            "%s: %s cannot be read and %s left out%s",
-            file,
-            which,
-            "are" if damaged[1:] else "is",
-            copy,
-        )
+        log.warning("%s: %s left out%s", file, which, copy)
     return [line for line in lines.values() if line is not None]
 
 

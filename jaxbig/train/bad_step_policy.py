@@ -88,8 +88,8 @@ class BadStepHandler:
             return "the loss is not finite"
         if fault == SPIKE:
             return (
-                f"the loss is {self.guard.spike_threshold:g} standard deviations or more above the last "
-                f"{self.guard.window}"
+                f"the loss is {self.guard.spike_threshold:g} standard deviations or more above "
+                f"the last {self.guard.window}"
             )
         return f"the gradient is not finite, first that of {self.names[fault - GRADIENT]}"
 

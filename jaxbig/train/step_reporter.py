@@ -115,8 +115,8 @@ class StepReporter:
             log.warning(
                 f"the devices waited for data {sum(self.waits) / SLOW:.0%} of the last {SLOW} "
                 f"logs' time: raise --workers (now {experiment.workers}) up to the cores this "
-                f"process may use ({usable_cores()}), --reader-threads ({experiment.reader_threads}), or "
-                f"--read-ahead ({experiment.read_ahead} MiB)"
+                f"process may use ({usable_cores()}), --reader-threads "
+                f"({experiment.reader_threads}), or --read-ahead ({experiment.read_ahead} MiB)"
             )
 
 

@@ -37,7 +37,7 @@ from jaxbig.system.determinism import set_deterministic
 from jaxbig.system.json_files import write_json
 from jaxbig.tracking.console import Screen
 from jaxbig.tracking.figures import optional
-from jaxbig.tracking.metrics_writer import Metrics, read_metrics
+from jaxbig.tracking.metrics_writer import MetricsWriter, read_metrics
 from jaxbig.train.attention_maps import draw_attention
 from jaxbig.train.bad_step_policy import BadStepError, BadStepHandler, leave_out, left_out
 from jaxbig.train.batch_loader import BatchLoader, host_batches, read_ahead_limit
@@ -120,7 +120,7 @@ class Trainer:
     """
 
     checkpoints: CheckpointManager
-    metrics: Metrics
+    metrics: MetricsWriter
     train_data: Source
     eval_data: Source
     bad_steps: BadStepHandler
@@ -208,7 +208,7 @@ class Trainer:
                 adopt=adopt,
                 heartbeat=self.heartbeat,
             )
-        self.metrics = Metrics(self.workdir, self.step, is_process_zero())
+        self.metrics = MetricsWriter(self.workdir, self.step, is_process_zero())
         stack.callback(self.metrics.close)
         self.heartbeat(self.step, OPENS)
         self.train_data = self.experiment.data.source("train")

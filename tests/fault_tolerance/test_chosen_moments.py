@@ -1,4 +1,7 @@
-"""A run that is stopped, killed or stuck at a chosen moment: what each process says, how soon, and how the run ends."""
+"""A run that is stopped, killed or stuck at a chosen moment.
+
+What each process says, how soon, and how the run ends.
+"""
 
 import functools
 import re
@@ -27,13 +30,16 @@ READS = "jaxbig.data.records.tfds_builder:Arrays", "rows"
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder for all runs of this file: they are one program for each count of processes, compiled once."""
+    """One folder for all runs of this file.
+
+    They are one program for each count of processes, compiled once.
+    """
     return tmp_path_factory.mktemp("moments")
 
 
 @pytest.fixture(scope="module")
 def alone(place: Path) -> Callable[[int], dict[str, Any]]:
-    """The summary of the run that so many processes make when nothing happens to them."""
+    """The summary of the run that that many processes make when nothing happens to them."""
     return functools.cache(lambda count: done(place / f"alone-{count}", count, 1, *TRAIN))
 
 
@@ -63,9 +69,13 @@ def test_a_stop_at_any_moment_is_heard_and_costs_nothing(
     alone: Callable[[int], dict[str, Any]],
     noticed: Callable[[float], None],
 ) -> None:
-    """One run, stopped while it prepares, compiles, steps, restores, evaluates, saves; of two processes the second."""
+    """One run, stopped while it prepares, compiles, steps, restores, evaluates, saves.
+
+    Of two processes, the second one is stopped.
+    """
     expected = alone(count)["state_sha256"]
-    steps, longest = [], 0.0
+    steps = []
+    longest = 0.0
     for place, number in (
         (PREPARES, 1),
         (COMPILES, 1),
@@ -80,7 +90,8 @@ def test_a_stop_at_any_moment_is_heard_and_costs_nothing(
         assert seconds < 10, (
             said
         )  # a compiler is not interrupted, and an evaluation ends: here that is little
-        steps, longest = [*steps, life.step()], max(longest, seconds)
+        steps = [*steps, life.step()]
+        longest = max(longest, seconds)
         assert (
             "nothing was to be saved yet" if not life.step() else f"saved at step {life.step()}"
         ) in said[0]
@@ -96,7 +107,8 @@ def test_a_kill_in_the_midst_of_a_save_costs_that_save_alone(
     """Of the first process, the second, and both."""
     expected = alone(2)["state_sha256"]
     for turn, killed in enumerate(([0], [1], [0, 1])):
-        # the second save of a life: the first one, of a step that the life before had not saved, is kept
+        # the second save of a life: the first one, of a step that the life before had not saved,
+        # is kept
         life = Life(
             folder,
             2,
@@ -165,7 +177,10 @@ def test_one_that_is_stuck_is_named_within_the_limit(
 def test_one_that_is_stuck_before_the_first_step_is_named_within_the_limit(
     which: int, stuck: tuple[str, str], doing: str, folder: Path
 ) -> None:
-    """As one that is blocked in a file system: the other waits for it, and it was to wait for seven days."""
+    """As one that is blocked in a file system.
+
+    The other waits for it, and it was to wait for seven days.
+    """
     if which == 1 and stuck[1] == "_file_digest":
         pytest.skip("the first process alone verifies files")
     done(folder, 2, 1, *RUN, "--steps=1")

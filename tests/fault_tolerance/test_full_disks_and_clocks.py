@@ -1,4 +1,7 @@
-"""A run where clocks jump, disks are full or read-only, and nobody looks: it ends as it does anywhere else."""
+"""A run where clocks jump, disks are full or read-only, and nobody looks.
+
+It ends as it does anywhere else.
+"""
 
 import contextlib
 import fcntl
@@ -127,9 +130,11 @@ def test_a_home_that_cannot_be_written(plain: str, tmp_path: Path) -> None:
             "capture_output": True,
             "text": True,
         }
-        done = subprocess.run([*HERE, *TRAIN, "--workdir=other"], check=False, **how)  # type: ignore[call-overload]
+        other = [*HERE, *TRAIN, "--workdir=other"]
+        done = subprocess.run(other, check=False, **how)  # type: ignore[call-overload]
         assert done.returncode == 2 and re.fullmatch(
-            r"jaxbig: data set jaxbig_digits cannot be prepared in \S+: Read-only file system; set TFDS_DATA_DIR .*\n",
+            r"jaxbig: data set jaxbig_digits cannot be prepared in \S+: "
+            r"Read-only file system; set TFDS_DATA_DIR .*\n",
             done.stderr,
         )
 
@@ -144,7 +149,8 @@ def test_a_terminal(term: str, columns: int, plain: str, tmp_path: Path) -> None
         name: value for name, value in environment.items() if name not in ("COLUMNS", "LINES")
     }
     streams = dict.fromkeys(("stdin", "stdout", "stderr"), theirs)
-    process = subprocess.Popen([*HERE, *TRAIN], cwd=tmp_path, env=environment, **streams)  # type: ignore[call-overload]
+    command = [*HERE, *TRAIN]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, **streams)
     os.close(theirs)
     shown = b""
     with contextlib.suppress(OSError):  # so a terminal says that the other side is gone

@@ -1,4 +1,4 @@
-"""Runs that are stopped, killed, crowded or starved, each in a process of its own, end as one left alone."""
+"""A run that is stopped, killed, crowded or starved has the digest of an uninterrupted one."""
 
 import contextlib
 import json
@@ -31,7 +31,7 @@ EVERY = [
     "--data.batch=32",
 ]
 TRAIN = ["train", "digits_convnet", "--workdir=run", *EVERY, *MODEL]
-PACE = {"data_wait", "mfu"}  # and what is a second: of the machine's speed, not of the run
+SPEED = {"data_wait", "mfu"}  # and what is a second: of the machine's speed, not of the run
 
 
 def start(
@@ -43,9 +43,12 @@ def start(
     cached: bool = False,
     before: Callable[[], None] | None = None,
 ) -> "subprocess.Popen[str]":
-    """`jaxbig ...` in that folder, on so many CPU devices, on one core if told so; hasty: compiled with less zeal.
+    """`jaxbig ...` in that folder, on that many CPU devices, on one core if asked to.
 
-    cached: one compiles, the others load. `alone`, and what is killed at random, pinned or starved, compile themselves.
+    hasty: compiled with fewer optimizations.
+
+    cached: one compiles, the others load. `alone`, and what is killed at random, pinned or starved,
+    compile themselves.
     """
     settings = {
         "JAX_NUM_CPU_DEVICES": str(devices),
@@ -80,11 +83,11 @@ def until(process: "subprocess.Popen[str]", condition: Callable[[], bool]) -> No
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
-    """The whole lines of metrics.jsonl without what tells of the machine's speed."""
+    """The whole lines of metrics.jsonl without what depends on the machine's speed."""
     text = (run / "metrics.jsonl").read_text() if (run / "metrics.jsonl").exists() else ""
     read = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
     return [
-        {name: line[name] for name in line if name not in PACE and "_per_second" not in name}
+        {name: line[name] for name in line if name not in SPEED and "_per_second" not in name}
         for line in read
     ]
 
@@ -96,7 +99,8 @@ def summary(run: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     """The folder of a run that was left alone, and how many seconds it took."""
-    folder, began = tmp_path_factory.mktemp("alone"), time.monotonic()
+    folder = tmp_path_factory.mktemp("alone")
+    began = time.monotonic()
     code, _, err = finish(start(folder, *TRAIN))
     assert code == 0, err
     return folder / "run", time.monotonic() - began
@@ -111,7 +115,7 @@ def same(run: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_a_run_that_is_asked_to_stop_saves_and_the_same_command_goes_on(
+def test_a_run_that_is_asked_to_stop_saves_and_the_same_command_resumes(
     number: signal.Signals, alone: tuple[Path, float], tmp_path: Path
 ) -> None:
     process = start(tmp_path, *TRAIN, cached=True)
@@ -147,7 +151,7 @@ def test_a_run_killed_at_five_random_moments_ends_as_one_left_alone(
     same(tmp_path / "run", alone[0])
 
 
-def test_a_folder_in_use_is_refused_and_named_by_its_holder(tmp_path: Path) -> None:
+def test_a_folder_in_use_is_refused_and_named_by_its_owner(tmp_path: Path) -> None:
     process = start(tmp_path, *TRAIN, cached=True)
     until(process, lambda: len(lines(tmp_path / "run")) > 0)
     process.send_signal(signal.SIGSTOP)
@@ -243,7 +247,7 @@ def fill_with_names(disk: Path) -> None:
 
 
 def paused_between_saves(process: "subprocess.Popen[str]", checkpoints: Path) -> bool:
-    """Stops the process, and lets it go on unless something is saved and nothing is being saved."""
+    """Stops the process; lets it continue unless there is a save and none is in progress."""
     process.send_signal(signal.SIGSTOP)
     names = [entry.name for entry in checkpoints.iterdir()] if checkpoints.exists() else []
     between = bool(names) and all(name.isdigit() for name in names)
@@ -259,7 +263,7 @@ def paused_between_saves(process: "subprocess.Popen[str]", checkpoints: Path) ->
         pytest.param(fill_with_names, id="no file left"),
     ],
 )
-def test_a_full_disk_is_told_in_one_sentence_and_what_was_saved_before_still_serves(
+def test_a_full_disk_is_reported_in_one_sentence_and_what_was_saved_before_still_serves(
     fill_up: Callable[[Path], None],
     disk: Path,
     alone: tuple[Path, float],
@@ -285,7 +289,7 @@ def test_a_full_disk_is_told_in_one_sentence_and_what_was_saved_before_still_ser
     same(disk / "run", alone[0])
 
 
-def test_a_permission_that_is_lost_ends_the_run_and_it_goes_on_when_that_is_mended(
+def test_a_permission_that_is_lost_ends_the_run_and_it_resumes_when_that_is_fixed(
     alone: tuple[Path, float], tmp_path: Path, noticed: Callable[[float], None]
 ) -> None:
     folders = [str(tmp_path / "run" / "checkpoints"), str(tmp_path / "run")]
@@ -339,7 +343,7 @@ def limited() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (7 << 30, 7 << 30))
 
 
-def test_memory_that_does_not_suffice_is_told_in_the_words_of_plan(
+def test_memory_that_does_not_suffice_is_reported_in_the_words_of_plan(
     tmp_path: Path, noticed: Callable[[float], None]
 ) -> None:
     """Before anything is compiled, after it, and where the device runs out all the same."""

@@ -1,4 +1,7 @@
-"""Several processes are one run: the same losses, one folder, one digest, and they start, stop and refuse together."""
+"""Several processes are one run: the same losses, one folder, one digest.
+
+They start, stop and refuse together.
+"""
 
 import errno
 import itertools
@@ -48,7 +51,8 @@ def config():
     parent = digits_convnet.config()
     model = parent.model.clone(layers=(Conv(8), Pool(), Dropout(0.25), Dense(16)))
     return dataclasses.replace(
-        parent, model=model, steps=12, log_every=1, evaluate_every=6, checkpoint_every=6, keep_last=9
+        parent, model=model, steps=12, log_every=1,
+        evaluate_every=6, checkpoint_every=6, keep_last=9
     )
 """
 
@@ -60,10 +64,12 @@ def small_file(tmp_path: Path) -> str:
 
 
 class Run:
-    """`jaxbig VERB ...` as several processes in one folder, each with some CPU devices, on any core or on one.
+    """`jaxbig COMMAND ...` as several processes in one folder, each with some CPU devices.
+
+    They run on any core, or on one.
 
     hasty: compiled with less zeal.
-    told: how many each is told that they are. before: what each does before it begins.
+    reported: the number of processes that each is given. before: what each does before it begins.
     """
 
     def __init__(
@@ -75,13 +81,14 @@ class Run:
         differing: tuple[str, ...] = (),
         one_core: bool = False,
         hasty: bool = True,
-        told: tuple[int, ...] = (),
+        reported: tuple[int, ...] = (),
         before: tuple[str, ...] = (),
     ):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        told, before = told or (count,) * count, before or ("",) * count
+        reported = reported or (count,) * count
+        before = before or ("",) * count
         together = ["--coordinator", f"127.0.0.1:{port}", "--processes"]
         self.processes = [
             subprocess.Popen(
@@ -91,7 +98,11 @@ class Run:
                     f"{before[number]}\nfrom jaxbig.__main__ import main; main()",
                     *map(str, arguments),
                 ]
-                + ([*together, str(told[number]), "--process", str(number)] if count > 1 else [])
+                + (
+                    [*together, str(reported[number]), "--process", str(number)]
+                    if count > 1
+                    else []
+                )
                 + list(differing if number else ()),
                 cwd=folder,
                 env={**os.environ, **(HASTY if hasty else {}), "JAX_NUM_CPU_DEVICES": str(devices)},
@@ -106,7 +117,10 @@ class Run:
         ]
 
     def end(self, *codes: int) -> list[tuple[str, str]]:
-        """What each printed to standard output and error; all ended with those codes (0 if none is given)."""
+        """What each printed to standard output and error.
+
+        All ended with those codes (0 if none is given).
+        """
         said = [process.communicate(timeout=300) for process in self.processes]
         assert [process.returncode for process in self.processes] == list(
             codes or [0] * len(said)
@@ -132,11 +146,11 @@ def test_two_processes_make_the_run_of_one(small_file: str, tmp_path: Path) -> N
     assert json.loads(out)["step"] == 12 and other_out == ""  # and nothing of Gloo's
     np.testing.assert_allclose(curve(tmp_path / "two"), curve(tmp_path / "one"), rtol=1e-5)
     assert len(curve(tmp_path / "two")) == 14  # 12 steps and two evaluations, each written once
-    told = json.loads((tmp_path / "two" / "run.json").read_text())
+    reported = json.loads((tmp_path / "two" / "run.json").read_text())
     assert (
-        told["devices"]["count"] == 4
-        and told["devices"]["processes"] == 2
-        and len(told["starts"]) == 1
+        reported["devices"]["count"] == 4
+        and reported["devices"]["processes"] == 2
+        and len(reported["starts"]) == 1
     )
     assert sorted(entry.name for entry in (tmp_path / "two" / "checkpoints").iterdir()) == [
         "12",
@@ -158,7 +172,7 @@ def test_four_processes_make_the_run_of_one_over_any_mesh(
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_as_another_number_of_processes(small_file: str, tmp_path: Path) -> None:
+def test_a_run_resumes_as_another_number_of_processes(small_file: str, tmp_path: Path) -> None:
     train(tmp_path, 1, 8, small_file, "--steps", 24, "--workdir", "one").end()
     for steps, (count, devices) in {6: (2, 2), 12: (4, 2), 24: (1, 4)}.items():
         train(tmp_path, count, devices, small_file, "--steps", steps, "--workdir", "moved").end()
@@ -168,7 +182,8 @@ def test_a_run_goes_on_as_another_number_of_processes(small_file: str, tmp_path:
     evaluated = [
         line["loss"] for line in read_metrics(tmp_path / "moved") if line["split"] == "eval"
     ]
-    # the schedule follows the length that each start was told, so only the first steps can be compared
+    # the schedule follows the length that each start was reported, so only the first steps can be
+    # compared
     np.testing.assert_allclose(
         curve(tmp_path / "moved")[:3], curve(tmp_path / "one")[:3], rtol=1e-2
     )
@@ -300,7 +315,7 @@ def test_a_process_that_is_stopped_is_named_and_the_other_ends_within_the_limit(
         and "Thread" in err
     )
     run.processes[1].send_signal(signal.SIGCONT)
-    assert run.processes[1].wait(timeout=30) == 1  # it hears of it when it wakes
+    assert run.processes[1].wait(timeout=30) == 1  # it learns of it when it wakes
     run.processes[1].communicate()
 
 
@@ -352,7 +367,7 @@ def test_processes_that_were_started_otherwise_refuse_together(
     ],
     ids=["count", "versions", "devices", "flags"],
 )
-def test_processes_that_were_told_otherwise_or_are_others_are_named(
+def test_processes_that_were_given_other_options_or_are_others_are_named(
     change: str, words: str, small_file: str, tmp_path: Path, noticed: Callable[[float], None]
 ) -> None:
     began = time.monotonic()
@@ -363,7 +378,7 @@ def test_processes_that_were_told_otherwise_or_are_others_are_named(
         small_file,
         "--workdir",
         "run",
-        told=(2, 2 if change else 3),
+        reported=(2, 2 if change else 3),
         before=("", change),
     )
     for _, error in run.end(2, 2):
@@ -383,10 +398,12 @@ from jaxbig.optim.schedules import Constant
 
 def config():
     records = JsonLines(files="numbers.jsonl", eval_share=0.2)
-    data = Columns(records=records, batch=4, shape=(2,), inputs=("a", "b"), targets="y", classes=2, skip_bad_records=9)
+    data = Columns(records=records, batch=4, shape=(2,), inputs=("a", "b"), targets="y", classes=2,
+        skip_bad_records=9)
     return Experiment(
         model=MLP(widths=(8,), outputs=2), objective=Classification(classes=2), data=data,
-        optimizer=AdamW(rate=Constant(1e-3)), steps=20, evaluate_every=20, checkpoint_every=10, log_every=1,
+        optimizer=AdamW(learning_rate=Constant(1e-3)), steps=20, evaluate_every=20,
+        checkpoint_every=10, log_every=1,
     )
 """
 ILL_DISK = """
@@ -405,7 +422,7 @@ Columns.read = fails
 def test_a_disk_that_fails_on_one_host_alone_ends_a_run_whose_hosts_read_the_same_rows(
     tmp_path: Path, mesh: str
 ) -> None:
-    """Over `data` each row is read by one process, so a record that one cannot read is left out, and no more."""
+    """Over `data` each row is read by one process, so only the unreadable record is left out."""
     (tmp_path / "own_numbers.py").write_text(NUMBERS)
     lines = [json.dumps({"a": n, "b": n % 3, "y": n % 2}) for n in range(40)]
     (tmp_path / "numbers.jsonl").write_text("\n".join(lines) + "\n")
@@ -419,7 +436,7 @@ def test_a_disk_that_fails_on_one_host_alone_ends_a_run_whose_hosts_read_the_sam
     said = [process.communicate(timeout=300)[1] for process in run.processes]
     assert (
         1 in {process.returncode for process in run.processes} <= {1, PEER_LOST}
-    )  # both fail, one may hear it first
+    )  # both fail, one may learn it first
     assert all(
         "process 1 could not read" in err and "process 0 could, which reads the" in err
         for err in said
@@ -434,7 +451,8 @@ def test_a_coordinator_that_cannot_be_reached_is_named(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         where = f"127.0.0.1:{free.getsockname()[1]}"
-    began, words = time.monotonic(), ["--coordinator", where, "--processes", "2", "--process", "1"]
+    began = time.monotonic()
+    words = ["--coordinator", where, "--processes", "2", "--process", "1"]
     command = [sys.executable, "-m", "jaxbig", "train", "digits_convnet", *words]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     line = next(line for line in process.stderr or () if line.startswith("jaxbig"))
@@ -467,7 +485,7 @@ def test_a_port_that_is_taken_is_refused() -> None:
         initialize(f"127.0.0.1:{server.getsockname()[1]}", 2, 0)
 
 
-def test_others_that_never_come_are_told_of_and_given_up() -> None:
+def test_others_that_never_come_are_reported_and_given_up() -> None:
     code = (
         "from jaxbig.distributed import multihost as m\n"
         "m.WARN_MISSING_S = 1; m.JOIN_TIMEOUT_S = 2; m.initialize('127.0.0.1:9', 2, 1)"
@@ -485,10 +503,14 @@ def test_others_that_never_come_are_told_of_and_given_up() -> None:
 def test_of_several_processes_sigterm_is_for_jax_where_there_is_something_to_save(
     saves: bool,
 ) -> None:
-    """JAX's handler only takes note, for all to stop at one step: a process that never asks would not end by it."""
+    """JAX's handler only takes note, for all to stop at one step.
+
+    A process that never asks would not end by it.
+    """
     code = (
         "import jax, sys; from jaxbig.distributed import multihost\n"
-        "jax.distributed.initialize = lambda **_: print(jax.config.values['jax_enable_preemption_service'])\n"
+        "jax.distributed.initialize = lambda **_: "
+        "print(jax.config.values['jax_enable_preemption_service'])\n"
         "multihost.redirect_native_stdout = lambda: None\n"
         f"multihost.initialize('127.0.0.1:9', 2, 1, saves={saves})"
     )
@@ -516,7 +538,8 @@ class Service:
 
     def __init__(self) -> None:
         self.texts: dict[str, str] = {}
-        self.set, self.sent = threading.Condition(), 0
+        self.set = threading.Condition()
+        self.sent = 0
 
     def key_value_set(self, key: str, value: str) -> None:
         with self.set:
@@ -546,7 +569,10 @@ Together = Callable[..., list[Any]]
 
 @pytest.fixture
 def together(monkeypatch: pytest.MonkeyPatch) -> Together:
-    """Does the same as each of several processes, a thread each; gives what each got or raised, and the service."""
+    """Does the same as each of several processes, a thread each.
+
+    Gives what each got or raised, and the service.
+    """
     here = threading.local()
 
     def run(act: Callable[[int], Any], count: int = 3, service: Service | None = None) -> list[Any]:
@@ -558,10 +584,9 @@ def together(monkeypatch: pytest.MonkeyPatch) -> Together:
         monkeypatch.setattr(socket, "gethostname", lambda: f"host{here.number // 2}")
 
         def process(number: int) -> Any:
-            here.number, rounds.count = (
-                number,
-                itertools.count(),
-            )  # also where a thread is used again
+            # also where a thread is used again
+            here.number = number
+            rounds.count = itertools.count()
             try:
                 return act(number)
             except (Refused, Failed) as error:
@@ -623,7 +648,8 @@ def test_a_host_whose_listing_is_older_forks_from_what_process_0_sees(
         ({2: {}}, "process 2 on host1 has seed None and process 0 has 0: start all"),
         (
             {1: {"seed": 3, "more": 2}, 3: {"seed": 4}},
-            "process 1 has seed 3 and process 0 has 0, more 2 and process 0 has None; process 3 on host1 has seed 4",
+            "process 1 has seed 3 and process 0 has 0, more 2 and process 0 has None; "
+            "process 3 on host1 has seed 4",
         ),
         (
             {2: {"seed": 9}, 3: {"seed": 9}},
@@ -651,7 +677,8 @@ def test_all_must_agree_and_each_that_does_not_is_named_with_what_it_has(
 
 def test_agreeing_sends_what_one_has_to_each_and_not_all_to_all(together: Together) -> None:
     """Of 32 processes that have 3 KB each, 32 times that: 32 * 32 times would be 3 MB."""
-    service, what = Service(), {f"field{n}": "x" * 80 for n in range(32)}
+    service = Service()
+    what = {f"field{n}": "x" * 80 for n in range(32)}
     assert together(lambda _: assert_same_on_all(what), 32, service) == [None] * 32
     size = len(json.dumps(what))
     assert size > 3000 and 32 * size < service.sent < 32 * size * 1.2
@@ -739,7 +766,7 @@ def test_processes_know_how_many_of_them_share_a_host(
 def test_a_tpu_pod_without_a_coordinator_is_refused_with_what_to_give(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """There JAX has found the others when it has found the devices, but has no service for texts."""
+    """There JAX has found the others with the devices, but has no service for texts."""
     for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(jax, "process_count", lambda: 4)
@@ -782,7 +809,8 @@ def test_alone_a_process_agrees_with_itself() -> None:
     "mesh", [Mesh(), Mesh(data=2, fsdp=2, tensor=2), Mesh(data=1, sequence=4, expert=2)], ids=str
 )
 def test_rows_are_put_where_they_belong(mesh: Mesh) -> None:
-    built, rows = mesh.build(), np.arange(48, dtype=np.int32).reshape(16, 3)
+    built = mesh.build()
+    rows = np.arange(48, dtype=np.int32).reshape(16, 3)
     assert local_rows(built, 16).tolist() == list(range(16))
     placed = device_put_batch({"inputs": rows}, built)["inputs"]
     assert np.array_equal(placed, rows)

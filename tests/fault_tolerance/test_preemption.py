@@ -1,4 +1,7 @@
-"""A run of several processes that is killed, preempted and moved again and again ends as one left alone."""
+"""A run of several processes that is killed and preempted repeatedly, on changing devices.
+
+It has the digest of an uninterrupted run.
+"""
 
 import json
 import os
@@ -19,12 +22,16 @@ STEPS = 600 if KILLS > 20 else 100
 def test_random_kills_over_one_run_need_no_repair(tmp_path: Path) -> None:
     """SIGKILL or SIGTERM to any process at any moment, of starting, of stepping, of saving."""
     arguments = [*RUN, f"--steps={STEPS}", "--evaluate-every=100", "--checkpoint-every=5"]
-    alone, chance, told = done(tmp_path / "alone", 2, 1, *arguments), random.Random(0), []
+    alone = done(tmp_path / "alone", 2, 1, *arguments)
+    chance = random.Random(0)
+    reported = []
     (folder := tmp_path / "killed").mkdir()
-    killed, longest = 0, 0.0
+    killed = 0
+    longest = 0.0
     while killed < KILLS:
         life = Life(folder, 2, 1, *arguments)
-        number, which = chance.choice([signal.SIGKILL, signal.SIGTERM]), chance.randrange(2)
+        number = chance.choice([signal.SIGKILL, signal.SIGTERM])
+        which = chance.randrange(2)
         starting = chance.random() < 0.3
         moment = time.monotonic() + (chance.uniform(0, 12) if starting else 600)
         goal = life.step() + chance.randrange(1 + STEPS // (2 * KILLS))
@@ -42,11 +49,12 @@ def test_random_kills_over_one_run_need_no_repair(tmp_path: Path) -> None:
             life.processes[1 - which].kill()
         began = time.monotonic()
         said = life.end()
-        longest, killed = max(longest, time.monotonic() - began), killed + 1
-        told.append((number.name, which, life.step(), [code for code, _ in said]))
+        longest = max(longest, time.monotonic() - began)
+        killed = killed + 1
+        reported.append((number.name, which, life.step(), [code for code, _ in said]))
         assert all(code != 0 or life.step() == STEPS for code, _ in said), said
-    assert done(folder, 2, 1, *arguments)["state_sha256"] == alone["state_sha256"], told
-    print(f"{killed} kills, the slowest end {longest:.1f} s after: {told}")
+    assert done(folder, 2, 1, *arguments)["state_sha256"] == alone["state_sha256"], reported
+    print(f"{killed} kills, the slowest end {longest:.1f} s after: {reported}")
 
 
 def test_a_run_preempted_five_times_and_moved_has_the_digest_of_one_left_alone(
@@ -64,8 +72,8 @@ def test_a_run_preempted_five_times_and_moved_has_the_digest_of_one_left_alone(
     (folder := tmp_path / "moved").mkdir()
     for turn, count in enumerate((2, 1, 2, 4, 2)):
         life = Life(folder, count, 1, *arguments)
-        begun = life.step()  # by the one before: until there is more, this one has not begun
-        assert life.until(lambda life=life, begun=begun: life.step() > begun + 5), life.end()
+        started = life.step()  # by the one before: until there is more, this one has not started
+        assert life.until(lambda life=life, started=started: life.step() > started + 5), life.end()
         life.processes[turn % count].send_signal(signal.SIGTERM)
         said = life.end()
         assert [code for code, _ in said] == [75] * count, said

@@ -19,7 +19,7 @@ EMBEDDED = [
 # one of each kind of loop: plain, with batch statistics, with a carried state, with decoding
 SPINE = ["digits_convnet", "digits_resnet", "digits_rnn", "pytext_transformer", "pytext_lstm"]
 
-# What makes a model small, by field; counts that must fit its data or each other are set where they are
+# What makes a model small, by field; counts that must fit its data or each other are set elsewhere
 SMALL: dict[str, dict[str, Any]] = {
     "AlexNet": {"channels": (8, 8, 16, 16, 8), "width": 16},
     "ConvNet": {"layers": (Conv(8), Pool(), Dropout(0.25), Conv(16), Pool(), Dense(16))},
@@ -38,7 +38,10 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 def small(name: str, **changes: Any) -> Experiment:
-    """An experiment that ships, with a model of a few thousand parameters on little data; `changes` are its fields."""
+    """An experiment that ships, with a model of a few thousand parameters on little data.
+
+    `changes` are its fields.
+    """
     experiment = load(name)
     model: Any = experiment.model
     fields = dict(SMALL[type(model).__name__])

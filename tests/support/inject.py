@@ -1,8 +1,9 @@
-"""`jaxbig ...` to which something happens at a chosen moment, once, when it calls a function for the Nth time.
+"""`jaxbig ...` with a fault injected once, when it calls a function for the Nth time.
 
     python struck.py MODULE[:CLASS] FUNCTION N WHAT jaxbig's arguments
 
-WHAT is a signal, which it sends itself; `raise`; or `sleep`, for a minute. It prints "struck" and when.
+WHAT is a signal, which it sends itself; `raise`; or `sleep`, for a minute. It prints "struck" and
+the time.
 """
 
 import importlib
@@ -16,10 +17,11 @@ from jaxbig.__main__ import main
 
 place, name, number, what, *arguments = sys.argv[1:]
 module, _, owner = place.partition(":")
-holder = (
+owner_object = (
     getattr(importlib.import_module(module), owner) if owner else importlib.import_module(module)
 )
-plain, calls = getattr(holder, name), 0
+plain = getattr(owner_object, name)
+calls = 0
 
 
 def struck(*given: Any, **named: Any) -> Any:
@@ -37,6 +39,6 @@ def struck(*given: Any, **named: Any) -> Any:
 
 
 if __name__ == "__main__":
-    setattr(holder, name, struck)
+    setattr(owner_object, name, struck)
     sys.argv[1:] = arguments
     main()

@@ -1,4 +1,4 @@
-"""`jaxbig ...` as one or several processes, from their start to their end, whatever befalls them."""
+"""`jaxbig ...` as one or several processes, from their start to their end."""
 
 import json
 import os
@@ -20,7 +20,10 @@ STRUCK = str(Path(__file__).with_name("inject.py"))
 
 
 def settings(devices: int) -> dict[str, str]:
-    """The environment of a process with so many CPU devices, which compiles with less zeal, on one device once."""
+    """The environment of a process with that many CPU devices, with fewer optimizations.
+
+    On one device, programs are compiled once and cached.
+    """
     return {
         **os.environ,
         **HASTY,

@@ -1,6 +1,9 @@
-"""A real Slurm of two nodes, n1 and n2, on this one machine; it needs root and Debian's slurm-wlm and munge.
+"""A real Slurm of two nodes, n1 and n2, on this one machine.
 
-All its files lie in one folder, so that nothing else on the machine changes but two names in /etc/hosts.
+It needs root and Debian's slurm-wlm and munge.
+
+All its files lie in one folder, so that nothing else on the machine changes but two names in
+/etc/hosts.
 """
 
 import contextlib

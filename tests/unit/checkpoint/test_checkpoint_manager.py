@@ -1,4 +1,4 @@
-"""CheckpointManager: what is saved comes back bit for bit, or what is wrong with it is said and the one before is used."""
+"""Checkpoints are restored bit for bit; a corrupt one is named, and the one before is used."""
 
 import errno
 import hashlib
@@ -27,7 +27,10 @@ from jaxbig.program.state import TrainState
 
 
 def make_state(step: int, devices: int = 8) -> TrainState:
-    """A state that differs from step to step, with every kind of leaf, over the first so many devices."""
+    """A state that differs from step to step, with every kind of leaf.
+
+    It is sharded over the first `devices` devices.
+    """
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("fsdp",))
 
     def put(value: Any, dtype: Any, *axes: str) -> jax.Array:
@@ -91,7 +94,7 @@ def folder(template: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def heard(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets caplog hear what a Screen would have kept to itself."""
+    """Lets caplog see what a Screen would have kept to itself."""
     monkeypatch.setattr(logging.getLogger("jaxbig"), "propagate", True)
 
 
@@ -99,7 +102,8 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_state_comes_back_bit_for_bit_on_any_number_of_devices(
     tmp_path: Path, saved_on: int, restored_on: int
 ) -> None:
-    checkpoints, state = CheckpointManager(tmp_path), make_state(7, saved_on)
+    checkpoints = CheckpointManager(tmp_path)
+    state = make_state(7, saved_on)
     digest = checkpoints.save(7, state, {"loss": 0.5})
     checkpoints.wait()
     wanted = abstract(make_state(0, restored_on))
@@ -136,7 +140,8 @@ def test_what_is_saved_is_the_state_at_the_save_though_its_buffers_are_given_awa
     checkpoints = CheckpointManager(tmp_path)
     given_away = 0
     for step in range(1, 101):
-        before, state = state, train(state)
+        before = state
+        state = train(state)
         given_away += before["kernel"].is_deleted()
         if step == 5:
             checkpoints.save(step, state, {})
@@ -192,8 +197,8 @@ def test_a_damaged_file_is_named_and_the_checkpoint_before_is_used(
         assert "\n" not in caplog.messages[0]
         file.write_bytes(data)
     caplog.clear()
-    mended = CheckpointManager(folder).restore(abstract(make_state(0)))
-    assert mended is not None and mended.step == 20 and not caplog.messages
+    fixed = CheckpointManager(folder).restore(abstract(make_state(0)))
+    assert fixed is not None and fixed.step == 20 and not caplog.messages
 
 
 @pytest.mark.parametrize("at", ["reading", "digests"])
@@ -205,15 +210,21 @@ def test_a_checkpoint_that_one_process_alone_finds_broken_is_passed_over_by_all(
     at: str,
     here: bool,
 ) -> None:
-    """Two processes, of which this is process 0: whatever it finds itself, it asks the other as often."""
-    round_of_fault, asked = ("reading", "digests").index(at), []
+    """Two processes, of which this is process 0.
+
+    Whatever it finds itself, it asks the other as often.
+    """
+    round_of_fault = ("reading", "digests").index(at)
+    asked = []
 
     def gather(problem: str) -> list[str]:
         asked.append(problem)
         return [problem, "" if here or len(asked) != round_of_fault + 1 else "is broken there"]
 
     monkeypatch.setattr(manager, "gather", gather)
-    load, digests, calls = manager.ocp.load, manager.digests, itertools.count()
+    load = manager.ocp.load
+    digests = manager.digests
+    calls = itertools.count()
 
     def unread(path: str, *rest: Any) -> Any:
         return load(path if next(calls) else "nowhere", *rest)
@@ -468,10 +479,8 @@ def test_a_file_that_goes_while_a_save_is_watched_ends_nothing(
 def test_a_save_without_room_fails_in_one_sentence_gives_its_room_back_and_can_be_made_again(
     folder: Path,
 ) -> None:
-    checkpoints, big = (
-        CheckpointManager(folder, keep_last=2),
-        {"kernel": jnp.arange(2**20, dtype=jnp.float32)},
-    )
+    checkpoints = CheckpointManager(folder, keep_last=2)
+    big = {"kernel": jnp.arange(2**20, dtype=jnp.float32)}
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, hard))  # no file beyond 1 MiB

@@ -1,4 +1,4 @@
-"""What a run leaves to be read: lines that others have damaged, and decoration that fails without ending a run."""
+"""Metrics, figures and the console: damaged lines, and failures that do not end a run."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ from jaxbig.tools.inspect_batch import draw
 from jaxbig.tracking import metrics_writer as room
 from jaxbig.tracking.console import Screen
 from jaxbig.tracking.figures import optional, printable
-from jaxbig.tracking.metrics_writer import Metrics, read_metrics
+from jaxbig.tracking.metrics_writer import MetricsWriter, read_metrics
 from jaxbig.train.attention_maps import draw_maps
 from jaxbig.train.bad_step_policy import LEFT_OUT, left_out
 from jaxbig.train.run_directory import read_run
@@ -59,11 +59,11 @@ def test_a_damaged_line_is_named_and_the_run_is_not_lost(
     (tmp_path / "metrics.jsonl").write_bytes(whole)
     assert [line["step"] for line in read_metrics(tmp_path)] == [2, 4]
     assert "metrics.jsonl: line 2 cannot be read and is left out" in warned.text
-    Metrics(tmp_path, 4).close()
+    MetricsWriter(tmp_path, 4).close()
     assert [line["step"] for line in read_metrics(tmp_path)] == [2, 4]
     assert (tmp_path / "broken" / "metrics-0.jsonl").read_bytes() == whole  # and nothing is lost
     warned.clear()
-    Metrics(tmp_path, 4).close()
+    MetricsWriter(tmp_path, 4).close()
     assert not warned.text and len(list((tmp_path / "broken").iterdir())) == 1
 
 
@@ -92,7 +92,7 @@ def test_a_file_of_json_that_is_damaged_is_a_sentence(
             left_out(tmp_path)
 
 
-def test_an_empty_run_json_is_told_from_others_and_how_to_go_on(tmp_path: Path) -> None:
+def test_an_empty_run_json_is_named_with_the_way_to_resume(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("")
     with pytest.raises(
         Refused, match=r"it is empty, as after a power loss; restore a copy .*--adopt"
@@ -126,19 +126,19 @@ def test_a_tensorboard_that_fails_ends_no_run(
         def close(self) -> None:
             self.fails("close")
 
-    monkeypatch.setattr(room, "Board", Board)
-    metrics = Metrics(tmp_path, 0)
+    monkeypatch.setattr(room, "TensorBoardWriter", Board)
+    metrics = MetricsWriter(tmp_path, 0)
     for step in (1, 2):
         metrics.write(step, "train", {"loss": 0.5})
     metrics.close()
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
-    assert warned.text.count("TensorBoard") == 1 and "the run goes on" in warned.text
+    assert warned.text.count("TensorBoard") == 1 and "the run continues" in warned.text
 
 
 def test_metrics_that_cannot_be_written_are_the_run_s_own_failure(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises((Failed, OSError)):
-        Metrics(tmp_path, 0)
+        MetricsWriter(tmp_path, 0)
 
 
 SHOWN: dict[str, tuple[Any, ...]] = {
@@ -174,7 +174,7 @@ def test_what_only_shows_a_run_logs_its_error_and_ctrl_c_passes(
 ) -> None:
     with optional("no picture a.png"):
         raise ValueError("ParseException: \udcff")
-    assert "no picture a.png: ValueError: ParseException: \ufffd; the run goes on" in warned.text
+    assert "no picture a.png: ValueError: ParseException: \ufffd; the run continues" in warned.text
     with pytest.raises(KeyboardInterrupt), optional("x"):
         raise KeyboardInterrupt
 
@@ -183,16 +183,18 @@ NAMES = ["$10_$20", "$x", r"a\b{", "caf\udce9", "line\nbreak", "\0", "日本", "
 
 
 class Named:
-    names, classes = NAMES, len(NAMES)
+    names = NAMES
+    classes = len(NAMES)
 
     def words(self, tokens: np.ndarray) -> list[str]:
         return [NAMES[token % len(NAMES)] for token in tokens.tolist()]
 
 
 def test_pictures_take_any_name(tmp_path: Path) -> None:
-    """Class names and tokens are what users have: mathtext, bytes that are not UTF-8, control characters."""
+    """Class names and tokens may hold mathtext, control characters, bytes that are not UTF-8."""
     rows: Any = {"inputs": np.arange(20).reshape(2, 10), "targets": np.arange(20).reshape(2, 10)}
-    data, everywhere = Named(), np.ones((2, 10))
+    data = Named()
+    everywhere = np.ones((2, 10))
     images: Any = {"inputs": np.zeros((10, 4, 4, 3)), "targets": np.arange(10), "mask": np.ones(10)}
     runs = [
         {
@@ -209,7 +211,8 @@ def test_pictures_take_any_name(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a font may lack a glyph
         weights = np.ones((2, 10, 10), np.float32)
-        draw_maps(weights, {**rows, "mask": everywhere}, data, file=tmp_path / "maps.png")  # type: ignore[arg-type]
+        masked = {**rows, "mask": everywhere}
+        draw_maps(weights, masked, data, file=tmp_path / "maps.png")  # type: ignore[arg-type]
         draw(images, data, tmp_path / "images.png")  # type: ignore[arg-type]
         assert sweep.draw(result, tmp_path / "sweep.png")
     for name in ("maps", "images", "sweep"):

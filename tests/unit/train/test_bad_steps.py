@@ -60,7 +60,8 @@ class Planting:
         return len(self.source)
 
     def rows(self, indices: np.ndarray) -> Rows:
-        rows, by = self.source.rows(indices), float(self.planted.get(indices.tobytes(), 1))
+        rows = self.source.rows(indices)
+        by = float(self.planted.get(indices.tobytes(), 1))
         return {**rows, "inputs": (rows["inputs"] * np.float32(by)).astype(np.float32)}
 
 
@@ -88,7 +89,8 @@ def tiny(
     }
     parent = small("digits_convnet", model=model, **changes)
     data = Planted(batch=16, planted=tuple((step, str(by)) for step, by in planted))
-    return dataclasses.replace(parent, data=data, guard=Guard(policy=policy, **guard))  # type: ignore[arg-type]
+    policies = Guard(policy=policy, **guard)  # type: ignore[arg-type]
+    return dataclasses.replace(parent, data=data, guard=policies)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -111,7 +113,8 @@ def without_7(tmp_path_factory: pytest.TempPathFactory) -> str:
     return fit(tiny(), folder, Screen())["state_sha256"]
 
 
-NAN, HUGE = float("nan"), 1e25
+NAN = float("nan")
+HUGE = 1e25
 
 
 @pytest.mark.parametrize(
@@ -152,7 +155,7 @@ def test_skipped_or_rolled_back_the_run_ends_as_if_the_batch_had_never_been(
     )  # the guard may change: it is done
 
 
-def test_the_rate_that_is_told_is_the_one_that_the_optimizer_took(tmp_path: Path) -> None:
+def test_the_rate_that_is_reported_is_the_one_that_the_optimizer_took(tmp_path: Path) -> None:
     fit(tiny((7, NAN), policy="skip", steps=10), tmp_path / "skipped", Screen())
     fit(tiny(steps=10), tmp_path / "whole", Screen())
     rates = [
@@ -177,13 +180,13 @@ def test_what_a_rollback_left_out_stays_so_in_a_resume_and_for_another_policy(
     assert steps == [step for step in range(1, 21) if step != 7]
 
 
-def test_a_rollback_before_anything_was_saved_begins_anew(tmp_path: Path) -> None:
+def test_a_rollback_before_anything_was_saved_starts_again(tmp_path: Path) -> None:
     fit(tiny((2, NAN), (3, NAN), policy="rollback", steps=6), tmp_path, Screen())
     assert left_out(tmp_path) == [2, 3]
 
 
 @pytest.mark.parametrize("policy", ["skip", "rollback"])
-def test_so_many_bad_steps_in_a_row_end_the_run(policy: str, tmp_path: Path) -> None:
+def test_that_many_bad_steps_in_a_row_end_the_run(policy: str, tmp_path: Path) -> None:
     bad = [(step, NAN) for step in (6, 7, 8)]
     fit(tiny(*bad, policy=policy, max_skips=3), tmp_path / "three", Screen())
     with pytest.raises(
@@ -195,7 +198,8 @@ def test_so_many_bad_steps_in_a_row_end_the_run(policy: str, tmp_path: Path) -> 
 
 def test_an_update_that_leaves_the_finite_numbers_is_not_saved(tmp_path: Path) -> None:
     good = tiny(steps=5)
-    rate = dataclasses.replace(good.optimizer.learning_rate, peak=3e38, warmup=1)  # type: ignore[call-arg]
+    schedule: Any = good.optimizer.learning_rate
+    rate = dataclasses.replace(schedule, peak=3e38, warmup=1)
     optimizer = dataclasses.replace(good.optimizer, learning_rate=rate)
     with pytest.raises(Failed, match=r"^step \d: .*not finite"):
         fit(dataclasses.replace(good, optimizer=optimizer, checkpoint_every=1), tmp_path, Screen())
@@ -209,16 +213,20 @@ def test_an_update_that_leaves_the_finite_numbers_is_not_saved(tmp_path: Path) -
 # -- spikes
 
 
-def test_a_jump_is_so_many_deviations_above_the_mean_of_the_good_losses_before() -> None:
+def test_a_jump_is_that_many_deviations_above_the_mean_of_the_good_losses_before() -> None:
     """Against NumPy, over a walk with jumps."""
-    guard, rng = Guard(spike_threshold=3.0, window=8), np.random.default_rng(0)
+    guard = Guard(spike_threshold=3.0, window=8)
+    rng = np.random.default_rng(0)
     series = (rng.normal(1, 0.1, 60) + (rng.random(60) < 0.15) * rng.random(60)).astype(np.float32)
-    optimizer, params = track_losses(guard, optax.sgd(0.1)), {"w": jnp.ones(3)}
+    optimizer = track_losses(guard, optax.sgd(0.1))
+    params = {"w": jnp.ones(3)}
     state = TrainState(jnp.int32(0), params, {}, optimizer.init(params))
     step = jax.jit(
         lambda state, loss: make_bad_step_check(guard, False)(state, state, loss, params)
     )
-    faults, expected, good = [], [], []
+    faults = []
+    expected = []
+    good = []
     for loss in series:
         state, fault = step(state, loss)
         last = np.array(good[-8:], np.float32)
@@ -281,11 +289,11 @@ def test_a_run_is_evaluated_whatever_its_guard_looks_for(tmp_path: Path) -> None
         (1.0, (1.0, NAN, 1.0), False, GRADIENT + 1),
         (1.0, (1.0, -float("inf"), NAN), False, GRADIENT + 1),
         (1.0, (1.0, 1.0, NAN), False, GRADIENT + 2),
-        (1.0, (1.0, 1.0, NAN), True, 0),  # the loss's scale is too great, and mends itself
+        (1.0, (1.0, 1.0, NAN), True, 0),  # the loss's scale is too great, and is lowered
         (NAN, (1.0, 1.0, NAN), True, LOSS),
     ],
 )
-def test_the_first_bad_leaf_in_path_order_is_told(
+def test_the_first_bad_leaf_in_path_order_is_reported(
     loss: float, leaves: tuple[float, ...], scaled: bool, fault: int
 ) -> None:
     gradient = {
@@ -294,10 +302,10 @@ def test_the_first_bad_leaf_in_path_order_is_told(
         "c": jnp.float32(leaves[2]),
     }
     state = TrainState(jnp.int32(0), gradient, {}, ())
-    _, told = jax.jit(make_bad_step_check(Guard(), scaled))(
+    _, reported = jax.jit(make_bad_step_check(Guard(), scaled))(
         state, state, jnp.float32(loss), gradient
     )
-    assert int(told) == fault
+    assert int(reported) == fault
 
 
 def test_a_skipped_step_keeps_everything_but_its_number() -> None:

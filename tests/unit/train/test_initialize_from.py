@@ -1,4 +1,4 @@
-"""A run that starts from another one's parameters; parameters that stay, or learn at a pace of their own."""
+"""A run that starts from another one's parameters; frozen parameters; learning rates by group."""
 
 import contextlib
 import dataclasses
@@ -64,7 +64,7 @@ def parameters(folder: Path, step: int) -> dict[str, np.ndarray]:
     }
 
 
-def begun(folder: Path, source: InitializeFrom, **changes: Any) -> dict[str, np.ndarray]:
+def started(folder: Path, source: InitializeFrom, **changes: Any) -> dict[str, np.ndarray]:
     """What the parameters are after one step that changes nothing."""
     still = SGD(learning_rate=Constant(0.0), momentum=0.0)
     experiment = digits(**({"optimizer": still, "steps": 1, "initialize_from": source} | changes))
@@ -75,16 +75,16 @@ def begun(folder: Path, source: InitializeFrom, **changes: Any) -> dict[str, np.
 def test_a_run_starts_from_the_best_checkpoint_of_another(parent: Path, tmp_path: Path) -> None:
     evaluations = [line for line in read_metrics(parent) if line["split"] == "eval"]
     best = max(evaluations, key=lambda line: (line["accuracy"], line["step"]))["step"]
-    found = begun(tmp_path / "run", InitializeFrom(run=str(parent)))
+    found = started(tmp_path / "run", InitializeFrom(run=str(parent)))
     for path, leaf in parameters(parent, best).items():
         np.testing.assert_array_equal(found[path], leaf, err_msg=path)
 
 
-def test_what_fits_is_loaded_and_each_other_leaf_is_told_of(
+def test_what_fits_is_loaded_and_each_other_leaf_is_reported(
     parent: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     wider = ConvNet(layers=(Dropout(0.25), Dense(16), Dense(8)), classes=10)
-    fresh = begun(tmp_path / "fresh", InitializeFrom(), model=wider)
+    fresh = started(tmp_path / "fresh", InitializeFrom(), model=wider)
     logging.getLogger("jaxbig").propagate = True
     with caplog.at_level(logging.INFO, "jaxbig"):
         logging.getLogger("jaxbig").addHandler(caplog.handler)
@@ -111,7 +111,7 @@ def test_what_fits_is_loaded_and_each_other_leaf_is_told_of(
 
 
 @pytest.mark.slow
-def test_a_run_that_was_started_so_goes_on_as_one_that_was_not_interrupted(
+def test_a_run_that_was_started_so_resumes_as_one_that_was_not_interrupted(
     parent: Path, tmp_path: Path
 ) -> None:
     source = InitializeFrom(run=str(parent))
@@ -128,7 +128,8 @@ def test_a_run_that_was_started_so_goes_on_as_one_that_was_not_interrupted(
 def test_a_run_killed_before_its_first_save_begins_with_the_same_weights_or_not_at_all(
     parent: Path, tmp_path: Path
 ) -> None:
-    other, folder = tmp_path / "other", tmp_path / "run"
+    other = tmp_path / "other"
+    folder = tmp_path / "run"
     shutil.copytree(parent / "checkpoints", other / "checkpoints")
     experiment = digits(initialize_from=InitializeFrom(run=str(other)), steps=3)
     digest = fit(experiment, folder, Screen())["state_sha256"]
@@ -179,13 +180,15 @@ class Loads:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.paths: list[str] = []
-        self.bytes, self.plain = 0, manager.ocp.load
+        self.bytes = 0
+        self.plain = manager.ocp.load
         monkeypatch.setattr(manager.ocp, "load", self)
 
     def __call__(self, path: str, abstract: Any) -> Any:
         before = on_first_device()
         found = self.plain(path, abstract)
-        self.paths, self.bytes = list(flatten_with_paths(found)), on_first_device() - before
+        self.paths = list(flatten_with_paths(found))
+        self.bytes = on_first_device() - before
         return found
 
 
@@ -214,12 +217,12 @@ def test_weights_alone_are_loaded_each_device_s_share_of_them(
         experiment = digits(
             mesh=split, optimizer=AdamW(learning_rate=Constant(0.1)), initialize_from=source, seed=1
         )
-        begun = folder if way == "fork" else tmp_path / "begun"
-        begun.mkdir(exist_ok=True)
+        started = folder if way == "fork" else tmp_path / "started"
+        started.mkdir(exist_ok=True)
         program = make_program(experiment)
         with program.activate():
             initialize_or_resume(
-                program, CheckpointManager(begun / "checkpoints"), begun, fork=way == "fork"
+                program, CheckpointManager(started / "checkpoints"), started, fork=way == "fork"
             )
     expected = flatten_with_paths(make_program(experiment).abstract.params)
     share = sum(
@@ -254,7 +257,8 @@ def test_parameters_and_batch_statistics_come_back_as_a_model_takes_them(tmp_pat
     checkpoints.wait()
     found = checkpoints.restore_parameters()
     assert found is not None and sorted(found.state) == ["batch_stats", "params"]
-    images, apply = np.ones((2, 8, 8, 1), np.float32), jax.jit(experiment.model.apply)
+    images = np.ones((2, 8, 8, 1), np.float32)
+    apply = jax.jit(experiment.model.apply)
     same = apply({"params": state.params, **state.variables}, images)
     np.testing.assert_array_equal(apply(found.state, images), same)
 
@@ -327,7 +331,8 @@ def updates(optimizer: Any) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("kind", [SGD, AdamW])
 def test_frozen_parameters_stay_and_have_no_moments(kind: Any) -> None:
     optimizer = kind(learning_rate=Constant(0.1), frozen="^trunk", clip_norm=100.0)
-    found, free = updates(optimizer), updates(dataclasses.replace(optimizer, frozen=None))
+    found = updates(optimizer)
+    free = updates(dataclasses.replace(optimizer, frozen=None))
     assert not found["trunk/kernel"].any()  # not even decayed
     np.testing.assert_array_equal(found["head/kernel"], free["head/kernel"])
     state = optimizer.build(10).init(
@@ -377,6 +382,7 @@ def test_a_frozen_trunk_under_a_new_head_is_trained_end_to_end(
     source = InitializeFrom(run=str(parent))
     optimizer = AdamW(learning_rate=Constant(1e-2), frozen="^layers")
     fit(digits(initialize_from=source, optimizer=optimizer), tmp_path / "run", Screen())
-    first, last = begun(tmp_path / "begun", source), parameters(tmp_path / "run", 12)
+    first = started(tmp_path / "started", source)
+    last = parameters(tmp_path / "run", 12)
     for path, leaf in first.items():
         assert np.array_equal(leaf, last[path]) == path.startswith("layers"), path

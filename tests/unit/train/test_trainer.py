@@ -38,7 +38,7 @@ from jaxbig.train.bad_step_policy import LEFT_OUT
 from jaxbig.train.step_reporter import StepReporter, rates
 from jaxbig.train.trainer import fit, summarize
 
-PACE = {"data_wait", "mfu"}  # and what is a second: of the machine's speed, not of the run
+SPEED = {"data_wait", "mfu"}  # and what is a second: of the machine's speed, not of the run
 EVERY = {"steps": 20, "log_every": 3, "evaluate_every": 8, "checkpoint_every": 5, "keep_last": 9}
 
 
@@ -65,11 +65,15 @@ def tiny(**changes: Any) -> Experiment:
 
 
 class Interrupting(Screen):
-    """Sends this process a signal once a step is logged; the loop is then in the midst of the next one."""
+    """Sends this process a signal once a step is logged.
+
+    The loop is then in the midst of the next one.
+    """
 
     def __init__(self, at: int, number: signal.Signals = signal.SIGTERM):
         super().__init__()
-        self.at, self.number = at, number
+        self.at = at
+        self.number = number
 
     def train(self, step: int, values: dict[str, float]) -> None:
         if step == self.at:
@@ -114,10 +118,10 @@ def finished(straight: Any, tmp_path: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def curves(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl without what tells of the machine's speed."""
+    """The lines of metrics.jsonl without what depends on the machine's speed."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [
-        {name: line[name] for name in line if name not in PACE and "_per_second" not in name}
+        {name: line[name] for name in line if name not in SPEED and "_per_second" not in name}
         for line in lines
     ]
 
@@ -245,10 +249,16 @@ def test_readers_and_intervals_change_nothing_in_the_state(
 
 
 class Struck:
-    """Evaluates; in the one of that number it sends this process SIGTERM. Notes what is saved and evaluated when."""
+    """Evaluates; in the one of that number it sends this process SIGTERM.
+
+    Notes what is saved and evaluated when.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int):
-        self.number, self.calls, self.plain, self.done = number, 0, trainer.evaluate, []
+        self.number = number
+        self.calls = 0
+        self.plain = trainer.evaluate
+        self.done = []
         monkeypatch.setattr(trainer, "evaluate", self)
         save = CheckpointManager.save
 
@@ -277,7 +287,7 @@ class Struck:
         (0, 3, ["evaluates 8", "saves 8", "evaluates 16", "saves 16", "leaves off 20", "saves 20"]),
     ],
 )
-def test_who_is_asked_to_stop_saves_first_and_what_goes_on_makes_the_evaluation(
+def test_who_is_asked_to_stop_saves_first_and_what_resumes_makes_the_evaluation(
     at: int,
     number: int,
     done: list[str],
@@ -285,7 +295,7 @@ def test_who_is_asked_to_stop_saves_first_and_what_goes_on_makes_the_evaluation(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The lines, digest and summary of a run left alone, and the same checkpoints kept, with the same metrics."""
+    """The lines, digest, summary, checkpoints and their metrics of an uninterrupted run."""
     experiment = tiny(log_every=1, checkpoint_every=8, keep_last=1, keep_best=1)
     folder, whole = straight(experiment)
     with monkeypatch.context() as during:
@@ -317,29 +327,29 @@ def test_an_evaluation_that_is_left_off_again_and_again_is_made_in_the_end(
 def test_all_that_a_run_does_is_named_to_the_watchdog(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[str] = []
+    reported: list[str] = []
 
     @contextlib.contextmanager
     def watched(limit: float) -> Iterator[Callable[[int, str], None]]:
-        yield lambda step, doing: told.append(doing)
+        yield lambda step, doing: reported.append(doing)
 
     monkeypatch.setattr(trainer, "watchdog", watched)
     monkeypatch.setattr(manager, "POLL", 0.001)
     fit(tiny(steps=4, evaluate_every=2, checkpoint_every=2), tmp_path, Screen())
-    begun = {"prepares the data", "opens the data", "compiles", "reads run.json"}
+    started = {"prepares the data", "opens the data", "compiles", "reads run.json"}
     each = {"reads the next batch", "is in the loop", "waits for the devices", "evaluates", "saves"}
-    assert "" not in told and set(told) >= begun | each | {
+    assert "" not in reported and set(reported) >= started | each | {
         "waits for its save of step 4",
         "writes summary.json",
     }
     assert (
-        told.index("prepares the data")
-        < told.index("compiles")
-        < told.index("reads the next batch")
+        reported.index("prepares the data")
+        < reported.index("compiles")
+        < reported.index("reads the next batch")
     )
-    told.clear()
+    reported.clear()
     fit(tiny(steps=5, evaluate_every=2, checkpoint_every=2), tmp_path, Screen())
-    assert "" not in told and set(told) >= {
+    assert "" not in reported and set(reported) >= {
         "verifies its checkpoint of step 4",
         "restores a checkpoint",
     }
@@ -348,7 +358,8 @@ def test_all_that_a_run_does_is_named_to_the_watchdog(
 def test_rates_are_those_of_examples_or_tokens_and_of_the_chips_peak(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    images, text = shipped("digits_convnet"), shipped("pytext_transformer")
+    images = shipped("digits_convnet")
+    text = shipped("pytext_transformer")
     assert rates(images, 1000, 2.0) == {
         "steps_per_second": 2.0,
         "examples_per_second": 32.0,
@@ -373,7 +384,7 @@ def test_another_seed_gives_another_state(straight: Any, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("mesh", [Mesh(data=2, fsdp=4), Mesh(data=2, fsdp=2, tensor=2)], ids=str)
-def test_a_run_that_goes_on_over_another_mesh_keeps_its_curve(
+def test_a_run_that_resumes_over_another_mesh_keeps_its_curve(
     mesh: Mesh, finished: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, _ = finished
@@ -387,7 +398,7 @@ def test_a_run_that_goes_on_over_another_mesh_keeps_its_curve(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("first", "then"), [("8", "2"), ("8", "1"), ("1", "8"), ("2", "8")])
-def test_a_run_goes_on_over_another_number_of_devices_with_the_same_curve(
+def test_a_run_resumes_over_another_number_of_devices_with_the_same_curve(
     jaxbig: Any, tmp_path: Path, first: str, then: str
 ) -> None:
     model = {
@@ -420,11 +431,12 @@ def test_a_finished_run_run_again_changes_nothing(finished: tuple[Path, dict[str
     after = contents(folder)
     changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
     assert {name.split("/")[0] for name in changed} <= {"run.json", "tensorboard"}
-    old, new = json.loads(before["run.json"]), json.loads(after["run.json"])
+    old = json.loads(before["run.json"])
+    new = json.loads(after["run.json"])
     assert {name for name in old if old[name] != new[name]} <= {"started", "starts"}
 
 
-def test_a_finished_run_goes_on_to_more_steps(finished: tuple[Path, dict[str, Any]]) -> None:
+def test_a_finished_run_resumes_to_more_steps(finished: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = finished
     before = curves(folder)
     summary = fit(tiny(steps=25), folder, Screen())
@@ -443,7 +455,8 @@ def test_lines_of_metrics_that_a_kill_cut_or_left_ahead_are_made_again(
     finished: tuple[Path, dict[str, Any]],
 ) -> None:
     folder, summary = finished
-    file, before = folder / "metrics.jsonl", curves(folder)
+    file = folder / "metrics.jsonl"
+    before = curves(folder)
     rewind(folder, 10)
     lines = file.read_text().splitlines(keepends=True)
     ahead = next(number for number, line in enumerate(lines) if json.loads(line)["step"] > 15)
@@ -531,7 +544,7 @@ def test_a_configuration_that_draws_other_numbers_is_refused_as_another_seed_is(
         fit(tiny(), folder, Screen())
 
 
-def test_a_run_that_goes_on_under_other_flags_names_them(
+def test_a_run_that_resumes_under_other_flags_names_them(
     finished: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, _ = finished
@@ -566,7 +579,8 @@ def test_a_fork_begins_from_the_weights_and_keeps_the_old_run_whole(
     finished: tuple[Path, dict[str, Any]],
 ) -> None:
     folder, _ = finished
-    before, weights = contents(folder), parameters(folder)
+    before = contents(folder)
+    weights = parameters(folder)
     summary = fit(still(), folder, Screen(), fork=True)
     assert summary["step"] == 1
     assert [line["step"] for line in curves(folder)] == [1, 1]
@@ -575,7 +589,7 @@ def test_a_fork_begins_from_the_weights_and_keeps_the_old_run_whole(
     assert kept == {name: data for name, data in before.items() if name != "lock"}
 
 
-def test_the_same_fork_again_goes_on_and_a_fork_of_a_fork_keeps_both(
+def test_the_same_fork_again_resumes_and_a_fork_of_a_fork_keeps_both(
     finished: tuple[Path, dict[str, Any]],
 ) -> None:
     folder, _ = finished
@@ -599,7 +613,8 @@ def test_a_fork_that_was_killed_while_it_moved_the_old_run_aside_is_finished(
     finished: tuple[Path, dict[str, Any]],
 ) -> None:
     folder, _ = finished
-    before, weights = contents(folder), parameters(folder)
+    before = contents(folder)
+    weights = parameters(folder)
     (folder / "forked_from_1").mkdir()
     (folder / "run.json").rename(folder / "forked_from_1" / "run.json")
     fit(still(), folder, Screen(), fork=True)
@@ -618,7 +633,8 @@ def test_a_fork_to_a_changed_model_takes_what_fits(
     fit(wider, folder, Screen(), fork=True)
     said = capsys.readouterr().out
     fit(wider, tmp_path / "fresh", Screen())
-    forked, fresh = parameters(folder), parameters(tmp_path / "fresh")
+    forked = parameters(folder)
+    fresh = parameters(tmp_path / "fresh")
     taken = {path for path in fresh if path in weights and weights[path].shape == fresh[path].shape}
     assert taken == {"layers_1/linear/kernel", "layers_1/linear/bias", "head/bias"}
     for path in fresh:
@@ -673,8 +689,9 @@ def test_the_best_of_a_summary_is_a_checkpoint_that_is_kept(
 
 
 def test_a_run_whose_run_json_is_lost_is_resumed_when_asked(tmp_path: Path, screen: Screen) -> None:
-    """A power loss leaves an empty run.json beside whole checkpoints, which are not lost with it."""
-    run, every = tmp_path / "run", {"evaluate_every": 4, "checkpoint_every": 4, "keep_last": 1}
+    """A power loss leaves an empty run.json beside good checkpoints, which are not lost."""
+    run = tmp_path / "run"
+    every = {"evaluate_every": 4, "checkpoint_every": 4, "keep_last": 1}
     experiment = tiny(steps=12, optimizer=AdamW(learning_rate=Constant(1e-3)), **every)
     half = fit(dataclasses.replace(experiment, steps=8), run, screen)
     assert half["best"]["step"] in CheckpointManager(run / "checkpoints").steps()
