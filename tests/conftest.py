@@ -23,7 +23,7 @@ from typing import Any
 
 import jax
 import pytest
-from support.compiling import COMPILED, emit_fusions_directly
+from support.compiling import COMPILED
 
 from jaxbig.tracking.console import Screen
 
@@ -33,7 +33,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # A hasty compiler splits arrays as the full one does, in a third of the time; the slow gradient tests use the full one.
 jax.config.update("jax_disable_most_optimizations", True)
-emit_fusions_directly()
 
 
 @pytest.fixture(scope="module", autouse=True)
