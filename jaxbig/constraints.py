@@ -54,7 +54,7 @@ class Range(PrimitiveConstructorSpec[Any]):
         """
         bounds = {">=": ge, ">": gt, "<=": le, "<": lt}
         given = {sign: bound for sign, bound in bounds.items() if bound is not None}
-        shown = ", ".join(f"{sign} {bound:g}" for sign, bound in given.items())
+        shown = ", ".join(f"{sign} {bound}" for sign, bound in given.items())
         super().__init__(
             nargs=1,
             metavar=f"{kind.__name__.upper()} {shown}".strip(),

@@ -7,7 +7,7 @@ from typing import Any
 from jaxbig.cli.command import ExperimentCommand, Flag, run_name
 from jaxbig.cli.tables import pairs
 from jaxbig.tools.inspect_batch import inspect
-from jaxbig.tools.smoke_test import made_up
+from jaxbig.tools.smoke_test import synthetic_data
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class DataInspect(ExperimentCommand):
     def __call__(self) -> int:
         experiment = self.experiment
         if self.synthetic:
-            experiment = dataclasses.replace(experiment, data=made_up(experiment.data))
+            experiment = dataclasses.replace(experiment, data=synthetic_data(experiment.data))
         experiment.check()
         experiment.data.prepare()
         picture = self.picture or Path(f"{run_name(self.name)}-{self.split}-{self.step}.png")

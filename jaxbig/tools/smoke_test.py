@@ -37,8 +37,8 @@ def smoke(experiment: Experiment) -> Experiment:
     try:
         data.prepare()
     except Refused as error:
-        data = made_up(data)
-        log.warning("on made-up records: %s", error)
+        data = synthetic_data(data)
+        log.warning("on synthetic records: %s", error)
     data = replaced(data, changes)
     layers = {"depth": min(getattr(experiment.model, "depth", 1), DEPTH), "remat_group": 1}
     layers |= {"stages": (1,) * len(getattr(experiment.model, "stages", ()))}
@@ -54,11 +54,11 @@ def smoke(experiment: Experiment) -> Experiment:
     return narrow_program(small, None, PARAMETERS).experiment
 
 
-def made_up(data: Data) -> Data:
-    """The same data set of records that are made up; `Refused` if it is none of records."""
+def synthetic_data(data: Data) -> Data:
+    """The data set with synthetic records; `Refused` if it has none."""
     make: Any = getattr(data, "synthetic", None)
     if make is None:
-        raise Refused(f"{type(data).__name__} has no made-up records: prepare its own.")
+        raise Refused(f"{type(data).__name__} has no synthetic records: prepare its own.")
     return make()
 
 

@@ -1,4 +1,4 @@
-"""Finding an experiment, telling it as JSON, and what makes it the same one or another."""
+"""Finding an experiment, its JSON, and what makes it the same one or another."""
 
 import dataclasses
 import hashlib
@@ -123,7 +123,7 @@ def test_an_own_file_is_found(name: str, here: Path) -> None:
     assert load(name).seed == 12
 
 
-def test_an_own_file_may_import_what_lies_beside_it(here: Path) -> None:
+def test_an_own_file_may_import_what_is_beside_it(here: Path) -> None:
     (here / "runs").mkdir()
     (here / "runs" / "parent_of_mine.py").write_text(OWN)
     (here / "runs" / "mine.py").write_text("from parent_of_mine import config")
@@ -145,7 +145,7 @@ def test_an_own_experiment_goes_before_one_that_ships(here: Path) -> None:
     assert set(EXPERIMENTS) <= available().keys() and "__init__" not in available()
 
 
-def test_a_file_that_changed_is_read_anew(here: Path) -> None:
+def test_a_file_that_changed_is_read_again(here: Path) -> None:
     file = here / "own.py"
     file.write_text(OWN)
     assert load("own.py").seed == 12
@@ -193,7 +193,7 @@ def test_a_file_that_is_no_experiment_is_refused_with_what_is_wrong(
     assert all(word in said for word in words) and "\n" not in said
 
 
-def test_a_syntax_error_in_an_imported_file_is_told_of_that_file(here: Path) -> None:
+def test_a_syntax_error_in_an_imported_file_is_reported_of_that_file(here: Path) -> None:
     (here / "broken_parent.py").write_text("x = 1\nx = = 2\n")
     (here / "own.py").write_text("from broken_parent import config")
     assert all(word in refusal(load, "own.py") for word in ("broken_parent.py", "line 2"))
@@ -217,7 +217,7 @@ def test_what_is_not_there_is_refused_by_name(name: str, here: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["own.py", "package.own"])
-def test_a_missing_library_is_told_as_python_tells_it(name: str, here: Path) -> None:
+def test_a_missing_library_is_reported_as_python_reports_it(name: str, here: Path) -> None:
     """It is the file's own fault, with a line to look at; not that the experiment is unknown."""
     (here / "package").mkdir()
     for file in (here / "own.py", here / "package" / "own.py"):
@@ -263,15 +263,15 @@ def keys_of(value: Any) -> set[str]:
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_is_json_and_nothing_of_flax_is_in_it(name: str) -> None:
-    told = to_json(load(name))
-    assert json.loads(json.dumps(told, allow_nan=False)) == told
-    assert not {"parent", "name"} & keys_of(told["model"])
-    assert told.keys() == {"type", *(field.name for field in dataclasses.fields(Experiment))}
+    found = to_json(load(name))
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert not {"parent", "name"} & keys_of(found["model"])
+    assert found.keys() == {"type", *(field.name for field in dataclasses.fields(Experiment))}
 
 
-def test_an_experiment_is_told_with_all_its_numbers() -> None:
-    told = to_json(BASE)
-    assert told["model"] == {
+def test_json_of_an_experiment_has_all_its_numbers() -> None:
+    found = to_json(BASE)
+    assert found["model"] == {
         "type": "ConvNet",
         "layers": [
             {"type": "Conv", "channels": 4, "kernel": 3, "stride": 1, "padding": "same"},
@@ -280,21 +280,21 @@ def test_an_experiment_is_told_with_all_its_numbers() -> None:
         "classes": 10,
         "dtype": "float32",
     }
-    assert told["optimizer"]["learning_rate"] == {
+    assert found["optimizer"]["learning_rate"] == {
         "type": "WarmupCosine",
         "peak": 1e-3,
         "warmup": 5,
         "end": 0.0,
     }
     sizes = {"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1, "expert": 1}
-    assert told["mesh"] == {"type": "Mesh", **sizes, "rules": "standard", "overrides": []}
+    assert found["mesh"] == {"type": "Mesh", **sizes, "rules": "standard", "overrides": []}
     assert to_json({"folder": Path("a/b"), 3: (None, True)}) == {"folder": "a/b", "3": [None, True]}
 
 
 @pytest.mark.parametrize(
     "value", [nn.relu, object(), {1, 2}, b"bytes", 1j, Experiment], ids=range(6)
 )
-def test_what_cannot_be_told_is_refused(value: Any) -> None:
+def test_what_json_cannot_hold_is_refused(value: Any) -> None:
     said = refusal(to_json, {"field": [value]})
     assert type(value).__name__ in said
 
@@ -420,7 +420,7 @@ def test_no_difference_is_no_line() -> None:
     assert diff(to_json(BASE), json.loads(json.dumps(to_json(BASE)))) == []
 
 
-def test_another_type_is_told_with_what_it_brings() -> None:
+def test_another_type_is_shown_with_its_fields() -> None:
     lines = diff(to_json(BASE.optimizer), to_json(SGD(learning_rate=Constant(1e-3))), "optimizer")
     assert {
         "optimizer.type: AdamW -> SGD",
@@ -433,10 +433,11 @@ def test_a_long_difference_is_cut() -> None:
     deeper = ConvNet((*[Conv(4)] * 9, Dense(8)), classes=10)
     (line,) = diff(to_json(BASE), to_json(changed(model=deeper)))
     assert line.startswith("model.layers: [") and len(line) < 250
-    before, now = f"{'x' * 90}sha256:0123{'y' * 90}", f"{'x' * 90}sha256:4567{'y' * 90}"
-    assert diff(before, now, "a") == [
-        f"a: {'x' * 60}...{'x' * 3}sha256:0123{'y' * 16}... -> {'x' * 60}...{'x' * 3}sha256:4567{'y' * 16}..."
-    ]
+    before = f"{'x' * 90}sha256:0123{'y' * 90}"
+    now = f"{'x' * 90}sha256:4567{'y' * 90}"
+    start = f"{'x' * 60}...{'x' * 3}"
+    end = f"{'y' * 16}..."
+    assert diff(before, now, "a") == [f"a: {start}sha256:0123{end} -> {start}sha256:4567{end}"]
     assert diff({"a": "x" * 99}, {"a": "y"}) == [f"a: {'x' * 99} -> y"]
 
 
@@ -556,7 +557,8 @@ def test_a_number_that_cannot_be_right_is_refused_as_its_option(option: str) -> 
 
 
 def test_numbers_of_classes_and_tokens_that_are_beyond_the_model_are_refused() -> None:
-    images, text = dataclasses.replace(IMAGES, classes=11), PyText(batch=8, length=8)
+    images = dataclasses.replace(IMAGES, classes=11)
+    text = PyText(batch=8, length=8)
     for bad, said in (
         (
             changed(data=images),
@@ -601,7 +603,7 @@ def test_every_experiment_passes_its_check(name: str) -> None:
     load(name).check()
 
 
-def test_a_decoder_in_an_experiment_is_told_too() -> None:
-    told = to_json(Decoder(vocab=256, depth=2, width=64, heads=4))
+def test_json_of_a_decoder_has_its_inherited_fields() -> None:
+    found = to_json(Decoder(vocab=256, depth=2, width=64, heads=4))
     fields = {"vocab": 256, "depth": 2, "width": 64, "heads": 4, "dropout": 0.0, "scan": False}
-    assert {"type": "Decoder", **fields}.items() <= told.items()
+    assert {"type": "Decoder", **fields}.items() <= found.items()

@@ -214,4 +214,4 @@ def test_the_verbs(jaxbig: Callable[..., Any], tmp_path: Path) -> None:
     done = jaxbig("data", "prepear", "digits_convnet")
     assert done.returncode == 2 and "the nearest is data prepare" in done.stderr
     done = jaxbig("data", "inspect", "digits_convnet", "--synthetic")
-    assert done.returncode == 2 and "no made-up records" in done.stderr
+    assert done.returncode == 2 and "no synthetic records" in done.stderr

@@ -46,7 +46,7 @@ def test_every_full_size_experiment_takes_real_steps_without_its_data(
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     assert summary["step"] == 2 and summary["metrics"]["eval/loss"] > 0
-    assert "made-up records" in done.stderr
+    assert "synthetic records" in done.stderr
     run = tmp_path / "runs" / f"{name}-smoke"
     kept = json.loads((run / "run.json").read_text())["experiment"]["data"].get("tokenizer", {})
     assert (run / "tokenizer.json").exists() == ("BytePairs" in str(kept))
@@ -58,7 +58,7 @@ def test_embedded_data_is_its_own_and_a_smoke_test_replaces_nothing_but_its_like
 ) -> None:
     for _ in range(2):
         done = jaxbig("train", "digits_convnet", "--smoke")
-        assert done.returncode == 0 and "made-up" not in done.stdout + done.stderr, done.stderr
+        assert done.returncode == 0 and "synthetic" not in done.stdout + done.stderr, done.stderr
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("all of it")
     done = jaxbig("train", "digits_convnet", "--smoke", "--workdir", "mine")
