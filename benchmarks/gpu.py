@@ -1,18 +1,19 @@
-"""Is jaxbig right on a GPU, are its bits the same each time, and how fast is it: one command, no network, no data.
+"""Correctness, reproducibility and speed of jaxbig on a GPU; needs no network and no data.
 
     python benchmarks/gpu.py                        # every part
     python benchmarks/gpu.py --parts attention speed --out results
     JAX_PLATFORMS=cpu python benchmarks/gpu.py --small      # the same program rehearsed on a CPU
 
-| part | asks |
+| part | measures |
 |---|---|
 | attention | fused attention and its gradients against plain attention in float32 |
-| families | loss and gradient of a step of each family of models against the CPU's |
-| digests | one digest from equal runs; from a killed and resumed one; with `--reproducible`; with `--offload` |
-| speed | milliseconds of attention; step time, tokens or images a second, MFU; memory used against what was said |
+| families | loss and gradient of a step of each family of models against a CPU |
+| digests | equal digests of equal runs, also killed and resumed, `--reproducible`, `--offload` |
+| speed | milliseconds of attention; step time, tokens or images a second, MFU; memory used |
 
-Each line is one check: a value, the bar it must keep (none: the value is only reported), and whether it does. Exit code
-1 where one does not. `--out` gets results.json and the standard error of every run that failed.
+Each line is one check: a value, its limit (none: the value is only reported), and whether it is
+kept. The exit code is 1 if one is not. `--out` receives results.json and the standard error of each
+run that failed.
 """
 
 import argparse
@@ -137,16 +138,14 @@ def attention_times(small: bool) -> Iterator[Check]:
 
 
 def attention_inputs(case: dict[str, Any], batch: int, length: int, heads: int) -> dict[str, Any]:
-    """bf16 queries [B, T, H, K], keys and values [B, S, G, K], a cotangent, and what the case adds."""
+    """bf16 queries [B, T, H, K], keys and values [B, S, G, K], cotangent, mask and bias."""
     import jax
     import jax.numpy as jnp
     import numpy as np
 
-    width, groups, keys = (
-        case.get("width", 64),
-        case.get("kv_heads", heads),
-        case.get("keys", length),
-    )
+    width = case.get("width", 64)
+    groups = case.get("kv_heads", heads)
+    keys = case.get("keys", length)
     draw = jax.random.split(jax.random.key(0), 5)
     arrays = {
         "query": jax.random.normal(draw[0], (batch, length, heads, width), jnp.bfloat16),
@@ -244,7 +243,7 @@ FAMILIES = {
 
 
 def families(small: bool, out: Path | None) -> Iterator[Check]:
-    """A small sibling of each, in a process of its own: its loss and gradient here against the CPU's."""
+    """A shrunken model of each family, in its own process: loss and gradient against a CPU."""
     yield from children(
         "families", "--family", list(FAMILIES)[:2] if small else list(FAMILIES), small, out
     )
@@ -259,7 +258,8 @@ def one_family(family: str) -> list[Line]:
     from jaxbig.tools.check_sharding import apart, step
     from jaxbig.tools.shrink import random_batch, replaced, small_program
 
-    here, cpu = jax.devices()[:1], jax.devices("cpu")[:1]
+    here = jax.devices()[:1]
+    cpu = jax.devices("cpu")[:1]
     experiment = load(FAMILIES[family])
     program = small_program(experiment, cpu, 8)
     batch = random_batch(program.experiment)
@@ -405,7 +405,7 @@ def digest_of(stdout: str, stderr: str, name: str, out: Path | None) -> str:
 
 
 def killed_and_resumed(folder: Path, out: Path | None, name: str) -> tuple[str, str, str]:
-    """(digest of a run killed after a checkpoint and started again, unit, digest of one left alone)."""
+    """Digest of a run that is killed and resumed, unit, digest of an uninterrupted one."""
     options = (name, *RUNS[name], "--deterministic")
     alone = subprocess.run(
         command(folder / "alone", options, 40),
@@ -416,13 +416,13 @@ def killed_and_resumed(folder: Path, out: Path | None, name: str) -> tuple[str, 
     )
     workdir = folder / "killed"
     given = command(workdir, options, 40)
-    begun = subprocess.Popen(
+    process = subprocess.Popen(
         given, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment(), cwd=folder
     )
-    while begun.poll() is None and not (workdir / "checkpoints" / "20").exists():
+    while process.poll() is None and not (workdir / "checkpoints" / "20").exists():
         time.sleep(0.01)
-    begun.send_signal(signal.SIGKILL)
-    begun.wait()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
     again = subprocess.run(given, capture_output=True, text=True, env=environment(), cwd=folder)
     found = digest_of(again.stdout, again.stderr, "killed", out)
     return found, "", digest_of(alone.stdout, alone.stderr, "alone", out)
@@ -459,8 +459,10 @@ SPEED: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 def speed(small: bool, out: Path | None) -> Iterator[Check]:
-    """Each case in a process of its own, so that the memory used is that of the case. They are compiled side by side,
-    so XLA chooses kernels on a busy GPU, and measured one after another."""
+    """Each case in its own process, so that the memory used is that of the case.
+
+    They are compiled in parallel, so XLA chooses kernels on a busy GPU, and measured in turn.
+    """
     yield from attention_times(small)
     yield from children("speed", "--case", list(SPEED)[-1:] if small else list(SPEED), small, out)
 
@@ -487,11 +489,14 @@ def one_case(case: str, small: bool) -> list[Line]:
     program = make_program(experiment, jax.devices()[:1])
     with program.activate():
         traced = program.train_step.trace(program.abstract, program.batch)
-        flops, lowered = model_flops(experiment, program, traced.jaxpr), traced.lower()
+        flops = model_flops(experiment, program, traced.jaxpr)
+        lowered = traced.lower()
         began = time.perf_counter()
         compiled = lowered.compile()
         compile_seconds = time.perf_counter() - began
-        init, rows = program.init.trace().lower().compile(), random_batch(experiment)  # type: ignore[attr-defined]
+        trace_init: Any = program.init
+        init = trace_init.trace().lower().compile()
+        rows = random_batch(experiment)
         print("compiled", file=sys.stderr, flush=True)
         sys.stdin.readline()  # until it is this process's turn
         batch = device_put_batch(rows, program.mesh)
@@ -505,15 +510,15 @@ def one_case(case: str, small: bool) -> list[Line]:
             jax.block_until_ready((state, metrics))
             seconds.append(time.perf_counter() - began)
     after = statistics.median(seconds[3:])
-    pace = rates(experiment, flops, 1 / after)
-    kind = next(unit for unit in ("tokens", "examples") if f"{unit}_per_second" in pace)
+    speeds = rates(experiment, flops, 1 / after)
+    kind = next(unit for unit in ("tokens", "examples") if f"{unit}_per_second" in speeds)
     lines: list[Line] = [
         ("step", 1e3 * after, "ms", None),
-        (f"{kind} a second", pace[f"{kind}_per_second"], "", None),
+        (f"{kind} a second", speeds[f"{kind}_per_second"], "", None),
         ("compiled in", compile_seconds, "s", None),
     ]
-    if "mfu" in pace:
-        lines.append(("MFU", 100 * pace["mfu"], "%", None))
+    if "mfu" in speeds:
+        lines.append(("MFU", 100 * speeds["mfu"], "%", None))
     used = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     said = peak_bytes(compiled)
     lines.append(("memory by the compiler", said / 2**30, "GiB", None))
@@ -531,9 +536,11 @@ def one_case(case: str, small: bool) -> list[Line]:
 def children(
     part: str, option: str, cases: Sequence[str], small: bool, out: Path | None
 ) -> Iterator[Check]:
-    """The lines of each case, from a process of its own; all begin at once, and each is told in turn that it may use
-    the GPU alone."""
-    begun = []
+    """The lines of each case, from its own process.
+
+    All start at once, and each in turn gets the GPU to itself.
+    """
+    started = []
     for case in (case for case in cases if wanted(case)):
         given = [sys.executable, __file__, option, case, *(["--small"] if small else [])]
         errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (open as long as the process)
@@ -542,8 +549,10 @@ def children(
             "stdout": subprocess.PIPE,
             "stderr": errors,
         }
-        begun.append((case, errors, subprocess.Popen(given, text=True, env=environment(), **pipes)))
-    for case, errors, process in begun:
+        started.append(
+            (case, errors, subprocess.Popen(given, text=True, env=environment(), **pipes))
+        )
+    for case, errors, process in started:
         with LOCK.open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             stdout, _ = process.communicate("go\n")

@@ -1,9 +1,9 @@
-"""What being watched costs: the watchdog, and the guard that looks at every gradient in the compiled step.
+"""The cost of monitoring: the watchdog, and the check of each gradient in the compiled step.
 
     python benchmarks/watching.py
 
-The watchdog: how long one telling takes, and how many there are a step of the real loop. The guard: a step's time with
-it and with its looking left out, in turn; the median ratio of pairs.
+The watchdog: seconds a heartbeat, and heartbeats a step of the real loop. The guard: the time of a
+step with and without its check, in turn; the median ratio of the pairs.
 """
 
 import collections
@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,27 +20,29 @@ from jaxbig.config.discover import load
 from jaxbig.data.pipeline.loader import train_batch
 from jaxbig.distributed.sharding import device_put_batch
 from jaxbig.distributed.watchdog import Watchdog
-from jaxbig.program import program as room
+from jaxbig.program import program as program_module
 from jaxbig.program.program import make_program
 from jaxbig.tools.benchmark import bench
 from jaxbig.tracking.console import Screen
 
-TELLINGS, PAIRS, STEPS = 1_000_000, 40, 10
-NAMES = "digits_convnet", "digits_rnn", "pytext_transformer"
+HEARTBEATS = 1_000_000
+PAIRS = 40
+STEPS = 10  # of one timing
+NAMES = ("digits_convnet", "digits_rnn", "pytext_transformer")
 
 
-def a_telling() -> float:
-    """Seconds that one takes."""
+def heartbeat_seconds() -> float:
+    """Seconds a heartbeat."""
     dog = Watchdog(1800)
-    began = time.perf_counter()
-    for step in range(TELLINGS):
+    started = time.perf_counter()
+    for step in range(HEARTBEATS):
         dog.heartbeat(step, "is in the loop")
     dog.stop.set()
-    return (time.perf_counter() - began) / TELLINGS
+    return (time.perf_counter() - started) / HEARTBEATS
 
 
-def tellings(name: str) -> tuple[float, float]:
-    """How many there are a step of the loop, and seconds a step."""
+def heartbeats(name: str) -> tuple[float, float]:
+    """Heartbeats a step of the loop, and seconds a step."""
     counts: collections.Counter[str] = collections.Counter()
 
     def heartbeat(step: int, activity: str) -> None:
@@ -49,13 +52,21 @@ def tellings(name: str) -> tuple[float, float]:
     return counts.total() / (result["rounds"] * STEPS), result["step_seconds"]
 
 
-def stepper(name: str, watched: bool) -> Callable[[], float]:
-    """Makes `STEPS` steps; gives the seconds that each took."""
-    experiment, watch = load(name), room.make_bad_step_check
-    if not watched:
-        room.make_bad_step_check = lambda *_, **__: (
-            lambda before, after, loss, gradient: (after, jnp.int32(0))
-        )
+def make_no_check(*_: Any, **__: Any) -> Callable[..., Any]:
+    """Replaces `make_bad_step_check`: accepts every step."""
+
+    def check(before: Any, after: Any, loss: Any, gradient: Any) -> tuple[Any, Any]:
+        return after, jnp.int32(0)
+
+    return check
+
+
+def stepper(name: str, checked: bool) -> Callable[[], float]:
+    """Returns a function that makes `STEPS` steps and returns the seconds of one."""
+    experiment = load(name)
+    original = program_module.make_bad_step_check
+    if not checked:
+        program_module.make_bad_step_check = make_no_check
     experiment.data.prepare()
     program = make_program(experiment)
     with program.activate():
@@ -65,28 +76,30 @@ def stepper(name: str, watched: bool) -> Callable[[], float]:
         )
         train_step = program.train_step.trace(program.abstract, program.batch).lower().compile()
         state = [train_step(program.init(), batch)[0]]
-    room.make_bad_step_check = watch
+    program_module.make_bad_step_check = original
 
     def run() -> float:
-        began = time.perf_counter()
+        started = time.perf_counter()
         for _ in range(STEPS):
             state[0], _ = train_step(state[0], batch)
         jax.block_until_ready(state)
-        return (time.perf_counter() - began) / STEPS
+        return (time.perf_counter() - started) / STEPS
 
     return run
 
 
 def main() -> int:
-    one, worst = a_telling(), 0.0
-    print(f"a telling of the watchdog takes {one * 1e9:.0f} ns")
-    print(f"{'experiment':20} {'tellings a step':>15} {'of a step':>10} {'guard':>8}")
+    one = heartbeat_seconds()
+    worst = 0.0
+    print(f"a heartbeat of the watchdog takes {one * 1e9:.0f} ns")
+    print(f"{'experiment':20} {'heartbeats/step':>15} {'of a step':>10} {'guard':>8}")
     for name in NAMES:
-        count, seconds = tellings(name)
-        with_it, without = stepper(name, True), stepper(name, False)
-        for warm in (with_it, without):
-            warm()
-        ratio = statistics.median(with_it() / without() for _ in range(PAIRS))
+        count, seconds = heartbeats(name)
+        with_check = stepper(name, True)
+        without = stepper(name, False)
+        for run in (with_check, without):
+            run()  # warm up
+        ratio = statistics.median(with_check() / without() for _ in range(PAIRS))
         worst = max(worst, count * one / seconds)
         print(
             f"{name:20} {count:15.1f} {count * one / seconds:10.4%} {ratio - 1:+8.2%}", flush=True

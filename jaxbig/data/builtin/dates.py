@@ -1,8 +1,8 @@
-"""Dates as people write them, to be translated to ISO 8601: "the 9th of May, 98" -> "1998-05-09".
+"""Dates as people write them, for translation to ISO 8601: "the 9th of May, 98" -> "1998-05-09".
 
-A small task for sequence to sequence models, in which attention can be seen. Days are of 1970 to 2029. Every
-text has one reading, by these rules: in `5.9.1998` the day is first, in `5/9/1998` the month, in `1998-5-9` the
-year; a year of two digits is of 1970 to 2029.
+A small task for sequence-to-sequence models, for looking at attention. Dates are from 1970 to 2029.
+Each text has exactly one meaning: `5.9.1998` starts with the day, `5/9/1998` with the month, and
+`1998-5-9` with the year; a year of two digits is from 1970 to 2029.
 """
 
 import dataclasses
@@ -20,21 +20,24 @@ from jaxbig.data.records.tfds_builder import Arrays, Builder, Record, columns, i
 PADDING, START, END = range(3)
 ALPHABET = " ',-./0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 LENGTH = 40  # of a written date
-TRAIN, HELD_OUT = 10_000, 1_000
-FIRST, DAYS = datetime.date(1970, 1, 1), 21_915  # to the end of 2029
+TRAIN = 10_000  # examples
+HELD_OUT = 1_000
+FIRST = datetime.date(1970, 1, 1)
+DAYS = 21_915  # to the end of 2029
 
 MONTHS = ("January", "February", "March", "April", "May", "June", "July",
           "August", "September", "October", "November", "December")  # fmt: skip
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 FORMATS = (
     "{d} {month} {year}", "{month} {d}, {year}", "{month} {d} {year}", "{nth} {month} {year}",
-    "{month} {nth}, {year}", "{nth} of {month} {year}", "the {nth} of {month}, {year}", "{month} the {nth}, {year}",
-    "{d} {mon} {year}", "{mon} {d}, {year}", "{d}-{mon}-{year}", "{dd}-{mon}-{yy}", "{mon} {nth} {year}",
-    "{d} {mon}. {year}", "{weekday}, {d} {month} {year}", "{weekday}, {month} {d}, {year}", "{day}, {d} {mon} {year}",
-    "{day} {mon} {d} {year}", "{weekday} the {nth} of {month} {year}", "{weekday}, {dd}.{mm}.{yy}", "{dd}.{mm}.{year}",
-    "{d}.{m}.{year}", "{d}.{m}.{yy}", "{d}. {month} {year}", "{mm}/{dd}/{year}", "{m}/{d}/{year}", "{m}/{d}/{yy}",
-    "{year}-{mm}-{dd}", "{year}-{m}-{d}", "{year} {month} {d}", "{year}, {mon} {dd}", "{d} {month} '{yy}",
-    "{mon} {d} '{yy}", "{year}{mm}{dd}",
+    "{month} {nth}, {year}", "{nth} of {month} {year}", "the {nth} of {month}, {year}",
+    "{month} the {nth}, {year}", "{d} {mon} {year}", "{mon} {d}, {year}", "{d}-{mon}-{year}",
+    "{dd}-{mon}-{yy}", "{mon} {nth} {year}", "{d} {mon}. {year}", "{weekday}, {d} {month} {year}",
+    "{weekday}, {month} {d}, {year}", "{day}, {d} {mon} {year}", "{day} {mon} {d} {year}",
+    "{weekday} the {nth} of {month} {year}", "{weekday}, {dd}.{mm}.{yy}", "{dd}.{mm}.{year}",
+    "{d}.{m}.{year}", "{d}.{m}.{yy}", "{d}. {month} {year}", "{mm}/{dd}/{year}", "{m}/{d}/{year}",
+    "{m}/{d}/{yy}", "{year}-{mm}-{dd}", "{year}-{m}-{d}", "{year} {month} {d}",
+    "{year}, {mon} {dd}", "{d} {month} '{yy}", "{mon} {d} '{yy}", "{year}{mm}{dd}",
 )  # fmt: skip
 CASES = (str, str.lower, str.upper)
 
@@ -42,7 +45,8 @@ CASES = (str, str.lower, str.upper)
 def written(day: datetime.date, form: str) -> str:
     """The day in one of `FORMATS`."""
     suffix = "th" if 10 < day.day < 14 else {1: "st", 2: "nd", 3: "rd"}.get(day.day % 10, "th")
-    month, weekday = MONTHS[day.month - 1], WEEKDAYS[day.weekday()]
+    month = MONTHS[day.month - 1]
+    weekday = WEEKDAYS[day.weekday()]
     return form.format(
         d=day.day,
         dd=f"{day.day:02}",
@@ -59,14 +63,14 @@ def written(day: datetime.date, form: str) -> str:
 
 
 def encode(text: str) -> np.ndarray:
-    """Token numbers [len(text)] of characters of `ALPHABET`; others are left out."""
+    """Tokens [len(text)] of the characters of a text; those not in `ALPHABET` are dropped."""
     return np.array(
         [END + 1 + ALPHABET.index(letter) for letter in text if letter in ALPHABET], np.int32
     )
 
 
 def decode(tokens: np.ndarray) -> str:
-    """The text of tokens [L] up to the first `END`; padding and `START` are left out."""
+    """The text of tokens [L] up to the first `END`, without padding and `START`."""
     tokens = np.asarray(tokens)
     ends = np.flatnonzero(tokens == END)
     return "".join(
@@ -77,7 +81,7 @@ def decode(tokens: np.ndarray) -> str:
 
 
 class JaxbigDates(Builder):
-    """Days, each once, in one of the formats and in normal, small or capital letters; no day is in both splits."""
+    """Days in a random format, in normal, lower or upper case; no day occurs twice."""
 
     def features(self) -> dict[str, Any]:
         return {"written": tfds.features.Text(), "iso": tfds.features.Text()}
@@ -88,7 +92,8 @@ class JaxbigDates(Builder):
             for i in epoch_order(0, 0, DAYS)[: TRAIN + HELD_OUT]
         ]
         raw = np.random.Philox(key=np.array([0, 1], np.uint64)).random_raw(len(days))
-        forms, cases = (raw >> np.uint64(32)) % np.uint64(len(FORMATS)), raw % np.uint64(len(CASES))
+        forms = (raw >> np.uint64(32)) % np.uint64(len(FORMATS))
+        cases = raw % np.uint64(len(CASES))
         texts = [
             CASES[case](written(day, FORMATS[form]))
             for day, form, case in zip(days, forms, cases, strict=True)
@@ -101,10 +106,11 @@ class JaxbigDates(Builder):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dates(Data):
-    """Dates as written, `inputs` [B, 40] with `lengths` [B], and in ISO 8601, `targets` [B, 11], the last the end."""
+    """Written dates `inputs` [B, 40] with `lengths` [B]; ISO dates and an end `targets` [B, 11]."""
 
-    vocab = -(-(END + 1 + len(ALPHABET)) // 8) * 8  # in eights, to divide over a mesh
-    start, end = START, END
+    vocab = -(-(END + 1 + len(ALPHABET)) // 8) * 8  # a multiple of 8, to shard over a mesh
+    start = START
+    end = END
 
     def spec(self) -> Spec:
         return {
@@ -133,5 +139,7 @@ class Dates(Data):
         lengths = np.array([len(text) for text in inputs], np.int32)
         padded = np.stack([np.pad(text, (0, LENGTH - len(text))) for text in inputs])
         source = Arrays(inputs=padded, lengths=lengths, targets=targets)
-        source.arrays["mask"] = np.ones(targets.shape, np.float32)  # of each token, not of each row
+        source.arrays["mask"] = np.ones(
+            targets.shape, np.float32
+        )  # of each token, not each example
         return source

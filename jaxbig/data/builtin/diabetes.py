@@ -1,7 +1,7 @@
-"""The diabetes study that comes with scikit-learn: 442 patients, 10 measurements each (Efron et al., 2004).
+"""The diabetes data of scikit-learn: 442 patients, 10 measurements each (Efron et al., 2004).
 
-The target is the progress of the disease after a year. The split is fixed: 353 to train and 89 to evaluate, after
-one fixed shuffle of all.
+The target is the progress of the disease after one year. The split is fixed: 353 patients for
+training and 89 for evaluation, after one fixed shuffle.
 """
 
 import dataclasses
@@ -37,8 +37,10 @@ class JaxbigDiabetes(Builder):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Diabetes(Data):
-    """scikit-learn's diabetes study: `inputs` [B, 10] and `targets` [B], of mean 0 and standard deviation 1 over
-    the training rows."""
+    """scikit-learn's diabetes data: `inputs` [B, 10] and `targets` [B].
+
+    Both are standardized by the mean and standard deviation of the training rows.
+    """
 
     def spec(self) -> Spec:
         return {
@@ -52,7 +54,8 @@ class Diabetes(Data):
 
     def source(self, split: str) -> Source:
         builder = prepared(JaxbigDiabetes)
-        train, read = columns(builder, "train"), columns(builder, split)
+        train = columns(builder, "train")
+        read = columns(builder, split)
         return Arrays(
             inputs=_standardized(read["measurements"], train["measurements"]),
             targets=_standardized(read["progress"], train["progress"]),

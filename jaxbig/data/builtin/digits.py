@@ -26,7 +26,8 @@ class JaxbigDigits(Builder):
         import sklearn.datasets  # here: slow to import, and needed once
 
         images, labels = sklearn.datasets.load_digits(return_X_y=True)
-        images, labels = images.reshape(-1, 8, 8).astype(np.uint8), labels.astype(np.int32)
+        images = images.reshape(-1, 8, 8).astype(np.uint8)
+        labels = labels.astype(np.int32)
         all_records = [
             {"image": images[i], "label": labels[i]} for i in epoch_order(0, 0, len(images))
         ]

@@ -1,7 +1,7 @@
-"""Which package of Python's standard library a line of source comes from: a small text classification.
+"""Classification of source lines by their package in Python's standard library.
 
-The packages are those with held-out files in pytext's split, and a line for evaluation stands in held-out files
-alone: so an encoder that was pre-trained on pytext has seen none of them, labelled or not.
+The packages are those with held-out files in the split of pytext, and lines for evaluation occur
+only in held-out files: so an encoder pretrained on pytext has seen none of them.
 """
 
 import dataclasses
@@ -18,23 +18,24 @@ from jaxbig.data.core.dataset import Data, Source, Spec
 from jaxbig.data.pipeline.sampler import epoch_order
 from jaxbig.data.records.tfds_builder import Arrays, Builder, Record, columns, identity, prepared
 
-# The same ones in Python 3.11 and 3.12.
+# The same in Python 3.11 and 3.12.
 PACKAGES = (
-    "asyncio", "dbm", "email", "encodings", "idlelib", "importlib", "turtledemo", "unittest", "wsgiref", "xml"
+    "asyncio", "dbm", "email", "encodings", "idlelib", "importlib", "turtledemo", "unittest",
+    "wsgiref", "xml",
 )  # fmt: skip
-SHORTEST, LONGEST = 20, 96  # bytes of a line
+SHORTEST = 20  # bytes of a line
+LONGEST = 96
 MOST = 3000  # training lines a package
 
 
 def lines() -> dict[str, list[list[bytes]]]:
-    """For each split and package its lines, stripped, in order of their text.
+    """The stripped lines of each split and package, sorted, each once.
 
-    A line is there once. One that stands in two packages (or in a package and a module outside) is left out, and
-    one that stands in a training file is no line for evaluation.
+    A line that also occurs outside its package is dropped, and one that occurs in a training file
+    is not used for evaluation.
     """
-    found: dict[bytes, set[tuple[str, bool]]] = defaultdict(
-        set
-    )  # where a line stands: package, held out
+    # where a line occurs: package, whether held out
+    found: dict[bytes, set[tuple[str, bool]]] = defaultdict(set)
     for name, text in library_files().items():
         for line in text.split(b"\n"):
             found[line.strip()].add((name.split("/")[0], held_out(name)))
@@ -53,9 +54,11 @@ def lines() -> dict[str, list[list[bytes]]]:
 
 
 class JaxbigPymodule(Builder):
-    """Lines of a Python's standard library: a record a package, its lines joined."""
+    """Lines of the standard library: one record a package, its lines joined."""
 
-    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=f"python_{platform.python_version()}")]  # noqa: RUF012
+    BUILDER_CONFIGS = [  # noqa: RUF012
+        tfds.core.BuilderConfig(name=f"python_{platform.python_version()}")
+    ]
 
     def features(self) -> dict[str, Any]:
         return {
@@ -75,11 +78,14 @@ class JaxbigPymodule(Builder):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PyModule(Data):
-    """Lines of Python's standard library: bytes `inputs` [B, 96] with `lengths` [B], and the package `targets` [B]."""
+    """Lines of Python's standard library and their packages.
+
+    A batch has bytes `inputs` [B, 96], their number `lengths` [B], and the packages `targets` [B].
+    """
 
     packages = PACKAGES
     classes = len(PACKAGES)
-    vocab = 256  # as PyTextRows, so that an encoder can begin as what was learned there
+    vocab = 256  # as PyTextRows, so that an encoder pretrained there can be used
 
     def spec(self) -> Spec:
         number = jax.ShapeDtypeStruct((self.batch,), np.int32)
@@ -98,7 +104,7 @@ class PyModule(Data):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the classes."""
+        """Names of the classes."""
         return PACKAGES
 
     def source(self, split: str) -> Source:

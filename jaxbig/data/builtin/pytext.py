@@ -1,7 +1,7 @@
 """The source text of the running Python's standard library, as bytes.
 
-It differs between versions of Python, so its sha256 is its identity. The split is by file: a file whose name
-hashes into one of twenty parts is held out whole.
+It differs between versions of Python, so its sha256 is its identity. The split is by file: one in
+twenty is held out, by the hash of its name.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ LEFT_OUT = {
 
 
 def library_files() -> dict[str, bytes]:
-    """The .py files of the standard library without its tests, by path relative to it, in order of path."""
+    """The .py files of the standard library without tests, by relative path, sorted."""
     root = Path(sysconfig.get_paths()["stdlib"])
     found = {path.relative_to(root).as_posix(): path for path in root.rglob("*.py")}
     kept = {
@@ -46,9 +46,11 @@ def held_out(name: str) -> bool:
 
 
 class JaxbigPytext(Builder):
-    """The source files of a Python's standard library."""
+    """The source files of the standard library."""
 
-    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=f"python_{platform.python_version()}")]  # noqa: RUF012
+    BUILDER_CONFIGS = [  # noqa: RUF012
+        tfds.core.BuilderConfig(name=f"python_{platform.python_version()}")
+    ]
 
     def features(self) -> dict[str, Any]:
         return {
@@ -66,13 +68,15 @@ class JaxbigPytext(Builder):
 
 
 class Windows:
-    """A text cut into windows of `length` tokens: `inputs` is the text one token late, after a 0.
+    """A text cut into windows of `length` tokens; `inputs` is the text shifted right, after a 0.
 
-    Every token of the text is a target exactly once; the last window is filled up with `mask` 0.
+    Every token of the text is a target exactly once; the last window is padded with `mask` 0.
     """
 
     def __init__(self, text: np.ndarray, length: int, contiguous: bool = False):
-        self.text, self.length, self.contiguous = text, length, contiguous
+        self.text = text
+        self.length = length
+        self.contiguous = contiguous
 
     def __len__(self) -> int:
         return -(-len(self.text) // self.length)
@@ -90,7 +94,7 @@ class Windows:
 
 
 class PlainWindows(Windows):
-    """The same windows as they are: `inputs` is the text itself, and 0 beyond its end."""
+    """The same windows without the shift: `inputs` is the text, and 0 beyond its end."""
 
     def rows(self, indices: np.ndarray) -> Rows:
         late = super().rows(indices)
@@ -102,7 +106,7 @@ class Library(Data):
     """Python's standard library as bytes, files joined by a 0."""
 
     length: PositiveInt = 256
-    """Tokens (bytes) a row."""
+    """Tokens (bytes) an example."""
 
     cuts_to_length = True
 
@@ -120,10 +124,10 @@ class Library(Data):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PyText(Library):
-    """Python's standard library to be continued: `inputs` and `targets` [B, L]."""
+    """Python's standard library for language modeling: `inputs` and `targets` [B, L]."""
 
     contiguous: bool = False
-    """Each row goes on where it ended a step before; `starts` [B] is 1 where it begins anew."""
+    """Each row continues the one of the step before; `starts` [B] is 1 where it restarts."""
 
     vocab = 256
 
@@ -145,7 +149,7 @@ class PyText(Library):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PyTextRows(Library):
-    """Python's standard library to be filled in: `inputs` [B, L] as they stand in the text, to be masked."""
+    """Python's standard library for masked language modeling: `inputs` [B, L], not masked yet."""
 
     vocab = 256
     mask_token = 255  # a byte that UTF-8 never has

@@ -98,15 +98,13 @@ def test_a_pass_over_tracks_holds_every_byte_once(
 
 @given(*SOME, st.integers(0, 50))
 @few
-def test_a_row_goes_on_where_it_ended(size: int, length: int, batch: int, step: int) -> None:
+def test_row_continues_where_it_ended(size: int, length: int, batch: int, step: int) -> None:
     source = numbered(size, length)
-    now, after = (
-        train_batch(source, step, seed=0, batch=batch),
-        train_batch(source, step + 1, seed=0, batch=batch),
-    )
-    going_on = (after["starts"] == 0) & (after["mask"][:, 0] == 1)
-    assert np.array_equal(after["inputs"][going_on, 0], now["targets"][going_on, -1])
-    assert np.all(now["mask"][going_on] == 1)
+    now = train_batch(source, step, seed=0, batch=batch)
+    after = train_batch(source, step + 1, seed=0, batch=batch)
+    continued = (after["starts"] == 0) & (after["mask"][:, 0] == 1)
+    assert np.array_equal(after["inputs"][continued, 0], now["targets"][continued, -1])
+    assert np.all(now["mask"][continued] == 1)
 
 
 @given(*SOME, st.integers(0, 50), st.integers(0, 2**32 - 1))
@@ -114,7 +112,8 @@ def test_a_row_goes_on_where_it_ended(size: int, length: int, batch: int, step: 
 def test_tracks_are_the_same_for_any_processes_and_seed(
     size: int, length: int, half: int, step: int, seed: int
 ) -> None:
-    source, batch = numbered(size, length), 2 * half
+    source = numbered(size, length)
+    batch = 2 * half
     whole = train_batch(source, step, seed=0, batch=batch)
     shares = [
         train_batch(source, step, seed=seed, batch=batch, rows=part)
@@ -204,7 +203,7 @@ def test_ordinals() -> None:
 
 
 def test_no_text_is_of_two_days() -> None:
-    """Whichever formats they are written in; years whose two digits could be a day or a month are all there."""
+    """In any formats; includes all years whose two digits could be a day or a month."""
     last = dates.FIRST + datetime.timedelta(days=dates.DAYS - 1)
     assert last == datetime.date(2029, 12, 31) and len(set(FORMATS)) == len(FORMATS) >= 30
     days = [
@@ -243,7 +242,8 @@ def test_dates_are_read_back_as_the_days_they_are() -> None:
         for row, length, target in list(zip(rows["inputs"], rows["lengths"], targets, strict=True))[
             :1_000
         ]:
-            text, day = decode(row), datetime.date.fromisoformat(target)
+            text = decode(row)
+            day = datetime.date.fromisoformat(target)
             assert len(text) == length and np.all(row[length:] == 0)
             fitting = [form for form in FORMATS if written(day, form).lower() == text.lower()]
             assert fitting and (
@@ -261,7 +261,8 @@ def test_dates_are_read_back_as_the_days_they_are() -> None:
 def test_diabetes_is_scikit_learns_standardized_by_its_training_rows() -> None:
     data = Diabetes(batch=1)
     data.prepare()
-    train, held = everything(data, "train"), everything(data, "eval")
+    train = everything(data, "train")
+    held = everything(data, "eval")
     assert (len(train["targets"]), len(held["targets"])) == (353, 89)
     for rows in (train["inputs"], train["targets"]):
         np.testing.assert_allclose(rows.mean(0, dtype=np.float64), 0, atol=1e-6)
@@ -273,10 +274,10 @@ def test_diabetes_is_scikit_learns_standardized_by_its_training_rows() -> None:
             if isinstance(ours, int)
             else ours
         )
-        for column in range(
-            theirs.shape[1]
-        ):  # one line undoes the standardizing, and every patient is there once
-            a, b = np.sort(ours[:, column].astype(np.float64)), np.sort(theirs[:, column])
+        # a linear map undoes the standardizing, and every patient occurs once
+        for column in range(theirs.shape[1]):
+            a = np.sort(ours[:, column].astype(np.float64))
+            b = np.sort(theirs[:, column])
             slope, offset = np.polyfit(a, b, 1)
             np.testing.assert_allclose(slope * a + offset, b, atol=1e-4 * np.abs(b).max())
 
