@@ -85,7 +85,7 @@ class Seen:
         mask = np.ones(len(indices), np.float32)
         return {"inputs": np.array([seen] * len(indices)), "mask": mask}
 
-class CorruptCheckpointError:
+class Broken:
     def __len__(self):
         return 8
     def draw(self, seed, positions):
@@ -95,7 +95,7 @@ class CorruptCheckpointError:
             raise OSError("no such sector")
         return {"mask": np.ones(len(indices), np.float32)}
 
-class Lost(CorruptCheckpointError):
+class Lost(Broken):
     def __setstate__(self, state):
         raise ValueError("the folder is on another machine")
     def __getstate__(self):
