@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Protocol
 import jax
 import numpy as np
 
+from jaxbig.constraints import PositiveInt
 from jaxbig.data.core.content_digest import digest_records
 from jaxbig.errors import Refused
 
@@ -64,7 +65,7 @@ class Source(Protocol):
 class Data(abc.ABC):
     """A data set as an experiment names it."""
 
-    batch: int
+    batch: PositiveInt
     """Rows of the global batch, over all devices."""
 
     cuts_to_length: ClassVar[bool] = False
