@@ -1,4 +1,4 @@
-"""How fast the real loop runs, against its own compiled step called in a bare `for` over arrays that are there."""
+"""Times the training loop against its compiled step, called in a bare loop on one batch."""
 
 import contextlib
 import dataclasses
@@ -33,16 +33,20 @@ def bench(
     *,
     heartbeat: Heartbeat = lambda step, activity: None,
 ) -> dict[str, Any]:
-    """Seconds a step, in `ROUNDS` rounds of so many steps of each in turn; `ratio` is the median over rounds.
+    """Seconds per step of both, in `ROUNDS` rounds of `steps` steps; `ratio` is the median.
 
-    The loop reads ahead, moves its batches and logs to files and screen as in training; it does not evaluate or save.
+    The loop reads ahead, transfers its batches and logs to files and screen as in training. It does
+    not evaluate or save.
     """
     if steps < 1:
         raise Refused(f"--steps-a-round {steps}: it must be 1 or more.")
     program = make_program(experiment)
     experiment.data.prepare()
     source = experiment.data.source("train")
-    ours, bare, waits, padding = [], [], [], []
+    ours = []
+    bare = []
+    waits = []
+    padding = []
     batches = contextlib.closing(host_batches(program, source, start=0, stop=steps * ROUNDS))
     with program.activate(), tempfile.TemporaryDirectory() as folder, batches as ahead:
         metrics = MetricsWriter(Path(folder), 0)

@@ -1,4 +1,5 @@
-"""Whether a mesh changes the result: loss and every gradient of a step against one device, on a CPU."""
+"""Whether a mesh changes the result: loss and every gradient of a step against one device, on a
+CPU."""
 
 import dataclasses
 import math
@@ -26,7 +27,8 @@ from jaxbig.tools.shrink import random_batch, replaced, small_program
 TOLERANCE = {"float64": 1e-8, "float32": 1e-4}
 """Of the loss, and of each gradient, relative: far above what they round to."""
 ROWS = (16, 64)
-"""Of the batches that are compared: the partitioner splits a program by its sizes, and may be wrong in one alone."""
+"""Of the batches that are compared: the partitioner splits a program by its sizes, and may be wrong
+in one alone."""
 NUMBERS = 2**20
 """Of a batch's inputs, beyond which the larger one is left out."""
 DEVICES = 256
@@ -34,8 +36,8 @@ DEVICES = 256
 
 
 def devices_for(mesh: Mesh) -> int:
-    """How many devices a mesh asks for; with an axis of -1 up to 8, or up to what JAX_NUM_CPU_DEVICES says. `Refused`
-    if they cannot be, are one, or too many."""
+    """How many devices a mesh asks for; with an axis of -1 up to 8, or up to what
+    JAX_NUM_CPU_DEVICES says. `Refused` if they cannot be, are one, or too many."""
     sizes = [getattr(mesh, axis) for axis in AXES]
     fixed = math.prod(size for size in sizes if size > 0)
     rest = int(os.environ.get("JAX_NUM_CPU_DEVICES", 8)) // fixed if -1 in sizes else 1
@@ -53,7 +55,8 @@ def devices_for(mesh: Mesh) -> int:
 
 
 def use_cpu(mesh: Mesh) -> None:
-    """Gives JAX as many CPU devices as a mesh asks for; must be called before a device is touched."""
+    """Gives JAX as many CPU devices as a mesh asks for; must be called before a device is
+    touched."""
     count = devices_for(mesh)
     for name, value in (("jax_platforms", "cpu"), ("jax_num_cpu_devices", count)):
         if getattr(jax.config, name) != value:
@@ -61,12 +64,12 @@ def use_cpu(mesh: Mesh) -> None:
 
 
 def check(experiment: Experiment, tolerance: float | None = None) -> dict[str, Any]:
-    """The loss and gradient of a batch of random numbers on the experiment's mesh and on one device, and how far they
-    are apart; of a small sibling where the experiment is large, and in float64 where its model can compute in that. The
-    worse of two sizes of batch is given.
+    """The loss and gradient of a batch of random numbers on the experiment's mesh and on one
+    device, and how far they are apart; of a shrunken copy where the experiment is large, and in
+    float64 where its model can compute in that. The worse of two sizes of batch is given.
 
-    The gradient is that of the train step. Each leaf's error is the norm of the difference over the leaf's norm; `ok`
-    if the loss and all leaves are within the tolerance.
+    The gradient is that of the train step. Each leaf's error is the norm of the difference over the
+    leaf's norm; `ok` if the loss and all leaves are within the tolerance.
     """
     if tolerance is not None and not 0 < tolerance < 1:
         raise Refused(f"--tolerance {tolerance}: it must be above 0 and below 1.")
@@ -77,7 +80,7 @@ def check(experiment: Experiment, tolerance: float | None = None) -> dict[str, A
 
 
 def compared(experiment: Experiment, rows: int, tolerance: float | None) -> dict[str, Any]:
-    """The same of so many rows."""
+    """The same for a batch of `rows` rows."""
     if hasattr(experiment.model, "dtype"):
         try:
             return compared_in("float64", experiment, rows, tolerance)
@@ -104,7 +107,8 @@ def compared_in(
         over = small_program(experiment, devices, rows)
         alone = make_program(dataclasses.replace(over.experiment, mesh=Mesh(data=1)), devices[:1])
         batch = random_batch(over.experiment)
-        (loss, found), (expected_loss, expected) = step(over, batch), step(alone, batch)
+        loss, found = step(over, batch)
+        expected_loss, expected = step(alone, batch)
     errors = apart(found, expected)
     worst = max(errors, key=lambda path: math.inf if math.isnan(errors[path]) else errors[path])
     of_loss = abs(loss - expected_loss) / max(abs(expected_loss), 1e-30)
@@ -140,7 +144,8 @@ def step(program: Program, batch: Rows) -> tuple[float, dict[str, np.ndarray]]:
 def apart(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> dict[str, float]:
     """How far each leaf is from what is expected: norm of the difference over norm.
 
-    A leaf whose gradient nearly cancels is measured against 1/300 of the whole: the rest of it is rounding.
+    A leaf whose gradient nearly cancels is measured against 1/300 of the whole: the rest of it is
+    rounding.
     """
     least = math.sqrt(sum(float(np.linalg.norm(leaf)) ** 2 for leaf in expected.values())) / 300
     return {

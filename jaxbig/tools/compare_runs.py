@@ -1,4 +1,4 @@
-"""What differs between runs: experiment, versions, data, devices, and how far their curves are apart."""
+"""Compares runs: experiment, versions, data, devices, and the gaps of their curves."""
 
 import re
 from pathlib import Path
@@ -21,20 +21,27 @@ SECTIONS = (
     "git_commit",
 )
 NOT_CURVES = re.compile(r"step|split|data_wait|padding|mfu|.*_per_second(_.*)?")
-"""Of a line of metrics: what is no metric of the model, but of a machine, or of the few steps before the line."""
+"""Metrics of the machine, or of the few steps before a line, and not of the model."""
 Curves = dict[str, dict[int, float]]
 
 
 def compare(workdirs: list[Path]) -> dict[str, Any]:
-    """Each run's end, and each run against the first: what differs, and the widest gap of each curve."""
+    """Each run's end, and each run against the first: what differs, and the widest gap of each
+    curve."""
     if len(workdirs) < 2:
         raise Refused(f"compare needs two or more folders and got {len(workdirs)}.")
-    ends, differences, gaps, first_run, first_curves = [], [], [], {}, {}
+    ends = []
+    differences = []
+    gaps = []
+    first_run = {}
+    first_curves = {}
     for workdir in workdirs:
-        run, curves = read_run(workdir), read_curves(workdir)
+        run = read_run(workdir)
+        curves = read_curves(workdir)
         if run is None:
             raise Refused(
-                f"{workdir} holds no run (no run.json): name folders that `jaxbig train` has written."
+                f"{workdir} holds no run (no run.json): name folders that `jaxbig train` "
+                f"has written."
             )
         run = {name: run.get(name) for name in SECTIONS}
         end = read_json(workdir / "summary.json") or {
@@ -57,7 +64,7 @@ def compare(workdirs: list[Path]) -> dict[str, Any]:
 
 
 def read_curves(workdir: Path) -> Curves:
-    """metric -> step -> value, of the metrics that do not tell of the machine's speed."""
+    """metric -> step -> value, without metrics of the machine's speed."""
     curves: Curves = {}
     for line in read_metrics(workdir):
         for name in line:
@@ -67,7 +74,7 @@ def read_curves(workdir: Path) -> Curves:
 
 
 def widest_gaps(first: Curves, other: Curves) -> list[dict[str, Any]]:
-    """For each metric that both have: at how many steps, the widest gap, and the step where that is."""
+    """For each metric of both: the number of shared steps, the widest gap, and its step."""
     gaps = []
     for name in sorted(first.keys() & other.keys()):
         steps = first[name].keys() & other[name].keys()

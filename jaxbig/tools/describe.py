@@ -1,4 +1,4 @@
-"""What an experiment is, before any data or step: parameters, where each is put, and bytes a device."""
+"""Describes an experiment without data: parameters, their sharding, and bytes per device."""
 
 import math
 from collections.abc import Iterable
@@ -15,7 +15,8 @@ from jaxbig.program.program import make_program
 
 
 def show(experiment: Experiment) -> dict[str, Any]:
-    """The resolved experiment, its parameters (path, shape, logical and mesh axes), and bytes on each device."""
+    """The resolved experiment, its parameters (path, shape, logical and mesh axes), and bytes on
+    each device."""
     program = make_program(experiment)
     logical = flatten_with_paths(nn.get_partition_spec(program.boxed["params"]))
     rows = [

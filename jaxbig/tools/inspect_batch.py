@@ -25,21 +25,25 @@ SHOWN = 25
 def inspect(
     experiment: Experiment, step: int, split: str, batches: int, picture: Path
 ) -> dict[str, Any]:
-    """{`step`, `split`, `examples`, `batch_sha256`, `fields`, `classes`, `padding`, `rows`, `picture`} of the batch
-    that the step after `step` takes, as the objective gets it. `classes` and `padding` are of so many batches from
-    there on; `rows` are its texts, and images are drawn into the file `picture`.
-    """
+    """{`step`, `split`, `examples`, `batch_sha256`, `fields`, `classes`, `padding`, `rows`,
+    `picture`} of the batch that the step after `step` takes, as the objective gets it. `classes`
+    and `padding` are of `batches` batches from there on; `rows` are its texts, and images are drawn
+    into the file `picture`."""
     if split not in ("train", "eval"):
         raise Refused(f"--split {split!r}: it is train or eval.")
     if step < 0 or batches < 1:
         raise Refused(f"--step {step} --batches {batches}: they must be 0 or more, and 1 or more.")
     experiment.data.check()
-    data, source = experiment.data, experiment.data.source(split)
+    data = experiment.data
+    source = data.source(split)
     if split == "eval" and step + batches > (most := eval_steps(source, data.batch)):
         raise Refused(
             f"--step {step} --batches {batches}: an evaluation has {most} batches of {data.batch}."
         )
-    digest, first, classes, padding = "", {}, collections.Counter(), []
+    digest = ""
+    first = {}
+    classes = collections.Counter()
+    padding = []
     for number in range(step, step + batches):
         read = eval_batch(source, number, batch=data.batch) if split == "eval" else None
         rows = (
@@ -48,12 +52,14 @@ def inspect(
             else read
         )
         if number == step:
-            digest, first = digest_of(rows), seen(experiment, rows, step, split)
+            digest = digest_of(rows)
+            first = seen(experiment, rows, step, split)
         if rows["mask"].ndim > 1:
             padding.append(1 - float(rows["mask"].mean()))
         if of_classes(data, rows):
             classes.update(rows["targets"][rows["mask"] > 0].tolist())
-    draws, drawn = first["inputs"].ndim == 4, False
+    draws = first["inputs"].ndim == 4
+    drawn = False
     with optional(f"no picture {picture}"):
         if draws:
             draw(first, data, picture)
@@ -72,7 +78,8 @@ def inspect(
 
 
 def of_classes(data: Data, rows: Rows) -> bool:
-    """Whether the targets of a batch are a class for each place that counts: of a row, or of a pixel."""
+    """Whether the targets of a batch are a class for each place that counts: of a row, or of a
+    pixel."""
     targets = rows.get("targets", np.empty(0))
     there = getattr(data, "classes", None) is not None and np.issubdtype(targets.dtype, np.integer)
     return there and targets.shape == rows["mask"].shape
@@ -90,7 +97,8 @@ def digest_of(rows: Rows) -> str:
 
 def seen(experiment: Experiment, rows: Rows, step: int, split: str) -> Rows:
     """The batch as the objective gets it at a step of training, or in evaluation."""
-    train, places = split == "train", jnp.arange(experiment.data.batch)
+    train = split == "train"
+    places = jnp.arange(experiment.data.batch)
     keys = row_keys(experiment, "augment" if train else "evaluation", step if train else 0, places)
     batch = jax.jit(lambda rows, keys: experiment.data.transform(rows, keys, train))(rows, keys)
     return {name: np.asarray(field) for name, field in batch.items()}
@@ -122,11 +130,11 @@ def texts(batch: Rows, data: Data) -> list[dict[str, str]]:
             fields["inputs"] = fields["inputs"][: int(batch["lengths"][row])]
         if batch["mask"].ndim > 1 and "targets" in fields:
             fields["targets"] = fields["targets"][batch["mask"][row] > 0]
-        shown.append({name: told(name, field, data) for name, field in fields.items()})
+        shown.append({name: format_field(name, field, data) for name, field in fields.items()})
     return shown
 
 
-def told(name: str, field: np.ndarray, data: Data) -> str:
+def format_field(name: str, field: np.ndarray, data: Data) -> str:
     if name == "targets" and field.ndim == 0 and getattr(data, "classes", None) is not None:
         return named(data, int(field))
     if field.ndim == 1 and np.issubdtype(field.dtype, np.integer):
@@ -135,14 +143,12 @@ def told(name: str, field: np.ndarray, data: Data) -> str:
 
 
 def draw(batch: Rows, data: Data, file: Path) -> None:
-    """The first images of a batch in a grid, each over its class, or over its mask where each pixel has a class; those
-    that are not of 0 to 1 are drawn from least to greatest."""
+    """The first images of a batch in a grid, each over its class, or over its mask where each pixel
+    has a class; those that are not of 0 to 1 are drawn from least to greatest."""
     from matplotlib.figure import Figure  # here: slow to import
 
-    images, targets = (
-        drawable(batch["inputs"][:SHOWN]),
-        batch.get("targets", np.empty((SHOWN, 0)))[:SHOWN],
-    )
+    images = drawable(batch["inputs"][:SHOWN])
+    targets = batch.get("targets", np.empty((SHOWN, 0)))[:SHOWN]
     masks = targets.shape[1:] == images.shape[1:3]
     across = math.ceil(len(images) ** 0.5) * (2 if masks else 1)
     panels = [
@@ -174,10 +180,12 @@ def draw(batch: Rows, data: Data, file: Path) -> None:
 
 
 def drawable(images: np.ndarray) -> np.ndarray:
-    """Images [B, Y, X, C] as they are drawn: from 0 to 1; of channels that are no colours the mean."""
+    """Images [B, Y, X, C] as they are drawn: from 0 to 1; of channels that are no colors the
+    mean."""
     if images.shape[-1] not in (1, 3):
         images = images.mean(-1, keepdims=True)
-    least, greatest = float(images.min()), float(images.max())
+    least = float(images.min())
+    greatest = float(images.max())
     if least < 0 or greatest > 1:
         images = (images - least) / ((greatest - least) or 1)
     return images

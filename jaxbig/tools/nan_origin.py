@@ -1,7 +1,7 @@
-"""Which operation of a program first makes a number that is not finite: the program is made again, one at a time.
+"""Finds the operation that first produces a NaN or an infinity, by evaluating one at a time.
 
-The program is read as JAX traced it (its jaxpr), loops unrolled and calls entered, so what is named is an operation of
-the source, in the forward or the backward pass, though the run itself had fused it with others.
+The program is evaluated as JAX traced it (its jaxpr), with loops unrolled and calls entered. So the
+result is an operation of the source, in the forward or backward pass, even if the run fused it.
 """
 
 import contextlib
@@ -16,24 +16,27 @@ from jax.extend import core
 from jaxbig.arrays.tree import flatten_with_paths
 
 INSIDE = ("jaxpr", "call_jaxpr", "fun_jaxpr")
-"""The parameters in which an operation that is a call keeps the program it calls."""
+"""Parameters in which a call operation keeps the program that it calls."""
 
 
-class Blame:
-    """Evaluates programs, and notes the first operation that makes an infinity, and the first that makes a NaN: its
-    outputs have one, and no input has."""
+class NanFinder:
+    """Evaluates programs and records the first operation that makes an infinity, and a NaN.
+
+    Such an operation has one in its outputs and none in its inputs.
+    """
 
     def __init__(self) -> None:
         self.found: dict[str, dict[str, str]] = {}
 
     def run(self, jaxpr: Any, constants: Any, *values: Any) -> list[Any]:
-        """What the program gives; ends early once a NaN was made, by `Found`."""
+        """The outputs of a program; raises `Found` at the first NaN."""
         known: dict[Any, Any] = dict(
             zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *values], strict=True)
         )
-        read: Callable[[Any], Any] = lambda atom: (
-            atom.val if isinstance(atom, core.Literal) else known[atom]
-        )
+
+        def read(atom: Any) -> Any:
+            return atom.val if isinstance(atom, core.Literal) else known[atom]
+
         for equation in jaxpr.eqns:
             given = [read(atom) for atom in equation.invars]
             made = self.entered(equation, given)
@@ -46,7 +49,8 @@ class Blame:
 
     def entered(self, equation: Any, given: list[Any]) -> list[Any] | None:
         """What a call, a branch or a loop gives, by its operations; None if it is none of these."""
-        name, has = equation.primitive.name, equation.params
+        name = equation.primitive.name
+        has = equation.params
         if name == "scan":
             return self.scan(equation, given)
         if name == "while":
@@ -65,8 +69,10 @@ class Blame:
 
     def scan(self, equation: Any, given: list[Any]) -> list[Any]:
         """A scan, one turn after another."""
-        has, body = equation.params, _open(equation.params["jaxpr"])[0]
-        # what has an axis more outside is of a turn each; versions of JAX count the rest in ways of their own
+        has = equation.params
+        body = _open(has["jaxpr"])[0]
+        # what has an axis more outside is of a turn each; versions of JAX count the rest in ways of
+        # their own
         carried = sum(
             of.aval.ndim == all_of.aval.ndim
             for of, all_of in zip(body.outvars, equation.outvars, strict=True)
@@ -76,18 +82,21 @@ class Blame:
             for of, all_of in zip(body.invars, equation.invars, strict=True)
         )
         fixed = kept - carried
-        constants, carry, rows = given[:fixed], given[fixed:kept], given[kept:]
+        constants = given[:fixed]
+        carry = given[fixed:kept]
+        rows = given[kept:]
         turns = []
         for turn in range(has["length"])[:: -1 if has["reverse"] else 1]:
             made = self.closed(has["jaxpr"], [*constants, *carry, *(each[turn] for each in rows)])
-            carry, out = made[:carried], made[carried:]
-            turns.append(out)
+            carry = made[:carried]
+            turns.append(made[carried:])
         turns = turns[::-1] if has["reverse"] else turns
         return [*carry, *(jnp.stack(each) for each in zip(*turns, strict=True))]
 
     def loop(self, has: dict[str, Any], given: list[Any]) -> list[Any]:
         """A while loop, one turn after another."""
-        first, second = has["cond_nconsts"], has["cond_nconsts"] + has["body_nconsts"]
+        first = has["cond_nconsts"]
+        second = first + has["body_nconsts"]
         carry = given[second:]
         while bool(self.closed(has["cond_jaxpr"], [*given[:first], *carry])[0]):
             carry = self.closed(has["body_jaxpr"], [*given[first:second], *carry])
@@ -107,16 +116,24 @@ class Blame:
 
 
 class Found(Exception):
-    """The first NaN was made: what follows tells nothing."""
+    """Stops evaluation at the first NaN."""
 
 
 def first_bad(program: Any, values: list[Any]) -> list[dict[str, str]]:
-    """{`made`: inf or nan, `operation`, `where`: file, line and function, `within`: of which module and pass} of the
-    first operation that made an infinity and of the first that made a NaN, in that order, of a closed jaxpr."""
-    blame = Blame()
+    """The first operation that made an infinity, and the first that made a NaN, in that order.
+
+    Args:
+      program: a closed jaxpr.
+      values: its inputs.
+
+    Returns:
+      For each: `made` (inf or nan), `operation`, `where` (file, line and function), and `within`
+      (its module and pass).
+    """
+    finder = NanFinder()
     with contextlib.suppress(Found):
-        blame.closed(program, values)
-    return list(blame.found.values())
+        finder.closed(program, values)
+    return list(finder.found.values())
 
 
 def bad_inputs(tree: Any) -> list[str]:
@@ -138,7 +155,7 @@ def _open(inside: Any) -> tuple[Any, Any]:
 
 
 def _where(equation: Any) -> dict[str, str]:
-    """Where in the source an operation stands: the nearest line that is no library's."""
+    """Where in the source an operation is: the nearest line outside libraries."""
     info = equation.source_info
     frames = list(_frames(info))
     ours = [each for each in frames if "site-packages" not in each] or frames or ["unknown"]

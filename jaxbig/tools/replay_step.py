@@ -1,4 +1,4 @@
-"""One step of a run again, exactly, from the checkpoint before it; reads the run's folder and writes nothing."""
+"""Replays one step of a run exactly, from the checkpoint before it; writes nothing."""
 
 import contextlib
 import dataclasses
@@ -28,13 +28,13 @@ from jaxbig.train.trainer import compile_step, open_checkpoints
 
 
 def replay(experiment: Experiment, workdir: Path, step: int) -> dict[str, Any]:
-    """{`step`, `from`: the step it was made from, `metrics`, `state_sha256`: after it, `saved_sha256`: what the run
-    saved there, if it is still there, `left_out`: whether a rollback left its batch out, `fault`: what is bad, `bad`:
-    the leaves that were not finite before the step or in its batch, `operations`: the first that made an infinity, and
-    the first that made a NaN}.
+    """{`step`, `from`: the step it was made from, `metrics`, `state_sha256`: after it,
+    `saved_sha256`: what the run saved there, if it is still there, `left_out`: whether a rollback
+    left its batch out, `fault`: what is bad, `bad`: the leaves that were not finite before the step
+    or in its batch, `operations`: the first that made an infinity, and the first that made a NaN}.
 
-    `Refused` if there is no such run or step. The steps up to it are the run's; then, where it is bad, it is made once
-    more, an operation at a time.
+    `Refused` if there is no such run or step. The steps up to it are the run's; then, where it is
+    bad, it is made once more, an operation at a time.
     """
     assert_same_on_all({"workdir": str(workdir), "step": step, **dict(flat(to_json(experiment)))})
     run = on_process_zero(lambda: read_run(workdir))
@@ -51,14 +51,13 @@ def replay(experiment: Experiment, workdir: Path, step: int) -> dict[str, Any]:
         raise Refused(
             f"{workdir} holds another run ({'; '.join(lines)}): give the options it was trained with."
         )
-    program, checkpoints = make_program(experiment), open_checkpoints(experiment, workdir)
+    program = make_program(experiment)
+    checkpoints = open_checkpoints(experiment, workdir)
     operations: list[dict[str, str]] = []
     with program.activate():
         restored = checkpoints.restore(program.abstract, as_saved, last_step=step - 1)
-        start, without = (
-            restored.step if restored else 0,
-            on_process_zero(lambda: left_out(workdir)),
-        )
+        start = restored.step if restored else 0
+        without = on_process_zero(lambda: left_out(workdir))
         state: Any = (
             as_asked(restored.state, program.abstract)
             if restored
@@ -77,10 +76,8 @@ def replay(experiment: Experiment, workdir: Path, step: int) -> dict[str, Any]:
             for number in range(start + 1, step):
                 state, _ = made(state, next(batches), number)
             rows = next(batches)
-        before, batch = (
-            jax.tree.map(jnp.copy, state),
-            device_put_batch(rows, program.mesh),
-        )  # the step gives its own state away
+        before = jax.tree.map(jnp.copy, state)  # the step donates its state
+        batch = device_put_batch(rows, program.mesh)
         state, metrics = made(state, rows, step)
         if fault := int(metrics.pop(FAULT, 0)):
             # what stands inside `shard_map` cannot be made an operation at a time
@@ -110,7 +107,8 @@ def describe_fault(program: Program, fault: int) -> str:
 
 
 def saved_digest(checkpoints: CheckpointManager, step: int) -> str | None:
-    """The digest of the state that a run saved at a step, or None if that is not there or is broken."""
+    """The digest of the state that a run saved at a step, or None if that is not there or is
+    broken."""
     try:
         return checkpoints.manifest(step)["state_sha256"]
     except CorruptCheckpointError:
