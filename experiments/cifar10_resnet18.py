@@ -3,8 +3,9 @@
     jaxbig data prepare cifar10_resnet18
     jaxbig train cifar10_resnet18
 
-It has not been run here at full size; it needs the data. SGD with momentum as He et al. (2016) have it for CIFAR-10,
-with half a cosine and a weight decay of 5e-4 (DeVries and Taylor, 2017), their random crops and flips.
+It has not been run here at full size; it needs the data. SGD with momentum as He et al. (2016) have
+it for CIFAR-10, with half a cosine and a weight decay of 5e-4 (DeVries and Taylor, 2017), their
+random crops and flips.
 """
 
 from jaxbig.config.experiment import Experiment

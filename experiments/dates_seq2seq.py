@@ -2,8 +2,9 @@
 
     jaxbig train dates_seq2seq      # draws where it looks into runs/dates_seq2seq/attention.png
 
-Two cores of an AMD EPYC. Exact match on 1,000 held-out dates after 1,000 steps, seeds 0 to 2: 1.000, 1.000, 1.000;
-what has to be beaten is 0.990: there are no simple rules to compare with (tests/benchmarks/baselines.py).
+Two cores of an AMD EPYC. Exact match on 1,000 held-out dates after 1,000 steps, seeds 0 to 2:
+1.000, 1.000, 1.000; what has to be beaten is 0.990: there are no simple rules to compare with
+(tests/benchmarks/baselines.py).
 """
 
 from jaxbig.config.experiment import Experiment

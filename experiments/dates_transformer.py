@@ -1,9 +1,11 @@
-"""The translation Transformer from dates as people write them to ISO 8601: "9 may 98" -> "1998-05-09".
+"""The translation Transformer from dates as people write them to ISO 8601: "9 may 98" ->
+"1998-05-09".
 
     jaxbig train dates_transformer
 
-Two cores of an AMD EPYC. Exact match on 1,000 held-out dates after 1,500 steps, seeds 0 to 2: 0.993, 0.996, 0.997;
-what has to be beaten is 0.990: there are no simple rules to compare with (tests/benchmarks/baselines.py).
+Two cores of an AMD EPYC. Exact match on 1,000 held-out dates after 1,500 steps, seeds 0 to 2:
+0.993, 0.996, 0.997; what has to be beaten is 0.990: there are no simple rules to compare with
+(tests/benchmarks/baselines.py).
 """
 
 from jaxbig.config.experiment import Experiment

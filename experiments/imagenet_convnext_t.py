@@ -3,8 +3,9 @@
     jaxbig data prepare imagenet_convnext_t
     jaxbig train imagenet_convnext_t
 
-It has not been run here at full size; it needs the data. Batch, rate, warm-up of 20 epochs, weight decay, drop path
-label smoothing, RandAugment, random erasing, mixup and CutMix of Liu et al. (2022); without averaging.
+It has not been run here at full size; it needs the data. Batch, rate, warm-up of 20 epochs, weight
+decay, drop path label smoothing, RandAugment, random erasing, mixup and CutMix of Liu et al.
+(2022); without averaging.
 """
 
 from jaxbig.config.experiment import Experiment

@@ -3,8 +3,9 @@
     jaxbig data prepare imagenet_resnet50
     jaxbig train imagenet_resnet50
 
-It has not been run here at full size; it needs the data. Rate 0.1 for each 256 rows, five epochs of warm-up and
-weight decay as Goyal et al. (2017), half a cosine and label smoothing as He et al. (2019).
+It has not been run here at full size; it needs the data. Rate 0.1 for each 256 rows, five epochs of
+warm-up and weight decay as Goyal et al. (2017), half a cosine and label smoothing as He et al.
+(2019).
 """
 
 from jaxbig.config.experiment import Experiment

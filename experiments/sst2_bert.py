@@ -1,4 +1,5 @@
-"""BERT-base, pre-trained by `wikipedia_bert_base`, fine-tuned on SST-2 (Devlin et al., 2019, section 4.1).
+"""BERT-base, pre-trained by `wikipedia_bert_base`, fine-tuned on SST-2 (Devlin et al., 2019,
+section 4.1).
 
     jaxbig train sst2_bert
 

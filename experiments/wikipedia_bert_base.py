@@ -1,4 +1,5 @@
-"""BERT-base on Wikipedia: masked tokens (Devlin et al., 2019; without next-sentence prediction, as Liu et al., 2019).
+"""BERT-base on Wikipedia: masked tokens (Devlin et al., 2019; without next-sentence prediction, as
+Liu et al., 2019).
 
     jaxbig train wikipedia_bert_base
 

@@ -6,11 +6,12 @@ Letters in shape comments: B batch, Y and X height and width, C channels.
 import flax.linen as nn
 import jax
 
-from jaxbig.arrays.dtypes import Dtype, upcast
+from jaxbig.arrays.dtypes import Dtype
 from jaxbig.constraints import DropRate, PositiveInt
 from jaxbig.errors import Refused
 from jaxbig.models.convnet import Convolution, Dense
-from jaxbig.models.layers.basic import Linear, cast, constrain, drop
+from jaxbig.models.layers.basic import cast, constrain, drop
+from jaxbig.models.layers.heads import ClassifierHead
 
 KERNELS = (11, 5, 3, 3, 3)
 POOLED = (0, 1, 4)  # the convolutions that a max pool follows
@@ -18,14 +19,14 @@ SMALLEST = 64  # the side of an image of which the last pool still sees 3x3
 
 
 class AlexNet(nn.Module):
-    """Five convolutions and three dense layers (Krizhevsky et al., 2012), in one tower: 62,378,344 parameters.
+    """AlexNet (Krizhevsky et al., 2012) in one tower: 62,378,344 parameters.
 
-    Channels (64, 192, 384, 256, 256) give the tower of Krizhevsky (2014), 61,100,840 parameters, as torchvision
-    has it. Without local response normalization, which that one leaves out too.
+    Channels (64, 192, 384, 256, 256) give the tower of Krizhevsky (2014), 61,100,840 parameters, as
+    torchvision has it. Without local response normalization, which that one leaves out too.
     """
 
     classes: PositiveInt
-    """How many logits it puts out."""
+    """Number of classes."""
     channels: tuple[PositiveInt, ...] = (96, 256, 384, 384, 256)
     """Of each convolution."""
     width: PositiveInt = 4096
@@ -33,19 +34,21 @@ class AlexNet(nn.Module):
     dropout: DropRate = 0.5
     """Share of the hidden dense layers' values dropped in training."""
     dtype: Dtype = "float32"
-    """What it computes in; parameters and logits are float32."""
+    """Of the computation; parameters and logits are float32."""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Images [B, Y, X, C] of 224x224 or 227x227, or any of 64x64 or more -> logits [B, classes]."""
+        """Images [B, Y, X, C], of 64x64 or larger -> logits [B, classes]."""
         if len(self.channels) != len(KERNELS):
             raise Refused(
-                f"channels {self.channels}: AlexNet has {len(KERNELS)} convolutions, so give {len(KERNELS)}."
+                f"channels {self.channels}: AlexNet has {len(KERNELS)} convolutions, so give "
+                f"{len(KERNELS)}."
             )
         rows, columns = x.shape[1:3]
         if min(rows, columns) < SMALLEST:
             raise Refused(
-                f"AlexNet on images of {rows}x{columns}: they must be {SMALLEST}x{SMALLEST} or larger."
+                f"AlexNet on images of {rows}x{columns}: they must be {SMALLEST}x{SMALLEST} or "
+                f"larger."
             )
         # 227 fits its strides of 4 without padding; 224 takes 2 pixels; both give 55x55
         first = 0 if rows % 4 == columns % 4 == 3 else 2
@@ -60,6 +63,4 @@ class AlexNet(nn.Module):
             x = drop(
                 Dense(self.width, name=f"dense_{i}")(x, train), self.dropout, train
             )  # [B, width]
-        x = constrain(x, "batch", None)
-        logits = Linear((self.classes,), ("embed", "classes"), name="head")(x)
-        return constrain(upcast(logits), "batch", None)
+        return ClassifierHead(self.classes, name="head")(x)

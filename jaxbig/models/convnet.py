@@ -24,29 +24,31 @@ from jaxbig.constraints import (
 from jaxbig.distributed.logical_axes import platform
 from jaxbig.errors import Refused
 from jaxbig.models.layers.basic import Linear, cast, constrain, parameter
+from jaxbig.models.layers.heads import ClassifierHead
 
 Padding = Literal["same", "valid"]
 
 
 class Convolution(nn.Module):
-    """A convolution and its bias alone, with the initial values of He et al. (2015) unless told otherwise."""
+    """A convolution and its bias, initialized as He et al. (2015) by default."""
 
     channels: PositiveInt
     kernel: PositiveInt = 3
     stride: PositiveInt = 1
     padding: Padding | NonNegativeInt = "same"
-    """Zeros around the image: as many as keep its size, none, or so many pixels on each side."""
+    """Zero padding: enough to keep the size, none, or a number of pixels on each side."""
     groups: PositiveInt = 1
-    """Output channels of a group see the input channels of that group alone."""
+    """Channel groups; an output channel sees only the input channels of its group."""
     bias: bool = True
     standardized: bool = False
-    """Each output channel's kernel has mean 0 and variance 1 (weight standardization, Qiao et al., 2019)."""
+    """Weight standardization (Qiao et al., 2019): kernels of mean 0 and variance 1 per output."""
     initial: Initializer = nn.initializers.he_normal()
-    """Of its kernel."""
+    """Initializer of the kernel."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, Y, X, C] -> [B, Y', X', channels]; with padding "same" Y' = ceil(Y / stride), and X' likewise."""
+        """[B, Y, X, C] -> [B, Y', X', channels]; with padding "same" Y' = ceil(Y / stride), and X'
+        likewise."""
         self._check(x.shape)
         pad = (
             self.padding.upper()
@@ -79,21 +81,26 @@ class Convolution(nn.Module):
     def _check(self, shape: tuple[int, ...]) -> None:
         if len(shape) != 4:
             raise Refused(
-                f"a convolution on an array of {len(shape)} axes: it needs images [B, Y, X, C], before Dense."
+                f"a convolution on an array of {len(shape)} axes: it needs images [B, Y, X, C], "
+                f"before Dense."
             )
-        (rows, columns, channels), side = shape[1:], self.kernel
+        (rows, columns, channels) = shape[1:]
+        side = self.kernel
         if self.padding == "same" and side % 2 == 0:
             raise Refused(
-                f"kernel={side} is even, so padding='same' cannot centre it: make it odd, or padding='valid'."
+                f"kernel={side} is even, so padding='same' cannot center it: make it odd, or "
+                f"padding='valid'."
             )
         around = 0 if isinstance(self.padding, str) else 2 * self.padding
         if self.padding != "same" and min(rows, columns) + around < side:
             raise Refused(
-                f"kernel={side} on an image of {rows}x{columns}: use larger images, or shrink them less before."
+                f"kernel={side} on an image of {rows}x{columns}: use larger images, or shrink them "
+                f"less before."
             )
         if channels % self.groups or self.channels % self.groups:
             raise Refused(
-                f"groups={self.groups} does not divide {channels} channels in and {self.channels} out."
+                f"groups={self.groups} does not divide {channels} channels in and "
+                f"{self.channels} out."
             )
 
 
@@ -103,29 +110,27 @@ def usual(convolve: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
 
 def turned(convolve: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """The same, where on a CPU the kernel's gradient is that of a convolution whose axes are turned, B for C.
+    """Like `usual`, with a faster kernel gradient on a CPU: a convolution with B and C swapped.
 
-    Inside a loop (accumulated or reproducible gradients) XLA's CPU compiler does not turn them itself, and computes
-    that gradient thirty times slower (jax 0.10.2); the numbers are equal.
+    Inside a loop (accumulated or fixed-order gradients) XLA's CPU compiler does not swap them
+    itself and is thirty times slower (jax 0.10.2); the numbers are equal.
     """
     if platform() != "cpu":
         return usual(convolve)
-    as_it_is, with_turned = (
-        usual(convolve),
-        functools.partial(convolve, dimension_numbers=("CHWN", "IHWO", "HWNC")),
-    )
+    as_it_is = usual(convolve)
+    with_turned = functools.partial(convolve, dimension_numbers=("CHWN", "IHWO", "HWNC"))
 
     def forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, Any]:
         return as_it_is(x, kernel), (x, kernel)
 
     def backward(saved: Any, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
         x, kernel = saved
-        (of_x,) = jax.linear_transpose(lambda x: as_it_is(x, kernel), x)(gradient)
+        (dx,) = jax.linear_transpose(lambda x: as_it_is(x, kernel), x)(gradient)
         alone = functools.partial(with_turned, x.transpose(3, 1, 2, 0))  # [C, Y, X, B]
-        (of_kernel,) = jax.linear_transpose(alone, kernel.transpose(2, 0, 1, 3))(
+        (d_kernel,) = jax.linear_transpose(alone, kernel.transpose(2, 0, 1, 3))(
             gradient.transpose(1, 2, 0, 3)
         )
-        return of_x, of_kernel.transpose(1, 2, 0, 3)
+        return dx, d_kernel.transpose(1, 2, 0, 3)
 
     function = jax.custom_vjp(as_it_is)
     function.defvjp(forward, backward)
@@ -133,10 +138,10 @@ def turned(convolve: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
 
 def by_rows(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """`function(x, kernel)` where each device takes its own rows of x and the whole kernel.
+    """`function(x, kernel)` under shard_map: each device's examples, the replicated kernel.
 
-    For grouped convolutions: left to the partitioner on a mesh with both rows and `tensor` split, the output is
-    exact and the kernel's gradient comes out `tensor` times too large (jax 0.10.2, CPU).
+    For grouped convolutions: on a mesh that splits both the batch and `tensor`, the partitioner
+    gives the right output but a kernel gradient `tensor` times too large (jax 0.10.2, CPU).
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size == 1 or not nn.get_logical_axis_rules():
@@ -146,34 +151,37 @@ def by_rows(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
 
 class BatchNorm(nn.Module):
-    """Batch normalization (Ioffe and Szegedy, 2015): `(x - mean) / sqrt(variance + epsilon) * scale + bias`, a channel.
+    """Batch normalization (Ioffe and Szegedy, 2015), per channel.
 
-    In training the statistics are the batch's, and running ones in `batch_stats` follow them; in evaluation they
-    are the running ones. The batch is the global one: under jit a mean over a split axis is the mean over all
-    devices, with no axis name. The running variance follows the unbiased one (n - 1), as PyTorch's does.
-    Rows that the batch's mask leaves out count in no statistic (`batch_mask.py`).
+    `(x - mean) / sqrt(variance + epsilon) * scale + bias`. Training uses the statistics of the
+    global batch and updates running ones in `batch_stats`; evaluation uses the running ones. The
+    running variance is the unbiased one (n - 1), as in PyTorch. Masked examples count in no
+    statistic (`batch_mask.py`).
     """
 
     momentum: FractionBelowOne = 0.9
-    """Share of the running statistics that each step keeps (PyTorch writes 0.1 for this 0.9)."""
+    """Decay of the running statistics (0.9 here is 0.1 in PyTorch)."""
     epsilon: NonNegativeFloat = 1e-5
     zero: bool = False
     """Start with scale 0 instead of 1."""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """[..., C] -> [..., C], C each with its own statistics. In float32: a variance in less is noise."""
+        """[..., C] -> [..., C]. In float32: a variance in half precision is noise."""
         running: dict[str, nn.Variable[Any]] = {}
         for name, start in (("mean", jnp.zeros), ("var", jnp.ones)):
             init: Any = nn.with_logical_partitioning(start, ("channels",))
             running[name] = self.variable("batch_stats", name, init, x.shape[-1:])
-        mean, variance = running["mean"].value, running["var"].value  # [C] each
+        # [C] each
+        mean = running["mean"].value
+        variance = running["var"].value
         y = upcast(x)
         if train:
             count: Any = x.size // x.shape[-1]
             if count < 2:
                 raise Refused(
-                    "BatchNorm in training on 1 value a channel: use a larger batch, larger images or GroupNorm."
+                    "BatchNorm in training on 1 value a channel: use a larger batch, larger "
+                    "images or GroupNorm."
                 )
             real = real_rows(x.shape[0])
             mean = average(y, real)
@@ -191,7 +199,7 @@ class BatchNorm(nn.Module):
 
 
 def average(y: jax.Array, real: jax.Array | None) -> jax.Array:
-    """The mean of [B, ..., C] a channel, [C], over the rows that are real [B]; 0 over none."""
+    """Per-channel mean [C] of y [B, ..., C] over the real examples [B]; 0 if there are none."""
     axes = tuple(range(y.ndim - 1))
     if real is None:
         return jnp.mean(y, axes)
@@ -200,12 +208,13 @@ def average(y: jax.Array, real: jax.Array | None) -> jax.Array:
 
 
 def of_rows(real: jax.Array, y: jax.Array) -> jax.Array:
-    """How many values a channel the real rows [B] of [B, ..., C] have."""
+    """Number of values per channel in the real examples [B] of y [B, ..., C]."""
     return jnp.sum(real.astype(y.dtype)) * (y[0].size // y.shape[-1])
 
 
 class GroupNorm(nn.Module):
-    """Group normalization (Wu and He, 2018): each example's channels in groups, each group to mean 0 and variance 1."""
+    """Group normalization (Wu and He, 2018): each example's channels in groups, each group to mean
+    0 and variance 1."""
 
     groups: PositiveInt = 32
     epsilon: NonNegativeFloat = 1e-5
@@ -217,7 +226,8 @@ class GroupNorm(nn.Module):
         """[B, ..., C] -> [B, ..., C]. In float32, as BatchNorm."""
         if self.groups < 1 or x.shape[-1] % self.groups:
             raise Refused(
-                f"groups={self.groups} does not divide {x.shape[-1]} channels: GroupNorm needs equal groups."
+                f"groups={self.groups} does not divide {x.shape[-1]} channels: GroupNorm needs "
+                f"equal groups."
             )
         y = upcast(x).reshape(x.shape[0], -1, self.groups, x.shape[-1] // self.groups)
         y = y - jnp.mean(y, axis=(1, 3), keepdims=True)
@@ -237,12 +247,12 @@ class Conv(nn.Module):
     """Convolution, then ReLU."""
 
     channels: PositiveInt
-    """How many it puts out."""
+    """Number of output channels."""
     kernel: PositiveInt = 3
     """Side of the square kernel, in pixels."""
     stride: PositiveInt = 1
     padding: Padding = "same"
-    """Zeros around the image: as many as keep its size, or none."""
+    """Zero padding: enough to keep the size, or none."""
 
     def setup(self) -> None:
         self.convolution = Convolution(self.channels, self.kernel, self.stride, self.padding)
@@ -251,12 +261,13 @@ class Conv(nn.Module):
         )  # its parameters are this layer's, not a level deeper
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """[B, Y, X, C] -> [B, Y / stride, X / stride, channels], less at the border with padding "valid"."""
+        """[B, Y, X, C] -> [B, Y / stride, X / stride, channels], less at the border with padding
+        "valid"."""
         return nn.relu(self.convolution(x))
 
 
 class Pool(nn.Module):
-    """The largest or mean value of each window; windows do not overlap."""
+    """Max or mean pooling over windows that do not overlap."""
 
     window: PositiveInt = 2
     """Side of the square window, in pixels."""
@@ -266,7 +277,8 @@ class Pool(nn.Module):
         """[B, Y, X, C] -> [B, Y // window, X // window, C]."""
         if not 1 <= self.window <= min(x.shape[1:3]):
             raise Refused(
-                f"Pool(window={self.window}) on an image of {x.shape[1]}x{x.shape[2]}: pool less, or later."
+                f"Pool(window={self.window}) on an image of {x.shape[1]}x{x.shape[2]}: pool less, "
+                f"or later."
             )
         pool = nn.max_pool if self.kind == "max" else nn.avg_pool
         return pool(x, (self.window, self.window), (self.window, self.window))
@@ -297,9 +309,11 @@ class Dense(nn.Module):
 
 
 class ConvNet(nn.Module):
-    """A stack of `Conv`, `Pool`, `Dropout` and `Dense`, then one logit a class (LeCun et al., 1998).
+    """A stack of `Conv`, `Pool`, `Dropout` and `Dense`, then one logit a class (LeCun et al.,
+    1998).
 
-    Two that tutorials train on 28x28 images of one channel, with `valid = functools.partial(Conv, padding="valid")`:
+    Two that tutorials train on 28x28 images of one channel, with `valid = functools.partial(Conv,
+    padding="valid")`:
 
         PyTorch, 1,199,882 parameters:
             valid(32), valid(64), Pool(), Dropout(0.25), Dense(128), Dropout(0.5)
@@ -308,11 +322,11 @@ class ConvNet(nn.Module):
     """
 
     layers: tuple[nn.Module, ...]
-    """From the image up."""
+    """In order, from the image."""
     classes: PositiveInt
-    """How many logits it puts out."""
+    """Number of classes."""
     dtype: Dtype = "float32"
-    """What it computes in; parameters and logits are float32."""
+    """Of the computation; parameters and logits are float32."""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -320,7 +334,4 @@ class ConvNet(nn.Module):
         x = cast(x, self.dtype)
         for layer in self.layers:
             x = layer(x, train)  # type: ignore[operator]
-        # pinned: left free here, a plausible mesh once gave a wrong kernel gradient (jax 0.10 to 0.12, CPU)
-        x = constrain(x.reshape(x.shape[0], -1), "batch", None)
-        logits = Linear((self.classes,), ("embed", "classes"), name="head")(x)
-        return constrain(upcast(logits), "batch", None)
+        return ClassifierHead(self.classes, name="head")(x.reshape(x.shape[0], -1))

@@ -1,4 +1,4 @@
-"""ConvNeXt: a residual conv net with the habits of a Transformer.
+"""ConvNeXt: a residual conv net designed like a Transformer.
 
 Letters in shape comments: B batch, Y and X height and width, C channels.
 """
@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxbig.arrays.dtypes import Dtype, upcast
+from jaxbig.arrays.dtypes import Dtype
 from jaxbig.constraints import DropRate, NonNegativeInt, PositiveInt
 from jaxbig.errors import Refused
 from jaxbig.models.convnet import Convolution
@@ -22,13 +22,15 @@ from jaxbig.models.layers.basic import (
     drop_path,
     parameter,
 )
+from jaxbig.models.layers.heads import ClassifierHead
 
 STD = 0.02  # of all initial kernels, as the paper's
 NORMAL = nn.initializers.normal(STD)
 
 
 class Block(nn.Module):
-    """`x + layer_scale * down(gelu(up(norm(depthwise(x)))))`: 7x7 a channel, then 1x1 to 4 x C and back."""
+    """`x + layer_scale * down(gelu(up(norm(depthwise(x)))))`: 7x7 a channel, then 1x1 to 4 x C and
+    back."""
 
     layer_scale: float = 1e-6
     drop_path: DropRate = 0.0
@@ -54,28 +56,32 @@ class Block(nn.Module):
 class ConvNeXt(nn.Module):
     """ConvNeXt (Liu et al., 2022); by default ConvNeXt-T, 28,589,128 parameters for 1,000 classes.
 
-    S has stages (3, 3, 27, 3), 50,223,688; B has these and widths (128, 256, 512, 1024), 88,591,464.
+    S has stages (3, 3, 27, 3), 50,223,688; B has these and widths (128, 256, 512, 1024),
+    88,591,464.
     """
 
     classes: PositiveInt
-    """How many logits it puts out."""
+    """Number of classes."""
     stages: tuple[NonNegativeInt, ...] = (3, 3, 9, 3)
-    """Blocks of each stage; the first sees the image in patches of 4x4, each further one halves it."""
+    """Blocks of each stage; the first sees the image in patches of 4x4, each further one halves
+    it."""
     widths: tuple[PositiveInt, ...] = (96, 192, 384, 768)
     """Channels of each stage."""
     drop_path: DropRate = 0.1
-    """Share of examples that leave out the last block's branch in training; in between it rises from 0 in a line."""
+    """Share of examples that leave out the last block's branch in training; in between it rises
+    from 0 in a line."""
     layer_scale: float = 1e-6
     """What the branches' factors start with (Touvron et al., 2021)."""
     dtype: Dtype = "float32"
-    """What it computes in; parameters, norms and logits are float32."""
+    """Of the computation; parameters, norms and logits are float32."""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Images [B, Y, X, C] -> logits [B, classes]."""
         if not self.stages or len(self.stages) != len(self.widths) or min(self.stages) < 1:
             raise Refused(
-                f"stages {self.stages} and widths {self.widths}: give as many of both, each 1 or more."
+                f"stages {self.stages} and widths {self.widths}: give as many of both, each 1 or "
+                f"more."
             )
         if not 0 <= self.drop_path < 1:
             raise Refused(f"drop_path {self.drop_path}: it must be 0 or more and below 1.")
@@ -92,10 +98,8 @@ class ConvNeXt(nn.Module):
             for i in range(blocks):
                 rate = self.drop_path * (sum(self.stages[:stage]) + i) / max(depth - 1, 1)
                 x = Block(self.layer_scale, rate, name=f"block_{stage}_{i}")(x, train)
-        # pinned: left free here, a plausible mesh once gave a wrong kernel gradient (jax 0.10 to 0.12, CPU)
+        # constrained as the head's input is
         x = constrain(jnp.mean(x, axis=(1, 2)), "batch", None)  # [B, C]
         x = LayerNorm(name="norm")(x)
-        logits = Linear(
-            (self.classes,), ("embed", "classes"), scale=STD * math.sqrt(x.shape[-1]), name="head"
-        )(x)
-        return constrain(upcast(logits), "batch", None)
+        scale = STD * math.sqrt(x.shape[-1])
+        return ClassifierHead(self.classes, scale, name="head")(x)

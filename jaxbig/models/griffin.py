@@ -1,7 +1,8 @@
-"""Linear recurrences, computed in parallel over time: LRU, RG-LRU, and Griffin, a language model of them.
+"""Linear recurrences, computed in parallel over time: LRU, RG-LRU, and Griffin, a language model of
+them.
 
-Letters in shape comments: B batch, L length, D width of the input, W width of the state, H heads, K width of a head,
-V vocabulary.
+Letters in shape comments: B batch, L length, D width of the input, W width of the state, H heads, K
+width of a head, V vocabulary.
 """
 
 import math
@@ -16,7 +17,6 @@ from jaxbig.constraints import DropRate, NonNegativeInt, PositiveInt, check_asce
 from jaxbig.errors import Refused
 from jaxbig.models.layers.attention import Attention
 from jaxbig.models.layers.basic import (
-    Embedding,
     Linear,
     RMSNorm,
     cast,
@@ -26,14 +26,17 @@ from jaxbig.models.layers.basic import (
     parameter,
     to_logits,
 )
+from jaxbig.models.layers.heads import TokenHead
 
 RecurrenceName = Literal["rglru", "lru"]
 
 
 def associative(decay: jax.Array, x: jax.Array) -> jax.Array:
-    """h_t = decay_t * h_(t-1) + x_t from h_(-1) = 0, for all t at once; both [B, L, W] -> [B, L, W].
+    """h_t = decay_t * h_(t-1) + x_t from h_(-1) = 0, for all t at once; both [B, L, W] -> [B, L,
+    W].
 
-    Steps (a, x) compose to a step: (a2 a1, a2 x1 + x2); so they reduce in log L rounds (Blelloch, 1990).
+    Steps (a, x) compose to a step: (a2 a1, a2 x1 + x2); so they reduce in log L rounds (Blelloch,
+    1990).
     """
 
     def compose(first: tuple[jax.Array, jax.Array], second: tuple[jax.Array, jax.Array]) -> Any:
@@ -43,12 +46,14 @@ def associative(decay: jax.Array, x: jax.Array) -> jax.Array:
 
 
 class LRU(nn.Module):
-    """Linear recurrent unit (Orvieto et al., 2023, equations 3 to 7), over a diagonal of complex numbers:
+    """Linear recurrent unit (Orvieto et al., 2023, equations 3 to 7), over a diagonal of complex
+    numbers:
 
         h_t = lambda h_(t-1) + exp(gamma) B x_t,    y_t = Re(C h_t) + d x_t
         lambda = exp(-exp(nu) + i exp(theta))
 
-    |lambda| starts in a ring from `smallest` to `largest`, and gamma at log sqrt(1 - |lambda|^2). In float32.
+    |lambda| starts in a ring from `smallest` to `largest`, and gamma at log sqrt(1 - |lambda|^2).
+    In float32.
     """
 
     width: PositiveInt
@@ -64,7 +69,8 @@ class LRU(nn.Module):
     def setup(self) -> None:
         if not 0 < self.smallest < self.largest < 1:
             raise Refused(
-                f"smallest {self.smallest}, largest {self.largest}: they must be in order between 0 and 1."
+                f"smallest {self.smallest}, largest {self.largest}: they must be in order between "
+                f"0 and 1."
             )
 
     def ring(
@@ -79,7 +85,8 @@ class LRU(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, L, D] -> [B, L, D]."""
-        width, one = x.shape[-1], ("hidden",)
+        width = x.shape[-1]
+        one = ("hidden",)
         real = upcast(x)
         nu = parameter(self, "nu", self.ring, (self.width,), one, real.dtype)
 
@@ -119,12 +126,14 @@ class LRU(nn.Module):
 
 
 class RGLRU(nn.Module):
-    """Real-gated linear recurrent unit (De et al., 2024, equations 1 to 4); its gates take a head's part of x each:
+    """Real-gated linear recurrent unit (De et al., 2024, equations 1 to 4); its gates take a head's
+    part of x each:
 
         r_t = sigmoid(W_a x_t + b_a),    i_t = sigmoid(W_x x_t + b_x)
         a_t = sigmoid(Lambda)^(c r_t),    h_t = a_t h_(t-1) + sqrt(1 - a_t^2) (i_t x_t)
 
-    sigmoid(Lambda)^c starts between 0.9 and 0.999. In float32: bf16 has no number between 0.996 and 1.
+    sigmoid(Lambda)^c starts between 0.9 and 0.999. In float32: bf16 has no number between 0.996 and
+    1.
     """
 
     heads: PositiveInt = 1
@@ -177,7 +186,8 @@ class RGLRU(nn.Module):
 
 
 class CausalConv(nn.Module):
-    """A convolution over time of each channel alone: y_t = b + sum_k w_k x_(t-k), k below `size`."""
+    """A convolution over time of each channel alone: y_t = b + sum_k w_k x_(t-k), k below
+    `size`."""
 
     size: PositiveInt = 4
 
@@ -197,7 +207,8 @@ class CausalConv(nn.Module):
 
 
 class RecurrentMixing(nn.Module):
-    """Griffin's recurrent block (De et al., 2024, section 2.3): GELU branch times convolution and recurrence."""
+    """Griffin's recurrent block (De et al., 2024, section 2.3): GELU branch times convolution and
+    recurrence."""
 
     heads: PositiveInt
     recurrence: RecurrenceName
@@ -205,7 +216,8 @@ class RecurrentMixing(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, L, D] -> [B, L, D]."""
-        width, axes = x.shape[-1], ("embed", "hidden")
+        width = x.shape[-1]
+        axes = ("embed", "hidden")
         gate = nn.gelu(Linear((width,), axes, name="gate")(x))
         y = CausalConv(name="convolution")(Linear((width,), axes, name="input")(x))
         y = constrain(y, "batch", "length", "hidden")
@@ -219,50 +231,45 @@ class RecurrentMixing(nn.Module):
         )
 
 
-class Griffin(nn.Module):
-    """A language model of gated linear recurrences and local attention (De et al., 2024), two blocks to one."""
+class Griffin(TokenHead, nn.Module):
+    """A language model of gated linear recurrences and local attention (De et al., 2024), two
+    blocks to one."""
 
     vocab: PositiveInt
-    """How many different tokens there are."""
+    """Number of tokens in the vocabulary."""
     depth: PositiveInt = 6
-    """How many blocks, each a mixing over time and a gated MLP."""
+    """Number of blocks, each a recurrence or attention and a gated MLP."""
     width: PositiveInt = 256
     heads: PositiveInt = 4
     """Of the attention's queries, and blocks of the recurrence's gates."""
     kv_heads: PositiveInt = 1
     """Of the attention's keys and values."""
     window: PositiveInt = 1024
-    """How far attention sees back, the position itself counted."""
+    """Positions that attention sees, itself included."""
     attention_every: NonNegativeInt = 3
-    """Each so many-th block attends in place of recurring; 0: none (Hawk)."""
+    """Every k-th block is local attention; 0: never (Hawk)."""
     expansion: PositiveInt = 3
     """The gated MLP's width over that of the model."""
     recurrence: RecurrenceName = "rglru"
     dropout: DropRate = 0.0
     """Share of values dropped after each part of a block."""
     tie_embeddings: bool = True
-    """One table embeds the tokens and gives the logits (Press and Wolf, 2017)."""
+    """Use the token embedding as the output matrix too (Press and Wolf, 2017)."""
     dtype: Dtype = "float32"
 
     def setup(self) -> None:
         choose("recurrence", self.recurrence, RecurrenceName)
         if self.depth < 1 or self.attention_every < 0:
             raise Refused(
-                f"depth {self.depth}, attention_every {self.attention_every}: a Griffin has 1 block or more, and "
-                f"attention in none (0) or each so many-th."
+                f"depth {self.depth}, attention_every {self.attention_every}: depth must be at "
+                f"least 1 and attention_every at least 0."
             )
-        self.tokens = Embedding(
-            self.vocab, self.width, self.width**-0.5 if self.tie_embeddings else 1.0, name="tokens"
-        )
-        self.head = (
-            None
-            if self.tie_embeddings
-            else Embedding(self.vocab, self.width, self.width**-0.5, name="head")
-        )
+        self.tokens = self.token_table("tokens")
+        self.head = self.output_table()
 
     @nn.compact
     def hidden(self, tokens: jax.Array, train: bool = False) -> jax.Array:
-        """Token numbers [B, L] -> what the logits are made of, [B, L, D]."""
+        """Tokens [B, L] -> hidden states [B, L, D]."""
         x = cast(self.tokens(tokens), self.dtype) * (
             self.width**0.5 if self.tie_embeddings else 1.0
         )
@@ -288,10 +295,6 @@ class Griffin(nn.Module):
             x = constrain(x + drop(y, self.dropout, train), "batch", "length", None)
         return RMSNorm(name="norm")(x)
 
-    def unembedding(self) -> jax.Array:
-        """The matrix [D, V] that makes logits of `hidden`."""
-        return (self.tokens if self.head is None else self.head).output()
-
     def __call__(self, tokens: jax.Array, train: bool = False) -> jax.Array:
-        """Token numbers [B, L] -> logits [B, L, V], float32."""
+        """Tokens [B, L] -> logits [B, L, V], float32."""
         return to_logits(self.hidden(tokens, train), self.unembedding())

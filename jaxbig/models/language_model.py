@@ -1,6 +1,8 @@
-"""Transformers for text: `Decoder` (GPT-2 and Llama are two settings of it), `Encoder` (BERT), `EncoderDecoder`.
+"""Transformers for text: `Decoder` (GPT-2 and Llama are two settings of it), `Encoder` (BERT),
+`EncoderDecoder`.
 
-Letters in shape comments: B batch, L length, S length of the source, T length of the target, D width, V vocabulary.
+Letters in shape comments: B batch, L length, S length of the source, T length of the target, D
+width, V vocabulary.
 """
 
 from typing import Any, Literal
@@ -10,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbig.arrays.batch_mask import rows_only
-from jaxbig.arrays.dtypes import HIGHEST, accumulation_dtype, upcast
+from jaxbig.arrays.dtypes import HIGHEST, accumulation_dtype
 from jaxbig.constraints import NonNegativeFloat, PositiveInt
 from jaxbig.errors import Refused
 from jaxbig.models.layers.attention import sinusoidal
@@ -26,33 +28,27 @@ from jaxbig.models.layers.basic import (
     parameter,
     to_logits,
 )
-from jaxbig.models.transformer import Context, Fields, Gate, Positions, Stack
+from jaxbig.models.layers.heads import ClassifierHead, TokenHead, TokenTables
+from jaxbig.models.transformer import Context, Gate, Positions, Stack, TransformerFields
 
 
-class Text(Fields, kw_only=True):
-    """What the three have in common: tokens and their positions become vectors."""
+class Text(TokenTables, TransformerFields, kw_only=True):
+    """What the three models share: the embedding of tokens and positions."""
 
     vocab: PositiveInt
-    """How many different tokens there are."""
+    """Number of tokens in the vocabulary."""
     depth: PositiveInt = 6
-    """How many blocks."""
+    """Number of blocks."""
     width: PositiveInt = 256
     max_length: PositiveInt = 1024
-    """How many learned positions there are, where positions are learned."""
+    """Number of learned positions, if positions are learned."""
     tie_embeddings: bool = False
-    """One table embeds the tokens and gives the logits (Press and Wolf, 2017)."""
+    """Use the token embedding as the output matrix too (Press and Wolf, 2017)."""
     scale_embedding: bool = False
     """Multiply embeddings by the root of the width (Vaswani et al., 2017, section 3.4)."""
 
-    def table(self, name: str, vocab: int | None = None) -> Embedding:
-        return Embedding(
-            vocab or self.vocab,
-            self.width,
-            self.width**-0.5 if self.tie_embeddings else 1.0,
-            name=name,
-        )
-
     def position_table(self, name: str) -> Embedding | None:
+        """The learned positions; None if positions are not learned."""
         if self.positions != "learned":
             return None
         return Embedding(self.max_length, self.width, 0.02, axis=None, name=name)
@@ -68,50 +64,56 @@ class Text(Fields, kw_only=True):
             x = x + jnp.broadcast_to(sinusoidal(positions, self.width), x.shape)
         return constrain(cast(x, self.dtype), "batch", "length", None)
 
-    def places(
+    def token_positions(
         self, tokens: jax.Array, positions: jax.Array | None, offset: Any, cache: int
     ) -> jax.Array:
-        """The positions of tokens [B, L], [1 or B, L]; `Refused` if learned ones do not suffice."""
+        """Positions [1 or B, L] of tokens [B, L].
+
+        Args:
+          tokens: [B, L].
+          positions: [B, L] of packed documents, returned as they are; None: counted.
+          offset: [], the number of tokens in the cache; None: 0.
+          cache: the size of the cache; 0: none.
+
+        Raises:
+          Refused: if there are fewer learned positions than tokens.
+        """
         length = max(tokens.shape[1], cache)
         if self.positions == "learned" and length > self.max_length:
             raise Refused(
-                f"a sequence of {length} is longer than max_length {self.max_length}: make that {length} or more, or "
-                f"the sequence shorter."
+                f"a sequence of {length} is longer than max_length {self.max_length}: make that "
+                f"{length} or more, or the sequence shorter."
             )
         counted = jnp.arange(tokens.shape[1])[None] + (0 if offset is None else offset)
         return counted if positions is None else positions
 
 
 class Count(nn.Module):
-    """How many tokens a cache holds, in the collection "cache"."""
+    """Number of tokens in the cache, in the collection "cache"."""
 
     @nn.compact
     def __call__(self, more: int) -> jax.Array:
-        """Counts `more` in; gives how many there were before, []."""
+        """Adds `more` to the count; returns the count before, []."""
         count = self.variable("cache", "count", lambda: jnp.int32(0))
         before = count.value
         count.value = before + more
         return before
 
 
-class Decoder(Text, kw_only=True):
-    """A causal language model: each position's logits see the tokens up to and including it, and no later one.
+class Decoder(TokenHead, Text, kw_only=True):
+    """A causal Transformer language model.
 
-    As it stands: RMSNorm, no biases, rotary positions. Radford et al. (2019), GPT-2: norm layer, bias, positions
-    learned, shared. Touvron et al. (2023), Llama: activation swiglu.
+    By default RMSNorm, no biases, rotary positions. GPT-2 (Radford et al., 2019) is norm layer,
+    bias, learned positions, tied embeddings; Llama (Touvron et al., 2023) is activation swiglu.
     """
 
     def setup(self) -> None:
-        self.tokens = self.table("tokens")
+        self.tokens = self.token_table("tokens")
         self.learned = self.position_table("positions")
-        self.blocks = Stack(**self.shared_fields(), depth=self.depth, causal=True, name="blocks")
+        self.blocks = Stack(**self.common_fields(), depth=self.depth, causal=True, name="blocks")
         self.cached = Count()
         self.dropping = nn.Dropout(self.dropout)
-        self.head = (
-            None
-            if self.tie_embeddings
-            else Embedding(self.vocab, self.width, self.width**-0.5, name="head")
-        )
+        self.head = self.output_table()
 
     def hidden(
         self,
@@ -121,20 +123,24 @@ class Decoder(Text, kw_only=True):
         train: bool = False,
         cache: int = 0,
     ) -> jax.Array:
-        """Token numbers [B, L] -> what the logits are made of, [B, L, D].
+        """The hidden states before the output matrix.
 
-        segments, positions: [B, L] of packed documents; cache: take the next tokens alone, and remember up to so many.
+        Args:
+          tokens: [B, L]; with a cache, the next tokens only.
+          segments: [B, L], the document of each token; None: one document a row.
+          positions: [B, L] of packed documents; None: counted.
+          train: whether dropout is on.
+          cache: the number of tokens that the cache holds; 0: no cache.
+
+        Returns:
+          [B, L, D].
         """
         offset = self.cached(tokens.shape[1]) if cache else None
-        at = self.places(tokens, positions, offset, cache)
+        at = self.token_positions(tokens, positions, offset, cache)
         x = self.dropping(
             self.embed(self.tokens, self.learned, tokens, at), deterministic=not train
         )
         return self.blocks(x, Context(segments=segments, positions=at, offset=offset), train, cache)
-
-    def unembedding(self) -> jax.Array:
-        """The matrix [D, V] that makes logits of `hidden`."""
-        return (self.tokens if self.head is None else self.head).output()
 
     def __call__(
         self,
@@ -144,19 +150,19 @@ class Decoder(Text, kw_only=True):
         train: bool = False,
         cache: int = 0,
     ) -> jax.Array:
-        """Token numbers [B, L] -> logits [B, L, V], float32."""
+        """Tokens [B, L] -> logits [B, L, V], float32; arguments as in `hidden`."""
         return to_logits(self.hidden(tokens, segments, positions, train, cache), self.unembedding())
 
 
 class Encoder(Text, kw_only=True):
-    """BERT (Devlin et al., 2019): every position sees all; logits a token, or `classes` logits a row."""
+    """BERT (Devlin et al., 2019): bidirectional; logits for each token, or for `classes`."""
 
     classes: PositiveInt | None = None
-    """How many classes a row may be of; None: logits for every token, through the masked-token head."""
+    """Number of classes; None: logits for every token, through the masked-token head."""
     types: PositiveInt | None = None
-    """How many kinds of segments there are (the sentences A and B are 2)."""
+    """Number of token types (sentences A and B are 2)."""
     pooling: Literal["first", "mean"] = "first"
-    """What a row's classes are told from: the first token through BERT's pooler, or the mean of all."""
+    """Input of the classifier: the first token through BERT's pooler, or the mean of all."""
 
     norm: Literal["layer", "rms"] = "layer"
     pre_norm: bool = False
@@ -176,18 +182,29 @@ class Encoder(Text, kw_only=True):
         types: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array:
-        """Tokens [B, L], lengths [B] or segments [B, L], types [B, L] -> [B, L, V], or [B, classes]; float32."""
+        """Logits for each token, or for the classes.
+
+        Args:
+          tokens: [B, L].
+          lengths: [B]; or give segments.
+          segments: [B, L], 0 for padding.
+          types: [B, L], the token types; None: all 0.
+          train: whether dropout is on.
+
+        Returns:
+          [B, L, V], or [B, classes] with `classes`; float32.
+        """
         if lengths is not None:
             segments = from_lengths(lengths, tokens.shape[1])
-        at = self.places(tokens, None, None, 0)
-        table = self.table("tokens")
+        at = self.token_positions(tokens, None, None, 0)
+        table = self.token_table("tokens")
         x = self.embed(table, self.position_table("positions"), tokens, at)
         if self.types:
             kind = Embedding(self.types, self.width, 0.02, axis=None, name="types")
             x = x + kind(jnp.zeros_like(tokens) if types is None else types).astype(x.dtype)
         x = x if self.pre_norm else self.normalize("norm")(x)  # type: ignore[operator]
         x = drop(x, self.dropout, train)
-        blocks = Stack(**self.shared_fields(), depth=self.depth, name="blocks")
+        blocks = Stack(**self.common_fields(), depth=self.depth, name="blocks")
         x = blocks(x, Context(segments=segments, positions=at), train)  # [B, L, D]
         return (
             self.of_tokens(x, table)
@@ -196,16 +213,12 @@ class Encoder(Text, kw_only=True):
         )
 
     def of_tokens(self, x: jax.Array, table: Embedding) -> jax.Array:
-        """[B, L, D] -> [B, L, V]: a linear layer, GELU and a norm before the vocabulary, as BERT has it."""
+        """BERT's masked-token head: linear, GELU, norm, output; [B, L, D] -> [B, L, V]."""
         x = nn.gelu(Linear((self.width,), ("embed", None), name="transform")(x), approximate=False)
         x = constrain(x, "batch", "length", None)
         x = LayerNorm(self.epsilon, name="transform_norm")(x)
-        head = (
-            table
-            if self.tie_embeddings
-            else Embedding(self.vocab, self.width, self.width**-0.5, name="head")
-        )
-        logits = to_logits(x, head.output())
+        head = self.output_table()
+        logits = to_logits(x, (table if head is None else head).output())
         bias = parameter(self, "bias", nn.initializers.zeros, (self.vocab,), ("vocab",))
         return constrain(logits + jnp.broadcast_to(bias, logits.shape), "batch", "length", "vocab")
 
@@ -226,16 +239,17 @@ class Encoder(Text, kw_only=True):
                 jnp.einsum("bld,bl->bd", x, real, precision=HIGHEST)
                 / jnp.maximum(real.sum(1), 1)[:, None]
             )
-        x = constrain(drop(x, self.dropout, train), "batch", None)
-        logits = Linear((classes,), ("embed", "classes"), name="classifier")(x)
-        return constrain(upcast(logits), "batch", None)
+        return ClassifierHead(classes, name="classifier")(drop(x, self.dropout, train))
 
 
 class EncoderDecoder(Text, kw_only=True):
-    """The translation Transformer (Vaswani et al., 2017); positions relative are T5's (Raffel et al., 2020)."""
+    """The translation Transformer (Vaswani et al., 2017).
+
+    Positions relative are those of T5 (Raffel et al., 2020).
+    """
 
     target_vocab: PositiveInt | None = None
-    """How many different tokens the target has; None: the source's table is the target's too."""
+    """Size of the target vocabulary; None: source and target share one table."""
 
     norm: Literal["layer", "rms"] = "layer"
     pre_norm: bool = False
@@ -246,34 +260,25 @@ class EncoderDecoder(Text, kw_only=True):
     scale_embedding: bool = True
 
     def setup(self) -> None:
-        self.sources = self.table("tokens")
-        self.targets = (
-            self.sources
-            if self.target_vocab is None
-            else self.table("target_tokens", self.target_vocab)
-        )
-        self.source_positions, self.target_positions = (
-            self.position_table("positions"),
-            self.position_table("target_positions"),
-        )
+        self.sources = self.token_table("tokens")
+        self.targets = self.sources
+        if self.target_vocab is not None:
+            self.targets = self.token_table("target_tokens", self.target_vocab)
+        self.source_positions = self.position_table("positions")
+        self.target_positions = self.position_table("target_positions")
         self.cached = Count()
         self.dropping = nn.Dropout(self.dropout)
-        fields = self.shared_fields()
+        fields = self.common_fields()
         self.encoder = Stack(**fields, depth=self.depth, name="encoder")
         self.decoder = Stack(**fields, depth=self.depth, causal=True, cross=True, name="decoder")
-        count = self.target_vocab or self.vocab
-        self.head = (
-            None
-            if self.tie_embeddings
-            else Embedding(count, self.width, self.width**-0.5, name="head")
-        )
+        self.head = self.output_table(self.target_vocab)
 
     def encode(
         self, inputs: jax.Array, lengths: jax.Array | None = None, train: bool = False
     ) -> Any:
-        """Source tokens [B, S] of lengths [B] -> the memory: vectors [B, S, D] and which of them are real [B, S]."""
+        """Source tokens [B, S], lengths [B] -> memory: states [B, S, D] and segments [B, S]."""
         segments = None if lengths is None else from_lengths(lengths, inputs.shape[1])
-        at = self.places(inputs, None, None, 0)
+        at = self.token_positions(inputs, None, None, 0)
         x = self.dropping(
             self.embed(self.sources, self.source_positions, inputs, at), deterministic=not train
         )
@@ -283,9 +288,19 @@ class EncoderDecoder(Text, kw_only=True):
     def decode(
         self, previous: jax.Array, memory: Any, train: bool = False, cache: int = 0
     ) -> jax.Array:
-        """Target tokens before each position [B, T] -> logits [B, T, V], float32; cache: as in Decoder."""
+        """Logits of the target.
+
+        Args:
+          previous: [B, T], the target token before each position.
+          memory: what `encode` returned.
+          train: whether dropout is on.
+          cache: as in `Decoder.hidden`.
+
+        Returns:
+          [B, T, V], float32.
+        """
         offset = self.cached(previous.shape[1]) if cache else None
-        at = self.places(previous, None, offset, cache)
+        at = self.token_positions(previous, None, offset, cache)
         x = self.dropping(
             self.embed(self.targets, self.target_positions, previous, at), deterministic=not train
         )
@@ -300,5 +315,5 @@ class EncoderDecoder(Text, kw_only=True):
         lengths: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array:
-        """Source tokens [B, S] and the target's tokens before each position [B, T] -> logits [B, T, V], float32."""
+        """Source [B, S], previous target tokens [B, T] -> logits [B, T, V], float32."""
         return self.decode(previous, self.encode(inputs, lengths, train), train)

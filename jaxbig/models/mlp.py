@@ -1,4 +1,4 @@
-"""Multilayer perceptrons.
+"""The MLP: a fully connected net.
 
 Letters in shape comments: B batch, D width, K outputs.
 """
@@ -6,7 +6,7 @@ Letters in shape comments: B batch, D width, K outputs.
 import flax.linen as nn
 import jax
 
-from jaxbig.arrays.dtypes import Dtype, upcast
+from jaxbig.arrays.dtypes import Dtype
 from jaxbig.constraints import DropRate, PositiveInt
 from jaxbig.errors import Refused
 from jaxbig.models.layers.basic import (
@@ -18,6 +18,7 @@ from jaxbig.models.layers.basic import (
     constrain,
     drop,
 )
+from jaxbig.models.layers.heads import ClassifierHead
 
 
 class MLP(nn.Module):
@@ -33,7 +34,8 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """[B, ...] -> float32 [B, K], or [B] with one output; `Refused` unless widths and outputs are positive."""
+        """[B, ...] -> float32 [B, K], or [B] with one output; `Refused` unless widths and outputs
+        are positive."""
         if min(*self.widths, self.outputs, 1) < 1:
             raise Refused(f"widths {self.widths} and outputs {self.outputs}: make each 1 or more.")
         activate = choose("activation", self.activation, ACTIVATIONS)
@@ -43,7 +45,6 @@ class MLP(nn.Module):
             axes = ("embed" if layer else None, "mlp")
             x = activate(Linear((width,), axes, name=f"linear_{layer}")(x))
             x = constrain(drop(x, self.dropout, train), "batch", "mlp")
-        axes = ("embed" if self.widths else None, "classes")
-        y = upcast(Linear((self.outputs,), axes, name="head")(constrain(x, "batch", None)))
-        y = constrain(y, "batch", None)
+        input_axis = "embed" if self.widths else None
+        y = ClassifierHead(self.outputs, input_axis=input_axis, name="head")(x)
         return y[:, 0] if self.outputs == 1 else y

@@ -10,11 +10,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxbig.arrays.dtypes import Dtype, upcast
+from jaxbig.arrays.dtypes import Dtype
 from jaxbig.constraints import NonNegativeInt, PositiveInt
 from jaxbig.errors import Refused
 from jaxbig.models.convnet import BatchNorm, Convolution, GroupNorm
-from jaxbig.models.layers.basic import Linear, cast, choose, constrain
+from jaxbig.models.layers.basic import cast, choose, constrain
+from jaxbig.models.layers.heads import ClassifierHead
 
 Norm = Literal["batch", "group"]
 Stem = Literal["imagenet", "small"]
@@ -34,7 +35,8 @@ def resnet(depth: int, classes: int, **fields: Any) -> "ResNet":
     """The `ResNet` of a published depth: 18, 34, 50, 101 or 152; `fields` are its others."""
     if depth not in DEPTHS:
         raise Refused(
-            f"ResNet of depth {depth}: it must be one of {', '.join(map(str, DEPTHS))}, or give `stages`."
+            f"ResNet of depth {depth}: it must be one of {', '.join(map(str, DEPTHS))}, or give "
+            f"`stages`."
         )
     stages, bottleneck = DEPTHS[depth]
     return ResNet(classes=classes, stages=stages, bottleneck=bottleneck, **fields)
@@ -54,16 +56,16 @@ class ConvNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[B, Y, X, C] -> [B, Y / stride, X / stride, channels]."""
-        grouped, padding = self.norm == "group", self.kernel // 2
+        grouped = self.norm == "group"
+        padding = self.kernel // 2
         conv = Convolution(
             self.channels,
             self.kernel,
             self.stride,
             padding,
-            1,
-            False,
-            grouped,
-            FAN_OUT,
+            bias=False,
+            standardized=grouped,
+            initial=FAN_OUT,
             name="conv",
         )
         if grouped:
@@ -72,10 +74,11 @@ class ConvNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """`relu(x + branch(x))`, of two 3x3 convolutions or a bottleneck of 1x1, 3x3 and 1x1 to 4 x channels.
+    """`relu(x + branch(x))`, of two 3x3 convolutions or a bottleneck of 1x1, 3x3 and 1x1 to 4 x
+    channels.
 
-    The stride is the 3x3's (ResNet v1.5). The last norm's scale starts at 0, so that each block starts as the
-    identity (Goyal et al., 2017).
+    The stride is the 3x3's (ResNet v1.5). The last norm's scale starts at 0, so that each block
+    starts as the identity (Goyal et al., 2017).
     """
 
     channels: PositiveInt
@@ -102,16 +105,19 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Residual net (He et al., 2016), v1.5; `resnet(depth, classes)` gives those of the paper, this one's default 50.
+    """Residual net (He et al., 2016), v1.5; `resnet(depth, classes)` gives those of the paper, this
+    one's default 50.
 
-    With norm "group", group normalization and standardized kernels take the place of batch statistics, as in
-    BiT (Kolesnikov et al., 2020): no example then depends on the others of its batch.
+    With norm "group", group normalization and standardized kernels take the place of batch
+    statistics, as in BiT (Kolesnikov et al., 2020): no example then depends on the others of its
+    batch.
     """
 
     classes: PositiveInt
-    """How many logits it puts out."""
+    """Number of classes."""
     stages: tuple[NonNegativeInt, ...] = (3, 4, 6, 3)
-    """Blocks of each stage; each stage after the first halves the image and doubles the channels."""
+    """Blocks of each stage; each stage after the first halves the image and doubles the
+    channels."""
     bottleneck: bool = True
     """Blocks of three convolutions, the middle one narrow, instead of two."""
     norm: Norm = "batch"
@@ -122,12 +128,13 @@ class ResNet(nn.Module):
     width: PositiveInt = 64
     """Channels of the stem and the first stage."""
     dtype: Dtype = "float32"
-    """What it computes in; parameters, statistics and logits are float32."""
+    """Of the computation; parameters, statistics and logits are float32."""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Images [B, Y, X, C] -> logits [B, classes]."""
-        norm, stem = choose("norm", self.norm, Norm), choose("stem", self.stem, Stem)
+        norm = choose("norm", self.norm, Norm)
+        stem = choose("stem", self.stem, Stem)
         if not self.stages or min(self.stages) < 1:
             raise Refused(
                 f"stages {self.stages}: give one number of blocks or more, each 1 or more."
@@ -150,7 +157,4 @@ class ResNet(nn.Module):
                     name=f"block_{stage}_{i}",
                 )
                 x = block(x, train)
-        # pinned: left free here, a plausible mesh once gave a wrong kernel gradient (jax 0.10 to 0.12, CPU)
-        x = constrain(jnp.mean(x, axis=(1, 2)), "batch", None)  # [B, C]
-        logits = Linear((self.classes,), ("embed", "classes"), name="head")(x)
-        return constrain(upcast(logits), "batch", None)
+        return ClassifierHead(self.classes, name="head")(jnp.mean(x, axis=(1, 2)))

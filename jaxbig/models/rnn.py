@@ -1,6 +1,7 @@
 """Recurrent nets: stacks of layers, a classifier and a language model.
 
-Letters in shape comments: B batch, L length, D width of the input, W width of the state, V vocabulary.
+Letters in shape comments: B batch, L length, D width of the input, W width of the state, V
+vocabulary.
 """
 
 from typing import Any, Literal
@@ -19,16 +20,18 @@ from jaxbig.models.layers.basic import (
     choose,
     constrain,
     drop,
+    length_mask,
     to_logits,
-    within,
 )
+from jaxbig.models.layers.heads import ClassifierHead, TokenHead
 from jaxbig.models.layers.rnn_cells import EQUATIONS, Carry, CellName, Layer
 
 Pooling = Literal["last", "mean", "attention", "none"]
 
 
 class Recurrence(nn.Module):
-    """Recurrent layers one after another, each in one direction or in both (Schuster and Paliwal, 1997)."""
+    """Recurrent layers one after another, each in one direction or in both (Schuster and Paliwal,
+    1997)."""
 
     width: PositiveInt
     cell: CellName = "lstm"
@@ -45,32 +48,38 @@ class Recurrence(nn.Module):
         carries: Any = None,
         train: bool = False,
     ) -> tuple[jax.Array, jax.Array, dict[str, Carry]]:
-        """[B, L, D], lengths [B] and carries as given back -> states [B, L, W], each row's last [B, W], carries.
+        """[B, L, D], lengths [B] and carries as given back -> states [B, L, W], each row's last [B,
+        W], carries.
 
-        With bidirectional, 2W in place of W, forward first; the last of the other direction has read token 0 last.
+        With bidirectional, 2W in place of W, forward first; the last of the other direction has
+        read token 0 last.
         """
         if self.width < 1 or self.layers < 1 or not 0 <= self.dropout < 1:
             raise Refused(
-                f"width {self.width}, layers {self.layers}, dropout {self.dropout}: a recurrent net has a width and "
-                f"layers of 1 or more and drops a share from 0 to below 1."
+                f"width {self.width}, layers {self.layers}, dropout {self.dropout}: a recurrent "
+                f"net has a width and layers of 1 or more and drops a share from 0 to below 1."
             )
-        carries, after, last = carries or {}, {}, x[:, 0]
+        carries = carries or {}
+        after = {}
+        last = x[:, 0]
         for layer in range(self.layers):
             x = drop(x, self.dropout, train) if layer else x
             directions = []
-            for reverse in (False, True)[: 1 + self.bidirectional]:
-                name = f"{self.cell}_{layer}" + "_reverse" * reverse
+            for reverse in (False, True) if self.bidirectional else (False,):
+                name = f"{self.cell}_{layer}_reverse" if reverse else f"{self.cell}_{layer}"
                 states, after[name] = Layer(self.width, self.cell, name=name)(
                     x, lengths, carries.get(name), reverse
                 )
                 directions.append((states, after[name][0].astype(x.dtype)))
             x, last = (jnp.concatenate(parts, axis=-1) for parts in zip(*directions, strict=True))
-            x, last = constrain(x, "batch", "length", None), constrain(last, "batch", None)
+            x = constrain(x, "batch", "length", None)
+            last = constrain(last, "batch", None)
         return x, last, after
 
 
-def shares(scores: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Softmax over the last axis where `mask` is 1, in float32: exactly 0 elsewhere, and in a row without any 1."""
+def masked_softmax(scores: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Softmax over the last axis where `mask` is 1, in float32: exactly 0 elsewhere, and in a row
+    without any 1."""
     scores = upcast(scores)
     if mask is None:
         return jax.nn.softmax(scores)
@@ -84,17 +93,18 @@ class RNN(nn.Module):
     width: PositiveInt
     """Of each layer's state."""
     classes: PositiveInt
-    """How many logits it puts out."""
+    """Number of classes."""
     layers: PositiveInt = 1
     dropout: DropRate = 0.0
     """Share of values dropped between layers and before the logits."""
     cell: CellName = "lstm"
     bidirectional: bool = False
     pooling: Pooling = "last"
-    """What the logits see: the last state, the mean of all, a weighted mean (Yang et al., 2016, section 2.2), or each
-    state by itself, as CTC wants it."""
+    """What the logits see: the last state, the mean of all, a weighted mean (Yang et al., 2016,
+    section 2.2), or each state by itself, as CTC wants it."""
     vocab: PositiveInt | None = None
-    """How many different tokens there are; None: the input is not of tokens but of vectors or images."""
+    """How many different tokens there are; None: the input is not of tokens but of vectors or
+    images."""
     embedding: PositiveInt | None = None
     """Width of a token's vector; None: that of the state."""
     dtype: Dtype = "float32"
@@ -103,7 +113,8 @@ class RNN(nn.Module):
     def __call__(
         self, x: jax.Array, lengths: jax.Array | None = None, train: bool = False
     ) -> jax.Array:
-        """Sequences [B, L, ...] (an image is one of its rows) or tokens [B, L], lengths [B] -> logits [B, classes].
+        """Sequences [B, L, ...] (an image is one of its rows) or tokens [B, L], lengths [B] ->
+        logits [B, classes].
 
         With pooling none, [B, L, classes].
         """
@@ -112,7 +123,8 @@ class RNN(nn.Module):
             x = Embedding(self.vocab, self.embedding or self.width, name="embedding")(x)
         elif x.ndim < 3:
             raise Refused(
-                f"inputs of shape {x.shape} and no vocab: give --model.vocab for tokens, or vectors [B, L, D]."
+                f"inputs of shape {x.shape} and no vocab: give --model.vocab for tokens, or "
+                f"vectors [B, L, D]."
             )
         x = cast(x.reshape(*x.shape[:2], -1), self.dtype)  # [B, L, D]
         trunk = Recurrence(
@@ -123,13 +135,12 @@ class RNN(nn.Module):
             pooled = states
         elif self.pooling != "last":
             pooled = self.mean(states, lengths)
-        pinned = ("batch", *(None,) * (pooled.ndim - 1))
-        pooled = constrain(drop(pooled, self.dropout, train), *pinned)
-        logits = Linear((self.classes,), ("embed", "classes"), name="head")(pooled)
-        return constrain(upcast(logits), *pinned)
+        pooled = drop(pooled, self.dropout, train)
+        return ClassifierHead(self.classes, name="head")(pooled)
 
     def mean(self, states: jax.Array, lengths: jax.Array | None) -> jax.Array:
-        """The mean of the states [B, L, W] within each row's length [B, W]; weighted, if pooling is attention."""
+        """The mean of the states [B, L, W] within each row's length [B, W]; weighted, if pooling is
+        attention."""
         ends = jnp.full(states.shape[:1], states.shape[1]) if lengths is None else lengths
         scores = jnp.zeros(states.shape[:2])
         if self.pooling == "attention":
@@ -137,33 +148,28 @@ class RNN(nn.Module):
             scores = Linear((1,), ("hidden", None), bias=False, name="score")(score)[
                 ..., 0
             ]  # [B, L]
-        weights = shares(scores, within(ends, states.shape[1])).astype(states.dtype)
+        weights = masked_softmax(scores, length_mask(ends, states.shape[1])).astype(states.dtype)
         return jnp.einsum("bl,blw->bw", weights, states)
 
 
-class RNNLanguageModel(nn.Module):
-    """A recurrent language model: each position's logits see the tokens up to and including it, and no later one."""
+class RNNLanguageModel(TokenHead, nn.Module):
+    """A recurrent language model: each position's logits see the tokens up to and including it, and
+    no later one."""
 
     vocab: PositiveInt
-    """How many different tokens there are."""
+    """Number of tokens in the vocabulary."""
     width: PositiveInt = 256
     layers: PositiveInt = 1
     cell: CellName = "lstm"
     dropout: DropRate = 0.0
     """Share of values dropped between layers, and before and after them."""
     tie_embeddings: bool = False
-    """One table embeds the tokens and gives the logits (Press and Wolf, 2017)."""
+    """Use the token embedding as the output matrix too (Press and Wolf, 2017)."""
     dtype: Dtype = "float32"
 
     def setup(self) -> None:
-        self.tokens = Embedding(
-            self.vocab, self.width, self.width**-0.5 if self.tie_embeddings else 1.0, name="tokens"
-        )
-        self.head = (
-            None
-            if self.tie_embeddings
-            else Embedding(self.vocab, self.width, self.width**-0.5, name="head")
-        )
+        self.tokens = self.token_table("tokens")
+        self.head = self.output_table()
         self.trunk = Recurrence(
             self.width, self.cell, self.layers, dropout=self.dropout, name="trunk"
         )
@@ -172,10 +178,17 @@ class RNNLanguageModel(nn.Module):
     def hidden(
         self, tokens: jax.Array, starts: jax.Array | None = None, train: bool = False
     ) -> jax.Array:
-        """Token numbers [B, L] -> what the logits are made of, [B, L, W].
+        """The hidden states before the output matrix.
 
-        With starts [B] a row goes on where it ended in the batch before (truncated backpropagation through time), or
-        begins anew where it is 1; the state between is in the collection `carry`. Without, each row begins anew.
+        Args:
+          tokens: [B, L].
+          starts: [B]; each row continues from the state of the last batch (truncated
+            backpropagation through time, in the collection "carry"), or from zeros where it is 1.
+            None: from zeros.
+          train: whether dropout is on.
+
+        Returns:
+          [B, L, W].
         """
         x = drop(cast(self.tokens(tokens), self.dtype), self.dropout, train)
         if starts is None or not self.is_mutable_collection("carry"):
@@ -194,10 +207,8 @@ class RNNLanguageModel(nn.Module):
 
     def memory(self, layer: int, batch: int, dtype: Any) -> list[Any]:
         """A layer's carry as variables [B, W], zeros at first."""
-        shape, zeros = (
-            (batch, self.width),
-            nn.with_logical_partitioning(jnp.zeros, ("batch", "hidden")),
-        )
+        shape = (batch, self.width)
+        zeros = nn.with_logical_partitioning(jnp.zeros, ("batch", "hidden"))
         names = [
             f"layer_{layer}_{part}" for part in range(choose("cell", self.cell, EQUATIONS).carries)
         ]
@@ -210,10 +221,6 @@ class RNNLanguageModel(nn.Module):
                 f"the carry holds {rows} rows and the batch {batch}: keep the batch's size."
             )
         return found
-
-    def unembedding(self) -> jax.Array:
-        """The matrix [W, V] that makes logits of `hidden`."""
-        return (self.tokens if self.head is None else self.head).output()
 
     def __call__(
         self, tokens: jax.Array, starts: jax.Array | None = None, train: bool = False

@@ -1,7 +1,8 @@
-"""Attention for recurrent nets, and translation with it: an encoder, and a decoder that looks back at it.
+"""Attention for recurrent nets, and translation with it: an encoder, and a decoder that looks back
+at it.
 
-Letters in shape comments: B batch, S length of the source, T length of the target, M width of the memory, W width
-of the state, V target vocabulary.
+Letters in shape comments: B batch, S length of the source, T length of the target, M width of the
+memory, W width of the state, V target vocabulary.
 """
 
 from collections.abc import Callable
@@ -14,22 +15,39 @@ import jax.numpy as jnp
 from jaxbig.arrays.dtypes import Dtype, accumulation_dtype, upcast
 from jaxbig.constraints import DropRate, PositiveInt
 from jaxbig.errors import Refused
-from jaxbig.models.layers.basic import Embedding, Linear, cast, choose, constrain, parameter, within
-from jaxbig.models.layers.rnn_cells import EQUATIONS, Carry, CellName, Layer, advanced, pinned
-from jaxbig.models.rnn import Recurrence, shares
+from jaxbig.models.layers.basic import (
+    Embedding,
+    Linear,
+    cast,
+    choose,
+    constrain,
+    length_mask,
+    parameter,
+)
+from jaxbig.models.layers.rnn_cells import (
+    EQUATIONS,
+    Carry,
+    CellName,
+    Layer,
+    cell_step,
+    constrain_carry,
+)
+from jaxbig.models.rnn import Recurrence, masked_softmax
 
 AttentionName = Literal["additive", "dot", "general"]
 Attend = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
-"""Queries [B, W] -> contexts [B, M] and weights [B, S], which sum to 1 and are exactly 0 where the mask is."""
+"""Queries [B, W] -> contexts [B, M] and weights [B, S], which sum to 1 and are exactly 0 where the
+mask is."""
 
 
 def attending(
     score: Callable[[jax.Array], jax.Array], memory: jax.Array, mask: jax.Array | None
 ) -> Attend:
-    """From scores [B, S] of a query to the mean of the memory [B, S, M], weighted by their softmax."""
+    """From scores [B, S] of a query to the mean of the memory [B, S, M], weighted by their
+    softmax."""
 
     def attend(query: jax.Array) -> tuple[jax.Array, jax.Array]:
-        weights = constrain(shares(score(query), mask), "batch", None)
+        weights = constrain(masked_softmax(score(query), mask), "batch", None)
         context = jnp.einsum("bs,bsm->bm", weights.astype(memory.dtype), memory)
         return constrain(context, "batch", None), weights
 
@@ -44,7 +62,8 @@ class Additive(nn.Module):
 
     @nn.compact
     def over(self, memory: jax.Array, mask: jax.Array | None = None) -> Attend:
-        """A function of the query alone; the memory's products and the parameters are taken once, not each step."""
+        """A function of the query alone; the memory's products and the parameters are taken once,
+        not each step."""
         keys = Linear((self.width,), ("embed", "hidden"), name="keys")(memory)  # [B, S, W]
         init = nn.initializers.lecun_normal()
         kernel = parameter(
@@ -66,7 +85,8 @@ class Additive(nn.Module):
 
 
 class Multiplicative(nn.Module):
-    """Luong et al. (2015), section 3.1: the score is query . memory, or with general query . W memory."""
+    """Luong et al. (2015), section 3.1: the score is query . memory, or with general query . W
+    memory."""
 
     width: PositiveInt
     """W, of the query."""
@@ -77,8 +97,8 @@ class Multiplicative(nn.Module):
         """As that of `Additive`."""
         if not self.general and memory.shape[-1] != self.width:
             raise Refused(
-                f"dot attention of a query of {self.width} and a memory of {memory.shape[-1]}: make them equally "
-                f"wide (bidirectional False), or the attention general."
+                f"dot attention of a query of {self.width} and a memory of {memory.shape[-1]}: "
+                f"make them equally wide (bidirectional False), or the attention general."
             )
         keys = (
             Linear((self.width,), ("embed", "hidden"), bias=False, name="keys")(memory)
@@ -95,7 +115,8 @@ class Multiplicative(nn.Module):
 
 
 class AttentiveDecoder(nn.Module):
-    """A recurrent layer that before each step attends with its state, and reads what it found with the token."""
+    """A recurrent layer that before each step attends with its state, and reads what it found with
+    the token."""
 
     width: PositiveInt
     cell: CellName
@@ -107,7 +128,7 @@ class AttentiveDecoder(nn.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """Embedded tokens [B, T, W] -> states with their contexts [B, T, W + M], weights [B, T, S].
 
-        cached: go on from where the last call ended.
+        cached: continue from the state of the last call.
         """
         cell = choose("cell", self.cell, EQUATIONS)
         choose("attention", self.attention, AttentionName)
@@ -118,7 +139,8 @@ class AttentiveDecoder(nn.Module):
         attend = attention.over(memory["states"], memory["mask"])
         layer = Layer(self.width, self.cell, name=self.cell)
         inputs, kernel, bias = layer.products(jnp.swapaxes(x, 0, 1))  # [T, B, G, W]
-        shape, axes = (memory["states"].shape[-1], *inputs.shape[2:]), ("embed", None, "hidden")
+        shape = (memory["states"].shape[-1], *inputs.shape[2:])
+        axes = ("embed", None, "hidden")
         from_context = parameter(
             self, "context", nn.initializers.lecun_normal(0, (1, 2)), shape, axes, x.dtype
         )
@@ -126,12 +148,12 @@ class AttentiveDecoder(nn.Module):
         def step(carry: Carry, inputs: jax.Array) -> tuple[Carry, Any]:
             context, weights = attend(carry[0].astype(x.dtype))
             inputs = inputs + jnp.tensordot(context, from_context, axes=1)
-            _, carry = advanced(cell, kernel, bias, inputs, carry)
+            _, carry = cell_step(cell, kernel, bias, inputs, carry)
             return carry, (jnp.concatenate([carry[0].astype(x.dtype), context], axis=-1), weights)
 
         first = jnp.tanh(Linear((self.width,), ("embed", "hidden"), name="start")(memory["last"]))
         first = first.astype(accumulation_dtype(x.dtype))
-        start = pinned((first, *(jnp.zeros_like(first) for _ in range(cell.carries - 1))))
+        start = constrain_carry((first, *(jnp.zeros_like(first) for _ in range(cell.carries - 1))))
         if not cached:
             _, (states, weights) = jax.lax.scan(step, start, inputs)
         else:
@@ -143,7 +165,8 @@ class AttentiveDecoder(nn.Module):
 
 
 class RNNEncoderDecoder(nn.Module):
-    """Translation by recurrent nets with attention (Bahdanau et al., 2015), its score also Luong's (2015)."""
+    """Translation by recurrent nets with attention (Bahdanau et al., 2015), its score also Luong's
+    (2015)."""
 
     vocab: PositiveInt
     """How many different tokens the source has."""
@@ -173,10 +196,11 @@ class RNNEncoderDecoder(nn.Module):
     def encode(
         self, inputs: jax.Array, lengths: jax.Array | None = None, train: bool = False
     ) -> dict[str, Any]:
-        """Source tokens [B, S], lengths [B] -> the memory: states [B, S, M], mask [B, S] or None, last [B, M]."""
+        """Source tokens [B, S], lengths [B] -> the memory: states [B, S, M], mask [B, S] or None,
+        last [B, M]."""
         x = self.dropping(cast(self.sources(inputs), self.dtype), deterministic=not train)
         states, last, _ = self.encoder(x, lengths, train=train)
-        mask = None if lengths is None else within(lengths, inputs.shape[1])
+        mask = None if lengths is None else length_mask(lengths, inputs.shape[1])
         return {"states": states, "mask": mask, "last": last}
 
     def decode(
@@ -184,8 +208,9 @@ class RNNEncoderDecoder(nn.Module):
     ) -> jax.Array:
         """Target tokens before each position [B, T] -> logits [B, T, V], float32.
 
-        cache: 1 or more: the tokens are the next ones after those of the call before, whose carry is in the collection
-        "cache" (the first call makes it). Attention weights [B, T, S] are sown into "intermediates".
+        cache: 1 or more: the tokens are the next ones after those of the call before, whose carry
+        is in the collection "cache" (the first call makes it). Attention weights [B, T, S] are sown
+        into "intermediates".
         """
         x = self.dropping(cast(self.targets(previous), self.dtype), deterministic=not train)
         states, weights = self.decoder(x, memory, cache > 0)
@@ -201,5 +226,6 @@ class RNNEncoderDecoder(nn.Module):
         lengths: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array:
-        """Source tokens [B, S], target tokens before each position [B, T], lengths [B] -> logits [B, T, V], float32."""
+        """Source tokens [B, S], target tokens before each position [B, T], lengths [B] -> logits
+        [B, T, V], float32."""
         return self.decode(previous, self.encode(inputs, lengths, train), train)

@@ -1,4 +1,4 @@
-"""What all Transformers are made of (Vaswani et al., 2017): one block, and a stack of it.
+"""The Transformer (Vaswani et al., 2017): a block, a stack of blocks, and their common fields.
 
 Letters in shape comments: B batch, L length, S length of the memory, D width, F hidden width.
 """
@@ -20,13 +20,13 @@ from jaxbig.models.layers.basic import (
     LayerNorm,
     Linear,
     RMSNorm,
-    Stored,
+    ShardedParameters,
+    all_gather_parameter,
     choose,
+    chunked_sum,
     constrain,
     drop,
     drop_path,
-    gather,
-    in_pieces,
 )
 from jaxbig.models.layers.mixture_of_experts import LOSSES, Experts
 
@@ -42,65 +42,67 @@ POLICIES: dict[str, Any] = {
 }
 
 
-class Fields(nn.Module, kw_only=True):
+class TransformerFields(nn.Module, kw_only=True):
     """The fields that every Transformer and its blocks share."""
 
     heads: PositiveInt = 8
     kv_heads: PositiveInt | None = None
-    """Heads of keys and values, which divide heads (grouped-query attention); None: as many as heads."""
+    """Heads of keys and values, a divisor of heads (grouped-query attention); None: as heads."""
     mlp_width: PositiveInt | None = None
-    """Width inside the two-layer perceptron; None: 4 times the width, or 8/3 times in 64s with a gate."""
+    """Hidden width of the MLP; None: 4 times the width, or 8/3 times in 64s with a gate."""
     activation: Gate = "gelu_tanh"
-    """Of the perceptron; swiglu and geglu have a gate besides (Shazeer, 2020)."""
+    """Of the MLP; swiglu and geglu are gated (Shazeer, 2020)."""
     mlp_chunks: NonNegativeInt = 0
-    """Computes each perceptron in that many pieces of its hidden width, one at a time, so that neither all of it nor
-    the whole kernels, where those are stored in pieces, are ever in memory: for big models. 0: all at once."""
+    """Chunks of the hidden width that the MLP computes one at a time; less memory for big models,
+    whose sharded kernels are then all-gathered a chunk at a time. 0: all at once."""
     experts: NonNegativeInt = 0
-    """How many perceptrons there are to choose from in each block (a mixture of experts); 0: one, for all tokens."""
+    """Number of experts in each block (a mixture of experts); 0: one MLP for all tokens."""
     experts_per_token: PositiveInt = 2
-    """How many of them each token is seen by."""
+    """Number of experts that each token is routed to."""
     load_balance_loss: NonNegativeFloat = 0.01
-    """Adds this to the loss, times how unevenly the experts of each block are used (1: evenly)."""
+    """Weight of the experts' load-balancing loss, which is 1 if they are used evenly."""
     router_z_loss: NonNegativeFloat = 0.0
-    """Adds this times the square of log(sum(exp(scores of the experts))), which keeps those small (ST-MoE: 1e-3)."""
+    """Weight of the router's z-loss, logsumexp(scores)^2, which keeps scores small (ST-MoE: 1e-3).
+    """
     norm: Literal["layer", "rms"] = "rms"
     pre_norm: bool = True
-    """Normalize what enters a branch (pre-norm); else the sum after it (post-norm)."""
+    """Normalize the input of each branch (pre-norm) or the sum after it (post-norm)."""
     epsilon: NonNegativeFloat = 1e-6
     """Of the normalization."""
     bias: bool = False
     """On every linear layer and LayerNorm."""
     positions: Positions = "rotary"
-    """rotary (Su et al., 2021), learned, sinusoidal (Vaswani et al., 2017), relative (T5), or none."""
+    """rotary (Su et al., 2021), learned, sinusoidal (Vaswani et al., 2017), relative (T5), or
+    none."""
     rotary_base: AtLeastOne = 10_000.0
     window: PositiveInt | None = None
-    """How far a position sees to one side, itself counted; None: everything."""
+    """Positions that attention sees to one side, itself included; None: all."""
     dropout: DropRate = 0.0
-    """Share of values dropped after the embedding and at the end of each branch."""
+    """Dropout rate after the embedding and at the end of each branch."""
     drop_path: DropRate = 0.0
-    """Share of examples that the last block's branches leave out; grows in a line from 0 at the first of several."""
+    """Stochastic depth: drop rate of the last block's branches; linear from 0 at the first."""
     scan: bool = False
-    """Compile one block and scan it over the depth: for big models, whose compile time then stays flat. The
-    parameters of all blocks are then one stack; on small models unrolled blocks run faster."""
+    """Compile one block and scan it over the depth, with stacked parameters: compile time does not
+    grow with the depth. Small models run faster unrolled."""
     remat: Remat = "none"
-    """What the backward pass computes anew to save memory: none; attention: scores and softmax, which grow with the
-    square of the length (of the plain kernel, the others keep none); dots: all but products with parameters;
-    projections: all but those of attention, so the perceptron, where most of the memory is; full: each block whole."""
+    """Rematerialization policy, what the backward pass recomputes: none; attention: scores and
+    softmax (of the plain kernel, the others keep none); dots: all but matrix products with
+    parameters; projections: all but those of attention, so also the MLP; full: each block."""
     remat_group: PositiveInt = 1
-    """With scan, in training: keeps the input of every so manyth block alone, and of the blocks between only while one
-    group's gradient is taken (Chen et al., 2016, section 4.3). About the root of the depth saves most; the forward
-    pass of what remat does anew is then made once more. It must divide the depth."""
+    """With scan, in training: checkpoints every k-th block only and recomputes the ones in between
+    (Chen et al., 2016, section 4.3). A divisor of the depth; its square root saves most memory, at
+    the cost of one more forward pass."""
     attention_kernel: Kernel = "auto"
-    """What computes attention: plain, fused (cuDNN), splash (TPU), or the one for the device; ring is for rows so long
-    that no device should hold all their keys, which then go round over the mesh's `sequence`."""
+    """Attention implementation: plain, fused (cuDNN), splash (TPU), ring (long rows, sharded over
+    the mesh's `sequence`), or auto: the best for the device."""
     dtype: Dtype = "float32"
     """Of the computation; parameters, norms, softmax and logits are float32."""
 
-    def shared_fields(self) -> dict[str, Any]:
-        """These fields' values by name, for a part made of the same."""
+    def common_fields(self) -> dict[str, Any]:
+        """The values of these fields by name, to pass to a part that has them too."""
         names = [
             field.name
-            for field in dataclasses.fields(Fields)
+            for field in dataclasses.fields(TransformerFields)
             if field.name not in ("parent", "name")
         ]
         return {name: getattr(self, name) for name in names}
@@ -113,10 +115,10 @@ class Fields(nn.Module, kw_only=True):
 
 @struct.dataclass
 class Context:
-    """What every block of a stack sees besides its input; None where it is not needed.
+    """Inputs of every block of a stack besides x; None where not needed.
 
-    memory: [B, S, D] to attend to; segments: [B, L] and memory_segments: [B, S], who sees whom; positions: [B, L];
-    offset: [], how many tokens are in the cache.
+    memory: [B, S, D] to attend to; segments: [B, L] and memory_segments: [B, S], who sees whom;
+    positions: [B, L]; offset: [], how many tokens are in the cache.
     """
 
     memory: Any = None
@@ -126,11 +128,12 @@ class Context:
     offset: Any = None
 
 
-class Block(Fields, kw_only=True):
-    """Attention, attention to a memory where `cross`, then a two-layer perceptron, each added to what it was given.
+class Block(TransformerFields, kw_only=True):
+    """Attention, cross-attention to a memory with `cross`, then an MLP; each is added to
+    what it was given.
 
-    `out_scale` shrinks the initial values of what is added, so that the sum over all blocks keeps its size
-    (Radford et al., 2019).
+    `out_scale` shrinks the initial values of what is added, so that the sum over all blocks keeps
+    its size (Radford et al., 2019).
     """
 
     causal: bool = False
@@ -147,15 +150,17 @@ class Block(Fields, kw_only=True):
         train: bool,
         cache: int = 0,
     ) -> jax.Array:
-        """[B, L, D] -> [B, L, D]; scores: biases of attention [1, H, L, S]; rate: of drop path, in this block."""
-        width, c = x.shape[-1], context
+        """[B, L, D] -> [B, L, D]; scores: biases of attention [1, H, L, S]; rate: of drop path, in
+        this block."""
+        width = x.shape[-1]
+        c = context
         same = {
             "bias": self.bias,
             "scale": self.out_scale,
             "kernel": self.attention_kernel,
             "kv_heads": self.kv_heads,
         }
-        same["anew"] = self.remat == "attention"
+        same["remat"] = self.remat == "attention"
 
         def add(x: jax.Array, name: str, branch: Any) -> jax.Array:
             norm = self.normalize(f"{name}_norm")
@@ -181,9 +186,9 @@ class Block(Fields, kw_only=True):
             x = add(
                 x, "cross", lambda y: cross(y, c.memory, c.segments, c.memory_segments, cache=cache)
             )
-        return add(x, "mlp", lambda y: self.perceptron(y, width, c.segments))
+        return add(x, "mlp", lambda y: self.mlp(y, width, c.segments))
 
-    def perceptron(self, x: jax.Array, width: int, segments: jax.Array | None) -> jax.Array:
+    def mlp(self, x: jax.Array, width: int, segments: jax.Array | None) -> jax.Array:
         """[B, L, D], of segments [B, L] -> [B, L, D]."""
         choose("activation", self.activation, Gate)
         gated = self.activation in GATED
@@ -205,7 +210,7 @@ class Block(Fields, kw_only=True):
             return mixed(x, segments)
         activation = ACTIVATIONS[name]
         if self.mlp_chunks:
-            return self.in_pieces(x, width, hidden, gated, activation)
+            return self.chunked_mlp(x, width, hidden, gated, activation)
         y = Linear((hidden,), ("embed", "mlp"), bias=self.bias, name="up")(x)  # [B, L, F]
         y = constrain(y, "batch", "length", "mlp")
         if gated:
@@ -216,46 +221,41 @@ class Block(Fields, kw_only=True):
         y = Linear((width,), ("mlp", "embed"), bias=self.bias, scale=self.out_scale, name="down")(y)
         return constrain(y, "batch", "length", None)
 
-    def in_pieces(
+    def chunked_mlp(
         self, x: jax.Array, width: int, hidden: int, gated: bool, activation: Any
     ) -> jax.Array:
-        """The same, with the same parameters, in pieces of the hidden width."""
-        inward, outward = ("embed", "mlp"), ("mlp", "embed")
+        """Like `mlp`, with the same parameters, a chunk of the hidden width at a time."""
+        inward = ("embed", "mlp")
+        outward = ("mlp", "embed")
+        names = ("up", "gate") if gated else ("up",)
         parts = [
-            Stored((width, hidden), inward, self.bias, name=name)()
-            for name in ("up", "gate")[: 1 + gated]
+            ShardedParameters((width, hidden), inward, self.bias, name=name)() for name in names
         ]
-        kernel, bias = Stored((hidden, width), outward, self.bias, self.out_scale, name="down")()
+        kernel, bias = ShardedParameters(
+            (hidden, width), outward, self.bias, self.out_scale, name="down"
+        )()
         kernels: list[Any] = [(each, inward) for each, _ in parts] + [(kernel, outward)]
         kernels += [(each, inward[1:]) for _, each in parts if each is not None]
 
         def work(x: jax.Array, *kernels: jax.Array) -> jax.Array:
-            into, down, biases = (
-                kernels[: len(parts)],
-                kernels[len(parts)],
-                kernels[len(parts) + 1 :],
-            )
-            up, *gate = (
-                constrain(x @ each[None], "batch", "length", "mlp") for each in into
-            )  # [B, L, F/C]
-            up, *gate = (
-                (y + b[None, None] for y, b in zip((up, *gate), biases, strict=True))
-                if biases
-                else (up, *gate)
-            )
-            return constrain(
-                (up * activation(gate[0]) if gate else activation(up)) @ down[None],
-                "batch",
-                "length",
-                None,
-            )
+            into = kernels[: len(parts)]
+            down = kernels[len(parts)]
+            biases = kernels[len(parts) + 1 :]
+            # up and gate, [B, L, F/C] each
+            ys = [constrain(x @ kernel[None], "batch", "length", "mlp") for kernel in into]
+            if biases:
+                ys = [y + bias[None, None] for y, bias in zip(ys, biases, strict=True)]
+            y = ys[0] * activation(ys[1]) if gated else activation(ys[0])
+            return constrain(y @ down[None], "batch", "length", None)
 
-        y = in_pieces(self.mlp_chunks, "mlp", work, x, kernels)
-        return y if bias is None else y + gather(bias, outward[1:], x.dtype)[None, None]
+        y = chunked_sum(self.mlp_chunks, "mlp", work, x, kernels)
+        if bias is None:
+            return y
+        return y + all_gather_parameter(bias, outward[1:], x.dtype)[None, None]
 
 
-class Stack(Fields, kw_only=True):
-    """`depth` blocks, unrolled or scanned, and with pre_norm one last normalization."""
+class Stack(TransformerFields, kw_only=True):
+    """`depth` blocks, unrolled or scanned; with pre_norm a final normalization."""
 
     depth: PositiveInt
     causal: bool = False
@@ -268,7 +268,8 @@ class Stack(Fields, kw_only=True):
             raise Refused(f"depth {self.depth}: a Transformer has 1 block or more.")
         if self.remat_group > 1 and (not self.scan or self.depth % self.remat_group):
             raise Refused(
-                f"remat_group {self.remat_group}: it needs scan, and must divide the depth, which is {self.depth}."
+                f"remat_group {self.remat_group}: it needs scan, and must divide the depth, which "
+                f"is {self.depth}."
             )
         choose("remat", self.remat, Remat)
         choose("positions", self.positions, Positions)
@@ -281,9 +282,8 @@ class Stack(Fields, kw_only=True):
         def run(
             block: Block, x: jax.Array, context: Context, scores: Any, rate: float | jax.Array
         ) -> jax.Array:
-            fixed = isinstance(
-                rate, float
-            )  # not an argument then: a rate that is known to be 0 costs nothing
+            # a constant rate is no argument: if it is 0, drop path costs nothing
+            fixed = isinstance(rate, float)
 
             def inner(
                 block: Block, x: jax.Array, context: Context, scores: Any, varying: Any
@@ -295,7 +295,7 @@ class Stack(Fields, kw_only=True):
             return inner(block, x, context, scores, None if fixed else rate)
 
         branches = (3 if self.cross else 2) * self.depth
-        fields = self.shared_fields() | {
+        fields = self.common_fields() | {
             "causal": self.causal,
             "cross": self.cross,
             "out_scale": branches**-0.5,
@@ -323,7 +323,7 @@ class Stack(Fields, kw_only=True):
 
 
 def scanned(one: Any, length: int) -> Any:
-    """`one(block, x, rate, ...) -> (x, None)` over so many layers, each with its own part of the block's parameters."""
+    """Scans `one(block, x, rate, ...) -> (x, None)` over `length` layers of stacked parameters."""
     return nn.scan(
         one,
         variable_axes={"params": 0, "cache": 0, "intermediates": 0, LOSSES: 0},
@@ -335,19 +335,19 @@ def scanned(one: Any, length: int) -> Any:
 
 
 def in_groups(one: Any, depth: int, group: int) -> Any:
-    """The same in groups, each computed anew from its input in the backward pass; the parameters stay one stack."""
+    """Like `scanned`, in groups that are recomputed from their input in the backward pass."""
 
-    def apart(tree: Any) -> Any:
+    def grouped(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: leaf.reshape(depth // group, group, *leaf.shape[1:]), tree)
 
-    def few(
+    def group_of_layers(
         block: Block, x: jax.Array, rates: Any, context: Context, scores: Any
     ) -> tuple[jax.Array, None]:
         return scanned(one, group)(block, x, rates, context, scores)
 
-    def all_of_them(block: Block, x: jax.Array, rates: Any, *rest: Any) -> tuple[jax.Array, None]:
-        return scanned(nn.remat(few, prevent_cse=False), depth // group)(
-            block, x, apart(rates), *rest
+    def all_groups(block: Block, x: jax.Array, rates: Any, *rest: Any) -> tuple[jax.Array, None]:
+        return scanned(nn.remat(group_of_layers, prevent_cse=False), depth // group)(
+            block, x, grouped(rates), *rest
         )
 
-    return nn.map_variables(all_of_them, "params", trans_in_fn=apart)
+    return nn.map_variables(all_groups, "params", trans_in_fn=grouped)

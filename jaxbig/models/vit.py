@@ -1,6 +1,7 @@
 """The Vision Transformer (Dosovitskiy et al., 2021).
 
-Letters in shape comments: B batch, Y and X height and width, C channels, P side of a patch, N patches, D width.
+Letters in shape comments: B batch, Y and X height and width, C channels, P side of a patch, N
+patches, D width.
 """
 
 from typing import Any, Literal
@@ -9,31 +10,31 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxbig.arrays.dtypes import upcast
 from jaxbig.constraints import PositiveInt
 from jaxbig.errors import Refused
 from jaxbig.models.layers.attention import Attention, sinusoidal
 from jaxbig.models.layers.basic import Embedding, Linear, cast, choose, constrain, drop, parameter
-from jaxbig.models.transformer import Context, Fields, Gate, Stack
+from jaxbig.models.layers.heads import ClassifierHead
+from jaxbig.models.transformer import Context, Gate, Stack, TransformerFields
 
 Pooling = Literal["token", "average", "attention"]
 
 
-class ViT(Fields, kw_only=True):
+class ViT(TransformerFields, kw_only=True):
     """An image as a sequence of patches, then one logit a class.
 
     Ti, S, B and L are width 192, 384, 768 and 1024, heads 3, 6, 12 and 16, depth 12 (L: 24).
     """
 
     classes: PositiveInt
-    """How many logits it puts out."""
+    """Number of classes."""
     patch: PositiveInt = 16
     """Side of a patch, in pixels."""
     depth: PositiveInt = 12
     width: PositiveInt = 384
     pooling: Pooling = "token"
-    """What the classes are told from: a class token, the average of all patches, or attention with a learned query
-    (Zhai et al., 2022, section 3.3, without its perceptron)."""
+    """Input of the head: a class token, the mean of all patches, or attention with a learned query
+    (Zhai et al., 2022, section 3.3, without its MLP)."""
 
     heads: PositiveInt = 6
     norm: Literal["layer", "rms"] = "layer"
@@ -50,7 +51,9 @@ class ViT(Fields, kw_only=True):
         batch, height, across, channels = x.shape
         if height % self.patch or across % self.patch:
             raise Refused(f"patch {self.patch} does not divide an image of {height}x{across}.")
-        rows, columns, p = height // self.patch, across // self.patch, self.patch
+        rows = height // self.patch
+        columns = across // self.patch
+        p = self.patch
         x = cast(x, self.dtype).reshape(batch, rows, p, columns, p, channels)
         x = jnp.moveaxis(x, 3, 2).reshape(batch, rows * columns, p, p, channels)  # [B, N, P, P, C]
         x = Linear((self.width,), (None, None, None, "embed"), inputs=3, name="patches")(
@@ -72,7 +75,7 @@ class ViT(Fields, kw_only=True):
             table = Embedding(x.shape[1], self.width, 0.02, axis=None, name="positions").whole()
             x = x + jnp.broadcast_to(table[None].astype(x.dtype), x.shape)
         x = constrain(drop(x, self.dropout, train), "batch", "length", None)
-        fields: dict[str, Any] = self.shared_fields() | {"positions": "none"}
+        fields: dict[str, Any] = self.common_fields() | {"positions": "none"}
         x = Stack(**fields, depth=self.depth, name="blocks")(x, Context(), train)
         if self.pooling == "attention":
             query = parameter(
@@ -87,12 +90,10 @@ class ViT(Fields, kw_only=True):
                 heads=self.heads, bias=self.bias, kernel=self.attention_kernel, name="pooling"
             )(probe, x)
         x = x.mean(axis=1) if self.pooling == "average" else x[:, 0]
-        x = constrain(x, "batch", None)
-        logits = Linear((self.classes,), ("embed", "classes"), name="head")(x)
-        return constrain(upcast(logits), "batch", None)
+        return ClassifierHead(self.classes, name="head")(x)
 
     def grid(self, rows: int, columns: int) -> jax.Array:
-        """Positions of patches [1, N, D]: half of the width tells the row, half the column."""
+        """Positions of patches [1, N, D]: half of the width is for the row, half for the column."""
         if self.width % 4:
             raise Refused(f"width {self.width} does not divide by 4, which positions sincos need.")
         y, x = jnp.meshgrid(jnp.arange(rows), jnp.arange(columns), indexing="ij")

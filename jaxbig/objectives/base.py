@@ -24,7 +24,8 @@ SIDE = ("lengths", "segments", "positions", "starts", "types")
 
 @struct.dataclass
 class Sum:
-    """A weighted sum and its weight, so that means over batches and devices are never means of means.
+    """A weighted sum and its weight, so that means over batches and devices are never means of
+    means.
 
     total: a scalar, or an array such as one count a class; weight: a scalar.
     """
@@ -47,42 +48,55 @@ Sums = dict[str, Sum]
 
 @dataclasses.dataclass(frozen=True)
 class Objective(abc.ABC):
-    """What is learned: calls the model (so that it may call it twice, or corrupt first) and gives sums."""
+    """What is learned: calls the model (so that it may call it twice, or corrupt first) and gives
+    sums."""
 
     criterion = "loss"
-    """The evaluation metric by which the best checkpoint is chosen."""
+    """Evaluation metric that selects the best checkpoint."""
     higher_is_better = False
 
     @abc.abstractmethod
     def __call__(self, forward: nn.Module, batch: Batch, key: jax.Array, train: bool) -> Sums:
-        """forward: the model bound to parameters and variables; batch: arrays [B, ...] with `mask`, 0 for
-        padding; key: for the objective's own randomness. Gives `loss` (its mean is minimized) and metrics;
-        totals are scalars in training.
+        """forward: the model bound to parameters and variables; batch: arrays [B, ...] with `mask`,
+        0 for padding; key: for the objective's own randomness. Gives `loss` (its mean is minimized)
+        and metrics; totals are scalars in training.
         """
 
     def summarize(self, sums: Sums) -> dict[str, float]:
-        """The means over an evaluation, or of a training step, with what follows from them, such as perplexity."""
+        """The means over an evaluation, or of a training step, with what follows from them, such as
+        perplexity."""
         return {name: float(each.mean()) for name, each in sums.items()}
 
 
 def call(forward: nn.Module, batch: Batch, train: bool, method: str = "__call__") -> jax.Array:
-    """The model, or a method of it, on a batch's inputs and on what else of `SIDE` the batch holds."""
-    side, model = {name: batch[name] for name in SIDE if name in batch}, getattr(forward, method)
+    """The model, or a method of it, on a batch's inputs and on what else of `SIDE` the batch
+    holds."""
+    side = {name: batch[name] for name in SIDE if name in batch}
+    model = getattr(forward, method)
     taken = inspect.signature(model).parameters
     for name in side:
         if name not in taken and not any(each.kind is each.VAR_KEYWORD for each in taken.values()):
             raise Refused(
-                f"the data gives {name}, which {type(forward).__name__} does not take: change one of them."
+                f"the data gives {name}, which {type(forward).__name__} does not take: change one "
+                f"of them."
             )
-    inputs, mask = batch["inputs"], batch["mask"]
+    inputs = batch["inputs"]
+    mask = batch["mask"]
     with batch_mask(mask if mask.shape == inputs.shape else of_rows(mask)):
         return model(inputs, **side, train=train)
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array, smoothing: float = 0.0) -> jax.Array:
-    """-log softmax(logits)[targets] in nats; logits [..., K] and targets [...] -> [...]. Float32: bf16 lies here.
+    """-log softmax(logits)[targets] in nats, computed in float32 for accuracy.
 
-    smoothing: the share of each target that is spread evenly over the K (Szegedy et al., 2016).
+    Args:
+      logits: [..., K].
+      targets: [...], class numbers.
+      smoothing: label smoothing, the share of each target spread evenly over the K classes
+        (Szegedy et al., 2016).
+
+    Returns:
+      [...].
     """
     logits = upcast(logits)
     expected = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]

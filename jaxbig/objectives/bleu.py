@@ -1,4 +1,5 @@
-"""BLEU of token sequences (Papineni et al., 2002), counted on the device and exact over any number of batches.
+"""BLEU of token sequences (Papineni et al., 2002), counted on the device and exact over any number
+of batches.
 
 Letters in shape comments: B batch, T length.
 """
@@ -25,29 +26,28 @@ def check() -> None:
 def counts(
     hypothesis: jax.Array, hypothesis_length: jax.Array, reference: jax.Array, length: jax.Array
 ) -> Sums:
-    """Tokens [B, T] and how many of each row count [B], twice -> `NAMES`: n-grams found, n-grams given, lengths.
+    """Tokens [B, T] and how many of each row count [B], twice -> `NAMES`: n-grams found, n-grams
+    given, lengths.
 
-    An n-gram is found as often as the reference has it: the occurrence counts if fewer equal ones came before it
-    in the hypothesis than there are in the reference.
+    An n-gram is found as often as the reference has it: the occurrence counts if fewer equal ones
+    came before it in the hypothesis than there are in the reference.
     """
     size = hypothesis.shape[1]
     same = hypothesis[:, :, None] == hypothesis[:, None, :]  # [B, T, T]
     found = hypothesis[:, :, None] == reference[:, None, :]
     earlier = jnp.triu(jnp.ones((size, size), bool), 1)[None]
-    same_gram, found_gram = same, found
-    correct, total = [], []
+    same_gram = same
+    found_gram = found
+    correct = []
+    total = []
     for n in range(
         1, ORDER + 1
     ):  # grams that begin at a place; those that run over the end are not there
         if n > 1:
-            same_gram, found_gram = (
-                same_gram & _later(same, n - 1),
-                found_gram & _later(found, n - 1),
-            )
-        there, in_reference = (
-            _begins(hypothesis_length, n, size),
-            _begins(length, n, reference.shape[1]),
-        )
+            same_gram = same_gram & _later(same, n - 1)
+            found_gram = found_gram & _later(found, n - 1)
+        there = _begins(hypothesis_length, n, size)
+        in_reference = _begins(length, n, reference.shape[1])
         rank = jnp.sum(same_gram & earlier & there[:, :, None], axis=1)  # [B, T]
         most = jnp.sum(found_gram & in_reference[:, None, :], axis=2)
         correct.append(jnp.sum(there & (rank < most)))
@@ -80,6 +80,9 @@ def score(sums: Sums) -> float:
     from sacrebleu.metrics.bleu import BLEU  # here: only who asks for BLEU needs it
 
     correct, total, hypothesis, reference = (sums[name].total for name in NAMES)
-    whole: Any = lambda values: [round(float(value)) for value in values]  # noqa: E731
+
+    def whole(values: Any) -> list[int]:
+        return [round(float(value)) for value in values]
+
     sizes = whole((hypothesis, reference))
     return BLEU.compute_bleu(whole(correct), whole(total), *sizes, smooth_method="exp").score

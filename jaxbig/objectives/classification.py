@@ -30,25 +30,28 @@ COUNTS = ("true_positives", "predicted", "actual")
 
 @dataclasses.dataclass(frozen=True)
 class Classification(Objective):
-    """Softmax cross entropy in nats, and accuracy; top-5 accuracy where there are more than 5 classes.
+    """Softmax cross entropy in nats, and accuracy; top-5 accuracy where there are more than 5
+    classes.
 
-    With smoothing an evaluation has both: `loss`, which is minimized, and `cross_entropy`, without smoothing.
-    Reads `inputs` [B, ...], `targets` [B] (a class number each) or [B, K] (a distribution each, as mixup makes;
-    accuracy is then against its largest), `mask` [B], and what else the model takes. Targets and mask may have
-    further axes, as for segmentation.
+    With smoothing an evaluation has both: `loss`, which is minimized, and `cross_entropy`, without
+    smoothing. Reads `inputs` [B, ...], `targets` [B] (a class number each) or [B, K] (a
+    distribution each, as mixup makes; accuracy is then against its largest), `mask` [B], and what
+    else the model takes. Targets and mask may have further axes, as for segmentation.
     """
 
     classes: PositiveInt
     """How many classes the data has."""
     smoothing: FractionBelowOne = 0.0
-    """Label smoothing: the share of a target that is spread evenly over the classes (Szegedy et al., 2016)."""
+    """Label smoothing: the share of a target that is spread evenly over the classes (Szegedy et
+    al., 2016)."""
     multi_label: bool = False
-    """Each class is a yes or no of its own (a sigmoid); targets are [B, K] of 0 and 1, accuracy is over the B x K
-    decisions and `exact_match` over examples."""
+    """Each class is a yes or no of its own (a sigmoid); targets are [B, K] of 0 and 1, accuracy is
+    over the B x K decisions and `exact_match` over examples."""
     class_weights: tuple[float, ...] = ()
     """What each class counts in the loss, a weighted mean; none: each counts 1."""
     macro: bool = False
-    """Adds precision, recall and F1 in evaluation, each a plain mean over all classes (0 where undefined)."""
+    """Adds precision, recall and F1 in evaluation, each a plain mean over all classes (0 where
+    undefined)."""
 
     criterion = "accuracy"
     higher_is_better = True
@@ -57,9 +60,12 @@ class Classification(Objective):
         check_share("smoothing", self.smoothing)
         if self.class_weights and len(self.class_weights) != self.classes:
             raise Refused(
-                f"class_weights are {len(self.class_weights)} for {self.classes} classes: make them equal."
+                f"class_weights are {len(self.class_weights)} for {self.classes} classes: make "
+                f"them equal."
             )
-        logits, targets, mask = call(forward, batch, train), batch["targets"], batch["mask"]
+        logits = call(forward, batch, train)
+        targets = batch["targets"]
+        mask = batch["mask"]
         check_logits(logits, self.classes, "classes")
         spread = targets.ndim == logits.ndim  # targets say something of each class
         if targets.shape not in (
@@ -67,7 +73,8 @@ class Classification(Objective):
         ):
             wanted = logits.shape if self.multi_label else f"{logits.shape[:-1]} or {logits.shape}"
             raise Refused(
-                f"targets have the shape {targets.shape} for logits {logits.shape}: it must be {wanted}."
+                f"targets have the shape {targets.shape} for logits {logits.shape}: it must be "
+                f"{wanted}."
             )
         logits = upcast(logits)
         losses, weights = self._losses(logits, targets, spread)
@@ -76,28 +83,23 @@ class Classification(Objective):
             plain, _ = dataclasses.replace(self, smoothing=0.0)._losses(logits, targets, spread)
             sums["cross_entropy"] = Sum(masked(plain, mask).total, sums["loss"].weight)
         if self.multi_label:
-            chosen, actual = logits > 0, targets > 0.5
+            chosen = logits > 0
+            actual = targets > 0.5
             right = chosen == actual
             sums["accuracy"] = masked(right, jnp.broadcast_to(mask[..., None], right.shape))
             sums["exact_match"] = masked(jnp.all(right, axis=-1), mask)
         else:
-            best, number = (
-                jnp.argmax(logits, axis=-1),
-                jnp.argmax(targets, axis=-1) if spread else targets,
-            )
+            best = jnp.argmax(logits, axis=-1)
+            number = jnp.argmax(targets, axis=-1) if spread else targets
             sums["accuracy"] = masked(best == number, mask)
             if self.classes > 5:
                 five = jax.lax.top_k(logits, 5)[1] == number[..., None]
                 sums["top5_accuracy"] = masked(jnp.any(five, axis=-1), mask)
-            chosen, actual = (
-                jax.nn.one_hot(best, self.classes, dtype=bool),
-                jax.nn.one_hot(number, self.classes, dtype=bool),
-            )
+            chosen = jax.nn.one_hot(best, self.classes, dtype=bool)
+            actual = jax.nn.one_hot(number, self.classes, dtype=bool)
         if self.macro and not train:
-            seen, rest = (
-                jnp.broadcast_to(mask[..., None] > 0, actual.shape),
-                tuple(range(actual.ndim - 1)),
-            )
+            seen = jnp.broadcast_to(mask[..., None] > 0, actual.shape)
+            rest = tuple(range(actual.ndim - 1))
             for name, each in zip(COUNTS, (chosen & actual, chosen, actual), strict=True):
                 sums[name] = Sum(upcast(jnp.sum(each & seen, axis=rest)), jnp.sum(upcast(mask)))
         return sums
@@ -107,7 +109,8 @@ class Classification(Objective):
     ) -> tuple[jax.Array, jax.Array]:
         """[B, K] -> each example's weighted loss [B] and its weight [B].
 
-        A class number weighs as its class, as in PyTorch; a distribution as the mean of its classes' weights.
+        A class number weighs as its class, as in PyTorch; a distribution as the mean of its
+        classes' weights.
         """
         if not (spread or self.class_weights):
             losses = cross_entropy(logits, targets, self.smoothing)
@@ -134,10 +137,9 @@ class Classification(Objective):
         right, predicted, actual = (
             np.asarray(sums[name].total, np.float64) for name in COUNTS
         )  # [K] each
-        precision, recall = (
-            right / np.maximum(predicted, 1),
-            right / np.maximum(actual, 1),
-        )  # 0 of 0 is 0
+        # 0 where undefined
+        precision = right / np.maximum(predicted, 1)
+        recall = right / np.maximum(actual, 1)
         f1 = 2 * right / np.maximum(predicted + actual, 1)
         macro = {"macro_precision": precision, "macro_recall": recall, "macro_f1": f1}
         return metrics | {name: float(each.mean()) for name, each in macro.items()}

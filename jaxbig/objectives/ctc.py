@@ -20,12 +20,12 @@ BLANK = 0
 
 @dataclasses.dataclass(frozen=True)
 class CTC(Objective):
-    """Connectionist temporal classification (Graves et al., 2006): nats an example; in evaluation also the token
-    error rate and the exact match of greedy decoding.
+    """Connectionist temporal classification (Graves et al., 2006): nats an example; in evaluation
+    also the token error rate and the exact match of greedy decoding.
 
-    Reads `inputs` [B, L, ...], `lengths` [B] (frames), `targets` [B, T] (from 1: 0 is the blank) and `mask` [B, T].
-    Examples without a target are padding. An example with too few frames for its targets has no alignment: it is left
-    out of the loss and told in `impossible`.
+    Reads `inputs` [B, L, ...], `lengths` [B] (frames), `targets` [B, T] (from 1: 0 is the blank)
+    and `mask` [B, T]. Examples without a target are padding. An example with too few frames for its
+    targets has no alignment: it is left out of the loss and counted in `impossible`.
     """
 
     classes: PositiveInt
@@ -34,18 +34,22 @@ class CTC(Objective):
     criterion = "error_rate"
 
     def __call__(self, forward: nn.Module, batch: Batch, key: jax.Array, train: bool) -> Sums:
-        logits, targets, mask = call(forward, batch, train), batch["targets"], batch["mask"]
+        logits = call(forward, batch, train)
+        targets = batch["targets"]
+        mask = batch["mask"]
         check_logits(logits, self.classes, "classes")
         frames = batch["inputs"].shape[1]
         if logits.shape[1] != frames:
             raise Refused(
                 f"the model gives {logits.shape[1]} frames for {frames}: CTC needs one for each."
             )
-        logits, tokens = upcast(logits), mask > 0
+        logits = upcast(logits)
+        tokens = mask > 0
         absent = jnp.arange(frames)[None] >= batch["lengths"][:, None]  # [B, L]
         repeats = (targets[:, 1:] == targets[:, :-1]) & tokens[:, 1:]  # a blank must come between
         needed = jnp.sum(tokens, axis=1) + jnp.sum(repeats, axis=1)
-        rows, fits = jnp.any(tokens, axis=1), needed <= batch["lengths"]
+        rows = jnp.any(tokens, axis=1)
+        fits = needed <= batch["lengths"]
         nats = optax.ctc_loss(
             logits, absent.astype(logits.dtype), targets, 1.0 - tokens, blank_id=BLANK
         )
@@ -67,8 +71,8 @@ class CTC(Objective):
 def edit_distance(
     given: jax.Array, present: jax.Array, targets: jax.Array, mask: jax.Array
 ) -> jax.Array:
-    """Levenshtein's distance of each row: the tokens of given [B, L] where present [B, L] against the first of
-    targets [B, T] as mask [B, T] counts them -> int32 [B].
+    """Levenshtein's distance of each row: the tokens of given [B, L] where present [B, L] against
+    the first of targets [B, T] as mask [B, T] counts them -> int32 [B].
     """
     places = jnp.broadcast_to(
         jnp.arange(targets.shape[1] + 1)[None], (len(targets), targets.shape[1] + 1)
@@ -82,9 +86,8 @@ def edit_distance(
         after = jnp.concatenate(
             [before[:, :1] + 1, jnp.minimum(before[:, 1:] + 1, changed)], axis=1
         )
-        after = (
-            jax.lax.cummin(after - places, axis=1) + places
-        )  # tokens left out: min over k <= j of after_k + j - k
+        # tokens left out: min over k <= j of after_k + j - k
+        after = jax.lax.cummin(after - places, axis=1) + places
         return jnp.where(there[:, None], after, before), None
 
     last, _ = jax.lax.scan(step, places, (given.T, present.T))

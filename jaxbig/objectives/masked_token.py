@@ -26,15 +26,16 @@ from jaxbig.objectives.base import (
 
 @dataclasses.dataclass(frozen=True)
 class MaskedToken(Objective):
-    """Masked language modelling (Devlin et al., 2019): cross entropy in nats, accuracy, perplexity and bits over the
-    tokens that were chosen.
+    """Masked language modelling (Devlin et al., 2019): cross entropy in nats, accuracy, perplexity
+    and bits over the tokens that were chosen.
 
-    A share `rate` of a row's tokens is chosen, and one at least, so that no loss is over nothing; of those 80% become
-    the mask token, 10% another token of the vocabulary at random and 10% stay. What is chosen follows from the key
-    and the row's own tokens alone: an example is corrupted alike in whatever batch, row or mesh it comes.
+    A share `rate` of a row's tokens is chosen, and one at least, so that no loss is over nothing;
+    of those 80% become the mask token, 10% another token of the vocabulary at random and 10% stay.
+    What is chosen follows from the key and the row's own tokens alone: an example is corrupted
+    identically in whatever batch, row or mesh it comes.
 
-    Reads `inputs` [B, L] (token numbers, uncorrupted: they are the targets), `mask` [B, L] (which of them may be
-    chosen), and what else the model takes.
+    Reads `inputs` [B, L] (token numbers, uncorrupted: they are the targets), `mask` [B, L] (which
+    of them may be chosen), and what else the model takes.
     """
 
     vocab: PositiveInt
@@ -49,7 +50,8 @@ class MaskedToken(Objective):
             raise Refused(f"rate {self.rate}: it must be above 0 and at most 1.")
         if not 0 <= self.mask_token < self.vocab or self.vocab < 2:
             raise Refused(
-                f"mask_token {self.mask_token} must be one of the {self.vocab} tokens, of 2 or more."
+                f"mask_token {self.mask_token} must be one of the {self.vocab} tokens, of 2 or "
+                f"more."
             )
         targets = batch["inputs"]
         inputs, chosen = self.corrupt(targets, batch["mask"], key)
@@ -64,7 +66,8 @@ class MaskedToken(Objective):
     def corrupt(
         self, tokens: jax.Array, mask: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Tokens and mask [B, L] -> what the model sees [B, L], and which positions are chosen [B, L]."""
+        """Tokens and mask [B, L] -> what the model sees [B, L], and which positions are chosen [B,
+        L]."""
         length = tokens.shape[1]
 
         def draw(row: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -88,7 +91,8 @@ class MaskedToken(Objective):
 
 
 def fingerprint(tokens: jax.Array, mask: jax.Array) -> jax.Array:
-    """A number a row of [B, L] -> uint32 [B]: a polynomial in the tokens modulo 2**32; padding adds nothing."""
+    """A number a row of [B, L] -> uint32 [B]: a polynomial in the tokens modulo 2**32; padding adds
+    nothing."""
     factor = jnp.full(
         tokens.shape[1], 2_654_435_761, jnp.uint32
     )  # odd: no token's part is lost (Knuth, 6.4)

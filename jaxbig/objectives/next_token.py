@@ -1,6 +1,6 @@
 """The next token of a text.
 
-Letters in shape comments: B batch, L length, D width, V vocabulary, C pieces.
+Letters in shape comments: B batch, L length, D width, V vocabulary, C chunks.
 """
 
 import dataclasses
@@ -29,28 +29,29 @@ from jaxbig.objectives.base import (
 
 @dataclasses.dataclass(frozen=True)
 class NextToken(Objective):
-    """Softmax cross entropy in nats a token, accuracy, perplexity, and bits a token, or a byte where it is known how
-    many a token has.
+    """Softmax cross entropy in nats a token, accuracy, perplexity, and bits a token, or a byte
+    where it is known how many a token has.
 
-    Reads `inputs` and `targets` [B, L] (token numbers; a target is the token after its input), `mask` [B, L], and
-    what else the model takes. Perplexity and bits are of the plain cross entropy, whatever the loss adds.
+    Reads `inputs` and `targets` [B, L] (token numbers; a target is the token after its input),
+    `mask` [B, L], and what else the model takes. Perplexity and bits are of the plain cross
+    entropy, whatever the loss adds.
     """
 
     vocab: PositiveInt
     """How many different tokens the data has."""
     z_loss: NonNegativeFloat = 0.0
-    """Adds this times the square of log(sum(exp(logits))), which keeps logits small (PaLM: 1e-4)."""
+    """Weight of the z-loss, logsumexp(logits)^2, which keeps logits small (PaLM: 1e-4)."""
     chunks: NonNegativeInt = 0
-    """Makes logits and their loss in that many pieces of the vocabulary, one at a time, so that neither float32
-    [B, L, V] nor the whole matrix behind it is ever in memory. Must divide `vocab`, and the model have `hidden` and
-    `unembedding`; 0: all at once."""
+    """Chunks of the vocabulary whose logits are computed one at a time, so that neither float32
+    [B, L, V] nor the full output matrix is in memory. A divisor of `vocab`; the model needs
+    `hidden` and `unembedding`. 0: all at once."""
     bytes_per_token: PositiveFloat | None = None
-    """How many bytes of text a token stands for, on average: 1 where tokens are bytes. `bits_per_byte` is then told in
-    place of `bits_per_token`."""
+    """Mean bytes of text per token (1 if tokens are bytes); reports `bits_per_byte` instead of
+    `bits_per_token`."""
 
     def __call__(self, forward: nn.Module, batch: Batch, key: jax.Array, train: bool) -> Sums:
         if self.chunks:
-            values = self._in_pieces(forward, batch, train)
+            values = self._chunked_values(forward, batch, train)
         else:
             values = self._values(call(forward, batch, train), batch["targets"])
         loss, right, square = values
@@ -65,32 +66,32 @@ class NextToken(Objective):
     def _values(
         self, logits: jax.Array, targets: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """[B, L, V] and [B, L] -> cross entropy, right or wrong, and log(sum(exp(logits)))**2, each [B, L]."""
+        """[B, L, V] and [B, L] -> cross entropy, right or wrong, and log(sum(exp(logits)))**2, each
+        [B, L]."""
         check_logits(logits, self.vocab, "tokens")
         square = jnp.square(jax.nn.logsumexp(upcast(logits), axis=-1))
         return cross_entropy(logits, targets), jnp.argmax(logits, axis=-1) == targets, square
 
-    def _in_pieces(self, forward: Any, batch: Batch, train: bool) -> tuple[jax.Array, ...]:
-        """The same from the model's last hidden states, with the logits of one piece in memory at a time."""
+    def _chunked_values(self, forward: Any, batch: Batch, train: bool) -> tuple[jax.Array, ...]:
+        """Like `_values`, from the model's hidden states, with one chunk of logits in memory."""
         if not (hasattr(forward, "hidden") and hasattr(forward, "unembedding")):
             raise Refused(
-                f"chunks {self.chunks}: {type(forward).__name__} has no `hidden` and `unembedding`: use 0."
+                f"chunks {self.chunks}: {type(forward).__name__} has no `hidden` and "
+                f"`unembedding`: use 0."
             )
-        hidden, kernel, targets = (
-            call(forward, batch, train, "hidden"),
-            forward.unembedding(),
-            batch["targets"],
-        )
+        hidden = call(forward, batch, train, "hidden")
+        kernel = forward.unembedding()
+        targets = batch["targets"]
         check_logits(kernel, self.vocab, "tokens")
-        x = upcast(hidden)  # so that its gradient is added up over the pieces in float32
+        x = upcast(hidden)  # its gradient is summed over the chunks in float32
 
-        @jax.checkpoint  # the backward pass makes a piece's logits again
-        def piece(so_far: tuple[jax.Array, ...], now: list[jax.Array]) -> Any:
-            most, total, wanted = (
-                so_far  # the greatest logit, sum(exp(logits - most)), the target's logit, [B, L] each
-            )
-            numbers, columns = now  # which tokens these are, [V/C], and their columns, [D, V/C]
-            # cast, then gathered here, so that its gradient is added up in the pieces it is stored in
+        @jax.checkpoint  # the backward pass recomputes a chunk's logits
+        def add_chunk(carry: tuple[jax.Array, ...], xs: list[jax.Array]) -> Any:
+            # the greatest logit, sum(exp(logits - most)) and the target's logit, [B, L] each
+            most, total, wanted = carry
+            numbers, columns = xs  # the chunk's tokens [V/C] and their columns [D, V/C]
+            # cast, then gathered here, so that its gradient is added up in the pieces it is stored
+            # in
             stored = nn.with_logical_constraint(columns.astype(hidden.dtype), ("embed", "vocab"))
             whole = nn.with_logical_constraint(stored, (None, "vocab"))
             logits = upcast(jnp.tensordot(x.astype(hidden.dtype), whole, axes=1))
@@ -104,11 +105,11 @@ class NextToken(Objective):
 
         nothing = jnp.zeros(targets.shape)
         start = jnp.full(targets.shape, -1e30), nothing, nothing
-        pieces = [
+        chunks = [
             split(jnp.arange(self.vocab), 0, "vocab", self.chunks),
             split(kernel, 1, "vocab", self.chunks),
         ]
-        (most, total, wanted), _ = jax.lax.scan(piece, start, pieces)
+        (most, total, wanted), _ = jax.lax.scan(add_chunk, start, chunks)
         normalizer = most + jnp.log(total)
         return normalizer - wanted, wanted >= most, jnp.square(normalizer)
 

@@ -23,9 +23,9 @@ COLUMNS = ("squared_error", "target", "target_square")
 class Regression(Objective):
     """The loss that was chosen, mean squared error, mean absolute error and, in evaluation, R2.
 
-    Reads `inputs` [B, ...], `targets` [B] or [B, K], `mask` [B], and what else the model takes. The model gives the
-    targets' shape, or [B, 1] for [B]. Errors are means over the K; R2 is 1 - (squared error) / (squared distance from
-    the mean) of each of the K, then their mean.
+    Reads `inputs` [B, ...], `targets` [B] or [B, K], `mask` [B], and what else the model takes. The
+    model gives the targets' shape, or [B, 1] for [B]. Errors are means over the K; R2 is 1 -
+    (squared error) / (squared distance from the mean) of each of the K, then their mean.
     """
 
     loss: Literal["mse", "mae", "huber"] = "mse"
@@ -33,15 +33,16 @@ class Regression(Objective):
     delta: PositiveFloat = 1.0
     """Errors up to this are squared and halved by "huber", larger ones grow linearly."""
     center: tuple[float, ...] = ()
-    """One of each of the K: R2's sums are of targets less these (none: less 0). Give numbers near the means if those
-    are large against the spread: float32 sums of squares lose the difference."""
+    """One of each of the K: R2's sums are of targets less these (none: less 0). Give numbers near
+    the means if those are large against the spread: float32 sums of squares lose the difference."""
 
     def __call__(self, forward: nn.Module, batch: Batch, key: jax.Array, train: bool) -> Sums:
         if self.loss not in ("mse", "mae", "huber"):
             raise Refused(f"loss {self.loss!r}: it must be one of mse, mae, huber.")
         if self.delta <= 0:
             raise Refused(f"delta {self.delta}: it must be above 0.")
-        given, targets = upcast(call(forward, batch, train)), upcast(batch["targets"])
+        given = upcast(call(forward, batch, train))
+        targets = upcast(batch["targets"])
         mask = upcast(batch["mask"])
         given = given[:, 0] if given.shape == (*targets.shape, 1) else given
         if given.shape != targets.shape:
@@ -49,14 +50,16 @@ class Regression(Objective):
                 f"the model gives {given.shape} for targets {targets.shape}: make them equal."
             )
         error = (given - targets).reshape(len(targets), -1)  # [B, K]
-        squares, sizes = jnp.square(error), jnp.abs(error)
+        squares = jnp.square(error)
+        sizes = jnp.abs(error)
         huber = jnp.where(sizes < self.delta, squares / 2, self.delta * (sizes - self.delta / 2))
         values = {"mse": squares, "mae": sizes}
         values["loss"] = {**values, "huber": huber}[self.loss]
         sums = {name: masked(jnp.mean(each, axis=1), mask) for name, each in values.items()}
         if self.center and len(self.center) != error.shape[1]:
             raise Refused(
-                f"center has {len(self.center)} numbers for {error.shape[1]} targets: make them equal."
+                f"center has {len(self.center)} numbers for {error.shape[1]} targets: make them "
+                f"equal."
             )
         if not train:
             y = targets.reshape(error.shape) - jnp.broadcast_to(

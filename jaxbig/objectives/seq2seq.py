@@ -1,6 +1,7 @@
 """A sequence from another sequence.
 
-Letters in shape comments: B batch, S length of the source, T length of the target, V vocabulary of the target.
+Letters in shape comments: B batch, S length of the source, T length of the target, V vocabulary of
+the target.
 """
 
 import dataclasses
@@ -27,13 +28,14 @@ from jaxbig.objectives.base import (
 
 @dataclasses.dataclass(frozen=True)
 class Seq2Seq(Objective):
-    """Cross entropy in nats a token and token accuracy, both with the true tokens before as input; in evaluation also
-    the exact match, and BLEU, of what the model writes by itself, its likeliest token each time; with smoothing also
-    `cross_entropy`, the loss without it.
+    """Cross entropy in nats a token and token accuracy, both with the true tokens before as input;
+    in evaluation also the exact match, and BLEU, of what the model writes by itself, its likeliest
+    token each time; with smoothing also `cross_entropy`, the loss without it.
 
-    Reads `inputs` [B, S] (tokens of the source), `lengths` [B] where there are some, `targets` [B, T] (tokens, `end`,
-    then padding), `mask` [B, T] (1 up to and including `end`; a row of zeros is padding). The model takes
-    `(inputs, previous, lengths, train)`, and has `encode(inputs, lengths)` and `decode(previous, memory, cache)`.
+    Reads `inputs` [B, S] (tokens of the source), `lengths` [B] where there are some, `targets` [B,
+    T] (tokens, `end`, then padding), `mask` [B, T] (1 up to and including `end`; a row of zeros is
+    padding). The model takes `(inputs, previous, lengths, train)`, and has `encode(inputs,
+    lengths)` and `decode(previous, memory, cache)`.
     """
 
     vocab: PositiveInt
@@ -43,7 +45,8 @@ class Seq2Seq(Objective):
     end: NonNegativeInt
     """The token that comes after the last."""
     smoothing: FractionBelowOne = 0.0
-    """Label smoothing: the share of a target that is spread evenly over the vocabulary (Szegedy et al., 2016)."""
+    """Label smoothing: the share of a target that is spread evenly over the vocabulary (Szegedy et
+    al., 2016)."""
     bleu: bool = False
     """BLEU in percent over the data's tokens, whatever they are (needs sacrebleu)."""
 
@@ -55,15 +58,18 @@ class Seq2Seq(Objective):
         for field in ("start", "end"):
             if not 0 <= getattr(self, field) < self.vocab:
                 raise Refused(
-                    f"{field} {getattr(self, field)} must be one of the {self.vocab} tokens: 0 or more, and less."
+                    f"{field} {getattr(self, field)} must be one of the {self.vocab} tokens: 0 or "
+                    f"more, and less."
                 )
         if self.bleu:
             bleu.check()  # before the run, not after its first evaluation
-        targets, mask = batch["targets"], batch["mask"]
+        targets = batch["targets"]
+        mask = batch["mask"]
         start = jnp.full_like(targets[:, :1], self.start)
         previous = jnp.concatenate([start, targets[:, :-1]], axis=1)
         with batch_mask(mask):
-            logits = forward(batch["inputs"], previous, **_lengths(batch), train=train)  # type: ignore[operator]
+            model: Any = forward
+            logits = model(batch["inputs"], previous, **_lengths(batch), train=train)
         check_logits(logits, self.vocab, "tokens")  # [B, T, V]
         loss = cross_entropy(logits, targets, self.smoothing)
         sums = {
@@ -74,7 +80,7 @@ class Seq2Seq(Objective):
             return sums
         if self.smoothing:
             sums["cross_entropy"] = masked(cross_entropy(logits, targets), mask)
-        if forward.is_initializing():  # what it writes tells nothing of the parameters
+        if forward.is_initializing():  # decoding declares no parameters
             tokens = targets
         else:
             tokens = greedy(forward, batch, self.start, self.end, targets.shape[1])
@@ -99,7 +105,8 @@ class Seq2Seq(Objective):
 def greedy(forward: nn.Module, batch: Batch, start: int, end: int, length: int) -> jax.Array:
     """The model's likeliest token each time, from `start` on -> [B, length], with 0 after `end`.
 
-    forward: bound to its variables; a token a step is decoded, with what the model keeps in the collection "cache".
+    forward: bound to its variables; a token a step is decoded, with what the model keeps in the
+    collection "cache".
     """
     model, variables = forward.unbind()
     apply: Any = model.apply
@@ -107,7 +114,8 @@ def greedy(forward: nn.Module, batch: Batch, start: int, end: int, length: int) 
     rows = len(batch["inputs"])
 
     def write(cache: Any, token: jax.Array, ended: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
-        """The cache, the token before [B] and whether its row has ended [B] -> the same a token later."""
+        """The cache, the token before [B] and whether its row has ended [B] -> the same a token
+        later."""
         state: Any = {**variables, **cache}
         logits, cache = apply(
             state, token[:, None], memory, cache=length, method="decode", mutable=["cache"]
@@ -119,7 +127,10 @@ def greedy(forward: nn.Module, batch: Batch, start: int, end: int, length: int) 
     first = write(
         {}, jnp.full(rows, start, batch["targets"].dtype), jnp.zeros(rows, bool)
     )  # makes the cache
-    step = lambda carry, _: (write(*carry), carry[1])  # noqa: E731
+
+    def step(carry: Any, _: None) -> tuple[Any, jax.Array]:
+        return write(*carry), carry[1]
+
     (_, last, _), tokens = jax.lax.scan(step, first, length=length - 1)
     return jnp.concatenate([tokens, last[None]]).T
 

@@ -1,6 +1,7 @@
 """Optimizers: typed wrappers over optax, each with `build(steps)`.
 
-What is decayed or penalized is chosen by a pattern over parameter paths (`block_0/up/kernel`), not by rank.
+What is decayed or penalized is chosen by a pattern over parameter paths (`block_0/up/kernel`), not
+by rank.
 """
 
 import abc
@@ -19,8 +20,8 @@ from jaxbig.optim.schedules import Schedule
 
 
 def chosen(field: str, pattern: str, needed: bool = True) -> Any:
-    """A function from parameters to a tree of True where the pattern matches the parameter's path somewhere; it is
-    `Refused`, where one is needed, that none does."""
+    """A function from parameters to a tree of True where the pattern matches the parameter's path
+    somewhere; it is `Refused`, where one is needed, that none does."""
     try:
         compiled = re.compile(pattern)
     except re.error as error:
@@ -34,7 +35,8 @@ def chosen(field: str, pattern: str, needed: bool = True) -> Any:
         )
         if needed and not any(jax.tree.leaves(found)):
             raise Refused(
-                f"--optimizer.{field} {pattern!r} matches no parameter; `jaxbig show` lists their paths."
+                f"--optimizer.{field} {pattern!r} matches no parameter; `jaxbig show` lists their "
+                f"paths."
             )
         return found
 
@@ -46,25 +48,32 @@ def scaled(mask: Any, factor: float) -> optax.GradientTransformation:
     return optax.masked(optax.scale(factor), mask)
 
 
+DECAYED = (
+    r"(kernel|recurrent|embedding|context|attention/(query|score)"
+    r"|recurrence/(gates|input|output))$"
+)
+"""The default of `Optimizer.decayed`."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimizer(abc.ABC):
-    """The parts all optimizers share: gradient + penalties, clipped, then `direction`, times the rate."""
+    """What all optimizers share: penalties, clipping, then `direction` times the learning rate."""
 
     learning_rate: Schedule
-    """The learning rate."""
+    """Its schedule."""
     clip_norm: NonNegativeFloat | None = None
-    """Scales the gradient down to this global norm where it is longer."""
+    """Clips the gradient to this global norm; None: no clipping."""
     l1: NonNegativeFloat = 0.0
     """Adds `l1 * |w|` for each chosen parameter w to the loss."""
     l2: NonNegativeFloat = 0.0
     """Adds `l2 / 2 * w^2` for each chosen parameter w to the loss."""
-    decayed: str = r"(kernel|recurrent|embedding|context|attention/(query|score)|recurrence/(gates|input|output))$"
-    """Which parameters l1, l2 and weight decay act on: a regular expression over parameter paths. As it stands every
-    matrix, and no bias, scale, or other vector."""
+    decayed: str = DECAYED
+    """Regular expression over the paths of parameters that l1, l2 and weight decay apply to. By
+    default every matrix, and no bias, scale, or other vector."""
     frozen: str | None = None
-    """Which parameters stay as they are: a regular expression over parameter paths."""
+    """Regular expression over the paths of parameters that are not trained."""
     rate_factors: tuple[tuple[str, float], ...] = ()
-    """Patterns over parameter paths, each with what the learning rate is multiplied by there."""
+    """Regular expressions over parameter paths, each with a factor of the learning rate."""
 
     @abc.abstractmethod
     def direction(self) -> optax.GradientTransformation:
@@ -75,7 +84,7 @@ class Optimizer(abc.ABC):
         return chosen("decayed", self.decayed, needed=self.frozen is None)
 
     def build(self, steps: int) -> optax.GradientTransformation:
-        """The optax transformation for a run of so many steps."""
+        """The optax transformation for a run of `steps` steps."""
         mask = self.penalized()
         with_penalties = optax.stateless(
             lambda grads, params: jax.tree.map(
@@ -93,7 +102,10 @@ class Optimizer(abc.ABC):
             return optax.chain(*parts)
         # frozen ones have no moments, and the clipping does not count them
         frozen = chosen("frozen", self.frozen)
-        trained = lambda params: jax.tree.map(lambda found: not found, frozen(params))  # noqa: E731
+
+        def trained(params: Any) -> Any:
+            return jax.tree.map(lambda is_frozen: not is_frozen, frozen(params))
+
         return optax.chain(
             optax.masked(optax.chain(*parts), trained), optax.masked(optax.set_to_zero(), frozen)
         )

@@ -17,7 +17,7 @@ class Schedule(abc.ABC):
 
     @abc.abstractmethod
     def build(self, steps: int) -> optax.Schedule:
-        """The rate as a function of the step, for a run of so many steps."""
+        """The learning rate as a function of the step, in a run of `steps` steps."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Warmup(Schedule):
 
     @abc.abstractmethod
     def fall(self, steps: int) -> optax.Schedule:
-        """From `peak` to `end` in so many steps."""
+        """From `peak` to `end` in `steps` steps."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +82,8 @@ class WarmupInverseRoot(Schedule):
 
     def build(self, steps: int) -> optax.Schedule:
         def rate(step: Any) -> jax.Array:
-            made, warmup = jnp.asarray(step, jnp.float32) + 1, max(self.warmup, 1)
+            made = jnp.asarray(step, jnp.float32) + 1
+            warmup = max(self.warmup, 1)
             return self.peak * jnp.minimum(made / warmup, jnp.sqrt(warmup / made))
 
         return rate

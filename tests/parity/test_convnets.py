@@ -1,4 +1,5 @@
-"""The convolutional family against PyTorch's, published parameter counts, and what must hold to the bit."""
+"""The convolutional family against PyTorch's, published parameter counts, and what must hold to the
+bit."""
 
 import functools
 import itertools
@@ -56,7 +57,8 @@ def normal(*shape: int, seed: int = 0) -> Array:
 
 
 def drawn(module: nn.Module, *inputs: Any) -> Any:
-    """Variables in the shapes of the module's, so that no bias is 0, no scale 1 and no running mean 0."""
+    """Variables in the shapes of the module's, so that no bias is 0, no scale 1 and no running mean
+    0."""
     shapes = nn.meta.unbox(jax.eval_shape(lambda: module.init(KEY, *inputs)))
     seeds = itertools.count(100)
     tree = jax.tree.map(
@@ -94,7 +96,8 @@ def trained(module: nn.Module, variables: Any, x: Array, *train: bool) -> Any:
 
 def close(ours: Any, expected: Any, tolerance: float = 1e-5) -> None:
     """To so much of the largest entry of each leaf."""
-    ours, expected = flatten_with_paths({"": ours}), flatten_with_paths({"": expected})
+    ours = flatten_with_paths({"": ours})
+    expected = flatten_with_paths({"": expected})
     assert ours.keys() == expected.keys()
     for path, value in expected.items():
         value = np.asarray(value, np.float32)
@@ -137,11 +140,13 @@ def torch_standardized(p: Any) -> Any:
 
 
 def torch_resnet(module: ResNet, p: Any, x: Any, statistics: Any = None) -> Any:
-    """He et al. (2016) with the stride in the 3x3; with `statistics` given they are used, and follow the batch."""
+    """He et al. (2016) with the stride in the 3x3; with `statistics` given they are used, and
+    follow the batch."""
 
     def layer(y: Any, at: tuple[str, ...], stride: int = 1, train: bool = True) -> Any:
         q = functools.reduce(lambda tree, name: tree[name], at, p)
-        padding, norm = q["conv"]["kernel"].shape[0] // 2, q["norm"]
+        padding = q["conv"]["kernel"].shape[0] // 2
+        norm = q["norm"]
         if module.norm == "group":
             y = torch_conv(y, torch_standardized(q["conv"]), stride, padding)
             return F.group_norm(y, module.groups, norm["scale"], norm["bias"])
@@ -153,7 +158,8 @@ def torch_resnet(module: ResNet, p: Any, x: Any, statistics: Any = None) -> Any:
     y = F.max_pool2d(y, 3, 2, 1) if module.stem == "imagenet" else y
     for stage, blocks in enumerate(module.stages):
         for i in range(blocks):
-            name, stride = f"block_{stage}_{i}", 2 if stage and not i else 1
+            name = f"block_{stage}_{i}"
+            stride = 2 if stage and not i else 1
             z = y
             for n in range(3 if module.bottleneck else 2):
                 strided = n == (1 if module.bottleneck else 0)
@@ -194,7 +200,8 @@ def check(
     """Outputs and gradients by every parameter and the input."""
     variables = drawn(module, x, *train)
     y, _, gradient = trained(module, variables, x, *train)
-    p, inputs = tensors(variables["params"]), tensors(x)
+    p = tensors(variables["params"])
+    inputs = tensors(x)
     expected = theirs(p, inputs)
     torch.cos(expected).sum().backward()
     close(y, expected.detach().numpy(), tolerance)
@@ -248,7 +255,8 @@ def test_padding_same_is_one_pixel_of_zeros_for_a_3x3_and_valid_is_none(
 
 
 def test_a_standardized_kernel_has_mean_0_and_variance_1_whatever_its_scale() -> None:
-    x, module = normal(1, 3, 3, 4), Convolution(5, padding="valid", standardized=True)
+    x = normal(1, 3, 3, 4)
+    module = Convolution(5, padding="valid", standardized=True)
     variables = drawn(module, x)
     scaled = {"params": {**variables["params"], "kernel": 7 * variables["params"]["kernel"] + 3}}
     close(applied(module, scaled, x), applied(module, variables, x), 1e-4)
@@ -264,10 +272,12 @@ class Stack(nn.Module):
 
 
 def test_conv_pool_and_batch_norm_train_as_pytorchs_running_statistics_included() -> None:
-    x, module = normal(3, 6, 6, 2), Stack()
+    x = normal(3, 6, 6, 2)
+    module = Stack()
     variables = drawn(module, x)
     y, changed, gradient = trained(module, variables, x)
-    p, inputs = tensors(variables["params"]), tensors(x)
+    p = tensors(variables["params"])
+    inputs = tensors(x)
     norm = torch.nn.BatchNorm2d(5)
     norm.weight, norm.bias = (torch.nn.Parameter(p["norm"][name]) for name in ("scale", "bias"))
     before = variables["batch_stats"]["norm"]
@@ -276,7 +286,8 @@ def test_conv_pool_and_batch_norm_train_as_pytorchs_running_statistics_included(
     expected = pixels(norm(pooled))
     torch.cos(expected).sum().backward()
     close(y, expected.detach().numpy())
-    p["norm"]["scale"].grad, p["norm"]["bias"].grad = norm.weight.grad, norm.bias.grad
+    p["norm"]["scale"].grad = norm.weight.grad
+    p["norm"]["bias"].grad = norm.bias.grad
     close(gradient, (gradients(p), gradients(inputs)))
     close(
         changed["batch_stats"]["norm"],
@@ -302,7 +313,8 @@ def test_group_norm_is_pytorchs(groups: int, rows: int, batch: int) -> None:
 
 
 def test_running_statistics_stay_in_evaluation_and_at_the_start() -> None:
-    x, module = normal(4, 3, 3, 2), BatchNorm()
+    x = normal(4, 3, 3, 2)
+    module = BatchNorm()
     begun = started(module, x, True)
     assert {
         path: np.ravel(leaf).tolist()
@@ -314,14 +326,16 @@ def test_running_statistics_stay_in_evaluation_and_at_the_start() -> None:
 
 
 def test_rows_of_padding_change_no_evaluation_of_the_others() -> None:
-    x, module = normal(4, 8, 8, 3), SMALL
+    x = normal(4, 8, 8, 3)
+    module = SMALL
     variables = drawn(module, x)
     padded = np.concatenate([x, 100 * normal(4, 8, 8, 3, seed=9)])
     close(applied(module, variables, padded)[:4], applied(module, variables, x), 1e-6)
 
 
 def test_batch_statistics_over_eight_devices_are_those_of_the_whole_batch() -> None:
-    x, module = 3 + 2 * normal(16, 4, 4, 8), ConvNorm(8, 3)
+    x = 3 + 2 * normal(16, 4, 4, 8)
+    module = ConvNorm(8, 3)
     variables = drawn(module, x, True)
     y, changed, gradient = trained(module, variables, x, True)
     mesh = Mesh(data=8).build()
@@ -339,7 +353,8 @@ def test_batch_statistics_over_eight_devices_are_those_of_the_whole_batch() -> N
 
 @pytest.mark.parametrize("name", ["basic", "bottleneck", "grouped"])
 def test_a_residual_net_is_pytorchs(name: str) -> None:
-    module, x = SMALL_ONES[name], normal(4, 16, 16, 3)
+    module = SMALL_ONES[name]
+    x = normal(4, 16, 16, 3)
     variables = drawn(module, x)
     statistics = jax.tree.map(lambda leaf: torch.tensor(leaf), variables.get("batch_stats", {}))
     check(module, x, lambda p, x: torch_resnet(module, p, x, statistics), tolerance=1e-4)
@@ -354,10 +369,8 @@ def test_a_convnext_is_pytorchs() -> None:
 
 def check_over(mesh: Mesh, module: Any, x: Array, *train: bool) -> None:
     """A training step on eight devices against one: outputs, statistics and every gradient."""
-    boxed, variables = (
-        jax.eval_shape(lambda: dict(module.init(KEY, x, *train))),
-        drawn(module, x, *train),
-    )
+    boxed = jax.eval_shape(lambda: dict(module.init(KEY, x, *train)))
+    variables = drawn(module, x, *train)
     expected = trained(module, variables, x, *train)
     built = mesh.build()
     placed = jax.device_put(variables, parameter_shardings(boxed, built))
@@ -384,23 +397,24 @@ def test_gradients_of_a_grouped_convolution_over_any_mesh_are_those_of_one_devic
 
 @pytest.mark.parametrize("bottleneck", [False, True])
 def test_a_residual_block_starts_as_the_identity(bottleneck: bool) -> None:
-    x, block = (
-        np.abs(normal(2, 4, 4, 8)),
-        resnet.Block(2 if bottleneck else 8, bottleneck=bottleneck),
-    )
+    x = np.abs(normal(2, 4, 4, 8))
+    block = resnet.Block(2 if bottleneck else 8, bottleneck=bottleneck)
     variables = started(block, x, True)
     ours, _ = applied(block, variables, x, True, mutable=["batch_stats"])
     np.testing.assert_array_equal(ours, x)
 
 
 def test_a_convnext_block_without_layer_scale_is_the_identity() -> None:
-    x, block = normal(2, 4, 4, 8), convnext.Block(layer_scale=0.0)
+    x = normal(2, 4, 4, 8)
+    block = convnext.Block(layer_scale=0.0)
     np.testing.assert_array_equal(applied(block, started(block, x, True), x, True), x)
 
 
 def test_drop_path_leaves_out_whole_branches_in_training_alone() -> None:
-    x, rate = normal(200, 2, 2, 4), 0.25
-    block, never = convnext.Block(1.0, rate), convnext.Block(1.0, 0.0)
+    x = normal(200, 2, 2, 4)
+    rate = 0.25
+    block = convnext.Block(1.0, rate)
+    never = convnext.Block(1.0, 0.0)
     variables = drawn(never, x, True)
     branch = np.asarray(applied(never, variables, x, True)) - x
     np.testing.assert_array_equal(
@@ -420,7 +434,8 @@ def test_drop_path_rises_in_a_line_from_0_to_its_rate() -> None:
             seen.append(context.module.drop_path)
         return call(*args, **kwargs)
 
-    module, x = NEXT.clone(stages=(2, 3), drop_path=0.4), normal(1, 16, 16, 3)
+    module = NEXT.clone(stages=(2, 3), drop_path=0.4)
+    x = normal(1, 16, 16, 3)
     with nn.intercept_methods(record):
         jax.eval_shape(lambda: module.init(KEY, x))
     np.testing.assert_allclose(seen, [0, 0.1, 0.2, 0.3, 0.4])
@@ -438,7 +453,8 @@ def test_bfloat16_computes_in_bfloat16_from_float32_parameters(name: str) -> Non
     shapes = jax.eval_shape(lambda: low.init(KEY, x))
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {np.dtype("float32")}
     variables = drawn(module, x)
-    ours, exact = applied(low, variables, x), applied(module, variables, x)
+    ours = applied(low, variables, x)
+    exact = applied(module, variables, x)
     assert ours.dtype == np.float32
     assert 0 < np.max(np.abs(ours - exact)) < 0.05 * np.max(np.abs(exact))
     kinds = [

@@ -1,4 +1,5 @@
-"""Where cuDNN's fused attention is taken: on CPU devices, with its own partition rule, which says what it accepts."""
+"""Where cuDNN's fused attention is taken: on CPU devices, with its own partition rule, which says
+what it accepts."""
 
 from typing import Any
 
@@ -33,7 +34,8 @@ MESHES: dict[str, Any] = {
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """jaxbig takes these CPU devices for GPUs; a list of the shapes that cuDNN's partition rule was asked about."""
+    """jaxbig takes these CPU devices for GPUs; a list of the shapes that cuDNN's partition rule was
+    asked about."""
     monkeypatch.setattr(attention, "platform", lambda: "gpu")
     monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91500)
     monkeypatch.setattr(cudnn, "check_compute_capability", lambda _: True)
@@ -52,7 +54,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 @pytest.mark.parametrize("case", MESHES.values(), ids=MESHES)
 def test_partition_rule_takes_what_auto_gives_it(case: dict[str, Any], gpu: list[Any]) -> None:
     layer = Attention(heads=4, kv_heads=case.get("kv_heads"), causal=True, rotary=True)
-    mesh, rules = case["mesh"].build(), case["mesh"].table()
+    mesh = case["mesh"].build()
+    rules = case["mesh"].table()
     x = jax.ShapeDtypeStruct((8, 64, 64), jnp.bfloat16, sharding=batch_sharding(mesh))
     segments = jax.ShapeDtypeStruct((8, 64), jnp.int32, sharding=batch_sharding(mesh))
 

@@ -1,4 +1,5 @@
-"""Recurrent nets against PyTorch's, against loops over their equations, and what must hold to the bit."""
+"""Recurrent nets against PyTorch's, against loops over their equations, and what must hold to the
+bit."""
 
 import dataclasses
 import functools
@@ -91,8 +92,10 @@ def torchs(p: Any, cell: str) -> dict[str, Any]:
 @pytest.mark.parametrize("cell", CELLS)
 def test_layers_and_all_their_gradients_are_pytorchs(cell: str, lengths: Array | None) -> None:
     torch = pytest.importorskip("torch")
-    x, module = normal(3, 5, 4), Recurrence(width=6, cell=cell, layers=2, bidirectional=True)
-    p, cotangent = weights(module, x), normal(3, 5, 12, seed=1)
+    x = normal(3, 5, 4)
+    module = Recurrence(width=6, cell=cell, layers=2, bidirectional=True)
+    p = weights(module, x)
+    cotangent = normal(3, 5, 12, seed=1)
     cotangent = cotangent if lengths is None else np.where(BEYOND[..., None], 0, cotangent)
     last_cotangent = normal(3, 12, seed=2)
 
@@ -136,9 +139,13 @@ def test_layers_and_all_their_gradients_are_pytorchs(cell: str, lengths: Array |
 
 
 def looped(cell: str, p: Any, x: Array, lengths: Any, reverse: bool) -> tuple[Array, Array]:
-    """The equations of the docstrings, a row and a step at a time: each h_t [B, L, W] and each row's last [B, W]."""
-    kernel, recurrent, bias = p["input"]["kernel"], p["recurrent"], p["bias"]
-    states, last = np.zeros((*x.shape[:2], len(recurrent))), np.zeros((len(x), len(recurrent)))
+    """The equations of the docstrings, a row and a step at a time: each h_t [B, L, W] and each
+    row's last [B, W]."""
+    kernel = p["input"]["kernel"]
+    recurrent = p["recurrent"]
+    bias = p["bias"]
+    states = np.zeros((*x.shape[:2], len(recurrent)))
+    last = np.zeros((len(x), len(recurrent)))
     for row, length in enumerate(lengths):
         hidden, memory = np.zeros((2, len(recurrent)))
         for t in sorted(range(length), reverse=reverse):
@@ -165,7 +172,8 @@ def looped(cell: str, p: Any, x: Array, lengths: Any, reverse: bool) -> tuple[Ar
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_layer_is_the_loop_over_its_equations(cell: str, reverse: bool) -> None:
-    x, module = normal(3, 5, 4), Layer(6, cell)
+    x = normal(3, 5, 4)
+    module = Layer(6, cell)
     p = weights(module, x)
     states, carry = applied(module, p, x, LENGTHS, reverse=reverse)
     close((states, carry[0]), looped(cell, p, x, LENGTHS, reverse))
@@ -180,7 +188,8 @@ def test_the_cells_have_names_of_their_own() -> None:
 def test_gradients_are_those_of_finite_differences_also_by_the_first_carry(
     cell: str, reverse: bool
 ) -> None:
-    x, module = normal(3, 5, 2), Layer(3, cell)
+    x = normal(3, 5, 2)
+    module = Layer(3, cell)
     with jax.enable_x64(True):
         p, x = jax.tree.map(np.float64, (weights(module, x), x))
         start = tuple(np.float64(normal(3, 3, seed=n)) for n in range(EQUATIONS[cell].carries))
@@ -219,12 +228,14 @@ def test_padding_changes_no_bit_of_values_and_gradients_even_if_it_is_not_a_numb
 
 def test_more_padding_changes_nothing() -> None:
     x = normal(3, 5, 4)
-    p, longer = weights(TWO, x), np.concatenate([x, normal(3, 3, 4, seed=1)], axis=1)
+    p = weights(TWO, x)
+    longer = np.concatenate([x, normal(3, 3, 4, seed=1)], axis=1)
     close(applied(TWO, p, longer, LENGTHS), applied(TWO, p, x, LENGTHS), 1e-6)
 
 
 def test_lengths_that_are_whole_change_nothing() -> None:
-    x, module = normal(3, 5, 4), dataclasses.replace(TWO, bidirectional=True)
+    x = normal(3, 5, 4)
+    module = dataclasses.replace(TWO, bidirectional=True)
     p = weights(module, x)
     close(applied(module, p, x), applied(module, p, x, np.full(3, 5)), 1e-6)
 
@@ -232,7 +243,8 @@ def test_lengths_that_are_whole_change_nothing() -> None:
 @settings(max_examples=4, deadline=None)
 @given(st.sampled_from(CELLS), st.integers(1, 5))
 def test_a_carry_goes_on_where_it_was(cell: str, cut: int) -> None:
-    x, module = normal(2, 6, 3), Recurrence(4, cell, layers=2)
+    x = normal(2, 6, 3)
+    module = Recurrence(4, cell, layers=2)
     p = weights(module, x)
     states, last, _ = applied(module, p, x)
     first, _, carry = applied(module, p, x[:, :cut])
@@ -260,7 +272,8 @@ def test_pooling_is_a_mean_within_the_length(pooling: str) -> None:
     )
     pooled = []
     for row, length in enumerate(LENGTHS):
-        part, share = states[row, :length], np.full(length, 1 / length)
+        part = states[row, :length]
+        share = np.full(length, 1 / length)
         if pooling == "attention":
             share = softmax(
                 np.tanh(part @ p["pooling"]["kernel"] + p["pooling"]["bias"])
@@ -289,16 +302,15 @@ def test_an_rnn_has_as_many_parameters_as_by_hand() -> None:
 def test_bfloat16_gives_float32_logits_near_those_of_float32(module: Any) -> None:
     x = normal(3, 5, 4) if module is TWO else tokens(3, 5)
     p = weights(module, x)
-    exact, rough = (
-        applied(module, p, x),
-        applied(dataclasses.replace(module, dtype="bfloat16"), p, x),
-    )
+    exact = applied(module, p, x)
+    rough = applied(dataclasses.replace(module, dtype="bfloat16"), p, x)
     assert rough.dtype == np.float32
     assert 0 < np.max(np.abs(rough - exact)) < 0.1 * np.max(np.abs(exact))
 
 
 def test_the_carry_stays_float32_in_bfloat16() -> None:
-    x, module = normal(2, 4, 3), LSTM(4)
+    x = normal(2, 4, 3)
+    module = LSTM(4)
     states, carry = applied(module, weights(module, x), x.astype(jnp.bfloat16))
     assert states.dtype == jnp.bfloat16 and [part.dtype for part in carry] == [np.float32] * 2
 
@@ -336,9 +348,11 @@ def test_logits_are_hidden_times_unembedding(module: Any, tie_embeddings: bool) 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_two_halves_are_the_whole_and_rows_that_start_begin_anew(cell: str) -> None:
-    module, numbers = dataclasses.replace(LANGUAGE, cell=cell), tokens(2, 8)
+    module = dataclasses.replace(LANGUAGE, cell=cell)
+    numbers = tokens(2, 8)
     variables = nn.meta.unbox(jax.jit(lambda: module.init(KEY, numbers, np.ones(2, np.int32)))())
-    carry, p = variables["carry"], weights(module, numbers)
+    carry = variables["carry"]
+    p = weights(module, numbers)
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(carry))
 
     @jax.jit
@@ -379,7 +393,8 @@ def sequential(decay: Array, x: Array) -> Any:
 def test_associative_is_sequential_with_its_gradients(
     batch: int, length: int, width: int, of_complex: bool
 ) -> None:
-    decay, x = expit(normal(batch, length, width)), normal(batch, length, width, seed=1)
+    decay = expit(normal(batch, length, width))
+    x = normal(batch, length, width, seed=1)
     if of_complex:
         decay, x = decay * np.exp(1j * x).astype(np.complex64), x + 1j * decay
 
@@ -392,14 +407,13 @@ def test_associative_is_sequential_with_its_gradients(
 
 
 def test_lru_is_the_loop_over_complex_numbers() -> None:
-    x, module = normal(2, 6, 3), LRU(4)
+    x = normal(2, 6, 3)
+    module = LRU(4)
     p = weights(module, x)
     decay = np.exp(-np.exp(p["nu"]) + 1j * np.exp(p["theta"]))
-    b, c, y = (
-        p["input"][0] + 1j * p["input"][1],
-        p["output"][0] + 1j * p["output"][1],
-        np.zeros((2, 6, 3)),
-    )
+    b = p["input"][0] + 1j * p["input"][1]
+    c = p["output"][0] + 1j * p["output"][1]
+    y = np.zeros((2, 6, 3))
     for row in range(2):
         h = np.zeros(4, complex)
         for t in range(6):
@@ -417,8 +431,10 @@ def test_an_lru_begins_in_its_ring_and_normalized() -> None:
 
 
 def test_rg_lru_is_the_loop_over_its_equations() -> None:
-    x, module = normal(2, 6, 4), RGLRU(heads=2)
-    p, y = weights(module, x), np.zeros((2, 6, 4))
+    x = normal(2, 6, 4)
+    module = RGLRU(heads=2)
+    p = weights(module, x)
+    y = np.zeros((2, 6, 4))
     for row in range(2):
         h = np.zeros(4)
         for t in range(6):
@@ -443,7 +459,8 @@ def test_an_rg_lru_begins_slow() -> None:
 
 
 def test_a_causal_convolution_is_numpys() -> None:
-    x, module = normal(2, 6, 3), CausalConv(4)
+    x = normal(2, 6, 3)
+    module = CausalConv(4)
     p = weights(module, x)
     expected = [
         [np.convolve(row[:, n], p["kernel"][:, n])[:6] + p["bias"][n] for n in range(3)]
@@ -496,7 +513,8 @@ OVER = [
 
 @pytest.mark.parametrize(("name", "mesh"), OVER, ids=str)
 def test_gradients_over_a_mesh_are_those_of_one_device(name: str, mesh: Mesh) -> None:
-    ours, expected = gradient(name, mesh), gradient(name, None)
+    ours = gradient(name, mesh)
+    expected = gradient(name, None)
     for (path, leaf), right in zip(
         jax.tree.leaves_with_path(ours), jax.tree.leaves(expected), strict=True
     ):

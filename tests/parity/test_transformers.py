@@ -90,7 +90,8 @@ def close(ours: Any, expected: Any, tolerance: float = 1e-5) -> None:
     """Within the tolerance, relative to the largest number of each array."""
 
     def compare(a: Any, b: Any) -> None:
-        a, b = np.asarray(a), np.asarray(b)
+        a = np.asarray(a)
+        b = np.asarray(b)
         np.testing.assert_allclose(
             a, b, rtol=0, atol=tolerance * max(np.abs(b).max(initial=0), 1e-3)
         )
@@ -106,7 +107,8 @@ def test_rotary_turns_pairs_by_angles_and_scores_depend_on_the_distance_alone() 
     angle = np.arange(5)[:, None] * 10_000.0 ** (-np.arange(3) / 3)
     turned = (x[..., :3] + 1j * x[..., 3:]) * np.exp(1j * angle)[None, :, None]
     close(rotary(x), np.concatenate([turned.real, turned.imag], axis=-1))
-    q, k = normal(1, 1, 1, 8), normal(1, 1, 1, 8, seed=1)
+    q = normal(1, 1, 1, 8)
+    k = normal(1, 1, 1, 8, seed=1)
     scores = [
         float(jnp.sum(rotary(q, jnp.array([[a]])) * rotary(k, jnp.array([[b]]))))
         for a, b in ((9, 4), (5, 0), (105, 100))
@@ -122,7 +124,8 @@ def test_sinusoidal_positions_are_the_papers() -> None:
 
 
 def t5_bucket(distance: int, causal: bool, buckets: int = 32, farthest: int = 128) -> int:
-    """Of a key that lies `distance` before its query, in the paper's words: near ones each, far ones by logarithm."""
+    """Of a key that lies `distance` before its query, in the paper's words: near ones each, far
+    ones by logarithm."""
     first = 0
     if not causal:
         buckets //= 2
@@ -137,7 +140,8 @@ def t5_bucket(distance: int, causal: bool, buckets: int = 32, farthest: int = 12
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_relative_positions_look_up_t5s_bucket_of_each_distance(causal: bool) -> None:
-    module, keys = RelativePositions(2, causal), jnp.arange(200)
+    module = RelativePositions(2, causal)
+    keys = jnp.arange(200)
     table = normal(32, 2)
     found = run(module, {"table": {"embedding": table}}, jnp.array([0, 150]), keys)[0]
     for row, query in enumerate((0, 150)):
@@ -147,13 +151,16 @@ def test_relative_positions_look_up_t5s_bucket_of_each_distance(causal: bool) ->
 
 def test_layer_norm_is_torchs() -> None:
     torch = pytest.importorskip("torch")
-    x, scale, bias = normal(3, 5, 8), normal(8, seed=1), normal(8, seed=2)
+    x = normal(3, 5, 8)
+    scale = normal(8, seed=1)
+    bias = normal(8, seed=2)
     ours = lambda p, x: (LayerNorm(1e-5).apply({"params": p}, x) * jnp.cos(x)).sum()  # noqa: E731
     value, (by_p, by_x) = jax.jit(jax.value_and_grad(ours, (0, 1)))(
         {"scale": scale, "bias": bias}, x
     )
     norm = torch.nn.LayerNorm(8, eps=1e-5)
-    norm.weight.data, norm.bias.data = torch.tensor(scale), torch.tensor(bias)
+    norm.weight.data = torch.tensor(scale)
+    norm.bias.data = torch.tensor(bias)
     there = torch.tensor(x, requires_grad=True)
     total = (norm(there) * torch.cos(torch.tensor(x))).sum() + (
         norm(torch.tensor(x)).detach() * torch.cos(there)
@@ -165,7 +172,8 @@ def test_layer_norm_is_torchs() -> None:
 
 def to_torch(torch: Any, p: Any, width: int) -> dict[str, Any]:
     """The parameters of an `Attention` as torch.nn.MultiheadAttention names them."""
-    query, joint = p["query"], p["key_value"]
+    query = p["query"]
+    joint = p["key_value"]
     kernels = [query["kernel"], joint["kernel"][:, 0], joint["kernel"][:, 1]]  # [D, H, K] each
     biases = [query["bias"], joint["bias"][0], joint["bias"][1]]
     numbers = {
@@ -180,8 +188,11 @@ def to_torch(torch: Any, p: Any, width: int) -> dict[str, Any]:
 @pytest.mark.parametrize("causal", [False, True])
 def test_attention_and_its_gradients_are_torchs(causal: bool) -> None:
     torch = pytest.importorskip("torch")
-    width, heads, length = 12, 3, 7
-    x, lengths = normal(2, length, width), np.array([7, 4])
+    width = 12
+    heads = 3
+    length = 7
+    x = normal(2, length, width)
+    lengths = np.array([7, 4])
     module = Attention(heads=heads, causal=causal, bias=True)
     segments = from_lengths(jnp.array(lengths), length)
     p = weights(module, x)
@@ -209,7 +220,9 @@ def test_attention_and_its_gradients_are_torchs(causal: bool) -> None:
 
 def test_the_translation_transformer_and_its_gradients_are_torchs() -> None:
     torch = pytest.importorskip("torch")
-    width, x, y = 16, tokens(2, 6), tokens(2, 5, seed=1)
+    width = 16
+    x = tokens(2, 6)
+    y = tokens(2, 5, seed=1)
     lengths = np.array([6, 4], np.int32)
     model = EncoderDecoder(**SMALL, epsilon=1e-5)
     p = weights(model, x, y)
@@ -278,7 +291,8 @@ def test_the_translation_transformer_and_its_gradients_are_torchs() -> None:
 
 def test_grouped_queries_are_heads_whose_keys_and_values_repeat() -> None:
     x = normal(2, 5, 12)
-    grouped, full = Attention(heads=6, kv_heads=2, causal=True), Attention(heads=6, causal=True)
+    grouped = Attention(heads=6, kv_heads=2, causal=True)
+    full = Attention(heads=6, causal=True)
     p = weights(grouped, x)
     repeated = {**p, "key_value": {"kernel": np.repeat(p["key_value"]["kernel"], 3, axis=2)}}
     close(run(grouped, p, x), run(full, repeated, x))
@@ -299,7 +313,9 @@ def test_attention_is_softmax_attention_within_its_window() -> None:
     [(True, None, False), (False, None, True), (True, 32, True), (False, 16, False)],
 )
 def test_the_splash_kernel_is_the_plain_one(causal: bool, window: int | None, packed: bool) -> None:
-    q, k, v = normal(8, 256, 4, 16), normal(8, 256, 2, 16, seed=1), normal(8, 256, 2, 16, seed=2)
+    q = normal(8, 256, 4, 16)
+    k = normal(8, 256, 2, 16, seed=1)
+    v = normal(8, 256, 2, 16, seed=2)
     pair = (jnp.repeat(jnp.array([[1, 2]]), 128, axis=1).repeat(8, 0),) * 2 if packed else None
 
     def by(kernel: str) -> Any:
@@ -318,7 +334,8 @@ def test_the_splash_kernel_is_the_plain_one(causal: bool, window: int | None, pa
 
 
 def test_heads_of_keys_that_do_not_divide_over_tensor_are_refused_by_the_splash_kernel() -> None:
-    q, k = normal(8, 128, 8, 16), normal(8, 128, 2, 16)
+    q = normal(8, 128, 8, 16)
+    k = normal(8, 128, 2, 16)
     with (
         activate(Mesh(data=1, tensor=8).build()),
         pytest.raises(Refused, match="split 2 heads of keys over 8 devices"),
@@ -334,7 +351,8 @@ def count(model: nn.Module, *inputs: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nn.meta.unbox(shapes)["params"]))
 
 
-TOKENS, IMAGE = jnp.zeros((1, 8), jnp.int32), jnp.zeros((1, 224, 224, 3))
+TOKENS = jnp.zeros((1, 8), jnp.int32)
+IMAGE = jnp.zeros((1, 224, 224, 3))
 PUBLISHED = {
     "GPT-2 124M": (
         Decoder(vocab=50_257, depth=12, width=768, heads=12, **GPT2),
@@ -405,7 +423,8 @@ PUBLISHED = {
         (TOKENS,),
         109_482_240 + 1538,
     ),
-    # the paper rounds to 65 million; torch.nn.Transformer() has 44,140,544, two last norms of 1,024 among them
+    # the paper rounds to 65 million; torch.nn.Transformer() has 44,140,544, two last norms of 1,024
+    # among them
     "Transformer-base": (
         EncoderDecoder(vocab=37_000, depth=6, width=512, heads=8),
         (TOKENS, TOKENS),
@@ -482,7 +501,8 @@ def test_what_is_computed_anew_is_what_would_have_been_kept(
 def test_groups_of_blocks_change_no_gradient_and_no_parameter(
     group: int, more: dict[str, Any]
 ) -> None:
-    model, x = Decoder(**(SMALL | {"depth": 6}), scan=True, **more), tokens(2, 8)
+    model = Decoder(**(SMALL | {"depth": 6}), scan=True, **more)
+    x = tokens(2, 8)
     p = weights(model, x)
     named = {"train": True, "mutable": ["losses"]} if "experts" in more else {"train": True}
 
@@ -499,7 +519,8 @@ def test_groups_of_blocks_change_no_gradient_and_no_parameter(
 
 
 def test_groups_of_blocks_keep_less() -> None:
-    x, kept = tokens(64, 16), []
+    x = tokens(64, 16)
+    kept = []
     jax.config.update("jax_disable_most_optimizations", False)
     try:
         for group in (1, 8):
@@ -521,7 +542,9 @@ def test_groups_that_cannot_be_are_refused(fields: dict[str, Any]) -> None:
 
 
 def test_each_policy_keeps_less_than_the_one_before_it_and_computes_more() -> None:
-    kept, work, x = [], [], tokens(2, 512)
+    kept = []
+    work = []
+    x = tokens(2, 512)
     jax.config.update(
         "jax_disable_most_optimizations", False
     )  # what is in memory is the full compiler's choice
@@ -552,7 +575,8 @@ def test_each_policy_keeps_less_than_the_one_before_it_and_computes_more() -> No
 )
 def test_a_perceptron_in_pieces_is_the_whole_one(fields: dict[str, Any], mesh: Mesh) -> None:
     model = Decoder(**(SMALL | fields), mlp_width=48)
-    pieces, x = model.clone(mlp_chunks=3), tokens(8, 6)
+    pieces = model.clone(mlp_chunks=3)
+    x = tokens(8, 6)
     p = weights(model, x)
     drawn = [nn.meta.unbox(jax.jit(each.init)(KEY, x)) for each in (model, pieces)]
     assert jax.tree.all(jax.tree.map(np.array_equal, *drawn))  # the initial values are the same
@@ -575,7 +599,9 @@ def test_a_width_that_does_not_divide_into_pieces_is_refused() -> None:
 
 def in_pieces(apply: Callable[[Any, Array], Any], x: Array, pieces: list[int]) -> Array:
     """What `apply(cache, tokens) -> (logits, cache)` gives of a text in pieces of those lengths."""
-    cache, found, at = {}, [], 0
+    cache = {}
+    found = []
+    at = 0
     for piece in pieces:
         logits, cache = apply(cache, x[:, at : at + piece])
         found.append(logits)
@@ -599,7 +625,9 @@ def test_token_by_token_is_all_at_once(model: Decoder) -> None:
 
 @pytest.mark.parametrize("model", [TRANSLATOR, T5], ids=["sinusoidal", "t5"])
 def test_a_translation_token_by_token_is_all_at_once(model: EncoderDecoder) -> None:
-    x, y, lengths = tokens(2, 6), tokens(2, 5, seed=1), jnp.array([6, 3])
+    x = tokens(2, 6)
+    y = tokens(2, 5, seed=1)
+    lengths = jnp.array([6, 3])
     p = weights(model, x, y)
     memory = run(model, p, x, lengths, method="encode")
 
@@ -633,7 +661,9 @@ def test_padding_changes_nothing_for_an_encoder(length: int, more: int, pooling:
 
 
 def test_padding_of_the_source_changes_nothing_for_a_translation() -> None:
-    x, y, lengths = tokens(2, 6), tokens(2, 5, seed=1), jnp.array([4, 4])
+    x = tokens(2, 6)
+    y = tokens(2, 5, seed=1)
+    lengths = jnp.array([4, 4])
     for model in (TRANSLATOR.clone(depth=1), T5.clone(depth=1)):
         p = weights(model, x, y)
         close(
@@ -644,13 +674,12 @@ def test_padding_of_the_source_changes_nothing_for_a_translation() -> None:
 
 @EACH
 def test_packed_documents_are_what_each_is_alone(model: Decoder) -> None:
-    first, second = tokens(1, 4), tokens(1, 3, seed=1)
+    first = tokens(1, 4)
+    second = tokens(1, 3, seed=1)
     p = weights(model, first)
     packed = np.concatenate([first, second, [[0]]], axis=1).astype(np.int32)
-    segments, positions = (
-        jnp.array([[1] * 4 + [2] * 3 + [0]]),
-        jnp.array([[0, 1, 2, 3, 0, 1, 2, 0]]),
-    )
+    segments = jnp.array([[1] * 4 + [2] * 3 + [0]])
+    positions = jnp.array([[0, 1, 2, 3, 0, 1, 2, 0]])
     together = run(model, p, packed, segments, positions)
     close(together[:, :4], run(model, p, first))
     close(together[:, 4:7], run(model, p, second))
@@ -660,7 +689,8 @@ def test_packed_documents_are_what_each_is_alone(model: Decoder) -> None:
 
 
 def sees(model: nn.Module, p: Any, x: Array, **named: Any) -> Array:
-    """[L, L]: whether position i's outputs move at all with the vector that token j is looked up as."""
+    """[L, L]: whether position i's outputs move at all with the vector that token j is looked up
+    as."""
     table = "tokens"
 
     def outputs(
@@ -745,7 +775,8 @@ def test_drop_path_leaves_out_whole_examples_and_more_of_them_in_later_blocks(sc
     x = np.tile(tokens(1, 3), (400, 1))
     model = Decoder(**(SMALL | {"depth": 2}), drop_path=0.5, scan=scan)
     p = weights(model, x)
-    still, alone = run(model, p, x[:1]), run(model, p, x, train=True, rngs={"dropout": KEY})
+    still = run(model, p, x[:1])
+    alone = run(model, p, x, train=True, rngs={"dropout": KEY})
     outcomes, counts = np.unique(np.round(np.asarray(alone)[:, 0, 0], 3), return_counts=True)
     assert (
         len(outcomes) == 4 and (abs(counts / 400 - 0.25) < 0.1).all()
@@ -783,7 +814,8 @@ def test_bfloat16_computes_in_it_from_float32_parameters(model: Any) -> None:
     half = model.clone(dtype="bfloat16")
     p = weights(half, x, *more)
     assert {leaf.dtype for leaf in jax.tree.leaves(p)} == {np.dtype("float32")}
-    y, expected = run(half, p, x, *more), run(model, p, x, *more)
+    y = run(half, p, x, *more)
+    expected = run(model, p, x, *more)
     assert y.dtype == jnp.float32 and 0 < np.abs(y - expected).max() < 0.05 * np.abs(expected).max()
     products = str(jax.make_jaxpr(lambda p: half.apply({"params": p}, x, *more))(p))
     assert "dot_general" in products and "bf16" in products

@@ -1,4 +1,5 @@
-"""Gradients over any mesh are those of one device, and losses are those of the day they were written down.
+"""Gradients over any mesh are those of one device, and losses are those of the day they were
+written down.
 
 `python tests/sharding/test_meshes.py` writes the losses of this platform down anew.
 """
@@ -53,7 +54,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 STEADY = [name for name in EMBEDDED if not name.startswith("pymodule")]
 # every model; the first ones with every test, the others with the slow ones
 QUICK = [*SPINE, "pytext_griffin", "dates_transformer", "digits_vit"]
-# made small, the Llamas of 1B and 70B are the same program as that of 8B, and that of 7B is it with a head for each
+# made small, the Llamas of 1B and 70B are the same program as that of 8B, and that of 7B is it with
+# a head for each
 LONG = [
     name
     for name in EXPERIMENTS
@@ -67,7 +69,8 @@ LONG += [
     "digits_rnn, elman",
 ]
 LONG += ["pytext_griffin, lru", "digits_resnet, group", "digits_vit, token"]
-# of each family that is not among the quick ones, one goes over every mesh; the others over the mesh that splits all
+# of each family that is not among the quick ones, one goes over every mesh; the others over the
+# mesh that splits all
 OTHERS = [
     "imagenet_alexnet",
     "imagenet_convnext_t",
@@ -81,7 +84,8 @@ Gradients = dict[str, np.ndarray]
 
 @pytest.fixture(scope="module")
 def compiled(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A hasty compiler splits arrays as the full one does, in a third of the time; some tests use both."""
+    """A hasty compiler splits arrays as the full one does, in a third of the time; some tests use
+    both."""
     jax.config.update("jax_disable_most_optimizations", request.param == "hastily")
     yield
     jax.config.update("jax_disable_most_optimizations", True)
@@ -91,7 +95,8 @@ def compiled(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @contextlib.contextmanager
 def hastily() -> Iterator[None]:
-    """Compiles what is inside hastily: of drawing parameters the full compiler takes five times as long."""
+    """Compiles what is inside hastily: of drawing parameters the full compiler takes five times as
+    long."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
@@ -99,7 +104,8 @@ def hastily() -> Iterator[None]:
 
 
 def in_full_precision(name: str) -> Experiment:
-    """An experiment that ships, small, in float32, with dropout where the model has it; its sizes divide by 8."""
+    """An experiment that ships, small, in float32, with dropout where the model has it; its sizes
+    divide by 8."""
     name, _, setting = name.partition(", ")
     experiment = small(name)
     model: Any = experiment.model
@@ -148,7 +154,8 @@ def arrays(tree: Any) -> Gradients:
 @functools.cache
 def on_one_device(name: str) -> tuple[Gradients, Gradients]:
     """The initial parameters and the gradient of the first step, on one device."""
-    experiment, mesh = in_full_precision(name), one_device()
+    experiment = in_full_precision(name)
+    mesh = one_device()
     with activate(mesh):
         with hastily():
             variables = nn.meta.unbox(jax.jit(make_init(experiment))())
@@ -166,7 +173,8 @@ def on_one_device(name: str) -> tuple[Gradients, Gradients]:
 
 @functools.cache
 def over(name: str, mesh: Mesh) -> tuple[Gradients, Gradients]:
-    """The same from the compiled train step of a run: the momentum after a first step of SGD is the gradient."""
+    """The same from the compiled train step of a run: the momentum after a first step of SGD is the
+    gradient."""
     optimizer = SGD(learning_rate=Constant(0.1), momentum=0.9)
     experiment = dataclasses.replace(in_full_precision(name), mesh=mesh, optimizer=optimizer)
     program = make_program(experiment)
@@ -195,7 +203,8 @@ def worst(found: Gradients, expected: Gradients) -> tuple[str, float]:
 
 
 SLOW = pytest.mark.slow
-SPLIT, OVER_ROWS = Mesh(data=2, fsdp=2, tensor=2), (Mesh(data=8), Mesh(data=1, fsdp=8))
+SPLIT = Mesh(data=2, fsdp=2, tensor=2)
+OVER_ROWS = (Mesh(data=8), Mesh(data=1, fsdp=8))
 ATTENTIVE = [
     "pytext_transformer",
     "dates_transformer",
@@ -291,7 +300,8 @@ def same_as_on_one_device(name: str, mesh: Mesh) -> None:
 )
 def test_parameters_drawn_by_the_full_compiler_are_the_same_over_a_mesh(name: str) -> None:
     experiment = dataclasses.replace(in_full_precision(name), mesh=SPLIT)
-    alone, program = dataclasses.replace(experiment, mesh=Mesh(data=1)), make_program(experiment)
+    alone = dataclasses.replace(experiment, mesh=Mesh(data=1))
+    program = make_program(experiment)
     with program.activate():
         found = arrays(program.init().params)
     program = make_program(alone, jax.devices()[:1])
@@ -345,7 +355,8 @@ def test_a_gradient_summed_twice_over_a_mesh_axis_is_caught() -> None:
 
 def first_losses(name: str, steps: int = 5) -> list[float]:
     """The training losses of the first steps on one device, with the experiment's own optimizer."""
-    experiment, mesh = small(name), one_device()
+    experiment = small(name)
+    mesh = one_device()
     optimizer = experiment.optimizer.build(experiment.steps)
     losses = []
     with activate(mesh):

@@ -1,4 +1,5 @@
-"""Ring attention is the plain kernel's over every mesh, gradients too, in memory that grows with a piece alone."""
+"""Ring attention is the plain kernel's over every mesh, gradients too, in memory that grows with a
+piece alone."""
 
 from typing import Any
 
@@ -12,7 +13,8 @@ from jaxbig.errors import Refused
 from jaxbig.models.layers import ring_attention
 from jaxbig.models.layers.attention import Attention, attend
 
-LENGTH, HEADS = 48, 4
+LENGTH = 48
+HEADS = 4
 PACKED = jnp.array(
     [[1] * 20 + [2] * 9 + [3] * 11 + [0] * 8, [1] * 47 + [0]] * 2
 )  # documents, then padding

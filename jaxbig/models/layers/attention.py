@@ -1,6 +1,7 @@
 """Attention: positions, the kernel that computes it, and the layer.
 
-Letters in shape comments: B batch, T queries, S keys, D width, H heads, G heads of keys and values, K width of a head.
+Letters in shape comments: B batch, T queries, S keys, D width, H heads, G heads of keys and values,
+K width of a head.
 """
 
 import math
@@ -27,7 +28,8 @@ PROJECTION = "projection"
 
 
 def sinusoidal(positions: jax.Array, width: int) -> jax.Array:
-    """Vaswani et al. (2017), section 3.5: positions [...] -> [..., width], sines then cosines, float32."""
+    """Vaswani et al. (2017), section 3.5: positions [...] -> [..., width], sines then cosines,
+    float32."""
     if width % 2:
         raise Refused(
             f"width {width} is odd, and sinusoidal positions are pairs of a sine and a cosine."
@@ -40,15 +42,17 @@ def sinusoidal(positions: jax.Array, width: int) -> jax.Array:
 
 
 def rotary(x: jax.Array, positions: jax.Array | None = None, base: float = 10_000.0) -> jax.Array:
-    """Rotary positions (Su et al., 2021, eq. 34): turns pairs of [B, T, H, K] by angles that grow with positions
-    [B, T] (0, 1, ... if not given). Angles are float32: bf16 cannot count beyond 256."""
+    """Rotary positions (Su et al., 2021, eq. 34): turns pairs of [B, T, H, K] by angles that grow
+    with positions [B, T] (0, 1, ... if not given). Angles are float32: bf16 cannot count beyond
+    256."""
     width = x.shape[3]
     positions = jnp.arange(x.shape[1])[None] if positions is None else positions  # [1 or B, T]
     frequency = base ** (-jnp.arange(0, width, 2) / width)  # [K/2]
     angle = (
         positions[:, :, None, None].astype(jnp.float32) * frequency[None, None, None]
     )  # [B, T, 1, K/2]
-    sin, cos = jnp.sin(angle), jnp.cos(angle)
+    sin = jnp.sin(angle)
+    cos = jnp.cos(angle)
     first, second = jnp.split(upcast(x), 2, axis=-1)  # [B, T, H, K/2] each
     return jnp.concatenate(
         [first * cos - second * sin, second * cos + first * sin], axis=-1
@@ -56,7 +60,8 @@ def rotary(x: jax.Array, positions: jax.Array | None = None, base: float = 10_00
 
 
 class RelativePositions(nn.Module):
-    """Biases by distance, a number a head and bucket of distances (Raffel et al., 2020, section 2.1; T5)."""
+    """Biases by distance, a number a head and bucket of distances (Raffel et al., 2020, section
+    2.1; T5)."""
 
     heads: PositiveInt
     causal: bool
@@ -68,7 +73,8 @@ class RelativePositions(nn.Module):
     def __call__(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
         """Positions [T] and [S] -> biases [1, H, T, S]."""
         distance = queries[:, None] - keys[None]  # [T, S]
-        buckets, shift = self.buckets, jnp.zeros_like(distance)
+        buckets = self.buckets
+        shift = jnp.zeros_like(distance)
         if not self.causal:  # half of the buckets for what comes later
             buckets //= 2
             shift = jnp.where(distance < 0, buckets, 0)
@@ -101,16 +107,19 @@ def attend(
     bias: jax.Array | None = None,
     offset: jax.Array | None = None,
     kernel: str = "auto",
-    anew: bool = False,
+    remat: bool = False,
 ) -> jax.Array:
-    """softmax(query key^T / sqrt(K) + bias) value; [B, T, H, K] with keys and values [B, S, G, K] -> [B, T, H, K].
+    """softmax(query key^T / sqrt(K) + bias) value; [B, T, H, K] with keys and values [B, S, G, K]
+    -> [B, T, H, K].
 
-    The one place that chooses the kernel. "auto" takes cuDNN's fused one on a GPU (`fused`, half precision), the
-    splash kernel on a TPU (`splash`, lengths in 128s, no bias), and the plain one elsewhere. "ring" is for a mesh that
-    splits length; without one it is the plain kernel. All compute scores and softmax in float32.
+    The one place that chooses the kernel. "auto" takes cuDNN's fused one on a GPU (`fused`, half
+    precision), the splash kernel on a TPU (`splash`, lengths in 128s, no bias), and the plain one
+    elsewhere. "ring" is for a mesh that splits length; without one it is the plain kernel. All
+    compute scores and softmax in float32.
 
-    offset: where the queries begin among the keys (a cache); window: how near a key must be, itself counted; anew: the
-    plain kernel's scores are computed again in the backward pass, as the other kernels do by themselves.
+    offset: where the queries begin among the keys (a cache); window: how near a key must be, itself
+    counted; remat: the plain kernel's scores are computed again in the backward pass, as the other
+    kernels do by themselves.
     """
     choose("kernel", kernel, Kernel)
     lengths = query.shape[1], key.shape[1]
@@ -138,7 +147,8 @@ def attend(
         kernel = "plain"
     if kernel in ("splash", "ring") and (offset is not None or bias is not None):
         raise Refused(
-            f"kernel {kernel!r} takes neither a cache nor relative positions: use --model.attention-kernel plain."
+            f"kernel {kernel!r} takes neither a cache nor relative positions: use "
+            f"--model.attention-kernel plain."
         )
     if kernel == "ring":
         return ring(query, key, value, causal, window, segments)
@@ -150,9 +160,10 @@ def attend(
         return splash(query, key, value, causal, window, segments)
     if kernel == "fused" and (not fusible or platform() != "gpu"):
         raise Refused(
-            f"attention kernel 'fused' needs an NVIDIA GPU of compute capability 8.0 or more, bfloat16, a head width "
-            f"in 8s up to 128 (here {query.shape[3]}), no cache, no mesh axis sequence, no --deterministic, and "
-            f"without causal no window: use --model.attention-kernel plain."
+            f"attention kernel 'fused' needs an NVIDIA GPU of compute capability 8.0 or more, "
+            f"bfloat16, a head width in 8s up to 128 (here {query.shape[3]}), no cache, no mesh "
+            f"axis sequence, no --deterministic, and without causal no window: use "
+            f"--model.attention-kernel plain."
         )
     if kernel == "fused":
         mask = (
@@ -173,14 +184,15 @@ def attend(
     mask = None
     if causal or window is not None or segments is not None:
         mask = visible(*places(query, key, offset), causal, window, segments)
-    return (jax.checkpoint(plain) if anew else plain)(query, key, value, bias, mask)
+    return (jax.checkpoint(plain) if remat else plain)(query, key, value, bias, mask)
 
 
 def has_cudnn() -> bool:
-    """Whether the GPUs here run cuDNN's fused attention: NVIDIA's from Ampere on; True where none is here to ask.
+    """Whether the GPUs here run cuDNN's fused attention: NVIDIA's from Ampere on; True where none
+    is here to ask.
 
-    A deterministic run has none: with XLA's flag the compiled step fails when it is called ("raw_hash_map::at", jax
-    0.11.2 on an H200).
+    A deterministic run has none: with XLA's flag the compiled step fails when it is called
+    ("raw_hash_map::at", jax 0.11.2 on an H200).
     """
     if jax.default_backend() != "gpu":
         return True
@@ -194,8 +206,9 @@ def has_cudnn() -> bool:
 
 
 def one_for_each_device(x: jax.Array, heads: int) -> jax.Array:
-    """A single head of keys or values [B, S, 1, K] as one for each device that has some of the query's heads, since
-    cuDNN's partition rule wants keys split as queries are: [B, S, N, K]. Other numbers of heads stay as they are."""
+    """A single head of keys or values [B, S, 1, K] as one for each device that has some of the
+    query's heads, since cuDNN's partition rule wants keys split as queries are: [B, S, N, K]. Other
+    numbers of heads stay as they are."""
     [names] = nn.logical_to_mesh_axes(("heads",)) or (None,)
     devices = math.prod(active_axes(names).values())
     if x.shape[2] > 1 or heads == 1 or devices == 1:
@@ -205,8 +218,8 @@ def one_for_each_device(x: jax.Array, heads: int) -> jax.Array:
 
 @jax.custom_vjp
 def softmax(scores: jax.Array) -> jax.Array:
-    """Over the last axis. Its derivative is written out, since XLA makes a quotient's in one way or another by what
-    else is in the program, and the last bit with it (`Experiment.reproducible`)."""
+    """Over the last axis. Its derivative is written out, since XLA makes a quotient's in one way or
+    another by what else is in the program, and the last bit with it (`Experiment.reproducible`)."""
     return softmax_forward(scores)[0]
 
 
@@ -218,8 +231,8 @@ def softmax_forward(scores: jax.Array) -> tuple[jax.Array, Any]:
 
 def softmax_backward(saved: Any, gradient: jax.Array) -> tuple[jax.Array]:
     powers, total = saved
-    of_total = -jnp.sum(gradient * total**-2 * powers, axis=-1, keepdims=True)
-    return ((gradient * (1 / total) + of_total) * powers,)
+    d_total = -jnp.sum(gradient * total**-2 * powers, axis=-1, keepdims=True)
+    return ((gradient * (1 / total) + d_total) * powers,)
 
 
 softmax.defvjp(softmax_forward, softmax_backward)
@@ -232,8 +245,10 @@ def plain(
     bias: jax.Array | None,
     mask: jax.Array | None,
 ) -> jax.Array:
-    """As `attend`, with the scores of all pairs in memory; bias and mask are [1 or B, 1 or H, T, S]."""
-    (batch, length, heads, width), groups = query.shape, key.shape[2]
+    """As `attend`, with the scores of all pairs in memory; bias and mask are [1 or B, 1 or H, T,
+    S]."""
+    (batch, length, heads, width) = query.shape
+    groups = key.shape[2]
 
     def grouped(x: jax.Array | None) -> jax.Array | None:
         """[1 or B, 1 or H, T, S] -> [1 or B, 1 or G, H / G, T, S]."""
@@ -268,28 +283,29 @@ def of_heads(query: jax.Array, key: jax.Array, value: jax.Array, bias: Any, mask
 
 
 class Attention(nn.Module, kw_only=True):
-    """Multi-head attention (Vaswani et al., 2017, section 3.2.2), with `kv_heads` grouped-query (Ainslie et al., 2023).
+    """Multi-head attention (Vaswani et al., 2017, section 3.2.2), with `kv_heads` grouped-query
+    (Ainslie et al., 2023).
 
-    To itself, or with `memory` to another sequence. With `cache` it takes the next tokens alone, and keeps the keys
-    and values of those before in the collection "cache".
+    To itself, or with `memory` to another sequence. With `cache` it takes the next tokens alone,
+    and keeps the keys and values of those before in the collection "cache".
     """
 
     heads: PositiveInt
     kv_heads: PositiveInt | None = None
     """Heads of keys and values; None: as many as heads."""
     causal: bool = False
-    """No position sees a later one."""
+    """Mask later positions."""
     window: PositiveInt | None = None
-    """How far a position sees, itself counted; None: everything."""
+    """Positions seen to one side, itself included; None: all."""
     rotary: bool = False
-    """Turn queries and keys by their positions."""
+    """Rotary positions on queries and keys."""
     rotary_base: AtLeastOne = 10_000.0
     bias: bool = False
     scale: float = 1.0
     """Of the output projection's initial values."""
     kernel: Kernel = "auto"
-    anew: bool = False
-    """Compute scores again in the backward pass, and keep none."""
+    remat: bool = False
+    """Recompute the scores in the backward pass."""
 
     @nn.compact
     def __call__(
@@ -303,13 +319,15 @@ class Attention(nn.Module, kw_only=True):
         offset: jax.Array | None = None,
         cache: int = 0,
     ) -> jax.Array:
-        """x [B, T, D], memory [B, S, D], segments [B, T] and [B, S], positions [B, T], scores [1, H, T, S] (added
-        before the softmax), offset [] (tokens in the cache) -> [B, T, D]."""
-        width, kv_heads = x.shape[-1], self.heads if self.kv_heads is None else self.kv_heads
+        """x [B, T, D], memory [B, S, D], segments [B, T] and [B, S], positions [B, T], scores [1,
+        H, T, S] (added before the softmax), offset [] (tokens in the cache) -> [B, T, D]."""
+        width = x.shape[-1]
+        kv_heads = self.heads if self.kv_heads is None else self.kv_heads
         head = width // self.heads
         if width % self.heads or (self.rotary and head % 2):
             raise Refused(
-                f"width {width} does not divide into heads {self.heads} of {'an even' if self.rotary else 'one'} width."
+                f"width {width} does not divide into heads {self.heads} of "
+                f"{'an even' if self.rotary else 'one'} width."
             )
         if self.heads % kv_heads:
             raise Refused(
@@ -319,7 +337,8 @@ class Attention(nn.Module, kw_only=True):
             raise Refused(
                 f"window {self.window}: a position sees at least itself, so make it 1 or more."
             )
-        axes, source = ("embed", "heads", None), x if memory is None else memory
+        axes = ("embed", "heads", None)
+        source = x if memory is None else memory
         query = Linear((self.heads, head), axes, bias=self.bias, name="query")(x)  # [B, T, H, K]
         shared = None if kv_heads == 1 else "heads"  # a single head cannot be split over the mesh
         joint = ("embed", None, shared, None)
@@ -328,22 +347,24 @@ class Attention(nn.Module, kw_only=True):
         )  # [B, S, 2, G, K]
         if cache and (segments is not None or x.shape[1] > cache):
             raise Refused(
-                f"a cache of {cache} takes at most so many tokens (here {x.shape[1]}), and no segments."
+                f"a cache of {cache} takes at most {cache} tokens (here {x.shape[1]}), and no "
+                f"segments."
             )
-        query, both = checkpoint_name(query, PROJECTION), checkpoint_name(both, PROJECTION)
+        query = checkpoint_name(query, PROJECTION)
+        both = checkpoint_name(both, PROJECTION)
         query = constrain(query, "batch", "length", "heads", None)
         split = "length" if self.kernel == "ring" else None  # else each place has all keys
         both = constrain(both, "batch", split, None, shared, None)
-        key, value = both[:, :, 0], both[:, :, 1]  # [B, S, G, K] each
+        # [B, S, G, K] each
+        key = both[:, :, 0]
+        value = both[:, :, 1]
         if self.rotary:
             if positions is None and offset is not None:
                 positions = jnp.arange(x.shape[1])[None] + offset
             query, key = (rotary(each, positions, self.rotary_base) for each in (query, key))
         if cache and memory is None:
-            key, value = (
-                self._remember("key", key, cache, offset),
-                self._remember("value", value, cache, offset),
-            )
+            key = self._remember("key", key, cache, offset)
+            value = self._remember("value", value, cache, offset)
         pair = None
         if segments is not None and not cache:
             pair = segments, segments if memory is None else memory_segments
@@ -359,7 +380,7 @@ class Attention(nn.Module, kw_only=True):
             bias=scores,
             offset=offset if cache and memory is None else None,
             kernel=self.kernel,
-            anew=self.anew,
+            remat=self.remat,
         )
         y = constrain(y, "batch", "length", "heads", None)
         out = Linear(

@@ -1,7 +1,7 @@
 """Who sees whom, by order, distance and segments.
 
-A query sees the keys of its own segment's number. Padding is segment 0, so it sees and is seen by padding alone;
-documents packed into one row have numbers of their own.
+A query sees the keys of its own segment's number. Padding is segment 0, so it sees and is seen by
+padding alone; documents packed into one row have numbers of their own.
 
 Letters in shape comments: B batch, T queries, S keys.
 """
@@ -9,7 +9,7 @@ Letters in shape comments: B batch, T queries, S keys.
 import jax
 import jax.numpy as jnp
 
-from jaxbig.models.layers.basic import within
+from jaxbig.models.layers.basic import length_mask
 
 Segments = tuple[jax.Array, jax.Array] | None
 """Of the queries [B, T] and of the keys [B, S]."""
@@ -17,7 +17,7 @@ Segments = tuple[jax.Array, jax.Array] | None
 
 def from_lengths(lengths: jax.Array, length: int) -> jax.Array:
     """Segments [B, L] of rows of those lengths [B]: 1, then 0 for padding."""
-    return within(lengths, length).astype(jnp.int32)
+    return length_mask(lengths, length).astype(jnp.int32)
 
 
 def visible(

@@ -1,6 +1,7 @@
-"""Layers that every family uses: parameters and linear maps with named axes, normalization, dropout.
+"""Basic layers: parameters with named axes, linear layers, embeddings, normalization, dropout.
 
-A model casts what comes in to its `dtype`; each layer computes in the dtype of its input, from float32 parameters.
+A model casts its input to its `dtype`. Each layer computes in the dtype of its input and keeps
+float32 parameters.
 
 Letters in shape comments: B batch, L length, D width.
 """
@@ -38,71 +39,114 @@ def parameter(
     axes: Axes,
     dtype: Any = None,
 ) -> jax.Array:
-    """Declares a parameter whose axes have logical names; gives it in `dtype` (None: exact), gathered over `fsdp`.
+    """Declares a parameter with logical axes and all-gathers it over `fsdp`.
 
-    The gathering is said here because the partitioner, left to itself, may choose a wrong gradient: with
-    `fsdp` and `tensor` both on an LSTM's kernel it was off by 19% at an exact loss (jax 0.10.2, CPU).
+    The all-gather is explicit because the partitioner may otherwise choose a wrong gradient: with
+    `fsdp` and `tensor` both on an LSTM's kernel it was off by 19% although the loss was exact (jax
+    0.10.2, CPU).
+
+    Args:
+      module: the module that owns the parameter.
+      name: its name in the parameter tree.
+      init: its initializer.
+      shape: its shape.
+      axes: the logical name of each axis, or None.
+      dtype: the dtype of the result; None: float32 or wider.
+
+    Returns:
+      The parameter, of `shape`.
     """
-    value = stored(module, name, init, shape, axes)
-    return gather(value, axes, dtype or accumulation_dtype(value.dtype))
+    value = sharded_parameter(module, name, init, shape, axes)
+    return all_gather_parameter(value, axes, dtype or accumulation_dtype(value.dtype))
 
 
-def stored(
+def sharded_parameter(
     module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...], axes: Axes
 ) -> jax.Array:
-    """Declares a parameter as `parameter` does, and gives it as it is stored: for `in_pieces`."""
-    return module.param(name, nn.with_logical_partitioning(init, axes), shape)  # type: ignore[return-value]
+    """Like `parameter`, but returns it as stored, sharded over `fsdp`; used with `chunked_sum`."""
+    value: Any = module.param(name, nn.with_logical_partitioning(init, axes), shape)
+    return value
 
 
-def gather(value: jax.Array, axes: Axes, dtype: Any) -> jax.Array:
-    """A stored parameter, or a piece of one, made ready for use."""
-    # in pieces once more: so it is cast before it is gathered, and a gradient is put in pieces before it is added up
+def all_gather_parameter(value: jax.Array, axes: Axes, dtype: Any) -> jax.Array:
+    """Casts a sharded parameter, or a chunk of one, to `dtype` and all-gathers it over `fsdp`."""
+    # Constrain to the stored sharding first: cast before the all-gather, reduce-scatter the
+    # gradient.
     return nn.with_logical_constraint(
         constrain(value.astype(dtype), *axes), axes, rules=rules_without_fsdp()
     )
 
 
-def in_pieces(
+def chunked_sum(
     count: int,
     axis: str,
-    work: Callable[..., jax.Array],
+    function: Callable[..., jax.Array],
     x: jax.Array,
     kernels: Sequence[tuple[jax.Array, Axes]],
-    gather: Callable[[jax.Array, Axes, Any], jax.Array] = gather,
+    gather: Callable[[jax.Array, Axes, Any], jax.Array] = all_gather_parameter,
 ) -> jax.Array:
-    """The sum of `work(x, *kernels)` over `count` equal pieces of that axis of stored parameters: one piece after
-    another is gathered, and its work done anew in the backward pass, so that memory holds one at a time.
+    """Sums `function(x, *kernels)` over equal chunks of one axis of sharded parameters.
 
-    Sums, those of the gradient of x too, are in float32. count 0: all at once.
+    All-gathers one chunk at a time and recomputes it in the backward pass, so that only one chunk
+    is in memory. The sum, and that of the gradient of x, are in float32.
+
+    Args:
+      count: the number of chunks; 0: everything at once.
+      axis: the logical name of the axis that is split; each kernel has it.
+      function: takes x and a chunk of each kernel; its results are summed.
+      x: the input; any shape.
+      kernels: parameters as stored, each with its logical axes.
+      gather: all-gathers a chunk of a kernel: (kernel, axes, dtype) -> kernel.
+
+    Returns:
+      The sum, in the dtype of x.
     """
     if not count:
-        return work(x, *(gather(kernel, axes, x.dtype) for kernel, axes in kernels))
-    summed, every = upcast(x), [axes for _, axes in kernels]
+        return function(x, *(gather(kernel, axes, x.dtype) for kernel, axes in kernels))
+    wide_x = upcast(x)
+    all_axes = [axes for _, axes in kernels]
 
-    def piece(now: list[jax.Array]) -> jax.Array:
-        whole = [gather(kernel, axes, x.dtype) for kernel, axes in zip(now, every, strict=True)]
-        return upcast(work(summed.astype(x.dtype), *whole))
+    def one_chunk(chunk: list[jax.Array]) -> jax.Array:
+        gathered = [
+            gather(kernel, axes, x.dtype) for kernel, axes in zip(chunk, all_axes, strict=True)
+        ]
+        return upcast(function(wide_x.astype(x.dtype), *gathered))
 
-    pieces = [split(kernel, axes.index(axis), axis, count) for kernel, axes in kernels]
-    start = jnp.zeros(jax.eval_shape(piece, [each[0] for each in pieces]).shape, summed.dtype)
-    # within shard_map it is known over which axes of the mesh a value varies
+    @jax.checkpoint
+    def add_chunk(total: jax.Array, chunk: list[jax.Array]) -> tuple[jax.Array, None]:
+        return total + one_chunk(chunk), None
+
+    chunks = [split(kernel, axes.index(axis), axis, count) for kernel, axes in kernels]
+    shape = jax.eval_shape(one_chunk, [kernel[0] for kernel in chunks]).shape
+    start = jnp.zeros(shape, wide_x.dtype)
+    # inside shard_map a carry must say over which axes of the mesh it varies
     varying = set[str]().union(
-        *(jax.typeof(each).manual_axis_type.varying for each in (summed, *pieces))
+        *(jax.typeof(value).manual_axis_type.varying for value in (wide_x, *chunks))
     )
     start = jax.lax.pcast(start, tuple(varying), to="varying")
-    total, _ = jax.lax.scan(
-        jax.checkpoint(lambda total, now: (total + piece(now), None)), start, pieces
-    )
+    total, _ = jax.lax.scan(add_chunk, start, chunks)
     return total.astype(x.dtype)
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Pins an activation to its logical axes."""
+    """Constrains an activation to the sharding of its logical axes."""
     return nn.with_logical_constraint(x, axes)
 
 
 def choose(field: str, value: str, choices: Any) -> Any:
-    """`value`, which is one of a Literal's or a table's; `Refused` names the field and what it may be."""
+    """Looks up the value of a field among its choices.
+
+    Args:
+      field: its name, for the message.
+      value: its value.
+      choices: a Literal, a tuple, or a table.
+
+    Returns:
+      The table's entry, or `value` itself.
+
+    Raises:
+      Refused: if the value is not one of the choices.
+    """
     names = list(choices) if isinstance(choices, dict | tuple) else get_args(choices)
     if value not in names:
         raise Refused(f"{field} {value!r}: it must be one of {', '.join(map(str, names))}.")
@@ -110,23 +154,23 @@ def choose(field: str, value: str, choices: Any) -> Any:
 
 
 def cast(x: jax.Array, dtype: str) -> jax.Array:
-    """The input of a model in the dtype it computes in; `Refused` names the dtypes there are."""
+    """Casts the input of a model to the dtype it computes in; raises if the dtype is unknown."""
     if jax.dtypes.canonicalize_dtype(choose("dtype", dtype, Dtype)) != dtype:
         raise Refused("dtype float64: jax makes it float32 unless JAX_ENABLE_X64=1 is set.")
     return x.astype(dtype)
 
 
 def drop(x: jax.Array, rate: float, train: bool) -> jax.Array:
-    """Sets a share of the values to zero in training (Srivastava et al., 2014), keyed by the layer that calls it."""
+    """Dropout (Srivastava et al., 2014); its key is that of the calling layer."""
     return nn.Dropout(rate, deterministic=not train)(x)
 
 
 class DropPath(nn.Module):
-    """Leaves out a residual branch for a share of the examples in training (Huang et al., 2016)."""
+    """Stochastic depth: drops a residual branch for random examples (Huang et al., 2016)."""
 
     @nn.compact
     def __call__(self, x: jax.Array, rate: float | jax.Array, train: bool) -> jax.Array:
-        """[B, ...] -> [B, ...]; the rate may differ from layer to layer of a scan."""
+        """[B, ...] -> [B, ...]; the rate may be an array, one a layer of a scan."""
         if not train or (isinstance(rate, int | float) and rate == 0):
             return x
         shape = (x.shape[0],) + (1,) * (x.ndim - 1)
@@ -135,20 +179,21 @@ class DropPath(nn.Module):
 
 
 def drop_path(x: jax.Array, rate: float | jax.Array, train: bool) -> jax.Array:
-    """The same as a function, for a compact method."""
+    """`DropPath` as a function, for use in a compact method."""
     return DropPath()(x, rate, train)
 
 
 def linear_init(scale: float, inputs: int, outputs: int) -> Initializer:
-    """Initial values of a kernel with so many axes that are summed over, then so many others."""
-    inward, outward = range(inputs), range(inputs, inputs + outputs)
+    """LeCun's initializer, times `scale`, for `inputs` input axes followed by `outputs` others."""
+    inward = range(inputs)
+    outward = range(inputs, inputs + outputs)
     if scale == 0:
         return nn.initializers.zeros
     return nn.initializers.variance_scaling(scale**2, "fan_in", "truncated_normal", inward, outward)
 
 
-class Stored(nn.Module):
-    """The kernel, and the bias or None, of a `Linear` of the same name, as they are stored: for `in_pieces`."""
+class ShardedParameters(nn.Module):
+    """Kernel and bias (or None) of a `Linear` of the same name, as stored; for `chunked_sum`."""
 
     shape: tuple[PositiveInt, PositiveInt]
     axes: Axes
@@ -157,25 +202,30 @@ class Stored(nn.Module):
 
     @nn.compact
     def __call__(self) -> tuple[jax.Array, jax.Array | None]:
-        kernel = stored(self, "kernel", linear_init(self.scale, 1, 1), self.shape, self.axes)
+        kernel = sharded_parameter(
+            self, "kernel", linear_init(self.scale, 1, 1), self.shape, self.axes
+        )
+        if not self.bias:
+            return kernel, None
         zeros = nn.initializers.zeros
-        return kernel, stored(
-            self, "bias", zeros, self.shape[1:], self.axes[1:]
-        ) if self.bias else None
+        return kernel, sharded_parameter(self, "bias", zeros, self.shape[1:], self.axes[1:])
 
 
 class Linear(nn.Module):
-    """`x @ kernel + bias` over the last `inputs` axes of x, to the axes of `shape`.
+    """`x @ kernel + bias`, contracting the last `inputs` axes of x.
 
-    axes: the logical names of the kernel's axes, inputs first. Initialized as LeCun et al. (1998), variance
-    1 / fan-in, times `scale`.
+    The kernel starts with variance `scale`^2 / fan-in (LeCun et al., 1998).
     """
 
     shape: tuple[PositiveInt, ...]
+    """Of the output, without the leading axes."""
     axes: Axes
+    """Logical names of the kernel's axes, input axes first."""
     inputs: PositiveInt = 1
+    """Number of input axes."""
     bias: bool = True
     scale: float = 1.0
+    """Scale of the initial kernel."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -193,15 +243,16 @@ class Linear(nn.Module):
 
 
 class Embedding(nn.Module):
-    """A table of `count` vectors: looked up by token, or by position."""
+    """A table of `count` vectors, indexed by token or by position."""
 
     count: PositiveInt
     width: PositiveInt
     std: Annotated[float, Range(float, ge=1e-6)] = 1.0
-    """Of its initial values."""
+    """Standard deviation of the initial values."""
     axis: str | None = "vocab"
-    """The logical name of its first axis."""
+    """Logical name of the first axis."""
     second: str | None = "embed"
+    """Logical name of the second axis."""
 
     def setup(self) -> None:
         init = nn.with_logical_partitioning(
@@ -210,50 +261,50 @@ class Embedding(nn.Module):
         self.table: Any = self.param("embedding", init, (self.count, self.width))
 
     def __call__(self, numbers: jax.Array) -> jax.Array:
-        """[...] -> [..., D]."""
+        """Integers [...] -> vectors [..., D]."""
         if not jnp.issubdtype(numbers.dtype, jnp.integer):
             raise Refused(
-                f"inputs are {numbers.dtype} of shape {numbers.shape} where tokens are looked up: give the "
-                f"model no vocab, or the data tokens."
+                f"inputs are {numbers.dtype} of shape {numbers.shape} where tokens are looked up: "
+                f"give the model no vocab, or the data tokens."
             )
         if self.axis is None or numbers.ndim != 2:
             return jnp.take(self.whole(), numbers, axis=0)
-        # over `fsdp` each device looks up its piece of every row's vectors, so that a big table is never gathered
+        # over `fsdp` each device looks up its shard of every vector: the table is not all-gathered
         table = constrain(self.table, self.axis, self.second)
         x = jnp.take(table, constrain(numbers, "copy", "length"), axis=0)  # [B, L, D]
         return constrain(constrain(x, "copy", "length", self.second), "batch", "length", None)
 
     def whole(self) -> jax.Array:
-        """[count, D]."""
+        """The table [count, D], all-gathered over `fsdp`."""
         return nn.with_logical_constraint(
             self.table, (self.axis, self.second), rules=rules_without_fsdp()
         )
 
     def output(self) -> jax.Array:
-        """The matrix [D, count] that makes logits, as it is stored: gathered where it is used."""
+        """The output matrix [D, count], as stored; all-gathered where it is used."""
         return self.table.T
 
 
 def to_logits(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """[B, L, D] and a matrix [D, V] -> logits over the vocabulary [B, L, V], float32."""
+    """Hidden states [B, L, D] and an output matrix [D, V] -> logits [B, L, V], float32."""
     whole = constrain(constrain(kernel.astype(x.dtype), "embed", "vocab"), None, "vocab")
     logits = jnp.tensordot(x, whole, axes=1)
     return constrain(upcast(logits), "batch", "length", "vocab")
 
 
-def within(lengths: jax.Array, length: int) -> jax.Array:
-    """Which of `length` places are inside rows of those lengths [B]: [B, L], true or false."""
+def length_mask(lengths: jax.Array, length: int) -> jax.Array:
+    """Lengths [B] -> bool [B, L]: True at positions within each row's length."""
     return jnp.arange(length)[None] < lengths[:, None]
 
 
 class RMSNorm(nn.Module):
-    """Root mean square layer normalization (Zhang and Sennrich, 2019): `x / rms(x) * scale` over the last axis."""
+    """RMS normalization over the last axis: `x / rms(x) * scale` (Zhang and Sennrich, 2019)."""
 
     epsilon: NonNegativeFloat = 1e-6
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., D] -> [..., D]. In float32: the mean of squares overflows and rounds in less."""
+        """[..., D] -> [..., D]. In float32: a mean of squares overflows and rounds in half."""
         scale = parameter(self, "scale", nn.initializers.ones, (x.shape[-1],), (None,))
         y = upcast(x)
         mean_square = jnp.mean(jnp.square(y), axis=-1, keepdims=True)
@@ -263,14 +314,17 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Layer normalization (Ba et al., 2016): `(x - mean) / sqrt(variance + epsilon) * scale + bias`, last axis."""
+    """Layer normalization over the last axis (Ba et al., 2016).
+
+    `(x - mean) / sqrt(variance + epsilon) * scale + bias`.
+    """
 
     epsilon: NonNegativeFloat = 1e-6
     bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., D] -> [..., D]. In float32, as RMSNorm."""
+        """[..., D] -> [..., D]. In float32, like `RMSNorm`."""
         scale = parameter(self, "scale", nn.initializers.ones, (x.shape[-1],), (None,))
         y = upcast(x)
         y = y - jnp.mean(y, axis=-1, keepdims=True)

@@ -1,7 +1,8 @@
-"""A mixture of experts in place of a block's perceptron: each token is seen by a few of many, and none is dropped.
+"""A mixture of experts in place of a block's MLP: each token is seen by a few of many, and
+none is dropped.
 
-Letters in shape comments: B batch, L length, D width, F hidden width, E experts, K experts a token, T tokens here, N
-rows that are multiplied.
+Letters in shape comments: B batch, L length, D width, F hidden width, E experts, K experts a token,
+T tokens here, N rows that are multiplied.
 """
 
 from collections.abc import Callable
@@ -17,23 +18,34 @@ from jaxbig.arrays.dtypes import HIGHEST, upcast
 from jaxbig.constraints import NonNegativeFloat, NonNegativeInt, PositiveInt
 from jaxbig.distributed.logical_axes import as_tuple, platform
 from jaxbig.errors import Refused
-from jaxbig.models.layers.basic import ACTIVATIONS, Axes, constrain, in_pieces, parameter, stored
+from jaxbig.models.layers.basic import (
+    ACTIVATIONS,
+    Axes,
+    chunked_sum,
+    constrain,
+    parameter,
+    sharded_parameter,
+)
 
-INWARD, OUTWARD = ("experts", "embed", "mlp"), ("experts", "mlp", "embed")
+INWARD = ("experts", "embed", "mlp")
+OUTWARD = ("experts", "mlp", "embed")
 LOSSES = "losses"
 """The collection of what a model adds to the loss in training: sums over tokens, as losses are."""
 TILE = 32
-"""Rows that one expert is given at a time on a CPU, where a ragged product is ten times slower than tiles."""
+"""Rows that one expert is given at a time on a CPU, where a ragged product is ten times slower than
+tiles."""
 
 
 class Experts(nn.Module):
-    """Each token's vector goes through the `chosen` experts that its router scores highest, and their outputs are added
-    by the softmax of those scores (Jiang et al., 2024, Mixtral, section 2.1). Dropless: every copy is computed.
+    """Each token's vector goes through the `chosen` experts that its router scores highest, and
+    their outputs are added by the softmax of those scores (Jiang et al., 2024, Mixtral, section
+    2.1). Dropless: every copy is computed.
 
-    In training two terms are added to the loss, sums over tokens, so that parts and devices change nothing. Balance:
-    `load_balance_loss * E / K * sum_e f_e P_e`, f_e the share of a row's copies that expert e gets (times K), P_e its mean
-    probability: Fedus et al. (2021, eq. 4), taken in each row as DeepSeek-AI (2024, V3, eq. 17 to 20) do; it is
-    `load_balance_loss` where all are even. And `router_z_loss * logsumexp(scores)^2` (Zoph et al., 2022, eq. 5).
+    In training two terms are added to the loss, sums over tokens, so that parts and devices change
+    nothing. Balance: `load_balance_loss * E / K * sum_e f_e P_e`, f_e the share of a row's copies
+    that expert e gets (times K), P_e its mean probability: Fedus et al. (2021, eq. 4), taken in
+    each row as DeepSeek-AI (2024, V3, eq. 17 to 20) do; it is `load_balance_loss` where all are
+    even. And `router_z_loss * logsumexp(scores)^2` (Zoph et al., 2022, eq. 5).
     """
 
     experts: NonNegativeInt
@@ -42,7 +54,7 @@ class Experts(nn.Module):
     activation: str
     gated: bool
     chunks: NonNegativeInt = 0
-    """Pieces of the hidden width that are computed one at a time; 0: all at once."""
+    """Chunks of the hidden width that are computed one at a time; 0: all at once."""
     load_balance_loss: NonNegativeFloat = 0.0
     router_z_loss: NonNegativeFloat = 0.0
     scale: float = 1.0
@@ -52,11 +64,13 @@ class Experts(nn.Module):
     def __call__(self, x: jax.Array, segments: jax.Array | None = None) -> jax.Array:
         """[B, L, D], and segments [B, L], 0 for padding -> [B, L, D], 0 at padding.
 
-        Without segments the batch's mask says what is padding. No expert computes it, and the added terms leave it out.
+        Without segments the batch's mask says what is padding. No expert computes it, and the added
+        terms leave it out.
         """
         if not 1 <= self.chosen <= self.experts:
             raise Refused(
-                f"experts_per_token {self.chosen} of experts {self.experts}: make it 1 to {self.experts}."
+                f"experts_per_token {self.chosen} of experts {self.experts}: make it 1 to "
+                f"{self.experts}."
             )
         width = x.shape[-1]
         router = parameter(
@@ -66,7 +80,7 @@ class Experts(nn.Module):
             (width, self.experts),
             ("embed", None),
         )
-        # in float32: which experts are highest hangs on little, and a softmax lies in less
+        # router in float32: top-k is sensitive to rounding
         scores = jnp.tensordot(upcast(x), router, axes=1, precision=HIGHEST)  # [B, L, E]
         scores = constrain(scores, "batch", "length", None)
         best, numbers = jax.lax.top_k(scores, self.chosen)  # [B, L, K] each
@@ -77,10 +91,10 @@ class Experts(nn.Module):
             numbers = jnp.where(real[..., None], numbers, self.experts)  # none of them
         names = ["up_kernel", "gate_kernel"] if self.gated else ["up_kernel"]
         kernels = [
-            stored(self, name, _initial(1.0), (self.experts, width, self.hidden), INWARD)
+            sharded_parameter(self, name, _initial(1.0), (self.experts, width, self.hidden), INWARD)
             for name in names
         ]
-        last = stored(
+        last = sharded_parameter(
             self, "down_kernel", _initial(self.scale), (self.experts, self.hidden, width), OUTWARD
         )
         y = over_mesh(self._mix)(x, nn.softmax(best), numbers, *kernels, last)
@@ -117,10 +131,13 @@ class Experts(nn.Module):
         first: Any,
         gather: Any,
     ) -> jax.Array:
-        """Rows [B, L, D], the weights and numbers [B, L, K] of their experts, and the experts from `first` on,
-        [E, D, F] and [E, F, D] as they are stored -> what these make of the rows [B, L, D]."""
-        tokens, experts = x.reshape(-1, x.shape[-1]), len(kernels[0])  # [T, D]
-        places, here, sizes, count = sort(numbers.reshape(-1) - first, experts)
+        """Rows [B, L, D], the weights and numbers [B, L, K] of their experts, and the experts from
+        `first` on, [E, D, F] and [E, F, D] as they are stored -> what these make of the rows [B, L,
+        D]."""
+        # [T, D]
+        tokens = x.reshape(-1, x.shape[-1])
+        experts = len(kernels[0])
+        places, here, sizes, count = route(numbers.reshape(-1) - first, experts)
         copies = jnp.arange(len(places)) // self.chosen
         source = jnp.zeros(count, jnp.int32).at[places].set(copies)  # the token in each row
         real = (
@@ -129,12 +146,16 @@ class Experts(nn.Module):
         rows = jnp.where(real, tokens[source], 0)  # [N, D]
 
         def work(rows: jax.Array, *kernels: jax.Array) -> jax.Array:
-            y, act = multiply(rows, kernels[0], sizes), ACTIVATIONS[self.activation]  # [N, F]
-            y = y * act(multiply(rows, kernels[1], sizes)) if self.gated else act(y)
-            return multiply(y, kernels[-1], sizes)  # [N, D]
+            # [N, F]
+            y = grouped_matmul(rows, kernels[0], sizes)
+            act = ACTIVATIONS[self.activation]
+            y = y * act(grouped_matmul(rows, kernels[1], sizes)) if self.gated else act(y)
+            return grouped_matmul(y, kernels[-1], sizes)  # [N, D]
 
         axes = [INWARD] * (len(kernels) - 1) + [OUTWARD]
-        y = in_pieces(self.chunks, "mlp", work, rows, list(zip(kernels, axes, strict=True)), gather)
+        y = chunked_sum(
+            self.chunks, "mlp", work, rows, list(zip(kernels, axes, strict=True)), gather
+        )
         y = upcast(y[places])  # [T K, D]
         y = jnp.where(here[:, None], y, 0) * weights.reshape(-1, 1)
         return (
@@ -148,9 +169,10 @@ def _initial(scale: float) -> Any:
     return nn.initializers.variance_scaling(scale**2, "fan_in", "truncated_normal", batch_axis=0)
 
 
-def sort(numbers: jax.Array, experts: int) -> tuple[jax.Array, jax.Array, jax.Array, int]:
-    """The expert of each copy [T K], 0 to E or another -> the place of each copy in rows that are sorted by expert,
-    whether it is one of these experts', how many rows each expert has [E], and N."""
+def route(numbers: jax.Array, experts: int) -> tuple[jax.Array, jax.Array, jax.Array, int]:
+    """The expert of each copy [T K], 0 to E or another -> the place of each copy in rows that are
+    sorted by expert, whether it is one of these experts', how many rows each expert has [E], and
+    N."""
     tile = TILE if platform() == "cpu" else 1
     here = (numbers >= 0) & (numbers < experts)
     numbers = jnp.where(here, numbers, experts)
@@ -165,8 +187,9 @@ def sort(numbers: jax.Array, experts: int) -> tuple[jax.Array, jax.Array, jax.Ar
     return places, here, rooms[:experts], count
 
 
-def multiply(rows: jax.Array, kernels: jax.Array, sizes: jax.Array) -> jax.Array:
-    """Rows [N, D], the first sizes[0] of the first expert and so on, times kernels [E, D, F] -> [N, F]."""
+def grouped_matmul(rows: jax.Array, kernels: jax.Array, sizes: jax.Array) -> jax.Array:
+    """Rows [N, D], the first sizes[0] of the first expert and so on, times kernels [E, D, F] -> [N,
+    F]."""
     if platform() != "cpu":
         return jax.lax.ragged_dot(rows, kernels, sizes.astype(jnp.int32))
     tiles = rows.reshape(-1, TILE, rows.shape[-1])
@@ -178,8 +201,9 @@ def multiply(rows: jax.Array, kernels: jax.Array, sizes: jax.Array) -> jax.Array
 def over_mesh(mix: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """`mix` on each device, with the rows of its group over `expert` and the experts that are here.
 
-    A product of ragged groups cannot be split by the partitioner, so it is said who does what: over `expert` the tokens
-    are gathered and the outputs scattered again, over the axes of `mlp` each has a piece of the hidden width.
+    A product of ragged groups cannot be split by the partitioner, so it is said who does what: over
+    `expert` the tokens are gathered and the outputs scattered again, over the axes of `mlp` each
+    has a piece of the hidden width.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size == 1 or not nn.get_logical_axis_rules():
@@ -189,16 +213,14 @@ def over_mesh(mix: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     placed: Any = map(nn.logical_to_mesh_axes, (INWARD, OUTWARD, ("batch", "length", "mlp")))
     inward, outward, tokens = placed
     rows = PartitionSpec(*tokens[:2])
-    spread, wide = (
-        as_tuple(inward[0]),
-        tuple(axis for axis in as_tuple(inward[2]) if axis != "fsdp"),
-    )
+    spread = as_tuple(inward[0])
+    wide = tuple(axis for axis in as_tuple(inward[2]) if axis != "fsdp")
     if spread not in ((), ("expert",)) or set(wide) & {
         axis for each in rows for axis in as_tuple(each)
     }:
         raise Refused(
-            f"a mixture's experts are split over expert or none, and their mlp over no axis of the tokens, not over "
-            f"{'+'.join(spread)} and {'+'.join(wide)}: change --mesh.overrides."
+            f"a mixture's experts are split over expert or none, and their mlp over no axis of the "
+            f"tokens, not over {'+'.join(spread)} and {'+'.join(wide)}: change --mesh.overrides."
         )
 
     def local(

@@ -1,13 +1,16 @@
-"""Ring attention (Liu et al., 2023): each device keeps its piece of the queries, while the pieces of keys and values
-go round all devices that share a row's length. None ever holds a whole row of them, or the scores of more than a block.
+"""Ring attention (Liu et al., 2023): each device keeps its piece of the queries, while the pieces
+of keys and values go round all devices that share a row's length. None ever holds a whole row of
+them, or the scores of more than a block.
 
-Softmax is taken online, in float32 (Dao et al., 2022, FlashAttention, algorithm 1), and the backward pass is a second
-ring in which the gradients of keys and values follow these home (appendix B.4), so memory is O(T) in both. Blocks that
-no query here may see are skipped. With causal attention the last piece's device then has the most to do and the others
-wait for it, which costs about half of all time; pieces dealt out evenly (Brandon et al., 2023) would not.
+Softmax is taken online, in float32 (Dao et al., 2022, FlashAttention, algorithm 1), and the
+backward pass is a second ring in which the gradients of keys and values follow these home (appendix
+B.4), so memory is O(T) in both. Blocks that no query here may see are skipped. With causal
+attention the last piece's device then has the most to do and the others wait for it, which costs
+about half of all time; pieces dealt out evenly (Brandon et al., 2023) would not.
 
-Letters in shape comments: B batch, T queries and S keys of a piece, N pieces, H heads, G heads of keys and values,
-R heads of queries for each of those (H / G), K width of a head, P blocks of keys in a piece, C keys in a block.
+Letters in shape comments: B batch, T queries and S keys of a piece, N pieces, H heads, G heads of
+keys and values, R heads of queries for each of those (H / G), K width of a head, P blocks of keys
+in a piece, C keys in a block.
 """
 
 import dataclasses
@@ -31,7 +34,8 @@ PLACES = ("batch", "length", "heads", None)
 
 
 def pieces() -> dict[str, int]:
-    """The mesh axes that split the length of rows and heads, and into how many; none where nothing does."""
+    """The mesh axes that split the length of rows and heads, and into how many; none where nothing
+    does."""
     return active_axes((nn.logical_to_mesh_axes(PLACES) or PLACES)[1])
 
 
@@ -43,14 +47,17 @@ def ring(
     window: int | None,
     segments: Segments,
 ) -> jax.Array:
-    """As `attend`, where there are `pieces`: [B, N T, H, K] and twice [B, N S, G, K] -> [B, N T, H, K]."""
-    over, lengths = pieces(), (query.shape[1], key.shape[1])
+    """As `attend`, where there are `pieces`: [B, N T, H, K] and twice [B, N S, G, K] -> [B, N T, H,
+    K]."""
+    over = pieces()
+    lengths = (query.shape[1], key.shape[1])
     count = math.prod(over.values())
     if any(length % count for length in lengths) or (causal and lengths[0] != lengths[1]):
         names = " x ".join(f"{axis}={size}" for axis, size in over.items())
         raise Refused(
-            f"kernel 'ring' takes lengths that {names} divides, equal ones if causal, not {lengths[0]} queries and "
-            f"{lengths[1]} keys: change them, the mesh, or --model.attention-kernel."
+            f"kernel 'ring' takes lengths that {names} divides, equal ones if causal, not "
+            f"{lengths[0]} queries and {lengths[1]} keys: change them, the mesh, or "
+            f"--model.attention-kernel."
         )
     heads: Any = nn.logical_to_mesh_axes(PLACES)
     places = PartitionSpec(*heads[:2])
@@ -72,26 +79,28 @@ class Round:
     window: int | None
 
     def turns(self, length: int) -> int:
-        """After so many all that a query sees has come by, in pieces of that length."""
+        """Number of ring steps that a causal window needs, for chunks of `length` keys."""
         if not self.causal or self.window is None:
             return self.count
         return min(self.count, 1 - (1 - self.window) // length)
 
     def pass_on(self, tree: Any, by: int = 1) -> Any:
-        """To the device that many pieces further: what was here `t` turns ago was made `t` pieces before."""
+        """To the device that many pieces further: what was here `t` turns ago was made `t` pieces
+        before."""
         to = [(device, (device + by) % self.count) for device in range(self.count)]
         return jax.lax.ppermute(tree, self.axes, to)
 
     def scores(
-        self, query: Any, first: Any, whose: Any, at: Any, key: Any, segments: Any
+        self, query: Any, first: Any, query_segments: Any, at: Any, key: Any, segments: Any
     ) -> tuple[Any, Any]:
-        """Queries [B, T, G, R, K] at positions from `first` on, and keys [B, C, G, K] from `at` on, of segments [B, T]
-        and [B, C] or None -> scores, and which of them count: [B, G, R, T, C] and [1 or B, 1, 1, T, C]."""
+        """Queries [B, T, G, R, K] at positions from `first` on, and keys [B, C, G, K] from `at` on,
+        of segments [B, T] and [B, C] or None -> scores, and which of them count: [B, G, R, T, C]
+        and [1 or B, 1, 1, T, C]."""
         found = jnp.einsum(
             "btgrk,bcgk->bgrtc", query, key, preferred_element_type=accumulation_dtype(query.dtype)
         )
         found = found * query.shape[-1] ** -0.5
-        pair = None if segments is None else (whose, segments)
+        pair = None if segments is None else (query_segments, segments)
         places = first + jnp.arange(query.shape[1]), at + jnp.arange(key.shape[1])
         seen = visible(*places, self.causal, self.window, pair)[:, :, None]
         return jnp.where(
@@ -99,11 +108,10 @@ class Round:
         ), seen
 
     def near(self, first: Any, queries: int, at: Any, keys: int) -> Any:
-        """Whether so many queries from `first` on may see any of the keys from `at` on."""
-        farthest, nearest = (
-            first + queries - 1 - at,
-            first - (at + keys - 1),
-        )  # distances, from query to key
+        """Whether any of the queries from `first` on may see any of the keys from `at` on."""
+        # distances, from query to key
+        farthest = first + queries - 1 - at
+        nearest = first - (at + keys - 1)
         near = farthest >= 0 if self.causal else True
         return (
             near
@@ -123,10 +131,12 @@ def local(
 def forward(
     round: Round, query: Any, key: Any, value: Any, segments: Segments
 ) -> tuple[jax.Array, Any]:
-    (batch, length, heads, width), groups = query.shape, key.shape[2]
-    whose, theirs = (None, None) if segments is None else segments
+    (batch, length, heads, width) = query.shape
+    groups = key.shape[2]
+    query_segments, key_segments = (None, None) if segments is None else segments
     q = query.reshape(batch, length, groups, heads // groups, width)
-    here, dtype = jax.lax.axis_index(round.axes), accumulation_dtype(query.dtype)
+    here = jax.lax.axis_index(round.axes)
+    dtype = accumulation_dtype(query.dtype)
 
     def turn(carry: Any, number: jax.Array) -> tuple[Any, None]:
         state, passed = carry
@@ -136,13 +146,14 @@ def forward(
         return (state, following), None
 
     def block(state: Any, now: Any) -> tuple[Any, None]:
-        at, key, value, theirs = now  # [], twice [B, C, G, K], [B, C]
+        at, key, value, key_segments = now  # [], twice [B, C, G, K], [B, C]
 
         def add(state: Any) -> Any:
             out, top, total = state
-            scores, _ = round.scores(q, here * length, whose, at, key, theirs)
+            scores, _ = round.scores(q, here * length, query_segments, at, key, key_segments)
             higher = jnp.maximum(top, jnp.max(scores, axis=-1))  # [B, G, R, T]
-            powers, shrunk = jnp.exp(scores - higher[..., None]), jnp.exp(top - higher)
+            powers = jnp.exp(scores - higher[..., None])
+            shrunk = jnp.exp(top - higher)
             more = jnp.einsum(
                 "bgrtc,bcgk->bgrtk", powers.astype(value.dtype), value, preferred_element_type=dtype
             )
@@ -158,7 +169,7 @@ def forward(
         jnp.full(shape, -jnp.inf, dtype),
         jnp.zeros(shape, dtype),
     )
-    passed = blocks(key), blocks(value), blocks(theirs)
+    passed = blocks(key), blocks(value), blocks(key_segments)
     ((out, top, total), _), _ = jax.lax.scan(turn, (start, passed), jnp.arange(round.turns(length)))
     out = jnp.moveaxis(out / total[..., None], 3, 1).reshape(query.shape).astype(value.dtype)
     return out, (query, key, value, segments, out, top, total)
@@ -166,49 +177,50 @@ def forward(
 
 def backward(round: Round, saved: Any, gradient: jax.Array) -> tuple[Any, Any, Any, None]:
     query, key, value, segments, out, top, total = saved
-    (batch, length, heads, width), groups = query.shape, key.shape[2]
-    whose, theirs = (None, None) if segments is None else segments
-    here, dtype = jax.lax.axis_index(round.axes), accumulation_dtype(query.dtype)
+    (batch, length, heads, width) = query.shape
+    groups = key.shape[2]
+    query_segments, key_segments = (None, None) if segments is None else segments
+    here = jax.lax.axis_index(round.axes)
+    dtype = accumulation_dtype(query.dtype)
     product = functools.partial(jnp.einsum, preferred_element_type=dtype)
-    q, above, out = (
+    q, d_out, out = (
         x.reshape(batch, length, groups, heads // groups, width) for x in (query, gradient, out)
     )
-    of_total = product("btgrk,btgrk->bgrt", above, out)
+    d_total = product("btgrk,btgrk->bgrt", d_out, out)
 
     def turn(carry: Any, number: jax.Array) -> tuple[Any, None]:
-        of_query, passed, so_far = carry
-        following, so_far = round.pass_on(passed), round.pass_on(so_far)
+        d_query, passed, gradients = carry
+        following = round.pass_on(passed)
+        gradients = round.pass_on(gradients)
         starts = first_keys(here - number, round.count, passed)
-        of_query, more = jax.lax.scan(block, of_query, (starts, *passed))
-        return (of_query, following, jax.tree.map(jnp.add, so_far, more)), None
+        d_query, more = jax.lax.scan(block, d_query, (starts, *passed))
+        return (d_query, following, jax.tree.map(jnp.add, gradients, more)), None
 
-    def block(of_query: jax.Array, now: Any) -> tuple[jax.Array, Any]:
-        at, key, value, theirs = now
+    def block(d_query: jax.Array, now: Any) -> tuple[jax.Array, Any]:
+        at, key, value, key_segments = now
 
-        def add(of_query: jax.Array) -> Any:
-            scores, seen = round.scores(q, here * length, whose, at, key, theirs)
+        def add(d_query: jax.Array) -> Any:
+            scores, seen = round.scores(q, here * length, query_segments, at, key, key_segments)
             shares = jnp.exp(scores - top[..., None]) / total[..., None]  # [B, G, R, T, C]
-            of_shares = product("btgrk,bcgk->bgrtc", above, value)
-            of_scores = jnp.where(
-                seen, shares * (of_shares - of_total[..., None]) * width**-0.5, 0
+            d_shares = product("btgrk,bcgk->bgrtc", d_out, value)
+            d_scores = jnp.where(
+                seen, shares * (d_shares - d_total[..., None]) * width**-0.5, 0
             ).astype(q.dtype)
-            of_value = product("bgrtc,btgrk->bcgk", shares.astype(above.dtype), above)
-            of_key = product("bgrtc,btgrk->bcgk", of_scores, q)
-            return of_query + product("bgrtc,bcgk->btgrk", of_scores, key), (of_key, of_value)
+            d_value = product("bgrtc,btgrk->bcgk", shares.astype(d_out.dtype), d_out)
+            d_key = product("bgrtc,btgrk->bcgk", d_scores, q)
+            return d_query + product("bgrtc,bcgk->btgrk", d_scores, key), (d_key, d_value)
 
         none = jnp.zeros(key.shape, dtype)
         near = round.near(here * length, length, at, key.shape[1])
-        return jax.lax.cond(near, add, lambda same: (same, (none, none)), of_query)
+        return jax.lax.cond(near, add, lambda same: (same, (none, none)), d_query)
 
-    passed = blocks(key), blocks(value), blocks(theirs)
+    passed = blocks(key), blocks(value), blocks(key_segments)
     start = jnp.zeros(q.shape, dtype), passed, (jnp.zeros(passed[0].shape, dtype),) * 2
     turns = round.turns(length)
-    (of_query, _, there), _ = jax.lax.scan(turn, start, jnp.arange(turns))
-    of_key, of_value = (
-        jnp.moveaxis(each, 0, 1) for each in round.pass_on(there, 1 - turns)
-    )  # home
-    of_key, of_value = (each.reshape(key.shape).astype(key.dtype) for each in (of_key, of_value))
-    return of_query.reshape(query.shape).astype(query.dtype), of_key, of_value, None
+    (d_query, _, there), _ = jax.lax.scan(turn, start, jnp.arange(turns))
+    d_key, d_value = (jnp.moveaxis(each, 0, 1) for each in round.pass_on(there, 1 - turns))  # home
+    d_key, d_value = (each.reshape(key.shape).astype(key.dtype) for each in (d_key, d_value))
+    return d_query.reshape(query.shape).astype(query.dtype), d_key, d_value, None
 
 
 local.defvjp(forward, backward)
@@ -223,6 +235,7 @@ def blocks(x: jax.Array | None) -> Any:
 
 
 def first_keys(piece: jax.Array, count: int, passed: Any) -> jax.Array:
-    """The positions of the first key of each block of a piece, which is counted from 0 round the ring: [P]."""
+    """The positions of the first key of each block of a piece, which is counted from 0 round the
+    ring: [P]."""
     many, _, size = passed[0].shape[:3]
     return (piece % count * many + jnp.arange(many)) * size

@@ -1,6 +1,7 @@
 """The splash attention kernel for TPUs (Pallas, comes with jax), placed on a mesh.
 
-Letters in shape comments: B batch, T queries, S keys, H heads, G heads of keys and values, K width of a head.
+Letters in shape comments: B batch, T queries, S keys, H heads, G heads of keys and values, K width
+of a head.
 """
 
 import math
@@ -25,10 +26,11 @@ def splash(
     window: int | None,
     segments: Segments,
 ) -> jax.Array:
-    """As `attend`: [B, T, H, K] and [B, S, G, K] -> [B, T, H, K]. Elsewhere than on a TPU it is interpreted, slowly.
+    """As `attend`: [B, T, H, K] and [B, S, G, K] -> [B, T, H, K]. Elsewhere than on a TPU it is
+    interpreted, slowly.
 
-    A kernel is a program for one device, so under a mesh it is given each device's rows, queries and heads by
-    shard_map, all keys of these, and its own part of the mask.
+    A kernel is a program for one device, so under a mesh it is given each device's rows, queries
+    and heads by shard_map, all keys of these, and its own part of the mask.
     """
     lengths = query.shape[1], key.shape[1]
     queries: Any = nn.logical_to_mesh_axes(("batch", "length", "heads", None)) or (None,) * 4
@@ -40,24 +42,28 @@ def splash(
         )
     if key.shape[2] > 1 and key.shape[2] % over[2]:
         raise Refused(
-            f"kernel 'splash' cannot split {key.shape[2]} heads of keys over {over[2]} devices (tensor)."
+            f"kernel 'splash' cannot split {key.shape[2]} heads of keys over {over[2]} devices "
+            f"(tensor)."
         )
     if not causal and (window is None or window >= max(lengths)):
         # the same for all queries: of such a mask jax 0.10.2 cannot make parts
         mask: masks.Mask = masks.FullMask((lengths[0] // over[1], lengths[1]))
-        parts, place = 1, None
+        parts = 1
+        place = None
     else:
         mask = masks.CausalMask(lengths) if causal else masks.FullMask(lengths)
         if window is not None:
             mask = mask & masks.LocalMask(lengths, (window - 1, 0 if causal else window - 1), 0)
-        parts, place = over[1], queries[1]
+        parts = over[1]
+        place = queries[1]
     every_head = masks.MultiHeadMask([mask] * query.shape[2])
     kernel = pallas.make_splash_mha(
         every_head, head_shards=over[2], q_seq_shards=parts, interpret=platform() != "tpu"
     )
     if not nn.get_logical_axis_rules():
         return _local(kernel, query, key, value, segments)
-    rows, mesh = queries[0], jax.sharding.get_abstract_mesh()
+    rows = queries[0]
+    mesh = jax.sharding.get_abstract_mesh()
     keys = PartitionSpec(rows, None, None if key.shape[2] == 1 else queries[2])
     pair = None if segments is None else (PartitionSpec(*queries[:2]), PartitionSpec(rows))
     of_kernel = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(queries[2], place)))

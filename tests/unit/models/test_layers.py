@@ -37,7 +37,8 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def test_linear_contracts_its_last_axes() -> None:
-    x, module = normal(2, 3, 4, 5), Linear((6, 7), ("heads", None, None, "mlp"), inputs=2)
+    x = normal(2, 3, 4, 5)
+    module = Linear((6, 7), ("heads", None, None, "mlp"), inputs=2)
     p = {"kernel": normal(4, 5, 6, 7, seed=1), "bias": normal(6, 7, seed=2)}
     expected = np.einsum("blij,ijmn->blmn", x, p["kernel"]) + p["bias"]
     np.testing.assert_allclose(module.apply({"params": p}, x), expected, rtol=1e-4, atol=1e-5)
@@ -50,7 +51,8 @@ def test_linear_begins_with_the_variance_of_its_fan_in() -> None:
 
 
 def test_rms_norm_is_its_equation() -> None:
-    x, scale = 10 * normal(2, 3, 8), normal(8, seed=1)
+    x = 10 * normal(2, 3, 8)
+    scale = normal(8, seed=1)
     expected = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * scale
     np.testing.assert_allclose(
         RMSNorm().apply({"params": {"scale": scale}}, x), expected, rtol=1e-5
@@ -61,14 +63,16 @@ def test_rms_norm_is_its_equation() -> None:
 def test_norms_of_bfloat16_are_made_in_float32(module: nn.Module) -> None:
     x = jnp.asarray(300 + normal(1, 256), jnp.bfloat16)  # its squares would round to one number
     p = nn.meta.unbox(module.init(KEY, x))
-    found, expected = module.apply(p, x), module.apply(p, x.astype(jnp.float32))
+    found = module.apply(p, x)
+    expected = module.apply(p, x.astype(jnp.float32))
     assert found.dtype == jnp.bfloat16  # type: ignore[union-attr]
     np.testing.assert_allclose(np.asarray(found, np.float32), expected, atol=0.02)
 
 
 def test_an_embedding_looks_up_and_gives_its_whole_table() -> None:
     table = normal(5, 3)
-    module, p = Embedding(5, 3), {"params": {"embedding": table}}
+    module = Embedding(5, 3)
+    p = {"params": {"embedding": table}}
     np.testing.assert_array_equal(module.apply(p, np.array([[4, 0]])), table[[[4, 0]]])
     np.testing.assert_array_equal(module.apply(p, method="whole"), table)
 
@@ -95,7 +99,9 @@ def test_drop_path_keeps_or_leaves_out_whole_examples_and_their_mean() -> None:
 
 # -- where parameters begin
 
-IMAGE, ROWS, TOKENS = normal(1, 8, 8, 1), normal(1, 4, 3), np.ones((1, 4), np.int32)
+IMAGE = normal(1, 8, 8, 1)
+ROWS = normal(1, 4, 3)
+TOKENS = np.ones((1, 4), np.int32)
 BEGIN: dict[str, tuple[nn.Module, tuple[Any, ...]]] = {
     "conv net": (
         ConvNet(layers=(Conv(4), Pool(), Conv(6, stride=2), Dense(5)), classes=3),
@@ -125,7 +131,9 @@ def starter(module: Any, inputs: Any) -> Callable[[int], dict[str, np.ndarray]]:
 @pytest.mark.parametrize("name", BEGIN)
 def test_a_seed_gives_the_same_parameters_and_each_path_its_own(name: str) -> None:
     start = starter(*BEGIN[name])
-    first, again, other = start(0), start(0), start(1)
+    first = start(0)
+    again = start(0)
+    other = start(1)
     constant = {path for path in first if path.split("/")[-1] in ("bias", "scale", "token")}
     for path, value in first.items():
         np.testing.assert_array_equal(value, again[path])

@@ -1,4 +1,5 @@
-"""A mixture of experts is what a loop over tokens and experts says, drops nobody, and adds its terms as sums."""
+"""A mixture of experts is what a loop over tokens and experts says, drops nobody, and adds its
+terms as sums."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from jaxbig.distributed.sharding import device_put_batch
 from jaxbig.errors import Refused
 from jaxbig.models.griffin import LRU, RGLRU
 from jaxbig.models.layers import mixture_of_experts
-from jaxbig.models.layers.mixture_of_experts import LOSSES, Experts, sort
+from jaxbig.models.layers.mixture_of_experts import LOSSES, Experts, route
 from jaxbig.program.gradient import make_gradient
 from jaxbig.tools.shrink import random_batch
 
@@ -106,7 +107,7 @@ def test_copies_are_sorted_by_expert_in_whole_tiles(
 ) -> None:
     monkeypatch.setattr(mixture_of_experts, "TILE", tile)
     numbers = jnp.array([2, 0, 2, 5, -1, 2, 0])  # 5 and -1 are elsewhere
-    places, here, sizes, count = sort(numbers, 3)
+    places, here, sizes, count = route(numbers, 3)
     assert here.tolist() == [True, True, True, False, False, True, True]
     assert sizes.tolist() == [-(-2 // tile) * tile, 0, -(-3 // tile) * tile]
     begin = int(sizes[0])
@@ -173,10 +174,8 @@ def test_parts_of_a_batch_have_the_loss_and_gradient_of_the_whole(parts: Any, se
             found = jax.jit(make_gradient(experiment, mesh))
             return found(params, {}, device_put_batch(rows, mesh), jnp.int32(0))[:2]
 
-    (whole, sums), (found, other) = (
-        gradient(experiment),
-        gradient(dataclasses.replace(experiment, **parts)),
-    )
+    (whole, sums) = gradient(experiment)
+    (found, other) = gradient(dataclasses.replace(experiment, **parts))
     assert sums["loss"].mean() > sums["cross_entropy"].mean() > 0
     for name in ("loss", "cross_entropy", "auxiliary_loss"):
         np.testing.assert_allclose(other[name].mean(), sums[name].mean(), rtol=1e-6, err_msg=name)
@@ -192,7 +191,8 @@ def test_parts_of_a_batch_have_the_loss_and_gradient_of_the_whole(parts: Any, se
 def test_products_of_routers_and_recurrences_are_float32_on_every_platform(
     layer: Any, count: int
 ) -> None:
-    """An accelerator rounds what is multiplied to 8 or 10 bits, unless a product asks for the highest precision."""
+    """An accelerator rounds what is multiplied to 8 or 10 bits, unless a product asks for the
+    highest precision."""
     x = jnp.ones((1, 4, 8))
     traced = jax.make_jaxpr(layer.apply)(jax.eval_shape(layer.init, jax.random.key(0), x), x).jaxpr
     asked = [equation.params["precision"] for equation in products(traced)]

@@ -46,7 +46,8 @@ def test_it_is_scikit_learns(widths: Any, activation: Any, theirs: str, outputs:
     layers = [p[f"linear_{layer}"] for layer in range(len(widths))] + [p["head"]]
     other.coefs_ = [layer["kernel"].astype(np.float64) for layer in layers]
     other.intercepts_ = [layer["bias"].astype(np.float64) for layer in layers]
-    ours, expected = applied(model, p), other.predict(X.astype(np.float64))
+    ours = applied(model, p)
+    expected = other.predict(X.astype(np.float64))
     assert ours.shape == expected.shape == ((5,) if outputs == 1 else (5, outputs))
     np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
 
@@ -87,7 +88,8 @@ def test_without_hidden_layers_it_is_a_line() -> None:
 
 
 def test_an_input_of_many_axes_is_read_as_one() -> None:
-    model, x = MLP(widths=(4,)), np.arange(24, dtype=np.float32).reshape(2, 3, 4) / 24
+    model = MLP(widths=(4,))
+    x = np.arange(24, dtype=np.float32).reshape(2, 3, 4) / 24
     p = parameters(model, x)
     np.testing.assert_array_equal(applied(model, p, x), applied(model, p, x.reshape(2, 12)))
 
@@ -109,7 +111,8 @@ def test_dropout_is_of_training_alone_and_after_each_hidden_layer() -> None:
 def test_in_bfloat16_it_gives_float32_from_float32_parameters() -> None:
     model = MLP(widths=(16,), dtype="bfloat16")
     p = parameters(model)
-    y, exact = applied(model, p), applied(MLP(widths=(16,)), p)
+    y = applied(model, p)
+    exact = applied(MLP(widths=(16,)), p)
     assert y.dtype == jnp.float32 and {leaf.dtype for leaf in jax.tree.leaves(p)} == {
         np.dtype(np.float32)
     }

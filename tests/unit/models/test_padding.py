@@ -1,5 +1,5 @@
-"""Rows and positions that are not real count in no sum, mean or statistic: the same examples, with padding added to
-them, have the same loss, gradient, metrics and batch statistics."""
+"""Rows and positions that are not real count in no sum, mean or statistic: the same examples, with
+padding added to them, have the same loss, gradient, metrics and batch statistics."""
 
 import dataclasses
 import functools
@@ -40,7 +40,10 @@ from jaxbig.program.bad_steps import FAULT
 from jaxbig.program.gradient import with_losses
 from jaxbig.program.program import make_program
 
-ROWS, LENGTH, VOCAB, KEY = 3, 5, 11, jax.random.key(3)
+ROWS = 3
+LENGTH = 5
+VOCAB = 11
+KEY = jax.random.key(3)
 Batch = dict[str, np.ndarray]
 
 
@@ -88,7 +91,8 @@ def sentences() -> Batch:
 SHORT: dict[str, Any] = {"vocab": VOCAB, "depth": 1, "width": 8, "heads": 2, "mlp_width": 8}
 MIXED = {**SHORT, "experts": 4, "router_z_loss": 0.5, "load_balance_loss": 0.7}
 TOKENS = ("inputs", "targets", "mask")
-NEXT, FOUR = NextToken(vocab=VOCAB, z_loss=0.1), Classification(classes=4)
+NEXT = NextToken(vocab=VOCAB, z_loss=0.1)
+FOUR = Classification(classes=4)
 PAIR = Seq2Seq(vocab=VOCAB, start=1, end=2, smoothing=0.1)
 HIDDEN = MaskedToken(vocab=VOCAB, mask_token=0, rate=0.5)
 HEARD = {
@@ -175,11 +179,10 @@ CASES: dict[str, Case] = {
 
 
 def drawn(case: Case) -> Any:
-    """Numbers for the model's variables; those that are divided by are 1. To draw them in jax takes long to compile."""
-    draw, init = (
-        np.random.default_rng(0),
-        nn.init(lambda f: case.objective(f, case.batch, KEY, False), case.model),
-    )
+    """Numbers for the model's variables; those that are divided by are 1. To draw them in jax takes
+    long to compile."""
+    draw = np.random.default_rng(0)
+    init = nn.init(lambda f: case.objective(f, case.batch, KEY, False), case.model)
     shapes = nn.meta.unbox(jax.eval_shape(init, {"params": KEY}))
     params = jax.tree.map(
         lambda leaf: draw.normal(0, 0.5, leaf.shape).astype(leaf.dtype), shapes.pop("params")
@@ -258,7 +261,8 @@ def left_out(**changes: Any) -> Experiment:
     """A perceptron whose data may leave records out."""
     data = Columns(records=Synthetic(texts=()), batch=8, shape=(2,), classes=2, skip_bad_records=1)
     adam = AdamW(learning_rate=Constant(1e-2), weight_decay=0.1)
-    model, objective = MLP(widths=(4,), outputs=2), Classification(classes=2)
+    model = MLP(widths=(4,), outputs=2)
+    objective = Classification(classes=2)
     parts: Any = {
         "model": model,
         "objective": objective,

@@ -36,7 +36,8 @@ def tokens(*shape: int, vocab: int = 7, seed: int = 0) -> Array:
     return np.random.default_rng(seed).integers(0, vocab, shape, dtype=np.int32)
 
 
-SOURCE, TARGET = tokens(3, 5, vocab=11), tokens(3, 4, seed=1)
+SOURCE = tokens(3, 5, vocab=11)
+TARGET = tokens(3, 4, seed=1)
 
 
 def weights(module: nn.Module, *inputs: Any) -> Any:
@@ -78,11 +79,9 @@ def scores(kind: str, p: Any, query: Array, memory: Array) -> Array:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_attention_is_its_equations_and_exactly_zero_on_padding(kind: str) -> None:
-    query, memory, module = (
-        normal(3, 4),
-        normal(3, 5, 4 if kind == "dot" else 3, seed=1),
-        KINDS[kind],
-    )
+    query = normal(3, 4)
+    memory = normal(3, 5, 4 if kind == "dot" else 3, seed=1)
+    module = KINDS[kind]
     p = weights(module, query, memory) if kind != "dot" else {}
     context, share = applied(module, p, query, memory, INSIDE)
     assert np.array_equal(share > 0, INSIDE)
@@ -114,7 +113,8 @@ def test_the_decoder_is_the_loop_over_its_equations() -> None:
     )(p)
     memory, logits = jax.tree.map(np.asarray, (memory, logits))
     share = np.asarray(kept["intermediates"]["attention"][0])
-    d, cell = p["decoder"], p["decoder"]["gru"]
+    d = p["decoder"]
+    cell = p["decoder"]["gru"]
     for row, length in enumerate(LENGTHS):
         states = memory["states"][row, :length]
         hidden = np.tanh(memory["last"][row] @ d["start"]["kernel"] + d["start"]["bias"])
@@ -152,7 +152,8 @@ def test_decoding_token_by_token_gives_the_logits_of_all_at_once(module: RNNEnco
             {"params": p, **cache}, now, memory, cache=9, method="decode", mutable=["cache"]
         )
 
-    cache, logits = {}, []
+    cache = {}
+    logits = []
     for t in range(4):
         now, cache = decode(cache, TARGET[:, t : t + 1])
         logits.append(now)
@@ -185,11 +186,9 @@ def test_bfloat16_gives_float32_logits_near_those_of_float32() -> None:
 
 
 def gradient(mesh: jax.sharding.Mesh) -> Any:
-    module, source, target = (
-        RNNEncoderDecoder(16, 16, 16, attention="additive"),
-        tokens(16, 5),
-        tokens(16, 4),
-    )
+    module = RNNEncoderDecoder(16, 16, 16, attention="additive")
+    source = tokens(16, 5)
+    target = tokens(16, 4)
     with activate(mesh):
         boxed = jax.eval_shape(lambda: module.init(KEY, source, target))["params"]
     shardings = parameter_shardings(boxed, mesh)

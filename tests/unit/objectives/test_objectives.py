@@ -1,4 +1,5 @@
-"""Losses and metrics against SciPy, scikit-learn, PyTorch, sacrebleu, plain Python and numbers by hand."""
+"""Losses and metrics against SciPy, scikit-learn, PyTorch, sacrebleu, plain Python and numbers by
+hand."""
 
 import functools
 import math
@@ -89,26 +90,23 @@ def close(ours: Any, theirs: Any, tolerance: float = 1e-5) -> None:
 
 @pytest.mark.parametrize("size", [1.0, 30.0, 1e4])
 def test_cross_entropy_is_scipys_at_any_size_of_logits(size: float) -> None:
-    logits, targets = (
-        (size * RANDOM.standard_normal((3, 4, 9))).astype(np.float32),
-        RANDOM.integers(0, 9, (3, 4)),
-    )
+    logits = (size * RANDOM.standard_normal((3, 4, 9))).astype(np.float32)
+    targets = RANDOM.integers(0, 9, (3, 4))
     chosen = np.take_along_axis(logits, targets[..., None], -1)[..., 0]
     expected = logsumexp(np.float64(logits), axis=-1) - chosen
     np.testing.assert_allclose(cross_entropy(logits, targets), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_gradient_of_cross_entropy_is_softmax_less_one_hot() -> None:
-    logits, targets = jnp.asarray(RANDOM.standard_normal((5, 4))), jnp.array([0, 1, 2, 3, 3])
+    logits = jnp.asarray(RANDOM.standard_normal((5, 4)))
+    targets = jnp.array([0, 1, 2, 3, 3])
     gradient = jax.grad(lambda logits: cross_entropy(logits, targets).sum())(logits)
     np.testing.assert_allclose(gradient, softmax(logits, axis=-1) - np.eye(4)[targets], atol=1e-6)
 
 
 def test_cross_entropy_of_bfloat16_is_made_in_float32() -> None:
-    logits, targets = (
-        jnp.asarray(RANDOM.standard_normal((50, 300)), jnp.bfloat16),
-        RANDOM.integers(0, 300, 50),
-    )
+    logits = jnp.asarray(RANDOM.standard_normal((50, 300)), jnp.bfloat16)
+    targets = RANDOM.integers(0, 300, 50)
     values = cross_entropy(logits, targets)
     assert values.dtype == jnp.float32
     expected = -np.take_along_axis(log_softmax(np.float64(logits), -1), targets[:, None], -1)[:, 0]
@@ -121,7 +119,8 @@ def test_loss_and_accuracy_are_means_over_what_the_mask_leaves(
 ) -> None:
     mask = RANDOM.integers(0, 2, targets.shape)
     sums = outcome(objective, logits, targets, np.float32(mask))
-    kept, chosen = logits[mask == 1], targets[mask == 1]
+    kept = logits[mask == 1]
+    chosen = targets[mask == 1]
     losses = [logsumexp(row) - row[target] for row, target in zip(kept, chosen, strict=True)]
     assert set(sums) == {"loss", "accuracy"}
     assert sums["loss"].mean() == pytest.approx(np.mean(losses), rel=1e-5)
@@ -145,10 +144,8 @@ def test_what_is_masked_changes_no_bit_of_values_and_gradients(
         return jax.grad(loss, has_aux=True)(jnp.asarray(logits, jnp.float32))
 
     garbage = np.where(real[..., None], logits, 50 * RANDOM.standard_normal(logits.shape))
-    ours, other = (
-        both(logits, targets),
-        both(garbage, np.where(real, targets, (targets + 1) % classes)),
-    )
+    ours = both(logits, targets)
+    other = both(garbage, np.where(real, targets, (targets + 1) % classes))
     jax.tree.map(np.testing.assert_array_equal, ours, other)
     assert not np.any(ours[0][~real]) and np.all(ours[0][real])
 
@@ -214,7 +211,8 @@ def test_the_best_is_told_by_a_metric_that_is_there(
 
 
 def test_accuracy_by_hand() -> None:
-    logits, targets = np.array([[3, 1, 2], [0, 5, 1], [1, 2, 9], [4, 0, 3]]), np.array([0, 1, 0, 2])
+    logits = np.array([[3, 1, 2], [0, 5, 1], [1, 2, 9], [4, 0, 3]])
+    targets = np.array([0, 1, 0, 2])
     sums = outcome(Classification(classes=3), logits, targets)
     assert (float(sums["accuracy"].total), float(sums["accuracy"].weight)) == (2, 4)
 
@@ -261,7 +259,8 @@ def test_the_loss_and_its_gradient_are_pytorchs(
 def test_an_evaluation_has_the_cross_entropy_without_smoothing_too(
     weights: tuple[float, ...],
 ) -> None:
-    logits, targets = RANDOM.standard_normal((7, 3)), RANDOM.integers(0, 3, 7)
+    logits = RANDOM.standard_normal((7, 3))
+    targets = RANDOM.integers(0, 3, 7)
     smooth, plain = (
         Classification(classes=3, smoothing=each, class_weights=weights) for each in (0.3, 0.0)
     )
@@ -276,7 +275,8 @@ def test_an_evaluation_has_the_cross_entropy_without_smoothing_too(
 
 
 def test_a_distribution_with_one_class_is_its_number() -> None:
-    logits, targets = RANDOM.standard_normal((9, 4)), RANDOM.integers(0, 4, 9)
+    logits = RANDOM.standard_normal((9, 4))
+    targets = RANDOM.integers(0, 4, 9)
     objective = Classification(classes=4, smoothing=0.2, class_weights=(1.0, 2.0, 0.0, 4.0))
     ours, other = (
         outcome(objective, logits, each, np.ones(9)) for each in (targets, np.eye(4)[targets])
@@ -297,7 +297,9 @@ def test_top_five_and_macro_scores_are_scikit_learns() -> None:
         outcome(objective, logits[rows], targets[rows], mask[rows], train=False)
         for rows in (slice(32), slice(32, 50))
     ]
-    ours, kept, best = summary(objective, *parts), targets[:43], logits[:43].argmax(-1)
+    ours = summary(objective, *parts)
+    kept = targets[:43]
+    best = logits[:43].argmax(-1)
     options: Any = {"average": "macro", "labels": range(8), "zero_division": 0}
     expected = sklearn_metrics.precision_recall_fscore_support(kept, best, **options)
     assert [ours[f"macro_{name}"] for name in ("precision", "recall", "f1")] == pytest.approx(
@@ -311,8 +313,10 @@ def test_top_five_and_macro_scores_are_scikit_learns() -> None:
 
 
 def test_scores_of_many_labels_are_scikit_learns() -> None:
-    logits, targets = RANDOM.standard_normal((40, 4)), RANDOM.integers(0, 2, (40, 4))
-    objective, chosen = Classification(classes=4, multi_label=True, macro=True), logits > 0
+    logits = RANDOM.standard_normal((40, 4))
+    targets = RANDOM.integers(0, 2, (40, 4))
+    objective = Classification(classes=4, multi_label=True, macro=True)
+    chosen = logits > 0
     ours = summary(objective, outcome(objective, logits, targets, np.ones(40), train=False))
     assert ours["accuracy"] == pytest.approx(np.mean(chosen == targets))
     assert ours["exact_match"] == pytest.approx(sklearn_metrics.accuracy_score(targets, chosen))
@@ -322,7 +326,8 @@ def test_scores_of_many_labels_are_scikit_learns() -> None:
 
 
 def test_a_class_for_each_pixel() -> None:
-    logits, targets = RANDOM.standard_normal((2, 3, 4, 5)), RANDOM.integers(0, 5, (2, 3, 4))
+    logits = RANDOM.standard_normal((2, 3, 4, 5))
+    targets = RANDOM.integers(0, 5, (2, 3, 4))
     flat = outcome(Classification(classes=5), logits.reshape(-1, 5), targets.reshape(-1))
     jax.tree.map(close, outcome(Classification(classes=5), logits, targets), flat)
 
@@ -349,7 +354,8 @@ def test_what_does_not_fit_a_classification_is_refused(
 def test_to_know_nothing_of_256_tokens_is_eight_bits_each_and_a_byte_is_told_where_its_share_is_known() -> (
     None
 ):
-    objective, targets = NextToken(vocab=256), RANDOM.integers(0, 256, (2, 8))
+    objective = NextToken(vocab=256)
+    targets = RANDOM.integers(0, 256, (2, 8))
     sums = outcome(objective, np.zeros((2, 8, 256)), targets)
     means = summary(objective, sums)
     assert means["perplexity"] == pytest.approx(256, rel=1e-5)
@@ -379,10 +385,8 @@ def test_the_z_loss_is_in_the_loss_and_in_nothing_else() -> None:
     _, logits, targets = NEXT_TOKEN
     plain, more = (outcome(NextToken(vocab=7, z_loss=z), logits, targets) for z in (0.0, 0.01))
     extra = 0.01 * np.mean(logsumexp(logits, axis=-1) ** 2)
-    before, after = (
-        summary(NextToken(vocab=7), plain),
-        summary(NextToken(vocab=7, z_loss=0.01), more),
-    )
+    before = summary(NextToken(vocab=7), plain)
+    after = summary(NextToken(vocab=7, z_loss=0.01), more)
     assert after["loss"] == pytest.approx(before["loss"] + extra, rel=1e-5)
     assert after["cross_entropy"] == pytest.approx(before["loss"], rel=1e-6)
     for name in ("perplexity", "bits_per_token", "accuracy"):
@@ -414,7 +418,8 @@ class Language(nn.Module):
 
 
 def gradient_of(objective: Objective, model: nn.Module) -> Any:
-    """`(params, batch) -> (gradient, sums)` of the objective's mean loss, as a train step has it."""
+    """`(params, batch) -> (gradient, sums)` of the objective's mean loss, as a train step has
+    it."""
 
     def loss(params: Any, batch: Any) -> Any:
         sums = nn.apply(lambda forward: objective(forward, batch, KEY, True), model)(
@@ -450,8 +455,10 @@ def test_a_loss_in_pieces_is_the_whole_loss(
     rows: int, chunks: int, each: int, length: int, z_loss: float
 ) -> None:
     vocab = chunks * each
-    batch, model = text(rows, length, vocab), Language(vocab)
-    ours, plain = NextToken(vocab, z_loss, chunks), NextToken(vocab, z_loss)
+    batch = text(rows, length, vocab)
+    model = Language(vocab)
+    ours = NextToken(vocab, z_loss, chunks)
+    plain = NextToken(vocab, z_loss)
     params = {
         "table": RANDOM.standard_normal((vocab, 8)),
         "head": RANDOM.standard_normal((8, vocab)),
@@ -463,8 +470,11 @@ def test_a_loss_in_pieces_is_the_whole_loss(
 
 
 def test_a_loss_in_pieces_never_holds_all_logits() -> None:
-    rows, length, vocab = 2, 64, 4800
-    batch, model = text(rows, length, vocab), Language(vocab)
+    rows = 2
+    length = 64
+    vocab = 4800
+    batch = text(rows, length, vocab)
+    model = Language(vocab)
     params = start(NextToken(vocab), model, batch)["params"]
     held = {}
     for chunks in (0, 16):
@@ -487,7 +497,9 @@ def test_a_loss_in_pieces_never_holds_all_logits() -> None:
     "mesh", [Mesh(data=8), Mesh(fsdp=8), Mesh(data=2, fsdp=2, tensor=2)], ids=str
 )
 def test_a_loss_in_pieces_is_the_same_on_a_mesh(mesh: Mesh) -> None:
-    batch, model, objective = text(8, 8, 16), Language(16), NextToken(16, z_loss=0.01, chunks=4)
+    batch = text(8, 8, 16)
+    model = Language(16)
+    objective = NextToken(16, z_loss=0.01, chunks=4)
     params = start(objective, model, batch)["params"]
     expected = jax.jit(gradient_of(objective, model))(params, batch)
     built = mesh.build()
@@ -522,11 +534,14 @@ CORRUPT = jax.jit(MASKED.corrupt)
 
 
 def test_tokens_are_hidden_as_often_as_devlin_says() -> None:
-    tokens, mask = RANDOM.integers(0, 50, (64, 500)), np.ones((64, 500))
+    tokens = RANDOM.integers(0, 50, (64, 500))
+    mask = np.ones((64, 500))
     tokens[tokens == 20] = 21
     seen, chosen = CORRUPT(tokens, mask, KEY)
     assert not np.any((seen != tokens) & ~chosen)
-    seen, before, number = seen[chosen], tokens[chosen], int(chosen.sum())
+    seen = seen[chosen]
+    before = tokens[chosen]
+    number = int(chosen.sum())
     changed = (seen != before) & (seen != 20)
     # a random token is the old one 1 time in 49
     for count, of, share in (
@@ -540,10 +555,8 @@ def test_tokens_are_hidden_as_often_as_devlin_says() -> None:
 
 
 def test_a_row_is_hidden_alike_in_any_batch_and_otherwise_with_another_key() -> None:
-    tokens, mask = (
-        RANDOM.integers(0, 50, (16, 30)),
-        np.float32(np.arange(30) < 25)[None].repeat(16, 0),
-    )
+    tokens = RANDOM.integers(0, 50, (16, 30))
+    mask = np.float32(np.arange(30) < 25)[None].repeat(16, 0)
     seen, chosen = CORRUPT(tokens, mask, KEY)
     order = RANDOM.permutation(16)[:5]
     for ours, expected in zip(
@@ -571,17 +584,16 @@ def test_the_fingerprint_is_the_polynomial_and_tells_orders_apart() -> None:
 
 
 def test_some_token_is_hidden_in_each_row_and_none_in_padding() -> None:
-    tokens, mask = (
-        RANDOM.integers(0, 50, (16, 30)),
-        np.float32(np.arange(30) < 2)[None].repeat(16, 0),
-    )
+    tokens = RANDOM.integers(0, 50, (16, 30))
+    mask = np.float32(np.arange(30) < 2)[None].repeat(16, 0)
     mask[15] = 0
     _, chosen = CORRUPT(tokens, mask, KEY)
     assert np.all(chosen[:15].any(axis=1)) and not np.any(chosen[:, 2:]) and not np.any(chosen[15])
 
 
 def test_the_masked_loss_is_over_what_was_chosen() -> None:
-    tokens, table = RANDOM.integers(0, 50, (16, 30)), np.float32(RANDOM.standard_normal((50, 50)))
+    tokens = RANDOM.integers(0, 50, (16, 30))
+    table = np.float32(RANDOM.standard_normal((50, 50)))
     batch = {"inputs": tokens, "mask": np.ones((16, 30), np.float32)}
     model: Any = lambda inputs, train, **named: jnp.asarray(table)[inputs]  # noqa: E731
     sums = jax.jit(lambda batch: MASKED(model, batch, KEY, True))(batch)
@@ -606,11 +618,14 @@ def test_masking_that_cannot_be_is_refused(changes: Any, match: str) -> None:
 
 # --- a sequence from a sequence
 
-VOCAB, START, END = 7, 1, 2
+VOCAB = 7
+START = 1
+END = 2
 
 
 class Translator(nn.Module):
-    """Scores of the source's token at a place, of the token before, and of the mean of all tokens before."""
+    """Scores of the source's token at a place, of the token before, and of the mean of all tokens
+    before."""
 
     def setup(self) -> None:
         self.tables = [
@@ -657,7 +672,8 @@ def pairs(rows: int, length: int) -> dict[str, Any]:
 
 def written(model: Any, variables: Any, batch: Any, length: int) -> Any:
     """What the model writes, by plain loops over whole prefixes."""
-    rows, apply = [], jax.jit(model.apply)
+    rows = []
+    apply = jax.jit(model.apply)
     for row in range(len(batch["inputs"])):
         tokens = [START]
         while len(tokens) <= length and END not in tokens[1:]:
@@ -669,7 +685,8 @@ def written(model: Any, variables: Any, batch: Any, length: int) -> Any:
 
 
 def test_greedy_writes_what_plain_loops_write() -> None:
-    batch, model = pairs(6, 5), Translator()
+    batch = pairs(6, 5)
+    model = Translator()
     variables = start(Seq2Seq(VOCAB, START, END), model, batch)
     assert set(variables) == {"params"}  # no cache is part of the state
     write = nn.apply(lambda forward: greedy(forward, batch, START, END, 5), model)
@@ -688,15 +705,14 @@ def test_greedy_writes_what_plain_loops_write() -> None:
 
 def test_exact_match_and_bleu_are_of_what_was_written() -> None:
     sacrebleu = pytest.importorskip("sacrebleu")
-    batch, model = pairs(12, 6), Translator()
+    batch = pairs(12, 6)
+    model = Translator()
     objective = Seq2Seq(VOCAB, START, END, bleu=True)
     variables = start(objective, model, batch)
     tokens = written(model, variables, batch, 6)
     for row in range(0, 6):  # these rows are answered rightly
-        batch["targets"][row], ends = (
-            tokens[row],
-            list(tokens[row]).index(END) if END in tokens[row] else 5,
-        )
+        batch["targets"][row] = tokens[row]
+        ends = list(tokens[row]).index(END) if END in tokens[row] else 5
         batch["mask"][row] = np.arange(6) <= ends
     evaluate = jax.jit(
         lambda batch: nn.apply(lambda f: objective(f, batch, KEY, False), model)(variables)
@@ -720,7 +736,9 @@ def test_exact_match_and_bleu_are_of_what_was_written() -> None:
 
 def test_the_smoothed_loss_of_a_sequence_is_pytorchs() -> None:
     torch = pytest.importorskip("torch")
-    batch, model, objective = pairs(4, 5), Translator(), Seq2Seq(VOCAB, START, END, smoothing=0.1)
+    batch = pairs(4, 5)
+    model = Translator()
+    objective = Seq2Seq(VOCAB, START, END, smoothing=0.1)
     params = start(objective, model, batch)["params"]
     gradient, sums = jax.jit(gradient_of(objective, model))(params, batch)
     previous = np.concatenate([np.full((4, 1), START), batch["targets"][:, :-1]], axis=1)
@@ -836,7 +854,8 @@ def test_answers_of_another_shape_are_refused_with_both() -> None:
 
 
 def frames(rows: int = 6, length: int = 12, width: int = 5, classes: int = 4) -> dict[str, Any]:
-    targets, sizes = RANDOM.integers(1, classes, (rows, width)), RANDOM.integers(1, width + 1, rows)
+    targets = RANDOM.integers(1, classes, (rows, width))
+    sizes = RANDOM.integers(1, width + 1, rows)
     mask = np.float32(np.arange(width)[None] < sizes[:, None])
     lengths = RANDOM.integers(2 * width, length + 1, rows)
     logits = np.float32(2 * RANDOM.standard_normal((rows, length, classes)))
@@ -888,10 +907,12 @@ letters = st.lists(st.integers(1, 4), max_size=7)
 def test_edit_distance_is_plain_pythons(
     rows: list[tuple[list[int], list[int]]], random: Any
 ) -> None:
-    given_tokens, present = RANDOM.integers(1, 5, (3, 10)), np.zeros((3, 10), bool)
+    given_tokens = RANDOM.integers(1, 5, (3, 10))
+    present = np.zeros((3, 10), bool)
     for row, (tokens, _) in enumerate(rows):  # at any places, with other tokens between
         places = sorted(random.sample(range(10), len(tokens)))
-        given_tokens[row, places], present[row, places] = tokens, True
+        given_tokens[row, places] = tokens
+        present[row, places] = True
     targets = np.array([[*target, *[3] * (7 - len(target))] for _, target in rows])
     mask = np.arange(7)[None] < np.array([len(target) for _, target in rows])[:, None]
     ours = DISTANCE(given_tokens, present, targets, mask)
@@ -902,18 +923,20 @@ def test_the_error_rate_is_of_what_is_heard() -> None:
     batch = frames(rows=9)
     batch["mask"][-1] = 0
     batch["logits"][0] = 9 * np.eye(4)[[0, 1, 1, 0, 1, 2, 2, 3, 0, 0, 0, 0]]  # hears 1 1 2 3
-    batch["targets"][0], batch["mask"][0] = [1, 1, 2, 3, 0], [1, 1, 1, 1, 0]
-    edits, words, right = 0, 0, 0
+    batch["targets"][0] = [1, 1, 2, 3, 0]
+    batch["mask"][0] = [1, 1, 1, 1, 0]
+    edits = 0
+    words = 0
+    right = 0
     for row in range(8):
         best = batch["logits"][row, : batch["lengths"][row]].argmax(-1)
         heard = [int(a) for a, b in zip(best, [0, *best[:-1]], strict=True) if a not in (0, b)]
         target = batch["targets"][row][batch["mask"][row] > 0].tolist()
-        edits, words, right = (
-            edits + levenshtein(heard, target),
-            words + len(target),
-            right + (heard == target),
-        )
-    objective, inputs = CTC(classes=4), batch.pop("inputs")
+        edits = edits + levenshtein(heard, target)
+        words = words + len(target)
+        right = right + (heard == target)
+    objective = CTC(classes=4)
+    inputs = batch.pop("inputs")
     at = lambda rows: {name: each[rows] for name, each in {**batch, "inputs": inputs}.items()}  # noqa: E731
     parts = [outcome(objective, **at(rows), train=False) for rows in (slice(4), slice(4, 9))]
     means = summary(objective, *parts)
@@ -947,7 +970,8 @@ def test_fewer_frames_than_the_inputs_have_are_refused_with_both() -> None:
 
 def test_the_sums_are_the_same_on_a_mesh() -> None:
     heard = frames(rows=8)
-    logits, targets = np.float32(RANDOM.standard_normal((8, 6))), RANDOM.integers(0, 6, 8)
+    logits = np.float32(RANDOM.standard_normal((8, 6)))
+    targets = RANDOM.integers(0, 6, 8)
     classified = {
         "logits": logits,
         "targets": targets,

@@ -38,7 +38,8 @@ DECAYED = {"block_0/up/kernel", "embedding", "lstm_0/recurrent"}
 
 def run(transformation: optax.GradientTransformation, steps: int = 20) -> Any:
     """The parameters after so many updates by gradients that differ from step to step."""
-    params, state = jax.tree.map(jnp.asarray, PARAMS), transformation.init(PARAMS)
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    state = transformation.init(PARAMS)
     update = jax.jit(transformation.update)
     for step in range(steps):
         gradient = jax.tree.map(lambda w, step=step: jnp.cos(3 * w + step), params)
@@ -98,7 +99,8 @@ def test_adamw_is_the_algorithm_of_the_paper() -> None:
     m = v = np.zeros_like(theta)
     for t in range(1, 21):
         g = np.cos(3 * theta + (t - 1))
-        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        m = 0.9 * m + 0.1 * g
+        v = 0.999 * v + 0.001 * g**2
         direction = m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
         theta = theta - 0.05 * (direction + 0.2 * theta)
     ours = run(AdamW(learning_rate=Constant(0.05), weight_decay=0.2).build(20))
@@ -108,7 +110,9 @@ def test_adamw_is_the_algorithm_of_the_paper() -> None:
 @pytest.mark.parametrize(("clip", "scale"), [(1.0, 1 / 13), (13.0, 1.0), (100.0, 1.0), (None, 1.0)])
 def test_a_gradient_is_clipped_to_its_global_norm(clip: float | None, scale: float) -> None:
     gradient = jax.tree.map(np.zeros_like, PARAMS)
-    gradient["embedding"], gradient["lstm_0"]["bias"] = float32([[3, 4]]), float32([12])  # norm 13
+    # norm 13
+    gradient["embedding"] = float32([[3, 4]])
+    gradient["lstm_0"]["bias"] = float32([12])
     update = first_update(SGD(learning_rate=Constant(0.5), momentum=0.0, clip_norm=clip), gradient)
     np.testing.assert_allclose(update["embedding"], [[-1.5 * scale, -2 * scale]], rtol=1e-6)
     np.testing.assert_allclose(update["lstm_0"]["bias"], [-6 * scale], rtol=1e-6)
@@ -145,10 +149,8 @@ def test_l1_and_l2_are_the_gradient_of_their_penalty(
 
 
 def test_l1_leaves_a_weight_at_zero_where_it_is() -> None:
-    optimizer, zeros = (
-        SGD(learning_rate=Constant(1.0), l1=0.3).build(10),
-        {"kernel": jnp.zeros((2, 2))},
-    )
+    optimizer = SGD(learning_rate=Constant(1.0), l1=0.3).build(10)
+    zeros = {"kernel": jnp.zeros((2, 2))}
     updates, _ = optimizer.update(zeros, optimizer.init(zeros), zeros)
     assert not any(np.any(update) for update in flatten_with_paths(updates).values())
 
@@ -202,10 +204,8 @@ def test_a_pattern_that_matches_no_parameter_is_refused_by_name() -> None:
         AdamW(learning_rate=Constant(0.1), decayed="kernal").build(10).init(PARAMS)
 
 
-COSINE, LINEAR = (
-    WarmupCosine(peak=1.0, warmup=10, end=0.1),
-    WarmupLinear(peak=1.0, warmup=10, end=0.2),
-)
+COSINE = WarmupCosine(peak=1.0, warmup=10, end=0.1)
+LINEAR = WarmupLinear(peak=1.0, warmup=10, end=0.2)
 QUARTER = 0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2
 
 
