@@ -6,6 +6,7 @@ Full size, not run here: `jaxbig data prepare` fetches its data first; `--smoke`
 """
 
 import dataclasses
+from typing import Any
 
 from experiments import c4_llama_7b
 from jaxbig.config.experiment import Experiment
@@ -17,7 +18,9 @@ def config() -> Experiment:
     parent = c4_llama_7b.config()
     vocab = 128_256
     model = parent.model.clone(vocab=vocab, kv_heads=8, mlp_width=14_336, rotary_base=500_000.0)
-    data = dataclasses.replace(parent.data, length=8192, tokenizer=BytePairs(vocab=vocab))  # type: ignore[call-arg]
+    tokenizer = BytePairs(vocab=vocab)
+    text: Any = parent.data
+    data = dataclasses.replace(text, length=8192, tokenizer=tokenizer)
     return dataclasses.replace(
         parent, model=model, data=data, objective=NextToken(vocab=vocab, chunks=16)
     )

@@ -18,7 +18,7 @@ from jaxbig.objectives.classification import Classification
 from jaxbig.optim.optimizers import SGD
 from jaxbig.optim.schedules import WarmupCosine
 
-COLOURS = Normalize(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
+COLORS = Normalize(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
 
 
 def config() -> Experiment:
@@ -27,8 +27,8 @@ def config() -> Experiment:
         batch=128,
         size=32,
         classes=10,
-        augment=(RandomCrop(padding=4), Flip(), COLOURS),
-        center=(COLOURS,),
+        augment=(RandomCrop(padding=4), Flip(), COLORS),
+        center=(COLORS,),
     )
     return Experiment(
         model=resnet(18, classes=data.classes, stem="small"),

@@ -4,7 +4,7 @@
 
 Two cores of an AMD EPYC. Exact match on 1,000 held-out dates after 1,000 steps, seeds 0 to 2:
 1.000, 1.000, 1.000; what has to be beaten is 0.990: there are no simple rules to compare with
-(tests/benchmarks/baselines.py).
+(benchmarks/baselines.py).
 """
 
 from jaxbig.config.experiment import Experiment

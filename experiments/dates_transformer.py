@@ -5,7 +5,7 @@
 
 Two cores of an AMD EPYC. Exact match on 1,000 held-out dates after 1,500 steps, seeds 0 to 2:
 0.993, 0.996, 0.997; what has to be beaten is 0.990: there are no simple rules to compare with
-(tests/benchmarks/baselines.py).
+(benchmarks/baselines.py).
 """
 
 from jaxbig.config.experiment import Experiment

@@ -4,7 +4,7 @@
 
 Two cores of an AMD EPYC. Accuracy on the 360 held-out images after 1,000 steps, seeds 0 to 2:
 0.975, 0.978, 0.978; logistic regression has 0.967 on the same images
-(tests/benchmarks/baselines.py). `--model.cell gru` or `elman` changes its cell.
+(benchmarks/baselines.py). `--model.cell gru` or `elman` changes its cell.
 """
 
 from jaxbig.config.experiment import Experiment

@@ -5,7 +5,7 @@
 
 It has not been run here at full size; it needs the data. Batch, momentum, weight decay and peak
 rate of Krizhevsky et al. (2012), with half a cosine in place of three drops, and Inception's crops
-in place of theirs; without their noise of colours.
+in place of theirs; without their noise of colors.
 """
 
 from jaxbig.config.experiment import Experiment

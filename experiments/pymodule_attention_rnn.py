@@ -4,7 +4,7 @@
 
 Two cores of an AMD EPYC. Accuracy on 3,314 lines of held-out files after 1,200 steps, seeds 0 to 2:
 0.682, 0.680, 0.684. The most frequent package has 0.321, logistic regression on words (tf-idf)
-0.666; on 1 to 4 characters it has 0.757, which this does not reach (tests/benchmarks/baselines.py).
+0.666; on 1 to 4 characters it has 0.757, which this does not reach (benchmarks/baselines.py).
 """
 
 from jaxbig.config.experiment import Experiment

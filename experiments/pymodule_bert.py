@@ -7,7 +7,7 @@ comes from.
 Two cores of an AMD EPYC. Accuracy on 3,314 lines of held-out files after 900 steps, seeds 0 to 2:
 0.608, 0.591, 0.611, each from the run of `pytext_bert` of its seed; without pre-training 0.462,
 0.470, 0.455. What it gains is 0.14. The most frequent package has 0.321, logistic regression on
-words (tf-idf) 0.666, which so short a training does not reach (tests/benchmarks/baselines.py).
+words (tf-idf) 0.666, which so short a training does not reach (benchmarks/baselines.py).
 """
 
 import dataclasses

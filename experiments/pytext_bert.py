@@ -4,8 +4,8 @@ starts from it.
     jaxbig train pytext_bert
 
 On the held-out bytes of Python 3.11.7's library, after 1,200 steps, seeds 0 to 2: 0.629, 0.626,
-0.628 of the hidden bytes are found; from the two neighbours of a byte, unhidden, 0.546 are
-(tests/benchmarks/baselines.py).
+0.628 of the hidden bytes are found; from the two neighbors of a byte, unhidden, 0.546 are
+(benchmarks/baselines.py).
 """
 
 from jaxbig.config.experiment import Experiment

@@ -7,6 +7,7 @@ Full size, not run here: `jaxbig data prepare` fetches its data first; `--smoke`
 """
 
 import dataclasses
+from typing import Any
 
 from experiments import wikipedia_bert_base
 from jaxbig.config.experiment import Experiment, InitializeFrom
@@ -21,9 +22,11 @@ BEFORE = "runs/wikipedia_bert_base"
 
 def config() -> Experiment:
     parent = wikipedia_bert_base.config()
+    learned: Any = parent.data
+    tokenizer = dataclasses.replace(learned.tokenizer, file=f"{BEFORE}/tokenizer.json")
     data = Sentences(
         records=Tfds("glue/sst2", eval_split="validation"),
-        tokenizer=dataclasses.replace(parent.data.tokenizer, file=f"{BEFORE}/tokenizer.json"),  # type: ignore[attr-defined]
+        tokenizer=tokenizer,
         feature="sentence",
         batch=32,
         length=128,

@@ -79,9 +79,8 @@ def edit_distance(
     )
 
     def step(before: jax.Array, now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        token, there = (
-            now  # [B] each; before [B, T + 1]: distance of what was given to each beginning of the target
-        )
+        # [B] each; before: [B, T + 1], the distance of the output to each prefix of the target
+        token, there = now
         changed = before[:, :-1] + (token[:, None] != targets)
         after = jnp.concatenate(
             [before[:, :1] + 1, jnp.minimum(before[:, 1:] + 1, changed)], axis=1

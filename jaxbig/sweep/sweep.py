@@ -90,7 +90,7 @@ class Sweep:
         write_json(self.folder / "sweep.json", self.result())
 
     def result(self) -> dict[str, Any]:
-        """The content of `sweep.json`: the runs by number, and in `ranked` numbers, the best first."""
+        """The content of `sweep.json`: the runs by number; `ranked` has the numbers, best first."""
         objective = self.experiments[0].objective
         runs = [self.describe(number) for number in range(len(self.settings))]
         sign = -1 if objective.higher_is_better else 1

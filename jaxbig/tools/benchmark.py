@@ -87,7 +87,8 @@ def bench(
             jax.block_until_ready(state)
             ours.append((time.perf_counter() - began) / steps)
             screen.say(
-                f"round {number + 1} of {ROUNDS}: loop {ours[-1]:.4f} s a step, bare step {bare[-1]:.4f} s"
+                f"round {number + 1} of {ROUNDS}: "
+                f"loop {ours[-1]:.4f} s a step, bare step {bare[-1]:.4f} s"
             )
         screen.stop()
         metrics.close()
@@ -97,7 +98,9 @@ def bench(
         **rates(experiment, flops, 1 / seconds, real=1 - statistics.fmean(padding or [0.0])),
         "model_flops_per_step": flops,
         "ratio": statistics.median(b / o for b, o in zip(bare, ours, strict=True)),
-        "against": "the same compiled step in a bare loop, on one batch that is on the device already",
+        "against": (
+            "the same compiled step in a bare loop, on one batch that is on the device already"
+        ),
         "data_wait": statistics.fmean(waits) if waits else None,
         "compile_seconds": compile_seconds,
         "peak_bytes": peak_bytes(train_step),

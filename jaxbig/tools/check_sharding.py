@@ -45,11 +45,13 @@ def devices_for(mesh: Mesh) -> int:
     mesh.sizes(count)
     if count == 1:
         raise Refused(
-            "the mesh is one device, so there is nothing to compare: give an axis more, as in --mesh.data 8."
+            "the mesh is one device, so there is nothing to compare: "
+            "give an axis more, as in --mesh.data 8."
         )
     if count > DEVICES:
         raise Refused(
-            f"the mesh asks for {count:,} devices, and {DEVICES} are the most: give the same axes less each."
+            f"the mesh asks for {count:,} devices, and {DEVICES} are the most: "
+            f"give the same axes less each."
         )
     return count
 
@@ -128,7 +130,8 @@ def compared_in(
 def step(program: Program, batch: Rows) -> tuple[float, dict[str, np.ndarray]]:
     """The loss of a batch at the initial parameters, and its gradient by path."""
     with program.activate():
-        state, gradient = program.init(), make_gradient(program.experiment, program.mesh)
+        state = program.init()
+        gradient = make_gradient(program.experiment, program.mesh)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, program.abstract.params)
         compiled = jax.jit(
             lambda *arguments: gradient(*arguments)[:2], out_shardings=(shardings, None)

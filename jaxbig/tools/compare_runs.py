@@ -56,7 +56,8 @@ def compare(workdirs: list[Path]) -> dict[str, Any]:
             }
         )
         if workdir is workdirs[0]:
-            first_run, first_curves = run, curves
+            first_run = run
+            first_curves = curves
             continue
         differences += [{"workdir": str(workdir), "differs": line} for line in diff(first_run, run)]
         gaps += [{"workdir": str(workdir), **gap} for gap in widest_gaps(first_curves, curves)]

@@ -49,7 +49,8 @@ def replay(experiment: Experiment, workdir: Path, step: int) -> dict[str, Any]:
     }  # which the schedule follows
     if lines := differences(run, fixed) + other_draws(run):
         raise Refused(
-            f"{workdir} holds another run ({'; '.join(lines)}): give the options it was trained with."
+            f"{workdir} holds another run ({'; '.join(lines)}): "
+            f"give the options it was trained with."
         )
     program = make_program(experiment)
     checkpoints = open_checkpoints(experiment, workdir)

@@ -103,7 +103,7 @@ def parquet_file(path: str) -> Any:
 
     try:
         return pyarrow.parquet.ParquetFile(path)
-    except (OSError, pyarrow.ArrowInvalid) as error:
+    except (OSError, UnicodeDecodeError, pyarrow.ArrowInvalid) as error:
         raise Refused(
             f"{path} cannot be read as a Parquet file: {' '.join(str(error).split())}"
         ) from error

@@ -245,6 +245,7 @@ ROWS = parquet(**{name: [record[name] for record in RECORDS] for name in RECORDS
 
 @two_hundred
 @hypothesis.given(damage=damages)
+@hypothesis.example(damage=[("flip", 0.375, 7)])  # a name that is no UTF-8
 def test_broken_parquet_is_read_or_refused(folder: Path, damage: list[Damage]) -> None:
     (emptied(folder) / "a.parquet").write_bytes(damaged(ROWS, damage))
     read(columns(Parquet(files=str(folder / "a.parquet"), eval_share=0)))
