@@ -31,7 +31,8 @@ from jaxbig.tracking.console import Screen
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# A hasty compiler splits arrays as the full one does, in a third of the time; the slow gradient tests use the full one.
+# Without most optimizations XLA shards arrays the same way and compiles in a third of the time;
+# the slow gradient tests use the full compiler.
 jax.config.update("jax_disable_most_optimizations", True)
 
 
@@ -48,9 +49,10 @@ def screen() -> Screen:
 
 @pytest.fixture
 def jaxbig(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs `jaxbig ...` in a process of its own, in an empty folder, on one CPU device unless told otherwise.
+    """Runs `jaxbig ...` in its own process, in an empty folder, on one CPU device by default.
 
-    Only runs load what others have compiled: `plan` reads the compiler's text, and `check` sets its own devices.
+    Only `train` and `evaluate` use the compilation cache: `plan` reads the compiler's text, and
+    `check` sets its own devices.
     """
 
     def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -78,18 +80,18 @@ def jaxbig(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture
 def noticed(record_property: Callable[[str, object], None]) -> Callable[[float], None]:
-    """Notes how many seconds it took until what happened was noticed; told when all tests have run."""
+    """Records the seconds until an event was noticed; printed when all tests have run."""
     return lambda seconds: record_property("noticed", round(seconds, 1))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """The seconds that were noted."""
-    told = [
+    """Prints the seconds that `noticed` recorded."""
+    recorded = [
         (dict(each.user_properties).get("noticed"), each.nodeid)
         for each in terminalreporter.getreports("passed")
     ]
     if found := sorted(
-        {(name.split("::")[-1], seconds) for seconds, name in told if seconds is not None}
+        {(name.split("::")[-1], seconds) for seconds, name in recorded if seconds is not None}
     ):
         terminalreporter.section("seconds until it was noticed")
         for name, seconds in found:

@@ -73,7 +73,7 @@ def command(
 
 
 def sentence(text: str) -> str:
-    """What a refusal says: one line, begun with the command's name."""
+    """What a refusal says: one line that starts with the command's name."""
     assert re.fullmatch(r"jaxbig: [^\n]{20,600}\n", text), text
     return text
 
@@ -259,7 +259,8 @@ def test_show_counts_parameters_and_the_bytes_of_a_device(
     mesh: list[str], kernel_pieces: int, command: Callable[..., Answer], tmp_path: Path
 ) -> None:
     shown = answer(*command("show", "small_mlp.py", "--seed", 7, *mesh, "--json"))
-    kernels, biases = 64 * 16 + 16 * 10, 16 + 10
+    kernels = 64 * 16 + 16 * 10
+    biases = 16 + 10
     held = kernels // kernel_pieces + biases
     assert shown["parameters"] == kernels + biases
     assert shown["devices"]["count"] == 8
@@ -341,7 +342,7 @@ def test_a_run_leaves_the_files_of_the_contract_and_run_again_is_done_already(
     }
     assert [entry.name for entry in (run / "checkpoints").iterdir()] == ["20"]
     described = json.loads((run / "run.json").read_text())
-    told = {
+    recorded = {
         "experiment",
         "fingerprint",
         "versions",
@@ -350,7 +351,7 @@ def test_a_run_leaves_the_files_of_the_contract_and_run_again_is_done_already(
         "data_identity",
         "git_commit",
     }
-    assert told <= described.keys() and described["experiment"]["model"]["layers"][7] == {
+    assert recorded <= described.keys() and described["experiment"]["model"]["layers"][7] == {
         "type": "Dense",
         "width": 8,
     }
@@ -384,8 +385,12 @@ def test_a_run_leaves_the_files_of_the_contract_and_run_again_is_done_already(
 def test_a_command_that_ends_in_its_midst_does_not_wait_for_python_s_own_end(
     monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int
 ) -> None:
-    """There a compilation that Ctrl-C interrupts crashes, and Orbax waits; what was printed is written before."""
-    written, output = io.BytesIO(), []
+    """The output is flushed before the exit.
+
+    In Python's own end a compilation that Ctrl-C interrupts crashes, and Orbax waits.
+    """
+    written = io.BytesIO()
+    output = []
 
     def run(arguments: Any) -> int:
         print("printed")

@@ -1,4 +1,4 @@
-"""Options that are close to none, close to one, or called otherwise elsewhere; and the commands proposed at the end."""
+"""Unknown options and the nearest known ones, addresses given as folders, proposed commands."""
 
 import shlex
 from pathlib import Path
@@ -44,7 +44,7 @@ def train(name: str, *options: str) -> Train:
     ],
 )
 @pytest.mark.parametrize("value", [[], ["3"], ["=3"]], ids=["alone", "apart", "joined"])
-def test_an_unknown_option_names_its_right_neighbour_or_none(
+def test_an_unknown_option_names_the_nearest_known_option_or_none(
     option: str, near: str, value: list[str]
 ) -> None:
     words = [option + value[0]] if value == ["=3"] else [option, *value]
@@ -60,15 +60,15 @@ def test_an_unknown_option_names_its_right_neighbour_or_none(
     "address", ["gs://bucket/x", "s3://bucket/x", "hdfs://host:1/x", "file:///x", "https://x/y"]
 )
 def test_an_address_is_no_folder(address: str) -> None:
-    told = rf"{address.replace('///', '//')}: runs are kept in folders.*mount"
-    with pytest.raises(Refused, match=f"--workdir {told}"):
+    message = rf"{address.replace('///', '//')}: runs are kept in folders.*mount"
+    with pytest.raises(Refused, match=f"--workdir {message}"):
         train("digits_convnet", "--workdir", address)
-    with pytest.raises(Refused, match=f"--workdir {told}"):
+    with pytest.raises(Refused, match=f"--workdir {message}"):
         resolve("digits_convnet", ["--workdir", address])  # as a launcher reads it
-    with pytest.raises(Refused, match=f"--workdirs {told}"):
+    with pytest.raises(Refused, match=f"--workdirs {message}"):
         parse(Compare, ["here", address], "compare")
     inspect = DataInspect(name="digits_convnet", options=(), experiment=load("digits_convnet"))
-    with pytest.raises(Refused, match=f"--picture {told}"):
+    with pytest.raises(Refused, match=f"--picture {message}"):
         parse(DataInspect, ["--picture", address], "data inspect", inspect)
 
 

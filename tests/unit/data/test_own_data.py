@@ -1,4 +1,4 @@
-"""Files as people bring them: each from its folder to a batch as the README writes it, with values known beforehand."""
+"""Data from files: each kind from its folder to a batch as in the README, with known values."""
 
 import dataclasses
 import importlib
@@ -403,7 +403,7 @@ def test_sound_of_a_file_is_the_sound_at_another_rate(ending: str, rate: int, fo
     found = decode_sound(Path(f"t.{ending}").read_bytes(), 16_000)
     expected = tone(440, 16_000)
     assert found.dtype == np.float32 and abs(len(found) - len(expected)) <= 1
-    inner = slice(500, 7_000)  # away from the ends, where a filter has no neighbours
+    inner = slice(500, 7_000)  # away from the ends, where a filter lacks adjacent samples
     np.testing.assert_allclose(found[inner], expected[inner], atol=0.02)
 
 
@@ -724,7 +724,8 @@ def features(folder: Path, named: dict[str, Any]) -> HuggingFace:
     return HuggingFace(folder="saved")
 
 
-CLASSES, NUMBER = {"names": ["a", "b"], "_type": "ClassLabel"}, {"dtype": "int64", "_type": "Value"}
+CLASSES = {"names": ["a", "b"], "_type": "ClassLabel"}
+NUMBER = {"dtype": "int64", "_type": "Value"}
 
 
 @pytest.mark.parametrize(

@@ -36,12 +36,10 @@ def planned(seconds: float | None, fits: bool, batch: int = 1, peak: int = 1) ->
 
 
 def test_what_fits_is_ranked_first_and_then_the_least_seconds_an_example() -> None:
-    slow, fast, large, none = (
-        planned(4.0, True, 2),
-        planned(6.0, True, 4),
-        planned(1.0, False, 8),
-        planned(None, False),
-    )
+    slow = planned(4.0, True, 2)
+    fast = planned(6.0, True, 4)
+    large = planned(1.0, False, 8)
+    none = planned(None, False)
     found = ranked([none, large, slow, fast])
     assert found[0]["seconds_per_example"] == 1.5 and found[1]["seconds_per_example"] == 2.0
     assert [plan["fits"] for plan in found] == [True, True, False, False]
@@ -87,7 +85,7 @@ def experiment() -> Experiment:
     return small("pytext_llama", mesh=Mesh(data=-1))
 
 
-def test_what_cannot_fit_is_left_out_and_what_fails_is_told(
+def test_settings_that_cannot_fit_are_left_out_and_failures_are_reported(
     experiment: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried: list[list[str]] = []
@@ -171,9 +169,9 @@ def test_a_plan_that_is_asked_to_stop_leaves_no_child(
     parent.send_signal(number)
     parent.communicate(timeout=60)
     assert parent.returncode == 75
-    left, until = Path(f"/proc/{found[0]}/stat"), time.monotonic() + 20
-    while (
-        left.exists() and left.read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    ):  # dead, and nobody has asked
+    left = Path(f"/proc/{found[0]}/stat")
+    until = time.monotonic() + 20
+    # a zombie (Z) is dead, and its parent has not asked for its status
+    while left.exists() and left.read_text().rsplit(")", 1)[1].split()[0] != "Z":
         assert time.monotonic() < until
         time.sleep(0.05)

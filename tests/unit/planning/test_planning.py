@@ -1,4 +1,4 @@
-"""Plans: what is counted, against XLA's counts and by hand; what is read off a compiled program; refusals."""
+"""Plans: counts against XLA's and by hand, what is read from a compiled program, refusals."""
 
 import dataclasses
 import importlib.util
@@ -115,7 +115,8 @@ def test_a_scan_counts_as_often_as_it_runs_and_recomputation_counts() -> None:
 
 
 def test_branches_maps_over_devices_and_experts_are_counted() -> None:
-    kernel, x = jnp.zeros((8, 8)), jnp.zeros((16, 8))
+    kernel = jnp.zeros((8, 8))
+    x = jnp.zeros((16, 8))
 
     def branch(x: jax.Array) -> jax.Array:
         return jax.lax.cond(x[0, 0] > 0, lambda x: x @ kernel @ kernel, lambda x: x @ kernel, x)
@@ -142,13 +143,15 @@ def test_a_train_step_is_counted_as_xla_counts_it_but_for_elementwise_work(name:
     program = make_program(experiment, jax.devices()[:1])
     with program.activate():
         traced = program.train_step.trace(program.abstract, program.batch)
-    ours, theirs = count_flops(traced.jaxpr), traced.lower().cost_analysis()["flops"]
+    ours = count_flops(traced.jaxpr)
+    theirs = traced.lower().cost_analysis()["flops"]
     assert 0.8 * theirs < ours <= theirs
 
 
 def test_what_is_computed_twice_is_counted_once() -> None:
     experiment = small("c4_llama_7b", mesh=Mesh(fsdp=2))
-    model, objective = experiment.model, experiment.objective
+    model = experiment.model
+    objective = experiment.objective
     assert isinstance(model, Decoder) and isinstance(objective, NextToken)
     whole = model.clone(remat="none", mlp_chunks=0)
     plain = {"model": whole, "objective": replace(objective, chunks=0), "mesh": Mesh(data=1)}
@@ -168,7 +171,13 @@ def test_what_is_computed_twice_is_counted_once() -> None:
 def compiled(
     mesh: Mesh, function: Any, **arguments: tuple[tuple[int, ...], PartitionSpec]
 ) -> hlo.Module:
-    """A program on eight CPU devices, read; its arguments are float32 arrays, each a shape and where it lies."""
+    """The compiled module of a function on eight CPU devices.
+
+    Args:
+      mesh: The mesh of the arguments.
+      function: What is compiled.
+      **arguments: The shape and the partition spec of each float32 argument.
+    """
     built = mesh.build()
     at = {name: NamedSharding(built, spec) for name, (_, spec) in arguments.items()}
     shapes = [
@@ -178,9 +187,10 @@ def compiled(
     return hlo.parse(jax.jit(function).lower(*shapes).compile().as_text())
 
 
-def test_a_sum_over_an_axis_of_the_mesh_is_an_all_reduce_of_so_many_bytes() -> None:
+def test_a_sum_over_an_axis_of_the_mesh_is_an_all_reduce_of_its_bytes() -> None:
     mesh = Mesh(data=4, tensor=2)
-    rows, split = PartitionSpec("data"), PartitionSpec(None, "tensor")
+    rows = PartitionSpec("data")
+    split = PartitionSpec(None, "tensor")
     module = compiled(
         mesh, lambda x, k: x.T @ (x @ k @ k.T), x=((32, 16), rows), k=((16, 64), split)
     )
@@ -234,7 +244,8 @@ def test_every_way_to_write_groups_of_devices(text: str, groups: list[list[int]]
 
 
 def test_a_ring_takes_as_long_as_its_bytes_over_a_link() -> None:
-    pod, half = parse_topology("v5e:4x4"), CHIPS["v5e"].interconnect_bandwidth / 2
+    pod = parse_topology("v5e:4x4")
+    half = CHIPS["v5e"].interconnect_bandwidth / 2
     whole = [list(range(16))]
     assert collectives.Collective("all-gather", whole, 1600, 3).seconds(pod) == pytest.approx(
         3 * 1500 / half
@@ -242,7 +253,8 @@ def test_a_ring_takes_as_long_as_its_bytes_over_a_link() -> None:
     assert collectives.Collective("all-reduce", whole, 1600, 1).seconds(pod) == pytest.approx(
         2 * 1500 / half
     )
-    two, both = parse_topology("v5e:4x4", 2), [list(range(32))]
+    two = parse_topology("v5e:4x4", 2)
+    both = [list(range(32))]
     between = 1600 / 16 / 2 / CHIPS["v5e"].network_bandwidth
     assert collectives.Collective("all-gather", both, 1600, 1).seconds(two) == pytest.approx(
         1500 / half + between
@@ -284,7 +296,8 @@ def test_chips_are_known_by_the_names_jax_has_for_them(kind: str, chip: str) -> 
     assert peak_of(kind) == CHIPS[chip].peak_flops
 
 
-# what jax 0.11.2 gave as the `bytes_limit` of these devices, by default and with XLA_CLIENT_MEM_FRACTION=0.9
+# the `bytes_limit` that jax 0.11.2 gave for these devices, by default and with
+# XLA_CLIENT_MEM_FRACTION=0.9
 @pytest.mark.parametrize(
     ("chip", "variable", "value", "limit"),
     [
@@ -324,13 +337,13 @@ def test_where_a_gpu_lacks_memory_its_part_is_said(monkeypatch: pytest.MonkeyPat
     assert "JAX takes" not in planner.lacking({"memory": memory, "estimate": False})
 
 
-def test_over_slices_the_remedy_that_stores_in_pieces_keeps_data_between_them() -> None:
+def test_over_slices_the_remedy_that_shards_the_state_keeps_data_between_them() -> None:
     found = list(remedies.remedies(small("c4_llama_7b", mesh=Mesh(data=-1)), 8, 2))
     spread = [each for each in found if each[0].startswith("--mesh")]
     assert spread and {tuple(each[:2]) for each in spread} == {("--mesh.data=2", "--mesh.fsdp=4")}
 
 
-def test_of_other_devices_no_share_of_a_peak_is_told() -> None:
+def test_unknown_devices_have_no_peak() -> None:
     assert peak_of("cpu") is None and peak_of("TPU v99") is None
 
 
@@ -511,12 +524,14 @@ def test_plans_for_tpus_are_compiled_for_real(jaxbig: Callable[..., Any]) -> Non
 
 @pytest.mark.parametrize("chip", ["v6e", "h100"])
 def test_the_flags_of_a_chip_are_ones_that_its_compiler_knows(chip: str) -> None:
-    found, program = flags(chip), "import jax; print(jax.jit(lambda x: x + 1)(1))"
+    found = flags(chip)
+    program = "import jax; print(jax.jit(lambda x: x + 1)(1))"
     if chip == "v6e":
         pytest.importorskip("libtpu")
         program = (
             "from jax.experimental import topologies; "
-            "print(len(topologies.get_topology_desc('v6e:2x2', 'tpu', chips_per_host_bounds=(2, 2, 1)).devices))"
+            "print(len(topologies.get_topology_desc("
+            "'v6e:2x2', 'tpu', chips_per_host_bounds=(2, 2, 1)).devices))"
         )
     quiet = {
         "TPU_SKIP_MDS_QUERY": "1",

@@ -1,4 +1,4 @@
-"""`check` passes what ships and names the leaf of a planted wrong gradient; the sibling that it runs."""
+"""`check` passes the experiments, names the leaf of a wrong gradient, and runs a shrunken copy."""
 
 import dataclasses
 import json
@@ -49,19 +49,20 @@ def test_what_ships_passes_in_float64(name: str) -> None:
     assert result["gradient_relative_error"] == result["errors"][result["worst_parameter"]] < 1e-13
 
 
-def test_a_large_experiment_is_checked_by_a_small_sibling_with_the_same_placement() -> None:
+def test_a_large_experiment_is_checked_by_a_shrunken_copy_with_the_same_placement() -> None:
     experiment = dataclasses.replace(load("c4_llama_70b"), mesh=SPLIT)
     program = small_program(experiment, jax.devices(), 8)
     model: Any = program.experiment.model
     sizes = model.depth, model.width, model.mlp_width, model.heads, model.kv_heads, model.mlp_chunks
     assert sizes == (3, 256, 896, 64, 8, 8)  # as many heads and pieces, a 32nd of the widths
-    assert (program.experiment.data.batch, program.experiment.data.length) == (8, 32)  # type: ignore[attr-defined]
+    data: Any = program.experiment.data
+    assert (data.batch, data.length) == (8, 32)
     whole = flatten_with_paths(make_program(experiment, jax.devices()).abstract.params)
     for path, leaf in flatten_with_paths(program.abstract.params).items():
         assert leaf.sharding.spec == whole[path].sharding.spec, path
 
 
-def test_rows_and_lengths_of_a_sibling_divide_as_its_mesh_asks() -> None:
+def test_rows_and_lengths_of_a_shrunken_copy_divide_over_its_mesh() -> None:
     experiment = dataclasses.replace(
         load("pytext_llama"), mesh=Mesh(data=2, sequence=4), accumulate=3
     )
@@ -115,7 +116,10 @@ class Plain(nn.Module):
 
 
 class Unpinned(ConvNet):
-    """A conv net whose parameters and activations are placed as the partitioner likes: exact loss, wrong gradient."""
+    """A conv net without placement constraints: the partitioner places its arrays.
+
+    Its loss is exact, and its gradient is wrong.
+    """
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -156,7 +160,7 @@ def test_a_tolerance_that_says_nothing_is_refused(tolerance: float) -> None:
         check(small("digits_convnet"), tolerance)
 
 
-def test_the_command_tells_the_worst_and_exits_by_it(jaxbig: Callable[..., Any]) -> None:
+def test_the_command_reports_the_worst_error_and_exits_by_it(jaxbig: Callable[..., Any]) -> None:
     tight = jaxbig("check", "diabetes_mlp", "--mesh.data", 2, "--tolerance", "1e-18", "--json")
     said = json.loads(tight.stdout)
     assert tight.returncode == 1 and said["ok"] is False and said["gradient_relative_error"] < 1e-13

@@ -1,4 +1,4 @@
-"""`data inspect` and `data prepare`: what a model will see, told and drawn."""
+"""`data inspect` and `data prepare`: what a model will see, printed and drawn."""
 
 import dataclasses
 import json
@@ -63,7 +63,7 @@ def test_classes_and_padding_are_counted_over_batches(tmp_path: Path) -> None:
     )
 
 
-def test_text_is_told_as_text(tmp_path: Path) -> None:
+def test_text_is_shown_as_text(tmp_path: Path) -> None:
     experiment = small("pytext_transformer")
     experiment.data.prepare()
     found = inspect(experiment, 0, "train", 1, tmp_path / "a.png")
@@ -100,12 +100,9 @@ class Masks(Examples):
     classes = 3
 
     def spec(self) -> Any:
-        shape, (height, width, channels) = jax.ShapeDtypeStruct, (12, 10, 3)
-        pixels = (self.batch, height, width)
-        floats = {
-            "inputs": shape((*pixels, channels), np.float32),
-            "mask": shape(pixels, np.float32),
-        }
+        shape = jax.ShapeDtypeStruct
+        pixels = (self.batch, 12, 10)
+        floats = {"inputs": shape((*pixels, 3), np.float32), "mask": shape(pixels, np.float32)}
         return {**floats, "targets": shape(pixels, np.int32)}
 
     def read(self, record: Record) -> Any:
@@ -201,7 +198,7 @@ def test_what_cannot_be_shown_is_refused(
         inspect(experiment, step, split, batches, tmp_path / "a.png")
 
 
-def test_the_verbs(jaxbig: Callable[..., Any], tmp_path: Path) -> None:
+def test_inspect_and_prepare_run_as_commands(jaxbig: Callable[..., Any], tmp_path: Path) -> None:
     done = jaxbig(
         "data", "inspect", "imagenet_resnet50", "--synthetic", "--data.batch", 4, "--json"
     )

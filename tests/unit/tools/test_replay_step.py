@@ -121,7 +121,7 @@ def test_what_is_no_step_of_the_run_is_refused(tmp_path: Path) -> None:
 # -- the operation alone
 
 
-def blamed(function: Any, *values: Any) -> list[tuple[str, str]]:
+def bad_operations(function: Any, *values: Any) -> list[tuple[str, str]]:
     found = first_bad(jax.jit(function).trace(*values).jaxpr, jax.tree.leaves(values))
     return [(each["made"], each["operation"]) for each in found]
 
@@ -160,7 +160,7 @@ def in_a_branch(x: jax.Array) -> jax.Array:
 def test_the_first_operation_is_named(
     function: Any, values: list[float], made: list[tuple[str, str]]
 ) -> None:
-    assert blamed(function, jnp.array(values)) == made
+    assert bad_operations(function, jnp.array(values)) == made
 
 
 def test_bad_leaves_are_named_by_their_paths() -> None:

@@ -75,9 +75,10 @@ class TokenArrays(Examples):
     classes: int = 3
 
     def spec(self) -> Spec:
-        shape, number = jax.ShapeDtypeStruct((self.batch, self.length), np.int32), (self.batch,)
-        more = {name: jax.ShapeDtypeStruct(number, np.int32) for name in ("lengths", "targets")}
-        return {"inputs": shape, **more, "mask": jax.ShapeDtypeStruct(number, np.float32)}
+        tokens = jax.ShapeDtypeStruct((self.batch, self.length), np.int32)
+        numbers = jax.ShapeDtypeStruct((self.batch,), np.int32)
+        mask = jax.ShapeDtypeStruct((self.batch,), np.float32)
+        return {"inputs": tokens, "lengths": numbers, "targets": numbers, "mask": mask}
 
     def read(self, record: Record) -> Example:
         tokens = record["inputs"].astype(np.int32)
@@ -100,7 +101,8 @@ def test_rows_of_a_length_of_their_own_are_not_cut(
     )
     model = RNN(vocab=50, embedding=4, width=8, layers=1, classes=3)
     every = {"steps": 9, "evaluate_every": 9, "checkpoint_every": 9}
-    objective, optimizer = Classification(classes=3), Adam(learning_rate=Constant(1e-3))
+    objective = Classification(classes=3)
+    optimizer = Adam(learning_rate=Constant(1e-3))
     small = smoke(
         Experiment(model=model, objective=objective, data=data, optimizer=optimizer, **every)
     )
