@@ -1,13 +1,11 @@
-"""Random streams, the digest of a state, and where things are put on a mesh."""
+"""The mesh: its sizes, the batch split over it, and parameters placed by the rules."""
 
-import hashlib
 import itertools
 from typing import Any, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,8 +13,7 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 from support.experiments import EXPERIMENTS, small
 
-from jaxbig.arrays.tree import HOST, copy_host_leaves, flatten_with_paths
-from jaxbig.checkpoint.digest import digests
+from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.distributed.logical_axes import PRESETS, RULES, Preset, as_tuple, rules_without_fsdp
 from jaxbig.distributed.mesh import Mesh, activate
 from jaxbig.distributed.placement import AXES
@@ -29,106 +26,9 @@ from jaxbig.distributed.sharding import (
     replicated,
 )
 from jaxbig.errors import Refused
-from jaxbig.program import rng
 from jaxbig.program.program import make_init
-from jaxbig.program.state import TrainState
 
 few = settings(max_examples=50, deadline=None)
-
-# -- keys
-
-
-def data(key: jax.Array) -> tuple[int, ...]:
-    return tuple(jax.random.key_data(key).tolist())
-
-
-def test_streams_differ_by_seed_name_and_step() -> None:
-    names = ("init", "dropout", "objective", "evaluation")
-    seeds = (0, 1, 2**32 - 1)
-    steps = (0, 1, 1_000_000)
-    streams = [data(rng.stream(seed, name)) for seed in seeds for name in names]
-    streams += [
-        data(rng.at_step(seed, name, step)) for seed in seeds for name in names for step in steps
-    ]
-    assert len(set(streams)) == len(streams) == 3 * 4 * 4
-
-
-def test_streams_are_what_they_always_were() -> None:
-    assert data(rng.stream(0, "init")) == (3020537540, 2946840664)
-    assert data(rng.stream(1, "dropout")) == (1161922192, 2353339733)
-    assert data(rng.at_step(0, "dropout", 7)) == (2631462806, 2197055503)
-
-
-def test_a_step_on_the_device_has_the_key_of_its_number() -> None:
-    on_device = jax.jit(lambda step: jax.random.key_data(rng.at_step(3, "dropout", step)))(
-        jnp.int32(7)
-    )
-    assert tuple(on_device.tolist()) == data(rng.at_step(3, "dropout", 7))
-
-
-# -- digests
-
-STATE = TrainState(
-    step=np.int32(7),
-    params={
-        "layers_10": {"kernel": np.array([[1, -0.0], [np.nan, np.inf]], np.float32)},
-        "layers_2": {
-            "kernel": np.arange(3, dtype=ml_dtypes.bfloat16),
-            "on": np.array([True, False]),
-        },
-    },
-    variables={"empty": np.zeros((0, 3), np.float32)},
-    opt_state=({"count": np.int64(3)}, np.array([1.5], np.float16)),
-)
-PATHS = [
-    "opt_state/0/count",
-    "opt_state/1",
-    "params/layers_10/kernel",
-    "params/layers_2/kernel",
-    "params/layers_2/on",
-    "step",
-    "variables/empty",
-]
-
-
-def test_leaves_are_in_order_of_path() -> None:
-    assert list(flatten_with_paths(STATE)) == PATHS
-
-
-def test_digests_are_hashlibs_over_the_bytes() -> None:
-    each, whole = digests(STATE)
-    found = {path: np.asarray(leaf).tobytes() for path, leaf in flatten_with_paths(STATE).items()}
-    assert each == {path: hashlib.sha256(found[path]).hexdigest() for path in PATHS}
-    assert whole == hashlib.sha256(b"".join(found[path] for path in PATHS)).hexdigest()
-
-
-@given(st.sampled_from([path for path in PATHS if path != "variables/empty"]), st.data())
-@few
-def test_a_changed_bit_changes_the_digest_of_its_leaf_and_the_whole(
-    path: str, draw: st.DataObject
-) -> None:
-    def flip(name: str, leaf: Any) -> Any:
-        if name != path:
-            return leaf
-        raw = bytearray(np.asarray(leaf).tobytes())
-        bit = draw.draw(st.integers(0, 8 * len(raw) - 1)) if leaf.dtype != bool else 0
-        raw[bit // 8] ^= 1 << bit % 8
-        return np.frombuffer(raw, leaf.dtype).reshape(leaf.shape)
-
-    changed = [flip(name, leaf) for name, leaf in flatten_with_paths(STATE).items()]
-    before, whole = digests(STATE)
-    after, other = digests(dict(zip(PATHS, changed, strict=True)))
-    assert {name for name in PATHS if before[name] != after[name]} == {path}
-    assert whole != other
-
-
-def test_state_has_one_digest_on_any_devices() -> None:
-    mesh = Mesh(data=2, fsdp=2, tensor=2).build()
-    array = np.random.default_rng(0).standard_normal((8, 6, 4)).astype(np.float32)
-    specs = P(), P(("data", "fsdp")), P("fsdp", "tensor"), P(None, "data", ("fsdp", "tensor"))
-    placed = [jax.device_put(array, jax.NamedSharding(mesh, spec)) for spec in specs]
-    assert {digests({"kernel": each})[1] for each in placed} == {digests({"kernel": array})[1]}
-
 
 # -- the mesh
 
@@ -403,18 +303,3 @@ def test_mesh_and_rules_are_entered_and_left_together() -> None:
     with activate(mesh):
         assert spec_of(jnp.ones((8, 8))).sharding.spec == P(("data", "fsdp"), "tensor")
     assert tuple(nn.get_logical_axis_rules()) == () and jax.sharding.get_mesh().empty
-
-
-@pytest.mark.parametrize("spec", [P(), P("data")])
-def test_what_is_saved_of_host_memory_is_a_copy(spec: P) -> None:
-    mesh = Mesh().build()
-    on_host = jax.sharding.NamedSharding(mesh, spec, memory_kind=HOST)
-    state = {"moment": jax.device_put(jnp.arange(16.0), on_host), "parameter": jnp.ones(4)}
-    copied = copy_host_leaves(state)
-    assert copied["parameter"] is state["parameter"]
-    assert copied["moment"].sharding == on_host
-    np.testing.assert_array_equal(copied["moment"], state["moment"])
-    for old, new in zip(
-        state["moment"].addressable_shards, copied["moment"].addressable_shards, strict=True
-    ):
-        assert old.data.unsafe_buffer_pointer() != new.data.unsafe_buffer_pointer()
