@@ -315,10 +315,10 @@ def test_group_norm_is_pytorchs(groups: int, rows: int, batch: int) -> None:
 def test_running_statistics_stay_in_evaluation_and_at_the_start() -> None:
     x = normal(4, 3, 3, 2)
     module = BatchNorm()
-    begun = started(module, x, True)
+    initial = started(module, x, True)
     assert {
         path: np.ravel(leaf).tolist()
-        for path, leaf in flatten_with_paths(begun["batch_stats"]).items()
+        for path, leaf in flatten_with_paths(initial["batch_stats"]).items()
     } == {"mean": [0, 0], "var": [1, 1]}
     variables = drawn(module, x, True)
     _, after = applied(module, variables, x, False, mutable=["batch_stats"])
@@ -515,7 +515,10 @@ REFUSED: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "array of 2 axes Dense": (ConvNet((Dense(4), Conv(4)), 3), (1, 8, 8, 1)),
     "kernel=5 4x3": (ConvNet((VALID(4, kernel=5),), 3), (1, 4, 3, 1)),
     "groups=32 24 channels": (ResNet(3, norm="group", width=24), (1, 32, 32, 3)),
-    "norm 'layer' batch, group": (ResNet(3, norm="layer"), (1, 32, 32, 3)),  # type: ignore[arg-type]
+    "norm 'layer' batch, group": (
+        ResNet(3, norm="layer"),  # type: ignore[arg-type]
+        (1, 32, 32, 3),
+    ),
     "stem 'big' imagenet, small": (ResNet(3, stem="big"), (1, 32, 32, 3)),  # type: ignore[arg-type]
     "stages ()": (ResNet(3, stages=()), (1, 32, 32, 3)),
     "AlexNet 63x100 64x64": (AlexNet(3), (1, 63, 100, 3)),
@@ -523,7 +526,10 @@ REFUSED: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "stages (1, 2) widths (8,)": (ConvNeXt(3, (1, 2), (8,)), (1, 32, 32, 3)),
     "drop_path 1.0": (ConvNeXt(3, drop_path=1.0), (1, 32, 32, 3)),
     "kernel=2 1x1": (ConvNeXt(3), (1, 16, 16, 3)),
-    "dtype 'half' float32, bfloat16": (AlexNet(3, dtype="half"), (1, 64, 64, 3)),  # type: ignore[arg-type]
+    "dtype 'half' float32, bfloat16": (
+        AlexNet(3, dtype="half"),  # type: ignore[arg-type]
+        (1, 64, 64, 3),
+    ),
 }
 
 

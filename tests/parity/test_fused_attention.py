@@ -74,13 +74,12 @@ def test_partition_rule_takes_what_auto_gives_it(case: dict[str, Any], gpu: list
             )  # plain, as the rule takes no split length
             return
         assert "CustomSPMDPartitioning" in lowered.as_text()
-        with pytest.raises(
-            Exception
-        ) as error:  # no CPU has the kernel: what fails must be nothing before it
+        # no CPU has the kernel: what fails must be nothing before it
+        with pytest.raises(Exception) as error:
             lowered.compile()
     assert "same sharding" not in str(error.value) and "not allowed" not in str(error.value)
     assert gpu, "the partition rule was not asked"
-    assert all(query[-2] == key[-2] for query, key in gpu)  # heads are split alike
+    assert all(query[-2] == key[-2] for query, key in gpu)  # heads are split the same way
 
 
 def test_one_key_head_for_each_device_gives_the_values_of_one(

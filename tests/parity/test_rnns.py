@@ -242,7 +242,7 @@ def test_lengths_that_are_whole_change_nothing() -> None:
 
 @settings(max_examples=4, deadline=None)
 @given(st.sampled_from(CELLS), st.integers(1, 5))
-def test_a_carry_goes_on_where_it_was(cell: str, cut: int) -> None:
+def test_recurrence_continues_from_its_carry(cell: str, cut: int) -> None:
     x = normal(2, 6, 3)
     module = Recurrence(4, cell, layers=2)
     p = weights(module, x)
@@ -347,7 +347,7 @@ def test_logits_are_hidden_times_unembedding(module: Any, tie_embeddings: bool) 
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_two_halves_are_the_whole_and_rows_that_start_begin_anew(cell: str) -> None:
+def test_two_halves_are_the_whole_and_starting_rows_reset_their_carry(cell: str) -> None:
     module = dataclasses.replace(LANGUAGE, cell=cell)
     numbers = tokens(2, 8)
     variables = nn.meta.unbox(jax.jit(lambda: module.init(KEY, numbers, np.ones(2, np.int32)))())
@@ -396,7 +396,9 @@ def test_associative_is_sequential_with_its_gradients(
     decay = expit(normal(batch, length, width))
     x = normal(batch, length, width, seed=1)
     if of_complex:
-        decay, x = decay * np.exp(1j * x).astype(np.complex64), x + 1j * decay
+        rotation = np.exp(1j * x).astype(np.complex64)
+        x = x + 1j * decay
+        decay = decay * rotation
 
     def outcome(recurrence: Any) -> Any:
         states, back = jax.vjp(recurrence, decay, x)
@@ -499,7 +501,10 @@ def gradient(name: str, mesh: Mesh | None) -> Any:
     p = jax.device_put(weights(module, x, **named), shardings)
     with activate(devices):
         rows = jax.device_put(x, jax.NamedSharding(devices, jax.P(("data", "fsdp"))))
-        loss = lambda p, x: jnp.mean(jnp.square(forward(module, p, x, **named)))  # noqa: E731
+
+        def loss(p: Any, x: Any) -> Any:
+            return jnp.mean(jnp.square(forward(module, p, x, **named)))
+
         return jax.tree.map(np.array, jax.jit(jax.grad(loss), out_shardings=shardings)(p, rows))
 
 

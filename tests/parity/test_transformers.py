@@ -124,8 +124,7 @@ def test_sinusoidal_positions_are_the_papers() -> None:
 
 
 def t5_bucket(distance: int, causal: bool, buckets: int = 32, farthest: int = 128) -> int:
-    """Of a key that lies `distance` before its query, in the paper's words: near ones each, far
-    ones by logarithm."""
+    """The bucket of a key `distance` before its query: near ones each, far ones by logarithm."""
     first = 0
     if not causal:
         buckets //= 2
@@ -154,7 +153,10 @@ def test_layer_norm_is_torchs() -> None:
     x = normal(3, 5, 8)
     scale = normal(8, seed=1)
     bias = normal(8, seed=2)
-    ours = lambda p, x: (LayerNorm(1e-5).apply({"params": p}, x) * jnp.cos(x)).sum()  # noqa: E731
+
+    def ours(p: Any, x: Any) -> Any:
+        return (LayerNorm(1e-5).apply({"params": p}, x) * jnp.cos(x)).sum()
+
     value, (by_p, by_x) = jax.jit(jax.value_and_grad(ours, (0, 1)))(
         {"scale": scale, "bias": bias}, x
     )
@@ -480,7 +482,7 @@ def test_scanned_blocks_are_the_unrolled_ones(
 
 @given(**SHAPES, remat=st.sampled_from(get_args(Remat)[1:]), scan=st.booleans())
 @PROPERTY
-def test_what_is_computed_anew_is_what_would_have_been_kept(
+def test_remat_changes_no_value_and_no_gradient(
     length: int, batch: int, heads: int, remat: str, scan: bool
 ) -> None:
     model = Decoder(**(SMALL | {"heads": heads}), scan=scan, dropout=0.3)
@@ -573,7 +575,7 @@ def test_each_policy_keeps_less_than_the_one_before_it_and_computes_more() -> No
     ],
     ids=["gated", "scanned", "experts"],
 )
-def test_a_perceptron_in_pieces_is_the_whole_one(fields: dict[str, Any], mesh: Mesh) -> None:
+def test_chunked_mlp_is_the_whole_mlp(fields: dict[str, Any], mesh: Mesh) -> None:
     model = Decoder(**(SMALL | fields), mlp_width=48)
     pieces = model.clone(mlp_chunks=3)
     x = tokens(8, 6)
@@ -586,7 +588,7 @@ def test_a_perceptron_in_pieces_is_the_whole_one(fields: dict[str, Any], mesh: M
         close(value_and_gradient(pieces, p, x), whole)
 
 
-def test_a_width_that_does_not_divide_into_pieces_is_refused() -> None:
+def test_mlp_width_that_chunks_do_not_divide_is_refused() -> None:
     model = Decoder(**SMALL, mlp_width=48, mlp_chunks=5)
     with pytest.raises(Refused, match="5 chunks do not divide mlp 48: choose a divisor, or 0"):
         jax.eval_shape(lambda: model.init(KEY, tokens(1, 4)))
@@ -597,15 +599,15 @@ def test_a_width_that_does_not_divide_into_pieces_is_refused() -> None:
         jax.eval_shape(lambda: model.clone(mlp_chunks=4).init(KEY, tokens(1, 4)))
 
 
-def in_pieces(apply: Callable[[Any, Array], Any], x: Array, pieces: list[int]) -> Array:
-    """What `apply(cache, tokens) -> (logits, cache)` gives of a text in pieces of those lengths."""
+def chunk_by_chunk(apply: Callable[[Any, Array], Any], x: Array, chunks: list[int]) -> Array:
+    """The logits of `apply(cache, tokens) -> (logits, cache)`, given chunks of these lengths."""
     cache = {}
     found = []
     at = 0
-    for piece in pieces:
-        logits, cache = apply(cache, x[:, at : at + piece])
+    for length in chunks:
+        logits, cache = apply(cache, x[:, at : at + length])
         found.append(logits)
-        at += piece
+        at += length
     return np.concatenate(found, axis=1)
 
 
@@ -619,8 +621,8 @@ def test_token_by_token_is_all_at_once(model: Decoder) -> None:
     def apply(cache: Any, x: Array) -> Any:
         return model.apply({"params": p, **cache}, x, cache=12, mutable=["cache"])
 
-    close(in_pieces(apply, x, [1] * 9), run(model, p, x))
-    close(in_pieces(apply, x, [4, 1, 4]), run(model, p, x))
+    close(chunk_by_chunk(apply, x, [1] * 9), run(model, p, x))
+    close(chunk_by_chunk(apply, x, [4, 1, 4]), run(model, p, x))
 
 
 @pytest.mark.parametrize("model", [TRANSLATOR, T5], ids=["sinusoidal", "t5"])
@@ -637,7 +639,7 @@ def test_a_translation_token_by_token_is_all_at_once(model: EncoderDecoder) -> N
             {"params": p, **cache}, y, memory, cache=5, method="decode", mutable=["cache"]
         )
 
-    close(in_pieces(apply, y, [1] * 5), run(model, p, x, y, lengths))
+    close(chunk_by_chunk(apply, y, [1] * 5), run(model, p, x, y, lengths))
 
 
 @given(length=st.integers(1, 7), more=st.integers(1, 5), pooling=st.sampled_from(["first", "mean"]))
@@ -785,7 +787,7 @@ def test_drop_path_leaves_out_whole_examples_and_more_of_them_in_later_blocks(sc
 
 
 @functools.cache
-def begun(model: nn.Module) -> dict[str, Array]:
+def initialized(model: nn.Module) -> dict[str, Array]:
     x = tokens(1, 4)
     more = (x,) if isinstance(model, EncoderDecoder) else ()
     return flatten_with_paths(jax.jit(lambda: nn.meta.unbox(model.init(KEY, x, *more)["params"]))())
@@ -795,8 +797,8 @@ def begun(model: nn.Module) -> dict[str, Array]:
     "model", [DECODERS["gpt-2"], DECODERS["llama, grouped"], BERT, T5], ids=str
 )
 def test_parameters_begin_by_path_whatever_stands_beside_them(model: Any) -> None:
-    deeper = begun(model.clone(depth=3))
-    for path, leaf in begun(model).items():
+    deeper = initialized(model.clone(depth=3))
+    for path, leaf in initialized(model).items():
         if not path.endswith(("out/kernel", "down/kernel")):  # these are scaled by the depth
             np.testing.assert_array_equal(leaf, deeper[path], err_msg=path)
     kernels = [

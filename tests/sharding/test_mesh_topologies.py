@@ -90,7 +90,7 @@ def topologies() -> Iterator[tuple[str, Sizes, int]]:
 
 
 def meshes(devices: int, axes: int = len(AXES)) -> list[Sizes]:
-    """All that take so many devices."""
+    """All that take this many devices."""
     if axes == 1:
         return [(devices,)]
     sizes = [size for size in range(1, devices + 1) if not devices % size]
@@ -103,7 +103,7 @@ def some(found: list[Sizes], count: int) -> list[Sizes]:
 
 
 def first_steps(placed: np.ndarray) -> list[tuple[Device, Device]]:
-    """The first device and its neighbour along each axis that splits something."""
+    """The first device and its neighbor along each axis that splits something."""
     at = [tuple(int(other == axis) for other in range(placed.ndim)) for axis in range(placed.ndim)]
     return [
         (placed.flat[0], placed[where]) for axis, where in enumerate(at) if placed.shape[axis] > 1
@@ -143,7 +143,7 @@ def test_every_mesh_on_every_slice_is_placed_or_refused_with_one_that_fits(kind:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_neighbours_in_a_mesh_are_of_one_host_or_on_one_line_of_the_torus(kind: str) -> None:
+def test_neighbors_in_a_mesh_are_of_one_host_or_on_one_line_of_the_torus(kind: str) -> None:
     powers = [shape for _, shape, slices in topologies() if _ == kind and slices == 1]
     for shape in (each for each in powers if all(side & (side - 1) == 0 for side in each)):
         devices = tpus(kind, shape)
@@ -189,7 +189,7 @@ def test_a_mesh_that_splits_a_side_of_the_torus_is_built(
 def test_chips_that_are_no_box_are_refused() -> None:
     with pytest.raises(Refused, match="these 6 TPU v5 chips cannot form a mesh"):
         arrange_devices((6, 1, 1, 1, 1), [*tpus("v5p", (2, 2, 1)), *tpus("v5p", (2, 2, 4))[-2:]])
-    with pytest.raises(Refused, match="the slices have 4, 8 chips: they must be alike"):
+    with pytest.raises(Refused, match="the slices have 4, 8 chips: they must have the same number"):
         one = tpus("v5p", (2, 2, 1))
         two = tpus("v5p", (2, 2, 2))
         arrange_devices(
@@ -256,7 +256,8 @@ def test_meshes_that_jax_places_without_splitting_a_side_keep_their_order(kind: 
             between = (slices, 1, 1, 1, 1)
             try:
                 if slices == 1:
-                    theirs = jax.make_mesh(sizes, AXES, devices=devices).devices  # type: ignore[arg-type]
+                    built = jax.make_mesh(sizes, AXES, devices=devices)  # type: ignore[arg-type]
+                    theirs = built.devices
                 else:
                     theirs = mesh_utils.create_hybrid_device_mesh(inside, between, devices)
             except (NotImplementedError, ValueError):
@@ -346,7 +347,8 @@ def test_simulated_topologies_are_those_of_the_compiler() -> None:
         from jaxbig.planning.aot_compile import devices_of
         for kind, shape, slices, sizes in json.load(sys.stdin):
             devices = devices_of(parse_topology(f"{kind}:{shape}", slices))
-            placed = [(getattr(each, "slice_index", 0), *each.coords) for each in place(tuple(sizes), devices).flat]
+            chips = place(tuple(sizes), devices).flat
+            placed = [(getattr(each, "slice_index", 0), *each.coords) for each in chips]
             print(json.dumps([len(devices), devices[0].device_kind, placed]))
         """
     asked = []

@@ -1,7 +1,7 @@
 """Gradients over any mesh are those of one device, and losses are those of the day they were
 written down.
 
-`python tests/sharding/test_meshes.py` writes the losses of this platform down anew.
+`python tests/sharding/test_meshes.py` writes the losses of this platform again.
 """
 
 import contextlib

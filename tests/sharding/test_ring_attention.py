@@ -67,10 +67,8 @@ def test_a_ring_is_the_plain_kernel(
 
 
 def test_keys_of_another_sequence_go_round_too() -> None:
-    arrays, real = (
-        draw(2, keys=16),
-        jnp.arange(16)[None] < jnp.array([16, 3, 8, 0])[:, None],
-    )  # one with none at all
+    arrays = draw(2, keys=16)
+    real = jnp.arange(16)[None] < jnp.array([16, 3, 8, 0])[:, None]  # one with none at all
     options = {
         "causal": False,
         "segments": (jnp.ones((4, LENGTH), jnp.int32), real.astype(jnp.int32)),
@@ -94,9 +92,8 @@ def test_a_window_ends_the_round_when_all_it_sees_has_come_by() -> None:
         for window in (1, 2, 7, 8, 13, 14, 100, None)
     }
     assert turns == {1: 1, 2: 2, 7: 2, 8: 3, 13: 3, 14: 4, 100: 8, None: 8}
-    assert (
-        ring_attention.Round(("sequence",), 8, False, 2).turns(6) == 8
-    )  # what is later comes last
+    # what is later comes last
+    assert ring_attention.Round(("sequence",), 8, False, 2).turns(6) == 8
 
 
 def temporary_bytes(kernel: str, length: int) -> int:
@@ -110,10 +107,9 @@ def temporary_bytes(kernel: str, length: int) -> int:
 
 
 def test_memory_grows_with_a_piece_and_not_with_all_pairs() -> None:
-    gathered, half, whole = (
-        temporary_bytes("plain", 8192),
-        *(temporary_bytes("ring", n) for n in (4096, 8192)),
-    )
+    gathered = temporary_bytes("plain", 8192)
+    half = temporary_bytes("ring", 4096)
+    whole = temporary_bytes("ring", 8192)
     assert whole < gathered / 10 and whole < 2.2 * half
 
 

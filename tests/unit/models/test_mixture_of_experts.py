@@ -78,9 +78,12 @@ def test_a_mixture_is_what_a_loop_says(
 def test_tiles_and_the_ragged_product_have_one_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     model, params, x = made()
     aim = jax.random.normal(jax.random.key(2), x.shape)
-    gradient = lambda: jax.grad(lambda p, x: jnp.sum(model.apply({"params": p}, x) * aim), (0, 1))(
-        params, x
-    )
+
+    def gradient() -> Any:
+        return jax.grad(lambda p, x: jnp.sum(model.apply({"params": p}, x) * aim), (0, 1))(
+            params, x
+        )
+
     tiled = flatten_with_paths(gradient())
     monkeypatch.setattr(mixture_of_experts, "platform", lambda: "tpu")
     for path, leaf in flatten_with_paths(gradient()).items():

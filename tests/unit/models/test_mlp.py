@@ -71,7 +71,11 @@ def test_its_values_and_gradients_are_pytorchs(activation: Any) -> None:
         y = y if name == "head" else apply(y)
     (y**2).sum().backward()
     np.testing.assert_allclose(applied(model, p), y.detach().numpy(), rtol=1e-5, atol=1e-5)
-    gradient = jax.jit(jax.grad(lambda p: jnp.sum(jnp.square(model.apply({"params": p}, X)))))(p)  # type: ignore[arg-type]
+
+    def loss(p: Any) -> jax.Array:
+        return jnp.sum(jnp.square(model.apply({"params": p}, X)))  # type: ignore[arg-type]
+
+    gradient = jax.jit(jax.grad(loss))(p)
     expected = jax.tree.map(lambda leaf: leaf.grad.numpy(), theirs)
     scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
     jax.tree.map(

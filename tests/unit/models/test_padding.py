@@ -258,7 +258,7 @@ def test_padding_counts_in_no_loss_gradient_metric_or_statistic(name: str) -> No
 
 
 def left_out(**changes: Any) -> Experiment:
-    """A perceptron whose data may leave records out."""
+    """An MLP whose data may leave records out."""
     data = Columns(records=Synthetic(texts=()), batch=8, shape=(2,), classes=2, skip_bad_records=1)
     adam = AdamW(learning_rate=Constant(1e-2), weight_decay=0.1)
     model = MLP(widths=(4,), outputs=2)

@@ -49,7 +49,9 @@ BOTH = pytest.mark.parametrize(
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def answered(objective: Objective, logits: Any, batch: Any, train: bool) -> Sums:
-    model: Any = lambda inputs, train, **named: logits  # noqa: E731
+    def model(inputs: Any, train: bool, **named: Any) -> Any:
+        return logits
+
     return objective(model, batch, KEY, train)
 
 
@@ -69,7 +71,10 @@ def outcome(
 
 def whole(parts: list[Sums]) -> Sums:
     """Sums of parts added in float64, as the loop does."""
-    add = lambda *values: np.sum([np.asarray(value, np.float64) for value in values], axis=0)  # noqa: E731
+
+    def add(*values: Any) -> Any:
+        return np.sum([np.asarray(value, np.float64) for value in values], axis=0)
+
     return jax.tree.map(add, *parts)
 
 
@@ -199,7 +204,7 @@ def test_side_inputs_reach_the_model_where_the_batch_has_them() -> None:
     ("objective", "criterion", "higher"),
     [(Classification(classes=2), "accuracy", True), (NextToken(vocab=2), "loss", False)],
 )
-def test_the_best_is_told_by_a_metric_that_is_there(
+def test_criterion_of_the_best_is_a_metric_that_is_there(
     objective: Objective, criterion: str, higher: bool
 ) -> None:
     assert (objective.criterion, objective.higher_is_better) == (criterion, higher)
@@ -249,7 +254,10 @@ def test_the_loss_and_its_gradient_are_pytorchs(
     objective = Classification(
         classes=6, smoothing=smoothing, class_weights=weights, multi_label=kind == "labels"
     )
-    loss = lambda logits: outcome(objective, logits, targets, np.ones(7))["loss"].mean()  # noqa: E731
+
+    def loss(logits: jax.Array) -> Any:
+        return outcome(objective, logits, targets, np.ones(7))["loss"].mean()
+
     value, gradient = jax.jit(jax.value_and_grad(loss))(logits)
     close(value, expected.item())
     close(gradient, theirs.grad)
@@ -286,10 +294,8 @@ def test_a_distribution_with_one_class_is_its_number() -> None:
 
 
 def test_top_five_and_macro_scores_are_scikit_learns() -> None:
-    logits, targets = (
-        RANDOM.standard_normal((50, 8)),
-        RANDOM.integers(0, 6, 50),
-    )  # two classes never occur
+    logits = RANDOM.standard_normal((50, 8))
+    targets = RANDOM.integers(0, 6, 50)  # two classes never occur
     logits[:, 7] -= 10  # and one is never predicted
     mask = np.float32(np.arange(50) < 43)
     objective = Classification(classes=8, macro=True)
@@ -351,9 +357,7 @@ def test_what_does_not_fit_a_classification_is_refused(
 # --- the next token
 
 
-def test_to_know_nothing_of_256_tokens_is_eight_bits_each_and_a_byte_is_told_where_its_share_is_known() -> (
-    None
-):
+def test_uniform_logits_of_256_tokens_are_8_bits_each_and_bits_per_byte_need_a_ratio() -> None:
     objective = NextToken(vocab=256)
     targets = RANDOM.integers(0, 256, (2, 8))
     sums = outcome(objective, np.zeros((2, 8, 256)), targets)
@@ -451,7 +455,7 @@ def text(rows: int, length: int, vocab: int) -> dict[str, Any]:
     st.sampled_from([0.0, 0.1]),
 )
 @settings(max_examples=6, deadline=None)
-def test_a_loss_in_pieces_is_the_whole_loss(
+def test_chunked_loss_is_the_whole_loss(
     rows: int, chunks: int, each: int, length: int, z_loss: float
 ) -> None:
     vocab = chunks * each
@@ -469,7 +473,7 @@ def test_a_loss_in_pieces_is_the_whole_loss(
     )
 
 
-def test_a_loss_in_pieces_never_holds_all_logits() -> None:
+def test_chunked_loss_never_holds_all_logits() -> None:
     rows = 2
     length = 64
     vocab = 4800
@@ -496,7 +500,7 @@ def test_a_loss_in_pieces_never_holds_all_logits() -> None:
 @pytest.mark.parametrize(
     "mesh", [Mesh(data=8), Mesh(fsdp=8), Mesh(data=2, fsdp=2, tensor=2)], ids=str
 )
-def test_a_loss_in_pieces_is_the_same_on_a_mesh(mesh: Mesh) -> None:
+def test_chunked_loss_is_the_same_on_a_mesh(mesh: Mesh) -> None:
     batch = text(8, 8, 16)
     model = Language(16)
     objective = NextToken(16, z_loss=0.01, chunks=4)
@@ -508,7 +512,7 @@ def test_a_loss_in_pieces_is_the_same_on_a_mesh(mesh: Mesh) -> None:
     jax.tree.map(close, ours, expected)
 
 
-def test_what_does_not_go_in_pieces_is_refused() -> None:
+def test_loss_that_cannot_be_chunked_is_refused() -> None:
     batch = text(2, 6, 5)
     with pytest.raises(Refused, match="4 chunks do not divide vocab 5"):
         start(NextToken(5, chunks=4), Language(5), batch)
@@ -554,7 +558,7 @@ def test_tokens_are_hidden_as_often_as_devlin_says() -> None:
     assert counts[20] == 0 and np.all(counts[np.arange(50) != 20] > 0) and len(counts) == 50
 
 
-def test_a_row_is_hidden_alike_in_any_batch_and_otherwise_with_another_key() -> None:
+def test_row_is_masked_the_same_in_any_batch_and_otherwise_with_another_key() -> None:
     tokens = RANDOM.integers(0, 50, (16, 30))
     mask = np.float32(np.arange(30) < 25)[None].repeat(16, 0)
     seen, chosen = CORRUPT(tokens, mask, KEY)
@@ -572,7 +576,7 @@ def test_a_row_is_hidden_alike_in_any_batch_and_otherwise_with_another_key() -> 
     jax.tree.map(np.testing.assert_array_equal, ours, (seen, chosen))
 
 
-def test_the_fingerprint_is_the_polynomial_and_tells_orders_apart() -> None:
+def test_fingerprint_is_the_polynomial_and_differs_between_orders() -> None:
     tokens: Any = [[1, 2, 3], [3, 2, 1], [1, 2, 3]]
     factor = 2_654_435_761
     hand = [
@@ -595,7 +599,10 @@ def test_the_masked_loss_is_over_what_was_chosen() -> None:
     tokens = RANDOM.integers(0, 50, (16, 30))
     table = np.float32(RANDOM.standard_normal((50, 50)))
     batch = {"inputs": tokens, "mask": np.ones((16, 30), np.float32)}
-    model: Any = lambda inputs, train, **named: jnp.asarray(table)[inputs]  # noqa: E731
+
+    def model(inputs: Any, train: bool, **named: Any) -> Any:
+        return jnp.asarray(table)[inputs]
+
     sums = jax.jit(lambda batch: MASKED(model, batch, KEY, True))(batch)
     corrupted, chosen = (np.asarray(each) for each in CORRUPT(tokens, batch["mask"], KEY))
     logits = table[corrupted]
@@ -726,10 +733,13 @@ def test_exact_match_and_bleu_are_of_what_was_written() -> None:
     assert (
         ours["exact_match"] == pytest.approx(1 - np.mean(wrong)) and 0.5 < ours["exact_match"] < 1
     )
-    said = lambda row: " ".join(map(str, [*row, END][: [*row, END].index(END)]))  # noqa: E731
-    references = [[said(batch["targets"][row]) for row in range(11)]]
+
+    def sentence(row: Any) -> str:
+        return " ".join(map(str, [*row, END][: [*row, END].index(END)]))
+
+    references = [[sentence(batch["targets"][row]) for row in range(11)]]
     expected = sacrebleu.corpus_bleu(
-        [said(tokens[row]) for row in range(11)], references, tokenize="none", force=True
+        [sentence(tokens[row]) for row in range(11)], references, tokenize="none", force=True
     )
     assert ours["bleu"] == pytest.approx(expected.score, rel=1e-9)
 
@@ -772,8 +782,13 @@ def test_bleu_is_sacrebleus(
 ) -> None:
     sacrebleu = pytest.importorskip("sacrebleu")
     rows = min(len(given_rows), len(references))
-    padded = lambda lists: np.array([[*row, *[9] * (9 - len(row))] for row in lists])  # noqa: E731
-    sizes = lambda lists: np.array([len(row) for row in lists])  # noqa: E731
+
+    def padded(lists: list[list[int]]) -> np.ndarray:
+        return np.array([[*row, *[9] * (9 - len(row))] for row in lists])
+
+    def sizes(lists: list[list[int]]) -> np.ndarray:
+        return np.array([len(row) for row in lists])
+
     parts = [
         COUNT(padded(h), sizes(h), padded(r), sizes(r))
         for h, r in (
@@ -782,9 +797,12 @@ def test_bleu_is_sacrebleus(
         )
         if h
     ]
-    said = lambda lists: [" ".join(map(str, row)) for row in lists[:rows]]  # noqa: E731
+
+    def sentences(lists: list[list[int]]) -> list[str]:
+        return [" ".join(map(str, row)) for row in lists[:rows]]
+
     expected = sacrebleu.corpus_bleu(
-        said(given_rows), [said(references)], tokenize="none", force=True
+        sentences(given_rows), [sentences(references)], tokenize="none", force=True
     )
     assert bleu.score(whole(parts)) == pytest.approx(expected.score, rel=1e-9)
 
@@ -808,7 +826,10 @@ def test_regression_is_pytorchs_and_r2_scikit_learns(loss: Any) -> None:
     }
     expected = named[loss](theirs, torch.tensor(targets[:17]))
     expected.backward()
-    value = lambda x: outcome(objective, x, targets, mask)["loss"].mean()  # noqa: E731
+
+    def value(x: jax.Array) -> Any:
+        return outcome(objective, x, targets, mask)["loss"].mean()
+
     ours, gradient = jax.value_and_grad(value)(given_values)
     close(ours, expected.item())
     close(gradient[:17], theirs.grad)
@@ -881,7 +902,10 @@ def test_ctc_and_its_gradient_are_pytorchs() -> None:
         reduction="none",
     ).mean()
     expected.backward()
-    value = lambda logits: outcome(CTC(classes=4), **{**batch, "logits": logits})["loss"].mean()  # noqa: E731
+
+    def value(logits: jax.Array) -> Any:
+        return outcome(CTC(classes=4), **{**batch, "logits": logits})["loss"].mean()
+
     ours, gradient = jax.jit(jax.value_and_grad(value))(batch["logits"])
     close(ours, expected.item())
     close(gradient[:5], theirs.grad)
@@ -922,7 +946,7 @@ def test_edit_distance_is_plain_pythons(
 def test_the_error_rate_is_of_what_is_heard() -> None:
     batch = frames(rows=9)
     batch["mask"][-1] = 0
-    batch["logits"][0] = 9 * np.eye(4)[[0, 1, 1, 0, 1, 2, 2, 3, 0, 0, 0, 0]]  # hears 1 1 2 3
+    batch["logits"][0] = 9 * np.eye(4)[[0, 1, 1, 0, 1, 2, 2, 3, 0, 0, 0, 0]]  # best: 1 1 2 3
     batch["targets"][0] = [1, 1, 2, 3, 0]
     batch["mask"][0] = [1, 1, 1, 1, 0]
     edits = 0
@@ -937,7 +961,10 @@ def test_the_error_rate_is_of_what_is_heard() -> None:
         right = right + (heard == target)
     objective = CTC(classes=4)
     inputs = batch.pop("inputs")
-    at = lambda rows: {name: each[rows] for name, each in {**batch, "inputs": inputs}.items()}  # noqa: E731
+
+    def at(rows: slice) -> dict[str, Any]:
+        return {name: each[rows] for name, each in {**batch, "inputs": inputs}.items()}
+
     parts = [outcome(objective, **at(rows), train=False) for rows in (slice(4), slice(4, 9))]
     means = summary(objective, *parts)
     assert means["error_rate"] == pytest.approx(edits / words)
@@ -945,13 +972,11 @@ def test_the_error_rate_is_of_what_is_heard() -> None:
     assert objective.criterion in means and means["impossible"] == 0
 
 
-def test_an_example_without_an_alignment_is_told_and_left_out() -> None:
+def test_example_without_an_alignment_is_counted_and_left_out() -> None:
     batch = frames(rows=2)
-    batch["targets"][0], batch["mask"][0], batch["lengths"][0] = (
-        [1, 1, 2, 3, 0],
-        [1, 1, 1, 1, 0],
-        4,
-    )  # needs 5
+    batch["targets"][0] = [1, 1, 2, 3, 0]
+    batch["mask"][0] = [1, 1, 1, 1, 0]
+    batch["lengths"][0] = 4  # needs 5
     sums = outcome(CTC(classes=4), **batch)
     assert float(sums["impossible"].total) == 1 == float(sums["loss"].weight)
     gradient = jax.grad(lambda x: outcome(CTC(classes=4), **{**batch, "logits": x})["loss"].total)(

@@ -37,7 +37,7 @@ DECAYED = {"block_0/up/kernel", "embedding", "lstm_0/recurrent"}
 
 
 def run(transformation: optax.GradientTransformation, steps: int = 20) -> Any:
-    """The parameters after so many updates by gradients that differ from step to step."""
+    """The parameters after `steps` updates by gradients that differ from step to step."""
     params = jax.tree.map(jnp.asarray, PARAMS)
     state = transformation.init(PARAMS)
     update = jax.jit(transformation.update)

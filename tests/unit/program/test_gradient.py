@@ -1,4 +1,4 @@
-"""A gradient in parts is the gradient of the whole; in chunks of a fixed order its bits are the same everywhere."""
+"""A gradient in parts is the gradient of the whole; fixed-order chunks give the same bits."""
 
 import dataclasses
 import functools
@@ -26,7 +26,7 @@ BATCH = 64
 
 
 def plain(name: str, **changes: Any) -> Experiment:
-    """An experiment that ships, small, without dropout and without what looks at the batch as a whole."""
+    """A built-in experiment, small, without dropout and without statistics of the whole batch."""
     experiment = small(name, **changes)
     model: Any = experiment.model
     if name == "digits_convnet":
@@ -45,7 +45,8 @@ def found(experiment: Experiment, batch: Any, devices: int = 1) -> tuple[dict[st
     """(gradient, sums, variables) by path at the initial parameters, and the compiled function."""
     program = make_program(experiment, jax.devices()[:devices])
     with program.activate():
-        state, rows = program.init(), device_put_batch(batch, program.mesh)
+        state = program.init()
+        rows = device_put_batch(batch, program.mesh)
         gradient: Gradient = make_gradient(experiment, program.mesh)
         compiled = (
             jax.jit(gradient).lower(state.params, state.variables, rows, jnp.int32(0)).compile()
@@ -110,7 +111,7 @@ def fully() -> Iterator[None]:
 
 
 def trained(experiment: Experiment, devices: list[int]) -> str:
-    """The digest of the state after a step on each of those numbers of devices, one after another."""
+    """The digest of the state after one step on each of these numbers of devices, in turn."""
     state: Any = None
     for step, count in enumerate(devices):
         program = make_program(experiment, jax.devices()[:count])
@@ -133,8 +134,9 @@ def test_the_bits_of_a_step_do_not_depend_on_its_devices() -> None:
 def test_chunks_are_added_in_order_whether_whole_or_in_slices(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In an order that float32 tells from others; the last leaf does not divide over the devices."""
-    mesh, draw = Mesh(data=4).build(jax.devices()[:4]), np.random.default_rng(0)
+    """The order changes float32 sums; the last leaf does not divide over the devices."""
+    mesh = Mesh(data=4).build(jax.devices()[:4])
+    draw = np.random.default_rng(0)
     shapes = {"number": (), "kernel": (6, 4), "odd": (3, 5)}
     tree: dict[str, Any] = {
         name: np.float32(
@@ -148,8 +150,12 @@ def test_chunks_are_added_in_order_whether_whole_or_in_slices(
     )
     for most in (0, 2**16):
         monkeypatch.setattr(gradient, "SMALL", most)
-        add = lambda tree: gradient.in_turn(gradient.added_over("data"), tree)  # noqa: E731
-        split, whole = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
+
+        def add(tree: Any) -> Any:
+            return gradient.in_turn(gradient.added_over("data"), tree)
+
+        split = jax.sharding.PartitionSpec("data")
+        whole = jax.sharding.PartitionSpec()
         found = jax.jit(
             jax.shard_map(add, mesh=mesh, in_specs=split, out_specs=whole, check_vma=False)
         )(tree)

@@ -1,5 +1,7 @@
-"""What a run stores and adds up in: rounding at random, master copies, a loss's scale, float32 sums, moments on the
-host; each against what is computed otherwise."""
+"""Mixed precision: stochastic rounding, masters, loss scale, float32 sums, offloaded moments.
+
+Each is compared with what is computed otherwise.
+"""
 
 import dataclasses
 import re
@@ -49,15 +51,16 @@ BETWEEN = 1 + 2.0**-7 / 4  # a quarter of the way from 1 to the next bfloat16
 def stepped(
     experiment: Experiment, steps: int, devices: int = 1
 ) -> tuple[Program, Any, list[dict[str, Any]]]:
-    """The state after some steps on batches of random numbers, and what each step's metrics said."""
-    program, told = make_program(experiment, jax.devices()[:devices]), []
+    """The state after some steps on batches of random numbers, and the metrics of each step."""
+    program = make_program(experiment, jax.devices()[:devices])
+    history = []
     with activate(program.mesh):
         state = program.init()
         for step in range(steps):
             batch = device_put_batch(random_batch(experiment, step), program.mesh)
             state, metrics = program.train_step(state, batch)
-            told.append({name: float(value) for name, value in metrics.items()})
-    return program, state, told
+            history.append({name: float(value) for name, value in metrics.items()})
+    return program, state, history
 
 
 def convnet(**precision: Any) -> Experiment:
@@ -73,7 +76,7 @@ def same(one: Any, other: Any) -> None:
 # Rounding at random
 
 
-def test_rounding_is_right_on_average_and_only_to_a_neighbour() -> None:
+def test_rounding_is_right_on_average_and_only_to_a_neighbor() -> None:
     keys = jax.random.split(jax.random.key(0), 64)
     for sign in (1, -1):
         found = jax.vmap(
@@ -107,8 +110,9 @@ def test_each_parameter_draws_its_own_and_no_mesh_changes_that() -> None:
 
 
 def test_updates_that_the_nearest_would_lose_arrive_on_average() -> None:
-    """100 steps of 1/40 of the distance between two bfloat16s: to the nearest, none would ever be made."""
-    precision, optimizer = Precision(parameters="bfloat16"), optax.sgd(2.0**-7 / 40)
+    """100 steps of 1/40 of the distance between two bfloat16s: rounding to nearest makes none."""
+    precision = Precision(parameters="bfloat16")
+    optimizer = optax.sgd(2.0**-7 / 40)
     update = jax.jit(make_update(precision, optimizer, 0))
     params = {"w": jnp.ones(4000, jnp.bfloat16)}
     state = TrainState(
@@ -117,19 +121,18 @@ def test_updates_that_the_nearest_would_lose_arrive_on_average() -> None:
     for _ in range(100):
         state = update(state, {"w": -jnp.ones(4000)}, {})
     moved = (np.asarray(state.params["w"], np.float64) - 1) * 2**7
-    assert (
-        abs(moved.mean() - 2.5) < 0.1 and moved.std() > 1
-    )  # sqrt(100 * 1/40 * 39/40) = 1.56; of the mean 0.025
+    # the deviation is sqrt(100 * 1/40 * 39/40) = 1.56; of the mean 0.025
+    assert abs(moved.mean() - 2.5) < 0.1 and moved.std() > 1
 
 
 def test_a_model_stored_in_bfloat16_is_trained() -> None:
-    _, state, told = stepped(convnet(parameters="bfloat16"), 20)
+    _, state, history = stepped(convnet(parameters="bfloat16"), 20)
     _, _, exact = stepped(convnet(), 20)
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("bfloat16")}
     moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
     assert {leaf.dtype for leaf in moments} == {jnp.dtype("float32")}
     np.testing.assert_allclose(
-        [each["loss"] for each in told], [each["loss"] for each in exact], rtol=0.05
+        [each["loss"] for each in history], [each["loss"] for each in exact], rtol=0.05
     )
 
 
@@ -140,7 +143,7 @@ def test_a_model_stored_in_bfloat16_is_trained() -> None:
 def test_the_parameters_are_the_rounded_masters_and_these_as_if_updated_by_hand(
     parameters: Any,
 ) -> None:
-    """A second implementation: SGD with the gradient of the rounded parameters, added to float32 numbers."""
+    """Against SGD by hand: the gradient of the rounded parameters updates float32 masters."""
     experiment = dataclasses.replace(
         convnet(parameters=parameters), optimizer=SGD(learning_rate=Constant(0.1), momentum=0.0)
     )
@@ -186,7 +189,8 @@ def test_the_parameters_are_the_rounded_masters_and_these_as_if_updated_by_hand(
 
 
 def test_a_scale_is_doubled_and_halved_as_computed_by_hand() -> None:
-    scale, seen = Scale(value=jnp.float32(8), good=jnp.int32(0), skipped=jnp.int32(0)), []
+    scale = Scale(value=jnp.float32(8), good=jnp.int32(0), skipped=jnp.int32(0))
+    seen = []
     for finite in (1, 1, 0, 1, 1, 1, 1, 0, 0):
         scale = rescaled(scale, jnp.bool_(finite), 2)
         seen.append((float(scale.value), int(scale.good), int(scale.skipped)))
@@ -239,19 +243,22 @@ def test_an_overflow_is_skipped_and_leaves_all_but_the_scale_untouched() -> None
     "changes", [{}, {"accumulate": 4}, {"reproducible": 4, "mesh": Mesh(data=1)}]
 )
 def test_a_power_of_two_changes_nothing_in_float32(changes: dict[str, Any]) -> None:
-    """The scale multiplies on the way and divides at the end: exact, short of overflow and of how a compiler fuses."""
+    """The scale multiplies the loss and divides its gradient: exact, up to overflow and fusion."""
     plain = dataclasses.replace(convnet(), **changes)
     scaled = dataclasses.replace(convnet(loss_scale=1024.0), **changes)
-    (_, one, told), (_, other, also) = stepped(plain, 3), stepped(scaled, 3)
+    _, one, plain_history = stepped(plain, 3)
+    _, other, scaled_history = stepped(scaled, 3)
     np.testing.assert_allclose(
-        [each["loss"] for each in told], [each["loss"] for each in also], rtol=1e-6
+        [each["loss"] for each in plain_history],
+        [each["loss"] for each in scaled_history],
+        rtol=1e-6,
     )
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-8),
         one.params,
         other.params,
     )
-    assert [each["loss_scale"] for each in also] == [1024.0] * 3
+    assert [each["loss_scale"] for each in scaled_history] == [1024.0] * 3
 
 
 def test_a_float16_model_finds_its_scale_and_is_trained() -> None:
@@ -259,11 +266,11 @@ def test_a_float16_model_finds_its_scale_and_is_trained() -> None:
     experiment = dataclasses.replace(
         experiment, model=replaced(experiment.model, {"dtype": "float16"})
     )
-    _, state, told = stepped(experiment, 20)
-    skipped = int(told[-1]["skipped_steps"])
-    assert 0 < skipped < 15 and told[-1]["loss_scale"] == 2.0 ** (24 - skipped)
+    _, state, history = stepped(experiment, 20)
+    skipped = int(history[-1]["skipped_steps"])
+    assert 0 < skipped < 15 and history[-1]["loss_scale"] == 2.0 ** (24 - skipped)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
-    assert all(np.isfinite(each["loss"]) for each in told)
+    assert all(np.isfinite(each["loss"]) for each in history)
 
 
 # Sums in float32
@@ -283,7 +290,8 @@ def gradient_of(experiment: Experiment) -> tuple[dict[str, np.ndarray], str]:
     """By path, over 8 devices, and the compiled program."""
     program = make_program(experiment)
     with activate(program.mesh):
-        state, rows = program.init(), device_put_batch(random_batch(experiment), program.mesh)
+        state = program.init()
+        rows = device_put_batch(random_batch(experiment), program.mesh)
         find = make_gradient(experiment, program.mesh)
         arguments = (state.params, state.variables, rows, jnp.int32(0))
         compiled = jax.jit(lambda *each: find(*each)[0]).lower(*arguments).compile()
@@ -295,11 +303,9 @@ def gradient_of(experiment: Experiment) -> tuple[dict[str, np.ndarray], str]:
 
 
 def test_sums_over_devices_are_in_float32_and_nearer_to_the_truth() -> None:
-    (truth, _), (rough, text), (near, float32_text) = (
-        gradient_of(model_in("float32")),
-        gradient_of(model_in("bfloat16")),
-        gradient_of(model_in("bfloat16", sums="float32")),
-    )
+    truth, _ = gradient_of(model_in("float32"))
+    rough, text = gradient_of(model_in("bfloat16"))
+    near, float32_text = gradient_of(model_in("bfloat16", sums="float32"))
     assert reduced(float32_text) == {"f32"}
     off = [
         np.sqrt(sum(np.sum((each[path] - truth[path]) ** 2) for path in truth))
@@ -316,7 +322,7 @@ def reduced(text: str) -> set[str]:
 
 
 def test_what_a_traced_sum_is_added_in() -> None:
-    """Of products, sums and collectives alike, and inside a scan; the results keep their dtype."""
+    """Of products, of sums and of collectives, also inside a scan; the results keep their dtype."""
 
     def function(x: jax.Array) -> Any:
         return jax.lax.scan(
@@ -330,7 +336,8 @@ def test_what_a_traced_sum_is_added_in() -> None:
         and "preferred_element_type=bfloat16" not in summed
     )
     assert summed.count("preferred_element_type=float32") == 2
-    one, other = function(x), float32_sums(function)(x)
+    one = function(x)
+    other = float32_sums(function)(x)
     same([leaf.dtype.name for leaf in one], [leaf.dtype.name for leaf in other])
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a.astype(float), b.astype(float), 0.02, 0.02),
@@ -344,21 +351,17 @@ def test_what_a_traced_sum_is_added_in() -> None:
 
 def test_moments_on_the_host_give_the_same_bits() -> None:
     experiment = small("digits_convnet", mesh=Mesh(data=2, fsdp=4))
-    (_, plain, told), (program, state, also) = (
-        stepped(experiment, 3, 8),
-        stepped(dataclasses.replace(experiment, offload=True), 3, 8),
-    )
-    assert told == also and digests(plain)[1] == digests(state)[1]
+    _, plain, plain_history = stepped(experiment, 3, 8)
+    program, state, history = stepped(dataclasses.replace(experiment, offload=True), 3, 8)
+    assert plain_history == history and digests(plain)[1] == digests(state)[1]
     for tree in (program.abstract, state):
         kinds = {leaf.sharding.memory_kind for leaf in jax.tree.leaves(tree.opt_state) if leaf.ndim}
         assert kinds == {"pinned_host"}
         assert "pinned_host" not in {
             leaf.sharding.memory_kind for leaf in jax.tree.leaves(tree.params)
         }
-    sizes, before = (
-        bytes_per_device(program),
-        bytes_per_device(make_program(experiment, jax.devices())),
-    )
+    sizes = bytes_per_device(program)
+    before = bytes_per_device(make_program(experiment, jax.devices()))
     assert sizes["host"] + sizes["optimizer"] == before["optimizer"] and sizes["optimizer"] < 100
 
 
@@ -431,7 +434,7 @@ def parent(
 def test_a_run_that_begins_with_weights_has_all_their_bits(
     kind: str, fork: bool, parent: tuple[str, Experiment, Path], tmp_path: Path
 ) -> None:
-    """The masters of a run that keeps some, else the parameters, are the float32 weights of the other, unrounded."""
+    """Its masters, or its parameters if it has none, are the other's float32 weights, unrounded."""
     source, before, folder = parent
     saved: Any = (
         CheckpointManager(folder / "checkpoints").restore(make_program(before).abstract).state
@@ -450,13 +453,12 @@ def test_a_run_that_begins_with_weights_has_all_their_bits(
         _, state, _ = initialize_or_resume(
             program, CheckpointManager(folder / "checkpoints"), folder, fork=fork
         )
-    begun: Any = state
-    same(begun.opt_state.masters if kind == "master" else begun.params, exact)
+    initial: Any = state
+    same(initial.opt_state.masters if kind == "master" else initial.params, exact)
     if kind == "master":
-        same(begun.params, jax.tree.map(lambda p: p.astype(jnp.bfloat16), exact))
-        assert {leaf.sharding.memory_kind for leaf in jax.tree.leaves(begun.opt_state.masters)} == {
-            "pinned_host"
-        }
+        same(initial.params, jax.tree.map(lambda p: p.astype(jnp.bfloat16), exact))
+        masters = jax.tree.leaves(initial.opt_state.masters)
+        assert {leaf.sharding.memory_kind for leaf in masters} == {"pinned_host"}
     assert np.any(
         np.asarray(exact["head"]["kernel"], jnp.bfloat16) != np.asarray(exact["head"]["kernel"])
     )
