@@ -11,7 +11,7 @@ import math
 import operator
 import types
 from collections.abc import Sequence
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import flax.linen as nn
 from tyro.constructors import PrimitiveConstructorSpec
@@ -184,14 +184,30 @@ def _item_annotation(annotation: Any, key: Any) -> Any:
 
 @functools.cache
 def _annotations(config: type) -> dict[str, Any]:
-    """The types of a class's fields."""
-    try:
-        return get_type_hints(config, include_extras=True)
-    except Exception:  # some types may exist for type checkers only: take what needs no evaluation
-        found: dict[str, Any] = {}
-        for base in reversed(config.__mro__):
-            found |= inspect.get_annotations(base)
-        return found
+    """The types of a class's fields; one declared again without a range keeps its base's."""
+    found: dict[str, Any] = {}
+    for base in reversed(config.__mro__):
+        for name, annotation in _own_annotations(base).items():
+            if name not in found or _has_range(annotation) or not _has_range(found[name]):
+                found[name] = annotation
+    return found
+
+
+def _own_annotations(config: type) -> dict[str, Any]:
+    """The types that a class itself declares; a name that only type checkers know is `Any`."""
+    unknown: dict[str, Any] = {}
+    while True:
+        try:
+            return inspect.get_annotations(config, locals=unknown, eval_str=True)
+        except NameError as error:
+            if error.name is None or error.name in unknown:
+                raise
+            unknown[error.name] = Any
+
+
+def _has_range(annotation: Any) -> bool:
+    arguments = get_args(annotation)
+    return any(isinstance(each, Range) or _has_range(each) for each in arguments)
 
 
 def _option(path: str) -> str:

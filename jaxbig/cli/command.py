@@ -1,4 +1,4 @@
-"""Base classes of the commands: their common options, and how a result is printed."""
+"""Base classes of the commands: common options, joining processes, printing a result."""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Memory of a device: what a state and a step need, and what is available."""
+"""Memory: what a state and a step need, and what a device or this machine has left."""
 
 import contextlib
 import math

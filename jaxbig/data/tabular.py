@@ -1,4 +1,4 @@
-"""Tabular data sets: arrays, or columns of numbers, with a class or numbers as targets."""
+"""Tabular data sets: columns of numbers, their targets, and their statistics."""
 
 import dataclasses
 import json

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbig.arrays.dtypes import Dtype
-from jaxbig.constraints import DropRate, NonNegativeInt, PositiveInt
+from jaxbig.constraints import DropRate, PositiveInt
 from jaxbig.errors import Refused
 from jaxbig.models.convnet import Convolution
 from jaxbig.models.layers.basic import (
@@ -62,7 +62,7 @@ class ConvNeXt(nn.Module):
 
     classes: PositiveInt
     """Number of classes."""
-    stages: tuple[NonNegativeInt, ...] = (3, 3, 9, 3)
+    stages: tuple[PositiveInt, ...] = (3, 3, 9, 3)
     """Blocks of each stage; the first sees the image in patches of 4x4, each further one halves
     it."""
     widths: tuple[PositiveInt, ...] = (96, 192, 384, 768)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbig.arrays.dtypes import Dtype
-from jaxbig.constraints import NonNegativeInt, PositiveInt
+from jaxbig.constraints import PositiveInt
 from jaxbig.errors import Refused
 from jaxbig.models.convnet import BatchNorm, Convolution, GroupNorm
 from jaxbig.models.layers.basic import cast, choose, constrain
@@ -115,7 +115,7 @@ class ResNet(nn.Module):
 
     classes: PositiveInt
     """Number of classes."""
-    stages: tuple[NonNegativeInt, ...] = (3, 4, 6, 3)
+    stages: tuple[PositiveInt, ...] = (3, 4, 6, 3)
     """Blocks of each stage; each stage after the first halves the image and doubles the
     channels."""
     bottleneck: bool = True

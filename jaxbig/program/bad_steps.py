@@ -1,4 +1,6 @@
-"""Detection of bad steps: a loss or gradient that is not finite, or a loss that jumped.
+"""Detection of bad steps in the compiled step, and the window of losses that it keeps.
+
+A step is bad if its loss or gradient is not finite, or if its loss jumped.
 
 The compiled step decides from numbers that it computes anyway, and reports `FAULT` as a metric. So
 a fault is a pure function of state and batch: the same in a resumed run, in a replay and on every

@@ -98,6 +98,30 @@ def test_inherited_constraint_holds_where_annotations_cannot_be_resolved(
         validate(variant(vocab=5, heads=0))
 
 
+def test_constraint_holds_in_a_subclass_that_declares_the_field_again() -> None:
+    @dataclasses.dataclass
+    class Wider(Own):
+        num_heads: int = 4
+
+    validate(Wider(num_heads=5))
+    with pytest.raises(Refused, match=r"--num-heads -3: it must be 1 or more"):
+        validate(Wider(num_heads=-3))
+
+
+def test_constraint_holds_beside_a_field_whose_type_cannot_be_resolved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = types.ModuleType("typed_by_text")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    vars(module)["PositiveInt"] = PositiveInt
+    texts = {"extra": "OnlyForCheckers | None", "count": "PositiveInt"}
+    names = {"__annotations__": texts, "__module__": module.__name__, "extra": None, "count": 1}
+    config = dataclasses.dataclass(type("Config", (), names))
+    validate(config(count=2))
+    with pytest.raises(Refused, match=r"--count 0: it must be 1 or more"):
+        validate(config(count=0))
+
+
 def test_help_shows_the_range_of_an_option(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         tyro.cli(Own, args=["--help"], config=(tyro.conf.AvoidSubcommands,))

@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxbig.data.core.dataset import Source
 from jaxbig.data.core.permutation import permuted
+from jaxbig.errors import Failed
 
 MAX_TABLE = 2**20
 """Largest epoch whose order is a sorted table; larger ones are computed (permutation.py)."""
@@ -58,7 +59,13 @@ def train_indices(source: Source, step: int, *, seed: int, batch: int) -> np.nda
         return track_indices(source, step, batch)
     positions = np.arange(step * batch, (step + 1) * batch)
     if hasattr(source, "draw"):
-        return source.draw(seed, positions)  # type: ignore[attr-defined]
+        drawn: np.ndarray = source.draw(seed, positions)  # type: ignore[attr-defined]
+        if drawn.min() < 0 or drawn.max() >= len(source):
+            raise Failed(
+                f"{type(source).__name__}.draw gave examples {drawn.min()} to {drawn.max()}: "
+                f"they must be 0 to {len(source) - 1}."
+            )
+        return drawn
     return shuffled_indices(positions, len(source), seed)
 
 

@@ -21,7 +21,7 @@ from jaxbig.data.core.dataset import Data, Rows, Source
 from jaxbig.data.pipeline.loader import RowSelection, eval_batch, train_batch, train_batches
 from jaxbig.data.pipeline.sampler import epoch_order, eval_steps, train_indices
 from jaxbig.data.records.tfds_builder import Arrays, columns, prepared
-from jaxbig.errors import Refused
+from jaxbig.errors import Failed, Refused
 
 SEEDS = st.integers(0, 2**32 - 1)
 few = settings(max_examples=40, deadline=None)
@@ -403,3 +403,19 @@ def test_digits_are_of_0_to_1_and_bytes_of_0_to_255(pytext: Any, folder: Path) -
     )
     text = PyText(batch=1, length=1000).source("eval").rows(np.arange(100))
     assert text["inputs"].min() >= 0 and text["inputs"].max() < PyText.vocab
+
+
+@pytest.mark.parametrize("index", [-1, 10])
+def test_drawn_example_that_does_not_exist_is_refused(index: int) -> None:
+    class Drawn(Source):
+        def __len__(self) -> int:
+            return 10
+
+        def rows(self, indices: np.ndarray) -> Rows:
+            raise AssertionError("nothing is read")
+
+        def draw(self, seed: int, positions: np.ndarray) -> np.ndarray:
+            return np.full(len(positions), index)
+
+    with pytest.raises(Failed, match=rf"Drawn.draw gave examples {index} to {index}"):
+        train_indices(Drawn(), 0, seed=0, batch=4)
