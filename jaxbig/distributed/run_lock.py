@@ -120,7 +120,8 @@ class RunLock:
             self.lost = (
                 f"{folder} was taken from this run ({format_owner(self.owner)}) by "
                 f"{format_owner(parse_owner(content))}, because its lock was removed or it wrote "
-                f"no heartbeat for {SILENT_S:.0f} s: this run exits without saving."
+                f"no heartbeat for {SILENT_S:.0f} s: this run exits without saving, and its new "
+                f"owner makes the steps again."
             )
         self._looked = time.monotonic()
 

@@ -80,6 +80,7 @@ def bench(
             began = time.perf_counter()
             for step, rows in loader:  # as `Trainer.run`
                 state, values = train_step(state, rows)
+                del rows
                 loader.prefetch(step, values)
                 reporter.record(step, values)
                 heartbeat(step, "is in the loop")

@@ -195,6 +195,7 @@ class Trainer:
 
     def restore(self, stack: contextlib.ExitStack, *, fork: bool, adopt: bool) -> TrainState:
         """Opens the run directory; the state of its last good checkpoint, or the first state."""
+        stack.callback(self.release)  # the last to be called
         self.step = 0
         self.evaluated = False
         self.checkpoints = open_checkpoints(self.experiment, self.workdir, self.report_activity)
@@ -321,6 +322,11 @@ class Trainer:
                 saved=self.checkpoints.steps(),
             )
         )
+
+    def release(self) -> None:
+        """Drops what this `run` opened: a rollback opens it again, and data may be large."""
+        for name in ("checkpoints", "metrics", "train_data", "eval_data", "bad_steps", "reporter"):
+            vars(self).pop(name, None)
 
     # -- reports
 
