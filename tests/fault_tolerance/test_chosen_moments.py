@@ -93,7 +93,7 @@ def test_a_stop_at_any_moment_is_heard_and_costs_nothing(
         steps = [*steps, life.step()]
         longest = max(longest, seconds)
         assert (
-            "nothing was to be saved yet" if not life.step() else f"saved at step {life.step()}"
+            "no step was finished yet" if not life.step() else f"saved at step {life.step()}"
         ) in said[0]
     noticed(longest)
     assert steps[:2] == [0, 0] and steps[2] >= 7 and steps[3] == steps[2] and steps[4] >= 10, steps
