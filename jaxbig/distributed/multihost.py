@@ -281,7 +281,13 @@ def assert_same_on_all(values: dict[str, Any], fix: str = SAME) -> None:
     """
     mine = json.loads(json.dumps(values))
     host, theirs = on_process_zero(lambda: (socket.gethostname(), mine))
-    names = [name for name in theirs | mine if mine.get(name) != theirs.get(name)]
+    # as text: NaN is not equal to itself
+    names = [
+        name
+        for name in theirs | mine
+        if json.dumps(mine.get(name), sort_keys=True)
+        != json.dumps(theirs.get(name), sort_keys=True)
+    ]
     text = ", ".join(
         f"{name} {_short(mine.get(name))} and process 0 has {_short(theirs.get(name))}"
         for name in names

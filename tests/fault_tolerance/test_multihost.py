@@ -670,6 +670,8 @@ def test_all_must_agree_and_each_that_does_not_is_named_with_what_it_has(
     together: Together, others: dict[int, dict[str, Any]], words: str
 ) -> None:
     assert together(lambda _: assert_same_on_all({"seed": 0}), 6) == [None] * 6
+    nan = {"seed": float("nan"), "sizes": [{"a": float("nan")}]}
+    assert together(lambda _: assert_same_on_all(nan), 6) == [None] * 6
     said = together(lambda number: assert_same_on_all(others.get(number, {"seed": 0})), 6)
     assert [type(each) for each in said] == [Refused] * 6 and len({str(each) for each in said}) == 1
     assert words in str(said[0]) and len(str(said[0])) < 1000
