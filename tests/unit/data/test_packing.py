@@ -5,6 +5,7 @@ import multiprocessing
 import re
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -214,12 +215,12 @@ def read_there(reader: Any) -> list[Any]:
 
 def test_one_process_packs_and_all_read(tmp_path: Path) -> None:
     (marks := tmp_path / "marks").mkdir()
-    with multiprocessing.get_context("spawn").Pool(3) as processes:
-        assert len(set(processes.map(pack_there, [marks] * 3, chunksize=1))) == 1
+    with ProcessPoolExecutor(3, multiprocessing.get_context("spawn")) as processes:
+        assert len(set(processes.map(pack_there, [marks] * 3))) == 1
         assert len(list(marks.glob("*.reads"))) == 1
         reader = packed("these", documents, 16)
         here = read_there(reader)  # opens its file in this process
-        assert processes.apply(read_there, (reader,)) == here
+        assert processes.submit(read_there, reader).result() == here
 
 
 def test_rows_are_packed_again_after_a_killed_process(cache: Path) -> None:

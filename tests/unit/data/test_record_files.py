@@ -10,6 +10,7 @@ import os
 import re
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.pool import ThreadPool
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -168,8 +169,8 @@ def read(opened: OpenFiles) -> list[Any]:
 def test_another_process_reads_the_same(tmp_path: Path) -> None:
     opened = [records.open("train") for records, _ in each_kind(tmp_path / "data").values()]
     here = [read(each) for each in opened]  # before: they hold open files now
-    with multiprocessing.get_context("spawn").Pool(1) as process:
-        assert process.map(read, opened) == here
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        assert list(process.map(read, opened)) == here
 
 
 @pytest.mark.parametrize("kind", ["json", "parquet", "mapped"])

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -185,9 +186,9 @@ def learn_here(_: int) -> str:
 def test_learned_tokenizer_is_the_same_in_another_process() -> None:
     pairs = BytePairs(vocab=300)
     pairs.prepare(lambda: TEXTS)
-    with multiprocessing.get_context("spawn").Pool(2) as processes:
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as processes:
         assert set(processes.map(learn_here, range(2))) == {learn_here(0)}
-        there = processes.map(pairs.encode, ["the cat", "ö"])
+        there = list(processes.map(pairs.encode, ["the cat", "ö"]))
     assert [tokens.tolist() for tokens in there] == [
         pairs.encode(text).tolist() for text in ("the cat", "ö")
     ]
