@@ -117,13 +117,14 @@ def initialize(
             f"processes."
         )
     joined = threading.Event()
-    threading.Thread(
+    report = threading.Thread(
         target=report_missing_processes,
         args=(joined, f"{name} waits for the others at {where}"),
         daemon=True,
-    ).start()
+    )
     try:
         with exit_on_ctrl_c():
+            report.start()
             jax.distributed.initialize(**options, initialization_timeout=2 * JOIN_TIMEOUT_S)
     except (RuntimeError, ValueError) as error:
         raise Failed(
