@@ -8,9 +8,9 @@ Full size, not run here: `jaxbig data prepare` fetches its data first; `--smoke`
 import dataclasses
 from typing import Any
 
-from experiments import c4_llama_7b
 from jaxbig.config.experiment import Experiment
 from jaxbig.data.tokenize.tokenizers import BytePairs
+from jaxbig.experiments import c4_llama_7b
 from jaxbig.objectives.next_token import NextToken
 
 

@@ -7,8 +7,8 @@ Full size, not run here: `jaxbig data prepare` fetches its data first; `--smoke`
 
 import dataclasses
 
-from experiments import c4_llama_7b
 from jaxbig.config.experiment import Experiment
+from jaxbig.experiments import c4_llama_7b
 
 
 def config() -> Experiment:

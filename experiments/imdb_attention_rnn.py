@@ -7,8 +7,8 @@ Full size, not run here: `jaxbig data prepare` fetches its data first; `--smoke`
 
 import dataclasses
 
-from experiments import imdb_lstm
 from jaxbig.config.experiment import Experiment
+from jaxbig.experiments import imdb_lstm
 
 
 def config() -> Experiment:

@@ -12,9 +12,9 @@ words (tf-idf) 0.666, which so short a training does not reach (benchmarks/basel
 
 import dataclasses
 
-from experiments import pytext_bert
 from jaxbig.config.experiment import Experiment, InitializeFrom
 from jaxbig.data.builtin.pymodule import PyModule
+from jaxbig.experiments import pytext_bert
 from jaxbig.objectives.classification import Classification
 from jaxbig.optim.optimizers import AdamW
 from jaxbig.optim.schedules import WarmupCosine

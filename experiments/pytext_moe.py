@@ -12,8 +12,8 @@ width, two a token: about as many FLOPs a token.
 
 import dataclasses
 
-from experiments import pytext_transformer
 from jaxbig.config.experiment import Experiment
+from jaxbig.experiments import pytext_transformer
 
 
 def config() -> Experiment:

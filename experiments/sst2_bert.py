@@ -9,10 +9,10 @@ Full size, not run here: `jaxbig data prepare` fetches its data first; `--smoke`
 import dataclasses
 from typing import Any
 
-from experiments import wikipedia_bert_base
 from jaxbig.config.experiment import Experiment, InitializeFrom
 from jaxbig.data.records.tfds import Tfds
 from jaxbig.data.text import Sentences
+from jaxbig.experiments import wikipedia_bert_base
 from jaxbig.objectives.classification import Classification
 from jaxbig.optim.optimizers import AdamW
 from jaxbig.optim.schedules import WarmupLinear

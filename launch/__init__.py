@@ -1,1 +1,1 @@
-"""Launchers, one file each: `python -m launch.NAME EXPERIMENT [options] -- [overrides]`."""
+"""Launchers, one file each: `python -m jaxbig.launch.NAME EXPERIMENT [options] -- [overrides]`."""

@@ -1,8 +1,8 @@
 """Launches a run as a JobSet on Google Kubernetes Engine: TPU slices, or nodes with GPUs.
 
-    python -m launch.gke c4_llama_7b --image IMAGE --claim runs --data tfds \\
+    python -m jaxbig.launch.gke c4_llama_7b --image IMAGE --claim runs --data tfds \\
         --tpu v5p:4x4x8 --slices 2 -- --mesh.data 2 > run.yaml
-    python -m launch.gke c4_llama_1b --image IMAGE --claim runs --data tfds \\
+    python -m jaxbig.launch.gke c4_llama_1b --image IMAGE --claim runs --data tfds \\
         --gpu nvidia-h100-80gb --nodes 4 --submit
 
 The cluster needs JobSet's controller, and the image needs jaxbig. Both claims (--claim for runs,
@@ -23,8 +23,17 @@ import sys
 from typing import Any
 
 from jaxbig.errors import Failed, Refused
+from jaxbig.launch.common import (
+    NAME,
+    CloudLauncher,
+    Flag,
+    at_least,
+    data_variables,
+    main,
+    safe,
+    to_yaml,
+)
 from jaxbig.system.exit_codes import PEER_LOST
-from launch.common import NAME, CloudLauncher, Flag, at_least, data_variables, main, safe, to_yaml
 
 TPUS = {
     "v4": "tpu-v4-podslice",
@@ -280,4 +289,4 @@ class Gke(CloudLauncher):
 
 
 if __name__ == "__main__":
-    sys.exit(main(Gke, "launch.gke"))
+    sys.exit(main(Gke, "jaxbig.launch.gke"))

@@ -1,6 +1,6 @@
 """Launches one run as several processes on this machine: on CPU devices, or one per GPU.
 
-    python -m launch.local pytext_transformer --processes 4 --submit -- --steps 100
+    python -m jaxbig.launch.local pytext_transformer --processes 4 --submit -- --steps 100
 
 Each line of output starts with the number of its process. One Ctrl-C (or SIGTERM) lets all save and
 exit (exit code 75); a second ends them at once. If one fails, the others have `GRACE_S` seconds to
@@ -19,9 +19,9 @@ import time
 from typing import IO
 
 from jaxbig.errors import Refused
+from jaxbig.launch.common import Launcher, at_least, main
 from jaxbig.system.exit_codes import DONE, INTERRUPTED, PEER_LOST, STOPPED
 from jaxbig.system.process_group import Process, collect_stop_signals, gpus, kill, spawn, terminate
-from launch.common import Launcher, at_least, main
 
 GRACE_S = 10.0
 """Seconds in which the others can exit after one has failed."""
@@ -106,11 +106,11 @@ class Local(Launcher):
             return DONE
         code = first.process.returncode
         if len(signals) > 1:
-            print("launch.local: ended at once", file=sys.stderr)
+            print("jaxbig.launch.local: ended at once", file=sys.stderr)
             return STOPPED
         if code != INTERRUPTED and len(children) > 1:
             print(
-                f"launch.local: process {first.number} failed first (exit {code}); "
+                f"jaxbig.launch.local: process {first.number} failed first (exit {code}); "
                 f"its last output:",
                 file=sys.stderr,
             )
@@ -188,4 +188,4 @@ def wait(children: list[Child], signals: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Local, "launch.local"))
+    sys.exit(main(Local, "jaxbig.launch.local"))

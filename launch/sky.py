@@ -1,8 +1,8 @@
 """Launches a run as a SkyPilot job: on any of its clouds, on demand or spot, with recovery.
 
-    python -m launch.sky pytext_transformer --accelerators H100:8 --nodes 2 --spot \\
+    python -m jaxbig.launch.sky pytext_transformer --accelerators H100:8 --nodes 2 --spot \\
         --bucket my-runs > task.yaml
-    python -m launch.sky pytext_transformer --accelerators H100:8 --nodes 2 --spot \\
+    python -m jaxbig.launch.sky pytext_transformer --accelerators H100:8 --nodes 2 --spot \\
         --bucket my-runs --submit
 
 This folder is copied to every machine and installed there. Runs and caches are in the bucket, which
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxbig.errors import Failed
-from launch.common import (
+from jaxbig.launch.common import (
     BUCKET,
     NAME,
     CloudLauncher,
@@ -141,4 +141,4 @@ class Sky(CloudLauncher):
 
 
 if __name__ == "__main__":
-    sys.exit(main(Sky, "launch.sky"))
+    sys.exit(main(Sky, "jaxbig.launch.sky"))

@@ -1,8 +1,8 @@
 """Launches a run as a Slurm job: one process per GPU, or per node without GPUs.
 
-    python -m launch.slurm pytext_transformer --nodes 2 --time 4:00:00 --partition main \\
+    python -m jaxbig.launch.slurm pytext_transformer --nodes 2 --time 4:00:00 --partition main \\
         -- --steps 100 > run.sbatch
-    python -m launch.slurm pytext_transformer --nodes 2 --time 4:00:00 --partition main \\
+    python -m jaxbig.launch.slurm pytext_transformer --nodes 2 --time 4:00:00 --partition main \\
         --submit -- --steps 100
 
 Slurm's warning before the time limit, its preemption and `scontrol requeue` all send SIGTERM:
@@ -21,7 +21,7 @@ from pathlib import Path
 import tyro
 
 from jaxbig.errors import Failed, Refused
-from launch.common import WORD, Flag, Launcher, at_least, data_variables, exports, main, safe
+from jaxbig.launch.common import WORD, Flag, Launcher, at_least, data_variables, exports, main, safe
 
 TIME = r"(\d+-)?\d+(:\d\d){0,2}"
 EXIT_S = 120
@@ -172,4 +172,4 @@ class Slurm(Launcher):
 
 
 if __name__ == "__main__":
-    sys.exit(main(Slurm, "launch.slurm"))
+    sys.exit(main(Slurm, "jaxbig.launch.slurm"))

@@ -1,9 +1,9 @@
 """Launches a run on TPU VMs with gcloud: create, install, run on all workers, follow, delete.
 
-    python -m launch.tpu_vm c4_llama_1b --zone us-east5-a --type v5p-128 --image v2-alpha-tpuv5 \\
-        --bucket my-runs --data my-data
-    python -m launch.tpu_vm c4_llama_1b ... --queued --spot --submit
-    python -m launch.tpu_vm c4_llama_1b ... --do follow --submit
+    python -m jaxbig.launch.tpu_vm c4_llama_1b --zone us-east5-a --type v5p-128 \\
+        --image v2-alpha-tpuv5 --bucket my-runs --data my-data
+    python -m jaxbig.launch.tpu_vm c4_llama_1b ... --queued --spot --submit
+    python -m jaxbig.launch.tpu_vm c4_llama_1b ... --do follow --submit
 
 Prints the commands of --do; with --submit runs them one after another, up to the first that fails.
 Machines are created and waited for (for hours, if they are queued) before anything is installed.
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Literal
 
 from jaxbig.errors import Failed, Refused
-from launch.common import (
+from jaxbig.launch.common import (
     BUCKET,
     NAME,
     WORD,
@@ -248,4 +248,4 @@ class TpuVm(CloudLauncher):
 
 
 if __name__ == "__main__":
-    sys.exit(main(TpuVm, "launch.tpu_vm"))
+    sys.exit(main(TpuVm, "jaxbig.launch.tpu_vm"))

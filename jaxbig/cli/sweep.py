@@ -13,11 +13,11 @@ from jaxbig.cli.tables import sweep_ranking
 from jaxbig.config.overrides import parse
 from jaxbig.distributed.run_lock import remove_empty
 from jaxbig.errors import Refused
+from jaxbig.launch.common import at_least
+from jaxbig.launch.slurm import Slurm
 from jaxbig.sweep import search_space, sweep
 from jaxbig.system.exit_codes import DONE, FAILED, INTERRUPTED
 from jaxbig.tracking.console import Screen
-from launch.common import at_least
-from launch.slurm import Slurm
 
 OWN_OPTIONS = {
     "set",
@@ -54,7 +54,7 @@ class Sweep(ExperimentCommand):
     """Number of runs at once; 0: run none, only rank the existing ones."""
     slurm: tuple[str, ...] | None = None
     """Print a Slurm array of the unfinished runs instead of running them; takes options of
-    launch.slurm, as in time=4:00:00 gpus=1."""
+    jaxbig.launch.slurm, as in time=4:00:00 gpus=1."""
     submit: Flag = False
     """Submit that array."""
 
@@ -119,7 +119,7 @@ class Sweep(ExperimentCommand):
     def submit_array(self, runs: sweep.Sweep, options: Sequence[str]) -> int:
         """Prints the unfinished runs as a Slurm array, and submits it if asked; an exit code."""
         words = [self.name, *(f"--{option}" for option in options)]
-        job = parse(Slurm, words, "launch.slurm", program="python -m")
+        job = parse(Slurm, words, "jaxbig.launch.slurm", program="python -m")
         elements = tuple((number, tuple(runs.arguments(number))) for number in runs.waiting())
         job = dataclasses.replace(job, overrides=tuple(runs.common), elements=elements)
         if not elements:

@@ -5,6 +5,7 @@ import contextlib
 import difflib
 import importlib
 import importlib.util
+import os
 import sys
 import types
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from jaxbig.errors import Refused
 
 def available() -> dict[str, Path]:
     """The experiment files by name: those in ./experiments, then those that come with jaxbig."""
-    folders = [Path.cwd() / "experiments", Path(__file__).parents[2] / "experiments"]
+    folders = [Path.cwd() / "experiments", Path(__file__).parents[1] / "experiments"]
     files = [
         file
         for folder in folders
@@ -70,34 +71,54 @@ def load(name: str) -> Experiment:
 
 
 @contextlib.contextmanager
-def importing(folder: Path) -> Iterator[None]:
-    """A context in which the folder's modules can be imported.
+def importing(*folders: Path) -> Iterator[None]:
+    """A context in which the folders' modules can be imported, those of the first one first.
 
     Raises:
       Refused: for a syntax error, with its file and line.
     """
-    sys.path.insert(0, str(folder.resolve()))
+    added = [str(folder.resolve()) for folder in folders]
+    sys.path[:0] = added
     try:
         yield
     except SyntaxError as error:
         raise Refused(f"{error.filename} line {error.lineno}: {error.msg}.") from None
     finally:
-        sys.path.pop(0)
+        for folder in added:
+            if folder in sys.path:
+                sys.path.remove(folder)
 
 
 def import_file(path: Path) -> types.ModuleType:
-    """Runs a `.py` file as a module, which can import modules in its folder."""
-    name = f"jaxbig_experiment_{path.stem}"  # no other module's name
+    """Runs a `.py` file as a module.
+
+    It can import modules in its folder and in the current folder. If it is in a package, it can
+    import modules of the package too, by their full or relative names.
+    """
+    root, package = package_of(path)
+    name = ".".join([*package, f"jaxbig_experiment_{path.stem}"])  # no other module's name
     spec = importlib.util.spec_from_file_location(name, path.resolve())
     if not path.is_file() or spec is None or spec.loader is None:
         raise Refused(
             f"no experiment file {path}: name a .py file, or one of those that `jaxbig list` shows."
         )
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look for it there
-    with importing(path.parent):
+    with importing(path.parent, root, Path.cwd()):
+        if package:
+            importlib.import_module(".".join(package))
+        sys.modules[name] = module  # dataclasses look for it there
         spec.loader.exec_module(module)
     return module
+
+
+def package_of(path: Path) -> tuple[Path, list[str]]:
+    """The package that a file is in: the folder to import it from, and the parts of its name."""
+    root = Path(os.path.abspath(path)).parent
+    names: list[str] = []
+    while root.name.isidentifier() and (root / "__init__.py").is_file():
+        names.insert(0, root.name)
+        root = root.parent
+    return root, names
 
 
 def import_dotted(name: str) -> types.ModuleType:

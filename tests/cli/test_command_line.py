@@ -32,7 +32,7 @@ MLP = '''"""A single hidden layer on the digits."""
 
 import dataclasses
 
-from experiments import digits_convnet
+from jaxbig.experiments import digits_convnet
 from jaxbig.config.experiment import Experiment
 from jaxbig.models.convnet import ConvNet, Dense
 

@@ -44,7 +44,7 @@ from jaxbig.train.resume import parent_folder
 
 SMALL = """
 import dataclasses
-from experiments import digits_convnet
+from jaxbig.experiments import digits_convnet
 from jaxbig.models.convnet import Conv, Dense, Dropout, Pool
 
 def config():

@@ -32,7 +32,7 @@ def start(folder: Path, processes: int, *overrides: str) -> "subprocess.Popen[st
     ]
     environment = {**os.environ, **HASTY, "PYTHONPATH": str(ROOT), "MARK": str(folder)}
     return subprocess.Popen(
-        [sys.executable, "-m", "launch.local", *words, *overrides],
+        [sys.executable, "-m", "jaxbig.launch.local", *words, *overrides],
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
@@ -111,7 +111,7 @@ def test_the_first_failure_is_the_last_that_is_seen(tmp_path: Path) -> None:
     )
     words = ["raising.py", "--processes", "2", "--unchecked", "--submit", "--", "--steps=10"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "launch.local", *words]
+    command = [sys.executable, "-m", "jaxbig.launch.local", *words]
     done = subprocess.run(
         command,
         cwd=tmp_path,

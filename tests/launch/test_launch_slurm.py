@@ -13,8 +13,8 @@ import pytest
 from support.experiments import ROOT
 from support.slurm import missing, two_nodes
 
+from jaxbig.launch.slurm import Slurm
 from jaxbig.tracking.metrics_writer import read_metrics
-from launch.slurm import Slurm
 
 pytestmark = [
     pytest.mark.slow,
@@ -61,7 +61,7 @@ def submit(cluster: dict[str, str], folder: Path, name: str, *options: str) -> i
     words = [
         sys.executable,
         "-m",
-        "launch.slurm",
+        "jaxbig.launch.slurm",
         "pytext_transformer",
         "--name",
         name,

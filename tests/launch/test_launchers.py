@@ -18,13 +18,13 @@ import yaml
 from support.experiments import ROOT
 
 from jaxbig.errors import Refused
+from jaxbig.launch.common import Launcher, main
+from jaxbig.launch.gke import Gke
+from jaxbig.launch.local import Local
+from jaxbig.launch.sky import Sky
+from jaxbig.launch.slurm import Slurm
+from jaxbig.launch.tpu_vm import TpuVm
 from jaxbig.system.exit_codes import PEER_LOST
-from launch.common import Launcher, main
-from launch.gke import Gke
-from launch.local import Local
-from launch.sky import Sky
-from launch.slurm import Slurm
-from launch.tpu_vm import TpuVm
 
 NASTY = [
     "a; touch pwned $(id)",
@@ -106,7 +106,7 @@ def rendered(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         kind: type[Launcher], options: list[str], overrides: list[str], unchecked: bool = True
     ) -> str:
         words = ["pytext_transformer", *options, *(["--unchecked"] if unchecked else [])]
-        assert main(kind, "launch.x", [*words, "--", *overrides]) == 0
+        assert main(kind, "jaxbig.launch.x", [*words, "--", *overrides]) == 0
         said = capsys.readouterr()
         assert "add --submit" in said.err
         return said.out
@@ -234,7 +234,11 @@ def test_a_name_that_is_not_safe_everywhere_is_refused(
 ) -> None:
     kind, options = launcher
     assert (
-        main(kind, "launch.x", ["pytext_transformer", *options, f"--name={name}", "--unchecked"])
+        main(
+            kind,
+            "jaxbig.launch.x",
+            ["pytext_transformer", *options, f"--name={name}", "--unchecked"],
+        )
         == 2
     )
     said = capsys.readouterr()
@@ -269,7 +273,11 @@ def test_what_would_be_read_as_more_than_a_word_is_refused(
     kind, options = LAUNCHERS[name]
     options = [word for word in options if word != option]
     assert (
-        main(kind, "launch.x", ["pytext_transformer", *options, f"{option}={value}", "--unchecked"])
+        main(
+            kind,
+            "jaxbig.launch.x",
+            ["pytext_transformer", *options, f"{option}={value}", "--unchecked"],
+        )
         == 2
     )
     assert capsys.readouterr().out == ""
@@ -282,7 +290,7 @@ def test_what_cannot_be_printed_is_refused(
         assert (
             main(
                 launcher[0],
-                "launch.x",
+                "jaxbig.launch.x",
                 ["pytext_transformer", *launcher[1], "--unchecked", "--", override],
             )
             == 2
@@ -298,10 +306,13 @@ def test_overrides_are_read_before_anything_is_submitted(
         kind, options, OVERRIDES[:1], unchecked=False
     ).replace("$$", "$")
     assert (
-        main(kind, "launch.x", ["pytext_transformer", *options, "--submit", "--", "--stesp=3"]) == 2
+        main(
+            kind, "jaxbig.launch.x", ["pytext_transformer", *options, "--submit", "--", "--stesp=3"]
+        )
+        == 2
     )
     assert "--steps" in capsys.readouterr().err
-    assert main(kind, "launch.x", ["pytext_transfromer", *options, "--submit"]) == 2
+    assert main(kind, "jaxbig.launch.x", ["pytext_transfromer", *options, "--submit"]) == 2
     assert "pytext_transformer" in capsys.readouterr().err
 
 
@@ -640,13 +651,16 @@ def test_examples_in_docstrings_are_accepted_as_they_stand(
 
 def test_launchers_in_the_readme_are_accepted_as_they_stand() -> None:
     text = (ROOT / "README.md").read_text()
-    found = [shlex.split(line)[2:] for line in re.findall(r"`(python -m launch\.\w+ [^`]*)`", text)]
+    found = [
+        shlex.split(line)[2:]
+        for line in re.findall(r"`(python -m jaxbig\.launch\.\w+ [^`]*)`", text)
+    ]
     assert {module for module, *_ in found} == {
-        f"launch.{each}" for each in ("local", "slurm", "gke", "tpu_vm", "sky")
+        f"jaxbig.launch.{each}" for each in ("local", "slurm", "gke", "tpu_vm", "sky")
     }
     for module, *words in found:
         kind = {"Local": Local, "Slurm": Slurm, "Gke": Gke, "TpuVm": TpuVm, "Sky": Sky}[
-            module.removeprefix("launch.").title().replace("_", "")
+            module.removeprefix("jaxbig.launch.").title().replace("_", "")
         ]
         words = [
             {"NAME": "digits_convnet", "IMAGE": "image", "ZONE": "zone"}.get(word, word)
@@ -767,7 +781,7 @@ def test_what_is_submitted_is_what_was_printed(
     words = ["pytext_transformer", *options, "--unchecked", "--submit", "--", *OVERRIDES]
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setenv("API_KEY", "canary")
-    assert main(kind, "launch.x", words) == 0
+    assert main(kind, "jaxbig.launch.x", words) == 0
     printed = capfd.readouterr().out.strip()
     got = (tmp_path / "got").read_text()
     assert "canary" not in got
@@ -776,5 +790,5 @@ def test_what_is_submitted_is_what_was_printed(
     else:
         assert got.split("\n", 1)[1].strip() == printed
     monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
-    assert main(kind, "launch.x", words) == 1
+    assert main(kind, "jaxbig.launch.x", words) == 1
     assert f"no {program} here" in capfd.readouterr().err

@@ -1,7 +1,7 @@
 """Which room may import which, and what no file may contain.
 
-A room is a folder or a file at the top of `jaxbig/`, or `launch`. `data` and `models` have rooms
-inside.
+A room is a folder or a file at the top of `jaxbig/`, or `launch`, which is `jaxbig.launch` to what
+imports it. `data` and `models` have rooms inside.
 """
 
 import ast
@@ -124,13 +124,13 @@ def imports(tree: ast.AST) -> Iterator[str]:
 def own(file: Path) -> list[str]:
     """What a file imports of the repository itself, wherever in the file the import is."""
     names = imports(ast.parse(file.read_text()))
-    return [name for name in names if name.split(".")[0] in ("jaxbig", "experiments", "launch")]
+    return [name for name in names if name.split(".")[0] == "jaxbig"]
 
 
 def room(name: str) -> str:
     """The room of a dotted name: `jaxbig.models.layers.basic` is in `models`."""
     parts = name.split(".")
-    return parts[1] if parts[0] == "jaxbig" and len(parts) > 1 else parts[0]
+    return parts[1] if len(parts) > 1 else parts[0]
 
 
 def inner_room(name: str) -> str:
@@ -140,8 +140,9 @@ def inner_room(name: str) -> str:
 
 
 def dotted(file: Path) -> str:
-    """The dotted name of a file."""
-    return ".".join(file.relative_to(ROOT).with_suffix("").parts)
+    """The dotted name of a file: `jaxbig.launch.local` for `launch/local.py`."""
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts if parts[0] == "jaxbig" else ("jaxbig", *parts))
 
 
 def is_within(name: str, allowed: set[str]) -> bool:
@@ -189,6 +190,12 @@ def test_room_imports_only_rooms_on_lower_floors(file: Path) -> None:
         assert [name for name in outside if floor_of[room(name)] >= floor_of[here]] == []
     if here in ONLY:
         assert [name for name in outside if not is_within(name, ONLY[here])] == []
+
+
+@pytest.mark.parametrize("file", PACKAGE + EXPERIMENTS, ids=relative)
+def test_file_imports_experiments_and_launchers_as_parts_of_jaxbig(file: Path) -> None:
+    outside = {name.split(".")[0] for name in imports(ast.parse(file.read_text()))}
+    assert not outside & {"experiments", "launch"}
 
 
 @pytest.mark.parametrize(

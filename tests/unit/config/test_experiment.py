@@ -65,7 +65,7 @@ OWN = """'''A variant of the conv net.
 More words.
 '''
 import dataclasses
-from experiments import digits_convnet
+from jaxbig.experiments import digits_convnet
 
 def config():
     return dataclasses.replace(digits_convnet.config(), seed=12)
@@ -74,7 +74,7 @@ OWN_MODEL = """
 from __future__ import annotations
 import dataclasses
 import flax.linen as nn
-from experiments import digits_convnet
+from jaxbig.experiments import digits_convnet
 
 class Mine(nn.Module):
     width: int = 3
@@ -86,8 +86,14 @@ def config():
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder to work in; what is imported from it is forgotten afterwards."""
+    """An empty folder to work in; what is imported from it is forgotten afterwards.
+
+    Another `experiments` that was imported before is forgotten meanwhile.
+    """
     monkeypatch.chdir(tmp_path)
+    for name in list(sys.modules):
+        if name.split(".")[0] == "experiments":
+            monkeypatch.delitem(sys.modules, name)
     yield tmp_path
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
@@ -109,7 +115,7 @@ def test_a_name_a_path_and_a_module_are_one_experiment(name: str, here: Path) ->
     assert (
         by_name
         == to_json(load(str(ROOT / "experiments" / f"{name}.py")))
-        == to_json(load(f"experiments.{name}"))
+        == to_json(load(f"jaxbig.experiments.{name}"))
     )
 
 
@@ -130,6 +136,58 @@ def test_an_own_file_may_import_what_is_beside_it(here: Path) -> None:
     path = list(sys.path)
     assert load("runs/mine.py").seed == 12
     assert sys.path == path
+
+
+@pytest.mark.parametrize("package", [True, False], ids=["package", "folder"])
+@pytest.mark.parametrize(
+    ("how", "name"),
+    [
+        ("import base", "mine"),
+        ("import base", "experiments/mine.py"),
+        ("from experiments import base", "mine"),
+        ("from experiments import base", "experiments/mine.py"),
+        ("from experiments import base", "experiments.mine"),
+    ],
+)
+def test_own_experiments_may_import_one_another(
+    how: str, name: str, package: bool, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # jaxbig is installed: the checkout, in which `experiments` is a package too, is not on the path
+    installed = [folder for folder in sys.path if Path(folder).resolve() != ROOT]
+    monkeypatch.setattr(sys, "path", installed)
+    (here / "experiments").mkdir()
+    if package:
+        (here / "experiments" / "__init__.py").touch()
+    (here / "experiments" / "base.py").write_text(OWN)
+    (here / "experiments" / "mine.py").write_text(f"{how}\nconfig = base.config")
+    path = list(sys.path)
+    assert load(name).seed == 12
+    assert sys.path == path
+
+
+@pytest.mark.parametrize("name", ["mine", "experiments/mine.py", "experiments.mine"])
+def test_own_package_of_experiments_may_import_by_relative_names(name: str, here: Path) -> None:
+    (here / "experiments" / "parts").mkdir(parents=True)
+    for folder in ("experiments", "experiments/parts"):
+        (here / folder / "__init__.py").touch()
+    (here / "experiments" / "base.py").write_text(OWN)
+    (here / "experiments" / "parts" / "part.py").write_text("from ..base import config")
+    (here / "experiments" / "mine.py").write_text("from .parts.part import config")
+    assert load(name).seed == 12
+    assert load("experiments/parts/part.py").seed == 12
+
+
+def test_own_package_in_another_folder_may_import_its_modules(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "there" / "own_package").mkdir(parents=True)
+    (here / "there" / "own_package" / "__init__.py").touch()
+    (here / "there" / "own_package" / "base.py").write_text(OWN)
+    (here / "there" / "own_package" / "mine.py").write_text("from own_package.base import config")
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here / "elsewhere")
+    assert load("../there/own_package/mine.py").seed == 12
+    assert load(str(here / "there" / "own_package" / "mine.py")).seed == 12
 
 
 def test_an_own_file_may_hold_an_own_model(here: Path) -> None:

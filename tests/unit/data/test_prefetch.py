@@ -498,7 +498,7 @@ def test_a_script_may_be_the_run_itself(tmp_path: Path) -> None:
 EXPERIMENT = """
 import dataclasses
 import numpy as np
-from experiments.digits_convnet import config as parent
+from jaxbig.experiments.digits_convnet import config as parent
 from jaxbig.data.builtin.digits import Digits
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mine(Digits):

@@ -337,7 +337,7 @@ def test_tokenizer_is_saved_with_the_run_and_must_not_change(
     )
     (tmp_path / "mine.py").write_text(
         """import dataclasses
-from experiments import pytext_transformer
+from jaxbig.experiments import pytext_transformer
 from jaxbig.data.records.json_lines import JsonLines
 from jaxbig.data.text import Tokens
 from jaxbig.data.tokenize.tokenizers import BytePairs

@@ -105,7 +105,8 @@ def test_lists_come_from_a_file_or_from_the_experiment(tmp_path: Path) -> None:
         settings([], None, 0, tmp_path / "list.jsonl", "a")
     mine = tmp_path / "mine.py"
     mine.write_text(
-        "from experiments.digits_convnet import config\ndef sweep():\n    return [{'seed': 5}]\n"
+        "from jaxbig.experiments.digits_convnet import config\n"
+        "def sweep():\n    return [{'seed': 5}]\n"
     )
     assert settings([], None, 0, None, str(mine)) == [{"seed": 5}]
 
