@@ -255,8 +255,9 @@ def one_family(family: str) -> list[Line]:
 
     from jaxbig.config.discover import load
     from jaxbig.config.precision import Precision
+    from jaxbig.models.base import model_class
     from jaxbig.tools.check_sharding import apart, step
-    from jaxbig.tools.shrink import random_batch, replaced, small_program
+    from jaxbig.tools.shrink import random_batch, small_program
 
     here = jax.devices()[:1]
     cpu = jax.devices("cpu")[:1]
@@ -275,10 +276,9 @@ def one_family(family: str) -> list[Line]:
         (f"the same: worst leaf {leaf[-24:]}", worst[leaf], "", 2e-3),
         ("float32 as by default: gradient", norm_apart(default, expected), "", None),
     ]
-    if hasattr(experiment.model, "dtype"):
-        half = dataclasses.replace(
-            experiment, model=replaced(experiment.model, {"dtype": "bfloat16"})
-        )
+    model = model_class(experiment.model).with_dtype(experiment.model, "bfloat16")
+    if model is not None:
+        half = dataclasses.replace(experiment, model=model)
         _, found = step(small_program(half, here, 8), batch)
         lines.append(("bfloat16: gradient", norm_apart(found, expected), "", 0.2))
         worst = apart(found, expected)

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxbig.config.experiment import Experiment
 from jaxbig.distributed.mesh import Mesh
+from jaxbig.models.base import model_class
 from jaxbig.program.program import Program, make_program
 
 
@@ -35,11 +36,15 @@ def model_flops(experiment: Experiment, program: Program, jaxpr: Any = None) -> 
     Args:
       jaxpr: the step's own. It is counted if it recomputes nothing; else another step is traced.
     """
-    settings: dict[str, Any] = {"remat": "none", "chunks": 0, "mlp_chunks": 0}
+    model = experiment.model
+    remat, policies = model_class(model).remat_choices(model)
+    settings: dict[str, Any] = {"chunks": 0, "mlp_chunks": 0}
+    if policies:
+        settings[remat] = policies[0]
     # a CPU's attention kernel is the plain one already
     here = program.mesh.devices.flat[0].platform == "cpu"
     settings |= {"attention_kernel": "auto" if here else "plain"}
-    parts = {"model": experiment.model, "objective": experiment.objective}
+    parts = {"model": model, "objective": experiment.objective}
     plain = {
         name: dataclasses.replace(
             part, **{field: value for field, value in settings.items() if hasattr(part, field)}

@@ -8,7 +8,7 @@ import jax
 
 from jaxbig.cost.hardware import GiB, fraction_note
 from jaxbig.cost.memory import available_bytes, bytes_per_device, peak_bytes
-from jaxbig.cost.remedies import remedies
+from jaxbig.cost.remedies import remat_options, remedies
 from jaxbig.distributed.placement import count_slices
 from jaxbig.errors import Failed, Refused
 from jaxbig.program.program import Program
@@ -66,8 +66,6 @@ def suggestions(program: Program, prefer_sharding: bool) -> list[str]:
     sharded = [each for each in tried if each.startswith("--mesh")][:1]
     if prefer_sharding:
         return sharded
-    smaller = [
-        next((each for each in tried if kind in each), "")
-        for kind in ("remat=full", "accumulate", "batch")
-    ]
+    kinds = [*remat_options(program.experiment.model)[-1:], "accumulate", "batch"]
+    smaller = [next((each for each in tried if kind in each), "") for kind in kinds]
     return [*filter(None, smaller), *sharded]

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any, get_args
+
+import flax.linen as nn
 
 from jaxbig.config.experiment import Experiment
 from jaxbig.distributed.logical_axes import ROWS
 from jaxbig.distributed.placement import AXES
-from jaxbig.models.transformer import Remat
+from jaxbig.models.base import model_class
 
 
 def remedies(experiment: Experiment, devices: int, slices: int = 1) -> Iterator[list[str]]:
@@ -16,11 +17,12 @@ def remedies(experiment: Experiment, devices: int, slices: int = 1) -> Iterator[
     They are: recompute (remat), accumulate gradients, shard the parameters, and combinations; fewer
     rows where gradients cannot be accumulated.
     """
-    model: Any = experiment.model
+    model = experiment.model
+    field, policies = model_class(model).remat_choices(model)
     remat: list[list[str]] = [[]]
-    if hasattr(model, "remat"):
-        policies = get_args(Remat)
-        remat += [[f"--model.remat={name}"] for name in policies[policies.index(model.remat) + 1 :]]
+    if policies:
+        current = policies.index(getattr(model, field))
+        remat += [[option] for option in remat_options(model)[current + 1 :]]
     yield from remat[1:]
     most = {"data": slices, "fsdp": devices // slices}
     sizes = experiment.mesh.sizes(devices)
@@ -34,6 +36,16 @@ def remedies(experiment: Experiment, devices: int, slices: int = 1) -> Iterator[
             for policy in {tuple(each): each for each in (remat[0], remat[-1])}.values()
         )
         yield from ([*sharded, *remat[-1], *each] for each in fewer_rows(experiment, devices))
+
+
+def remat_options(model: nn.Module) -> list[str]:
+    """The option for each remat policy of a model, in the order of the memory that they save."""
+    field, policies = model_class(model).remat_choices(model)
+    flags = {True: f"--model.{field}", False: f"--model.no-{field}"}
+    return [
+        flags[policy] if isinstance(policy, bool) else f"--model.{field}={policy}"
+        for policy in policies
+    ]
 
 
 def fewer_rows(experiment: Experiment, devices: int) -> Iterator[list[str]]:

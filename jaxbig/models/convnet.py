@@ -23,6 +23,7 @@ from jaxbig.constraints import (
 )
 from jaxbig.distributed.logical_axes import platform
 from jaxbig.errors import Refused
+from jaxbig.models.base import Model
 from jaxbig.models.layers.basic import Linear, cast, constrain, parameter
 from jaxbig.models.layers.heads import ClassifierHead
 
@@ -308,7 +309,7 @@ class Dense(nn.Module):
         return nn.relu(Linear((self.width,), ("embed", "mlp"), name="linear")(x))
 
 
-class ConvNet(nn.Module):
+class ConvNet(Model):
     """A stack of `Conv`, `Pool`, `Dropout` and `Dense`, then one logit a class (LeCun et al.,
     1998).
 

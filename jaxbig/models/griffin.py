@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxbig.arrays.dtypes import HIGHEST, Dtype, upcast
 from jaxbig.constraints import DropRate, NonNegativeInt, PositiveInt, check_ascending
 from jaxbig.errors import Refused
+from jaxbig.models.base import Model
 from jaxbig.models.layers.attention import Attention
 from jaxbig.models.layers.basic import (
     Linear,
@@ -231,7 +232,7 @@ class RecurrentMixing(nn.Module):
         )
 
 
-class Griffin(TokenHead, nn.Module):
+class Griffin(TokenHead, Model):
     """A language model of gated linear recurrences and local attention (De et al., 2024), two
     blocks to one."""
 

@@ -9,6 +9,7 @@ import jax
 from jaxbig.arrays.dtypes import Dtype
 from jaxbig.constraints import DropRate, PositiveInt
 from jaxbig.errors import Refused
+from jaxbig.models.base import Model
 from jaxbig.models.layers.basic import (
     ACTIVATIONS,
     Activation,
@@ -21,7 +22,7 @@ from jaxbig.models.layers.basic import (
 from jaxbig.models.layers.heads import ClassifierHead
 
 
-class MLP(nn.Module):
+class MLP(Model):
     """Linear layers with a nonlinearity between them (Rumelhart et al., 1986)."""
 
     widths: tuple[PositiveInt, ...] = (64, 64)

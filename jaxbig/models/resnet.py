@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxbig.arrays.dtypes import Dtype
 from jaxbig.constraints import PositiveInt
 from jaxbig.errors import Refused
+from jaxbig.models.base import Model
 from jaxbig.models.convnet import BatchNorm, Convolution, GroupNorm
 from jaxbig.models.layers.basic import cast, choose, constrain
 from jaxbig.models.layers.heads import ClassifierHead
@@ -104,7 +105,7 @@ class Block(nn.Module):
         return constrain(nn.relu(x + y), "batch", None, None, None)
 
 
-class ResNet(nn.Module):
+class ResNet(Model):
     """Residual net (He et al., 2016), v1.5; `resnet(depth, classes)` gives those of the paper, this
     one's default 50.
 

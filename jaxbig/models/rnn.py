@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxbig.arrays.dtypes import Dtype, accumulation_dtype, upcast
 from jaxbig.constraints import DropRate, PositiveInt
 from jaxbig.errors import Refused
+from jaxbig.models.base import Model
 from jaxbig.models.layers.basic import (
     Embedding,
     Linear,
@@ -87,7 +88,7 @@ def masked_softmax(scores: jax.Array, mask: jax.Array | None) -> jax.Array:
     return jnp.where(mask, jax.nn.softmax(scores), 0)
 
 
-class RNN(nn.Module):
+class RNN(Model):
     """A recurrent net over a sequence of vectors or tokens, then one logit a class."""
 
     width: PositiveInt
@@ -152,7 +153,7 @@ class RNN(nn.Module):
         return jnp.einsum("bl,blw->bw", weights, states)
 
 
-class RNNLanguageModel(TokenHead, nn.Module):
+class RNNLanguageModel(TokenHead, Model):
     """A recurrent language model: each position's logits see the tokens up to and including it, and
     no later one."""
 

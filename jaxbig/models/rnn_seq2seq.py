@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxbig.arrays.dtypes import Dtype, accumulation_dtype, upcast
 from jaxbig.constraints import DropRate, PositiveInt
 from jaxbig.errors import Refused
+from jaxbig.models.base import Model
 from jaxbig.models.layers.basic import (
     Embedding,
     Linear,
@@ -164,7 +165,7 @@ class AttentiveDecoder(nn.Module):
         )
 
 
-class RNNEncoderDecoder(nn.Module):
+class RNNEncoderDecoder(Model):
     """Translation by recurrent nets with attention (Bahdanau et al., 2015), its score also Luong's
     (2015)."""
 

@@ -14,6 +14,7 @@ from flax import struct
 from jaxbig.arrays.dtypes import Dtype
 from jaxbig.constraints import AtLeastOne, DropRate, NonNegativeFloat, NonNegativeInt, PositiveInt
 from jaxbig.errors import Refused
+from jaxbig.models.base import Model, Remat
 from jaxbig.models.layers.attention import PROJECTION, Attention, Kernel, RelativePositions
 from jaxbig.models.layers.basic import (
     ACTIVATIONS,
@@ -33,8 +34,6 @@ from jaxbig.models.layers.mixture_of_experts import LOSSES, Experts
 Positions = Literal["rotary", "learned", "sinusoidal", "relative", "none"]
 Gate = Literal["gelu", "gelu_tanh", "relu", "swiglu", "geglu"]
 GATED = {"swiglu": "silu", "geglu": "gelu_tanh"}
-Remat = Literal["none", "attention", "dots", "projections", "full"]
-"""In the order of what they save."""
 POLICIES: dict[str, Any] = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "projections": jax.checkpoint_policies.save_only_these_names(PROJECTION),
@@ -42,7 +41,7 @@ POLICIES: dict[str, Any] = {
 }
 
 
-class TransformerFields(nn.Module, kw_only=True):
+class TransformerFields(Model, kw_only=True):
     """The fields that every Transformer and its blocks share."""
 
     heads: PositiveInt = 8

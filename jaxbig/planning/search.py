@@ -6,16 +6,17 @@ import math
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, get_args
+from typing import Any
 
 from jaxbig.config.experiment import Experiment
 from jaxbig.cost.hardware import Topology
+from jaxbig.cost.remedies import remat_options
 from jaxbig.distributed.logical_axes import ROWS
 from jaxbig.distributed.mesh import format_mesh
 from jaxbig.distributed.placement import AXES
 from jaxbig.errors import Failed, Refused
+from jaxbig.models.base import model_class
 from jaxbig.models.layers.basic import choose
-from jaxbig.models.transformer import Remat
 from jaxbig.planning.planner import Plan, check_possible, compile_in_child
 
 TIMES = (1, 2, 4)
@@ -59,13 +60,14 @@ def search(
         raise Refused(f"--search {limit}: it must be the number of settings to plan, 1 or more.")
     check_possible(experiment, topology, timeout)
     tried: list[tuple[Setting, Plan]] = []
-    names = policies(experiment)
+    names = remat_names(experiment)
+    policies = remat_options(experiment.model)
     for setting in settings(experiment, topology.devices, topology.slices):
         if len(tried) == limit:
             break
         if any(setting.needs(other) and not plan["fits"] for other, plan in tried):
             continue
-        options = to_options(setting, names)
+        options = to_options(setting, policies)
         began = time.monotonic()
         try:
             plan = compile_in_child([*command, *options], topology, timeout)
@@ -90,18 +92,20 @@ def search(
     return ranked([plan for _, plan in tried])
 
 
-def policies(experiment: Experiment) -> tuple[str, ...]:
-    """The remat policies of its model, in the order of the memory they save."""
-    return get_args(Remat) if hasattr(experiment.model, "remat") else ()
+def remat_names(experiment: Experiment) -> tuple[str, ...]:
+    """The remat policies of its model, in the order of the memory that they save."""
+    _, policies = model_class(experiment.model).remat_choices(experiment.model)
+    return tuple(str(policy) for policy in policies)
 
 
 def settings(experiment: Experiment, devices: int, slices: int = 1) -> list[Setting]:
     """All settings in the order of trial: the experiment's own, then those nearest to it."""
     own = experiment.mesh.sizes(devices)
     batch = experiment.data.batch
-    names = policies(experiment)
-    model: Any = experiment.model
-    remat = names.index(choose("remat", model.remat, names)) if names else 0
+    names = remat_names(experiment)
+    model = experiment.model
+    field, _ = model_class(model).remat_choices(model)
+    remat = names.index(choose(field, str(getattr(model, field)), names)) if names else 0
 
     def changes(setting: Setting) -> int:
         return (setting.mesh != own) + (setting.remat != remat) + (setting.batch != batch)
@@ -139,13 +143,10 @@ def rows(mesh: tuple[int, ...]) -> int:
     return math.prod(size for axis, size in zip(AXES, mesh, strict=True) if axis in ROWS)
 
 
-def to_options(setting: Setting, names: Sequence[str]) -> list[str]:
+def to_options(setting: Setting, policies: Sequence[str]) -> list[str]:
+    """The options of a setting, given those of the remat policies."""
     sizes = [f"--mesh.{axis}={size}" for axis, size in zip(AXES, setting.mesh, strict=True)]
-    return [
-        *sizes,
-        *([f"--model.remat={names[setting.remat]}"] if names else []),
-        f"--data.batch={setting.batch}",
-    ]
+    return [*sizes, *policies[setting.remat : setting.remat + 1], f"--data.batch={setting.batch}"]
 
 
 def ranked(plans: Sequence[Plan]) -> list[dict[str, Any]]:

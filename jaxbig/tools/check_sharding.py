@@ -20,9 +20,10 @@ from jaxbig.distributed.mesh import Mesh
 from jaxbig.distributed.placement import AXES
 from jaxbig.distributed.sharding import device_put_batch
 from jaxbig.errors import Refused
+from jaxbig.models.base import model_class
 from jaxbig.program.gradient import make_gradient
 from jaxbig.program.program import Program, make_program
-from jaxbig.tools.shrink import random_batch, replaced, small_program
+from jaxbig.tools.shrink import random_batch, small_program
 
 TOLERANCE = {"float64": 1e-8, "float32": 1e-4}
 """Of the loss, and of each gradient, relative: far above what they round to."""
@@ -83,12 +84,10 @@ def check(experiment: Experiment, tolerance: float | None = None) -> dict[str, A
 
 def compared(experiment: Experiment, rows: int, tolerance: float | None) -> dict[str, Any]:
     """The same for a batch of `rows` rows."""
-    if hasattr(experiment.model, "dtype"):
+    if model_class(experiment.model).with_dtype(experiment.model, "float64") is not None:
         try:
             return compared_in("float64", experiment, rows, tolerance)
-        except (
-            TypeError
-        ):  # of a model that makes float32 numbers of its own, and then cannot mix the two
+        except TypeError:  # a model that makes float32 numbers of its own cannot mix the two
             pass
     return compared_in("float32", experiment, rows, tolerance)
 
@@ -97,12 +96,12 @@ def compared_in(
     dtype: str, experiment: Experiment, rows: int, tolerance: float | None
 ) -> dict[str, Any]:
     tolerance = tolerance or TOLERANCE[dtype]
-    fields: dict[str, Any] = {
-        "precision": Precision(),
-        "offload": False,
-    }  # rounding is not what is compared
+    model = model_class(experiment.model).with_dtype(experiment.model, dtype)
     experiment = dataclasses.replace(
-        experiment, model=replaced(experiment.model, {"dtype": dtype}), **fields
+        experiment,
+        model=experiment.model if model is None else model,
+        precision=Precision(),  # rounding is not what is compared
+        offload=False,
     )
     devices = jax.devices()[: devices_for(experiment.mesh)]
     with jax.enable_x64(dtype == "float64"):

@@ -12,6 +12,7 @@ from jaxbig.config.experiment import Experiment
 from jaxbig.data.core.dataset import Rows
 from jaxbig.distributed.logical_axes import ROWS
 from jaxbig.errors import Refused
+from jaxbig.models.base import model_class
 from jaxbig.program.program import Program, make_program
 
 PARAMETERS = 2**25
@@ -38,14 +39,11 @@ def narrow_program(
     program = make_program(experiment, devices)
     while sum(leaf.size for leaf in jax.tree.leaves(program.abstract.params)) > most_parameters:
         model = program.experiment.model
-        widths = {
-            name: value for name in ("width", "mlp_width") if (value := getattr(model, name, None))
-        }
-        if not widths or any(width % 2 for width in widths.values()):
+        narrower = model_class(model).narrower(model)
+        if narrower is None or narrower == model:
             break
-        halved = replaced(model, {name: width // 2 for name, width in widths.items()})
         try:
-            program = make_program(dataclasses.replace(program.experiment, model=halved), devices)
+            program = make_program(dataclasses.replace(program.experiment, model=narrower), devices)
         except Refused:
             break
     return program
@@ -54,30 +52,26 @@ def narrow_program(
 def fewer(experiment: Experiment, mesh: Any, rows: int) -> Experiment:
     """The experiment with fewer rows, shorter rows and fewer layers."""
     model = experiment.model
-    data = experiment.data
     unit = math.lcm(
         math.prod(mesh[axis] for axis in ROWS) * experiment.accumulate, experiment.reproducible or 1
     )
-    stages = {"stages": (1,) * len(getattr(model, "stages", ()))}
-    layers = {"depth": min(getattr(model, "depth", 1), DEPTH), **stages}
-    sizes = {"batch": least(data.batch, unit, rows)}
-    sizes |= {"length": least(getattr(data, "length", 1), mesh["sequence"], LENGTH)}
+    batch = least(experiment.data.batch, unit, rows)
+    data = dataclasses.replace(experiment.data, batch=batch)
     return dataclasses.replace(
-        experiment, model=replaced(model, layers), data=replaced(data, sizes)
+        experiment,
+        model=model_class(model).shallower(model, DEPTH),
+        data=data.shorter(round_up(LENGTH, mesh["sequence"])),
     )
 
 
 def least(size: int, unit: int, enough: int) -> int:
     """The least multiple of `unit` that is at least `enough`, or the size itself if it is less."""
-    return min(size, -(-enough // unit) * unit)
+    return min(size, round_up(enough, unit))
 
 
-def replaced(value: Any, fields: dict[str, Any]) -> Any:
-    """The dataclass with these fields replaced; fields that it does not have are ignored."""
-    names = {field.name for field in dataclasses.fields(value)}
-    return dataclasses.replace(
-        value, **{name: new for name, new in fields.items() if name in names}
-    )
+def round_up(size: int, unit: int) -> int:
+    """The least multiple of `unit` that is at least `size`."""
+    return -(-size // unit) * unit
 
 
 def random_batch(experiment: Experiment, seed: int = 0) -> Rows:

@@ -12,7 +12,8 @@ from jaxbig.config.experiment import Experiment, InitializeFrom
 from jaxbig.data.core.dataset import Data
 from jaxbig.distributed.multihost import on_process_zero
 from jaxbig.errors import Refused
-from jaxbig.tools.shrink import narrow_program, replaced
+from jaxbig.models.base import model_class
+from jaxbig.tools.shrink import narrow_program
 from jaxbig.train.run_directory import read_run
 
 log = logging.getLogger("jaxbig")
@@ -30,18 +31,15 @@ DEPTH = 2
 
 def smoke(experiment: Experiment) -> Experiment:
     """The shrunken copy of an experiment, with its data if that is present."""
-    changes: dict[str, Any] = {"batch": min(experiment.data.batch, ROWS * jax.device_count())}
-    data: Any = experiment.data
-    if data.cuts_to_length:
-        changes["length"] = min(data.length, LENGTH)
+    data = experiment.data
     try:
         data.prepare()
     except Refused as error:
         data = synthetic_data(data)
         log.warning("on synthetic records: %s", error)
-    data = replaced(data, changes)
-    layers = {"depth": min(getattr(experiment.model, "depth", 1), DEPTH), "remat_group": 1}
-    layers |= {"stages": (1,) * len(getattr(experiment.model, "stages", ()))}
+    data = dataclasses.replace(data, batch=min(data.batch, ROWS * jax.device_count()))
+    if data.cuts_to_length:
+        data = data.shorter(LENGTH)
     few: dict[str, Any] = {
         "steps": EVALUATED,
         "log_every": 1,
@@ -49,7 +47,7 @@ def smoke(experiment: Experiment) -> Experiment:
         "checkpoint_every": 2,
     }
     few |= {"evaluate_batches": EVALUATED, "accumulate": 1, "initialize_from": InitializeFrom()}
-    model = replaced(experiment.model, layers)
+    model = model_class(experiment.model).shallower(experiment.model, DEPTH)
     small = dataclasses.replace(experiment, model=model, data=data, **few)
     return narrow_program(small, None, PARAMETERS).experiment
 

@@ -20,11 +20,11 @@ from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.cost.flops import count_flops
 from jaxbig.distributed.mesh import Mesh, activate
 from jaxbig.errors import Refused
+from jaxbig.models.base import Remat
 from jaxbig.models.language_model import Decoder, Encoder, EncoderDecoder
 from jaxbig.models.layers.attention import Attention, RelativePositions, attend, rotary, sinusoidal
 from jaxbig.models.layers.attention_mask import from_lengths
 from jaxbig.models.layers.basic import LayerNorm
-from jaxbig.models.transformer import Remat
 from jaxbig.models.vit import ViT
 
 Array = np.ndarray

@@ -11,7 +11,7 @@ import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import jax
 import numpy as np
@@ -115,6 +115,16 @@ class Data(abc.ABC):
           The batch that the objective gets.
         """
         return batch
+
+    def shorter(self, length: int) -> Self:
+        """A copy whose rows have at most this length, for a quick test.
+
+        By default a field `length` is reduced; without one, nothing changes.
+        """
+        if not any(field.name == "length" for field in dataclasses.fields(self)):
+            return self
+        data: Any = self
+        return dataclasses.replace(data, length=min(data.length, length))
 
     def may_leave_out(self) -> bool:
         """Whether a row of a training batch may be empty: its `mask` is 0, and it never counts."""

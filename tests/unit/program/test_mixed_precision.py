@@ -26,6 +26,7 @@ from jaxbig.cost.memory import bytes_per_device
 from jaxbig.distributed.mesh import Mesh, activate
 from jaxbig.distributed.sharding import device_put_batch
 from jaxbig.errors import Refused
+from jaxbig.models.base import replaced
 from jaxbig.optim.optimizers import SGD
 from jaxbig.optim.schedules import Constant
 from jaxbig.program.float32_reductions import float32_sums
@@ -40,7 +41,7 @@ from jaxbig.program.mixed_precision import (
 )
 from jaxbig.program.program import Program, make_program
 from jaxbig.program.state import TrainState
-from jaxbig.tools.shrink import random_batch, replaced
+from jaxbig.tools.shrink import random_batch
 from jaxbig.tracking.console import Screen
 from jaxbig.train.resume import initialize_or_resume
 from jaxbig.train.trainer import fit

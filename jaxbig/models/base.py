@@ -1,0 +1,80 @@
+"""The base class of models: how the tools make a model smaller, or change what it recomputes.
+
+`train --smoke` and `check` run a small copy of a model, `check` computes in float64 where the model
+can, and `plan` tries what the backward pass recomputes. They ask the model's class by the methods
+of `Model`.
+"""
+
+import dataclasses
+from typing import Any, Literal, Self, get_args
+
+import flax.linen as nn
+
+Remat = Literal["none", "attention", "dots", "projections", "full"]
+"""In the order of what they save."""
+
+
+class Model(nn.Module):
+    """A Flax module with methods for the tools.
+
+    The defaults read fields with the usual names, and change nothing where there are none. A model
+    whose fields have other names overrides them.
+    """
+
+    @nn.nowrap
+    def narrower(self) -> Self | None:
+        """A copy with half the width; None if it cannot be halved.
+
+        By default the fields `width` and `mlp_width`, unless one of them is odd.
+        """
+        names = ("width", "mlp_width")
+        widths = {name: value for name in names if (value := getattr(self, name, None))}
+        if not widths or any(width % 2 for width in widths.values()):
+            return None
+        return replaced(self, {name: width // 2 for name, width in widths.items()})
+
+    @nn.nowrap
+    def shallower(self, depth: int) -> Self:
+        """A copy with at most this many layers, and one block a stage.
+
+        By default the fields `depth` and `stages`; `remat_group` is kept where it divides the new
+        depth.
+        """
+        depth = min(getattr(self, "depth", 1), depth)
+        group = getattr(self, "remat_group", 1)
+        fields = {
+            "depth": depth,
+            "remat_group": 1 if depth % group else group,
+            "stages": (1,) * len(getattr(self, "stages", ())),
+        }
+        return replaced(self, fields)
+
+    @nn.nowrap
+    def with_dtype(self, dtype: str) -> Self | None:
+        """A copy that computes in this dtype; None if it cannot. By default the field `dtype`."""
+        return replaced(self, {"dtype": dtype}) if hasattr(self, "dtype") else None
+
+    @nn.nowrap
+    def remat_choices(self) -> tuple[str, tuple[Any, ...]]:
+        """The field that says what the backward pass recomputes, and its values.
+
+        The values are in the order of the memory that they save; the first recomputes nothing.
+        There are none if the model has no such field. By default `remat`, with those of `Remat`.
+        """
+        return "remat", get_args(Remat) if hasattr(self, "remat") else ()
+
+
+def model_class(model: nn.Module) -> Any:
+    """The class whose methods apply to a model: its own, or `Model` for a plain Flax module.
+
+    Called as in `model_class(model).narrower(model)`.
+    """
+    return type(model) if isinstance(model, Model) else Model
+
+
+def replaced(value: Any, fields: dict[str, Any]) -> Any:
+    """The dataclass with these fields replaced; fields that it does not have are ignored."""
+    names = {field.name for field in dataclasses.fields(value)}
+    return dataclasses.replace(
+        value, **{name: new for name, new in fields.items() if name in names}
+    )
