@@ -105,7 +105,7 @@ def test_a_launcher_that_is_killed_takes_all_with_it(tmp_path: Path) -> None:
 def test_the_first_failure_is_the_last_that_is_seen(tmp_path: Path) -> None:
     """Process 1 raises in the midst of training, and its traceback is shown again at the end."""
     (tmp_path / "raising.py").write_text(
-        "import dataclasses, sys, threading\nfrom experiments import digits_convnet\n"
+        "import dataclasses, sys, threading\nfrom jaxbig.experiments import digits_convnet\n"
         "def config():\n    if '1' in sys.argv[-1:]:\n        raise RuntimeError('planted')\n"
         "    return digits_convnet.config()\n"
     )
