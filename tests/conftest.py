@@ -20,10 +20,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import pytest
-from support.compiling import COMPILED
+from support.compiling import COMPILED, OLD_EMITTERS
 
 from jaxbig.tracking.console import Screen
 
@@ -31,9 +32,12 @@ from jaxbig.tracking.console import Screen
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Without most optimizations XLA shards arrays the same way and compiles in a third of the time;
+# Without most optimizations XLA shards arrays the same way and compiles in a sixth of the time;
 # the slow gradient tests use the full compiler.
 jax.config.update("jax_disable_most_optimizations", True)
+given = os.environ.get("XLA_FLAGS", "")
+with mock.patch.dict(os.environ, XLA_FLAGS=f"{given} {OLD_EMITTERS}"):
+    jax.devices()  # XLA reads its flags once, here
 
 
 @pytest.fixture(scope="module", autouse=True)

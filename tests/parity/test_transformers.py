@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
+from support.compiling import compiler_options
 
 from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.cost.flops import count_flops
@@ -531,7 +532,9 @@ def test_groups_of_blocks_keep_less() -> None:
             gradient = jax.jit(
                 jax.grad(lambda p, model=model: jnp.sum(jnp.sin(model.apply(p, x, train=True))))
             )
-            kept.append(gradient.lower(p).compile().memory_analysis().temp_size_in_bytes)
+            kept.append(
+                gradient.lower(p).compile(compiler_options()).memory_analysis().temp_size_in_bytes
+            )
     finally:
         jax.config.update("jax_disable_most_optimizations", True)
     assert kept[1] < 0.7 * kept[0], kept
@@ -557,7 +560,9 @@ def test_each_policy_keeps_less_than_the_one_before_it_and_computes_more() -> No
             )
             p = jax.eval_shape(lambda model=model: nn.meta.unbox(model.init(KEY, x)))
             gradient = jax.jit(jax.grad(lambda p, model=model: jnp.sum(jnp.sin(model.apply(p, x)))))
-            kept.append(gradient.lower(p).compile().memory_analysis().temp_size_in_bytes)
+            kept.append(
+                gradient.lower(p).compile(compiler_options()).memory_analysis().temp_size_in_bytes
+            )
             work.append(count_flops(gradient.trace(p).jaxpr))
     finally:
         jax.config.update("jax_disable_most_optimizations", True)

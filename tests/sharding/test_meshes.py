@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.compiling import compiler_options
 from support.experiments import EMBEDDED, EXPERIMENTS, ROOT, SPINE, small
 
 from jaxbig.arrays.tree import flatten_with_paths, path_name
@@ -160,7 +161,7 @@ def on_one_device(name: str) -> tuple[Gradients, Gradients]:
         with hastily():
             variables = nn.meta.unbox(jax.jit(make_init(experiment))())
         params = variables.pop("params")
-        gradient = jax.jit(make_gradient(experiment, mesh))
+        gradient = jax.jit(make_gradient(experiment, mesh), compiler_options=compiler_options())
         found, _, _ = gradient(
             perturbed(params),
             variables,
@@ -183,9 +184,9 @@ def over(name: str, mesh: Mesh) -> tuple[Gradients, Gradients]:
             state = program.init()
         params = arrays(state.params)
         state = state.replace(params=perturbed(state.params))  # type: ignore[attr-defined]
-        state, _ = program.train_step(
-            state, device_put_batch(batch(name, experiment, 0), program.mesh)
-        )
+        rows = device_put_batch(batch(name, experiment, 0), program.mesh)
+        train_step = program.train_step.lower(state, rows).compile(compiler_options())
+        state, _ = train_step(state, rows)
         assert all(len(leaf.devices()) == 8 for leaf in jax.tree.leaves(state))
     trace = {
         path.split("trace/")[1]: leaf
@@ -364,7 +365,9 @@ def first_losses(name: str, steps: int = 5) -> list[float]:
             variables = nn.meta.unbox(jax.jit(make_init(experiment))())
         params = variables.pop("params")
         state = TrainState(jnp.int32(0), params, variables, optimizer.init(params))
-        train_step = jax.jit(make_train_step(experiment, optimizer, mesh))
+        train_step = jax.jit(
+            make_train_step(experiment, optimizer, mesh), compiler_options=compiler_options()
+        )
         for step in range(steps):
             state, metrics = train_step(
                 state, device_put_batch(batch(name, experiment, step), mesh)

@@ -2,7 +2,13 @@
 
 import os
 
-HASTY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # the same for a process that a test starts
+import jax
+
+# XLA:CPU's emitters of fused loops take half of the time of compiling hastily. The older ones are
+# in jax 0.10 and ignored where they are gone, as in jax 0.12.
+OLD_EMITTERS = "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
+# the same for a process that a test starts
+HASTY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": OLD_EMITTERS}
 # A compilation cache for the processes that tests start: the first run of a program compiles it,
 # later ones load it. Only for runs on one device: XLA:CPU does not store the order of collectives,
 # so that a program for several devices deadlocks once it is loaded (digits_rnn over 2x2x2, three
@@ -14,3 +20,9 @@ COMPILED = {
     ),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
 }
+
+
+def compiler_options() -> dict[str, str]:
+    """Those that go with `jax_disable_most_optimizations`: none, or the emitters of a run."""
+    hastily = jax.config.read("jax_disable_most_optimizations")
+    return {} if hastily else {"xla_backend_extra_options": ""}

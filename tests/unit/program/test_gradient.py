@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.compiling import compiler_options
 from support.experiments import SPINE, small
 
 from jaxbig.arrays.tree import flatten_with_paths
@@ -120,9 +121,9 @@ def trained(experiment: Experiment, devices: list[int]) -> str:
                 state = program.init()
             shardings = jax.tree.map(lambda leaf: leaf.sharding, program.abstract)
             state = jax.device_put(jax.device_get(state), shardings)
-            state, _ = program.train_step(
-                state, device_put_batch(random_batch(experiment, step), program.mesh)
-            )
+            rows = device_put_batch(random_batch(experiment, step), program.mesh)
+            train_step = program.train_step.lower(state, rows).compile(compiler_options())
+            state, _ = train_step(state, rows)
     return digests(state)[1]
 
 
