@@ -17,7 +17,7 @@ os.environ["JAXBIG_CACHE"] = os.path.join(os.environ["JAXBIG_TEST_DATA"], "cache
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -25,8 +25,11 @@ from unittest import mock
 import jax
 import pytest
 from support.compiling import COMPILED, OLD_EMITTERS
+from support.programs import share_programs
 
+from jaxbig.tools import replay_step
 from jaxbig.tracking.console import Screen
+from jaxbig.train import evaluate, trainer
 
 # nohup and background shells ignore them, and so would the processes of the tests
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -44,6 +47,16 @@ with mock.patch.dict(os.environ, XLA_FLAGS=f"{given} {OLD_EMITTERS}"):
 def each_file_is_compiled_hastily() -> None:
     """Whatever the file before it has left behind."""
     jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(scope="module")
+def shared_programs() -> Iterator[None]:
+    """All runs of a file in this process share the programs of equal experiments."""
+    make = share_programs()
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (trainer, evaluate, replay_step):
+            patch.setattr(module, "make_program", make)
+        yield
 
 
 @pytest.fixture

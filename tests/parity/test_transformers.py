@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
-from support.compiling import compiler_options
+from support.compiling import fully
 
 from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.cost.flops import count_flops
@@ -524,19 +524,14 @@ def test_groups_of_blocks_change_no_gradient_and_no_parameter(
 def test_groups_of_blocks_keep_less() -> None:
     x = tokens(64, 16)
     kept = []
-    jax.config.update("jax_disable_most_optimizations", False)
-    try:
+    with fully():
         for group in (1, 8):
             model = Decoder(**(SMALL | {"depth": 64}), scan=True, remat="full", remat_group=group)
             p = jax.eval_shape(lambda model=model: nn.meta.unbox(model.init(KEY, x)))
             gradient = jax.jit(
                 jax.grad(lambda p, model=model: jnp.sum(jnp.sin(model.apply(p, x, train=True))))
             )
-            kept.append(
-                gradient.lower(p).compile(compiler_options()).memory_analysis().temp_size_in_bytes
-            )
-    finally:
-        jax.config.update("jax_disable_most_optimizations", True)
+            kept.append(gradient.lower(p).compile().memory_analysis().temp_size_in_bytes)
     assert kept[1] < 0.7 * kept[0], kept
 
 
@@ -550,22 +545,15 @@ def test_each_policy_keeps_less_than_the_one_before_it_and_computes_more() -> No
     kept = []
     work = []
     x = tokens(2, 512)
-    jax.config.update(
-        "jax_disable_most_optimizations", False
-    )  # what is in memory is the full compiler's choice
-    try:
+    with fully():  # what is in memory is the full compiler's choice
         for remat in get_args(Remat):
             model = Decoder(
                 **(SMALL | {"width": 64, "depth": 4}), activation="swiglu", scan=True, remat=remat
             )
             p = jax.eval_shape(lambda model=model: nn.meta.unbox(model.init(KEY, x)))
             gradient = jax.jit(jax.grad(lambda p, model=model: jnp.sum(jnp.sin(model.apply(p, x)))))
-            kept.append(
-                gradient.lower(p).compile(compiler_options()).memory_analysis().temp_size_in_bytes
-            )
+            kept.append(gradient.lower(p).compile().memory_analysis().temp_size_in_bytes)
             work.append(count_flops(gradient.trace(p).jaxpr))
-    finally:
-        jax.config.update("jax_disable_most_optimizations", True)
     assert all(less < 0.97 * more for more, less in itertools.pairwise(kept)), kept
     assert all(more > 1.01 * less for less, more in itertools.pairwise(work)), work
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.compiling import compiler_options
+from support.compiling import fully
 from support.experiments import EMBEDDED, EXPERIMENTS, ROOT, SPINE, small
 
 from jaxbig.arrays.tree import flatten_with_paths, path_name
@@ -87,9 +87,8 @@ Gradients = dict[str, np.ndarray]
 def compiled(request: pytest.FixtureRequest) -> Iterator[None]:
     """A hasty compiler splits arrays as the full one does, in a third of the time; some tests use
     both."""
-    jax.config.update("jax_disable_most_optimizations", request.param == "hastily")
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
+    with fully() if request.param == "fully" else contextlib.nullcontext():
+        yield
     on_one_device.cache_clear()
     over.cache_clear()
 
@@ -161,13 +160,10 @@ def on_one_device(name: str) -> tuple[Gradients, Gradients]:
         with hastily():
             variables = nn.meta.unbox(jax.jit(make_init(experiment))())
         params = variables.pop("params")
-        gradient = jax.jit(make_gradient(experiment, mesh), compiler_options=compiler_options())
-        found, _, _ = gradient(
-            perturbed(params),
-            variables,
-            device_put_batch(batch(name, experiment, 0), mesh),
-            jnp.int32(0),
-        )
+        rows = device_put_batch(batch(name, experiment, 0), mesh)
+        inputs = (perturbed(params), variables, rows, jnp.int32(0))
+        gradient = jax.jit(make_gradient(experiment, mesh)).lower(*inputs).compile()
+        found, _, _ = gradient(*inputs)
         assert all(len(leaf.devices()) == 1 for leaf in jax.tree.leaves(found))
     return arrays(params), arrays(found)
 
@@ -184,9 +180,8 @@ def over(name: str, mesh: Mesh) -> tuple[Gradients, Gradients]:
             state = program.init()
         params = arrays(state.params)
         state = state.replace(params=perturbed(state.params))  # type: ignore[attr-defined]
-        rows = device_put_batch(batch(name, experiment, 0), program.mesh)
-        train_step = program.train_step.lower(state, rows).compile(compiler_options())
-        state, _ = train_step(state, rows)
+        inputs = (state, device_put_batch(batch(name, experiment, 0), program.mesh))
+        state, _ = program.train_step.lower(*inputs).compile()(*inputs)
         assert all(len(leaf.devices()) == 8 for leaf in jax.tree.leaves(state))
     trace = {
         path.split("trace/")[1]: leaf
@@ -365,13 +360,11 @@ def first_losses(name: str, steps: int = 5) -> list[float]:
             variables = nn.meta.unbox(jax.jit(make_init(experiment))())
         params = variables.pop("params")
         state = TrainState(jnp.int32(0), params, variables, optimizer.init(params))
-        train_step = jax.jit(
-            make_train_step(experiment, optimizer, mesh), compiler_options=compiler_options()
-        )
-        for step in range(steps):
-            state, metrics = train_step(
-                state, device_put_batch(batch(name, experiment, step), mesh)
-            )
+        batches = [device_put_batch(batch(name, experiment, step), mesh) for step in range(steps)]
+        train_step = jax.jit(make_train_step(experiment, optimizer, mesh))
+        compiled = train_step.lower(state, batches[0]).compile()
+        for each in batches:
+            state, metrics = compiled(state, each)
             losses.append(float(metrics["loss"]))
     return losses
 

@@ -1,6 +1,10 @@
 """How tests compile: with few optimizations, and in subprocesses each program once."""
 
+import contextlib
 import os
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
 
 import jax
 
@@ -22,7 +26,22 @@ COMPILED = {
 }
 
 
-def compiler_options() -> dict[str, str]:
-    """Those that go with `jax_disable_most_optimizations`: none, or the emitters of a run."""
-    hastily = jax.config.read("jax_disable_most_optimizations")
-    return {} if hastily else {"xla_backend_extra_options": ""}
+@contextlib.contextmanager
+def new_emitters() -> Iterator[None]:
+    """What `lowered.compile()` compiles has the emitters of a run."""
+    plain = jax.stages.Lowered.compile
+
+    def compile_(self: jax.stages.Lowered, options: Any = None) -> jax.stages.Compiled:
+        return plain(self, {"xla_backend_extra_options": "", **(options or {})})
+
+    with mock.patch.object(jax.stages.Lowered, "compile", compile_):
+        yield
+
+
+@contextlib.contextmanager
+def fully() -> Iterator[None]:
+    """What `lowered.compile()` compiles is the program of a run, with all optimizations."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    with new_emitters():
+        yield
+    jax.config.update("jax_disable_most_optimizations", True)

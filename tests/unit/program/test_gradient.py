@@ -2,14 +2,13 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.compiling import compiler_options
+from support.compiling import fully
 from support.experiments import SPINE, small
 
 from jaxbig.arrays.tree import flatten_with_paths
@@ -103,14 +102,6 @@ def test_more_parts_need_less_memory() -> None:
 # -- the same bits on any number of devices
 
 
-@pytest.fixture
-def fully() -> Iterator[None]:
-    """With all of the compiler's optimizations, as a run has them."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
-
-
 def trained(experiment: Experiment, devices: list[int]) -> str:
     """The digest of the state after one step on each of these numbers of devices, in turn."""
     state: Any = None
@@ -122,8 +113,7 @@ def trained(experiment: Experiment, devices: list[int]) -> str:
             shardings = jax.tree.map(lambda leaf: leaf.sharding, program.abstract)
             state = jax.device_put(jax.device_get(state), shardings)
             rows = device_put_batch(random_batch(experiment, step), program.mesh)
-            train_step = program.train_step.lower(state, rows).compile(compiler_options())
-            state, _ = train_step(state, rows)
+            state, _ = program.train_step.lower(state, rows).compile()(state, rows)
     return digests(state)[1]
 
 
@@ -164,16 +154,16 @@ def test_chunks_are_added_in_order_whether_whole_or_in_slices(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("fully")
 @pytest.mark.parametrize("name", ["digits_convnet", "digits_rnn", "pytext_transformer"])
 def test_the_bits_of_a_run_do_not_depend_on_its_devices(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gradient, "SMALL", 256)  # kernels are added in slices, biases whole
     experiment = small(name, reproducible=8)
-    straight = {count: trained(experiment, [count] * 2) for count in (1, 8)}
-    assert len(set(straight.values())) == 1, straight
-    assert trained(experiment, [8, 1]) == straight[1]
+    with fully():
+        straight = {count: trained(experiment, [count] * 2) for count in (1, 8)}
+        assert len(set(straight.values())) == 1, straight
+        assert trained(experiment, [8, 1]) == straight[1]
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ from jaxbig.tracking.console import Screen
 from jaxbig.train.resume import initialize_or_resume
 from jaxbig.train.trainer import fit
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
 BETWEEN = 1 + 2.0**-7 / 4  # a quarter of the way from 1 to the next bfloat16
 
 

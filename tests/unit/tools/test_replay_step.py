@@ -19,6 +19,7 @@ from jaxbig.tracking.console import Screen
 from jaxbig.tracking.metrics_writer import read_metrics
 from jaxbig.train.trainer import fit
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
 PLANTED = 57
 
 

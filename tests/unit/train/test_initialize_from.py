@@ -31,6 +31,7 @@ from jaxbig.train.evaluate import evaluate_run
 from jaxbig.train.resume import initialize_or_resume
 from jaxbig.train.trainer import fit
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
 EVERY = {"steps": 12, "evaluate_every": 3, "checkpoint_every": 3, "keep_last": 9}
 
 

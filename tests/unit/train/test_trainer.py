@@ -38,6 +38,7 @@ from jaxbig.train.bad_step_policy import LEFT_OUT
 from jaxbig.train.step_reporter import StepReporter, rates
 from jaxbig.train.trainer import fit, summarize
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
 SPEED = {"data_wait", "mfu"}  # and what is a second: of the machine's speed, not of the run
 EVERY = {"steps": 20, "log_every": 3, "evaluate_every": 8, "checkpoint_every": 5, "keep_last": 9}
 
