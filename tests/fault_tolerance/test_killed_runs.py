@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.compiling import COMPILED
+from support.compiling import COMPILED, HASTY
 
 pytestmark = pytest.mark.slow
 
@@ -50,10 +50,8 @@ def start(
     cached: one compiles, the others load. `alone`, and what is killed at random, pinned or starved,
     compile themselves.
     """
-    settings = {
-        "JAX_NUM_CPU_DEVICES": str(devices),
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(hasty)),
-    }
+    settings = {"JAX_NUM_CPU_DEVICES": str(devices)}
+    settings |= HASTY if hasty else {}
     settings |= COMPILED if cached else {}
     return subprocess.Popen(
         [sys.executable, "-m", "jaxbig", *arguments],

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.compiling import HASTY
 from support.experiments import ROOT
 from support.slurm import missing, two_nodes
 
@@ -49,6 +50,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         path = f"{folder}/bin{os.pathsep}{os.environ['PATH']}"
         yield {
             **found,
+            **HASTY,
             "PATH": path,
             "PYTHONPATH": str(ROOT),
             "JAX_NUM_CPU_DEVICES": "1",

@@ -379,6 +379,7 @@ def check_over(mesh: Mesh, module: Any, x: Array, *train: bool) -> None:
     close(ours, expected, 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", SMALL_ONES.values(), ids=SMALL_ONES)
 def test_gradients_over_data_fsdp_and_tensor_are_those_of_one_device(module: Any) -> None:
     widths = {} if module is NEXT else {"width": 8}

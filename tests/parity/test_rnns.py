@@ -516,6 +516,7 @@ OVER = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "mesh"), OVER, ids=str)
 def test_gradients_over_a_mesh_are_those_of_one_device(name: str, mesh: Mesh) -> None:
     ours = gradient(name, mesh)

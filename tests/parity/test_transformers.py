@@ -47,6 +47,7 @@ DECODERS = {
     "sinusoidal, windowed": Decoder(**SMALL, positions="sinusoidal", window=3, pre_norm=False),
     "no positions": Decoder(**SMALL, positions="none", scale_embedding=True),
 }
+SLOW = pytest.mark.slow
 EACH = pytest.mark.parametrize("model", DECODERS.values(), ids=DECODERS)
 BERT = Encoder(**SMALL, types=2, max_length=16)
 TRANSLATOR = EncoderDecoder(**SMALL)
@@ -313,7 +314,12 @@ def test_attention_is_softmax_attention_within_its_window() -> None:
 
 @pytest.mark.parametrize(
     ("causal", "window", "packed"),
-    [(True, None, False), (False, None, True), (True, 32, True), (False, 16, False)],
+    [
+        (True, 32, True),
+        (False, 16, False),
+        pytest.param(True, None, False, marks=SLOW),
+        pytest.param(False, None, True, marks=SLOW),
+    ],
 )
 def test_the_splash_kernel_is_the_plain_one(causal: bool, window: int | None, packed: bool) -> None:
     q = normal(8, 256, 4, 16)
@@ -498,7 +504,11 @@ def test_remat_changes_no_value_and_no_gradient(
 
 @pytest.mark.parametrize(
     ("group", "more"),
-    [(2, {}), (2, {"remat": "full", "dtype": "bfloat16"}), (3, {"experts": 3})],
+    [
+        (2, {}),
+        pytest.param(2, {"remat": "full", "dtype": "bfloat16"}, marks=SLOW),
+        pytest.param(3, {"experts": 3}, marks=SLOW),
+    ],
     ids=str,
 )
 def test_groups_of_blocks_change_no_gradient_and_no_parameter(
@@ -521,6 +531,7 @@ def test_groups_of_blocks_change_no_gradient_and_no_parameter(
     close(gradient(grouped), gradient(model))
 
 
+@SLOW
 def test_groups_of_blocks_keep_less() -> None:
     x = tokens(64, 16)
     kept = []
@@ -541,6 +552,7 @@ def test_groups_that_cannot_be_are_refused(fields: dict[str, Any]) -> None:
         weights(Decoder(**(SMALL | {"depth": 4}), **fields), tokens(1, 4))
 
 
+@SLOW
 def test_each_policy_keeps_less_than_the_one_before_it_and_computes_more() -> None:
     kept = []
     work = []
@@ -558,18 +570,25 @@ def test_each_policy_keeps_less_than_the_one_before_it_and_computes_more() -> No
     assert all(more > 1.01 * less for less, more in itertools.pairwise(work)), work
 
 
-@pytest.mark.parametrize("mesh", [Mesh(data=1), Mesh(data=1, fsdp=2, tensor=2, expert=2)], ids=str)
+CHUNKED = {
+    "gated": {"activation": "swiglu"},
+    "scanned": {"activation": "gelu", "bias": True, "scan": True, "remat": "full"},
+    "experts": {"activation": "geglu", "experts": 4},
+}
+
+
 @pytest.mark.parametrize(
-    "fields",
+    ("name", "mesh"),
     [
-        {"activation": "swiglu"},
-        {"activation": "gelu", "bias": True, "scan": True, "remat": "full"},
-        {"activation": "geglu", "experts": 4},
+        ("gated", Mesh(data=1)),
+        *((name, Mesh(data=1, fsdp=2, tensor=2, expert=2)) for name in ("scanned", "experts")),
+        pytest.param("gated", Mesh(data=1, fsdp=2, tensor=2, expert=2), marks=SLOW),
+        *(pytest.param(name, Mesh(data=1), marks=SLOW) for name in ("scanned", "experts")),
     ],
-    ids=["gated", "scanned", "experts"],
+    ids=str,
 )
-def test_chunked_mlp_is_the_whole_mlp(fields: dict[str, Any], mesh: Mesh) -> None:
-    model = Decoder(**(SMALL | fields), mlp_width=48)
+def test_chunked_mlp_is_the_whole_mlp(name: str, mesh: Mesh) -> None:
+    model = Decoder(**(SMALL | CHUNKED[name]), mlp_width=48)
     pieces = model.clone(mlp_chunks=3)
     x = tokens(8, 6)
     p = weights(model, x)
@@ -604,8 +623,17 @@ def chunk_by_chunk(apply: Callable[[Any, Array], Any], x: Array, chunks: list[in
     return np.concatenate(found, axis=1)
 
 
-@EACH
-def test_token_by_token_is_all_at_once(model: Decoder) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gpt-2",
+        "llama, grouped",
+        "sinusoidal, windowed",
+        *(pytest.param(name, marks=SLOW) for name in ("as it stands", "relative", "no positions")),
+    ],
+)
+def test_token_by_token_is_all_at_once(name: str) -> None:
+    model = DECODERS[name]
     x = tokens(2, 9)
     model = model.clone(scan=model.positions in ("learned", "relative"))
     p = weights(model, x)

@@ -229,6 +229,10 @@ SLOW = (
     "last",
     "linear",
     "many labels",
+    "image experts",
+    "experts, packed",
+    "encoder, mean",
+    "heard",
 )
 
 

@@ -88,6 +88,7 @@ def test_parts_of_unequal_weight_give_the_gradient_of_the_whole(name: str) -> No
             )
 
 
+@pytest.mark.slow
 def test_more_parts_need_less_memory() -> None:
     batch = random_batch(plain("pytext_transformer"))
     used = [

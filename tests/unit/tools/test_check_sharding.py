@@ -22,7 +22,8 @@ from jaxbig.tools.check_sharding import apart, check, devices_for
 from jaxbig.tools.shrink import fewer, least, small_program
 
 SPLIT = Mesh(data=2, fsdp=2, tensor=2)
-LONG = [
+NAMES = [
+    "digits_convnet",
     "digits_resnet",
     "digits_rnn",
     "pytext_griffin",
@@ -32,9 +33,8 @@ LONG = [
 ]
 
 
-@pytest.mark.parametrize(
-    "name", ["digits_convnet", *(pytest.param(name, marks=pytest.mark.slow) for name in LONG)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_what_ships_passes_in_float64(name: str) -> None:
     result = check(dataclasses.replace(load(name), mesh=SPLIT))
     assert result["ok"] and result["mesh"] == {

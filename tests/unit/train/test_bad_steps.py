@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from support.compiling import new_emitters
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
+from support.compiling import new_emitters
 from support.experiments import small
 
 from jaxbig.arrays.tree import flatten_with_paths
