@@ -10,17 +10,15 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 import yaml
 
-from jaxbig.config.overrides import parse, resolve
+from jaxbig.config.overrides import Flag, parse, resolve, run_name
 from jaxbig.errors import Failed, Refused
 from jaxbig.system.standard_streams import install_pipe_safe_streams
 
-Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 NAME = r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?"
 """The name of a run, and so of a job, a pod, a machine and a folder."""
 WORD = r"[A-Za-z0-9]([A-Za-z0-9_.,:@/+-]*[A-Za-z0-9])?"
@@ -68,8 +66,8 @@ class Launcher(abc.ABC):
     @property
     def title(self) -> str:
         """The run's name; by default it is made from the experiment's."""
-        stem = Path(self.experiment.removesuffix(".py")).name.split(".")[-1].lower()
-        return self.name or re.sub(r"[^a-z0-9]+", "-", stem).strip("-")[:40].strip("-") or "run"
+        own = run_name(self.experiment).lower()
+        return self.name or re.sub(r"[^a-z0-9]+", "-", own).strip("-")[:40].strip("-") or "run"
 
     @property
     def workdir(self) -> str:

@@ -8,20 +8,16 @@ import tyro
 
 from jaxbig.cli.tables import Table
 from jaxbig.config.experiment import Experiment
+from jaxbig.config.overrides import FolderOption, JsonOption, run_name
 from jaxbig.distributed.multihost import initialize, is_process_zero
 from jaxbig.system.exit_codes import DONE
 from jaxbig.system.json_files import to_json_text
 from jaxbig.tracking.console import Screen, table
 
-Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Command:
+class Command(JsonOption):
     """A command: its fields are its options, calling it runs it and returns an exit code."""
-
-    json: Flag = False
-    """Print one JSON object on standard output, and nothing else there."""
 
     def emit(self, value: Any, *tables: Table) -> int:
         """Prints `value` as JSON if `--json` was given, else the tables. Returns `DONE`."""
@@ -44,11 +40,9 @@ class ExperimentCommand(Command):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunCommand(ExperimentCommand):
+class RunCommand(FolderOption, ExperimentCommand):
     """A command on a run of an experiment, which may have several processes."""
 
-    workdir: Path | None = None
-    """The folder of the run; runs/NAME if it is not given."""
     coordinator: str = ""
     """HOST:PORT of process 0 of a multi-process run; auto: as the cluster reports it."""
     processes: int = 0
@@ -72,9 +66,3 @@ class RunCommand(ExperimentCommand):
     def folder(self) -> Path:
         """The folder of the run."""
         return self.workdir or Path("runs") / run_name(self.name)
-
-
-def run_name(experiment: str) -> str:
-    """The name of a run's folder: the file's without `.py`, or the last part of a module's."""
-    file = Path(experiment)
-    return file.stem if file.suffix == ".py" else file.name.split(".")[-1]

@@ -8,9 +8,9 @@ from typing import Annotated
 import filelock
 import tyro
 
-from jaxbig.cli.command import ExperimentCommand, Flag, run_name
+from jaxbig.cli.command import ExperimentCommand
 from jaxbig.cli.tables import sweep_ranking
-from jaxbig.config.overrides import parse
+from jaxbig.config.overrides import Flag, parse, run_name
 from jaxbig.distributed.run_lock import remove_empty
 from jaxbig.errors import Refused
 from jaxbig.launch.common import at_least
@@ -19,17 +19,8 @@ from jaxbig.sweep import search_space, sweep
 from jaxbig.system.exit_codes import DONE, FAILED, INTERRUPTED
 from jaxbig.tracking.console import Screen
 
-OWN_OPTIONS = {
-    "set",
-    "random",
-    "draw-seed",
-    "list",
-    "workdir",
-    "at-once",
-    "slurm",
-    "submit",
-    "json",
-}
+SPELLED = {"axes": "set", "file": "list"}
+"""Options whose fields cannot have their names, which are Python's own."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,14 +30,14 @@ class Sweep(ExperimentCommand):
     Ends with a ranked table, `sweep.json` and `sweep.png`. The same command resumes the sweep.
     """
 
-    axes: Annotated[tuple[str, ...], tyro.conf.arg(name="set")] = ()
+    axes: Annotated[tuple[str, ...], tyro.conf.arg(name=SPELLED["axes"])] = ()
     """What is swept: OPTION=VALUE,VALUE, every combination; with --random also OPTION=log:LOW:HIGH,
     or uniform, or int."""
     random: int | None = None
     """Number of random draws from --set, instead of every combination."""
     draw_seed: int = 0
     """Seed of the draws."""
-    file: Annotated[Path | None, tyro.conf.arg(name="list")] = None
+    file: Annotated[Path | None, tyro.conf.arg(name=SPELLED["file"])] = None
     """A file with a JSON object of options on each line, to run instead of --set."""
     workdir: Path | None = None
     """The folder of the sweep; runs/NAME-sweep if it is not given."""
@@ -85,15 +76,18 @@ class Sweep(ExperimentCommand):
 
     def common_options(self) -> list[str]:
         """The raw options without the sweep's own: those that every run gets."""
+        own = {SPELLED.get(field.name, field.name) for field in dataclasses.fields(Sweep)}
+        own -= {"name", "options", "experiment"}
         common: list[str] = []
         seen = set()
         is_own = False
         for word in self.options:
             if word.startswith("--"):
-                name = word[2:].split("=")[0].replace("_", "-")
-                is_own = name in OWN_OPTIONS
+                name = word[2:].split("=")[0].replace("-", "_")
+                is_own = name in own
                 if is_own and name in seen:
-                    raise Refused(f"--{name} is given twice: write all its values after one.")
+                    option = name.replace("_", "-")
+                    raise Refused(f"--{option} is given twice: write all its values after one.")
                 seen.add(name)
             if not is_own:
                 common.append(word)

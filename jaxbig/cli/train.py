@@ -4,9 +4,9 @@ import dataclasses
 import re
 import shlex
 
-from jaxbig.cli.command import Flag, RunCommand
+from jaxbig.cli.command import RunCommand
 from jaxbig.cli.tables import pairs
-from jaxbig.config.overrides import lasting, without
+from jaxbig.config.overrides import TrainOptions, lasting, without
 from jaxbig.config.serialize import flat
 from jaxbig.distributed.multihost import is_process_zero
 from jaxbig.system.exit_codes import DONE, INTERRUPTED
@@ -15,20 +15,8 @@ from jaxbig.train.trainer import fit
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Train(RunCommand):
+class Train(TrainOptions, RunCommand):
     """Trains; resumes automatically from the last good checkpoint in the run's folder."""
-
-    fork: Flag = False
-    """If the folder holds another run: start again there from that run's weights, and keep that run
-    aside."""
-
-    adopt: Flag = False
-    """If the folder's run.json is lost or empty: resume from its checkpoints, which must be those
-    of this same command."""
-
-    smoke: Flag = False
-    """Smoke test: two steps and an evaluation of a shrunken copy, on synthetic records if the data
-    is missing. It has a folder of its own, which is emptied first."""
 
     def __call__(self) -> int:
         screen = self.join(saves=True)

@@ -16,19 +16,57 @@ from jaxbig.config.experiment import Experiment
 from jaxbig.config.serialize import flat, to_json
 from jaxbig.errors import Refused
 
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Overridden:
+class JsonOption:
+    """The option of every command."""
+
+    json: Flag = False
+    """Print one JSON object on standard output, and nothing else there."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FolderOption:
+    """The option of every command on a run."""
+
+    workdir: Path | None = None
+    """The folder of the run; runs/NAME if it is not given."""
+
+
+def run_name(experiment: str) -> str:
+    """NAME in runs/NAME: the experiment's file without `.py`, or the last part of its module."""
+    file = Path(experiment)
+    return file.stem if file.suffix == ".py" else file.name.split(".")[-1]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """The options of `jaxbig train` alone."""
+
+    fork: Flag = False
+    """If the folder holds another run: start again there from that run's weights, and keep that run
+    aside."""
+
+    adopt: Flag = False
+    """If the folder's run.json is lost or empty: resume from its checkpoints, which must be those
+    of this same command."""
+
+    smoke: Flag = False
+    """Smoke test: two steps and an evaluation of a shrunken copy, on synthetic records if the data
+    is missing. It has a folder of its own, which is emptied first."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Overridden(JsonOption, TrainOptions, FolderOption):
     """The options of `jaxbig train EXPERIMENT` that every way to launch it has."""
 
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
-    workdir: Path | None = None
-    fork: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    adopt: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    smoke: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
 
 
+OPTIONS_OF_RUN = {field.name for field in dataclasses.fields(Overridden)} - {"experiment"}
+"""Options of a run, not of its experiment."""
 SYNONYMS = {
     "batch-size": "data.batch",
     "learning-rate": "optimizer.learning-rate.peak",

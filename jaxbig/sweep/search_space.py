@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxbig.config.discover import find
+from jaxbig.config.overrides import OPTIONS_OF_RUN
 from jaxbig.errors import Refused
 
 Setting = dict[str, Any]
 """Path of an option -> its value: a number, text, True, None, or a list of these."""
-OWN = ("workdir", "fork", "adopt", "smoke", "json")
-"""Options of a run, not of its experiment."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +153,7 @@ def options(setting: Setting) -> list[str]:
     words: list[str] = []
     for path, value in setting.items():
         name = path.replace("_", "-")
-        if not re.fullmatch(r"[a-z][a-z0-9.-]*", name) or name in OWN:
+        if not re.fullmatch(r"[a-z][a-z0-9.-]*", name) or name in OPTIONS_OF_RUN:
             raise Refused(
                 f"a sweep cannot set {path!r}: name an option of the experiment, as its --help "
                 f"shows them."

@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 
-from jaxbig.cli.command import run_name
 from jaxbig.cli.compare import Compare
 from jaxbig.cli.data import DataInspect
 from jaxbig.cli.train import Train
 from jaxbig.config.discover import load
-from jaxbig.config.overrides import lasting, parse, resolve, without
+from jaxbig.config.overrides import lasting, parse, resolve, run_name, without
 from jaxbig.errors import Refused
 
 
