@@ -21,7 +21,14 @@ from typing import IO
 from jaxbig.errors import Refused
 from jaxbig.launch.common import Launcher, at_least, main
 from jaxbig.system.exit_codes import DONE, INTERRUPTED, PEER_LOST, STOPPED
-from jaxbig.system.process_group import Process, collect_stop_signals, gpus, kill, spawn, terminate
+from jaxbig.system.process_group import (
+    Process,
+    StopSignals,
+    collect_stop_signals,
+    gpus,
+    kill,
+    spawn,
+)
 
 GRACE_S = 10.0
 """Seconds in which the others can exit after one has failed."""
@@ -164,20 +171,14 @@ class Child:
             reader.join(timeout=5)
 
 
-def wait(children: list[Child], signals: list[int]) -> None:
+def wait(children: list[Child], signals: StopSignals) -> None:
     """Waits until all have ended; forwards signals, and ends the others after one has failed."""
     processes = [each.process for each in children]
-    forwarded = 0
     ends_at = math.inf
     while any(each.process.poll() is None for each in children):
         time.sleep(0.05)
         now = time.monotonic()
-        if len(signals) > forwarded:
-            forwarded = len(signals)
-            if forwarded == 1:
-                terminate(processes)
-            else:
-                kill(processes)
+        signals.pass_on(processes)
         for each in children:
             if each.process.poll() is not None and not each.ended_at:
                 each.ended_at = now

@@ -12,6 +12,8 @@ from contextvars import ContextVar
 import jax
 import jax.numpy as jnp
 
+Batch = dict[str, jax.Array]
+"""Arrays [B, ...] by field; among them `mask`, which is 0 for padding."""
 _mask: ContextVar[jax.Array | None] = ContextVar("mask", default=None)
 _every_row: ContextVar[bool] = ContextVar("every_row", default=False)
 

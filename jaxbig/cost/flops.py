@@ -2,12 +2,12 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
+from jaxbig.arrays.jaxprs import inner_jaxprs, opened
 from jaxbig.config.experiment import Experiment
 from jaxbig.distributed.mesh import Mesh
 from jaxbig.models.base import model_class
@@ -25,7 +25,7 @@ def count_flops(jaxpr: Any) -> int:
     attention, though the kernel skips those above the diagonal); the costliest branch of a cond
     counts; a while loop of unknown length counts once. Element-wise operations are left out.
     """
-    return sum(_of(equation) for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns)
+    return sum(_of(equation) for equation in opened(jaxpr).eqns)
 
 
 def model_flops(experiment: Experiment, program: Program, jaxpr: Any = None) -> int:
@@ -98,18 +98,6 @@ def _of(equation: Any) -> int:
     elif name == "pallas_call":
         times = math.prod(params["grid_mapping"].grid)
     return times * sum(inner)
-
-
-def inner_jaxprs(equation: Any) -> Iterator[Any]:
-    """The jaxprs that an equation runs."""
-    values = jax.tree.leaves(
-        tuple(equation.params.values()), is_leaf=lambda value: hasattr(value, "eqns")
-    )
-    yield from (
-        getattr(value, "jaxpr", value)
-        for value in values
-        if hasattr(value, "eqns") or hasattr(value, "jaxpr")
-    )
 
 
 def _convolution(image: Any, kernel: Any, out: Any, params: Any) -> int:

@@ -33,7 +33,7 @@ from jaxbig.distributed.peer_monitor import (
 )
 from jaxbig.errors import Failed, Refused
 from jaxbig.system.environment import config, devices, flags, git_commit, versions
-from jaxbig.system.signals import exit_on_ctrl_c, stop_signals, write_stderr
+from jaxbig.system.signals import exit_on_ctrl_c, handled, stop_signals, write_stderr
 from jaxbig.system.standard_streams import pipe_safe
 
 T = TypeVar("T")
@@ -361,15 +361,16 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     """
     requested = threading.Event()
     reached = threading.Event()
-    before: dict[signal.Signals, Any] = {}
     together = jax.process_count() > 1
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    # with several processes SIGTERM belongs to JAX, which informs the others and finds the call
+    numbers = [
+        number
+        for number in (signal.SIGINT, *stop_signals())
+        if not (together and number == signal.SIGTERM)
+    ]
 
     def request(number: int, frame: Any) -> None:
-        for each in before:
+        for each in numbers:
             default = signal.default_int_handler if each == signal.SIGINT else signal.SIG_DFL
             signal.signal(each, default)
         requested.set()
@@ -389,11 +390,5 @@ def interruptible() -> Iterator[Callable[[], bool]]:
             reached.set()
         return reached.is_set()
 
-    for number in (signal.SIGINT, *stop_signals()):
-        # with several processes SIGTERM belongs to JAX, which informs the others and finds the call
-        if not (together and number == signal.SIGTERM):
-            before[number] = signal.signal(number, request)
-    try:
+    with handled(numbers, request):
         yield all_should_stop if together else requested.is_set
-    finally:
-        restore()

@@ -13,11 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxbig.arrays.batch_mask import batch_mask, of_rows
+from jaxbig.arrays.batch_mask import Batch, batch_mask, of_rows
 from jaxbig.arrays.dtypes import upcast
 from jaxbig.errors import Refused
 
-Batch = dict[str, jax.Array]
 SIDE = ("lengths", "segments", "positions", "starts", "types")
 """What a batch may hold besides inputs that a model wants to see."""
 

@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from jaxbig.arrays.jaxprs import inner_jaxprs, opened, source_frame
 from jaxbig.arrays.tree import HOST, flatten_with_paths
-from jaxbig.cost.flops import inner_jaxprs
 from jaxbig.planning.hlo import Module, arrays, called, shorter
 from jaxbig.planning.roofline import FREE, in_place
 from jaxbig.program.program import Program
@@ -44,7 +44,7 @@ def largest_traced(jaxpr: Any, program: Program) -> list[Buffer]:
     """
     devices = program.mesh.size
     found = arguments(program)
-    for value, equation in _values(getattr(jaxpr, "jaxpr", jaxpr)):
+    for value, equation in _values(opened(jaxpr)):
         shape = f"{value.dtype}[{','.join(map(str, value.shape))}] / {devices}"
         size = value.size * value.dtype.itemsize // devices
         found.append({"bytes": size, "array": shape, "source": _line(equation)})
@@ -78,9 +78,8 @@ def _values(jaxpr: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _line(equation: Any) -> str:
-    frames = equation.source_info.traceback.frames if equation.source_info.traceback else ()
-    ours = next((frame for frame in frames if "site-packages" not in frame.file_name), None)
-    return f"{shorter(ours.file_name)}:{ours.line_num}" if ours else ""
+    frame = source_frame(equation)
+    return "" if frame is None else f"{shorter(frame.file_name)}:{frame.start_line}"
 
 
 def _top(found: Sequence[Buffer]) -> list[Buffer]:

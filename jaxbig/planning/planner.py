@@ -18,7 +18,7 @@ from jaxbig.cost.remedies import remedies
 from jaxbig.distributed.placement import check_slices
 from jaxbig.errors import Failed, Refused
 from jaxbig.system.exit_codes import FAILED, INTERRUPTED, REFUSED
-from jaxbig.system.signals import stop_signals
+from jaxbig.system.signals import handled, stop_signals
 
 Plan = dict[str, Any]
 
@@ -94,33 +94,25 @@ def compile_in_child(command: Sequence[str], topology: Topology, timeout: float)
     absent = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     count = {} if topology.is_tpu else {"JAX_NUM_CPU_DEVICES": str(topology.devices)}
     # exit by an exception, so that the child is ended too
-    before = {
-        each: signal.signal(each, lambda *_: sys.exit(INTERRUPTED)) for each in stop_signals()
-    }
-    child = subprocess.Popen(
-        [sys.executable, "-m", "jaxbig", *command, "--here", "--json"],
-        env={**os.environ, **quiet, **absent, **count},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        out, error = child.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        raise Failed(
-            f"the compiler for {topology.name} was not done after {timeout:g} s: "
-            f"allow more with --timeout."
-        ) from None
-    finally:
-        child.kill()
-        child.wait()
-        for each, handler in before.items():
-            signal.signal(each, handler)
+    with handled(stop_signals(), lambda *_: sys.exit(INTERRUPTED)):
+        try:
+            child = subprocess.run(
+                [sys.executable, "-m", "jaxbig", *command, "--here", "--json"],
+                env={**os.environ, **quiet, **absent, **count},
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise Failed(
+                f"the compiler for {topology.name} was not done after {timeout:g} s: "
+                f"allow more with --timeout."
+            ) from None
     if child.returncode == 0:
-        return json.loads(out[out.index("{") :])
-    said = [
-        line.removeprefix("jaxbig: ") for line in error.splitlines() if line.startswith("jaxbig: ")
-    ]
+        return json.loads(child.stdout[child.stdout.index("{") :])
+    lines = child.stderr.splitlines()
+    said = [line.removeprefix("jaxbig: ") for line in lines if line.startswith("jaxbig: ")]
     if child.returncode == REFUSED and said:
         raise Refused(said[-1])
     if child.returncode == FAILED and said:
@@ -128,9 +120,8 @@ def compile_in_child(command: Sequence[str], topology: Topology, timeout: float)
     how = f"exit code {child.returncode}"
     if child.returncode < 0:
         how = signal.Signals(-child.returncode).name
-    raise Failed(
-        f"the compiler for {topology.name} crashed ({how}): its last output was {_last(error)!r}."
-    )
+    said = _last(child.stderr)
+    raise Failed(f"the compiler for {topology.name} crashed ({how}): its last output was {said!r}.")
 
 
 def _last(text: str) -> str:

@@ -19,7 +19,7 @@ from jaxbig.errors import Refused
 from jaxbig.sweep.search_space import Setting, literal, options
 from jaxbig.system.exit_codes import DONE, INTERRUPTED
 from jaxbig.system.json_files import read_json, write_json
-from jaxbig.system.process_group import Process, collect_stop_signals, gpus, kill, spawn, terminate
+from jaxbig.system.process_group import Process, collect_stop_signals, gpus, kill, spawn
 from jaxbig.tracking.figures import PLAIN, optional, printable
 
 
@@ -163,7 +163,6 @@ class Sweep:
         waiting = self.waiting()
         running: dict[int, tuple[int, Process]] = {}
         free = list(range(at_once))
-        handled = 0
         with collect_stop_signals() as signals:
             try:
                 while running or (waiting and not signals):
@@ -174,10 +173,7 @@ class Sweep:
                         running[number] = slot, self.start(number, environment)
                         say(f"run {number} starts: {format_setting(self.settings[number])}")
                     time.sleep(0.1)
-                    if len(signals) > handled:
-                        handled = len(signals)
-                        stop = terminate if handled == 1 else kill
-                        stop(process for _, process in running.values())
+                    signals.pass_on(process for _, process in running.values())
                     for number, (slot, process) in list(running.items()):
                         if process.poll() is not None:
                             del running[number]
@@ -226,9 +222,8 @@ def _draw(result: dict[str, Any], file: Path) -> bool:
     if not paths:
         return False
     figure = Figure(figsize=(4 * len(paths), 3.5), layout="constrained")
-    for place, (path, axes) in enumerate(
-        zip(paths, figure.subplots(1, len(paths), sharey=True, squeeze=False)[0], strict=True)
-    ):
+    panels = figure.subplots(1, len(paths), sharey=True, squeeze=False)[0]
+    for path, axes in zip(paths, panels, strict=True):
         points = [(run["setting"][path], run["best"]) for run in runs if path in run["setting"]]
         values = [literal(value) if isinstance(value, str) else value for value, _ in points]
         numeric = all(
@@ -243,7 +238,6 @@ def _draw(result: dict[str, Any], file: Path) -> bool:
         axes.plot(values, [best for _, best in points], "o", alpha=0.7)
         axes.plot(values[:1], [points[0][1]], "o", color="C1")  # the best of all
         axes.set_xlabel(path)
-        if place == 0:
-            axes.set_ylabel(f"best eval/{result['criterion']}")
+    panels[0].set_ylabel(f"best eval/{result['criterion']}")
     figure.savefig(file, dpi=100)
     return True

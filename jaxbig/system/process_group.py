@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxbig.system.signals import stop_signals
+from jaxbig.system.signals import handled, stop_signals
 
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 PR_SET_PDEATHSIG = 1
@@ -61,19 +61,25 @@ def kill(processes: Iterable[Process]) -> None:
         process.wait()
 
 
+class StopSignals(list[int]):
+    """The signals that were received, and how many of them were passed on."""
+
+    passed_on = 0
+
+    def pass_on(self, processes: Iterable[Process]) -> None:
+        """Asks processes to save and exit at the first signal, and kills them at the second."""
+        if len(self) > self.passed_on:
+            self.passed_on = len(self)
+            stop = terminate if self.passed_on == 1 else kill
+            stop(processes)
+
+
 @contextlib.contextmanager
-def collect_stop_signals() -> Iterator[list[int]]:
+def collect_stop_signals() -> Iterator[StopSignals]:
     """Yields a list of received signals: Ctrl-C and `signals.STOP_SIGNALS` only append to it."""
-    received: list[int] = []
-    numbers = (signal.SIGINT, *stop_signals())
-    before = {
-        each: signal.signal(each, lambda number, _: received.append(number)) for each in numbers
-    }
-    try:
+    received = StopSignals()
+    with handled((signal.SIGINT, *stop_signals()), lambda number, _: received.append(number)):
         yield received
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
 
 def gpus() -> list[str]:

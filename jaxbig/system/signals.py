@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jaxbig.system.exit_codes import INTERRUPTED
@@ -34,15 +34,23 @@ def exit_on_ctrl_c() -> Iterator[None]:
 
     A KeyboardInterrupt would end an import in a long traceback, and wait for C++ code to return.
     """
-    before = signal.getsignal(signal.SIGINT)
-    replaced = before is signal.default_int_handler  # else ignored, or handled by other code
-    if replaced:
-        signal.signal(signal.SIGINT, exit_resumable)
+    # else it is ignored, or handled by other code
+    replaced = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with handled([signal.SIGINT] if replaced else [], exit_resumable):
+        yield
+
+
+@contextlib.contextmanager
+def handled(numbers: Sequence[int], handler: Callable[[int, Any], Any]) -> Iterator[None]:
+    """A context in which a function handles these signals; the handlers before it come back."""
+    before = {number: signal.getsignal(number) for number in numbers}
     try:
+        for number in numbers:
+            signal.signal(number, handler)
         yield
     finally:
-        if replaced:
-            signal.signal(signal.SIGINT, before)
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 def stop_signals() -> list[signal.Signals]:

@@ -16,7 +16,7 @@ from jaxbig.data.pipeline.loader import eval_batch, train_batch
 from jaxbig.data.pipeline.sampler import eval_steps
 from jaxbig.errors import Refused
 from jaxbig.program.gradient import row_keys
-from jaxbig.tracking.figures import PLAIN, optional, printable
+from jaxbig.tracking.figures import PLAIN, grid, optional, printable
 
 SHOWN = 25
 """Rows of a batch that are drawn or written at most."""
@@ -145,8 +145,6 @@ def format_field(name: str, field: np.ndarray, data: Data) -> str:
 def draw(batch: Rows, data: Data, file: Path) -> None:
     """The first images of a batch in a grid, each over its class, or over its mask where each pixel
     has a class; those that are not of 0 to 1 are drawn from least to greatest."""
-    from matplotlib.figure import Figure  # here: slow to import
-
     images = drawable(batch["inputs"][:SHOWN])
     targets = batch.get("targets", np.empty((SHOWN, 0)))[:SHOWN]
     masks = targets.shape[1:] == images.shape[1:3]
@@ -156,11 +154,8 @@ def draw(batch: Rows, data: Data, file: Path) -> None:
         for image, target in zip(images, targets, strict=False)
         for panel in [image, target][: 1 + masks]
     ]
-    figure = Figure(
-        figsize=(1.8 * across, 2 * math.ceil(len(panels) / across)), layout="constrained"
-    )
-    for place, panel in enumerate(panels):
-        axes = figure.add_subplot(math.ceil(len(panels) / across), across, place + 1)
+    figure, places = grid(len(panels), across, width=1.8, height=2)
+    for place, (panel, axes) in enumerate(zip(panels, places, strict=True)):
         if panel.ndim == 2:
             axes.imshow(
                 panel,

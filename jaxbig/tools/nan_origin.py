@@ -5,14 +5,14 @@ result is an operation of the source, in the forward or backward pass, even if t
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax._src import source_info_util  # an operation's line of source has no public name
 from jax.extend import core
 
+from jaxbig.arrays.jaxprs import opened, source_frame
 from jaxbig.arrays.tree import flatten_with_paths
 
 INSIDE = ("jaxpr", "call_jaxpr", "fun_jaxpr")
@@ -59,18 +59,17 @@ class NanFinder:
             number = int(np.clip(given[0], 0, len(has["branches"]) - 1))
             return self.closed(has["branches"][number], given[1:])
         inside = next((has[key] for key in INSIDE if key in has), None)
-        if name == "shard_map" or inside is None or len(given) != len(_open(inside)[0].invars):
+        if name == "shard_map" or inside is None or len(given) != len(opened(inside).invars):
             return None
         return self.closed(inside, given)
 
     def closed(self, inside: Any, given: list[Any]) -> list[Any]:
-        jaxpr, constants = _open(inside)
-        return self.run(jaxpr, constants, *given)
+        return self.run(opened(inside), getattr(inside, "consts", ()), *given)
 
     def scan(self, equation: Any, given: list[Any]) -> list[Any]:
         """A scan, one turn after another."""
         has = equation.params
-        body = _open(has["jaxpr"])[0]
+        body = opened(has["jaxpr"])
         # what has an axis more outside is of a turn each; versions of JAX count the rest in ways of
         # their own
         carried = sum(
@@ -150,18 +149,10 @@ def _any(test: Callable[[Any], Any], values: list[Any]) -> bool:
     return any(bool(test(x).any()) for x in inexact)
 
 
-def _open(inside: Any) -> tuple[Any, Any]:
-    return (inside.jaxpr, inside.consts) if hasattr(inside, "consts") else (inside, ())
-
-
 def _where(equation: Any) -> dict[str, str]:
     """Where in the source an operation is: the nearest line outside libraries."""
-    info = equation.source_info
-    frames = list(_frames(info))
-    ours = [each for each in frames if "site-packages" not in each] or frames or ["unknown"]
-    return {"where": ours[0], "within": str(info.name_stack)}
-
-
-def _frames(info: Any) -> Iterator[str]:
-    for frame in source_info_util.user_frames(info.traceback):
-        yield f"{frame.file_name}:{frame.start_line} ({frame.function_name})"
+    frame = source_frame(equation)
+    where = "unknown"
+    if frame is not None:
+        where = f"{frame.file_name}:{frame.start_line} ({frame.function_name})"
+    return {"where": where, "within": str(equation.source_info.name_stack)}

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,16 @@ PLAIN: dict[str, Any] = {"parse_math": False}
 def printable(text: str) -> str:
     """Replaces what no font has: control characters, and bytes that are not UTF-8."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def grid(count: int, across: int, *, width: float, height: float) -> tuple[Any, list[Any]]:
+    """A matplotlib figure and its axes, `count` in rows of `across`, each `width` x `height`
+    inches."""
+    from matplotlib.figure import Figure  # here: slow to import
+
+    down = math.ceil(count / across)
+    figure = Figure(figsize=(width * across, height * down), layout="constrained")
+    return figure, [figure.add_subplot(down, across, place + 1) for place in range(count)]
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from jaxbig.distributed.sharding import device_put_batch
 from jaxbig.program import rng
 from jaxbig.program.program import Program, transformed
 from jaxbig.program.state import TrainState
-from jaxbig.tracking.figures import PLAIN, printable
+from jaxbig.tracking.figures import PLAIN, grid, printable
 
 
 def draw_attention(program: Program, state: TrainState, source: Source, file: Path) -> bool:
@@ -68,15 +68,12 @@ def draw_maps(weights: np.ndarray, rows: Rows, data: Data, *, file: Path, count:
       file: PNG to write.
       count: how many examples of the batch are drawn, at most.
     """
-    from matplotlib.figure import Figure  # here: slow to import
-
     count = min(count, len(weights))
     across = math.ceil(count**0.5)
-    figure = Figure(figsize=(6 * across, 4 * math.ceil(count / across)), layout="constrained")
-    for row in range(count):
+    figure, panels = grid(count, across, width=6, height=4)
+    for row, axes in enumerate(panels):
         length = int(rows["lengths"][row]) if "lengths" in rows else weights.shape[2]
         outputs = int(rows["mask"][row].sum())
-        axes = figure.add_subplot(math.ceil(count / across), across, row + 1)
         axes.imshow(weights[row, :outputs, :length], cmap="Grays", vmin=0, vmax=1, aspect="auto")
         for set_ticks, tokens in (
             (axes.set_xticks, rows["inputs"][row, :length]),

@@ -56,7 +56,13 @@ ONLY = {
         "jaxbig.distributed.logical_axes",
         "jaxbig.errors",
     },
-    "data": {"jaxbig.constraints", "jaxbig.errors", "jaxbig.system.signals"},
+    "data": {
+        "jaxbig.arrays.batch_mask",
+        "jaxbig.constraints",
+        "jaxbig.errors",
+        "jaxbig.system.disk",
+        "jaxbig.system.signals",
+    },
     "optim": {"jaxbig.arrays.tree", "jaxbig.constraints", "jaxbig.errors"},
     "checkpoint": {
         "jaxbig.arrays.tree",

@@ -14,6 +14,7 @@ import filelock
 from jaxbig.data.core.content_digest import digest_files
 from jaxbig.data.core.dataset import folder_of
 from jaxbig.errors import Refused
+from jaxbig.system.disk import replace
 
 DIGEST = 1
 """Version of the cached digests of files."""
@@ -51,7 +52,7 @@ def write_atomically(target: Path, make: Callable[[Path], Any]) -> None:
     ):
         part = Path(folder) / target.name
         make(part)
-        os.replace(part, target)
+        replace(part, target)
 
 
 def build_once(target: Path, make: Callable[[Path], Any]) -> Path:
@@ -65,15 +66,25 @@ def build_once(target: Path, make: Callable[[Path], Any]) -> Path:
     Returns:
       The target.
     """
-    if not target.exists():
-        with refuse_unwritable(target.parent), filelock.FileLock(f"{target}.lock"):
-            if not target.exists():
-                part = target.with_name(f"{target.name}.part")
-                shutil.rmtree(part, ignore_errors=True)
-                part.mkdir()
-                make(part)
-                os.rename(part, target)
+
+    def build() -> None:
+        part = target.with_name(f"{target.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        make(part)
+        replace(part, target)
+
+    with refuse_unwritable(target.parent):
+        once(target.exists, build, lock=f"{target}.lock")
     return target
+
+
+def once(done: Callable[[], bool], make: Callable[[], Any], *, lock: str | Path) -> None:
+    """Calls `make` unless that is done: in one process, while others wait at the lock file."""
+    if not done():
+        with filelock.FileLock(lock):
+            if not done():
+                make()
 
 
 def digest_once(files: Sequence[Path]) -> str:

@@ -16,13 +16,13 @@ from typing import Any, ClassVar, Protocol, Self
 import jax
 import numpy as np
 
+from jaxbig.arrays.batch_mask import Batch
 from jaxbig.constraints import PositiveInt
 from jaxbig.data.core.content_digest import digest_records
 from jaxbig.errors import Refused
 
 Record = dict[str, Any]
 Rows = dict[str, np.ndarray]
-Batch = dict[str, jax.Array]
 Spec = dict[str, jax.ShapeDtypeStruct]
 
 

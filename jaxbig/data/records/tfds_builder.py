@@ -14,15 +14,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
 import tensorflow_datasets as tfds
 
-from jaxbig.data.core.dataset import Rows, folder_of
+from jaxbig.data.core.cache import once
+from jaxbig.data.core.dataset import Record, Rows, folder_of
 from jaxbig.errors import Refused
 
 log = logging.getLogger("jaxbig")
-Record = dict[str, Any]
 
 
 def data_folder() -> Path:
@@ -75,9 +74,8 @@ def prepared(builder_class: type[Builder]) -> tfds.core.DatasetBuilder:
     try:
         root.mkdir(parents=True, exist_ok=True)
         builder = builder_class(data_dir=root, file_format="array_record")
-        if not builder.is_prepared():
-            prepare_once(builder, root / f"{builder.name}.lock")
-            builder = builder_class(data_dir=root, file_format="array_record")
+        prepare_once(builder, root / f"{builder.name}.lock")
+        builder = builder_class(data_dir=root, file_format="array_record")
     except OSError as error:
         raise Refused(
             f"data set {builder_class.name} cannot be prepared in {root}: "
@@ -97,9 +95,8 @@ def prepare_once(
       lock: The lock file of the data set.
       check: Called before a preparation; raises if it cannot work.
     """
-    with filelock.FileLock(lock):
-        if builder.is_prepared():  # by the process that held the lock before
-            return
+
+    def prepare() -> None:
         check()
         target = Path(builder.data_path)
         for leftover in target.parent.glob("incomplete.*"):  # of an interrupted preparation
@@ -109,6 +106,8 @@ def prepare_once(
         # TFDS prints to standard output, which is for results.
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
             builder.download_and_prepare()
+
+    once(builder.is_prepared, prepare, lock=lock)
 
 
 def columns(builder: tfds.core.DatasetBuilder, split: str) -> dict[str, list[Any]]:
