@@ -33,7 +33,7 @@ from jaxbig.checkpoint.digest import CHUNK, digests
 from jaxbig.distributed.multihost import gather, is_process_zero, on_process_zero
 from jaxbig.distributed.watchdog import RESTORES
 from jaxbig.errors import Failed, Refused
-from jaxbig.system.disk import replace, sync
+from jaxbig.system.disk import replace, sync, write_file
 
 log = logging.getLogger("jaxbig")
 
@@ -489,9 +489,7 @@ def _one_line(error: BaseException) -> str:
 
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     text = json.dumps(manifest, indent=1)
-    partial = folder / f"{MANIFEST}.partial"
-    partial.write_text(f"{text}\n{hashlib.sha256(text.encode()).hexdigest()}\n")
-    replace(partial, folder / MANIFEST)
+    write_file(folder / MANIFEST, f"{text}\n{hashlib.sha256(text.encode()).hexdigest()}\n")
 
 
 def _bytes_in(folder: Path, pattern: str) -> int:

@@ -33,8 +33,6 @@ class Sounds(Labeled):
 
     samples: PositiveInt = 16_000
     """Samples an example: longer sounds are cut, shorter ones padded with silence."""
-    classes: PositiveInt
-    """Number of classes."""
     spectrogram: LogMel = LogMel()
     """How the spectrogram is computed."""
     feature: str = "audio"

@@ -39,8 +39,6 @@ class Images(Labeled):
 
     size: PositiveInt
     """Height and width of the model's input, in pixels."""
-    classes: PositiveInt
-    """Number of classes."""
     channels: PositiveInt = 3
     """Number of channels: 1 grayscale, 3 RGB."""
     canvas: NonNegativeInt = 0

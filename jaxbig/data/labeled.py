@@ -5,10 +5,10 @@ import json
 import logging
 import reprlib
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
+from jaxbig.constraints import PositiveInt
 from jaxbig.data.core.cache import cache_folder, sha256, write_atomically
 from jaxbig.data.core.dataset import Record
 from jaxbig.data.core.examples import Examples, fetch_each, record_or_error, spread
@@ -26,7 +26,8 @@ NAMES_FILE = "classes.json"
 class Labeled(Examples):
     """A data set with one class an example. A label is the number of the class, or its name."""
 
-    classes: Any
+    classes: PositiveInt
+    """Number of classes."""
     class_names: tuple[str, ...] = ()
     """Names of the classes in order, if labels are words; empty: the labels found."""
 

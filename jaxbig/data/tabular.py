@@ -34,7 +34,7 @@ class Columns(Labeled):
     """Shape of one input."""
     target_shape: tuple[PositiveInt, ...] = ()
     """Shape of one target; (): a number."""
-    classes: PositiveInt | None = None
+    classes: PositiveInt | None = None  # type: ignore[assignment]
     """Number of classes of the targets; None: targets are numbers."""
     normalize: bool = False
     """Normalize each input to mean 0 and standard deviation 1 over the training records."""

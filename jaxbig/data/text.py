@@ -191,7 +191,19 @@ def all_texts(examples: list[Example]) -> list[bytes]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Tokens(Text):
+class OneText(Text):
+    """Base class of the data sets whose records have one text each."""
+
+    feature: str = "text"
+    """The record's field with the text."""
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        return (self.feature,)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tokens(OneText):
     """Texts for language modeling.
 
     A batch has `targets` [B, L], and `inputs` [B, L]: the targets shifted right by one token, the
@@ -199,15 +211,9 @@ class Tokens(Text):
     padding), and `positions` [B, L], the position in the text.
     """
 
-    feature: str = "text"
-    """The record's field with the text."""
     packed: bool = False
     """Pack texts into full rows when the data is prepared; a longer text continues in other rows.
     Parts of a mixture are packed separately, and their rows are drawn by its weights."""
-
-    @property
-    def features(self) -> tuple[str, ...]:
-        return (self.feature,)
 
     def spec(self) -> Spec:
         row = (self.length,)
@@ -310,21 +316,15 @@ class Tokens(Text):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenRows(Text):
+class TokenRows(OneText):
     """Texts for masked language modeling, which the objective masks.
 
     A batch has the tokens `inputs` [B, L], their number `lengths` [B], and `mask` [B, L]. The mask
     is 0 for the end token, which is always last, so that predicting it is trivial.
     """
 
-    feature: str = "text"
-    """The record's field with the text."""
     tokenizer: Tokenizer = Bytes(specials=("<mask>",))
     """Converts text to tokens."""
-
-    @property
-    def features(self) -> tuple[str, ...]:
-        return (self.feature,)
 
     @property
     def mask_token(self) -> int:
@@ -341,27 +341,19 @@ class TokenRows(Text):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sentences(Labeled, Text):
+class Sentences(OneText, Labeled, Text):
     """Texts with one class each.
 
     A batch has the tokens `inputs` [B, L], their number `lengths` [B], and the classes `targets`
     [B].
     """
 
-    classes: PositiveInt
-    """Number of classes."""
-    feature: str = "text"
-    """The record's field with the text."""
     label: str = "label"
     """The record's field with the class."""
 
     @property
     def label_field(self) -> str:
         return self.label
-
-    @property
-    def features(self) -> tuple[str, ...]:
-        return (self.feature,)
 
     def spec(self) -> Spec:
         return self.batch_spec(inputs=(self.length,), lengths=(), targets=(), mask=())

@@ -26,8 +26,6 @@ class TokenArrays(Labeled):
     """Tokens an example. Longer texts are cut."""
     vocab: PositiveInt
     """Number of different tokens, padding included."""
-    classes: PositiveInt
-    """Number of classes."""
     feature: str = "inputs"
     """The record's field with the tokens."""
     label: str = "label"

@@ -9,7 +9,7 @@ import jax
 from jaxbig.arrays.dtypes import Dtype
 from jaxbig.constraints import DropRate, PositiveInt
 from jaxbig.errors import Refused
-from jaxbig.models.base import Model
+from jaxbig.models.base import Classifier
 from jaxbig.models.convnet import Convolution, Dense
 from jaxbig.models.layers.basic import cast, constrain, drop
 from jaxbig.models.layers.heads import ClassifierHead
@@ -19,15 +19,13 @@ POOLED = (0, 1, 4)  # the convolutions that a max pool follows
 SMALLEST = 64  # the side of an image of which the last pool still sees 3x3
 
 
-class AlexNet(Model):
+class AlexNet(Classifier):
     """AlexNet (Krizhevsky et al., 2012) in one tower: 62,378,344 parameters.
 
     Channels (64, 192, 384, 256, 256) give the tower of Krizhevsky (2014), 61,100,840 parameters, as
     torchvision has it. Without local response normalization, which that one leaves out too.
     """
 
-    classes: PositiveInt
-    """Number of classes."""
     channels: tuple[PositiveInt, ...] = (96, 256, 384, 384, 256)
     """Of each convolution."""
     width: PositiveInt = 4096

@@ -10,6 +10,8 @@ from typing import Any, Literal, Self, get_args
 
 import flax.linen as nn
 
+from jaxbig.constraints import PositiveInt
+
 Remat = Literal["none", "attention", "dots", "projections", "full"]
 """In the order of what they save."""
 
@@ -62,6 +64,13 @@ class Model(nn.Module):
         There are none if the model has no such field. By default `remat`, with those of `Remat`.
         """
         return "remat", get_args(Remat) if hasattr(self, "remat") else ()
+
+
+class Classifier(Model):
+    """Base class of models whose first field is the number of classes."""
+
+    classes: PositiveInt
+    """Number of classes."""
 
 
 def model_class(model: nn.Module) -> Any:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxbig.arrays.dtypes import Dtype
 from jaxbig.constraints import DropRate, PositiveInt
 from jaxbig.errors import Refused
-from jaxbig.models.base import Model
+from jaxbig.models.base import Classifier
 from jaxbig.models.convnet import Convolution
 from jaxbig.models.layers.basic import (
     ACTIVATIONS,
@@ -54,15 +54,13 @@ class Block(nn.Module):
         return constrain(x + drop_path(y, self.drop_path, train), "batch", None, None, None)
 
 
-class ConvNeXt(Model):
+class ConvNeXt(Classifier):
     """ConvNeXt (Liu et al., 2022); by default ConvNeXt-T, 28,589,128 parameters for 1,000 classes.
 
     S has stages (3, 3, 27, 3), 50,223,688; B has these and widths (128, 256, 512, 1024),
     88,591,464.
     """
 
-    classes: PositiveInt
-    """Number of classes."""
     stages: tuple[PositiveInt, ...] = (3, 3, 9, 3)
     """Blocks of each stage; the first sees the image in patches of 4x4, each further one halves
     it."""

@@ -17,17 +17,8 @@ from jaxbig.constraints import DropRate, NonNegativeInt, PositiveInt, check_asce
 from jaxbig.errors import Refused
 from jaxbig.models.base import Model
 from jaxbig.models.layers.attention import Attention
-from jaxbig.models.layers.basic import (
-    Linear,
-    RMSNorm,
-    cast,
-    choose,
-    constrain,
-    drop,
-    parameter,
-    to_logits,
-)
-from jaxbig.models.layers.heads import TokenHead
+from jaxbig.models.layers.basic import Linear, RMSNorm, cast, choose, constrain, drop, parameter
+from jaxbig.models.layers.heads import TokenHead, logits_of
 
 RecurrenceName = Literal["rglru", "lru"]
 
@@ -266,7 +257,7 @@ class Griffin(TokenHead, Model):
                 f"least 1 and attention_every at least 0."
             )
         self.tokens = self.token_table("tokens")
-        self.head = self.output_table()
+        self.head = self.output_table(self.tokens)
 
     @nn.compact
     def hidden(self, tokens: jax.Array, train: bool = False) -> jax.Array:
@@ -296,6 +287,4 @@ class Griffin(TokenHead, Model):
             x = constrain(x + drop(y, self.dropout, train), "batch", "length", None)
         return RMSNorm(name="norm")(x)
 
-    def __call__(self, tokens: jax.Array, train: bool = False) -> jax.Array:
-        """Tokens [B, L] -> logits [B, L, V], float32."""
-        return to_logits(self.hidden(tokens, train), self.unembedding())
+    __call__ = logits_of(hidden)

@@ -28,7 +28,7 @@ from jaxbig.models.layers.basic import (
     parameter,
     to_logits,
 )
-from jaxbig.models.layers.heads import ClassifierHead, TokenHead, TokenTables
+from jaxbig.models.layers.heads import ClassifierHead, TokenHead, TokenTables, logits_of
 from jaxbig.models.transformer import Context, Gate, Positions, Stack, TransformerFields
 
 
@@ -113,7 +113,7 @@ class Decoder(TokenHead, Text, kw_only=True):
         self.blocks = Stack(**self.common_fields(), depth=self.depth, causal=True, name="blocks")
         self.cached = Count()
         self.dropping = nn.Dropout(self.dropout)
-        self.head = self.output_table()
+        self.head = self.output_table(self.tokens)
 
     def hidden(
         self,
@@ -142,16 +142,7 @@ class Decoder(TokenHead, Text, kw_only=True):
         )
         return self.blocks(x, Context(segments=segments, positions=at, offset=offset), train, cache)
 
-    def __call__(
-        self,
-        tokens: jax.Array,
-        segments: jax.Array | None = None,
-        positions: jax.Array | None = None,
-        train: bool = False,
-        cache: int = 0,
-    ) -> jax.Array:
-        """Tokens [B, L] -> logits [B, L, V], float32; arguments as in `hidden`."""
-        return to_logits(self.hidden(tokens, segments, positions, train, cache), self.unembedding())
+    __call__ = logits_of(hidden)
 
 
 class Encoder(Text, kw_only=True):
@@ -217,8 +208,7 @@ class Encoder(Text, kw_only=True):
         x = nn.gelu(Linear((self.width,), ("embed", None), name="transform")(x), approximate=False)
         x = constrain(x, "batch", "length", None)
         x = LayerNorm(self.epsilon, name="transform_norm")(x)
-        head = self.output_table()
-        logits = to_logits(x, (table if head is None else head).output())
+        logits = to_logits(x, self.output_table(table).output())
         bias = parameter(self, "bias", nn.initializers.zeros, (self.vocab,), ("vocab",))
         return constrain(logits + jnp.broadcast_to(bias, logits.shape), "batch", "length", "vocab")
 
@@ -271,7 +261,7 @@ class EncoderDecoder(Text, kw_only=True):
         fields = self.common_fields()
         self.encoder = Stack(**fields, depth=self.depth, name="encoder")
         self.decoder = Stack(**fields, depth=self.depth, causal=True, cross=True, name="decoder")
-        self.head = self.output_table(self.target_vocab)
+        self.head = self.output_table(self.targets, self.target_vocab)
 
     def encode(
         self, inputs: jax.Array, lengths: jax.Array | None = None, train: bool = False
@@ -306,7 +296,7 @@ class EncoderDecoder(Text, kw_only=True):
         )
         context = Context(memory=memory[0], memory_segments=memory[1], positions=at, offset=offset)
         x = self.decoder(x, context, train, cache)
-        return to_logits(x, (self.targets if self.head is None else self.head).whole().T)
+        return to_logits(x, self.head.whole().T)
 
     def __call__(
         self,

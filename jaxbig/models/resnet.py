@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxbig.arrays.dtypes import Dtype
 from jaxbig.constraints import PositiveInt
 from jaxbig.errors import Refused
-from jaxbig.models.base import Model
+from jaxbig.models.base import Classifier
 from jaxbig.models.convnet import BatchNorm, Convolution, GroupNorm
 from jaxbig.models.layers.basic import cast, choose, constrain
 from jaxbig.models.layers.heads import ClassifierHead
@@ -105,7 +105,7 @@ class Block(nn.Module):
         return constrain(nn.relu(x + y), "batch", None, None, None)
 
 
-class ResNet(Model):
+class ResNet(Classifier):
     """Residual net (He et al., 2016), v1.5; `resnet(depth, classes)` gives those of the paper, this
     one's default 50.
 
@@ -114,8 +114,6 @@ class ResNet(Model):
     batch.
     """
 
-    classes: PositiveInt
-    """Number of classes."""
     stages: tuple[PositiveInt, ...] = (3, 4, 6, 3)
     """Blocks of each stage; each stage after the first halves the image and doubles the
     channels."""

@@ -14,17 +14,8 @@ from jaxbig.arrays.dtypes import Dtype, accumulation_dtype, upcast
 from jaxbig.constraints import DropRate, PositiveInt
 from jaxbig.errors import Refused
 from jaxbig.models.base import Model
-from jaxbig.models.layers.basic import (
-    Embedding,
-    Linear,
-    cast,
-    choose,
-    constrain,
-    drop,
-    length_mask,
-    to_logits,
-)
-from jaxbig.models.layers.heads import ClassifierHead, TokenHead
+from jaxbig.models.layers.basic import Embedding, Linear, cast, choose, constrain, drop, length_mask
+from jaxbig.models.layers.heads import ClassifierHead, TokenHead, logits_of
 from jaxbig.models.layers.rnn_cells import EQUATIONS, Carry, CellName, Layer
 
 Pooling = Literal["last", "mean", "attention", "none"]
@@ -170,7 +161,7 @@ class RNNLanguageModel(TokenHead, Model):
 
     def setup(self) -> None:
         self.tokens = self.token_table("tokens")
-        self.head = self.output_table()
+        self.head = self.output_table(self.tokens)
         self.trunk = Recurrence(
             self.width, self.cell, self.layers, dropout=self.dropout, name="trunk"
         )
@@ -223,8 +214,4 @@ class RNNLanguageModel(TokenHead, Model):
             )
         return found
 
-    def __call__(
-        self, tokens: jax.Array, starts: jax.Array | None = None, train: bool = False
-    ) -> jax.Array:
-        """Token numbers [B, L] -> logits [B, L, V], float32."""
-        return to_logits(self.hidden(tokens, starts, train), self.unembedding())
+    __call__ = logits_of(hidden)

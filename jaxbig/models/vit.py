@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxbig.constraints import PositiveInt
 from jaxbig.errors import Refused
+from jaxbig.models.base import Classifier
 from jaxbig.models.layers.attention import Attention, sinusoidal
 from jaxbig.models.layers.basic import Embedding, Linear, cast, choose, constrain, drop, parameter
 from jaxbig.models.layers.heads import ClassifierHead
@@ -20,14 +21,12 @@ from jaxbig.models.transformer import Context, Gate, Stack, TransformerFields
 Pooling = Literal["token", "average", "attention"]
 
 
-class ViT(TransformerFields, kw_only=True):
+class ViT(Classifier, TransformerFields, kw_only=True):
     """An image as a sequence of patches, then one logit a class.
 
     Ti, S, B and L are width 192, 384, 768 and 1024, heads 3, 6, 12 and 16, depth 12 (L: 24).
     """
 
-    classes: PositiveInt
-    """Number of classes."""
     patch: PositiveInt = 16
     """Side of a patch, in pixels."""
     depth: PositiveInt = 12

@@ -20,6 +20,13 @@ def sync(path: Path) -> None:
         os.close(opened)
 
 
+def write_file(file: Path, content: str | bytes) -> None:
+    """Writes a complete file; a power loss leaves either the old or the new content."""
+    temporary = file.with_name(f"{file.name}.partial")
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    replace(temporary, file)
+
+
 def replace(temporary: Path, target: Path) -> None:
     """Renames a complete file or folder; a power loss leaves either the old or the new name.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxbig.errors import Failed, Refused
-from jaxbig.system.disk import replace
+from jaxbig.system.disk import write_file
 
 
 def _copy_to_broken(file: Path, content: bytes) -> Path:
@@ -26,10 +26,8 @@ def write_atomically(file: Path, content: str | bytes) -> None:
     Raises:
       Failed: the file cannot be written.
     """
-    temporary = file.with_name(file.name + ".partial")
     try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        replace(temporary, file)
+        write_file(file, content)
     except OSError as error:
         raise Failed(f"cannot write {file}: {error.strerror or error}.") from error
 

@@ -105,24 +105,29 @@ def full_size(image: jax.Array) -> Sized:
     return image, jnp.array(image.shape[:2], jnp.int32)
 
 
-def require_size(size: int | None) -> int:
-    """The size of a crop; raises if neither the crop nor the data set has set it."""
-    if size is None:
-        raise Refused("a crop has no size: set it, or use a data set that has a size.")
-    return size
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Crop(Augmentation):
+    """Base class of the operations that make square images that are valid everywhere."""
+
+    crops: ClassVar[bool] = True
+    size: PositiveInt | None = None
+    """Height and width of the result, in pixels; None: that of the data set."""
+
+    def side(self) -> int:
+        """The size; raises if neither the crop nor the data set has set it."""
+        if self.size is None:
+            raise Refused("a crop has no size: set it, or use a data set that has a size.")
+        return self.size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ResizedCrop(Augmentation):
+class ResizedCrop(Crop):
     """Crops a random box and resizes it to a square (Szegedy et al., 2015).
 
     As torchvision's RandomResizedCrop: takes the first of 10 boxes that fits, else the largest
     centered box within `ratio`.
     """
 
-    crops: ClassVar[bool] = True
-    size: PositiveInt | None = None
-    """Height and width of the result, in pixels; None: that of the data set."""
     least: Probability = 0.08
     """Smallest fraction of the image's area."""
     most: Probability = 1.0
@@ -134,7 +139,7 @@ class ResizedCrop(Augmentation):
         check_ascending(self, low="least", high="most")
 
     def __call__(self, image: jax.Array, size: jax.Array, key: jax.Array) -> Sized:
-        return full_size(resample(image, *self.box(size, key), require_size(self.size)))
+        return full_size(resample(image, *self.box(size, key), self.side()))
 
     def box(self, size: jax.Array, key: jax.Array) -> Box:
         """Draws the box, of at least one pixel, in an image of `size` [2]."""
@@ -153,16 +158,13 @@ class ResizedCrop(Augmentation):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CentralCrop(Augmentation):
+class CentralCrop(Crop):
     """Crops the central square and resizes it; used in evaluation.
 
     Usual is to resize the shorter side to `size` / `share` and to crop the center then; the results
     differ only at the edge.
     """
 
-    crops: ClassVar[bool] = True
-    size: PositiveInt | None = None
-    """Height and width of the result, in pixels; None: that of the data set."""
     share: Annotated[float, Range(float, ge=1e-3, le=1)] = 0.875
     """Side of the square, as a fraction of the image's shorter side."""
 
@@ -171,24 +173,21 @@ class CentralCrop(Augmentation):
         side = jnp.maximum(self.share * size.min(), 1)
         top = (size[0] - side) / 2
         left = (size[1] - side) / 2
-        return full_size(resample(image, top, left, side, side, require_size(self.size)))
+        return full_size(resample(image, top, left, side, side, self.side()))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RandomCrop(Augmentation):
+class RandomCrop(Crop):
     """Crops a random square of the zero-padded image (He et al., 2016, on CIFAR-10)."""
 
-    crops: ClassVar[bool] = True
     bounded: ClassVar[bool] = True  # its zeros are black
-    size: PositiveInt | None = None
-    """Height and width of the result, in pixels; None: that of the data set."""
     padding: NonNegativeInt = 4
     """Zeros at each side, in pixels."""
 
     def __call__(self, image: jax.Array, size: jax.Array, key: jax.Array) -> Sized:
         sides = (self.padding, self.padding)
         padded = jnp.pad(image, (sides, sides, (0, 0)))
-        side = require_size(self.size)
+        side = self.side()
         if side > min(padded.shape[:2]):
             missing = side - min(image.shape[:2])
             raise Refused(

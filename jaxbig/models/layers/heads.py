@@ -3,13 +3,15 @@
 Letters in shape comments: B batch, L length, D width, V vocabulary.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 
 from jaxbig.arrays.dtypes import upcast
-from jaxbig.models.layers.basic import Embedding, Linear, constrain
+from jaxbig.models.layers.basic import Embedding, Linear, constrain, to_logits
 
 
 class ClassifierHead(nn.Module):
@@ -48,19 +50,29 @@ class TokenTables:
         std = self.width**-0.5 if self.tie_embeddings else 1.0
         return Embedding(vocab or self.vocab, self.width, std, name=name)
 
-    def output_table(self, vocab: int | None = None) -> Embedding | None:
-        """The output embedding, named `head`; None if the input embedding is used (tied)."""
+    def output_table(self, tokens: Embedding, vocab: int | None = None) -> Embedding:
+        """The output embedding: the input embedding if tied, else one named `head`."""
         if self.tie_embeddings:
-            return None
+            return tokens
         return Embedding(vocab or self.vocab, self.width, self.width**-0.5, name="head")
 
 
 class TokenHead(TokenTables):
-    """Mixin: the output matrix of a language model whose `setup` sets `tokens` and `head`."""
+    """Mixin: the output matrix of a language model whose `setup` sets `head`, an output table."""
 
-    tokens: Any
     head: Any
 
     def unembedding(self) -> jax.Array:
         """The output matrix [D, V], as stored; logits are `hidden` times it."""
-        return (self.tokens if self.head is None else self.head).output()
+        return self.head.output()
+
+
+def logits_of(hidden: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Makes `__call__` of a language model with a `TokenHead`, from its method `hidden`."""
+
+    @functools.wraps(hidden, assigned=("__module__",), updated=())  # the same arguments
+    def __call__(self: Any, *arguments: Any, **named: Any) -> jax.Array:
+        """Tokens [B, L] -> logits [B, L, V], float32; arguments as in `hidden`."""
+        return to_logits(self.hidden(*arguments, **named), self.unembedding())
+
+    return __call__

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxbig.checkpoint.manager import CheckpointManager
+from jaxbig.data.core import cache
 from jaxbig.errors import Failed
 from jaxbig.system import disk
 from jaxbig.system.json_files import write_atomically, write_json
@@ -37,7 +38,18 @@ def add_metrics(folder: Path) -> Path:
     return path / "jaxbig.json"
 
 
-@pytest.mark.parametrize("write", [write_run, write_metrics, save_checkpoint, add_metrics])
+def cache_folder(folder: Path) -> Path:
+    return cache.build_once(folder / "index", lambda part: (part / "text").write_text("a"))
+
+
+def cache_file(folder: Path) -> Path:
+    cache.write_atomically(folder / "classes.json", lambda part: part.write_text("[]"))
+    return folder / "classes.json"
+
+
+@pytest.mark.parametrize(
+    "write", [write_run, write_metrics, save_checkpoint, add_metrics, cache_folder, cache_file]
+)
 def test_content_is_synced_before_its_name_and_the_name_after(
     write: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
