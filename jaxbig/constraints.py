@@ -31,7 +31,6 @@ class Range(PrimitiveConstructorSpec[Any]):
 
     given: dict[str, float]
     """The bounds that there are, by their sign."""
-    allow_inf: bool
 
     def __init__(
         self,
@@ -41,7 +40,6 @@ class Range(PrimitiveConstructorSpec[Any]):
         gt: float | None = None,
         le: float | None = None,
         lt: float | None = None,
-        allow_inf: bool = False,
     ):
         """
         Args:
@@ -50,7 +48,6 @@ class Range(PrimitiveConstructorSpec[Any]):
           gt: the value must be above this.
           le: the largest value allowed.
           lt: the value must be below this.
-          allow_inf: whether an infinite value is allowed; NaN never is.
         """
         bounds = {">=": ge, ">": gt, "<=": le, "<": lt}
         given = {sign: bound for sign, bound in bounds.items() if bound is not None}
@@ -63,7 +60,6 @@ class Range(PrimitiveConstructorSpec[Any]):
             str_from_instance=lambda value: [str(value)],
         )
         object.__setattr__(self, "given", given)
-        object.__setattr__(self, "allow_inf", allow_inf)
 
     def __repr__(self) -> str:
         return f"Range({self.metavar})"
@@ -149,8 +145,7 @@ def _check_number(value: float, path: str, annotation: Any) -> None:
 
 
 def _broken_rule(value: float, ranges: list[Range]) -> str | None:
-    allow_inf = any(allowed.allow_inf for allowed in ranges)
-    if math.isnan(value) or (math.isinf(value) and not allow_inf):
+    if not math.isfinite(value):
         return "a finite number"
     return next((str(allowed) for allowed in ranges if value not in allowed), None)
 

@@ -20,6 +20,7 @@ from jaxbig.constraints import (
     NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
+    validate,
 )
 from jaxbig.distributed.logical_axes import platform
 from jaxbig.errors import Refused
@@ -292,8 +293,7 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        if not 0 <= self.rate < 1:
-            raise Refused(f"Dropout(rate={self.rate}): it must be 0 or more and below 1.")
+        validate(self)
         return nn.Dropout(self.rate, deterministic=not train)(x)
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbig.arrays.dtypes import Dtype
-from jaxbig.constraints import DropRate, PositiveInt
+from jaxbig.constraints import DropRate, PositiveInt, validate
 from jaxbig.errors import Refused
 from jaxbig.models.base import Classifier
 from jaxbig.models.convnet import Convolution
@@ -77,13 +77,11 @@ class ConvNeXt(Classifier):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Images [B, Y, X, C] -> logits [B, classes]."""
-        if not self.stages or len(self.stages) != len(self.widths) or min(self.stages) < 1:
+        validate(self)
+        if not self.stages or len(self.stages) != len(self.widths):
             raise Refused(
-                f"stages {self.stages} and widths {self.widths}: give as many of both, each 1 or "
-                f"more."
+                f"stages {self.stages} and widths {self.widths}: give as many of both, one or more."
             )
-        if not 0 <= self.drop_path < 1:
-            raise Refused(f"drop_path {self.drop_path}: it must be 0 or more and below 1.")
         x = cast(x, self.dtype)
         depth = sum(self.stages)
         for stage, (blocks, width) in enumerate(zip(self.stages, self.widths, strict=True)):

@@ -6,20 +6,21 @@ width of a head, V vocabulary.
 """
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxbig.arrays.dtypes import HIGHEST, Dtype, upcast
-from jaxbig.constraints import DropRate, NonNegativeInt, PositiveInt, check_ascending
+from jaxbig.constraints import DropRate, NonNegativeInt, PositiveInt, Range, validate
 from jaxbig.errors import Refused
 from jaxbig.models.base import Model
 from jaxbig.models.layers.attention import Attention
 from jaxbig.models.layers.basic import Linear, RMSNorm, cast, choose, constrain, drop, parameter
 from jaxbig.models.layers.heads import TokenHead, logits_of
 
+Magnitude = Annotated[float, Range(float, gt=0, lt=1)]
 RecurrenceName = Literal["rglru", "lru"]
 
 
@@ -50,20 +51,17 @@ class LRU(nn.Module):
 
     width: PositiveInt
     """W, of the complex state."""
-    smallest: float = 0.9
-    largest: float = 0.999
+    smallest: Magnitude = 0.9
+    largest: Magnitude = 0.999
     phase: float = math.tau
     """The largest angle of lambda at the start; a small one remembers slow changes."""
 
     def check_fields(self) -> None:
-        check_ascending(self, low="smallest", high="largest")
+        if self.smallest >= self.largest:
+            raise Refused(f"smallest {self.smallest}: it must be below its largest {self.largest}.")
 
     def setup(self) -> None:
-        if not 0 < self.smallest < self.largest < 1:
-            raise Refused(
-                f"smallest {self.smallest}, largest {self.largest}: they must be in order between "
-                f"0 and 1."
-            )
+        validate(self)
 
     def ring(
         self, key: jax.Array, shape: Any, dtype: Any = None, out_sharding: Any = None
@@ -251,11 +249,7 @@ class Griffin(TokenHead, Model):
 
     def setup(self) -> None:
         choose("recurrence", self.recurrence, RecurrenceName)
-        if self.depth < 1 or self.attention_every < 0:
-            raise Refused(
-                f"depth {self.depth}, attention_every {self.attention_every}: depth must be at "
-                f"least 1 and attention_every at least 0."
-            )
+        validate(self)
         self.tokens = self.token_table("tokens")
         self.head = self.output_table(self.tokens)
 

@@ -7,8 +7,7 @@ import flax.linen as nn
 import jax
 
 from jaxbig.arrays.dtypes import Dtype
-from jaxbig.constraints import DropRate, PositiveInt
-from jaxbig.errors import Refused
+from jaxbig.constraints import DropRate, PositiveInt, validate
 from jaxbig.models.base import Model
 from jaxbig.models.layers.basic import (
     ACTIVATIONS,
@@ -35,10 +34,8 @@ class MLP(Model):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """[B, ...] -> float32 [B, K], or [B] with one output; `Refused` unless widths and outputs
-        are positive."""
-        if min(*self.widths, self.outputs, 1) < 1:
-            raise Refused(f"widths {self.widths} and outputs {self.outputs}: make each 1 or more.")
+        """[B, ...] -> float32 [B, K], or [B] with one output."""
+        validate(self)
         activate = choose("activation", self.activation, ACTIVATIONS)
         x = cast(x.reshape(len(x), -1), self.dtype)  # [B, D]
         for layer, width in enumerate(self.widths):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbig.arrays.dtypes import Dtype
-from jaxbig.constraints import PositiveInt
+from jaxbig.constraints import PositiveInt, validate
 from jaxbig.errors import Refused
 from jaxbig.models.base import Classifier
 from jaxbig.models.convnet import BatchNorm, Convolution, GroupNorm
@@ -134,10 +134,9 @@ class ResNet(Classifier):
         """Images [B, Y, X, C] -> logits [B, classes]."""
         norm = choose("norm", self.norm, Norm)
         stem = choose("stem", self.stem, Stem)
-        if not self.stages or min(self.stages) < 1:
-            raise Refused(
-                f"stages {self.stages}: give one number of blocks or more, each 1 or more."
-            )
+        validate(self)
+        if not self.stages:
+            raise Refused(f"stages {self.stages}: give one number of blocks or more.")
         x = cast(x, self.dtype)
         kernel, stride = (7, 2) if stem == "imagenet" else (3, 1)
         x = nn.relu(ConvNorm(self.width, kernel, stride, norm, self.groups, name="stem")(x, train))

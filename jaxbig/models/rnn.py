@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbig.arrays.dtypes import Dtype, accumulation_dtype, upcast
-from jaxbig.constraints import DropRate, PositiveInt
+from jaxbig.constraints import DropRate, PositiveInt, validate
 from jaxbig.errors import Refused
 from jaxbig.models.base import Model
 from jaxbig.models.layers.basic import Embedding, Linear, cast, choose, constrain, drop, length_mask
@@ -46,11 +46,7 @@ class Recurrence(nn.Module):
         With bidirectional, 2W in place of W, forward first; the last of the other direction has
         read token 0 last.
         """
-        if self.width < 1 or self.layers < 1 or not 0 <= self.dropout < 1:
-            raise Refused(
-                f"width {self.width}, layers {self.layers}, dropout {self.dropout}: a recurrent "
-                f"net has a width and layers of 1 or more and drops a share from 0 to below 1."
-            )
+        validate(self)
         carries = carries or {}
         after = {}
         last = x[:, 0]

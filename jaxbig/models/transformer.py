@@ -12,7 +12,14 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxbig.arrays.dtypes import Dtype
-from jaxbig.constraints import AtLeastOne, DropRate, NonNegativeFloat, NonNegativeInt, PositiveInt
+from jaxbig.constraints import (
+    AtLeastOne,
+    DropRate,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    validate,
+)
 from jaxbig.errors import Refused
 from jaxbig.models.base import Model, Remat
 from jaxbig.models.layers.attention import PROJECTION, Attention, Kernel, RelativePositions
@@ -263,8 +270,7 @@ class Stack(TransformerFields, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array, context: Context, train: bool, cache: int = 0) -> jax.Array:
         """[B, L, D] -> [B, L, D]."""
-        if self.depth < 1:
-            raise Refused(f"depth {self.depth}: a Transformer has 1 block or more.")
+        validate(self)
         if self.remat_group > 1 and (not self.scan or self.depth % self.remat_group):
             raise Refused(
                 f"remat_group {self.remat_group}: it needs scan, and must divide the depth, which "

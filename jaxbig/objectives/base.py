@@ -112,12 +112,6 @@ def check_logits(logits: jax.Array, kinds: int, name: str) -> None:
         )
 
 
-def check_share(field: str, value: float) -> None:
-    """`Refused` unless 0 <= value < 1."""
-    if not 0 <= value < 1:
-        raise Refused(f"{field} {value}: it must be at least 0 and less than 1.")
-
-
 def masked(values: jax.Array, mask: jax.Array) -> Sum:
     """The sum of `values` where `mask` is 1, and how many those are; both of one shape."""
     chex.assert_equal_shape([values, mask])

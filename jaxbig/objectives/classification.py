@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbig.arrays.dtypes import upcast
-from jaxbig.constraints import FractionBelowOne, PositiveInt
+from jaxbig.constraints import FractionBelowOne, PositiveInt, validate
 from jaxbig.errors import Refused
 from jaxbig.objectives.base import (
     Batch,
@@ -20,7 +20,6 @@ from jaxbig.objectives.base import (
     Sums,
     call,
     check_logits,
-    check_share,
     cross_entropy,
     masked,
 )
@@ -57,7 +56,7 @@ class Classification(Objective):
     higher_is_better = True
 
     def __call__(self, forward: nn.Module, batch: Batch, key: jax.Array, train: bool) -> Sums:
-        check_share("smoothing", self.smoothing)
+        validate(self)
         if self.class_weights and len(self.class_weights) != self.classes:
             raise Refused(
                 f"class_weights are {len(self.class_weights)} for {self.classes} classes: make "

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxbig.constraints import Fraction, NonNegativeInt, PositiveInt
+from jaxbig.constraints import Fraction, NonNegativeInt, PositiveInt, validate
 from jaxbig.errors import Refused
 from jaxbig.objectives.base import (
     Batch,
@@ -46,9 +46,8 @@ class MaskedToken(Objective):
     """Share of the tokens that are chosen."""
 
     def __call__(self, forward: nn.Module, batch: Batch, key: jax.Array, train: bool) -> Sums:
-        if not 0 < self.rate <= 1:
-            raise Refused(f"rate {self.rate}: it must be above 0 and at most 1.")
-        if not 0 <= self.mask_token < self.vocab or self.vocab < 2:
+        validate(self)
+        if self.mask_token >= self.vocab or self.vocab < 2:
             raise Refused(
                 f"mask_token {self.mask_token} must be one of the {self.vocab} tokens, of 2 or "
                 f"more."

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbig.arrays.dtypes import upcast
-from jaxbig.constraints import PositiveFloat
+from jaxbig.constraints import PositiveFloat, validate
 from jaxbig.errors import Refused
 from jaxbig.objectives.base import Batch, Objective, Sum, Sums, call, masked
 
@@ -39,8 +39,7 @@ class Regression(Objective):
     def __call__(self, forward: nn.Module, batch: Batch, key: jax.Array, train: bool) -> Sums:
         if self.loss not in ("mse", "mae", "huber"):
             raise Refused(f"loss {self.loss!r}: it must be one of mse, mae, huber.")
-        if self.delta <= 0:
-            raise Refused(f"delta {self.delta}: it must be above 0.")
+        validate(self)
         given = upcast(call(forward, batch, train))
         targets = upcast(batch["targets"])
         mask = upcast(batch["mask"])

@@ -12,18 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxbig.arrays.batch_mask import batch_mask
-from jaxbig.constraints import FractionBelowOne, NonNegativeInt, PositiveInt
+from jaxbig.constraints import FractionBelowOne, NonNegativeInt, PositiveInt, validate
 from jaxbig.errors import Refused
 from jaxbig.objectives import bleu
-from jaxbig.objectives.base import (
-    Batch,
-    Objective,
-    Sums,
-    check_logits,
-    check_share,
-    cross_entropy,
-    masked,
-)
+from jaxbig.objectives.base import Batch, Objective, Sums, check_logits, cross_entropy, masked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +46,9 @@ class Seq2Seq(Objective):
     higher_is_better = True
 
     def __call__(self, forward: nn.Module, batch: Batch, key: jax.Array, train: bool) -> Sums:
-        check_share("smoothing", self.smoothing)
+        validate(self)
         for field in ("start", "end"):
-            if not 0 <= getattr(self, field) < self.vocab:
+            if getattr(self, field) >= self.vocab:
                 raise Refused(
                     f"{field} {getattr(self, field)} must be one of the {self.vocab} tokens: 0 or "
                     f"more, and less."

@@ -39,7 +39,7 @@ class Own(nn.Module):
     span: tuple[float, DropRate] = (5.0, 0.5)
     sizes: dict[str, PositiveInt] | None = None
     share: Annotated[Fraction, Range(float, le=0.5)] = 0.5
-    cap: Annotated[float, Range(float, ge=0, allow_inf=True)] = math.inf
+    cap: Annotated[float, Range(float, ge=0)] = 1.0
     inner: Any = None
     low: float = 0.0
     high: float = 1.0
@@ -59,6 +59,7 @@ WRONG = {
     "share 0: it must be above 0 and at most 1": {"share": 0},
     "cap -1: it must be 0 or more": {"cap": -1},
     "cap nan: it must be a finite number": {"cap": math.nan},
+    "cap inf: it must be a finite number": {"cap": math.inf},
     "ratio inf: it must be a finite number": {"ratio": math.inf},
     "inner.0.num-heads 0: it must be 1 or more": {"inner": (Own(num_heads=0),)},
     "inner.low 3: it must be at most its high, 2": {"inner": Own(low=3, high=2)},

@@ -25,7 +25,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from jaxbig.constraints import FractionBelowOne, PositiveInt
+from jaxbig.constraints import FractionBelowOne, PositiveInt, validate
 from jaxbig.data.core.cache import build_once, cache_folder, sha256, write_atomically
 from jaxbig.data.core.dataset import Record, Records
 from jaxbig.data.core.permutation import GOLDEN, splitmix64
@@ -238,15 +238,7 @@ class Files(Records):
 
     def index(self) -> Index:
         """The index: from the cache if no file has changed, otherwise rebuilt."""
-        if (
-            not 0 <= self.eval_share < 1
-            or self.repeat < 1
-            or (self.limit is not None and self.limit < 1)
-        ):
-            raise Refused(
-                f"{self.kind} with eval_share {self.eval_share}, limit {self.limit}, repeat "
-                f"{self.repeat}: the share is at least 0 and below 1, the others are at least 1."
-            )
+        validate(self)
         with readable():
             files = self.found()
             stats = [os.stat(file.path) for file in files]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxbig.arrays.dtypes import accumulation_dtype, upcast
-from jaxbig.constraints import AtLeastOne, PositiveInt
+from jaxbig.constraints import AtLeastOne, PositiveInt, validate
 from jaxbig.distributed.logical_axes import active_axes, platform
 from jaxbig.errors import Refused
 from jaxbig.models.layers.attention_mask import Segments, places, visible
@@ -321,6 +321,7 @@ class Attention(nn.Module, kw_only=True):
     ) -> jax.Array:
         """x [B, T, D], memory [B, S, D], segments [B, T] and [B, S], positions [B, T], scores [1,
         H, T, S] (added before the softmax), offset [] (tokens in the cache) -> [B, T, D]."""
+        validate(self)
         width = x.shape[-1]
         kv_heads = self.heads if self.kv_heads is None else self.kv_heads
         head = width // self.heads
@@ -332,10 +333,6 @@ class Attention(nn.Module, kw_only=True):
         if self.heads % kv_heads:
             raise Refused(
                 f"kv_heads {kv_heads} does not divide heads {self.heads}: make it a divisor."
-            )
-        if self.window is not None and self.window < 1:
-            raise Refused(
-                f"window {self.window}: a position sees at least itself, so make it 1 or more."
             )
         axes = ("embed", "heads", None)
         source = x if memory is None else memory
