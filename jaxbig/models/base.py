@@ -5,10 +5,12 @@ can, and `plan` tries what the backward pass recomputes. They ask the model's cl
 of `Model`.
 """
 
+import abc
 import dataclasses
 from typing import Any, Literal, Self, get_args
 
 import flax.linen as nn
+import jax
 
 from jaxbig.constraints import PositiveInt
 
@@ -71,6 +73,33 @@ class Classifier(Model):
 
     classes: PositiveInt
     """Number of classes."""
+
+
+class Translator(Model):
+    """Base class of encoder-decoders: logits of a target from a source."""
+
+    @abc.abstractmethod
+    def encode(
+        self, inputs: jax.Array, lengths: jax.Array | None = None, train: bool = False
+    ) -> Any:
+        """Source tokens [B, S], lengths [B] -> the memory, which `decode` reads."""
+
+    @abc.abstractmethod
+    def decode(
+        self, previous: jax.Array, memory: Any, train: bool = False, cache: int = 0
+    ) -> jax.Array:
+        """Target tokens before each position [B, T] -> logits [B, T, V], float32."""
+
+    def __call__(
+        self,
+        inputs: jax.Array,
+        previous: jax.Array,
+        lengths: jax.Array | None = None,
+        train: bool = False,
+    ) -> jax.Array:
+        """Source tokens [B, S], target tokens before each position [B, T], lengths [B] -> logits
+        [B, T, V], float32."""
+        return self.decode(previous, self.encode(inputs, lengths, train), train)
 
 
 def model_class(model: nn.Module) -> Any:

@@ -15,6 +15,7 @@ from jaxbig.arrays.batch_mask import rows_only
 from jaxbig.arrays.dtypes import HIGHEST, accumulation_dtype
 from jaxbig.constraints import NonNegativeFloat, PositiveInt
 from jaxbig.errors import Refused
+from jaxbig.models.base import Translator
 from jaxbig.models.layers.attention import sinusoidal
 from jaxbig.models.layers.attention_mask import from_lengths
 from jaxbig.models.layers.basic import (
@@ -232,7 +233,7 @@ class Encoder(Text, kw_only=True):
         return ClassifierHead(classes, name="classifier")(drop(x, self.dropout, train))
 
 
-class EncoderDecoder(Text, kw_only=True):
+class EncoderDecoder(Translator, Text, kw_only=True):
     """The translation Transformer (Vaswani et al., 2017).
 
     Positions relative are those of T5 (Raffel et al., 2020).
@@ -297,13 +298,3 @@ class EncoderDecoder(Text, kw_only=True):
         context = Context(memory=memory[0], memory_segments=memory[1], positions=at, offset=offset)
         x = self.decoder(x, context, train, cache)
         return to_logits(x, self.head.whole().T)
-
-    def __call__(
-        self,
-        inputs: jax.Array,
-        previous: jax.Array,
-        lengths: jax.Array | None = None,
-        train: bool = False,
-    ) -> jax.Array:
-        """Source [B, S], previous target tokens [B, T] -> logits [B, T, V], float32."""
-        return self.decode(previous, self.encode(inputs, lengths, train), train)

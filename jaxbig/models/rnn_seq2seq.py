@@ -5,6 +5,7 @@ Letters in shape comments: B batch, S length of the source, T length of the targ
 memory, W width of the state, V target vocabulary.
 """
 
+import abc
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from jaxbig.arrays.dtypes import Dtype, accumulation_dtype, upcast
 from jaxbig.constraints import DropRate, PositiveInt
 from jaxbig.errors import Refused
-from jaxbig.models.base import Model
+from jaxbig.models.base import Translator
 from jaxbig.models.layers.basic import (
     Embedding,
     Linear,
@@ -55,16 +56,29 @@ def attending(
     return attend
 
 
-class Additive(nn.Module):
-    """Bahdanau et al. (2015), section A.1.2: the score is v . tanh(W query + U memory)."""
+class RNNAttention(nn.Module):
+    """Base class of the attentions of recurrent nets."""
 
     width: PositiveInt
-    """W, of the query and of the hidden layer."""
+    """W, of the query; of the hidden layer too, if there is one."""
 
-    @nn.compact
+    @abc.abstractmethod
     def over(self, memory: jax.Array, mask: jax.Array | None = None) -> Attend:
         """A function of the query alone; the memory's products and the parameters are taken once,
         not each step."""
+
+    def __call__(
+        self, query: jax.Array, memory: jax.Array, mask: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Query [B, W], memory [B, S, M], mask [B, S] -> context [B, M], weights [B, S]."""
+        return self.over(memory, mask)(query)
+
+
+class Additive(RNNAttention):
+    """Bahdanau et al. (2015), section A.1.2: the score is v . tanh(W query + U memory)."""
+
+    @nn.compact
+    def over(self, memory: jax.Array, mask: jax.Array | None = None) -> Attend:
         keys = Linear((self.width,), ("embed", "hidden"), name="keys")(memory)  # [B, S, W]
         init = nn.initializers.lecun_normal()
         kernel = parameter(
@@ -78,24 +92,15 @@ class Additive(nn.Module):
 
         return attending(score, memory, mask)
 
-    def __call__(
-        self, query: jax.Array, memory: jax.Array, mask: jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array]:
-        """Query [B, W], memory [B, S, M], mask [B, S] -> context [B, M], weights [B, S]."""
-        return self.over(memory, mask)(query)
 
-
-class Multiplicative(nn.Module):
+class Multiplicative(RNNAttention):
     """Luong et al. (2015), section 3.1: the score is query . memory, or with general query . W
     memory."""
 
-    width: PositiveInt
-    """W, of the query."""
     general: bool = True
 
     @nn.compact
     def over(self, memory: jax.Array, mask: jax.Array | None = None) -> Attend:
-        """As that of `Additive`."""
         if not self.general and memory.shape[-1] != self.width:
             raise Refused(
                 f"dot attention of a query of {self.width} and a memory of {memory.shape[-1]}: "
@@ -107,12 +112,6 @@ class Multiplicative(nn.Module):
             else memory
         )
         return attending(lambda query: jnp.einsum("bw,bsw->bs", query, keys), memory, mask)
-
-    def __call__(
-        self, query: jax.Array, memory: jax.Array, mask: jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array]:
-        """Query [B, W], memory [B, S, M], mask [B, S] -> context [B, M], weights [B, S]."""
-        return self.over(memory, mask)(query)
 
 
 class AttentiveDecoder(nn.Module):
@@ -165,7 +164,7 @@ class AttentiveDecoder(nn.Module):
         )
 
 
-class RNNEncoderDecoder(Model):
+class RNNEncoderDecoder(Translator):
     """Translation by recurrent nets with attention (Bahdanau et al., 2015), its score also Luong's
     (2015)."""
 
@@ -219,14 +218,3 @@ class RNNEncoderDecoder(Model):
         y = jnp.tanh(self.readout(jnp.concatenate([states, x], axis=-1)))
         y = constrain(self.dropping(y, deterministic=not train), "batch", "length", None)
         return constrain(upcast(self.head(y)), "batch", "length", "vocab")
-
-    def __call__(
-        self,
-        inputs: jax.Array,
-        previous: jax.Array,
-        lengths: jax.Array | None = None,
-        train: bool = False,
-    ) -> jax.Array:
-        """Source tokens [B, S], target tokens before each position [B, T], lengths [B] -> logits
-        [B, T, V], float32."""
-        return self.decode(previous, self.encode(inputs, lengths, train), train)

@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxbig.arrays.jaxprs import inner_jaxprs, opened, source_frame
 from jaxbig.arrays.tree import HOST, flatten_with_paths
-from jaxbig.planning.hlo import Module, arrays, called, shorter
+from jaxbig.planning.hlo import Module, arrays, shorter
 from jaxbig.planning.roofline import FREE, in_place
 from jaxbig.program.program import Program
 
@@ -17,9 +17,7 @@ Buffer = dict[str, Any]
 def largest(module: Module, program: Program) -> list[Buffer]:
     """The largest arguments and temporaries; they do not all exist at the same time."""
     found = arguments(program)
-    fused = {
-        name for each, _, _ in module.run() if each.opcode == "fusion" for _, name in called(each)
-    }
+    fused = module.fused()
     for name in module.times:
         for each in module.computations[name] if name not in fused else ():
             if (

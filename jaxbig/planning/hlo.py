@@ -62,6 +62,11 @@ class Module:
     times: dict[str, int]
     header: str
 
+    def fused(self) -> set[str]:
+        """The computations inside fusions, whose values never reach memory."""
+        fusions = (each for each, _, _ in self.run() if each.opcode == "fusion")
+        return {name for each in fusions for _, name in called(each)}
+
     def run(self) -> Iterator[tuple[Instruction, int, dict[str, Instruction]]]:
         """Each instruction that runs, how often, and the instructions of its computation by
         name."""

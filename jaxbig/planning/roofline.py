@@ -44,9 +44,7 @@ def memory_traffic(module: Module) -> int:
     Values inside a fusion never reach memory, a slice reads only its part, and values on the chip
     are free.
     """
-    fused = {
-        name for each, _, _ in module.run() if each.opcode == "fusion" for _, name in called(each)
-    }
+    fused = module.fused()
     total = 0
     for name, times in module.times.items():
         known = {each.name: each for each in module.computations[name]}

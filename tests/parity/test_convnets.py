@@ -525,7 +525,7 @@ REFUSED: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "AlexNet 63x100 64x64": (AlexNet(3), (1, 63, 100, 3)),
     "channels (4, 4) 5": (AlexNet(3, channels=(4, 4)), (1, 64, 64, 3)),
     "stages (1, 2) widths (8,)": (ConvNeXt(3, (1, 2), (8,)), (1, 32, 32, 3)),
-    "drop_path 1.0": (ConvNeXt(3, drop_path=1.0), (1, 32, 32, 3)),
+    "drop-path 1.0": (ConvNeXt(3, drop_path=1.0), (1, 32, 32, 3)),
     "kernel=2 1x1": (ConvNeXt(3), (1, 16, 16, 3)),
     "dtype 'half' float32, bfloat16": (
         AlexNet(3, dtype="half"),  # type: ignore[arg-type]

@@ -3,15 +3,12 @@
 import collections
 import dataclasses
 import difflib
-import hashlib
 import os
 import threading
 from typing import Any
 
-import numpy as np
-
 from jaxbig.data.core.dataset import Record
-from jaxbig.data.records.file_index import File, FilePatterns, OpenFiles, ScanResult, row_hashes
+from jaxbig.data.records.file_index import File, FilePatterns, OpenFiles, ScanResult, scan_rows
 from jaxbig.errors import Refused
 
 WHOLE = 2**30
@@ -65,11 +62,7 @@ class Csv(FilePatterns):
         if not os.path.getsize(file.path):
             raise Refused(f"{file.path} is empty: write it again, or remove it.")
         rows = table(file.path, self).num_rows
-        with open(file.path, "rb") as read:
-            content = hashlib.file_digest(read, "sha256").digest()
-        return ScanResult(
-            np.arange(rows), np.zeros(rows, np.int64), row_hashes(file.name, rows), content
-        )
+        return scan_rows(file, rows)
 
 
 def table(path: str, records: Csv) -> Any:

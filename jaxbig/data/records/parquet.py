@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import difflib
-import hashlib
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxbig.data.core.dataset import Record
-from jaxbig.data.records.file_index import File, FilePatterns, OpenFiles, ScanResult, row_hashes
+from jaxbig.data.records.file_index import File, FilePatterns, OpenFiles, ScanResult, scan_rows
 from jaxbig.errors import Refused
 
 MAX_CACHED = 1 << 28
@@ -89,11 +88,7 @@ class Parquet(FilePatterns):
                     f"{file.path} has no column {column}; the nearest is {near[0]} of "
                     f"{len(there)}: {', '.join(there)}."
                 )
-        with open(file.path, "rb") as read:
-            content = hashlib.file_digest(read, "sha256").digest()
-        return ScanResult(
-            np.arange(rows), np.zeros(rows, np.int64), row_hashes(file.name, rows), content
-        )
+        return scan_rows(file, rows)
 
 
 def parquet_file(path: str) -> Any:
