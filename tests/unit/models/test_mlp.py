@@ -106,7 +106,7 @@ def test_dropout_is_of_training_alone_and_after_each_hidden_layer() -> None:
         applied(model, p, train=True, rngs={"dropout": jax.random.key(seed)}) for seed in (0, 1)
     )
     assert np.abs(one - other).min() > 0
-    everything = MLP(widths=(50, 50), dropout=1.0)
+    everything = MLP(widths=(50, 50), dropout=0.9999999)
     rngs = {"dropout": KEY}
     bias = np.full(5, p["head"]["bias"][0])
     np.testing.assert_array_equal(applied(everything, p, train=True, rngs=rngs), bias)
@@ -127,7 +127,7 @@ def test_in_bfloat16_it_gives_float32_from_float32_parameters() -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"widths": (8, 0)}, ("widths (8, 0)", "1 or more")),
+        ({"widths": (8, 0)}, ("widths.1 0", "1 or more")),
         ({"outputs": 0}, ("outputs 0", "1 or more")),
         ({"activation": "elu"}, ("activation 'elu'", "relu, silu")),
         ({"dtype": "float8"}, ("dtype 'float8'", "bfloat16")),
