@@ -21,7 +21,7 @@ from jaxbig.distributed.sharding import parameter_shardings
 from jaxbig.errors import Refused
 from jaxbig.models.griffin import LRU, RGLRU, CausalConv, Griffin, associative
 from jaxbig.models.layers.rnn_cells import EQUATIONS, GRU, LSTM, Elman, Layer
-from jaxbig.models.rnn import RNN, Recurrence, RNNLanguageModel
+from jaxbig.models.rnn import RNN, Recurrence, RNNLanguageModel, masked_softmax
 
 Array = np.ndarray
 KEY = jax.random.key(0)
@@ -261,6 +261,17 @@ def test_an_rnn_is_its_layers_and_a_head_on_the_last_state() -> None:
     states, _ = looped("lstm", p["trunk"]["lstm_0"], x.reshape(3, 5, 4), LENGTHS, False)
     _, last = looped("lstm", p["trunk"]["lstm_1"], states, LENGTHS, False)
     close(applied(TWO, p, x, LENGTHS), last @ p["head"]["kernel"] + p["head"]["bias"])
+
+
+def test_masked_softmax_is_scipys_where_the_mask_is_1_and_0_elsewhere() -> None:
+    scores = normal(3, 4)
+    mask = np.array([[1, 1, 1, 1], [0, 1, 0, 1], [0, 0, 0, 0]])
+    expected = np.zeros((3, 4), np.float32)
+    expected[0] = softmax(scores[0])
+    expected[1, [1, 3]] = softmax(scores[1, [1, 3]])
+    np.testing.assert_allclose(masked_softmax(scores, mask), expected, rtol=1e-6)
+    rough = masked_softmax(jnp.asarray(scores, jnp.bfloat16), mask)
+    assert rough.dtype == jnp.float32 and not np.any(np.asarray(rough)[mask == 0])
 
 
 @pytest.mark.parametrize("pooling", ["mean", "attention"])

@@ -99,6 +99,16 @@ def test_what_is_a_bfloat16_already_stays_whatever_is_drawn() -> None:
     same(jnp.where(here, found, 0), jnp.where(here, every, 0))
 
 
+def test_infinities_and_every_nan_stay_whatever_is_drawn() -> None:
+    """Also a NaN whose bits are all 1: with a random number added they would be those of -0."""
+    bits = np.array([0x7FFFFFFF, 0xFFFFFFFF, 0x7FC00000, 0x7F800001, 0x7F800000, 0xFF800000])
+    values = jax.lax.bitcast_convert_type(jnp.asarray(bits, jnp.uint32), jnp.float32)
+    for seed in range(8):
+        found = jax.jit(stochastic_round)(jax.random.key(seed), values)
+        assert np.isnan(np.asarray(found[:4], np.float32)).all()
+        same(np.asarray(found[4:], np.float32), np.float32([np.inf, -np.inf]))
+
+
 def test_each_parameter_draws_its_own_and_no_mesh_changes_that() -> None:
     params = {name: jnp.full((64, 8), BETWEEN) for name in ("one", "other")}
     alone = jax.jit(round_all)(jax.random.key(2), params)
