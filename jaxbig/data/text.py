@@ -1,5 +1,7 @@
 """Token data sets for language modeling, masked LM, text classification and translation.
 
+Masking is the objective's (objectives/masked_token.py).
+
 A record is one example, cut to `length` tokens. With `packed`, texts are packed into full rows when
 the data is prepared; each text is a segment that attends only to itself.
 

@@ -1,4 +1,4 @@
-"""The gradient of the mean loss over a batch: at once, accumulated, or in chunks of a fixed order.
+"""The training loss of a batch, and the gradient of its mean: at once, accumulated, or in order.
 
 The gradient of a mean is the sum of the parts' gradients of the total loss over the sum of their
 weights, so parts of unequal weight (padding) change nothing. Each part draws its own dropout;

@@ -1,7 +1,7 @@
-"""The diabetes data of scikit-learn: 442 patients, 10 measurements each (Efron et al., 2004).
+"""The diabetes data of scikit-learn (Efron et al., 2004), prepared once as a TFDS data set.
 
-The target is the progress of the disease after one year. The split is fixed: 353 patients for
-training and 89 for evaluation, after one fixed shuffle.
+442 patients, 10 measurements each. The target is the progress of the disease after one year. The
+split is fixed: 353 patients for training and 89 for evaluation, after one fixed shuffle.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Records in Parquet files: each row is a record."""
+"""Records in Parquet files, indexed once as all your own files are: each row is a record."""
 
 import collections
 import dataclasses

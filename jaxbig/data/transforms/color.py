@@ -1,4 +1,4 @@
-"""Color adjustments of an image, computed as in Pillow: brightness, contrast, saturation, hue.
+"""Color adjustments of float images in JAX, by Pillow's formulas: brightness, contrast, and others.
 
 An image is float32 [Y, X, C] in [0, 1], grayscale (C = 1) or RGB (C = 3).
 """
