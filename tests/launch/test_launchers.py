@@ -143,6 +143,21 @@ def test_what_slurm_runs_are_the_words_that_were_written(rendered: Any, tmp_path
     assert calls[1] == ["jaxbig", "train", "pytext_transformer", *OVERRIDES]
 
 
+@pytest.mark.parametrize(("code", "requeued"), [(0, False), (1, False), (2, False), (75, True)])
+def test_slurm_job_is_queued_again_after_exit_75_alone(
+    code: int, requeued: bool, rendered: Any, tmp_path: Path
+) -> None:
+    script = rendered(*LAUNCHERS["slurm"], OVERRIDES)
+    for name, ends in (("srun", f"exit {code}"), ("scontrol", 'echo "$@" > queued')):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{ends}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path), "SLURM_JOB_ID": "7"}
+    done = subprocess.run(["bash"], input=script, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == code
+    assert (tmp_path / "queued").exists() == requeued
+    assert not requeued or (tmp_path / "queued").read_text() == "requeue 7\n"
+
+
 def test_what_an_element_of_a_slurm_array_runs_are_the_words_that_were_written(
     tmp_path: Path,
 ) -> None:

@@ -148,6 +148,20 @@ def test_a_train_step_is_counted_as_xla_counts_it_but_for_elementwise_work(name:
     assert 0.8 * theirs < ours <= theirs
 
 
+def test_flops_of_augmentation_are_not_the_models() -> None:
+    """Crops are resized by matrix products; the model is the same whatever crops it sees."""
+    experiment = small("imagenet_vit_s16", mesh=Mesh(data=1))
+    found = []
+    for augment in (experiment.data.augment, experiment.data.center):  # type: ignore[attr-defined]
+        data = replace(experiment.data, augment=augment, mix=())
+        program = make_program(replace(experiment, data=data), jax.devices()[:1])
+        with program.activate():
+            jaxpr = program.train_step.trace(program.abstract, program.batch).jaxpr
+        found.append(model_flops(program.experiment, program, jaxpr))
+        assert count_flops(jaxpr) > found[-1]
+    assert found[0] == found[1]
+
+
 def test_what_is_computed_twice_is_counted_once() -> None:
     experiment = small("c4_llama_7b", mesh=Mesh(fsdp=2))
     model = experiment.model

@@ -49,6 +49,24 @@ def test_two_runs_of_one_digest_have_no_gap_whatever_their_speed(tmp_path: Path)
     assert found["differences"] == []
 
 
+@pytest.mark.parametrize("above", [True, False])
+def test_widest_gap_is_the_largest_distance_either_way(above: bool, tmp_path: Path) -> None:
+    losses = {True: (0.5, 0.75, 0.5), False: (0.5, 0.25, 0.5)}[above]
+    for name, each in (("a", (0.5, 0.5, 0.5)), ("b", losses)):
+        folder = run(tmp_path / name, 1.0)
+        lines = [
+            json.dumps({"step": step, "split": "train", "loss": loss})
+            for step, loss in enumerate(each, 1)
+        ]
+        (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    [gap] = [
+        each
+        for each in compare([tmp_path / "a", tmp_path / "b"])["curves"]
+        if each["workdir"].endswith("b")
+    ]
+    assert (gap["shared_steps"], gap["widest_gap"], gap["at_step"]) == (3, 0.25, 2)
+
+
 def test_every_speed_of_a_run_is_left_out(tmp_path: Path) -> None:
     assert set(read_curves(run(tmp_path / "a", 1.0))) == {"train/loss", "train/learning_rate"}
 
