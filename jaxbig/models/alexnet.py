@@ -10,8 +10,9 @@ from jaxbig.arrays.dtypes import Dtype
 from jaxbig.constraints import DropRate, PositiveInt
 from jaxbig.errors import Refused
 from jaxbig.models.base import Classifier
-from jaxbig.models.convnet import Convolution, Dense
+from jaxbig.models.convnet import Dense
 from jaxbig.models.layers.basic import cast, constrain, drop
+from jaxbig.models.layers.convolution import Convolution
 from jaxbig.models.layers.heads import ClassifierHead
 
 KERNELS = (11, 5, 3, 3, 3)

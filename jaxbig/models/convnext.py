@@ -13,7 +13,6 @@ from jaxbig.arrays.dtypes import Dtype
 from jaxbig.constraints import DropRate, PositiveInt, validate
 from jaxbig.errors import Refused
 from jaxbig.models.base import Classifier
-from jaxbig.models.convnet import Convolution
 from jaxbig.models.layers.basic import (
     ACTIVATIONS,
     LayerNorm,
@@ -23,6 +22,7 @@ from jaxbig.models.layers.basic import (
     drop_path,
     parameter,
 )
+from jaxbig.models.layers.convolution import Convolution
 from jaxbig.models.layers.heads import ClassifierHead
 
 STD = 0.02  # of all initial kernels, as the paper's

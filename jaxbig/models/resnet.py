@@ -14,8 +14,8 @@ from jaxbig.arrays.dtypes import Dtype
 from jaxbig.constraints import PositiveInt, validate
 from jaxbig.errors import Refused
 from jaxbig.models.base import Classifier
-from jaxbig.models.convnet import BatchNorm, Convolution, GroupNorm
 from jaxbig.models.layers.basic import cast, choose, constrain
+from jaxbig.models.layers.convolution import BatchNorm, Convolution, GroupNorm
 from jaxbig.models.layers.heads import ClassifierHead
 
 Norm = Literal["batch", "group"]

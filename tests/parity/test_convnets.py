@@ -20,18 +20,9 @@ from jaxbig.distributed.sharding import batch_sharding, parameter_shardings
 from jaxbig.errors import Refused
 from jaxbig.models import convnext, resnet
 from jaxbig.models.alexnet import AlexNet
-from jaxbig.models.convnet import (
-    BatchNorm,
-    Conv,
-    ConvNet,
-    Convolution,
-    Dense,
-    Dropout,
-    GroupNorm,
-    Padding,
-    Pool,
-)
+from jaxbig.models.convnet import Conv, ConvNet, Dense, Dropout, Pool
 from jaxbig.models.convnext import ConvNeXt
+from jaxbig.models.layers.convolution import BatchNorm, Convolution, GroupNorm, Padding
 from jaxbig.models.resnet import ConvNorm, ResNet
 
 torch = pytest.importorskip("torch")

@@ -19,9 +19,9 @@ from jaxbig.data.tabular import Columns
 from jaxbig.data.text import TokenRows
 from jaxbig.distributed.mesh import Mesh
 from jaxbig.distributed.sharding import device_put_batch
-from jaxbig.models.convnet import BatchNorm
 from jaxbig.models.griffin import Griffin
 from jaxbig.models.language_model import Decoder, Encoder, EncoderDecoder
+from jaxbig.models.layers.convolution import BatchNorm
 from jaxbig.models.layers.mixture_of_experts import LOSSES
 from jaxbig.models.mlp import MLP
 from jaxbig.models.resnet import ResNet
