@@ -14,6 +14,7 @@ if "JAXBIG_TEST_DATA" not in os.environ:
 os.environ["TFDS_DATA_DIR"] = os.environ["JAXBIG_TEST_DATA"]
 os.environ["JAXBIG_CACHE"] = os.path.join(os.environ["JAXBIG_TEST_DATA"], "cache")
 
+import gc
 import signal
 import subprocess
 import sys
@@ -35,6 +36,8 @@ from jaxbig.train import evaluate, trainer
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Tracing makes many objects that live: by default a fifth of the time goes into looking at them
+gc.set_threshold(100_000, 20, 20)
 # Without most optimizations XLA shards arrays the same way and compiles in a sixth of the time;
 # the slow gradient tests use the full compiler.
 jax.config.update("jax_disable_most_optimizations", True)

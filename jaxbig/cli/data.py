@@ -1,4 +1,4 @@
-"""`jaxbig data prepare` and `jaxbig data inspect`: an experiment's data."""
+"""`jaxbig data prepare` (downloads and prepares) and `jaxbig data inspect` (shows a batch)."""
 
 import dataclasses
 from pathlib import Path

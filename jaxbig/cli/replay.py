@@ -1,4 +1,4 @@
-"""`jaxbig replay`: runs one step of a run again."""
+"""`jaxbig replay`: runs one step of a run again, and names the operation that made a NaN."""
 
 import dataclasses
 

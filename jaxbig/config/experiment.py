@@ -1,7 +1,8 @@
-"""An experiment: all settings of a run in one typed value, which a Python file returns.
+"""An experiment: all settings of a run in one typed value, checked against each other.
 
-A Flax module is a typed, frozen, documented dataclass already, so the experiment holds the model
-itself, and the command line's options and help come from the fields.
+A Python file returns it (discover.py loads that). A Flax module is a typed, frozen, documented
+dataclass already, so the experiment holds the model itself, and the command line's options and help
+come from the fields.
 """
 
 import dataclasses

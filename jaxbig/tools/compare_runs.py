@@ -8,7 +8,7 @@ from jaxbig.config.fingerprint import diff
 from jaxbig.errors import Refused
 from jaxbig.system.json_files import read_json
 from jaxbig.tracking.metrics_writer import read_metrics
-from jaxbig.train.run_directory import read_run
+from jaxbig.train.run_description import read_run
 
 SECTIONS = (
     "experiment",

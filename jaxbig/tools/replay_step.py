@@ -23,7 +23,7 @@ from jaxbig.tools.nan_origin import bad_inputs, first_bad
 from jaxbig.train.bad_step_policy import BadStepHandler, left_out
 from jaxbig.train.batch_loader import host_batches
 from jaxbig.train.resume import differences, initialize, other_draws, prepare
-from jaxbig.train.run_directory import read_run
+from jaxbig.train.run_description import read_run
 from jaxbig.train.trainer import compile_step, open_checkpoints
 
 

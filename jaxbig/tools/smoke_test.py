@@ -14,7 +14,7 @@ from jaxbig.distributed.multihost import on_process_zero
 from jaxbig.errors import Refused
 from jaxbig.models.base import model_class
 from jaxbig.tools.shrink import narrow_program
-from jaxbig.train.run_directory import read_run
+from jaxbig.train.run_description import read_run
 
 log = logging.getLogger("jaxbig")
 EVALUATED = 2

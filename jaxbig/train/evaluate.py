@@ -13,7 +13,7 @@ from jaxbig.errors import Refused
 from jaxbig.program.program import make_program
 from jaxbig.program.state import TrainState
 from jaxbig.train.resume import differences, prepare
-from jaxbig.train.run_directory import read_run
+from jaxbig.train.run_description import read_run
 from jaxbig.train.trainer import evaluate, open_checkpoints
 
 

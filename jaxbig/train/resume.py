@@ -23,7 +23,7 @@ from jaxbig.program.state import TrainState
 from jaxbig.system.environment import RANDOM, config
 from jaxbig.system.json_files import write_atomically, write_json
 from jaxbig.train.bad_step_policy import LEFT_OUT
-from jaxbig.train.run_directory import ADOPT, describe, read_run
+from jaxbig.train.run_description import ADOPT, describe, read_run
 
 log = logging.getLogger("jaxbig")
 PARAMETERS = "params/"

@@ -1,8 +1,8 @@
-"""RandAugment (Cubuk et al., 2020): a few operations drawn from fourteen, all of the same strength.
+"""RandAugment (Cubuk et al., 2020) in the compiled step: random operations, all of one strength.
 
-Each operation is a function of an image, float32 [Y, X, C] in [0, 1], and an amount. Operations
-that Pillow computes on integers of 0 to 255 are computed so here. Pixels from outside the image are
-the gray of AutoAugment (Cubuk et al., 2019), 128 of 255.
+A few are drawn from fourteen. Each operation is a function of an image, float32 [Y, X, C] in [0,
+1], and an amount. Operations that Pillow computes on integers of 0 to 255 are computed so here.
+Pixels from outside the image are the gray of AutoAugment (Cubuk et al., 2019), 128 of 255.
 """
 
 import dataclasses

@@ -20,7 +20,7 @@ from jaxbig.tracking.figures import optional, printable
 from jaxbig.tracking.metrics_writer import MetricsWriter, read_metrics
 from jaxbig.train.attention_maps import draw_maps
 from jaxbig.train.bad_step_policy import LEFT_OUT, left_out
-from jaxbig.train.run_directory import read_run
+from jaxbig.train.run_description import read_run
 
 GOOD = {"step": 2, "split": "train", "loss": 0.5}
 DAMAGED = {

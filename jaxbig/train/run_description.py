@@ -1,4 +1,4 @@
-"""`run.json`, which describes the run in a directory."""
+"""What `run.json` says of a run: made and read here, written by resume.py."""
 
 import time
 from pathlib import Path
