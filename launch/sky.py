@@ -38,7 +38,9 @@ RUNS = "/runs"
 """Mount path of the bucket for runs."""
 DATA = "/data"
 """Mount path of the bucket for data."""
+# a bucket, by which SkyPilot may send the working directory, holds no links
 SETUP = """\
+for each in experiments launch; do [ -e jaxbig/$each ] || ln -s ../$each jaxbig/$each; done
 python3 -m pip install --quiet uv
 python3 -m uv venv --quiet --allow-existing --python 3.11 .venv
 python3 -m uv pip install --quiet --python .venv -e '.[{extra}]'

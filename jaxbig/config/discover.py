@@ -8,7 +8,7 @@ import importlib.util
 import os
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jaxbig.config.experiment import Experiment
@@ -71,22 +71,31 @@ def load(name: str) -> Experiment:
 
 
 @contextlib.contextmanager
-def importing(*folders: Path) -> Iterator[None]:
-    """A context in which the folders' modules can be imported, those of the first one first.
+def importing(*first: Path, last: Sequence[Path] = ()) -> Iterator[None]:
+    """A context in which modules of these folders can be imported.
+
+    Args:
+      *first: folders whose modules come before all others, those of the first one first.
+      last: folders whose modules come after all others.
 
     Raises:
       Refused: for a syntax error, with its file and line.
     """
-    added = [str(folder.resolve()) for folder in folders]
-    sys.path[:0] = added
+    before = [str(folder.resolve()) for folder in first]
+    after = [str(folder.resolve()) for folder in last]
+    sys.path[:0] = before
+    sys.path += after
     try:
         yield
     except SyntaxError as error:
         raise Refused(f"{error.filename} line {error.lineno}: {error.msg}.") from None
     finally:
-        for folder in added:
+        for folder in before:
             if folder in sys.path:
                 sys.path.remove(folder)
+        for folder in after:
+            if folder in sys.path:
+                del sys.path[-1 - sys.path[::-1].index(folder)]
 
 
 def import_file(path: Path) -> types.ModuleType:
@@ -95,30 +104,50 @@ def import_file(path: Path) -> types.ModuleType:
     It can import modules in its folder and in the current folder. If it is in a package, it can
     import modules of the package too, by their full or relative names.
     """
-    root, package = package_of(path)
-    name = ".".join([*package, f"jaxbig_experiment_{path.stem}"])  # no other module's name
-    spec = importlib.util.spec_from_file_location(name, path.resolve())
-    if not path.is_file() or spec is None or spec.loader is None:
+    if not path.is_file() or path.suffix != ".py":
         raise Refused(
             f"no experiment file {path}: name a .py file, or one of those that `jaxbig list` shows."
         )
-    module = importlib.util.module_from_spec(spec)
-    with importing(path.parent, root, Path.cwd()):
-        if package:
-            importlib.import_module(".".join(package))
+    root, package = package_of(path)
+    roots = [root] if package and str(root.resolve()) not in sys.path else []
+    with importing(path.parent, *roots, last=[Path.cwd()]):
+        name = f"jaxbig_experiment_{path.stem}"  # no other module's name
+        if package and path.resolve().parent in package_folders(package):
+            name = f"{package}.{name}"
+        spec = importlib.util.spec_from_file_location(name, path.resolve())
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module  # dataclasses look for it there
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except ImportError as error:
+            if error.name not in ("experiments", "launch"):
+                raise
+            raise Refused(
+                f"{path}: {error}; import what jaxbig ships from jaxbig.{error.name}."
+            ) from error
     return module
 
 
-def package_of(path: Path) -> tuple[Path, list[str]]:
-    """The package that a file is in: the folder to import it from, and the parts of its name."""
+def package_of(path: Path) -> tuple[Path, str]:
+    """The package that a file is in: the folder to import it from, and its dotted name or ""."""
     root = Path(os.path.abspath(path)).parent
     names: list[str] = []
     while root.name.isidentifier() and (root / "__init__.py").is_file():
         names.insert(0, root.name)
         root = root.parent
-    return root, names
+    return root, ".".join(names)
+
+
+def package_folders(name: str) -> list[Path]:
+    """The folders of the package that Python imports by this name; none if it is no package."""
+    try:
+        package = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if not f"{name}.".startswith(f"{error.name}."):
+            raise  # the package exists, but imports what does not
+        return []
+    return [Path(folder).resolve() for folder in getattr(package, "__path__", [])]
 
 
 def import_dotted(name: str) -> types.ModuleType:

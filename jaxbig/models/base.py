@@ -69,7 +69,7 @@ class Model(nn.Module):
 
 
 class Classifier(Model):
-    """Base class of models whose first field is the number of classes."""
+    """Base class of models that give a logit a class."""
 
     classes: PositiveInt
     """Number of classes."""

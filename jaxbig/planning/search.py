@@ -61,13 +61,13 @@ def search(
     check_possible(experiment, topology, timeout)
     tried: list[tuple[Setting, Plan]] = []
     names = remat_names(experiment)
-    policies = remat_options(experiment.model)
+    remat = remat_options(experiment.model)
     for setting in settings(experiment, topology.devices, topology.slices):
         if len(tried) == limit:
             break
         if any(setting.needs(other) and not plan["fits"] for other, plan in tried):
             continue
-        options = to_options(setting, policies)
+        options = to_options(setting, remat)
         began = time.monotonic()
         try:
             plan = compile_in_child([*command, *options], topology, timeout)

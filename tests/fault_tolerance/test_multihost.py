@@ -222,7 +222,7 @@ def test_reproducible_run_has_one_digest_on_any_processes_and_when_it_moves(
     """By the full compiler, whose liberties `--reproducible` has to bind.
 
     Each model runs as one process and as four; the conv net also on eight devices of one process,
-    and as a run that moves. (test_gradient.py has each model on one and on eight devices.)
+    and as a run that moves. (test_gradient.py: small copies of each, on one device and on eight.)
     """
     options = [name, *REPRODUCIBLE, *options]
     layouts = [(1, 1), (4, 2)]

@@ -170,6 +170,21 @@ def test_what_an_element_of_a_slurm_array_runs_are_the_words_that_were_written(
     assert calls[1:] == [["jaxbig", "train", "my run.py", "--steps", "3", *OVERRIDES[1:]]]
 
 
+def test_sky_restores_the_links_that_a_bucket_does_not_hold(rendered: Any, tmp_path: Path) -> None:
+    for folder in ("experiments", "launch", "jaxbig"):
+        (tmp_path / folder).mkdir()
+    [line] = [
+        line
+        for line in yaml.safe_load(rendered(*LAUNCHERS["sky"], []))["setup"].splitlines()
+        if "ln -s" in line
+    ]
+    for _ in range(2):
+        subprocess.run(["bash", "-euc", line], cwd=tmp_path, check=True)
+        for name in ("experiments", "launch"):
+            assert os.readlink(tmp_path / "jaxbig" / name) == f"../{name}"
+            assert list((tmp_path / name).iterdir()) == []
+
+
 def test_what_sky_runs_are_the_words_that_were_written(rendered: Any, tmp_path: Path) -> None:
     task = yaml.safe_load(rendered(*LAUNCHERS["sky"], OVERRIDES))
     variables = {

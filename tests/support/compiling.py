@@ -12,7 +12,10 @@ import jax
 # in jax 0.10 and ignored where they are gone, as in jax 0.12.
 OLD_EMITTERS = "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
 # the same for a process that a test starts
-HASTY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": OLD_EMITTERS}
+HASTY = {
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {OLD_EMITTERS}".strip(),
+}
 # A compilation cache for the processes that tests start: the first run of a program compiles it,
 # later ones load it. Only for runs on one device: XLA:CPU does not store the order of collectives,
 # so that a program for several devices deadlocks once it is loaded (digits_rnn over 2x2x2, three
@@ -42,6 +45,8 @@ def new_emitters() -> Iterator[None]:
 def fully() -> Iterator[None]:
     """What `lowered.compile()` compiles is the program of a run, with all optimizations."""
     jax.config.update("jax_disable_most_optimizations", False)
-    with new_emitters():
-        yield
-    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        with new_emitters():
+            yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", True)

@@ -79,12 +79,18 @@ def build_once(target: Path, make: Callable[[Path], Any]) -> Path:
     return target
 
 
-def once(done: Callable[[], bool], make: Callable[[], Any], *, lock: str | Path) -> None:
-    """Calls `make` unless that is done: in one process, while others wait at the lock file."""
-    if not done():
-        with filelock.FileLock(lock):
-            if not done():
-                make()
+def once(done: Callable[[], bool], make: Callable[[], Any], *, lock: str | Path) -> bool:
+    """Calls `make` unless `done()`; of several processes one does, and the others wait at the lock.
+
+    Returns:
+      Whether it was not done when this was called.
+    """
+    if done():
+        return False
+    with filelock.FileLock(lock):
+        if not done():
+            make()
+    return True
 
 
 def digest_once(files: Sequence[Path]) -> str:

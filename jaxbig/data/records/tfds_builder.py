@@ -74,8 +74,8 @@ def prepared(builder_class: type[Builder]) -> tfds.core.DatasetBuilder:
     try:
         root.mkdir(parents=True, exist_ok=True)
         builder = builder_class(data_dir=root, file_format="array_record")
-        prepare_once(builder, root / f"{builder.name}.lock")
-        builder = builder_class(data_dir=root, file_format="array_record")
+        if prepare_once(builder, root / f"{builder.name}.lock"):
+            builder = builder_class(data_dir=root, file_format="array_record")
     except OSError as error:
         raise Refused(
             f"data set {builder_class.name} cannot be prepared in {root}: "
@@ -87,13 +87,16 @@ def prepared(builder_class: type[Builder]) -> tfds.core.DatasetBuilder:
 
 def prepare_once(
     builder: tfds.core.DatasetBuilder, lock: Path, check: Callable[[], None] = lambda: None
-) -> None:
+) -> bool:
     """Prepares a data set unless another process does: then waits for it.
 
     Args:
       builder: The data set.
       lock: The lock file of the data set.
       check: Called before a preparation; raises if it cannot work.
+
+    Returns:
+      Whether it was not prepared when this was called.
     """
 
     def prepare() -> None:
@@ -107,7 +110,7 @@ def prepare_once(
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
             builder.download_and_prepare()
 
-    once(builder.is_prepared, prepare, lock=lock)
+    return once(builder.is_prepared, prepare, lock=lock)
 
 
 def columns(builder: tfds.core.DatasetBuilder, split: str) -> dict[str, list[Any]]:

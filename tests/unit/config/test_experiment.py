@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import importlib
 import json
 import math
 import sys
@@ -188,6 +189,40 @@ def test_own_package_in_another_folder_may_import_its_modules(
     monkeypatch.chdir(here / "elsewhere")
     assert load("../there/own_package/mine.py").seed == 12
     assert load(str(here / "there" / "own_package" / "mine.py")).seed == 12
+
+
+def test_own_package_with_the_name_of_a_loaded_module_is_loaded_by_its_file_alone(
+    here: Path,
+) -> None:
+    (here / "json").mkdir()
+    (here / "json" / "__init__.py").touch()
+    (here / "json" / "mine.py").write_text(OWN_MODEL)
+    model = load("json/mine.py").model
+    assert sys.modules[type(model).__module__].__file__ == str(here / "json" / "mine.py")
+    assert importlib.import_module(type(model).__module__) is sys.modules[type(model).__module__]
+    assert "." not in type(model).__module__
+
+
+def test_modules_of_the_current_folder_come_after_those_of_libraries(here: Path) -> None:
+    (here / "sub").mkdir()
+    (here / "sub" / "mine.py").write_text(f"import colorsys, beside\n{OWN}")
+    (here / "colorsys.py").write_text("raise ValueError('not the one of the standard library')")
+    (here / "beside.py").touch()
+    sys.modules.pop("colorsys", None)
+    assert load("sub/mine.py").seed == 12
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["beside own ones", "alone"])
+def test_old_name_of_bundled_experiments_is_refused_with_the_new_one(
+    own: bool, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = [folder for folder in sys.path if Path(folder).resolve() != ROOT]
+    monkeypatch.setattr(sys, "path", installed)
+    if own:
+        (here / "experiments").mkdir()
+        (here / "experiments" / "__init__.py").touch()
+    (here / "mine.py").write_text("from experiments import digits_convnet")
+    assert "import what jaxbig ships from jaxbig.experiments" in refusal(load, "mine.py")
 
 
 def test_an_own_file_may_hold_an_own_model(here: Path) -> None:

@@ -110,7 +110,7 @@ def trained(experiment: Experiment, devices: list[int]) -> str:
         program = make_program(experiment, jax.devices()[:count])
         with program.activate():
             if state is None:
-                state = program.init()
+                state = program.init.lower().compile()()
             shardings = jax.tree.map(lambda leaf: leaf.sharding, program.abstract)
             state = jax.device_put(jax.device_get(state), shardings)
             rows = device_put_batch(random_batch(experiment, step), program.mesh)
