@@ -34,7 +34,17 @@ PARAMETERS = {
 }
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *PARAMETERS,
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in EXPERIMENTS
+            if name not in PARAMETERS
+        ),
+    ],
+)
 def test_it_is_shown_with_all_its_parameters(name: str) -> None:
     shown = show(load(name))
     assert shown["parameters"] == PARAMETERS.get(name, shown["parameters"]) > 0

@@ -140,6 +140,7 @@ def digest(workdir: Path) -> str:
     return json.loads((workdir / "summary.json").read_text())["state_sha256"]
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_run_of_one(small_file: str, tmp_path: Path) -> None:
     train(tmp_path, 1, 4, small_file, "--workdir", "one").end()
     (out, _), (other_out, _) = train(tmp_path, 2, 2, small_file, "--workdir", "two", "--json").end()

@@ -487,6 +487,7 @@ def test_scanned_blocks_are_the_unrolled_ones(
     close(stacked, scanned(gradient, depth))
 
 
+@SLOW
 @given(**SHAPES, remat=st.sampled_from(get_args(Remat)[1:]), scan=st.booleans())
 @PROPERTY
 def test_remat_changes_no_value_and_no_gradient(
@@ -663,6 +664,7 @@ def test_a_translation_token_by_token_is_all_at_once(model: EncoderDecoder) -> N
     close(chunk_by_chunk(apply, y, [1] * 5), run(model, p, x, y, lengths))
 
 
+@SLOW
 @given(length=st.integers(1, 7), more=st.integers(1, 5), pooling=st.sampled_from(["first", "mean"]))
 @PROPERTY
 def test_padding_changes_nothing_for_an_encoder(length: int, more: int, pooling: str) -> None:

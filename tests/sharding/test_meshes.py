@@ -248,8 +248,10 @@ CASES = [
     [("hastily", "pytext_transformer", OVER_LENGTH[1]), ("hastily", "pytext_moe", OVER_EXPERTS[1])]
     + [("hastily", "pytext_transformer, ring", OVER_LENGTH[1])]
     + [pytest.param("hastily", name, OVER_LENGTH[0], marks=SLOW) for name in OVER_RING]
-    + [("hastily", "pytext_transformer", OVERRIDDEN)]
-    + [pytest.param("hastily", "pytext_transformer", BETWEEN, marks=SLOW)]
+    + [
+        pytest.param("hastily", "pytext_transformer", mesh, marks=SLOW)
+        for mesh in (BETWEEN, OVERRIDDEN)
+    ]
     + [pytest.param("hastily", "pytext_moe", mesh, marks=SLOW) for mesh in (BETWEEN, OVERRIDDEN)]
     + [
         pytest.param("hastily", "pytext_moe", mesh, marks=SLOW)

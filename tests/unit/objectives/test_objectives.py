@@ -498,7 +498,12 @@ def test_chunked_loss_never_holds_all_logits() -> None:
 
 
 @pytest.mark.parametrize(
-    "mesh", [Mesh(data=8), Mesh(fsdp=8), Mesh(data=2, fsdp=2, tensor=2)], ids=str
+    "mesh",
+    [
+        Mesh(data=2, fsdp=2, tensor=2),
+        *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in (Mesh(data=8), Mesh(fsdp=8))),
+    ],
+    ids=str,
 )
 def test_chunked_loss_is_the_same_on_a_mesh(mesh: Mesh) -> None:
     batch = text(8, 8, 16)

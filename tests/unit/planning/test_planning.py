@@ -446,6 +446,7 @@ def answer(done: Any) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_a_plan_for_gpus_is_an_estimate_from_that_many_cpu_devices(
     jaxbig: Callable[..., Any],
 ) -> None:

@@ -252,7 +252,12 @@ def test_an_overflow_is_skipped_and_leaves_all_but_the_scale_untouched() -> None
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"accumulate": 4}, {"reproducible": 4, "mesh": Mesh(data=1)}]
+    "changes",
+    [
+        {"accumulate": 4},
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"reproducible": 4, "mesh": Mesh(data=1)}, marks=pytest.mark.slow),
+    ],
 )
 def test_a_power_of_two_changes_nothing_in_float32(changes: dict[str, Any]) -> None:
     """The scale multiplies the loss and divides its gradient: exact, up to overflow and fusion."""
@@ -442,8 +447,15 @@ def parent(
     return request.param, experiment, folder
 
 
-@pytest.mark.parametrize("fork", [False, True], ids=["initialized", "forked"])
-@pytest.mark.parametrize("kind", ["master", "float32"])
+@pytest.mark.parametrize(
+    ("kind", "fork"),
+    [
+        ("master", False),
+        ("float32", True),
+        pytest.param("master", True, marks=pytest.mark.slow),
+        pytest.param("float32", False, marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_that_begins_with_weights_has_all_their_bits(
     kind: str, fork: bool, parent: tuple[str, Experiment, Path], tmp_path: Path
 ) -> None:

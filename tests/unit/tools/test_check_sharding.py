@@ -160,6 +160,7 @@ def test_a_tolerance_that_says_nothing_is_refused(tolerance: float) -> None:
         check(small("digits_convnet"), tolerance)
 
 
+@pytest.mark.slow
 def test_the_command_reports_the_worst_error_and_exits_by_it(jaxbig: Callable[..., Any]) -> None:
     tight = jaxbig("check", "diabetes_mlp", "--mesh.data", 2, "--tolerance", "1e-18", "--json")
     said = json.loads(tight.stdout)

@@ -198,6 +198,7 @@ def test_what_cannot_be_shown_is_refused(
         inspect(experiment, step, split, batches, tmp_path / "a.png")
 
 
+@pytest.mark.slow
 def test_inspect_and_prepare_run_as_commands(jaxbig: Callable[..., Any], tmp_path: Path) -> None:
     done = jaxbig(
         "data", "inspect", "imagenet_resnet50", "--synthetic", "--data.batch", 4, "--json"

@@ -100,6 +100,7 @@ def test_the_operation_that_made_a_nan_is_named_by_its_line(
     assert replay(experiment, tmp_path, PLANTED - 1)["operations"] == []
 
 
+@pytest.mark.slow
 def test_what_was_bad_before_any_operation_is_named_as_an_input(tmp_path: Path) -> None:
     experiment = run((PLANTED, float("nan")))
     with pytest.raises(Failed):

@@ -26,18 +26,11 @@ from jaxbig.optim.optimizers import Adam
 from jaxbig.optim.schedules import Constant
 from jaxbig.tools.smoke_test import smoke
 
-QUICK = ("mnist_convnet",)
 LINES = Tokens(records=Synthetic(texts=("text",)), batch=4, length=100)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        n if n in QUICK else pytest.param(n, marks=pytest.mark.slow)
-        for n in EXPERIMENTS
-        if n not in EMBEDDED
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name not in EMBEDDED])
 def test_every_full_size_experiment_takes_real_steps_without_its_data(
     name: str, jaxbig: Callable[..., Any], tmp_path: Path
 ) -> None:

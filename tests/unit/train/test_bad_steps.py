@@ -257,6 +257,7 @@ def test_a_loss_that_jumps_is_a_bad_step(policy: str, tmp_path: Path) -> None:
     assert fit(spiked, tmp_path / "run", Screen())["state_sha256"] == digest
 
 
+@pytest.mark.slow
 def test_looking_for_spikes_may_begin_change_and_end_within_a_run(tmp_path: Path) -> None:
     alone = fit(tiny(), tmp_path / "alone", Screen())["state_sha256"]
     fit(tiny(), tmp_path / "run", Screen())

@@ -200,7 +200,10 @@ def on_first_device() -> int:
     return sum(each.data.nbytes for each in shards if each.device == jax.devices()[0])
 
 
-@pytest.mark.parametrize("way", ["fork", "initialize", "evaluate"])
+@pytest.mark.parametrize(
+    "way",
+    ["fork", *(pytest.param(way, marks=pytest.mark.slow) for way in ("initialize", "evaluate"))],
+)
 def test_weights_alone_are_loaded_each_device_s_share_of_them(
     way: str, parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
