@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from support.experiments import EMBEDDED, EXPERIMENTS, SPINE, small
+from support.experiments import EMBEDDED, EXPERIMENTS, small
 
 from jaxbig.config.discover import available, load, summary
 from jaxbig.distributed.mesh import Mesh
@@ -20,6 +20,7 @@ from jaxbig.tools.describe import show
 from jaxbig.tools.shrink import random_batch
 from jaxbig.train.trainer import evaluate
 
+QUICK = ["digits_convnet", "pytext_lstm", "pytext_transformer"]
 FULL_SIZE = [name for name in EXPERIMENTS if name not in EMBEDDED]
 PARAMETERS = {
     "imagenet_alexnet": 62_378_344,
@@ -61,7 +62,7 @@ def test_its_header_says_what_it_is_and_how_to_run_it(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [n if n in SPINE else pytest.param(n, marks=pytest.mark.slow) for n in EXPERIMENTS]
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in EXPERIMENTS]
 )
 def test_shrunk_it_takes_steps_over_a_mesh_with_one_compilation(name: str) -> None:
     experiment = small(name, mesh=Mesh(data=2, fsdp=2, tensor=2))

@@ -319,6 +319,7 @@ def gradient_of(experiment: Experiment) -> tuple[dict[str, np.ndarray], str]:
         return found, compiled.as_text()
 
 
+@pytest.mark.slow
 def test_sums_over_devices_are_in_float32_and_nearer_to_the_truth() -> None:
     truth, _ = gradient_of(model_in("float32"))
     rough, text = gradient_of(model_in("bfloat16"))
