@@ -377,7 +377,7 @@ def test_processes_that_were_started_otherwise_refuse_together(
             "process 1 has number of devices 2 and process 0 has 1",
         ),
         (
-            "import os; os.environ['XLA_FLAGS'] = '--xla_cpu_enable_fast_math=true'",
+            "import os; os.environ['XLA_FLAGS'] += ' --xla_cpu_enable_fast_math=true'",
             "process 1 has XLA_FLAGS --xla_cpu_enable_fast_math 'true' and process 0 has None",
         ),
     ],

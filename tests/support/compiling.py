@@ -12,10 +12,8 @@ import jax
 # in jax 0.10 and ignored where they are gone, as in jax 0.12.
 OLD_EMITTERS = "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
 # the same for a process that a test starts
-HASTY = {
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {OLD_EMITTERS}".strip(),
-}
+HASTY_BITS = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # where bits over processes are compared
+HASTY = {**HASTY_BITS, "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {OLD_EMITTERS}".strip()}
 # A compilation cache for the processes that tests start: the first run of a program compiles it,
 # later ones load it. Only for runs on one device: XLA:CPU does not store the order of collectives,
 # so that a program for several devices deadlocks once it is loaded (digits_rnn over 2x2x2, three

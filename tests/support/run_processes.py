@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from support.compiling import COMPILED, HASTY
+from support.compiling import COMPILED, HASTY_BITS
 
 MODEL = [
     f"--model.layers.{layer}=8" for layer in ("0.channels", "1.channels", "4.channels", "7.width")
@@ -26,7 +26,7 @@ def settings(devices: int) -> dict[str, str]:
     """
     return {
         **os.environ,
-        **HASTY,
+        **HASTY_BITS,
         "JAX_NUM_CPU_DEVICES": str(devices),
         **(COMPILED if devices == 1 else {}),
     }
