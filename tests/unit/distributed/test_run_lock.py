@@ -28,11 +28,10 @@ def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def leave_owner(folder: Path, **owner: Any) -> Path:
-    """Writes the file of an owner on another machine."""
-    (folder / "owner").write_text(
-        json.dumps({"process": 7, "host": "n1", "machine": "other", "token": "x", **owner})
-    )
-    return folder / "owner"
+    """Writes the file of an owner on another machine, whole: no reader finds it half-written."""
+    owner = {"process": 7, "host": "n1", "machine": "other", "token": "x", **owner}
+    (folder / "owner.new").write_text(json.dumps(owner))
+    return (folder / "owner.new").replace(folder / "owner")
 
 
 def eventually(condition: Callable[[], Any]) -> None:
