@@ -1,4 +1,4 @@
-"""Allowed values of numeric fields: constraints in their types, and the function that checks them.
+"""Allowed values of numeric fields, written in their types, and the function that checks them.
 
 A constraint is part of the annotation, as in `depth: PositiveInt = 6` or
 `share: Annotated[float, Range(float, gt=0, le=1)] = 0.9`; `--help` shows it with the option.

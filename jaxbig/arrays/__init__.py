@@ -1,0 +1,1 @@
+"""Small helpers for arrays and trees of arrays; no effects."""

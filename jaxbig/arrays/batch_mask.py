@@ -1,4 +1,4 @@
-"""Which rows and positions of a batch are real, for layers that sum over the batch.
+"""The mask of a batch: which rows and positions are real and not padding.
 
 A model receives its inputs alone. Which of them are padding, or replace a record that was skipped,
 is known only from the batch's mask. The objective sets the mask around its call of the model, and a

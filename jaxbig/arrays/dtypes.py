@@ -1,4 +1,4 @@
-"""Number formats: which a model computes in, and when numbers are cast to a more accurate one."""
+"""Number formats of models (float32, bfloat16, float16), and casts to a more accurate one."""
 
 from typing import Any, Literal
 

@@ -1,4 +1,4 @@
-"""Traced programs (jaxprs): the programs inside them, and the source lines of their operations."""
+"""Walks traced programs (jaxprs): inner programs, and source lines of operations."""
 
 from collections.abc import Iterator
 from typing import Any

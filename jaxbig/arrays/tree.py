@@ -1,4 +1,4 @@
-"""Trees of arrays: paths of their leaves, and copies of leaves on the host."""
+"""Trees of arrays (pytrees): paths of their leaves, and copies of leaves on the host."""
 
 from typing import Any
 

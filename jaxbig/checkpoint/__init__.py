@@ -1,0 +1,1 @@
+"""Saved states: the only room that knows Orbax."""

@@ -1,4 +1,4 @@
-"""The sha256 of a state: two runs with the same digest have the same bits."""
+"""The digest of a state (sha256 of its leaves): equal digests mean equal bits."""
 
 import hashlib
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Whether two runs are the same: which fields of an experiment may change when it is resumed."""
+"""Decides whether two experiments are the same run: which fields may change when it resumes."""
 
 import hashlib
 import json

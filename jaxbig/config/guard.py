@@ -1,4 +1,4 @@
-"""The policy for bad steps and for hangs."""
+"""The field `guard` of an experiment: what a run does about bad steps (NaN, spikes) and hangs."""
 
 import dataclasses
 from typing import Literal, get_args

@@ -1,4 +1,4 @@
-"""The dtypes of parameters and reductions, and loss scaling."""
+"""The field `precision` of an experiment: dtypes of parameters and reductions, and loss scaling."""
 
 import dataclasses
 from typing import Literal, get_args

@@ -1,4 +1,4 @@
-"""An experiment as plain JSON."""
+"""Turns an experiment into plain JSON, for run.json."""
 
 import dataclasses
 from pathlib import Path

@@ -1,0 +1,1 @@
+"""What a program costs: FLOPs, memory, and the data sheets of the hardware."""

@@ -1,4 +1,4 @@
-"""The accelerators that a plan can be made for, and topologies by name.
+"""Data sheets of accelerators (FLOP/s, memory, bandwidth) and of their topologies, by name.
 
 FLOP/s are dense bf16. Interconnect bandwidth is what one chip sends and receives together, so one
 direction has half of it.

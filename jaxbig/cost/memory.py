@@ -1,4 +1,4 @@
-"""Memory: what a state and a step need, and what a device or this machine has left."""
+"""Counts the memory that a state and a step need, and what a device or this machine has free."""
 
 import contextlib
 import math

@@ -1,4 +1,4 @@
-"""Checks that a run fits the devices here, and words the error if a device runs out of memory."""
+"""Checks that a run fits in the memory of its devices, and explains an out-of-memory error."""
 
 import contextlib
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The rules from logical axes (`batch`, `embed`, `mlp`, ...) to the mesh axes that split them."""
+"""Sharding rules: which mesh axes split each logical axis (`batch`, `embed`, `mlp`, ...)."""
 
 import math
 from typing import Literal

@@ -1,4 +1,4 @@
-"""Several processes as one run: how they connect, what only process 0 does, and what all compare.
+"""Connects the processes of a run (jax.distributed), and what they tell and compare.
 
 Values are exchanged through the coordination service of `jax.distributed`, not over the devices, so
 a process may wait for minutes, e.g. until a dataset is prepared or a compilation ends.

@@ -1,4 +1,4 @@
-"""Connections between the processes of a run: each learns at once that another has exited, and why.
+"""Sockets between the processes of a run: each learns at once when another exits, and why.
 
 Process 0 listens on its coordinator's address; the others connect and stay connected. When a
 process dies, its kernel closes the connection, so no timeout has to be short and a slow process is

@@ -1,4 +1,4 @@
-"""The order of devices in a mesh: axes that send most are placed where the network is fast.
+"""Orders the devices of a mesh so that axes that send most lie on the fastest links.
 
 A TPU slice is a torus and a host's GPUs are connected by NVLink; the network between slices and
 between hosts is slow.

@@ -1,4 +1,4 @@
-"""Shardings of batches and parameters on a mesh, and a batch's way onto the devices."""
+"""Shardings of batches and parameters on a mesh, and the transfer of a batch to the devices."""
 
 import math
 from typing import Any

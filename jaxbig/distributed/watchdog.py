@@ -1,4 +1,4 @@
-"""Notices that a run hangs: reports which process and where, dumps all stacks, and ends the run."""
+"""A thread that notices a hang: names the process and place, dumps all stacks, ends the run."""
 
 import contextlib
 import faulthandler

@@ -1,4 +1,4 @@
-"""AlexNet, the net that won ImageNet in 2012.
+"""The AlexNet model for images (Krizhevsky et al., 2012).
 
 Letters in shape comments: B batch, Y and X height and width, C channels.
 """

@@ -1,4 +1,4 @@
-"""A convolutional net for images, from a list of layers (LeCun et al., 1998).
+"""The convolutional model for images, a list of layers of your choice (LeCun et al., 1998).
 
 Letters in shape comments: B batch, Y and X height and width, C channels.
 """

@@ -1,4 +1,4 @@
-"""ConvNeXt: a residual conv net designed like a Transformer.
+"""The ConvNeXt models for images (Liu et al., 2022): residual nets designed like a Transformer.
 
 Letters in shape comments: B batch, Y and X height and width, C channels.
 """

@@ -1,5 +1,4 @@
-"""Linear recurrences, computed in parallel over time: LRU, RG-LRU, and Griffin, a language model of
-them.
+"""Models of linear recurrences (LRU, RG-LRU), scanned in parallel: the Griffin language model.
 
 Letters in shape comments: B batch, L length, D width of the input, W width of the state, H heads, K
 width of a head, V vocabulary.

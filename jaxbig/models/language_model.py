@@ -1,5 +1,4 @@
-"""Transformers for text: `Decoder` (GPT-2 and Llama are two settings of it), `Encoder` (BERT),
-`EncoderDecoder`.
+"""Transformer language models: `Decoder` (GPT-2, Llama), `Encoder` (BERT), `EncoderDecoder` (T5).
 
 Letters in shape comments: B batch, L length, S length of the source, T length of the target, D
 width, V vocabulary.

@@ -1,4 +1,4 @@
-"""The MLP: a fully connected net.
+"""The MLP model: fully connected layers for vectors.
 
 Letters in shape comments: B batch, D width, K outputs.
 """

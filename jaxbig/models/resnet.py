@@ -1,4 +1,4 @@
-"""Residual nets.
+"""The ResNet models for images (He et al., 2016), with batch or group normalization.
 
 Letters in shape comments: B batch, Y and X height and width, C channels.
 """

@@ -1,4 +1,4 @@
-"""Recurrent nets: stacks of layers, a classifier and a language model.
+"""Recurrent models (Elman, LSTM, GRU): stacks of layers, a classifier and a language model.
 
 Letters in shape comments: B batch, L length, D width of the input, W width of the state, V
 vocabulary.

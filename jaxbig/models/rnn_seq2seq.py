@@ -1,5 +1,4 @@
-"""Attention for recurrent nets, and translation with it: an encoder, and a decoder that looks back
-at it.
+"""The recurrent encoder-decoder model with attention, for translation.
 
 Letters in shape comments: B batch, S length of the source, T length of the target, M width of the
 memory, W width of the state, V target vocabulary.

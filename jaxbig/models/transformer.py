@@ -1,4 +1,4 @@
-"""The Transformer (Vaswani et al., 2017): a block, a stack of blocks, and their common fields.
+"""Parts of Transformer models (Vaswani et al., 2017): a block, a stack of blocks, their fields.
 
 Letters in shape comments: B batch, L length, S length of the memory, D width, F hidden width.
 """

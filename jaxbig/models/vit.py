@@ -1,4 +1,4 @@
-"""The Vision Transformer (Dosovitskiy et al., 2021).
+"""The Vision Transformer model for images (Dosovitskiy et al., 2021).
 
 Letters in shape comments: B batch, Y and X height and width, C channels, P side of a patch, N
 patches, D width.

@@ -1,4 +1,4 @@
-"""What every objective is, and the sums it gives."""
+"""The base class of objectives: calls the model on a batch, returns sums of losses and metrics."""
 
 import abc
 import dataclasses

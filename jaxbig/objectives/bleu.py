@@ -1,5 +1,4 @@
-"""BLEU of token sequences (Papineni et al., 2002), counted on the device and exact over any number
-of batches.
+"""The BLEU score of token sequences (Papineni et al., 2002), counted on the device.
 
 Letters in shape comments: B batch, T length.
 """

@@ -1,4 +1,4 @@
-"""One class an example, or any number of classes an example.
+"""The classification objective: one class per example, or any number of labels per example.
 
 Letters in shape comments: B batch, K classes.
 """

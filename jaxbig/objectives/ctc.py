@@ -1,4 +1,4 @@
-"""A sequence of tokens from a longer sequence of frames, without an alignment.
+"""The CTC objective (Graves et al., 2006): a token sequence from audio frames, without alignment.
 
 Letters in shape comments: B batch, L frames, T target tokens, K classes.
 """

@@ -1,4 +1,4 @@
-"""Tokens that were hidden from the model.
+"""The masked-language-modeling objective of BERT: predict tokens hidden from the model.
 
 Letters in shape comments: B batch, L length.
 """

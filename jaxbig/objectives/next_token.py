@@ -1,4 +1,4 @@
-"""The next token of a text.
+"""The language-modeling objective: predict the next token of a text.
 
 Letters in shape comments: B batch, L length, D width, V vocabulary, C chunks.
 """

@@ -1,4 +1,4 @@
-"""One or more real numbers an example.
+"""The regression objective: predict one or more real numbers per example.
 
 Letters in shape comments: B batch, K numbers an example.
 """

@@ -1,4 +1,4 @@
-"""A sequence from another sequence.
+"""The sequence-to-sequence objective: predict a target sequence from a source, as in translation.
 
 Letters in shape comments: B batch, S length of the source, T length of the target, V vocabulary of
 the target.

@@ -1,4 +1,4 @@
-"""Learning rates over the steps of a run."""
+"""Learning-rate schedules over the steps of a run."""
 
 import abc
 import dataclasses

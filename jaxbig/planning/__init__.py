@@ -1,0 +1,1 @@
+"""Ahead-of-time plans for hardware that is not attached; nothing is run."""

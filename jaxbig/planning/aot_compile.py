@@ -1,4 +1,4 @@
-"""Compiles the real train step for chips that are not attached, and measures the program."""
+"""Compiles the train step for chips that are not attached, and measures the compiled program."""
 
 import re
 import time

@@ -1,4 +1,4 @@
-"""The largest arrays of a program on one device, and the source lines that create them."""
+"""Lists the largest arrays of a compiled program, and the source lines that create them."""
 
 import math
 from collections.abc import Iterator, Sequence

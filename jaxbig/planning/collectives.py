@@ -1,4 +1,4 @@
-"""The collectives of a step, from the compiled program."""
+"""Finds the collectives of a compiled step (all-gather, all-reduce, ...), and what they send."""
 
 import collections
 import dataclasses

@@ -1,4 +1,4 @@
-"""Parses a compiled program (HLO text): computations, how often each runs, sizes of values."""
+"""Parses the text of a compiled program (HLO): computations, how often each runs, sizes."""
 
 import collections
 import dataclasses

@@ -1,4 +1,4 @@
-"""Plans an experiment on hardware that is not attached, and searches for settings that fit.
+"""Plans an experiment for hardware that is not attached: memory, time, and settings that fit.
 
 It compiles in a child process (`jaxbig plan --here`), since the compiler may crash or hang.
 """

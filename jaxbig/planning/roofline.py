@@ -1,4 +1,4 @@
-"""The least time of a step: the longest of compute, memory traffic and communication."""
+"""Estimates the least time of a step: the longest of compute, memory traffic and communication."""
 
 from collections.abc import Sequence
 

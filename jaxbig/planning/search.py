@@ -1,4 +1,4 @@
-"""Plans an experiment with other meshes, remat policies and batches, and ranks them by speed."""
+"""Plans an experiment with many meshes, remat policies and batches, and ranks them by speed."""
 
 import dataclasses
 import itertools

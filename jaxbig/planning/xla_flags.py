@@ -1,4 +1,4 @@
-"""Compiler flags for each chip, and what each is for; `jaxbig flags` prints the line to export.
+"""XLA compiler flags that users of each chip set, and what each is for.
 
 None is on by default and none has been measured on such a chip: measure with `jaxbig bench`.
 libtpu 0.0.42 and jaxlib 0.10.2 accept them all; other versions may not.

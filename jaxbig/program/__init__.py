@@ -1,0 +1,1 @@
+"""The compiled functions of a run: pure functions of (state, batch), no effects."""

@@ -1,4 +1,4 @@
-"""Named streams of random keys from one seed.
+"""PRNG keys: named streams from one seed, each key a pure function of (seed, name, step).
 
 No random state is stored: the key of a stream at a step is a pure function of (seed, name, step).
 So a run that is resumed, moved or replayed draws the same numbers.

@@ -1,4 +1,4 @@
-"""The state of a training run."""
+"""The state of a training run: step, parameters, variables of the model, optimizer state."""
 
 from typing import Any
 

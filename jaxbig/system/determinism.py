@@ -1,4 +1,4 @@
-"""Environment settings for bitwise equal runs, made before JAX starts its backend.
+"""Sets XLA's flags for bitwise equal runs, before JAX starts its backend.
 
 On a CPU the number of threads decides the order of sums in a product. On a GPU XLA measures which
 kernels are fastest, and some of these sum by atomic operations, in the order in which threads

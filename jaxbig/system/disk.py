@@ -1,4 +1,4 @@
-"""Writes that survive a power loss."""
+"""Durable file writes: what was written survives a power loss."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""The software, flags, JAX configuration and devices that a run's numbers depend on.
+"""Reads the versions, compiler flags, JAX configuration and devices that a run depends on.
 
 All processes of a run must have the same; `run.json` records them.
 """

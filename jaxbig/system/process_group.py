@@ -1,4 +1,4 @@
-"""Child processes that are started, signaled and ended together."""
+"""Starts child processes, passes signals on to them, and ends them together."""
 
 import contextlib
 import ctypes

@@ -1,4 +1,4 @@
-"""Signals that request a stop, and their handlers while there is nothing to save yet."""
+"""Signals that ask a run to stop (Ctrl-C, SIGTERM), and what happens before it has begun."""
 
 import contextlib
 import os

@@ -1,0 +1,1 @@
+"""Metrics on disk, figures, and the terminal."""

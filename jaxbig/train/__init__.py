@@ -1,0 +1,1 @@
+"""The training loop and its effects: batches in, checkpoints and metrics out."""

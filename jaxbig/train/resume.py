@@ -1,4 +1,4 @@
-"""How a run starts: from its last good checkpoint, or from the weights of another run, or fresh."""
+"""Starts a run: from its last good checkpoint, or from the weights of another run, or fresh."""
 
 import functools
 import logging

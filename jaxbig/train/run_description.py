@@ -1,4 +1,4 @@
-"""What `run.json` says of a run: made and read here, written by resume.py."""
+"""Makes and reads run.json, the description of a run: experiment, versions, devices, data."""
 
 import time
 from pathlib import Path

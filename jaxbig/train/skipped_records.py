@@ -1,4 +1,4 @@
-"""Bad records that are skipped, counted and compared over all processes of a run.
+"""Counts records that could not be read, and compares the counts over all processes of a run.
 
 Each process skips the records that it cannot read itself (data/records/). Only all of them together
 can see how many records that is, and whether processes that read the same rows skipped the same

@@ -1,4 +1,4 @@
-"""Per-step metrics, throughput, and the time spent waiting for data."""
+"""Computes the metrics of each training step, throughput, and the time spent waiting for data."""
 
 import collections
 import logging

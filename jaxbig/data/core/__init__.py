@@ -1,0 +1,1 @@
+"""Base classes of data sets, and what all of them share."""

@@ -1,4 +1,4 @@
-"""Reads and checks the fields of a record.
+"""Reads a field of a record and checks its type, range and shape.
 
 A value is taken as it is meant or refused: nothing is silently rounded, cut off or wrapped around.
 """

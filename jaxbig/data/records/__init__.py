@@ -1,0 +1,1 @@
+"""Where the data is: one file a format."""

@@ -1,0 +1,1 @@
+"""Tokenizers, and the packing of texts into rows."""

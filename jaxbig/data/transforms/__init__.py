@@ -1,0 +1,1 @@
+"""Changes of pixels and sounds, most of them inside the compiled step."""

@@ -1,4 +1,4 @@
-"""Attention: positions, the kernel that computes it, and the layer.
+"""The attention layer: projections, position encodings, and the choice of the attention kernel.
 
 Letters in shape comments: B batch, T queries, S keys, D width, H heads, G heads of keys and values,
 K width of a head.

@@ -1,4 +1,4 @@
-"""Who sees whom, by order, distance and segments.
+"""Attention masks: which positions a query may attend to, by order, distance and segment.
 
 A query sees the keys of its own segment's number. Padding is segment 0, so it sees and is seen by
 padding alone; documents packed into one row have numbers of their own.

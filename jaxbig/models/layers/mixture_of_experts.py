@@ -1,5 +1,4 @@
-"""A mixture of experts in place of a block's MLP: each token is seen by a few of many, and
-none is dropped.
+"""The mixture-of-experts layer: a router sends each token to a few of many MLPs, and drops none.
 
 Letters in shape comments: B batch, L length, D width, F hidden width, E experts, K experts a token,
 T tokens here, N rows that are multiplied.

@@ -1,6 +1,7 @@
-"""Ring attention (Liu et al., 2023): each device keeps its piece of the queries, while the pieces
-of keys and values go round all devices that share a row's length. None ever holds a whole row of
-them, or the scores of more than a block.
+"""Ring attention (Liu et al., 2023): attention over a sequence that is split over devices.
+
+Each device keeps its piece of the queries, while the pieces of keys and values go round all devices
+that share a row's length. None ever holds a whole row of them, or the scores of more than a block.
 
 Softmax is taken online, in float32 (Dao et al., 2022, FlashAttention, algorithm 1), and the
 backward pass is a second ring in which the gradients of keys and values follow these home (appendix

@@ -1,4 +1,4 @@
-"""Recurrent layers, scanned over time: Elman's, LSTM, GRU.
+"""Recurrent layers, scanned over time: the Elman RNN, the LSTM and the GRU.
 
 All products by a layer's weights that need no earlier state are one matrix product outside the
 scan: W x_t going forward, and the gradient of U going backward, where automatic differentiation
