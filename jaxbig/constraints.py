@@ -114,7 +114,7 @@ def validate(value: Any, path: str = "", annotation: Any = None) -> None:
         for key, item in items:
             validate(item, _join(path, key), _item_annotation(annotation, key))
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        annotations = _annotations(type(value))
+        annotations = annotations_of(type(value))
         hidden = ("parent", "name") if isinstance(value, nn.Module) else ()
         for field in dataclasses.fields(value):
             if field.name not in hidden:
@@ -178,7 +178,7 @@ def _item_annotation(annotation: Any, key: Any) -> Any:
 
 
 @functools.cache
-def _annotations(config: type) -> dict[str, Any]:
+def annotations_of(config: type) -> dict[str, Any]:
     """The types of a class's fields; one declared again without a range keeps its base's."""
     found: dict[str, Any] = {}
     for base in reversed(config.__mro__):

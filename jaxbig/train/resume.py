@@ -250,7 +250,7 @@ def write_run(
       weights: those of another run in the first state; their step and digest are noted.
     """
     now = describe(
-        to_json(program.experiment),
+        program.experiment,
         fingerprint=fingerprint(fixed),
         data_identity=fixed["data_identity"],
         mesh=program.mesh,

@@ -6,18 +6,21 @@ from typing import Any
 
 import jax
 
+from jaxbig.config.deserialize import modules_of
+from jaxbig.config.experiment import Experiment
+from jaxbig.config.serialize import to_json
 from jaxbig.errors import Refused
 from jaxbig.system.environment import config, devices, flags, git_commit, versions
 from jaxbig.system.json_files import read_json
 
 
 def describe(
-    experiment: Any, *, fingerprint: str, data_identity: str, mesh: jax.sharding.Mesh
+    experiment: Experiment, *, fingerprint: str, data_identity: str, mesh: jax.sharding.Mesh
 ) -> dict[str, Any]:
     """The content of `run.json` but for its history: `weights` and `starts`.
 
     Args:
-      experiment: as JSON.
+      experiment: what is trained.
       fingerprint: of the run's identity.
       data_identity: of the data as prepared.
       mesh: the devices' mesh.
@@ -27,7 +30,8 @@ def describe(
         name: value for name, value in devices().items() if name in ("platform_version", "driver")
     }
     return {
-        "experiment": experiment,
+        "experiment": to_json(experiment),
+        "modules": modules_of(experiment),
         "fingerprint": fingerprint,
         "data_identity": data_identity,
         "versions": versions(),

@@ -1,0 +1,180 @@
+"""An experiment from the JSON of a run's `run.json`, made of jaxbig's own classes only."""
+
+import dataclasses
+import functools
+import importlib
+import pkgutil
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import flax.linen as nn
+
+from jaxbig.config.experiment import Experiment
+from jaxbig.constraints import annotations_of
+from jaxbig.errors import Refused
+from jaxbig.system.json_files import read_json
+
+ROOMS = ("models", "objectives", "data", "optim", "distributed", "config")
+"""The packages of jaxbig that define what an experiment is made of."""
+Classes = Mapping[str, Collection[type]]
+"""Classes by name; a name is not always unique."""
+
+
+def load_run(workdir: Path, own: Iterable[type] = ()) -> Experiment:
+    """The experiment of the run in a folder, with the options that it was last started with.
+
+    Args:
+      workdir: the run's folder.
+      own: the user's own classes in it; none is imported because a folder names it.
+
+    Raises:
+      Refused: the folder holds no run, or its experiment cannot be rebuilt.
+    """
+    run = read_json(workdir / "run.json")
+    if run is None or not isinstance(run.get("experiment"), dict):
+        raise Refused(f"{workdir} is not the folder of a run: it has no run.json of an experiment.")
+    own = tuple(own)
+    known = {each.__name__ for each in own}
+    modules = run.get("modules")
+    foreign = [
+        name
+        for name, module in (modules.items() if isinstance(modules, dict) else ())
+        if str(module).split(".")[0] != "jaxbig" and name not in known
+    ]
+    try:
+        if foreign:
+            raise Refused(f"jaxbig does not ship its {', '.join(foreign)}")
+        return from_json(run["experiment"], own)
+    except Refused as error:
+        raise Refused(
+            f"the experiment of {workdir} cannot be rebuilt from its run.json: {error}; give the "
+            f"experiment's file instead, with the run's options and --workdir {workdir}."
+        ) from None
+
+
+def from_json(described: Any, own: Iterable[type] = ()) -> Experiment:
+    """The experiment that `to_json` described; a field that is missing has its default.
+
+    Args:
+      described: the JSON of an experiment.
+      own: classes that it may consist of besides jaxbig's; they come before those.
+
+    Raises:
+      Refused: it has a class, a field or a value that this version of jaxbig does not have.
+    """
+    classes = {**shipped_classes(), **{each.__name__: (each,) for each in own}}
+    experiment = _build(described, {Experiment}, "experiment", classes)
+    if not isinstance(experiment, Experiment):
+        raise Refused("it is no Experiment")
+    return experiment
+
+
+def modules_of(experiment: Experiment) -> dict[str, str]:
+    """The module of each class that an experiment consists of, by the class's name."""
+
+    def visit(value: Any) -> None:
+        if isinstance(value, list | tuple | dict):
+            for item in value.values() if isinstance(value, dict) else value:
+                visit(item)
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            found[type(value).__name__] = type(value).__module__
+            for name in _fields(type(value)):
+                visit(getattr(value, name))
+
+    found: dict[str, str] = {}
+    visit(experiment)
+    return dict(sorted(found.items()))
+
+
+@functools.cache
+def shipped_classes() -> Classes:
+    """All dataclasses that jaxbig's modules define (a Flax module is one), by name."""
+    found: dict[str, list[type]] = {}
+    for room in ROOMS:
+        package = importlib.import_module(f"jaxbig.{room}")
+        for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            module = importlib.import_module(info.name)
+            own = (
+                each
+                for each in vars(module).values()
+                if isinstance(each, type) and each.__module__ == module.__name__
+            )
+            for each in filter(dataclasses.is_dataclass, own):
+                found.setdefault(each.__name__, []).append(each)
+    return found
+
+
+def _build(value: Any, types: Collection[Any], path: str, classes: Classes) -> Any:
+    """A field's value from its JSON.
+
+    Args:
+      value: the JSON.
+      types: all types and literals that occur in the field's annotation.
+      path: the field's name, for messages.
+      classes: those that a dataclass may have.
+    """
+    if isinstance(value, list):
+        return tuple(_build(item, types, f"{path}.{i}", classes) for i, item in enumerate(value))
+    if isinstance(value, dict) and isinstance(value.get("type"), str):
+        return _instance(value, types, path, classes)
+    if isinstance(value, dict):
+        return {key: _build(item, types, f"{path}.{key}", classes) for key, item in value.items()}
+    if isinstance(value, str) and Path in types and str not in types:
+        return Path(value)
+    if not _allowed(value, types):
+        raise Refused(f"{path} is {value!r}, which this version of jaxbig does not allow")
+    return value
+
+
+def _instance(value: dict[str, Any], types: Collection[Any], path: str, classes: Classes) -> Any:
+    """A dataclass from its JSON, as for `_build`."""
+    kind = _class_named(value["type"], types, path, classes)
+    known = _fields(kind)
+    annotations = annotations_of(kind)
+    fields = {}
+    for name, item in value.items():
+        if name == "type":
+            continue
+        if name not in known:
+            raise Refused(f"{path}.{name} is a field that this version of jaxbig does not have")
+        fields[name] = _build(item, _types(annotations.get(name)), f"{path}.{name}", classes)
+    try:
+        return kind(**fields)
+    except TypeError as error:  # a field without a default is missing
+        raise Refused(f"{path} is incomplete: {error}") from None
+
+
+def _class_named(name: str, types: Collection[Any], path: str, classes: Classes) -> Any:
+    """The class of that name which the field's annotation allows."""
+    if name not in classes:
+        raise Refused(f"{path} is a {name}, which this version of jaxbig does not have")
+    bases = tuple(each for each in types if isinstance(each, type)) or (object,)
+    found = [each for each in classes[name] if Any in types or issubclass(each, bases)]
+    if len(found) != 1:
+        raise Refused(f"{path} is a {name}, which it cannot be")
+    return found[0]
+
+
+def _fields(kind: Any) -> list[str]:
+    """The names of a dataclass's fields, as `to_json` writes them."""
+    hidden = ("parent", "name") if issubclass(kind, nn.Module) else ()
+    return [field.name for field in dataclasses.fields(kind) if field.name not in hidden]
+
+
+def _types(annotation: Any) -> set[Any]:
+    """All types and literals in an annotation: of `tuple[int, ...] | None`, int and NoneType."""
+    if annotation is None:
+        return {Any}
+    if get_origin(annotation) is Literal:
+        return set(get_args(annotation))
+    inner = get_args(annotation)
+    return {annotation} if not inner else set().union(*map(_types, inner))
+
+
+def _allowed(value: Any, types: Collection[Any]) -> bool:
+    """Whether a number, text or None is of one of the types, or one of the literals."""
+    kinds = tuple(each for each in types if isinstance(each, type))
+    if isinstance(value, int) and float in kinds:
+        return True
+    return Any in types or isinstance(value, kinds) or value in types
