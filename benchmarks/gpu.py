@@ -472,7 +472,8 @@ def one_case(case: str, small: bool) -> list[Line]:
     import jax
 
     from jaxbig.config.discover import load
-    from jaxbig.config.overrides import Overridden, parse
+    from jaxbig.config.options import parse
+    from jaxbig.config.overrides import Overridden
     from jaxbig.cost.flops import model_flops
     from jaxbig.cost.memory import available_bytes, peak_bytes
     from jaxbig.distributed.sharding import device_put_batch

@@ -1,4 +1,4 @@
-"""The console script: handles signals first, since the command line takes seconds to import."""
+"""The console script: handles signals first, since a command takes seconds to import."""
 
 from jaxbig.system.signals import exit_on_ctrl_c, exit_on_stop_signals
 

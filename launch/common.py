@@ -15,7 +15,8 @@ from typing import Any
 import tyro
 import yaml
 
-from jaxbig.config.overrides import Flag, parse, resolve, run_name
+from jaxbig.config.options import Flag, parse, run_name
+from jaxbig.config.overrides import resolve
 from jaxbig.errors import Failed, Refused
 from jaxbig.system.standard_streams import install_pipe_safe_streams
 

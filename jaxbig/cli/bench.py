@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from jaxbig.cli.command import ExperimentCommand
+from jaxbig.cli.experiment_command import ExperimentCommand
 from jaxbig.cli.tables import pairs
 from jaxbig.tools.benchmark import bench
 from jaxbig.tracking.console import Screen

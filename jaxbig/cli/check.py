@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from jaxbig.cli.command import ExperimentCommand
+from jaxbig.cli.experiment_command import ExperimentCommand
 from jaxbig.cli.tables import pairs
 from jaxbig.distributed.mesh import format_mesh
 from jaxbig.system.exit_codes import DONE, FAILED

@@ -1,31 +1,31 @@
-"""The table of all commands, by name."""
+"""The table of all commands: each is a class in a file of this folder, imported when called."""
 
-from jaxbig.cli.bench import Bench
-from jaxbig.cli.check import Check
-from jaxbig.cli.command import Command
-from jaxbig.cli.compare import Compare
-from jaxbig.cli.data import DataInspect, DataPrepare
-from jaxbig.cli.evaluate import Evaluate
-from jaxbig.cli.flags import Flags
-from jaxbig.cli.list import List
-from jaxbig.cli.plan import Plan
-from jaxbig.cli.replay import Replay
-from jaxbig.cli.show import Show
-from jaxbig.cli.sweep import Sweep
-from jaxbig.cli.train import Train
+import ast
+from pathlib import Path
 
-COMMANDS: dict[str, type[Command]] = {
-    "list": List,
-    "show": Show,
-    "plan": Plan,
-    "check": Check,
-    "train": Train,
-    "evaluate": Evaluate,
-    "replay": Replay,
-    "compare": Compare,
-    "bench": Bench,
-    "flags": Flags,
-    "sweep": Sweep,
-    "data prepare": DataPrepare,
-    "data inspect": DataInspect,
+COMMANDS = {
+    "list": "jaxbig.cli.list:List",
+    "show": "jaxbig.cli.show:Show",
+    "plan": "jaxbig.cli.plan:Plan",
+    "check": "jaxbig.cli.check:Check",
+    "train": "jaxbig.cli.train:Train",
+    "evaluate": "jaxbig.cli.evaluate:Evaluate",
+    "replay": "jaxbig.cli.replay:Replay",
+    "compare": "jaxbig.cli.compare:Compare",
+    "bench": "jaxbig.cli.bench:Bench",
+    "flags": "jaxbig.cli.flags:Flags",
+    "sweep": "jaxbig.cli.sweep:Sweep",
+    "data prepare": "jaxbig.cli.data:DataPrepare",
+    "data inspect": "jaxbig.cli.data:DataInspect",
 }
+"""Where each command is, by its name."""
+
+
+def summary(command: str) -> str:
+    """The first paragraph of a command's docstring, read from its file without importing it."""
+    module, name = COMMANDS[command].split(":")
+    file = Path(__file__).with_name(f"{module.rpartition('.')[2]}.py")
+    for each in ast.parse(file.read_bytes()).body:
+        if isinstance(each, ast.ClassDef) and each.name == name:
+            return " ".join((ast.get_docstring(each) or "").split("\n\n")[0].split())
+    raise LookupError(COMMANDS[command])

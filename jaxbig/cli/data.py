@@ -4,9 +4,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from jaxbig.cli.command import ExperimentCommand
+from jaxbig.cli.experiment_command import ExperimentCommand
 from jaxbig.cli.tables import pairs
-from jaxbig.config.overrides import Flag, run_name
+from jaxbig.config.options import Flag, run_name
 from jaxbig.tools.inspect_batch import inspect
 from jaxbig.tools.smoke_test import synthetic_data
 

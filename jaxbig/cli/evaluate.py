@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from jaxbig.cli.command import RunCommand
+from jaxbig.cli.experiment_command import RunCommand
 from jaxbig.cli.tables import pairs
 from jaxbig.distributed.multihost import is_process_zero
 from jaxbig.system.exit_codes import DONE

@@ -3,7 +3,7 @@
 import dataclasses
 
 from jaxbig.cli.command import Command
-from jaxbig.config.discover import available, summary
+from jaxbig.config.experiment_files import available, summary
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

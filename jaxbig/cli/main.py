@@ -2,23 +2,22 @@
 
 import contextlib
 import difflib
+import importlib
 import importlib.metadata
 import logging
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from jaxbig.cli.command import ExperimentCommand
-from jaxbig.cli.commands import COMMANDS
-from jaxbig.config.discover import load
-from jaxbig.config.overrides import parse
+from jaxbig.cli.commands import COMMANDS, summary
 from jaxbig.distributed.peer_monitor import announce_exit
 from jaxbig.errors import Failed, Refused
-from jaxbig.system.determinism import set_deterministic
 from jaxbig.system.exit_codes import DONE, FAILED, REFUSED, STOPPED
+from jaxbig.system.signals import exit_on_ctrl_c
 from jaxbig.system.standard_streams import install_pipe_safe_streams
-from jaxbig.tracking.console import table
 
 
 def main() -> None:
@@ -49,51 +48,56 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Runs a command line; returns its exit code."""
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # TFDS and Orbax log their internals
     if arguments and arguments[0] in ("-V", "--version", "version"):
         print(f"jaxbig {importlib.metadata.version('jaxbig')}")
         return DONE
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         return print_commands()
-    word, *rest = arguments
-    if word == "data" and rest:
-        word = f"data {rest[0]}"
-        rest = rest[1:]
-    if word not in COMMANDS:
-        raise Refused(unknown_command(word))
-    command: Any = COMMANDS[word]
-    if not issubclass(command, ExperimentCommand):
-        return parse(command, rest, word)()
-    if rest[:1] in (["-h"], ["--help"]):
-        print(f"jaxbig {word} EXPERIMENT [--option value ...]: {command.__doc__}")
-        print(
-            f"The options are those of the experiment: jaxbig {word} NAME --help; "
-            f"`jaxbig list` lists the experiments."
-        )
-        return DONE
-    if not rest or rest[0].startswith("-"):
-        raise Refused(
-            f"{word} needs an experiment first, as in jaxbig {word} NAME; `jaxbig list` lists them."
-        )
-    name, *options = rest
-    default = command(name=name, options=tuple(options), experiment=load(name))
-    parsed = parse(command, options, f"{word} {name}", default)
-    set_deterministic(parsed.experiment.deterministic, parsed.experiment.reproducible)
-    return parsed()
+    word, rest = split(arguments)
+    with exit_on_ctrl_c():
+        command = load(word)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # TFDS and Orbax log their internals
+    return command.from_arguments(word, rest)()
+
+
+def split(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """The command's name, of one word or two, and what follows it.
+
+    Raises:
+      Refused: if there is no such command; the message has the nearest one.
+    """
+    for count in (2, 1):
+        word = " ".join(arguments[:count])
+        if word in COMMANDS:
+            return word, list(arguments[count:])
+    word = arguments[0]
+    within = [f"jaxbig {name}" for name in COMMANDS if name.startswith(f"{word} ")]
+    if within:
+        raise Refused(f"{word} needs a second word: it is {' or '.join(within)}.")
+    raise Refused(unknown_command(word))
+
+
+def load(word: str) -> Any:
+    """The class of a command, by its name."""
+    module, name = COMMANDS[word].split(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def print_commands() -> int:
-    """Prints all commands, a line each; an exit code."""
-    print(
-        "jaxbig COMMAND [EXPERIMENT] [--option value ...]; "
-        "jaxbig COMMAND EXPERIMENT --help lists the options\n"
-    )
-    table(
-        [
-            {"command": name, "does": (command.__doc__ or "").splitlines()[0]}
-            for name, command in COMMANDS.items()
-        ]
-    )
+    """Prints all commands and their summaries; an exit code."""
+    width = min(shutil.get_terminal_size().columns, 100)
+    column = max(map(len, COMMANDS)) + 2
+    print("jaxbig COMMAND [EXPERIMENT] [--option value ...]\n")
+    for name in COMMANDS:
+        print(
+            textwrap.fill(
+                summary(name),
+                width,
+                initial_indent=name.ljust(column),
+                subsequent_indent=" " * column,
+            )
+        )
+    print("\njaxbig COMMAND EXPERIMENT --help lists all options; jaxbig list, the experiments.")
     return DONE
 
 

@@ -3,9 +3,9 @@
 import dataclasses
 import shlex
 
-from jaxbig.cli.command import ExperimentCommand
-from jaxbig.cli.tables import plan_ranking, plan_tables
-from jaxbig.config.overrides import Flag
+from jaxbig.cli.experiment_command import ExperimentCommand
+from jaxbig.cli.plan_tables import plan_ranking, plan_tables
+from jaxbig.config.options import Flag
 from jaxbig.cost.hardware import Topology, parse_topology
 from jaxbig.planning.aot_compile import measure
 from jaxbig.planning.planner import plan

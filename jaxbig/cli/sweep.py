@@ -8,9 +8,9 @@ from typing import Annotated
 import filelock
 import tyro
 
-from jaxbig.cli.command import ExperimentCommand
+from jaxbig.cli.experiment_command import ExperimentCommand
 from jaxbig.cli.tables import sweep_ranking
-from jaxbig.config.overrides import Flag, parse, run_name
+from jaxbig.config.options import Flag, parse, run_name
 from jaxbig.distributed.run_lock import remove_empty
 from jaxbig.errors import Refused
 from jaxbig.launch.common import at_least

@@ -4,9 +4,9 @@ import dataclasses
 import re
 import shlex
 
-from jaxbig.cli.command import RunCommand
+from jaxbig.cli.experiment_command import RunCommand
 from jaxbig.cli.tables import pairs
-from jaxbig.config.overrides import TrainOptions, lasting, without
+from jaxbig.config.options import TrainOptions, lasting, without
 from jaxbig.config.serialize import flat
 from jaxbig.distributed.multihost import is_process_zero
 from jaxbig.system.exit_codes import DONE, INTERRUPTED

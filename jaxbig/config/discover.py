@@ -1,6 +1,5 @@
 """Finding and loading experiment files by name or path."""
 
-import ast
 import contextlib
 import difflib
 import importlib
@@ -12,27 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jaxbig.config.experiment import Experiment
+from jaxbig.config.experiment_files import available
 from jaxbig.errors import Refused
-
-
-def available() -> dict[str, Path]:
-    """The experiment files by name: those in ./experiments, then those that come with jaxbig."""
-    folders = [Path.cwd() / "experiments", Path(__file__).parents[1] / "experiments"]
-    files = [
-        file
-        for folder in folders
-        for file in sorted(folder.glob("*.py"))
-        if file.stem != "__init__"
-    ]
-    return {file.stem: file for file in reversed(files)}
-
-
-def summary(file: Path) -> str:
-    """The first line of an experiment file's docstring, without running it."""
-    try:
-        return (ast.get_docstring(ast.parse(file.read_bytes())) or "").split("\n")[0]
-    except (SyntaxError, ValueError) as error:
-        return f"cannot be read: line {getattr(error, 'lineno', None) or '?'}: {error}"
 
 
 def find(name: str) -> types.ModuleType:

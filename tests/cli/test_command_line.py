@@ -18,7 +18,7 @@ from support.compiling import HASTY
 from support.experiments import EXPERIMENTS
 
 from jaxbig.cli import main as command_line
-from jaxbig.cli.command import RunCommand
+from jaxbig.cli.experiment_command import RunCommand
 from jaxbig.cli.main import main
 from jaxbig.cli.train import Train
 from jaxbig.config.experiment import Experiment

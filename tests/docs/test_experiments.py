@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from support.experiments import EMBEDDED, EXPERIMENTS, small
 
-from jaxbig.config.discover import available, load, summary
+from jaxbig.config.discover import load
+from jaxbig.config.experiment_files import available, summary
 from jaxbig.distributed.mesh import Mesh
 from jaxbig.distributed.sharding import device_put_batch
 from jaxbig.errors import Refused

@@ -72,6 +72,7 @@ ONLY = {
         "jaxbig.system.disk",
     },
     "launch": {
+        "jaxbig.config.options",
         "jaxbig.config.overrides",
         "jaxbig.errors",
         "jaxbig.system.exit_codes",

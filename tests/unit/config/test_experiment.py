@@ -14,8 +14,9 @@ import flax.linen as nn
 import pytest
 from support.experiments import EXPERIMENTS, ROOT
 
-from jaxbig.config.discover import available, load, summary
+from jaxbig.config.discover import load
 from jaxbig.config.experiment import Experiment, InitializeFrom
+from jaxbig.config.experiment_files import available, summary
 from jaxbig.config.fingerprint import FREE, diff, fingerprint, identity
 from jaxbig.config.guard import Guard
 from jaxbig.config.serialize import to_json

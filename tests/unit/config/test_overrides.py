@@ -10,7 +10,8 @@ from jaxbig.cli.compare import Compare
 from jaxbig.cli.data import DataInspect
 from jaxbig.cli.train import Train
 from jaxbig.config.discover import load
-from jaxbig.config.overrides import lasting, parse, resolve, run_name, without
+from jaxbig.config.options import lasting, parse, run_name, without
+from jaxbig.config.overrides import resolve
 from jaxbig.errors import Refused
 
 

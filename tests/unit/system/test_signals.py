@@ -73,11 +73,12 @@ def test_sighup_under_nohup_stays_ignored(started: Callable[..., subprocess.Pope
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("module", ["difflib", "tyro"])
 def test_the_command_line_answers_a_signal_while_it_imports(
-    tmp_path: Path, number: signal.Signals
+    tmp_path: Path, number: signal.Signals, module: str
 ) -> None:
-    """The first module that the command line imports after `main` has started sends the signal."""
-    (tmp_path / "difflib.py").write_text(
+    """A module sends the signal: the first that `main` imports, or that a command imports."""
+    (tmp_path / f"{module}.py").write_text(
         f"import os, time; os.kill(os.getpid(), {number:d}); time.sleep(9)"
     )
     path = os.pathsep.join([str(tmp_path), *sys.path])
@@ -98,7 +99,8 @@ def test_importing_jaxbig_installs_no_handler() -> None:
     code = (
         "import signal; numbers = [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT]\n"
         "before = [signal.getsignal(number) for number in numbers]\n"
-        "import jaxbig, jaxbig.train.trainer, jaxbig.cli.commands, jaxbig.cli.main\n"
+        "import jaxbig, jaxbig.train.trainer, jaxbig.cli.main\n"
+        "for command in jaxbig.cli.main.COMMANDS: jaxbig.cli.main.load(command)\n"
         "import jaxbig.__main__\n"
         "assert [signal.getsignal(number) for number in numbers] == before\n"
         "assert signal.set_wakeup_fd(-1) == -1\n"

@@ -1,0 +1,76 @@
+"""Base classes of the commands on an experiment, and on its run, which has a folder."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Self
+
+import tyro
+
+from jaxbig.cli.command import Command
+from jaxbig.config.discover import load
+from jaxbig.config.experiment import Experiment
+from jaxbig.config.options import FolderOption, parse, run_name
+from jaxbig.distributed.multihost import initialize, is_process_zero
+from jaxbig.errors import Refused
+from jaxbig.system.determinism import set_deterministic
+from jaxbig.tracking.console import Screen
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExperimentCommand(Command):
+    """A command on an experiment."""
+
+    name: tyro.conf.Suppress[str]
+    options: tyro.conf.Suppress[tuple[str, ...]]
+    """Raw options, repeated in the suggested next commands."""
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+
+    @classmethod
+    def from_arguments(cls, word: str, arguments: Sequence[str]) -> Self:
+        if arguments[:1] in (["-h"], ["--help"]):
+            print(f"jaxbig {word} EXPERIMENT [--option value ...]: {cls.__doc__}")
+            print(
+                f"The options are those of the experiment: jaxbig {word} NAME --help; "
+                f"`jaxbig list` lists the experiments."
+            )
+            raise SystemExit
+        if not arguments or arguments[0].startswith("-"):
+            raise Refused(
+                f"{word} needs an experiment first, as in jaxbig {word} NAME; "
+                f"`jaxbig list` lists them."
+            )
+        name, *options = arguments
+        default = cls(name=name, options=tuple(options), experiment=load(name))
+        parsed = parse(cls, options, f"{word} {name}", default)
+        set_deterministic(parsed.experiment.deterministic, parsed.experiment.reproducible)
+        return parsed
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunCommand(FolderOption, ExperimentCommand):
+    """A command on a run of an experiment, which may have several processes."""
+
+    coordinator: str = ""
+    """HOST:PORT of process 0 of a multi-process run; auto: as the cluster reports it."""
+    processes: int = 0
+    """Number of processes of the run."""
+    process: int = -1
+    """Index of this process, from 0."""
+
+    def join(self, saves: bool = False) -> Screen:
+        """Connects the processes of the run.
+
+        Args:
+          saves: whether the command writes checkpoints, as `multihost.initialize` takes it.
+
+        Returns:
+          The screen; it is quiet except on process 0.
+        """
+        initialize(self.coordinator, self.processes, self.process, saves=saves)
+        return Screen(self.json, quiet=not is_process_zero())
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the run."""
+        return self.workdir or Path("runs") / run_name(self.name)

@@ -1,0 +1,24 @@
+"""The experiment files by name and their first lines, read without importing them or JAX."""
+
+import ast
+from pathlib import Path
+
+
+def available() -> dict[str, Path]:
+    """The experiment files by name: those in ./experiments, then those that come with jaxbig."""
+    folders = [Path.cwd() / "experiments", Path(__file__).parents[1] / "experiments"]
+    files = [
+        file
+        for folder in folders
+        for file in sorted(folder.glob("*.py"))
+        if file.stem != "__init__"
+    ]
+    return {file.stem: file for file in reversed(files)}
+
+
+def summary(file: Path) -> str:
+    """The first line of an experiment file's docstring, without running it."""
+    try:
+        return (ast.get_docstring(ast.parse(file.read_bytes())) or "").split("\n")[0]
+    except (SyntaxError, ValueError) as error:
+        return f"cannot be read: line {getattr(error, 'lineno', None) or '?'}: {error}"
