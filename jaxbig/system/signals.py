@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop (Ctrl-C, SIGTERM), and what happens before it has begun."""
+"""Signals that ask a run to stop (Ctrl-C, SIGTERM), and what happens before it has started."""
 
 import contextlib
 import os

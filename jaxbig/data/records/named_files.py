@@ -1,4 +1,4 @@
-"""Records of a table that names a file in each row."""
+"""Records from a table whose rows each name a file to read, such as an image or a sound."""
 
 import dataclasses
 import os
