@@ -13,7 +13,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("jaxbig", "experiments", "launch", "benchmarks", "tests")
-FILES = [ROOT / "README.md", *(file for name in FOLDERS for file in (ROOT / name).rglob("*.py"))]
+FILES = [
+    *ROOT.glob("*.md"),
+    *(file for name in FOLDERS for file in (ROOT / name).rglob("*.py")),
+    *(ROOT / "docs").rglob("*.md"),
+    *(ROOT / "docs").rglob("*.py"),
+]
 BANNED = {
     "told": "reported, logged, returned",
     "tells": "reports, shows",
