@@ -22,6 +22,8 @@ FREE = (
     "read_ahead",
 )
 """The fields of an experiment that may change when a run is resumed."""
+ADDED_LATER = {"optimizer": {"clip_value": None}}
+"""Fields that runs before them do not have, with their defaults, at which they change nothing."""
 FREE_OF_DATA = ("skip_bad_records",)  # a batch is the same, however many more may be left out
 
 
@@ -32,6 +34,13 @@ def identity(experiment: Any, data_identity: str) -> dict[str, Any]:
     fixed["data"] = {
         name: value for name, value in fixed["data"].items() if name not in FREE_OF_DATA
     }
+    for part, defaults in ADDED_LATER.items():
+        if part in fixed:
+            fixed[part] = {
+                name: value
+                for name, value in fixed[part].items()
+                if name not in defaults or value != defaults[name]
+            }
     return {**fixed, "data_identity": data_identity}
 
 

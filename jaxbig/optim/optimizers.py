@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxbig.arrays.tree import path_name
-from jaxbig.constraints import FractionBelowOne, NonNegativeFloat
+from jaxbig.constraints import FractionBelowOne, NonNegativeFloat, PositiveFloat
 from jaxbig.errors import Refused
 from jaxbig.optim.schedules import Schedule
 
@@ -63,6 +63,9 @@ class Optimizer(abc.ABC):
     """Its schedule."""
     clip_norm: NonNegativeFloat | None = None
     """Clips the gradient to this global norm; None: no clipping."""
+    clip_value: PositiveFloat | None = None
+    """Clips each number of the gradient to between this and its negative, before `clip_norm`; None:
+    no clipping."""
     l1: NonNegativeFloat = 0.0
     """Adds `l1 * |w|` for each chosen parameter w to the loss."""
     l2: NonNegativeFloat = 0.0
@@ -83,6 +86,10 @@ class Optimizer(abc.ABC):
         """The mask of `decayed`; among those that are not frozen there may be none."""
         return chosen("decayed", self.decayed, needed=self.frozen is None)
 
+    def updates(self, steps: int) -> list[optax.GradientTransformation]:
+        """From the gradient to the update, in a run of `steps` steps."""
+        return [self.direction(), optax.scale_by_learning_rate(self.learning_rate.build(steps))]
+
     def build(self, steps: int) -> optax.GradientTransformation:
         """The optax transformation for a run of `steps` steps."""
         mask = self.penalized()
@@ -92,8 +99,9 @@ class Optimizer(abc.ABC):
             )
         )
         parts = [optax.masked(with_penalties, mask)] if self.l1 or self.l2 else []
+        parts += [] if self.clip_value is None else [optax.clip(self.clip_value)]
         parts += [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]
-        parts += [self.direction(), optax.scale_by_learning_rate(self.learning_rate.build(steps))]
+        parts += self.updates(steps)
         parts += [
             scaled(chosen("rate-factors", pattern, self.frozen is None), factor)
             for pattern, factor in self.rate_factors

@@ -109,12 +109,19 @@ def make_program(experiment: Experiment, devices: Sequence[Any] | None = None) -
         shapes = jax.eval_shape(init)
     variables = parameter_shardings(boxed, mesh, rules)
     params = variables.pop("params")
-    # an optimizer's moments are sharded as their parameters are
+
+    def sharding_of(leaf: Any, sharding: Any, parameter: Any) -> Any:
+        if frozen(leaf):
+            return leaf
+        return sharding if leaf.shape == parameter.shape else whole
+
+    # an optimizer's moments are sharded as their parameters are; a factored one has other shapes
     moments = optax.tree_map_params(
         optimizer,
-        lambda leaf, sharding: leaf if frozen(leaf) else sharding,
+        sharding_of,
         shapes.opt_state,
         params,
+        shapes.params,
         transform_non_params=lambda _: whole,
         is_leaf=frozen,
     )

@@ -49,6 +49,7 @@ from jaxbig.models.rnn import RNN
 from jaxbig.objectives.classification import Classification
 from jaxbig.objectives.masked_token import MaskedToken
 from jaxbig.objectives.next_token import NextToken
+from jaxbig.optim.optax_optimizer import Optax
 from jaxbig.optim.optimizers import SGD, AdamW
 from jaxbig.optim.schedules import Constant, WarmupCosine, WarmupLinear
 from jaxbig.train.resume import differences
@@ -404,6 +405,7 @@ def print_of(experiment: Experiment, data_identity: str = "digits sha256:1") -> 
     return fingerprint(identity(to_json(experiment), data_identity))
 
 
+RATE = WarmupCosine(peak=1e-3, warmup=5)
 OTHER = {
     "seed": changed(seed=1),
     "chunks": changed(reproducible=8),
@@ -419,6 +421,12 @@ OTHER = {
         optimizer=AdamW(learning_rate=WarmupCosine(peak=1e-3, warmup=5), weight_decay=0.02)
     ),
     "rate": changed(optimizer=AdamW(learning_rate=WarmupCosine(peak=2e-3, warmup=5))),
+    "clipping": changed(optimizer=dataclasses.replace(BASE.optimizer, clip_value=1.0)),
+    "an optimizer of optax": changed(optimizer=Optax(name="lion", learning_rate=RATE)),
+    "another one": changed(optimizer=Optax(name="lamb", learning_rate=RATE)),
+    "another argument of it": changed(
+        optimizer=Optax(name="lamb", learning_rate=RATE, arguments={"b1": 0.8})
+    ),
     "schedule": changed(optimizer=AdamW(learning_rate=WarmupLinear(peak=1e-3, warmup=5))),
 }
 SAME = {
@@ -469,6 +477,14 @@ def test_how_many_records_may_be_left_out_is_no_part_of_a_fingerprint() -> None:
         )
         == []
     )
+
+
+def test_a_field_that_came_later_counts_only_where_it_changes_something() -> None:
+    now = to_json(BASE)
+    before = to_json(BASE)
+    del before["optimizer"]["clip_value"]
+    assert identity(before, "x") == identity(now, "x")
+    assert differences({"experiment": before, "data_identity": "x"}, identity(now, "x")) == []
 
 
 def test_every_field_is_known_to_count_or_not() -> None:

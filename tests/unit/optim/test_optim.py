@@ -14,13 +14,18 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import PartitionSpec
 from support.experiments import EXPERIMENTS, small
 
 from jaxbig.arrays.tree import flatten_with_paths
+from jaxbig.constraints import validate
+from jaxbig.distributed.mesh import Mesh
 from jaxbig.errors import Refused
+from jaxbig.models.mlp import MLP
+from jaxbig.optim.optax_optimizer import Optax
 from jaxbig.optim.optimizers import SGD, Adam, AdamW, Optimizer, chosen
 from jaxbig.optim.schedules import Constant, Schedule, WarmupCosine, WarmupLinear
-from jaxbig.program.program import make_init
+from jaxbig.program.program import make_init, make_program
 
 float32 = functools.partial(np.array, dtype=np.float32)
 RATE = WarmupCosine(peak=0.1, warmup=5, end=0.01)
@@ -75,6 +80,18 @@ RIVALS: dict[str, tuple[Optimizer, Callable[..., optax.GradientTransformation]]]
         AdamW(learning_rate=RATE, weight_decay=0.3),
         lambda rate: optax.adamw(rate, weight_decay=0.3, mask=mask),
     ),
+    "lion of optax": (
+        Optax(name="lion", learning_rate=RATE, arguments={"b1": 0.8, "weight_decay": 0.3}),
+        lambda rate: optax.lion(rate, 0.8, weight_decay=0.3, mask=mask),
+    ),
+    "a part of optax": (
+        Optax(name="optax.scale_by_lion", learning_rate=RATE, arguments={"b2": 0.5}),
+        lambda rate: optax.chain(optax.scale_by_lion(b2=0.5), optax.scale_by_learning_rate(rate)),
+    ),
+    "adam clipped by value": (
+        Adam(learning_rate=RATE, clip_value=0.5, clip_norm=1.0),
+        lambda rate: optax.chain(optax.clip(0.5), optax.clip_by_global_norm(1.0), optax.adam(rate)),
+    ),
     "clipped adamw": (
         AdamW(learning_rate=RATE, clip_norm=0.5),
         lambda rate: optax.chain(
@@ -116,6 +133,40 @@ def test_a_gradient_is_clipped_to_its_global_norm(clip: float | None, scale: flo
     update = first_update(SGD(learning_rate=Constant(0.5), momentum=0.0, clip_norm=clip), gradient)
     np.testing.assert_allclose(update["embedding"], [[-1.5 * scale, -2 * scale]], rtol=1e-6)
     np.testing.assert_allclose(update["lstm_0"]["bias"], [-6 * scale], rtol=1e-6)
+
+
+def test_each_number_of_a_gradient_is_clipped_to_a_value() -> None:
+    gradient = jax.tree.map(np.zeros_like, PARAMS)
+    gradient["embedding"] = float32([[0.3, -4]])
+    update = first_update(SGD(learning_rate=Constant(0.5), momentum=0, clip_value=1.0), gradient)
+    np.testing.assert_allclose(update["embedding"], [[-0.15, 0.5]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("lyon", {}, r"--name 'lyon': optax has no function of that name; the nearest are lion"),
+        ("lion", {"beta": 0.9}, "--arguments 'beta': optax.lion has no argument of that name; it"),
+        ("lion", {"learning_rate": 1.0}, "--arguments 'learning_rate': it is set by --optimizer.l"),
+        ("lion", {"b1": "x"}, "--name 'lion' does not work as a plain optimizer"),
+        ("lbfgs", {}, "--name 'lbfgs' does not work as a plain optimizer"),
+        ("cosine_decay_schedule", {"init_value": 1.0, "decay_steps": 2}, "is no gradient transfor"),
+        (optax.lion(0.1), {}, "optax has no function of that name"),
+    ],
+)
+def test_what_is_no_optimizer_of_optax_is_refused(name: Any, arguments: Any, said: str) -> None:
+    with pytest.raises(Refused, match=said):
+        validate(Optax(name=name, learning_rate=RATE, arguments=arguments))
+
+
+def test_moments_of_other_shapes_are_on_every_device() -> None:
+    optimizer = Optax(name="adafactor", learning_rate=RATE, arguments={"factored": False})
+    changes = {"model": MLP(widths=(32,), outputs=10), "mesh": Mesh(fsdp=2, data=4)}
+    program = make_program(small("digits_convnet", optimizer=optimizer, **changes))
+    leaves = flatten_with_paths(program.abstract.opt_state).values()
+    specs = {leaf.shape: leaf.sharding.spec for leaf in leaves}
+    assert specs[(32, 10)] == PartitionSpec("fsdp", None)
+    assert specs[(1,)] == PartitionSpec()  # in place of the rows and columns of a matrix
 
 
 @pytest.mark.parametrize("clip", [None, 2.0])
