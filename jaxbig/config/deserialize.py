@@ -95,13 +95,11 @@ def shipped_classes() -> Classes:
         package = importlib.import_module(f"jaxbig.{room}")
         for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             module = importlib.import_module(info.name)
-            own = (
-                each
-                for each in vars(module).values()
-                if isinstance(each, type) and each.__module__ == module.__name__
-            )
-            for each in filter(dataclasses.is_dataclass, own):
-                found.setdefault(each.__name__, []).append(each)
+            for name, each in vars(module).items():
+                if not isinstance(each, type) or each.__module__ != module.__name__:
+                    continue  # imported there
+                if hasattr(each, "__dataclass_fields__"):
+                    found.setdefault(name, []).append(each)
     return found
 
 
