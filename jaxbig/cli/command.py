@@ -1,4 +1,4 @@
-"""Base class of the commands: parsing its options, printing its result. Needs no JAX."""
+"""The base class of all commands: parses options, prints a table or JSON. Needs no JAX."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Audio classification data sets: sounds, as log-mel spectrograms, and their classes.
+"""Data set of sounds with classes, from any records: log-mel spectrograms.
 
 The spectrogram (log_mel.py) is computed in the compiled step.
 """

@@ -1,4 +1,4 @@
-"""Image classification data sets: images and their classes.
+"""Data set of images with classes, from any records, with augmentation.
 
 The host decodes and resizes each image. Random augmentation (augment.py) is part of the compiled
 step and depends only on its PRNG keys.

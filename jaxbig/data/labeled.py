@@ -1,4 +1,4 @@
-"""Base class of classification data sets: labels are numbers, or words to be numbered."""
+"""Base class of data sets with classes: labels are numbers, or words to be numbered."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Segmentation data sets: images with a class for each pixel."""
+"""Data set of images with a class per pixel (segmentation), and its folder of files."""
 
 import dataclasses
 import io

@@ -1,4 +1,4 @@
-"""Tabular data sets: columns of numbers, their targets, and their statistics."""
+"""Data set of numeric columns and targets (numbers or a class); caches its mean and deviation."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Token data sets for language modeling, masked LM, text classification and translation.
+"""Data sets of text, from any records: language modeling, classification, translation.
 
 Masking is the objective's (objectives/masked_token.py).
 

@@ -1,4 +1,4 @@
-"""Text classification data sets whose texts are token arrays already."""
+"""Data set of token arrays with classes, for texts that are tokenized already."""
 
 import dataclasses
 from typing import Literal

@@ -1,1 +1,1 @@
-"""Data sets that need no download, and ImageNet's usual settings."""
+"""Data sets that come with jaxbig or need a name only; prepared once in TFDS's folder."""

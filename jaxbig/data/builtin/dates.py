@@ -1,4 +1,4 @@
-"""Dates as people write them, for translation to ISO 8601: "the 9th of May, 98" -> "1998-05-09".
+"""Generated data set of written dates and their ISO 8601 form; prepared once in TFDS's folder.
 
 A small task for sequence-to-sequence models, for looking at attention. Dates are from 1970 to 2029.
 Each text has exactly one meaning: `5.9.1998` starts with the day, `5/9/1998` with the month, and

@@ -1,4 +1,4 @@
-"""The diabetes data of scikit-learn (Efron et al., 2004), standardized; written once by TFDS.
+"""Data set of scikit-learn's diabetes study (Efron et al., 2004); prepared once in TFDS's folder.
 
 442 patients, 10 measurements each. The target is the progress of the disease after one year. The
 split is fixed: 353 patients for training and 89 for evaluation, after one fixed shuffle.

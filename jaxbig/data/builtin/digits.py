@@ -1,4 +1,4 @@
-"""Handwritten digits that come with scikit-learn: 1,797 images of 8x8 (Alpaydin and Kaynak, 1998).
+"""Data set of scikit-learn's 1,797 handwritten digits of 8x8; prepared once in TFDS's folder.
 
 The split is fixed: 1,437 to train and 360 to evaluate, after one fixed shuffle of all.
 """

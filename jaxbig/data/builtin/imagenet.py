@@ -1,4 +1,4 @@
-"""ImageNet-1k with the usual crops: random in training, central in evaluation."""
+"""The ImageNet-1k data set with the usual crops: random in training, central in evaluation."""
 
 from jaxbig.data.images import Images
 from jaxbig.data.records.tfds import Tfds

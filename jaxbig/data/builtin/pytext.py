@@ -1,4 +1,4 @@
-"""The source text of the running Python's standard library, as bytes.
+"""Data sets of the running Python's standard library as bytes; prepared once in TFDS's folder.
 
 It differs between versions of Python, so its sha256 is its identity. The split is by file: one in
 twenty is held out, by the hash of its name.

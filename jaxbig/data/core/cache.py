@@ -1,4 +1,4 @@
-"""Cache of results computed once on a machine: `~/.cache/jaxbig`, or the folder in JAXBIG_CACHE."""
+"""The cache on disk of what is computed once: `~/.cache/jaxbig`, or the folder in JAXBIG_CACHE."""
 
 import contextlib
 import hashlib

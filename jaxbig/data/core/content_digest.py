@@ -1,4 +1,4 @@
-"""Digests of records and files: an identity that changes when the data does.
+"""Digests of records and files: the identity of a data set, which changes when the data does.
 
 Small data is read completely. Of large data a part is read, the same each time, and every size: a
 change of a few records may go unnoticed. To rule that out, return an identity of your own

@@ -1,4 +1,4 @@
-"""`Examples`: a data set that decodes records lazily, and reports those that cannot be read."""
+"""Base class of data sets that decode records when they are read, and report unreadable ones."""
 
 import abc
 import dataclasses

@@ -1,1 +1,1 @@
-"""Where the data is: one file a format."""
+"""Where the data is: one file a format. Files are read, and indexed once in the cache."""

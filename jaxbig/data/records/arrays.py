@@ -1,4 +1,4 @@
-"""Records in a file of NumPy arrays, as `numpy.savez` writes it."""
+"""Records from a file of NumPy arrays (`numpy.savez`), one per row."""
 
 import contextlib
 import dataclasses

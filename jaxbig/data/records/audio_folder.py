@@ -1,4 +1,4 @@
-"""Records in a folder of sound files, a folder a class."""
+"""Records from a folder of sound files, with one folder per class."""
 
 import dataclasses
 import io

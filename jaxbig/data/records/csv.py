@@ -1,4 +1,4 @@
-"""Records in CSV tables: each row is a record."""
+"""Records from CSV files, one per row; a file is held in memory."""
 
 import collections
 import dataclasses

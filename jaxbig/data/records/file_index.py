@@ -1,4 +1,4 @@
-"""Base classes of records in your own files: a cached index of positions, and the eval split.
+"""Base classes of records from your own files: the index in the cache, and the eval split.
 
 The index is built once and cached in `~/.cache/jaxbig`, or in the folder in JAXBIG_CACHE: arrays in
 a folder, which all processes of a machine map into memory. Its name is a hash of the settings and

@@ -1,4 +1,4 @@
-"""Records in a folder that Hugging Face's `save_to_disk` wrote, read without that library."""
+"""Records from a folder that Hugging Face's `save_to_disk` wrote, read without that library."""
 
 import collections
 import dataclasses

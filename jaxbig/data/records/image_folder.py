@@ -1,4 +1,4 @@
-"""Records in a folder of images, with one folder for each class."""
+"""Records from a folder of image files, with one folder per class."""
 
 import dataclasses
 import hashlib

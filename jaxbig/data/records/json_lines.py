@@ -1,4 +1,4 @@
-"""Records in JSON lines: a file with one JSON object a line (jsonlines.org)."""
+"""Records from JSON-lines files, one object per line (jsonlines.org)."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""A weighted mixture of record sets whose shares hold at any moment of a run.
+"""Records from several record sets, mixed by weights that hold at any moment of a run.
 
 The golden ratio's Kronecker sequence decides which part the n-th sample comes from:
 x_n = (n * GOLDEN + offset) mod 2**64 is spread evenly over its range in every window (Weyl, 1916;

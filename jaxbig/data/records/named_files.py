@@ -1,4 +1,4 @@
-"""Records from a table whose rows each name a file to read, such as an image or a sound."""
+"""Records of another table, each with the file that it names: image bytes or audio samples."""
 
 import dataclasses
 import os

@@ -1,4 +1,4 @@
-"""Records in Parquet files, indexed once as all your own files are: each row is a record."""
+"""Records from Parquet files, one per row."""
 
 import collections
 import dataclasses

@@ -1,4 +1,4 @@
-"""Synthetic records with the features of real ones, to try an experiment without its data."""
+"""Random records with the features of real ones, to try an experiment without its data."""
 
 import dataclasses
 import io

@@ -1,4 +1,4 @@
-"""Records in text files: each file, line or paragraph is a record."""
+"""Records from text files: each file, line or paragraph is one."""
 
 import array
 import dataclasses

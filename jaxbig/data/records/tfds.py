@@ -1,4 +1,4 @@
-"""Records of TensorFlow Datasets by name, read without TensorFlow.
+"""Records of a TensorFlow Datasets data set by name, downloaded once, read without TensorFlow.
 
 They are stored in the folder in TFDS_DATA_DIR, or `~/tensorflow_datasets`. Only `jaxbig data
 prepare EXPERIMENT` uses the network: it fetches and prepares them.

@@ -1,4 +1,4 @@
-"""Base class of the bundled TFDS builders, which write ArrayRecord files without TensorFlow.
+"""Base class of TFDS builders in data/builtin: they write ArrayRecord files without TensorFlow.
 
 They are stored where TFDS keeps all data sets: in `~/tensorflow_datasets`, or the folder in
 TFDS_DATA_DIR.

@@ -1,1 +1,1 @@
-"""Changes of pixels and sounds, most of them inside the compiled step."""
+"""Changes of pixels and sounds: on the host when files are decoded, else in the compiled step."""

@@ -1,4 +1,4 @@
-"""Image augmentation inside the compiled step: pure functions of an image and a PRNG key.
+"""Image augmentation, normalization, Mixup and CutMix: settings and pure compiled functions.
 
 An image is float32 [Y, X, C] in [0, 1], grayscale (C = 1) or RGB (C = 3). Only its top left `size`
 (height, width) is valid; the rest is 0. Each example of a batch has its own key; what a pair of

@@ -1,4 +1,4 @@
-"""Color adjustments of float images in JAX, by Pillow's formulas: brightness, contrast, and others.
+"""Color adjustments of images in JAX by Pillow's formulas (brightness, contrast, ...); pure.
 
 An image is float32 [Y, X, C] in [0, 1], grayscale (C = 1) or RGB (C = 3).
 """

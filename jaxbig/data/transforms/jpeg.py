@@ -1,4 +1,4 @@
-"""Decodes image files, and downscales JPEG files while it decodes them.
+"""Decodes image files on the host, and downscales JPEG files while it decodes them.
 
 With the extra `images`, libjpeg-turbo decodes and OpenCV resizes, in less than half of the time of
 Pillow, which does both otherwise. Their pixels differ by a gray level or two, so `decoder` is part

@@ -1,4 +1,4 @@
-"""Converts any image to 8 bits a channel, grayscale or RGB, upright and opaque.
+"""Converts images on the host to 8 bits per channel, grayscale or RGB, upright and opaque.
 
 Of a file with several images (GIF, WebP, TIFF) the first is used.
 """
