@@ -1,4 +1,4 @@
-"""Launches one run as several processes on this machine: on CPU devices, or one per GPU.
+"""Prints the commands of a run of several processes on this machine; `--submit` starts them.
 
     python -m jaxbig.launch.local pytext_transformer --processes 4 --submit -- --steps 100
 

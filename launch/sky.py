@@ -1,4 +1,4 @@
-"""Launches a run as a SkyPilot job: on any of its clouds, on demand or spot, with recovery.
+"""Prints the SkyPilot task of a run, on demand or spot with recovery; `--submit` launches it.
 
     python -m jaxbig.launch.sky pytext_transformer --accelerators H100:8 --nodes 2 --spot \\
         --bucket my-runs > task.yaml

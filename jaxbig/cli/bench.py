@@ -1,4 +1,4 @@
-"""`jaxbig bench`: times the training loop against its bare compiled step."""
+"""`jaxbig bench`: times the training loop against its compiled step in a bare loop."""
 
 import dataclasses
 

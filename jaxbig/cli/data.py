@@ -1,4 +1,4 @@
-"""`jaxbig data prepare` (downloads and prepares) and `jaxbig data inspect` (shows a batch)."""
+"""`jaxbig data prepare` (downloads, prepares) and `data inspect` (shows a batch as text or PNG)."""
 
 import dataclasses
 from pathlib import Path

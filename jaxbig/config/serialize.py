@@ -1,4 +1,4 @@
-"""Turns an experiment into plain JSON, for run.json."""
+"""Turns an experiment into plain JSON values, for run.json and options; writes nothing."""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Connects the processes of a run (jax.distributed), and what they tell and compare.
+"""Several processes as one run: connect (jax.distributed), compare, share values, agree to stop.
 
 Values are exchanged through the coordination service of `jax.distributed`, not over the devices, so
 a process may wait for minutes, e.g. until a dataset is prepared or a compilation ends.

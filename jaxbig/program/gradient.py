@@ -1,4 +1,4 @@
-"""The loss of a batch and its gradient, compiled: at once, accumulated, or in a fixed order.
+"""Functions traced into the train step: a batch's loss and gradient, at once or in parts.
 
 The gradient of a mean is the sum of the parts' gradients of the total loss over the sum of their
 weights, so parts of unequal weight (padding) change nothing. Each part draws its own dropout;

@@ -1,4 +1,4 @@
-"""RandAugment (Cubuk et al., 2020) in the compiled step: random operations, all of one strength.
+"""RandAugment (Cubuk et al., 2020): random image operations in the compiled step; pure.
 
 A few are drawn from fourteen. Each operation is a function of an image, float32 [Y, X, C] in [0,
 1], and an amount. Operations that Pillow computes on integers of 0 to 255 are computed so here.
