@@ -1,4 +1,4 @@
-"""Prints the JobSet of a run for Google Kubernetes Engine (TPU or GPU); `--submit` creates it.
+"""Checks a run and prints its JobSet for Google Kubernetes Engine; `--submit` creates it.
 
     python -m jaxbig.launch.gke c4_llama_7b --image IMAGE --claim runs --data tfds \\
         --tpu v5p:4x4x8 --slices 2 -- --mesh.data 2 > run.yaml

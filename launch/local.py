@@ -1,4 +1,4 @@
-"""Prints the commands of a run of several processes on this machine; `--submit` starts them.
+"""Checks a run and prints the commands of its processes on this machine; `--submit` starts them.
 
     python -m jaxbig.launch.local pytext_transformer --processes 4 --submit -- --steps 100
 

@@ -1,4 +1,4 @@
-"""Prints the SkyPilot task of a run, on demand or spot with recovery; `--submit` launches it.
+"""Checks a run and prints its SkyPilot task, on demand or spot; `--submit` launches it.
 
     python -m jaxbig.launch.sky pytext_transformer --accelerators H100:8 --nodes 2 --spot \\
         --bucket my-runs > task.yaml

@@ -1,4 +1,4 @@
-"""Prints the Slurm script of a run, one process per GPU or per node; `--submit` submits it.
+"""Checks a run and prints its Slurm script, one process per GPU or node; `--submit` submits it.
 
     python -m jaxbig.launch.slurm pytext_transformer --nodes 2 --time 4:00:00 --partition main \\
         -- --steps 100 > run.sbatch

@@ -1,4 +1,4 @@
-"""Prints the gcloud commands of a run on TPU VMs, from create to delete; `--submit` runs them.
+"""Checks a run and prints its gcloud commands for TPU VMs, create to delete; `--submit` runs them.
 
     python -m jaxbig.launch.tpu_vm c4_llama_1b --zone us-east5-a --type v5p-128 \\
         --image v2-alpha-tpuv5 --bucket my-runs --data my-data

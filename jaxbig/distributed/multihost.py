@@ -1,4 +1,4 @@
-"""Several processes as one run: connect (jax.distributed), compare, share values, agree to stop.
+"""Joins a run's processes over the network, not devices: compare, share, handle stop signals.
 
 Values are exchanged through the coordination service of `jax.distributed`, not over the devices, so
 a process may wait for minutes, e.g. until a dataset is prepared or a compilation ends.

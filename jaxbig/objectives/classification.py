@@ -1,4 +1,4 @@
-"""The classification objective: one class per example, or any number of labels per example.
+"""The classification objective: cross-entropy, one class or any labels per example. Pure.
 
 Letters in shape comments: B batch, K classes.
 """

@@ -1,4 +1,4 @@
-"""The CTC objective (Graves et al., 2006): a token sequence from audio frames, without alignment.
+"""The CTC objective (Graves et al., 2006): a token sequence from frames, without alignment. Pure.
 
 Letters in shape comments: B batch, L frames, T target tokens, K classes.
 """

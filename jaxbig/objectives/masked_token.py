@@ -1,4 +1,4 @@
-"""The masked-language-modeling objective of BERT: predict tokens hidden from the model.
+"""The masked-language-modeling objective of BERT: cross-entropy of hidden tokens. Pure.
 
 Letters in shape comments: B batch, L length.
 """

@@ -1,4 +1,4 @@
-"""The language-modeling objective: predict the next token of a text.
+"""The language-modeling objective: cross-entropy of the next token. Pure.
 
 Letters in shape comments: B batch, L length, D width, V vocabulary, C chunks.
 """

@@ -1,4 +1,4 @@
-"""The regression objective: predict one or more real numbers per example.
+"""The regression objective: squared, absolute or Huber loss in the step; R2 on the host. Pure.
 
 Letters in shape comments: B batch, K numbers an example.
 """

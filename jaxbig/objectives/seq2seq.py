@@ -1,4 +1,4 @@
-"""The sequence-to-sequence objective: predict a target sequence from a source, as in translation.
+"""The sequence-to-sequence objective: cross-entropy of a target sequence, given a source. Pure.
 
 Letters in shape comments: B batch, S length of the source, T length of the target, V vocabulary of
 the target.

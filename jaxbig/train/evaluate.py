@@ -1,4 +1,4 @@
-"""Evaluates a run's last good checkpoint; reads the run directory and writes nothing."""
+"""Evaluates a run's last good checkpoint; only reads its directory; prepares data if missing."""
 
 import functools
 import itertools

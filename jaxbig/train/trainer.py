@@ -1,4 +1,4 @@
-"""The training loop: batch, step, report, evaluate, save, next; the only place with effects."""
+"""The training loop: batch, step, report, evaluate, save, next; `fit` and its `Trainer`."""
 
 import contextlib
 import functools
