@@ -10,6 +10,7 @@ COMMANDS = {
     "check": "jaxbig.cli.check:Check",
     "train": "jaxbig.cli.train:Train",
     "evaluate": "jaxbig.cli.evaluate:Evaluate",
+    "lr-find": "jaxbig.cli.lr_find:LrFind",
     "replay": "jaxbig.cli.replay:Replay",
     "compare": "jaxbig.cli.compare:Compare",
     "bench": "jaxbig.cli.bench:Bench",

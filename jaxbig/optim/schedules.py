@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxbig.constraints import NonNegativeFloat, NonNegativeInt
+from jaxbig.constraints import NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,3 +87,17 @@ class WarmupInverseRoot(Schedule):
             return self.peak * jnp.minimum(made / warmup, jnp.sqrt(warmup / made))
 
         return rate
+
+
+@dataclasses.dataclass(frozen=True)
+class Exponential(Schedule):
+    """From `start` to `end`, times the same factor each step, as a learning-rate finder needs."""
+
+    start: PositiveFloat
+    """The rate of the first step."""
+    end: PositiveFloat
+    """The rate of the last step."""
+
+    def build(self, steps: int) -> optax.Schedule:
+        factor = (self.end / self.start) ** (1 / max(steps - 1, 1))
+        return lambda step: jnp.asarray(self.start * factor**step, jnp.float32)
