@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from pathlib import Path
 from typing import Any
@@ -267,26 +267,56 @@ class CheckpointManager:
         abstract: Any,
         fit: Fit = lambda abstract, shapes: abstract,
         *,
-        last_step: int = sys.maxsize,
+        steps: Sequence[int] | None = None,
         only: tuple[str, ...] = (),
     ) -> Any:
-        """Restores the newest good checkpoint; logs which newer ones are corrupt, and how.
+        """Restores the first good checkpoint; logs which before it are corrupt, and how.
 
         Args:
           abstract: shapes, dtypes and shardings of the state.
           fit: adapts `abstract` to a checkpoint, where that may differ.
-          last_step: later checkpoints are ignored.
+          steps: the checkpoints to try, in this order; None: all, the newest first.
           only: fields of the state that are restored, if `abstract` has only these.
 
         Returns:
           A `Restored`, or None if there is no checkpoint.
 
         Raises:
-          Failed: all checkpoints are corrupt.
+          Failed: all of them are corrupt.
           Refused: shapes differ.
         """
-        steps = [step for step in on_process_zero(self.steps)[::-1] if step <= last_step]
+        if steps is None:
+            steps = self.choose("last")
         return self._first_good(lambda step: self._load(step, abstract, fit, only), steps)
+
+    def choose(self, which: str) -> list[int]:
+        """The steps to restore from, in order of preference, the same on all processes.
+
+        Args:
+          which: "last" or "best", where the next best follows, or the number of a step.
+
+        Raises:
+          Refused: there is no such checkpoint; the message names those there are.
+        """
+
+        def find() -> tuple[list[int], list[int]]:
+            saved = self.steps()
+            if which == "last":
+                return saved[::-1], saved
+            if which == "best":
+                return self._ranked()[0], saved
+            return [step for step in saved if str(step) == which], saved
+
+        chosen, saved = on_process_zero(find)
+        if saved and not chosen:
+            there = ", ".join(map(str, saved))
+            if which == "best":
+                raise Refused(f"no checkpoint in {self.folder} is evaluated; there are {there}.")
+            raise Refused(
+                f"--step {which}: it must be last, best or a step with a checkpoint, of which "
+                f"there are {there}."
+            )
+        return chosen
 
     def restore_parameters(self, best: bool = False) -> Restored | None:
         """Restores `params`, and `batch_stats` if there are any, in host memory, of any model.
@@ -365,7 +395,7 @@ class CheckpointManager:
             raise CorruptCheckpointError(f"is a copy of step {noted['step']}")
         return noted
 
-    def _first_good(self, load: Callable[[int], Any], steps: list[int]) -> Any:
+    def _first_good(self, load: Callable[[int], Any], steps: Sequence[int]) -> Any:
         reasons = []
         for step in steps:
             try:

@@ -1,4 +1,4 @@
-"""`jaxbig evaluate`: evaluates the last checkpoint of a run."""
+"""`jaxbig evaluate`: evaluates a checkpoint of a run."""
 
 import dataclasses
 
@@ -11,11 +11,14 @@ from jaxbig.train.evaluate import evaluate_run
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluate(RunCommand):
-    """Evaluates a run's last good checkpoint on the evaluation split; its folder is not changed."""
+    """Evaluates a checkpoint of a run on the evaluation split; its folder is not changed."""
+
+    step: str = "last"
+    """Which checkpoint: last, best, or the number of its step."""
 
     def __call__(self) -> int:
         self.join()
-        result = evaluate_run(self.experiment, self.folder)
+        result = evaluate_run(self.experiment, self.folder, self.step)
         if not is_process_zero():
             return DONE
         title = f"{self.name} at step {result['step']}"

@@ -10,6 +10,7 @@ import tyro
 from jaxbig.cli.command import Command
 from jaxbig.config.discover import load
 from jaxbig.config.experiment import Experiment
+from jaxbig.config.experiment_files import run_folder
 from jaxbig.config.options import FolderOption, parse, run_name
 from jaxbig.distributed.multihost import initialize, is_process_zero
 from jaxbig.errors import Refused
@@ -73,4 +74,4 @@ class RunCommand(FolderOption, ExperimentCommand):
     @property
     def folder(self) -> Path:
         """The folder of the run."""
-        return self.workdir or Path("runs") / run_name(self.name)
+        return self.workdir or run_folder(self.name) or Path("runs") / run_name(self.name)

@@ -21,7 +21,7 @@ Classes = Mapping[str, Collection[type]]
 """Classes by name; a name is not always unique."""
 
 
-def load_run(workdir: Path, own: Iterable[type] = ()) -> Experiment:
+def load_run(workdir: str | Path, own: Iterable[type] = ()) -> Experiment:
     """The experiment of the run in a folder, with the options that it was last started with.
 
     Args:
@@ -31,9 +31,12 @@ def load_run(workdir: Path, own: Iterable[type] = ()) -> Experiment:
     Raises:
       Refused: the folder holds no run, or its experiment cannot be rebuilt.
     """
-    run = read_json(workdir / "run.json")
+    run = read_json(Path(workdir) / "run.json")
     if run is None or not isinstance(run.get("experiment"), dict):
-        raise Refused(f"{workdir} is not the folder of a run: it has no run.json of an experiment.")
+        raise Refused(
+            f"{workdir} is not the folder of a run, which has a file run.json: name one that has, "
+            f"an experiment's file ending in .py, or a name that `jaxbig list` shows."
+        )
     own = tuple(own)
     known = {each.__name__ for each in own}
     modules = run.get("modules")

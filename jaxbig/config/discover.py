@@ -1,4 +1,4 @@
-"""Finding and loading experiment files by name or path."""
+"""Finding and loading experiments: files by name or path, and folders of runs."""
 
 import contextlib
 import difflib
@@ -10,8 +10,9 @@ import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from jaxbig.config.deserialize import load_run
 from jaxbig.config.experiment import Experiment
-from jaxbig.config.experiment_files import available
+from jaxbig.config.experiment_files import available, run_folder
 from jaxbig.errors import Refused
 
 
@@ -25,6 +26,8 @@ def find(name: str) -> types.ModuleType:
       Refused: if there is none; the message has the nearest names.
     """
     known = available()
+    if run_folder(name):
+        raise Refused(f"{name} is a run's folder, which has no functions: name an experiment.")
     if name in known or name.endswith(".py"):
         return import_file(known.get(name, Path(name)))
     if "." in name and all(part.isidentifier() for part in name.split(".")):
@@ -35,7 +38,16 @@ def find(name: str) -> types.ModuleType:
 
 
 def load(name: str) -> Experiment:
-    """The experiment that `config()` returns in the module called `name`, as for `find`."""
+    """An experiment, with the options of its run where a run's folder is named.
+
+    Args:
+      name: as for `find`, or a run's folder.
+
+    Raises:
+      Refused: if there is none, or it is no experiment.
+    """
+    if run_folder(name):
+        return load_run(name)
     module = find(name)
     if not callable(getattr(module, "config", None)):
         raise Refused(

@@ -1,6 +1,7 @@
 """The experiment files by name and their first lines, read without importing them or JAX."""
 
 import ast
+import os
 from pathlib import Path
 
 
@@ -14,6 +15,13 @@ def available() -> dict[str, Path]:
         if file.stem != "__init__"
     ]
     return {file.stem: file for file in reversed(files)}
+
+
+def run_folder(name: str) -> Path | None:
+    """The run's folder that stands for an experiment, as `runs/x`; None for a file or a name."""
+    if name in available() or name.endswith(".py"):
+        return None
+    return Path(name) if os.sep in name or Path(name).is_dir() else None
 
 
 def summary(file: Path) -> str:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from jaxbig.config.experiment_files import run_folder
 from jaxbig.errors import Refused
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
@@ -29,11 +30,14 @@ class FolderOption:
     """The option of every command on a run."""
 
     workdir: Path | None = None
-    """The folder of the run; runs/NAME if it is not given."""
+    """The folder of the run; runs/NAME if it is not given, or the folder that is named."""
 
 
 def run_name(experiment: str) -> str:
-    """NAME in runs/NAME: the experiment's file without `.py`, or the last part of its module."""
+    """NAME in runs/NAME: an experiment's file without `.py`, the last part of its module, or the
+    name of its run's folder."""
+    if folder := run_folder(experiment):
+        return folder.resolve().name
     file = Path(experiment)
     return file.stem if file.suffix == ".py" else file.name.split(".")[-1]
 

@@ -56,7 +56,8 @@ def replay(experiment: Experiment, workdir: Path, step: int) -> dict[str, Any]:
     checkpoints = open_checkpoints(experiment, workdir)
     operations: list[dict[str, str]] = []
     with program.activate():
-        restored = checkpoints.restore(program.abstract, as_saved, last_step=step - 1)
+        earlier = [each for each in checkpoints.choose("last") if each < step]
+        restored = checkpoints.restore(program.abstract, as_saved, steps=earlier)
         start = restored.step if restored else 0
         without = on_process_zero(lambda: left_out(workdir))
         state: Any = (

@@ -1,4 +1,4 @@
-"""Evaluates a run's last good checkpoint; only reads its directory; prepares data if missing."""
+"""Evaluates a checkpoint of a run; only reads its directory; prepares data if missing."""
 
 import functools
 import itertools
@@ -17,25 +17,29 @@ from jaxbig.train.run_description import read_run
 from jaxbig.train.trainer import evaluate, open_checkpoints
 
 
-def evaluate_run(experiment: Experiment, workdir: Path) -> dict[str, Any]:
-    """Evaluates the last good checkpoint in a directory.
+def evaluate_run(experiment: Experiment, workdir: Path, which: str = "last") -> dict[str, Any]:
+    """Evaluates a checkpoint in a directory: the first good one.
 
     Args:
       experiment: gives the model and the data; those of the run.
       workdir: the run directory.
+      which: "last", "best" or the number of a step, as `CheckpointManager.choose` takes it.
 
     Returns:
       `step`, `metrics` and `state_sha256`.
 
     Raises:
-      Refused: the directory holds no run, or one of another model or data.
+      Refused: the directory holds no run, no such checkpoint, or another model or data.
     """
-    assert_same_on_all({"workdir": str(workdir), **dict(flat(to_json(experiment)))})
+    same = {"workdir": str(workdir), "step": which, **dict(flat(to_json(experiment)))}
+    assert_same_on_all(same)
     with watchdog(experiment.guard.stuck_after) as heartbeat:
-        return evaluate_saved(experiment, workdir, heartbeat)
+        return evaluate_saved(experiment, workdir, which, heartbeat=heartbeat)
 
 
-def evaluate_saved(experiment: Experiment, workdir: Path, heartbeat: Heartbeat) -> dict[str, Any]:
+def evaluate_saved(
+    experiment: Experiment, workdir: Path, which: str, *, heartbeat: Heartbeat
+) -> dict[str, Any]:
     """`evaluate_run`, calling `heartbeat` with (step, activity)."""
     heartbeat(0, "reads run.json")
     run = on_process_zero(lambda: read_run(workdir))
@@ -44,6 +48,7 @@ def evaluate_saved(experiment: Experiment, workdir: Path, heartbeat: Heartbeat) 
         raise Refused(
             f"{workdir} holds no checkpoint: train first, or name the run's folder with --workdir."
         )
+    steps = checkpoints.choose(which)
     heartbeat(0, PREPARES)
     program = make_program(experiment)
     described = to_json(experiment)
@@ -57,7 +62,7 @@ def evaluate_saved(experiment: Experiment, workdir: Path, heartbeat: Heartbeat) 
     with program.activate():
         fields = ("params", "variables")
         wanted = {name: getattr(program.abstract, name) for name in fields}
-        restored = checkpoints.restore(wanted, only=fields)
+        restored = checkpoints.restore(wanted, only=fields, steps=steps)
         assert restored is not None
         state = TrainState(step=None, opt_state=None, **restored.state)
         heartbeat(0, OPENS)

@@ -111,7 +111,7 @@ def test_own_class_is_never_taken_for_one_of_jaxbig(tmp_path: Path) -> None:
 
 
 def test_folder_without_a_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match=r"is not the folder of a run: it has no run\.json"):
+    with pytest.raises(Refused, match=r"is not the folder of a run, which has a file run\.json"):
         load_run(tmp_path)
     write_run(tmp_path, {"experiment": saved(BASE)})
     assert load_run(tmp_path) == BASE
