@@ -7,7 +7,7 @@ by rank.
 import abc
 import dataclasses
 import re
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import optax
 from jaxbig.arrays.tree import path_name
 from jaxbig.constraints import FractionBelowOne, NonNegativeFloat, PositiveFloat
 from jaxbig.errors import Refused
-from jaxbig.optim.schedules import Schedule
+from jaxbig.optim.schedules import Exponential, Schedule
 
 
 def chosen(field: str, pattern: str, needed: bool = True) -> Any:
@@ -89,6 +89,10 @@ class Optimizer(abc.ABC):
     def updates(self, steps: int) -> list[optax.GradientTransformation]:
         """From the gradient to the update, in a run of `steps` steps."""
         return [self.direction(), optax.scale_by_learning_rate(self.learning_rate.build(steps))]
+
+    def rising(self, start: float, end: float) -> Self:
+        """A copy whose learning rate rises exponentially over the steps of a run."""
+        return dataclasses.replace(self, learning_rate=Exponential(start, end))
 
     def build(self, steps: int) -> optax.GradientTransformation:
         """The optax transformation for a run of `steps` steps."""

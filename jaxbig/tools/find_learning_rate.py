@@ -19,7 +19,6 @@ from jaxbig.config.experiment import Experiment
 from jaxbig.config.guard import Guard
 from jaxbig.distributed.sharding import device_put_batch
 from jaxbig.errors import Refused
-from jaxbig.optim.schedules import Exponential
 from jaxbig.program.program import Program, make_program
 from jaxbig.program.state import TrainState
 from jaxbig.tracking.console import Screen
@@ -62,7 +61,7 @@ def find_learning_rate(
         raise Refused(f"--start {start:g} --end {end:g}: start must be above 0 and below end.")
     if steps < MIN_STEPS:
         raise Refused(f"--search-steps {steps}: it must be {MIN_STEPS} or more.")
-    optimizer = dataclasses.replace(experiment.optimizer, learning_rate=Exponential(start, end))
+    optimizer = experiment.optimizer.rising(start, end)
     program = make_program(
         dataclasses.replace(experiment, optimizer=optimizer, steps=steps, guard=Guard())
     )
