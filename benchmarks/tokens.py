@@ -38,7 +38,7 @@ def main() -> None:
         for step in range(STEPS):
             train_batch(source, step, seed=number, batch=data.batch)
         rates.append(STEPS * data.batch * data.length / (time.perf_counter() - started))
-    trained = bench(experiment, 20, Screen(json=True))["tokens_per_second"]
+    trained = bench(experiment, 20, Screen(json=True).with_log())["tokens_per_second"]
     read = statistics.median(rates)
     print(
         f"one thread reads {read:,.0f} tokens a second, training takes {trained:,.0f}: "

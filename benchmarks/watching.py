@@ -48,7 +48,7 @@ def heartbeats(name: str) -> tuple[float, float]:
     def heartbeat(step: int, activity: str) -> None:
         counts[activity] += 1
 
-    result = bench(load(name), STEPS, Screen(json=True), heartbeat=heartbeat)
+    result = bench(load(name), STEPS, Screen(json=True).with_log(), heartbeat=heartbeat)
     return counts.total() / (result["rounds"] * STEPS), result["step_seconds"]
 
 

@@ -115,11 +115,8 @@ def validate(value: Any, path: str = "", annotation: Any = None) -> None:
             validate(item, _join(path, key), _item_annotation(annotation, key))
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         annotations = annotations_of(type(value))
-        hidden = ("parent", "name") if isinstance(value, nn.Module) else ()
-        for field in dataclasses.fields(value):
-            if field.name not in hidden:
-                child = getattr(value, field.name)
-                validate(child, _join(path, field.name), annotations.get(field.name))
+        for name in settings(value):
+            validate(getattr(value, name), _join(path, name), annotations.get(name))
         check_fields: Any = getattr(value, "check_fields", None)
         if check_fields is not None:
             try:
@@ -127,6 +124,14 @@ def validate(value: Any, path: str = "", annotation: Any = None) -> None:
             except Refused as error:
                 field, _, rest = str(error).partition(" ")
                 raise Refused(f"{_option(_join(path, field))} {rest}") from None
+
+
+def settings(config: Any) -> list[str]:
+    """The fields of a config or its class that are set: a Flax module's own are left out."""
+    kind = config if isinstance(config, type) else type(config)
+    hidden = ("parent", "name") if issubclass(kind, nn.Module) else ()
+    fields = dataclasses.fields(kind)
+    return [field.name for field in fields if field.init and field.name not in hidden]
 
 
 def check_ascending(config: Any, *, low: str, high: str) -> None:

@@ -16,7 +16,6 @@ import math
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from concurrent import futures
 from pathlib import Path
@@ -38,7 +37,7 @@ from jaxbig.system.disk import replace, sync, write_file
 log = logging.getLogger("jaxbig")
 
 MANIFEST = "jaxbig.json"
-NO_TIMEOUT = ocp.options.AsyncOptions(timeout_secs=7 * 24 * 3600)
+SAVE_TIMEOUT_S = 7 * 24 * 3600
 """A large save may take long; the watchdog notices one that hangs."""
 POLL = 0.5
 """Seconds between two checks of the progress of a save that is waited for."""
@@ -49,6 +48,8 @@ Choose = Callable[[dict[str, str]], dict[str, Any]]
 an abstract array for Orbax."""
 ReportActivity = Callable[[str], None]
 """Called with an activity whenever a part of it is done."""
+OnSaved = Callable[[int, Path], None]
+"""Called with a step and the folder of its checkpoint, which is complete."""
 
 
 class CorruptCheckpointError(Exception):
@@ -76,6 +77,7 @@ class CheckpointManager:
         criterion: str = "loss",
         higher_is_better: bool = False,
         report_activity: ReportActivity = lambda activity: None,
+        on_saved: OnSaved = lambda step, folder: None,
     ):
         """
         Args:
@@ -85,6 +87,7 @@ class CheckpointManager:
           criterion: the metric by which they are ranked.
           higher_is_better: whether a higher metric is better.
           report_activity: called whenever a part of a long operation is done.
+          on_saved: called when a save is found to be complete, by a later call of a method.
         """
         self.folder = folder.absolute()
         self.keep_last = keep_last
@@ -92,10 +95,10 @@ class CheckpointManager:
         self.criterion = criterion
         self.higher_is_better = higher_is_better
         self.report_activity = report_activity
+        self.on_saved = on_saved
         self._thread = futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: tuple[int, futures.Future[None]] | None = None
         self._chunks_hashed = 0  # of the save under way, by its own thread
-        hide_closed_event_loops()
 
     def path(self, step: int) -> Path:
         """The folder of a step's checkpoint."""
@@ -150,8 +153,10 @@ class CheckpointManager:
             "leaves": leaf_digests,
         }
         temporary = self.folder / f"saving-{step}"
+        saving = ocp.Context()
+        saving.asynchronous.timeout_secs = SAVE_TIMEOUT_S
         try:
-            with ocp.Context(async_options=NO_TIMEOUT):
+            with saving:
                 response = ocp.save_async(str(temporary), copy_host_leaves(state))
         except Exception as error:
             raise self._failed(step, error) from error
@@ -173,6 +178,7 @@ class CheckpointManager:
             future.result()
         except Exception as error:
             raise self._failed(step, error) from error
+        self.on_saved(step, self.path(step))
 
     def close(self) -> None:
         """Waits for the save under way, successful or not; nothing is written afterwards."""
@@ -550,14 +556,3 @@ def unused(folder: Path, name: str) -> Path:
         if not path.exists():
             return path
     raise AssertionError("unreachable")
-
-
-def hide_closed_event_loops() -> None:
-    """Hides the "Event loop is closed" that Orbax's threads repeat after a failed save."""
-    if sys.unraisablehook is sys.__unraisablehook__:
-        sys.unraisablehook = _report_unraisable
-
-
-def _report_unraisable(unraisable: Any) -> None:
-    if str(unraisable.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(unraisable)

@@ -16,5 +16,5 @@ class Bench(ExperimentCommand):
     """Steps per round; five rounds of each are timed."""
 
     def __call__(self) -> int:
-        result = bench(self.experiment, self.steps_a_round, Screen(self.json))
+        result = bench(self.experiment, self.steps_a_round, Screen(self.json).with_log())
         return self.emit(result, ("", pairs("measured", result)))

@@ -69,7 +69,7 @@ class RunCommand(FolderOption, ExperimentCommand):
           The screen; it is quiet except on process 0.
         """
         initialize(self.coordinator, self.processes, self.process, saves=saves)
-        return Screen(self.json, quiet=not is_process_zero())
+        return Screen(self.json, quiet=not is_process_zero()).with_log()
 
     @property
     def folder(self) -> Path:

@@ -57,6 +57,7 @@ def run(arguments: Sequence[str]) -> int:
     with exit_on_ctrl_c():
         command = load(word)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # TFDS and Orbax log their internals
+    hide_closed_event_loops()
     return command.from_arguments(word, rest)()
 
 
@@ -81,6 +82,17 @@ def load(word: str) -> Any:
     """The class of a command, by its name."""
     module, name = COMMANDS[word].split(":")
     return getattr(importlib.import_module(module), name)
+
+
+def hide_closed_event_loops() -> None:
+    """Hides the "Event loop is closed" that Orbax's threads repeat after a failed save."""
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _report_unraisable
+
+
+def _report_unraisable(unraisable: Any) -> None:
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def print_commands() -> int:

@@ -64,7 +64,7 @@ class Sweep(ExperimentCommand):
                 except Refused:
                     remove_empty(new)
                     raise
-                return self.carry_out(runs, Screen(self.json))
+                return self.carry_out(runs, Screen(self.json).with_log())
         except filelock.Timeout:
             raise Refused(
                 f"{folder} is in use by another sweep: stop that, or give another --workdir."

@@ -8,10 +8,8 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-import flax.linen as nn
-
 from jaxbig.config.experiment import Experiment
-from jaxbig.constraints import annotations_of
+from jaxbig.constraints import annotations_of, settings
 from jaxbig.errors import Refused
 from jaxbig.system.json_files import read_json
 
@@ -37,6 +35,22 @@ def load_run(workdir: str | Path, own: Iterable[type] = ()) -> Experiment:
             f"{workdir} is not the folder of a run, which has a file run.json: name one that has, "
             f"an experiment's file ending in .py, or a name that `jaxbig list` shows."
         )
+    try:
+        return from_run(run, own)
+    except Refused as error:
+        raise Refused(
+            f"the experiment of {workdir} cannot be rebuilt from its run.json: {error}; give the "
+            f"experiment's file instead, with the run's options and --workdir {workdir}."
+        ) from None
+
+
+def from_run(
+    run: Mapping[str, Any], own: Iterable[type] = (), *, callbacks: bool = True
+) -> Experiment:
+    """The experiment in the content of a `run.json`; arguments and errors as of `load_run`.
+
+    callbacks: whether it needs its callbacks; else it has none.
+    """
     own = tuple(own)
     known = {each.__name__ for each in own}
     modules = run.get("modules")
@@ -45,15 +59,10 @@ def load_run(workdir: str | Path, own: Iterable[type] = ()) -> Experiment:
         for name, module in (modules.items() if isinstance(modules, dict) else ())
         if str(module).split(".")[0] != "jaxbig" and name not in known
     ]
-    try:
-        if foreign:
-            raise Refused(f"jaxbig does not ship its {', '.join(foreign)}")
-        return from_json(run["experiment"], own)
-    except Refused as error:
-        raise Refused(
-            f"the experiment of {workdir} cannot be rebuilt from its run.json: {error}; give the "
-            f"experiment's file instead, with the run's options and --workdir {workdir}."
-        ) from None
+    if foreign:
+        raise Refused(f"jaxbig does not ship its {', '.join(foreign)}")
+    described = run["experiment"]
+    return from_json(described if callbacks else {**described, "callbacks": []}, own)
 
 
 def from_json(described: Any, own: Iterable[type] = ()) -> Experiment:
@@ -74,7 +83,7 @@ def from_json(described: Any, own: Iterable[type] = ()) -> Experiment:
 
 
 def modules_of(experiment: Experiment) -> dict[str, str]:
-    """The module of each class that an experiment consists of, by the class's name."""
+    """The module of each class that an experiment consists of but for callbacks, by its name."""
 
     def visit(value: Any) -> None:
         if isinstance(value, list | tuple | dict):
@@ -82,11 +91,11 @@ def modules_of(experiment: Experiment) -> dict[str, str]:
                 visit(item)
         elif dataclasses.is_dataclass(value) and not isinstance(value, type):
             found[type(value).__name__] = type(value).__module__
-            for name in _fields(type(value)):
+            for name in settings(value):
                 visit(getattr(value, name))
 
     found: dict[str, str] = {}
-    visit(experiment)
+    visit(experiment.replace(callbacks=()))
     return dict(sorted(found.items()))
 
 
@@ -131,7 +140,7 @@ def _build(value: Any, types: Collection[Any], path: str, classes: Classes) -> A
 def _instance(value: dict[str, Any], types: Collection[Any], path: str, classes: Classes) -> Any:
     """A dataclass from its JSON, as for `_build`."""
     kind = _class_named(value["type"], types, path, classes)
-    known = _fields(kind)
+    known = settings(kind)
     annotations = annotations_of(kind)
     fields = {}
     for name, item in value.items():
@@ -155,12 +164,6 @@ def _class_named(name: str, types: Collection[Any], path: str, classes: Classes)
     if len(found) != 1:
         raise Refused(f"{path} is a {name}, which it cannot be")
     return found[0]
-
-
-def _fields(kind: Any) -> list[str]:
-    """The names of a dataclass's fields, as `to_json` writes them."""
-    hidden = ("parent", "name") if issubclass(kind, nn.Module) else ()
-    return [field.name for field in dataclasses.fields(kind) if field.name not in hidden]
 
 
 def _types(annotation: Any) -> set[Any]:

@@ -6,14 +6,18 @@ come from the fields.
 """
 
 import dataclasses
+import difflib
 import re
+from collections.abc import Sequence
+from typing import Any, Self
 
 import flax.linen as nn
 
+from jaxbig.config.callback import Callback
 from jaxbig.config.guard import Guard
 from jaxbig.config.precision import Precision
 from jaxbig.config.serialize import to_json
-from jaxbig.constraints import NonNegativeInt, PositiveInt, Seed, validate
+from jaxbig.constraints import NonNegativeInt, PositiveInt, Seed, settings, validate
 from jaxbig.data.core.dataset import Data
 from jaxbig.distributed.mesh import Mesh
 from jaxbig.errors import Refused
@@ -49,6 +53,7 @@ class Experiment:
     precision: Precision = Precision()
     initialize_from: InitializeFrom = InitializeFrom()
     guard: Guard = Guard()
+    callbacks: tuple[Callback, ...] = ()
     steps: PositiveInt
     """The number of training steps."""
     accumulate: PositiveInt = 1
@@ -88,13 +93,40 @@ class Experiment:
     """The most MiB of prefetched batches on each host, shared by its processes; at least a batch
     each."""
 
+    def replace(self, **changes: Any) -> Self:
+        """A copy with other values in some fields.
+
+        Args:
+          **changes: values by the name of their field, as `steps=100`. A field of a field has a
+            dotted name, as in `replace(**{"optimizer.learning_rate.peak": 1e-3})`.
+
+        Raises:
+          Refused: there is no such field; the message has the nearest ones.
+        """
+        changed = self
+        for path, value in changes.items():
+            changed = replace_field(changed, path.split("."), value)
+        return changed
+
     def check(self) -> None:
         """Raises `Refused` for a wrong number or a contradiction, before anything is built."""
+        self.check_callbacks()
         to_json(self)  # refuses a field that cannot be saved
         validate(self)
         self.check_enough("classes", "classes")
         self.check_enough("vocab", "tokens")
         self.precision.check(getattr(self.model, "dtype", "float32"))
+
+    def check_callbacks(self) -> None:
+        """Raises `Refused` where a callback is none."""
+        given: object = self.callbacks
+        if not isinstance(given, tuple | list):
+            raise Refused(f"callbacks {given!r}: it must be a tuple, as in (ShowLoss(),).")
+        for each in given:
+            if not isinstance(each, Callback):
+                raise Refused(
+                    f"callbacks: {each!r} is no instance of a class that derives from Callback."
+                )
 
     def check_enough(self, name: str, noun: str) -> None:
         """Raises `Refused` where the data has more classes, or tokens, than the model or objective.
@@ -109,3 +141,34 @@ class Experiment:
                     f"the data has {there} {noun}, and --{owner}.{name} {room}: "
                     f"it must be {there} or more."
                 )
+
+
+def replace_field(config: Any, path: Sequence[str], value: Any) -> Any:
+    """A copy of a config in which one field, perhaps of a field of it, has another value.
+
+    Args:
+      config: a dataclass, or a tuple of them.
+      path: the names of the fields from there on; the position of an item of a tuple.
+      value: of the last field.
+
+    Raises:
+      Refused: there is no such field; the message has the nearest ones.
+    """
+    name, *rest = path
+    known: list[str] = []
+    if isinstance(config, tuple):
+        known = [str(number) for number in range(len(config))]
+    elif hasattr(config, "__dataclass_fields__"):
+        known = settings(config)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        hint = f"the nearest are {', '.join(near)}" if near else f"it has {', '.join(known)}"
+        what = type(config).__name__
+        raise Refused(f"{what} has no field {name!r}" + (f": {hint}." if known else "."))
+    if isinstance(config, tuple):
+        place = int(name)
+        item = replace_field(config[place], rest, value) if rest else value
+        return (*config[:place], item, *config[place + 1 :])
+    if rest:
+        value = replace_field(getattr(config, name), rest, value)
+    return dataclasses.replace(config, **{name: value})

@@ -11,6 +11,7 @@ FREE = (
     "deterministic",
     "offload",
     "guard",
+    "callbacks",
     "log_every",
     "evaluate_every",
     "evaluate_batches",

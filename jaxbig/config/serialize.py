@@ -4,8 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
-
+from jaxbig.constraints import settings
 from jaxbig.errors import Refused
 
 
@@ -16,12 +15,8 @@ def to_json(value: Any) -> Any:
       Refused: for a value that JSON cannot represent.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        hidden = ("parent", "name") if isinstance(value, nn.Module) else ()
-        names = [field.name for field in dataclasses.fields(value) if field.name not in hidden]
-        return {
-            "type": type(value).__name__,
-            **{name: to_json(getattr(value, name)) for name in names},
-        }
+        fields = {name: to_json(getattr(value, name)) for name in settings(value)}
+        return {"type": type(value).__name__, **fields}
     if isinstance(value, list | tuple):
         return [to_json(item) for item in value]
     if isinstance(value, dict):

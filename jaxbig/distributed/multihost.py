@@ -352,12 +352,18 @@ def check_same_environment(processes: int) -> None:
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
+def interruptible(
+    on_signal: Callable[[int], None] = lambda number: None,
+) -> Iterator[Callable[[], bool]]:
     """Yields `should_stop()`, which is true once the run should save a checkpoint and exit.
 
     Ctrl-C and `signals.STOP_SIGNALS` request that. A second signal (with several processes, one
     other than SIGTERM) stops at once. With several processes, a signal to one stops all at the same
-    call of `should_stop`, so all must call it equally often.
+    call of `should_stop`, so all must call it equally often. Outside the main thread, where Python
+    allows no handlers, signals do not request it.
+
+    Args:
+      on_signal: called with the number of the first signal.
     """
     requested = threading.Event()
     reached = threading.Event()
@@ -374,6 +380,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
             default = signal.default_int_handler if each == signal.SIGINT else signal.SIG_DFL
             signal.signal(each, default)
         requested.set()
+        on_signal(number)
         write_stderr(
             f"\n{signal.Signals(number).name}: finishing the current step and saving "
             f"(again: stop at once, unsaved)\n"

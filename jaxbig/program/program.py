@@ -25,7 +25,7 @@ from jaxbig.distributed.sharding import (
     parameter_shardings,
     replicated,
 )
-from jaxbig.objectives.base import Batch, Sums
+from jaxbig.objectives.base import Batch, Sums, call
 from jaxbig.program import rng
 from jaxbig.program.bad_steps import FAULT, make_bad_step_check, track_losses, unchanged
 from jaxbig.program.gradient import check_parts, make_gradient, row_keys, transforms
@@ -57,6 +57,8 @@ class Program:
     init: Callable[[], TrainState]
     train_step: Any
     eval_step: Any
+    forward: Any
+    """`(state without its optimizer, batch) -> outputs` of the model, as an evaluation calls it."""
 
     def activate(self) -> contextlib.AbstractContextManager[None]:
         """A context in which functions are traced with this program's mesh and rules."""
@@ -151,6 +153,11 @@ def make_program(experiment: Experiment, devices: Sequence[Any] | None = None) -
             in_shardings=(without_optimizer(shardings), inputs[1]),
             out_shardings=(whole, shardings.variables),
         ),
+        forward=jax.jit(
+            make_forward(experiment),
+            in_shardings=(without_optimizer(shardings), inputs[1]),
+            out_shardings=whole,
+        ),
     )
 
 
@@ -234,3 +241,18 @@ def make_eval_step(experiment: Experiment) -> Callable[[TrainState, Batch], tupl
         return apply({"params": state.params, **state.variables})
 
     return eval_step
+
+
+def make_forward(experiment: Experiment) -> Callable[[TrainState, Batch], Any]:
+    """Returns `(state without its optimizer, batch) -> outputs` of the model, without dropout."""
+
+    def forward(state: TrainState, batch: Batch) -> Any:
+        rows = transformed(experiment, batch)
+
+        def outputs(model: nn.Module) -> Any:
+            return call(model, rows, train=False)
+
+        apply = nn.apply(outputs, experiment.model, mutable=list(state.variables))
+        return apply({"params": state.params, **state.variables})[0]
+
+    return forward

@@ -43,6 +43,25 @@ def set_deterministic(deterministic: bool, chunks: int) -> None:
         os.environ["XLA_FLAGS"] = " ".join([*flags, f"{FLAG}=true"])
 
 
+def check_threads(chunks: int) -> None:
+    """Raises `Refused` if JAX computes on a CPU with another number of threads than these chunks.
+
+    Args:
+      chunks: as of `set_deterministic`.
+    """
+    if (
+        chunks
+        and started()
+        and jax.default_backend() == "cpu"
+        and os.environ.get("NPROC") != str(chunks)
+    ):
+        raise Refused(
+            f"reproducible {chunks} needs {chunks} threads, and JAX has started its CPU with "
+            f"another number already: set NPROC={chunks} before Python starts, or start the run "
+            f"before any other JAX call."
+        )
+
+
 def is_deterministic() -> bool:
     """Whether XLA's flag is set in the environment."""
     return any(

@@ -42,7 +42,12 @@ def exit_on_ctrl_c() -> Iterator[None]:
 
 @contextlib.contextmanager
 def handled(numbers: Sequence[int], handler: Callable[[int, Any], Any]) -> Iterator[None]:
-    """A context in which a function handles these signals; the handlers before it come back."""
+    """A context in which a function handles these signals; the handlers before it come back.
+
+    Outside the main thread, where Python allows no handlers, nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        numbers = ()
     before = {number: signal.getsignal(number) for number in numbers}
     try:
         for number in numbers:

@@ -25,10 +25,17 @@ SHOWN = 25
 def inspect(
     experiment: Experiment, step: int, split: str, batches: int, picture: Path
 ) -> dict[str, Any]:
+    """The first result of `look`."""
+    return look(experiment, step, split, batches, picture)[0]
+
+
+def look(
+    experiment: Experiment, step: int, split: str, batches: int, picture: Path
+) -> tuple[dict[str, Any], Rows]:
     """{`step`, `split`, `examples`, `batch_sha256`, `fields`, `classes`, `padding`, `rows`,
     `picture`} of the batch that the step after `step` takes, as the objective gets it. `classes`
     and `padding` are of `batches` batches from there on; `rows` are its texts, and images are drawn
-    into the file `picture`."""
+    into the file `picture`. And the arrays of the first batch, by field."""
     if split not in ("train", "eval"):
         raise Refused(f"--split {split!r}: it is train or eval.")
     if step < 0 or batches < 1:
@@ -64,7 +71,7 @@ def inspect(
         if draws:
             draw(first, data, picture)
             drawn = True
-    return {
+    summary = {
         "step": step,
         "split": split,
         "examples": len(source),
@@ -75,6 +82,7 @@ def inspect(
         "rows": [] if draws else texts(first, data),
         "picture": str(picture) if drawn else None,
     }
+    return summary, first
 
 
 def of_classes(data: Data, rows: Rows) -> bool:

@@ -4,7 +4,7 @@ import logging
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -23,7 +23,7 @@ class Screen:
     """Prints to standard output, or to standard error where that is kept for JSON.
 
     Without a terminal there is no bar; a line of training metrics is printed every ten seconds
-    instead. A quiet one, as of all processes but the first, shows only warnings.
+    instead. A quiet one, as of all processes but the first, shows nothing.
     """
 
     def __init__(self, json: bool = False, quiet: bool = False):
@@ -32,11 +32,20 @@ class Screen:
         self._steps = 0
         self._columns: list[str] = []
         self._last_line = 0.0
-        warned = Console(stderr=True, highlight=False) if quiet else self.console
-        handler = RichHandler(console=warned, show_time=False, show_path=False, markup=False)
-        logging.getLogger("jaxbig").handlers = [handler]
-        logging.getLogger("jaxbig").setLevel(logging.WARNING if quiet else logging.INFO)
-        logging.getLogger("jaxbig").propagate = False
+
+    def with_log(self) -> Self:
+        """Prints jaxbig's log too, a quiet screen only its warnings; for a program of its own.
+
+        It replaces what else handles that log in this process.
+        """
+        quiet = self.console.quiet
+        console = Console(stderr=True, highlight=False) if quiet else self.console
+        handler = RichHandler(console=console, show_time=False, show_path=False, markup=False)
+        log = logging.getLogger("jaxbig")
+        log.handlers = [handler]
+        log.setLevel(logging.WARNING if quiet else logging.INFO)
+        log.propagate = False
+        return self
 
     @shown
     def say(self, text: str) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,16 @@ def read_metrics(workdir: Path, keep_damaged: bool = False) -> list[dict[str, An
         copy = f"; the file is copied to {_copy_to_broken(file, content)}" if keep_damaged else ""
         log.warning("%s: %s left out%s", file, which, copy)
     return [line for line in lines.values() if line is not None]
+
+
+def last_metrics(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The last value of each metric in lines of `metrics.jsonl`, by names as `eval/accuracy`."""
+    return {
+        f"{line['split']}/{name}": line[name]
+        for line in lines
+        for name in line
+        if name not in ("step", "split")
+    }
 
 
 def _metrics(text: str) -> dict[str, Any] | None:

@@ -7,12 +7,13 @@ import logging
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from jaxbig.checkpoint.manager import CheckpointManager, ReportActivity
+from jaxbig.checkpoint.manager import CheckpointManager, OnSaved, ReportActivity
+from jaxbig.config.callback import Callback
 from jaxbig.config.experiment import Experiment
 from jaxbig.config.serialize import flat, to_json
 from jaxbig.cost.flops import model_flops
@@ -31,13 +32,14 @@ from jaxbig.distributed.run_lock import lock_run_directory
 from jaxbig.distributed.sharding import device_put_batch, local_rows
 from jaxbig.distributed.watchdog import COMPILES, OPENS, Heartbeat, watchdog
 from jaxbig.objectives.base import Sums
+from jaxbig.program.bad_steps import FAULT
 from jaxbig.program.program import Program, make_program
 from jaxbig.program.state import TrainState, without_optimizer
 from jaxbig.system.determinism import set_deterministic
 from jaxbig.system.json_files import write_json
 from jaxbig.tracking.console import Screen
 from jaxbig.tracking.figures import optional
-from jaxbig.tracking.metrics_writer import MetricsWriter, read_metrics
+from jaxbig.tracking.metrics_writer import MetricsWriter, last_metrics, read_metrics
 from jaxbig.train.attention_maps import draw_attention
 from jaxbig.train.bad_step_policy import BadStepError, BadStepHandler, leave_out, left_out
 from jaxbig.train.batch_loader import BatchLoader, host_batches, read_ahead_limit
@@ -49,6 +51,17 @@ log = logging.getLogger("jaxbig")
 Summary = dict[str, Any]
 
 
+class Trained(NamedTuple):
+    """What a run ends with."""
+
+    program: Program
+    state: TrainState
+    summary: Summary
+    """The content of `summary.json`: `step`, `metrics`, `best`, `state_sha256`, `interrupted`."""
+    signals: list[int]
+    """The signals that asked it to stop."""
+
+
 def fit(
     experiment: Experiment,
     workdir: Path,
@@ -57,6 +70,18 @@ def fit(
     fork: bool = False,
     adopt: bool = False,
 ) -> Summary:
+    """Trains as `train` does; returns the content of `summary.json`."""
+    return train(experiment, workdir, screen, fork=fork, adopt=adopt).summary
+
+
+def train(
+    experiment: Experiment,
+    workdir: Path,
+    screen: Screen,
+    *,
+    fork: bool = False,
+    adopt: bool = False,
+) -> Trained:
     """Trains to `experiment.steps`, resuming from the last good checkpoint if there is one.
 
     On SIGTERM or Ctrl-C it finishes the step, saves, and returns with `interrupted` true. An
@@ -68,18 +93,16 @@ def fit(
       screen: where progress is shown.
       fork: if the directory holds another run, move that aside and start from its weights.
       adopt: if `run.json` is lost, take the checkpoints there for this run's.
-
-    Returns:
-      The content of `summary.json`: `step`, `metrics`, `best`, `state_sha256`, `interrupted`.
     """
     set_deterministic(experiment.deterministic, experiment.reproducible)
     assert_same_on_all({"workdir": str(workdir), **dict(flat(to_json(experiment)))})
     program = make_program(experiment)
     check_memory(program)
+    signals: list[int] = []
     with (
         lock_run_directory(workdir) as check_lock,
         program.activate(),
-        interruptible() as should_stop,
+        interruptible(signals.append) as should_stop,
         watchdog(experiment.guard.stuck_after) as heartbeat,
     ):
         trainer = Trainer(
@@ -92,7 +115,8 @@ def fit(
         )
         while True:
             try:
-                return trainer.run(fork=fork, adopt=adopt)
+                state, summary = trainer.run(fork=fork, adopt=adopt)
+                return Trained(program, state, summary, signals)
             except BadStepError as bad:  # the policy is to roll back
                 on_process_zero(functools.partial(leave_out, workdir, bad, experiment.guard))
                 log.warning("%s; going back to the last checkpoint, to leave that batch out", bad)
@@ -152,7 +176,7 @@ class Trainer:
         self.step = 0
         self.digest = ""
 
-    def run(self, *, fork: bool = False, adopt: bool = False) -> Summary:
+    def run(self, *, fork: bool = False, adopt: bool = False) -> tuple[TrainState, Summary]:
         """Trains from the last good checkpoint to the end, or until it is asked to stop.
 
         The order within a step is what makes a run safe to end anywhere: change it with care.
@@ -160,10 +184,11 @@ class Trainer:
         with contextlib.ExitStack() as stack:
             state = self.restore(stack, fork=fork, adopt=adopt)
             if not self.compile():
-                return self.summarize()
+                return state, self.summarize()
             loader = self.open(stack)
+            self.call_start(stack, state)
             if self.evaluation_is_missing() and not self.evaluate_late(state):
-                return self.summarize()
+                return state, self.summarize()
             self.reporter.restart()
             for step, batch in loader:
                 state, metrics = self.train_step(step, state, batch)
@@ -172,6 +197,7 @@ class Trainer:
                 self.reporter.record(step, metrics)
                 self.heartbeat(step, "is in the loop")
                 self.step = step
+                self.call_after_step(metrics, state)
                 self.check_lock()
                 stopping = self.should_stop()
                 evaluating = evaluation_due(self.experiment, step)
@@ -189,7 +215,7 @@ class Trainer:
                     break
                 if evaluating or saving:
                     self.reporter.restart()
-            return self.finish(state)
+            return state, self.finish(state)
 
     # -- before the loop
 
@@ -198,7 +224,9 @@ class Trainer:
         stack.callback(self.release)  # the last to be called
         self.step = 0
         self.evaluated = False
-        self.checkpoints = open_checkpoints(self.experiment, self.workdir, self.report_activity)
+        self.checkpoints = open_checkpoints(
+            self.experiment, self.workdir, self.report_activity, self.call_after_save
+        )
         stack.callback(self.checkpoints.close)
         with enough_memory(self.program):
             self.step, state, self.digest = initialize_or_resume(
@@ -328,6 +356,33 @@ class Trainer:
         for name in ("checkpoints", "metrics", "train_data", "eval_data", "bad_steps", "reporter"):
             vars(self).pop(name, None)
 
+    # -- callbacks
+
+    def call_start(self, stack: contextlib.ExitStack, state: TrainState) -> None:
+        """Calls `start` of all callbacks; their `end` is called when this `run` ends."""
+
+        def call_end(each: Callback) -> None:
+            each.end(self.step)
+
+        for each in self.experiment.callbacks:
+            stack.callback(call_end, each)
+            each.start(self.step, state)
+
+    def call_after_step(self, metrics: dict[str, jax.Array] | None, state: TrainState) -> None:
+        if metrics is None or not self.experiment.callbacks:
+            return
+        seen = {name: value for name, value in metrics.items() if name != FAULT}
+        for each in self.experiment.callbacks:
+            each.after_step(self.step, seen, state)
+
+    def call_after_evaluation(self, means: dict[str, float]) -> None:
+        for each in self.experiment.callbacks:
+            each.after_evaluation(self.step, dict(means))
+
+    def call_after_save(self, step: int, folder: Path) -> None:
+        for each in self.experiment.callbacks:
+            each.after_save(step, folder)
+
     # -- reports
 
     def report_activity(self, activity: str) -> None:
@@ -341,6 +396,7 @@ class Trainer:
     def write_evaluation(self, means: dict[str, float]) -> None:
         self.metrics.write(self.step, "eval", means)
         self.screen.evaluation(self.step, means)
+        self.call_after_evaluation(means)
 
     def run_evaluation(self, state: TrainState) -> dict[str, float]:
         """The metrics of the evaluation split; empty if asked to stop meanwhile."""
@@ -431,7 +487,10 @@ def evaluate(
 
 
 def open_checkpoints(
-    experiment: Experiment, workdir: Path, report_activity: ReportActivity = lambda activity: None
+    experiment: Experiment,
+    workdir: Path,
+    report_activity: ReportActivity = lambda activity: None,
+    on_saved: OnSaved = lambda step, folder: None,
 ) -> CheckpointManager:
     """The checkpoints of a run, retained as its experiment says."""
     objective = experiment.objective
@@ -442,6 +501,7 @@ def open_checkpoints(
         criterion=objective.criterion,
         higher_is_better=objective.higher_is_better,
         report_activity=report_activity,
+        on_saved=on_saved,
     )
 
 
@@ -480,11 +540,6 @@ def summarize(
       `interrupted`.
     """
     lines = read_metrics(workdir)
-    metrics = {}
-    for line in lines:
-        for name in line:
-            if name not in ("step", "split"):
-                metrics[f"{line['split']}/{name}"] = line[name]
     criterion = experiment.objective.criterion
     sign = 1 if experiment.objective.higher_is_better else -1
     candidates = [
@@ -495,7 +550,7 @@ def summarize(
     best = max(candidates, key=lambda line: (sign * line[criterion], line["step"]), default=None)
     summary = {
         "step": step,
-        "metrics": metrics,
+        "metrics": last_metrics(lines),
         "best": {"step": best["step"], f"eval/{criterion}": best[criterion]} if best else None,
         "state_sha256": digest,
         "interrupted": step < experiment.steps or not was_evaluated(workdir, step),

@@ -36,7 +36,8 @@ def test_every_folder_is_a_package_so_that_it_is_installed() -> None:
 
 def test_every_file_is_python_or_the_marker_of_types_so_that_it_is_installed() -> None:
     files = [folder / file for folder, files in folders() for file in files]
-    assert [file for file in files if file.suffix != ".py"] == [ROOT / "jaxbig" / "py.typed"]
+    others = [file for file in files if file.suffix not in (".py", ".pyi")]
+    assert others == [ROOT / "jaxbig" / "py.typed"]
 
 
 def test_own_folder_and_file_of_the_same_names_are_apart_from_those_of_jaxbig(

@@ -14,6 +14,7 @@ import flax.linen as nn
 import pytest
 from support.experiments import EXPERIMENTS, ROOT
 
+from jaxbig.config.callback import Callback
 from jaxbig.config.discover import load
 from jaxbig.config.experiment import Experiment, InitializeFrom
 from jaxbig.config.experiment_files import available, summary
@@ -439,6 +440,7 @@ SAME = {
     "evaluate_every": changed(evaluate_every=99),
     "evaluate_batches": changed(evaluate_batches=3),
     "guard": changed(guard=Guard(policy="skip")),
+    "callbacks": changed(callbacks=(Callback(),)),
     "checkpoint_every": changed(checkpoint_every=99),
     "keep_last": changed(keep_last=99),
     "keep_best": changed(keep_best=99),

@@ -20,7 +20,7 @@ import logging, os, sys
 from jaxbig.system.standard_streams import install_pipe_safe_streams
 from jaxbig.tracking.console import Screen, table
 install_pipe_safe_streams()
-screen = Screen({json})
+screen = Screen({json}).with_log()
 screen.start(0, 1000)
 for step in range(2000):
     print("to standard output", step)

@@ -86,12 +86,9 @@ def test_what_fits_is_loaded_and_each_other_leaf_is_reported(
 ) -> None:
     wider = ConvNet(layers=(Dropout(0.25), Dense(16), Dense(8)), classes=10)
     fresh = started(tmp_path / "fresh", InitializeFrom(), model=wider)
-    logging.getLogger("jaxbig").propagate = True
     with caplog.at_level(logging.INFO, "jaxbig"):
-        logging.getLogger("jaxbig").addHandler(caplog.handler)
         source = InitializeFrom(run=str(parent), pattern="kernel|head")
         screen = Screen()
-        logging.getLogger("jaxbig").addHandler(caplog.handler)
         still = SGD(learning_rate=Constant(0.0), momentum=0.0)
         fit(
             digits(model=wider, steps=1, optimizer=still, initialize_from=source),

@@ -386,13 +386,14 @@ def test_another_seed_gives_another_state(straight: Any, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("mesh", [Mesh(data=2, fsdp=4), Mesh(data=2, fsdp=2, tensor=2)], ids=str)
 def test_a_run_that_resumes_over_another_mesh_keeps_its_curve(
-    mesh: Mesh, finished: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+    mesh: Mesh, finished: tuple[Path, dict[str, Any]], caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "jaxbig")
     folder, _ = finished
     before = losses(folder)
     rewind(folder, 10)
     fit(tiny(mesh=mesh), folder, Screen())
-    said = capsys.readouterr().out
+    said = caplog.text
     assert "resuming from step 10" in said and f"mesh.fsdp: 1 -> {mesh.fsdp}" in said
     assert losses(folder) == pytest.approx(before, rel=1e-5)
 
@@ -546,8 +547,9 @@ def test_a_configuration_that_draws_other_numbers_is_refused_as_another_seed_is(
 
 
 def test_a_run_that_resumes_under_other_flags_names_them(
-    finished: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+    finished: tuple[Path, dict[str, Any]], caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "jaxbig")
     folder, _ = finished
     run = json.loads((folder / "run.json").read_text())
     config = {**run["config"], "jax_default_matmul_precision": "highest"}
@@ -555,7 +557,7 @@ def test_a_run_that_resumes_under_other_flags_names_them(
         json.dumps({**run, "flags": {"XLA_FLAGS": {"--xla_a": "1"}}, "config": config})
     )
     fit(tiny(), folder, Screen())
-    said = "".join(capsys.readouterr().out.split())
+    said = "".join(caplog.text.split())
     assert "flags.XLA_FLAGS" in said and "config.jax_default_matmul_precision:highest->null" in said
 
 
@@ -626,13 +628,14 @@ def test_a_fork_that_was_killed_while_it_moved_the_old_run_aside_is_finished(
 
 
 def test_a_fork_to_a_changed_model_takes_what_fits(
-    finished: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "jaxbig")
     folder, _ = finished
     wider = still(model=ConvNet(layers=(Dropout(0.25), Dense(16), Dense(24)), classes=10))
     weights = parameters(folder)
     fit(wider, folder, Screen(), fork=True)
-    said = capsys.readouterr().out
+    said = caplog.text
     fit(wider, tmp_path / "fresh", Screen())
     forked = parameters(folder)
     fresh = parameters(tmp_path / "fresh")

@@ -1,0 +1,221 @@
+"""A run in Python: trained by `fit`, or read from its folder by `restore`."""
+
+import dataclasses
+import difflib
+import signal
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+from jaxbig.config.deserialize import from_run
+from jaxbig.config.experiment import Experiment
+from jaxbig.config.serialize import to_json
+from jaxbig.distributed.mesh import Mesh
+from jaxbig.errors import Refused
+from jaxbig.program.bad_steps import as_asked, as_saved
+from jaxbig.program.program import Program, make_program
+from jaxbig.program.state import TrainState
+from jaxbig.system.determinism import check_threads, set_deterministic
+from jaxbig.tracking.console import Screen
+from jaxbig.tracking.metrics_writer import last_metrics, read_metrics
+from jaxbig.train import trainer
+from jaxbig.train.resume import differences, prepare
+from jaxbig.train.run_description import read_run
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Run:
+    """A run at one of its steps."""
+
+    directory: Path
+    """Its folder."""
+    experiment: Experiment
+    """What was trained."""
+    step: int
+    """The number of steps made."""
+    state: TrainState
+    """Arrays on the devices: `params`, `variables` (such as `batch_stats`), `opt_state`, `step`."""
+    metrics: dict[str, float]
+    """The last metrics of each split up to this step, as `eval/accuracy`."""
+    history: list[dict[str, Any]]
+    """The rows of `metrics.jsonl`: `step`, `split`, and the metrics of that split. `curve` picks
+    one metric; `pandas.DataFrame(run.history)` is a table of all."""
+    program: Program
+    """Its compiled functions and its mesh."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has made all its steps."""
+        return self.step >= self.experiment.steps
+
+    def curve(self, name: str) -> tuple[list[int], list[float]]:
+        """One metric over time, as `plt.plot(*run.curve("train/loss"))` draws it.
+
+        Args:
+          name: a metric with its split, as in `metrics`.
+
+        Returns:
+          The steps and the values, of equal length.
+
+        Raises:
+          Refused: there is no such metric; the message has the nearest ones.
+        """
+        split, _, metric = name.partition("/")
+        rows = [row for row in self.history if row["split"] == split and metric in row]
+        if not rows:
+            known = list(self.metrics)
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
+            raise Refused(f"{self.directory} has no metric {name!r}: it has {', '.join(near)}.")
+        return [row["step"] for row in rows], [row[metric] for row in rows]
+
+    def __repr__(self) -> str:
+        criterion = f"eval/{self.experiment.objective.criterion}"
+        score = f", {criterion} {self.metrics[criterion]:.4g}" if criterion in self.metrics else ""
+        return f"Run({str(self.directory)!r}, step {self.step} of {self.experiment.steps}{score})"
+
+
+def fit(
+    experiment: Experiment,
+    directory: str | Path,
+    *,
+    progress: bool = False,
+    fork: bool = False,
+    adopt: bool = False,
+) -> Run:
+    """Trains an experiment, or resumes its run from the last good checkpoint in its folder.
+
+    It prints nothing unless asked. Ctrl-C, and signals such as SIGTERM, wait until the step is made
+    and saved; then they do what they would have done, so Ctrl-C raises `KeyboardInterrupt`, and the
+    same call resumes. A second Ctrl-C stops at once. In another thread than the main one, signals
+    are not handled.
+
+    Args:
+      experiment: what to train.
+      directory: the run's folder.
+      progress: show a bar and each evaluation, in a terminal or a notebook.
+      fork: if the folder holds another run, move that aside and start from its weights.
+      adopt: if its `run.json` is lost, take its checkpoints for this run's.
+
+    Returns:
+      The run at its last step.
+
+    Raises:
+      Refused: the experiment is invalid, or the folder holds another run.
+      Failed: the run cannot continue, such as after a loss that is not finite.
+    """
+    check_experiment(experiment)
+    check_threads(experiment.reproducible)
+    set_deterministic(experiment.deterministic, experiment.reproducible)
+    folder = Path(directory)
+    screen = Screen(quiet=not progress)
+    trained = trainer.train(experiment, folder, screen, fork=fork, adopt=adopt)
+    for number in trained.signals:
+        signal.raise_signal(number)
+    return make_run(folder, trained.program, trained.state, trained.summary["step"])
+
+
+def restore(
+    directory: str | Path,
+    *,
+    step: int | Literal["last", "best"] = "last",
+    experiment: Experiment | None = None,
+) -> Run:
+    """A run as it was at one of its checkpoints; nothing is trained, and no data is read.
+
+    The run's mesh is used if it fits the devices that are here, else all of them hold a copy.
+
+    Args:
+      directory: the run's folder; it is not changed.
+      step: last, best, or the step of a checkpoint.
+      experiment: what was trained. It is needed where classes in it are not jaxbig's: nothing that
+        a folder names is imported.
+
+    Raises:
+      Refused: there is no such run or checkpoint, or the experiment is of another run.
+      Failed: no checkpoint is good.
+    """
+    folder = Path(directory)
+    described = read_run(folder)
+    if described is None:
+        raise Refused(f"{folder} holds no run: there is no file run.json.")
+    if experiment is None:
+        try:
+            experiment = from_run(described, callbacks=False)
+        except Refused as error:
+            raise Refused(
+                f"the experiment of {folder} cannot be rebuilt from its run.json: {error}; give it "
+                f"as restore({str(folder)!r}, experiment=...)."
+            ) from None
+    check_experiment(experiment)
+    experiment = fitting(experiment)
+    plain = to_json(experiment)
+    # these determine the state's shape
+    fixed = {name: plain[name] for name in ("model", "objective", "optimizer")}
+    if lines := differences(described, fixed):
+        raise Refused(f"{folder} holds a run of another experiment ({'; '.join(lines)}).")
+    checkpoints = trainer.open_checkpoints(experiment, folder)
+    steps = checkpoints.choose(str(step))
+    if not steps:
+        raise Refused(f"{folder} holds no checkpoint: train first.")
+    program = make_program(experiment)
+    with program.activate():
+        restored = checkpoints.restore(program.abstract, as_saved, steps=steps)
+        state = as_asked(restored.state, program.abstract)
+    return make_run(folder, program, state, restored.step)
+
+
+def evaluate(run: Run | str | Path, *, split: str = "eval") -> dict[str, float]:
+    """The objective's metrics over a split of the run's data, each example once.
+
+    Args:
+      run: a run, or the folder of one, whose last checkpoint is taken.
+      split: eval or train. The data transforms both as it does for an evaluation.
+
+    Raises:
+      Refused: the data is not what the run was trained with.
+    """
+    if not isinstance(run, Run):
+        run = restore(run)
+    if split not in ("train", "eval"):
+        raise Refused(f"split {split!r}: it must be train or eval.")
+    identity = prepare(run.experiment)
+    described = read_run(run.directory)
+    if described and (lines := differences(described, {"data_identity": identity})):
+        raise Refused(f"{run.directory} was trained with other data ({'; '.join(lines)}).")
+    with run.program.activate():
+        source = run.experiment.data.source(split)
+        metrics = trainer.evaluate(run.program, run.state, source)
+    assert metrics is not None, "nothing asks it to stop"
+    return metrics
+
+
+def make_run(folder: Path, program: Program, state: TrainState, step: int) -> Run:
+    """The run in a folder, with its metrics."""
+    history = read_metrics(folder)
+    return Run(
+        directory=folder,
+        experiment=program.experiment,
+        step=step,
+        state=state,
+        metrics=last_metrics([row for row in history if row["step"] <= step]),
+        history=history,
+        program=program,
+    )
+
+
+def check_experiment(experiment: Any) -> None:
+    """Raises if this is no experiment, such as its name."""
+    if not isinstance(experiment, Experiment):
+        raise TypeError(
+            f"{experiment!r} is no Experiment: give what jb.load(NAME) returns, or an Experiment."
+        )
+
+
+def fitting(experiment: Experiment) -> Experiment:
+    """The experiment on its mesh, or on a plain one if that does not fit the devices here."""
+    try:
+        experiment.mesh.sizes(jax.device_count())
+    except Refused:
+        return experiment.replace(mesh=Mesh())
+    return experiment
