@@ -1,0 +1,150 @@
+"""Runs in Python: trained, restored, evaluated and applied."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+from support.experiments import small
+
+import jaxbig as jb
+from jaxbig.config.experiment import Experiment
+from jaxbig.train.evaluate import evaluate_run
+
+
+def tiny(**changes: Any) -> Experiment:
+    """A conv net without layers that compiles at once, 6 steps of digits."""
+    model = jb.models.ConvNet(layers=(jb.models.Dense(16),), classes=10)
+    few = {"steps": 6, "evaluate_every": 3, "checkpoint_every": 3, "log_every": 2}
+    return small("digits_convnet", **{"model": model, **few, **changes})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("run")
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path) -> jb.Run:
+    return jb.fit(tiny(), folder)
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Whether two trees of arrays are the same, bit for bit."""
+    same = jax.tree.map(lambda x, y: np.array_equal(np.asarray(x), np.asarray(y)), a, b)
+    return all(jax.tree.leaves(same))
+
+
+def test_a_run_has_its_state_metrics_and_history(run: jb.Run, folder: Path) -> None:
+    assert run.directory == folder and run.step == 6 and run.finished
+    assert int(run.state.step) == 6
+    assert run.state.params["layers_0"]["linear"]["kernel"].shape == (64, 16)
+    steps, losses = run.curve("train/loss")
+    assert steps == [2, 4, 6] and losses[-1] == run.metrics["train/loss"]
+    evaluated = [row for row in run.history if row["split"] == "eval"]
+    assert run.curve("eval/accuracy") == ([3, 6], [row["accuracy"] for row in evaluated])
+    assert repr(run).startswith(f"Run({str(folder)!r}, step 6 of 6, eval/accuracy 0.")
+
+
+def test_an_unknown_metric_is_refused_with_the_nearest(run: jb.Run) -> None:
+    with pytest.raises(jb.Refused, match="no metric 'train/los': it has train/loss"):
+        run.curve("train/los")
+
+
+def test_a_restored_run_is_the_one_that_was_trained(run: jb.Run, folder: Path) -> None:
+    again = jb.restore(folder)
+    assert again.step == 6 and again.metrics == run.metrics and again.history == run.history
+    assert again.experiment == run.experiment
+    assert equal(again.state, run.state)
+
+
+def test_a_step_of_a_run_is_restored_with_its_metrics(run: jb.Run, folder: Path) -> None:
+    third = jb.restore(folder, step=3)
+    assert third.step == int(third.state.step) == 3 and not third.finished
+    accuracies = dict(zip(*run.curve("eval/accuracy"), strict=True))
+    assert third.metrics["eval/accuracy"] == accuracies[3]
+    best = jb.restore(folder, step="best")
+    assert accuracies[best.step] == max(accuracies.values())
+
+
+def test_what_cannot_be_restored_is_refused(run: jb.Run, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(jb.Refused, match="holds no run"):
+        jb.restore(tmp_path)
+    with pytest.raises(jb.Refused, match="of which there are 3, 6"):
+        jb.restore(folder, step=5)
+    wider = jb.models.ConvNet(layers=(jb.models.Dense(32),), classes=10)
+    with pytest.raises(jb.Refused, match=r"another experiment.*16 -> 32"):
+        jb.restore(folder, experiment=tiny(model=wider))
+
+
+def test_an_evaluation_in_python_is_that_of_the_command(run: jb.Run, folder: Path) -> None:
+    metrics = evaluate_run(tiny(), folder)["metrics"]
+    assert jb.evaluate(run) == jb.evaluate(folder) == metrics
+    assert metrics["accuracy"] == run.metrics["eval/accuracy"]
+
+
+def test_outputs_for_arrays_give_the_accuracy_of_the_evaluation(run: jb.Run) -> None:
+    source = run.experiment.data.source("eval")
+    rows = source.rows(np.arange(len(source)))
+    logits = jb.apply(run, rows["inputs"])  # 360 examples, in batches of 16
+    assert logits.shape == (360, 10) and isinstance(logits, np.ndarray)
+    accuracy = np.mean(logits.argmax(-1) == rows["targets"])
+    assert accuracy == pytest.approx(run.metrics["eval/accuracy"])
+    loss = -np.mean(jax.nn.log_softmax(logits)[np.arange(360), rows["targets"]])
+    assert loss == pytest.approx(run.metrics["eval/loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        (np.zeros((8, 8, 1)), r"\[8, 8, 1\].*\[N, 8, 8, 1\]; for one example .*\[None\]"),
+        (np.zeros((2, 4, 4, 1)), r"\[2, 4, 4, 1\].*\[N, 8, 8, 1\]"),
+        (np.zeros((0, 8, 8, 1)), "1 or more"),
+        ({"images": np.zeros((2, 8, 8, 1))}, "no field 'images': it has inputs"),
+        ({"mask": np.zeros(2)}, "'inputs' is missing"),
+        ({"inputs": np.zeros((2, 8, 8, 1)), "mask": np.zeros(3)}, "inputs 2, mask 3"),
+        ({"inputs": np.zeros((2, 8, 8, 1)), "targets": [0.5, 1]}, "cannot hold its numbers"),
+    ],
+)
+def test_wrong_arrays_are_refused(run: jb.Run, inputs: Any, words: str) -> None:
+    with pytest.raises(jb.Refused, match=words):
+        jb.apply(run, inputs)
+
+
+def test_a_name_in_place_of_an_experiment_is_refused(tmp_path: Path) -> None:
+    name: Any = "digits_convnet"
+    with pytest.raises(TypeError, match=r"jb\.load"):
+        jb.fit(name, tmp_path)
+
+
+def test_a_run_continues_to_more_steps(run: jb.Run, tmp_path: Path) -> None:
+    jb.fit(tiny(steps=3), tmp_path)
+    longer = jb.fit(tiny(), tmp_path)
+    assert longer.step == 6 and longer.curve("train/loss")[0][-1] == 6
+
+
+class Own(nn.Module):
+    """A model that jaxbig does not ship."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        return nn.Dense(10)(x.reshape(len(x), -1))
+
+
+def test_a_run_of_an_own_class_is_restored_with_its_experiment(tmp_path: Path) -> None:
+    run = jb.fit(tiny(model=Own(), steps=1), tmp_path)
+    with pytest.raises(jb.Refused, match=r"does not ship its Own; give it as restore\("):
+        jb.restore(tmp_path)
+    again = jb.restore(tmp_path, experiment=run.experiment)
+    assert equal(again.state.params, run.state.params)
+    with pytest.raises(jb.Refused, match="jaxbig plan FILE"):
+        jb.plan(run.experiment, "h100:8")
+
+
+def test_a_run_on_a_mesh_that_is_not_here_is_restored_on_what_is(run: jb.Run, folder: Path) -> None:
+    elsewhere = dataclasses.replace(tiny(), mesh=jb.Mesh(data=1000))
+    again = jb.restore(folder, experiment=elsewhere)
+    assert again.experiment.mesh == jb.Mesh() and equal(again.state, run.state)
