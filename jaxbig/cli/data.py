@@ -20,7 +20,7 @@ class DataPrepare(ExperimentCommand):
         self.experiment.check()
         data.fetch()
         result: dict[str, Any] = {"identity": data.prepare()}
-        for split in ("train", "eval"):
+        for split in ("train", "eval", "test")[: 2 + data.has_test()]:
             result[f"{split} examples"] = len(data.source(split))
         return self.emit(result, ("", pairs("prepared", result)))
 
@@ -32,7 +32,7 @@ class DataInspect(ExperimentCommand):
     step: int = 0
     """Number of steps before; the batch is that of the next step."""
     split: str = "train"
-    """train or eval."""
+    """train, eval, or test where the data has such a split."""
     batches: int = 1
     """Number of batches, from that step on, over which classes and padding are counted."""
     synthetic: Flag = False

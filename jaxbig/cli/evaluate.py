@@ -11,15 +11,17 @@ from jaxbig.train.evaluate import evaluate_run
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluate(RunCommand):
-    """Evaluates a checkpoint of a run on the evaluation split; its folder is not changed."""
+    """Evaluates a checkpoint of a run on its evaluation or test split; writes nothing there."""
 
     step: str = "last"
     """Which checkpoint: last, best, or the number of its step."""
+    split: str = "eval"
+    """eval, or test where the data has such a split."""
 
     def __call__(self) -> int:
         self.join()
-        result = evaluate_run(self.experiment, self.folder, self.step)
+        result = evaluate_run(self.experiment, self.folder, self.step, self.split)
         if not is_process_zero():
             return DONE
-        title = f"{self.name} at step {result['step']}"
+        title = f"{self.name} at step {result['step']}, split {self.split}"
         return self.emit(result, (title, pairs("metric", result["metrics"])))

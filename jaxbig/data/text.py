@@ -246,18 +246,18 @@ class Tokens(OneText):
             identities = [records]
         tokenizer = self.prepare_tokenizer(records)
         keys = [f"{identity}; {tokenizer}" for identity in identities]
-        rows = {
-            split: [
-                self.packed_rows(part, split, key) for part, key in zip(parts, keys, strict=True)
-            ]
-            for split in ("train", "eval")
-        }
+        vars(self)["keys"] = list(zip(parts, keys, strict=True))
+        rows = {split: self.packed_parts(split) for split in ("train", "eval")}
         vars(self)["rows"] = rows  # `source` need not search for files again
         packed_splits = (
             f"{split} {' and '.join(part.identity for part in of_parts)}"
             for split, of_parts in rows.items()
         )
         return f"{records}; {tokenizer}; packed: {', '.join(packed_splits)}"
+
+    def packed_parts(self, split: str) -> list[Packed]:
+        """The packed rows of a split, of each part of the records."""
+        return [self.packed_rows(part, split, key) for part, key in vars(self)["keys"]]
 
     def packed_rows(self, records: Records, split: str, key: str) -> Packed:
         """The packed rows of a split, packed now unless cached.
@@ -296,7 +296,8 @@ class Tokens(OneText):
             return super().source(split)
         if "rows" not in vars(self):
             self.prepare()
-        parts = vars(self)["rows"][split]
+        rows: dict[str, list[Packed]] = vars(self)["rows"]
+        parts = rows[split] if split in rows else self.packed_parts(split)
         records: Any = parts[0]
         if isinstance(self.records, Mixture):
             records = OpenMixture(parts, self.records.weights)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbig.config.experiment import Experiment
-from jaxbig.data.core.dataset import Data, Rows
+from jaxbig.data.core.dataset import Data, Rows, open_split
 from jaxbig.data.pipeline.loader import eval_batch, train_batch
 from jaxbig.data.pipeline.sampler import eval_steps
 from jaxbig.errors import Refused
@@ -36,14 +36,12 @@ def look(
     `picture`} of the batch that the step after `step` takes, as the objective gets it. `classes`
     and `padding` are of `batches` batches from there on; `rows` are its texts, and images are drawn
     into the file `picture`. And the arrays of the first batch, by field."""
-    if split not in ("train", "eval"):
-        raise Refused(f"--split {split!r}: it is train or eval.")
     if step < 0 or batches < 1:
         raise Refused(f"--step {step} --batches {batches}: they must be 0 or more, and 1 or more.")
     experiment.data.check()
     data = experiment.data
-    source = data.source(split)
-    if split == "eval" and step + batches > (most := eval_steps(source, data.batch)):
+    source = open_split(data, split)
+    if split != "train" and step + batches > (most := eval_steps(source, data.batch)):
         raise Refused(
             f"--step {step} --batches {batches}: an evaluation has {most} batches of {data.batch}."
         )
@@ -52,7 +50,7 @@ def look(
     classes = collections.Counter()
     padding = []
     for number in range(step, step + batches):
-        read = eval_batch(source, number, batch=data.batch) if split == "eval" else None
+        read = eval_batch(source, number, batch=data.batch) if split != "train" else None
         rows = (
             train_batch(source, number, seed=experiment.seed, batch=data.batch)
             if read is None

@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxbig.config.experiment import Experiment
 from jaxbig.config.serialize import flat, to_json
+from jaxbig.data.core.dataset import open_split
 from jaxbig.distributed.multihost import assert_same_on_all, on_process_zero
 from jaxbig.distributed.watchdog import COMPILES, OPENS, PREPARES, Heartbeat, watchdog
 from jaxbig.errors import Refused
@@ -17,13 +18,16 @@ from jaxbig.train.run_description import read_run
 from jaxbig.train.trainer import evaluate, open_checkpoints
 
 
-def evaluate_run(experiment: Experiment, workdir: Path, which: str = "last") -> dict[str, Any]:
+def evaluate_run(
+    experiment: Experiment, workdir: Path, which: str = "last", split: str = "eval"
+) -> dict[str, Any]:
     """Evaluates a checkpoint in a directory: the first good one.
 
     Args:
       experiment: gives the model and the data; those of the run.
       workdir: the run directory.
       which: "last", "best" or the number of a step, as `CheckpointManager.choose` takes it.
+      split: "eval" or "test".
 
     Returns:
       `step`, `metrics` and `state_sha256`.
@@ -31,14 +35,14 @@ def evaluate_run(experiment: Experiment, workdir: Path, which: str = "last") -> 
     Raises:
       Refused: the directory holds no run, no such checkpoint, or another model or data.
     """
-    same = {"workdir": str(workdir), "step": which, **dict(flat(to_json(experiment)))}
-    assert_same_on_all(same)
+    given = {"workdir": str(workdir), "step": which, "split": split}
+    assert_same_on_all({**given, **dict(flat(to_json(experiment)))})
     with watchdog(experiment.guard.stuck_after) as heartbeat:
-        return evaluate_saved(experiment, workdir, which, heartbeat=heartbeat)
+        return evaluate_saved(experiment, workdir, which, split=split, heartbeat=heartbeat)
 
 
 def evaluate_saved(
-    experiment: Experiment, workdir: Path, which: str, *, heartbeat: Heartbeat
+    experiment: Experiment, workdir: Path, which: str, *, split: str, heartbeat: Heartbeat
 ) -> dict[str, Any]:
     """`evaluate_run`, calling `heartbeat` with (step, activity)."""
     heartbeat(0, "reads run.json")
@@ -59,14 +63,14 @@ def evaluate_saved(
             f"{workdir} holds a run of another model or data ({'; '.join(lines)}): give the "
             f"options it was trained with, or another --workdir."
         )
+    heartbeat(0, OPENS)
+    source = open_split(experiment.data, split)
     with program.activate():
         fields = ("params", "variables")
         wanted = {name: getattr(program.abstract, name) for name in fields}
         restored = checkpoints.restore(wanted, only=fields, steps=steps)
         assert restored is not None
         state = TrainState(step=None, opt_state=None, **restored.state)
-        heartbeat(0, OPENS)
-        source = experiment.data.source("eval")
         activities = itertools.chain([COMPILES], itertools.repeat("evaluates"))
 
         def before_batch() -> None:

@@ -86,7 +86,12 @@ class Data(abc.ABC):
 
     @abc.abstractmethod
     def source(self, split: str) -> Source:
-        """The examples of "train" or "eval"; called after `prepare`."""
+        """The examples of "train" or "eval", or of "test" where `has_test`; called after
+        `prepare`."""
+
+    def has_test(self) -> bool:
+        """Whether `source` has a split "test" too, which no training or evaluation of it uses."""
+        return False
 
     def check(self) -> None:
         """Raises if the experiment does not fit the data; called after `prepare`.
@@ -154,10 +159,15 @@ class Records(abc.ABC):
 
     @abc.abstractmethod
     def open(self, split: str) -> Sequence[Record]:
-        """The records of "train" or "eval"; called after `prepare`.
+        """The records of "train" or "eval", or of "test" where `has_test`; called after
+        `prepare`.
 
         The sequence is read by threads, and pickled to worker processes.
         """
+
+    def has_test(self) -> bool:
+        """Whether `open` has a split "test" too."""
+        return False
 
     def fetch(self) -> None:  # noqa: B027
         """Downloads the records; only `jaxbig data prepare` calls this."""
@@ -177,3 +187,20 @@ class Records(abc.ABC):
             f"{split} {digest_records(self.open(split))}" for split in ("train", "eval")
         )
         return f"{self} with records: {digests}"
+
+
+def open_split(data: Data, split: str) -> Source:
+    """The examples of a split that a user names.
+
+    Raises:
+      Refused: the data has no such split.
+    """
+    if split not in ("train", "eval", "test"):
+        raise Refused(f"--split {split}: it is train, eval or test.")
+    if split == "test" and not data.has_test():
+        raise Refused(
+            f"--split test: {type(getattr(data, 'records', data)).__name__} has no such split; "
+            f"records in your own files get one by --data.records.test-share, from the start of "
+            f"training."
+        )
+    return data.source(split)

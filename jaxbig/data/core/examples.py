@@ -57,6 +57,9 @@ class Examples(Data):
             if isinstance(source, RecordSource):
                 source.check(split)
 
+    def has_test(self) -> bool:
+        return self.records.has_test()
+
     def may_leave_out(self) -> bool:
         return self.skip_bad_records > 0
 

@@ -179,6 +179,9 @@ class Files(Records):
 
     eval_share: FractionBelowOne = 0.05
     """Fraction of the records that is held out for evaluation, by hash, unless files are named."""
+    test_share: FractionBelowOne = dataclasses.field(default=0.0, repr=False)  # in no cache's key
+    """Fraction of the records that is held out for `jaxbig evaluate --split test`, by hash, unless
+    files are named. It leaves those held out for evaluation as they are."""
     limit: PositiveInt | None = None
     """Maximum number of training records: those with the largest hashes, of every file and class,
     the same on every machine. Evaluation is not limited."""
@@ -203,8 +206,10 @@ class Files(Records):
     def prepare(self) -> str:
         index = self.index()
         vars(self)["prepared"] = index  # for `open`, which does not list the files again
-        splits = {split: cached_split(self, index, split) for split in ("train", "eval")}
-        for split in splits if self.eval_share else ("train",):
+        shares = {"train": 1.0, "eval": self.eval_share, "test": self.test_share}
+        names = tuple(shares) if self.test_share else ("train", "eval")
+        splits = {split: cached_split(self, index, split) for split in names}
+        for split in filter(shares.get, names):
             self.require_nonempty(index, splits[split], split)
         if index.passed:
             log.warning("%s in %s: %s", self.kind, common_folder(index.files), index.passed)
@@ -213,6 +218,16 @@ class Files(Records):
             f"{self.kind} of {len(index.files)} files, {index.bytes} bytes, records: {counts}, "
             f"sha256:{index.sha256}"
         )
+
+    def has_test(self) -> bool:
+        return self.test_share > 0
+
+    def check_fields(self) -> None:
+        if self.eval_share + self.test_share >= 1:
+            raise Refused(
+                f"test_share {self.test_share}: with eval_share {self.eval_share} it must be below "
+                f"1, so that some records are left for training."
+            )
 
     def __getstate__(self) -> dict[str, Any]:  # without the index, which each process maps
         return {name: value for name, value in vars(self).items() if name != "prepared"}
@@ -228,8 +243,9 @@ class Files(Records):
         if count:
             fix = "set another share, or name more files"
         raise Refused(
-            f"{self.kind} with eval_share {self.eval_share} has no record for {split}, of {count} "
-            f"in {where}: {fix}."
+            f"{self.kind} with {'test' if split == 'test' else 'eval'}_share "
+            f"{self.test_share if split == 'test' else self.eval_share} has no record for {split}, "
+            f"of {count} in {where}: {fix}."
         )
 
     @property
@@ -429,19 +445,28 @@ def split_records(records: Files, index: Index, split: str) -> np.ndarray:
     """The records of a split, ascending."""
     splits = np.array([("train", "eval", "").index(file.split) for file in index.files])
     given = splits[index.places.which]
-    by_hash = index.places.hash < np.uint64(int(records.eval_share * 2**64))
-    held_out = np.where(given < 2, given == 1, by_hash)
-    places = np.flatnonzero(held_out if split == "eval" else ~held_out)
+    hashed = given == 2
+    held_out = np.where(hashed, lowest(index, records.eval_share), given == 1)
+    tested = hashed & ~lowest(index, 1 - records.test_share)
+    chosen = {"train": ~(held_out | tested), "eval": held_out, "test": tested}
+    places = np.flatnonzero(chosen[split])
     if split == "train" and records.limit is not None:
         order = np.argsort(index.places.hash[places], kind="stable")
         places = np.sort(places[order[-records.limit :]])
     return places
 
 
+def lowest(index: Index, share: float) -> np.ndarray:
+    """Which records have the lowest hashes, up to this share of their range."""
+    if share == 1:
+        return np.ones(len(index.places.hash), bool)
+    return index.places.hash < np.uint64(int(share * 2**64))
+
+
 def cached_split(records: Files, index: Index, split: str) -> np.ndarray:
     """The records of a split, cached beside the index and mapped from there."""
     limit = records.limit if split == "train" else None
-    settings = (records.eval_share, limit)
+    settings = (records.eval_share, limit, *filter(None, [records.test_share]))
     target = index.folder / f"{split}-{sha256(repr(settings))[:16]}.npy"
     with contextlib.suppress(OSError, ValueError, EOFError):  # missing, or cut off
         return load_array(target)

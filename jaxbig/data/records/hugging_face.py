@@ -73,9 +73,9 @@ class HuggingFace(Files):
 
     def splits(self) -> dict[str, Path]:
         """The folder of each split, "train" first; of "" where there is only one."""
-        if not (self.root / "dataset_dict.json").exists():
+        there = self.names()
+        if not there:
             return {"": self.root}
-        there = read(self.root / "dataset_dict.json")["splits"]
         held_out = (
             [self.eval_split] if self.eval_split else [name for name in EVALS if name in there]
         )
@@ -85,6 +85,19 @@ class HuggingFace(Files):
                 f"{self.root} has the splits {', '.join(there)}, and it needs train and {wanted}."
             )
         return {"train": self.root / "train", "eval": self.root / held_out[0]}
+
+    def has_test(self) -> bool:
+        return super().has_test() or "test" in self.names()
+
+    def open(self, split: str) -> OpenFiles:
+        if split == "test" and not self.test_share:
+            return dataclasses.replace(self, eval_split="test").open("eval")
+        return super().open(split)
+
+    def names(self) -> list[str]:
+        """The names of the splits that were saved; none where there is only one."""
+        file = self.root / "dataset_dict.json"
+        return list(read(file)["splits"]) if file.exists() else []
 
     def found(self) -> list[File]:
         return list(self.files())

@@ -54,13 +54,29 @@ class ClassFolder(Files):
         """The class names, sorted; a label is an index into them."""
         return tuple(require_folders(next(iter(self.splits().values()))))
 
-    def splits(self) -> dict[str, str]:
-        """The folder of each split, "train" first; of "" if the records' hashes decide."""
+    def has_test(self) -> bool:
+        return super().has_test() or ("train" in self.splits() and "test" in folders(self.root))
+
+    def open(self, split: str) -> OpenFiles:
+        if split == "test" and not self.test_share:
+            other = dataclasses.replace(self)
+            vars(other)["held_out"] = "test"
+            return other.open("eval")
+        return super().open(split)
+
+    @property
+    def root(self) -> str:
+        """The absolute path of the folder; raises `Refused` if it is not there."""
         root = os.path.abspath(os.path.expanduser(self.folder))
         if not os.path.isdir(root):
             raise Refused(f"there is no folder {self.folder} (sought as {root}).")
+        return root
+
+    def splits(self) -> dict[str, str]:
+        """The folder of each split, "train" first; of "" if the records' hashes decide."""
+        root = self.root
         there = folders(root)
-        held_out = [name for name in EVALS if name in there]
+        held_out = [vars(self).get("held_out", name) for name in EVALS if name in there]
         if "train" not in there or not held_out:
             return {"": root}
         return {"train": os.path.join(root, "train"), "eval": os.path.join(root, held_out[0])}

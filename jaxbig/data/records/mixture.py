@@ -43,6 +43,9 @@ class Mixture(Records):
         """The class names of all parts, sorted; () if no part has names."""
         return tuple(sorted({name for part in self.parts for name in named_classes(part)}))
 
+    def has_test(self) -> bool:
+        return all(part.has_test() for part in self.parts)
+
     def fetch(self) -> None:
         for part in self.parts:
             part.fetch()

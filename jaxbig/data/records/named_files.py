@@ -39,6 +39,9 @@ class NamedFiles(Records):
         """The class names of the table, or ()."""
         return tuple(getattr(self.table, "classes", ()))
 
+    def has_test(self) -> bool:
+        return self.table.has_test()
+
     def fetch(self) -> None:
         self.table.fetch()
 

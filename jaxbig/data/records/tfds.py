@@ -27,6 +27,8 @@ from jaxbig.errors import Refused
 log = logging.getLogger("jaxbig")
 HOST = "storage.googleapis.com"
 """The host that TFDS connects to first."""
+TEST = "test"
+"""The split of TFDS for a final test, also where it is that for evaluation."""
 TIMEOUT_S = 10
 """Seconds to wait for a connection to it."""
 ELSEWHERE = ("tensorflow_datasets.text", "tensorflow_datasets.translate")
@@ -111,9 +113,12 @@ class Tfds(Records):
         label = dict(features.items()).get("label")
         return tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else ()
 
+    def has_test(self) -> bool:
+        return TEST in self.builder().info.splits
+
     def open(self, split: str) -> Sequence[Record]:
         builder = self.builder()
-        chosen = {"train": self.train_split, "eval": self.eval_split}[split]
+        chosen = {"train": self.train_split, "eval": self.eval_split, "test": TEST}[split]
         encoded = {  # images are decoded later, when the wanted size is known
             name: tfds.decode.SkipDecoding()
             for name, feature in builder.info.features.items()  # type: ignore[union-attr]

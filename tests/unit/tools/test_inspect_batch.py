@@ -181,7 +181,8 @@ def test_class_named_as_a_formula_is_drawn_as_it_is_written(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("step", "split", "batches", "words"),
     [
-        (0, "test", 1, "train or eval"),
+        (0, "dev", 1, "train, eval or test"),
+        (0, "test", 1, "Digits has no such split"),
         (3, "eval", 1, "an evaluation has 3 batches"),
         (-1, "train", 1, "--step -1 --batches 1: they must be 0 or more, and 1 or more"),
         (0, "eval", 0, "--step 0 --batches 0: they must be"),
