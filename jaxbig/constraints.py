@@ -26,6 +26,15 @@ def _matches(kind: type, value: Any) -> Any:
     return issubclass(type(value), kind)
 
 
+def _read(kind: type[int] | type[float], words: list[str]) -> float:
+    """A number from the command line; tyro prints the message of a ValueError."""
+    try:
+        return kind(words[0])
+    except ValueError:
+        noun = "whole number" if kind is int else "number"
+        raise ValueError(f"{words[0]!r} is not a {noun}") from None
+
+
 class Range(PrimitiveConstructorSpec[Any]):
     """Bounds of a number: checked by `validate`, and shown in `--help` (so a tyro constructor)."""
 
@@ -55,7 +64,7 @@ class Range(PrimitiveConstructorSpec[Any]):
         super().__init__(
             nargs=1,
             metavar=f"{kind.__name__.upper()} {shown}".strip(),
-            instance_from_str=lambda words: kind(words[0]),
+            instance_from_str=functools.partial(_read, kind),
             is_instance=functools.partial(_matches, kind),
             str_from_instance=lambda value: [str(value)],
         )

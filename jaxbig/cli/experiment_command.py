@@ -1,9 +1,10 @@
 """Base classes of the commands on an experiment, and on its run, which has a folder."""
 
 import dataclasses
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 import tyro
 
@@ -30,12 +31,7 @@ class ExperimentCommand(Command):
     @classmethod
     def from_arguments(cls, word: str, arguments: Sequence[str]) -> Self:
         if arguments[:1] in (["-h"], ["--help"]):
-            print(f"jaxbig {word} EXPERIMENT [--option value ...]: {cls.__doc__}")
-            print(
-                f"The options are those of the experiment: jaxbig {word} NAME --help; "
-                f"`jaxbig list` lists the experiments."
-            )
-            raise SystemExit
+            parse(cls.without_experiment(word), ["--help"], f"{word} EXPERIMENT")
         if not arguments or arguments[0].startswith("-"):
             raise Refused(
                 f"{word} needs an experiment first, as in jaxbig {word} NAME; "
@@ -46,6 +42,22 @@ class ExperimentCommand(Command):
         parsed = parse(cls, options, f"{word} {name}", default)
         set_deterministic(parsed.experiment.deterministic, parsed.experiment.reproducible)
         return parsed
+
+    @classmethod
+    def without_experiment(cls, word: str) -> type:
+        """The command with its own options alone, for `--help`."""
+        text = (
+            f"{inspect.getdoc(cls)}\n\nEvery field of the experiment is an option too: jaxbig "
+            f"{word} NAME --help. Experiments: jaxbig list, or your own file NAME.py."
+        )
+        return dataclasses.make_dataclass(
+            cls.__name__,
+            [(name, tyro.conf.Suppress[Any], None) for name in ("name", "options", "experiment")],
+            bases=(cls,),
+            namespace={"__doc__": text, "__module__": cls.__module__},
+            frozen=True,
+            kw_only=True,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

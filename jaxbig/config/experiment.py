@@ -46,26 +46,34 @@ class Experiment:
     """All settings of a run."""
 
     model: nn.Module
+    """A Flax module; its fields are options."""
     objective: Objective
+    """The loss and the metrics."""
     data: Data
+    """Where the examples are, and what the model sees of them."""
     optimizer: Optimizer
+    """The update of the parameters."""
     mesh: Mesh = Mesh()
+    """How the devices share the work."""
     precision: Precision = Precision()
+    """The dtypes of parameters and sums."""
     initialize_from: InitializeFrom = InitializeFrom()
+    """A run to start from."""
     guard: Guard = Guard()
+    """What to do about a bad step or a run that hangs."""
     callbacks: tuple[Callback, ...] = ()
+    """Called after steps, evaluations and saves."""
     steps: PositiveInt
     """The number of training steps."""
     accumulate: PositiveInt = 1
     """Gradient accumulation: the number of parts of each batch. Saves memory; results are equal."""
     reproducible: NonNegativeInt = 0
-    """The number of gradient chunks that are summed in a fixed order, for results that are bitwise
-    equal on any number of devices (of the axis `data` alone); 0: off, which is faster. On a CPU
-    this also fixes the number of threads; on a GPU it implies `deterministic`."""
+    """Gradient chunks summed in a fixed order, for equal bits on any number of devices (of the axis
+    `data` alone); 0: off, faster. It fixes a CPU's threads, and on a GPU implies
+    `deterministic`."""
     deterministic: bool = False
-    """On a GPU, use deterministic kernels only (XLA's xla_gpu_deterministic_ops): slower, and
-    attention keeps the scores of all pairs in memory. TPUs, and CPUs with the same number of cores,
-    are deterministic without it."""
+    """On a GPU, use deterministic kernels only: slower, and attention keeps the scores of all
+    pairs. TPUs, and CPUs with the same number of cores, are deterministic without it."""
     offload: bool = False
     """Keep the optimizer's state in host memory between steps. `jaxbig plan` shows whether the peak
     of a step falls too."""

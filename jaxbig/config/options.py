@@ -1,17 +1,19 @@
-"""Command-line options: parsed by tyro; its errors become one sentence. Needs no JAX."""
+"""Command-line options, parsed by tyro, whose errors become one sentence. Needs no JAX."""
 
-import contextlib
 import dataclasses
 import difflib
-import io
 import re
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from tyro import _errors as tyro_errors  # errors before they are drawn; no public name
 
+from jaxbig.config import spellings
 from jaxbig.config.experiment_files import run_folder
+from jaxbig.config.help_texts import HELP
 from jaxbig.errors import Refused
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
@@ -59,17 +61,6 @@ class TrainOptions:
     is missing. It has a folder of its own, which is emptied first."""
 
 
-SYNONYMS = {
-    "batch-size": "data.batch",
-    "learning-rate": "optimizer.learning-rate.peak",
-    "lr": "optimizer.learning-rate.peak",
-    "epochs": "steps",
-    "num-epochs": "steps",
-    "max-steps": "steps",
-    "output-dir": "workdir",
-    "resume": "workdir",
-}
-"""Other programs' names of options, and ours."""
 MIN_SIMILARITY = 0.75
 """The least similarity of two names for one to be suggested for the other, 0 to 1."""
 
@@ -89,72 +80,129 @@ def parse(
     Raises:
       Refused: for a wrong option, in one sentence, where tyro would draw a box.
     """
-    errors = io.StringIO()
     extra = {} if default is None else {"default": default}
-    try:
-        with contextlib.redirect_stderr(errors):
-            parsed = tyro.cli(command, prog=f"{program} {words}", args=options, **extra)
-        refuse_remote(parsed)
-        return parsed
-    except SystemExit as stop:
-        if stop.code in (0, None):  # --help
-            raise
-    # a box, whose title is in its frame or above a line
-    text = re.sub(r"\x1b\[[0-9;]*m|[│╰╯]", "", errors.getvalue())
-    parts = re.split(r"[─-]{3,}", re.sub(r"╭.*╮", "\n", text))
-    sections = [" ".join(part.split()) for part in parts if part.split()]
-    if "╭" not in text:
-        sections = sections[1:]
-    said, *more = sections
-    near = re.findall(r"--[\w.-]+", more[0]) if more and more[0].startswith("Perhaps") else []
-    unknown = re.findall(r"--[\w.-]+", said) if said.startswith("Unrecognized") else []
-    if unknown:
-        near = nearest_options(unknown[0], near, default)
-    nearest = f"; the nearest are {', '.join(near[:3])}" if near else ""
-    raise Refused(f"{said}{nearest}; `{program} {words} --help` names all options.")
+
+    def refuse(error: tyro_errors.ParseErrorEvent) -> None:
+        said = describe_error(error, words, option_names(command, default))
+        if said:
+            raise Refused(f"{said}; `{program} {words} --help` lists all options.")
+
+    with tyro_errors.on_parse_error(refuse):
+        parsed = tyro.cli(command, prog=f"{program} {words}", args=options, registry=HELP, **extra)
+    refuse_remote(parsed)
+    return parsed
 
 
-def nearest_options(unknown: str, near: Sequence[str], default: Any) -> list[str]:
-    """Options that the user may have meant, likeliest first: by a synonym, or by similar names.
+def describe_error(error: Any, words: str, known: Sequence[str]) -> str:
+    """An error of tyro in words; "" for one that tyro itself has to print.
 
-    near: tyro's suggestions, which include the command's own options.
+    Args:
+      error: the event that tyro's hook receives.
+      words: the command's name.
+      known: all its options.
     """
-    known = [] if default is None else option_names(default)
-    meant = f"--{SYNONYMS.get(unknown[2:].replace('_', '-'), '')}"
-    if meant in known:
+    match error:
+        case tyro_errors.UnrecognizedArgs(tokens=tokens):
+            return describe_unknown(tokens, known)
+        case tyro_errors.MissingArgs(unrecognized_tokens=[_, *_] as tokens):
+            return describe_unknown(tokens, known)
+        case tyro_errors.MissingArgs(missing_arguments=[first, *_]):
+            return f"{words} needs {_option(first.arg)}: {_help(first.arg)}"
+        case tyro_errors.BadValue(argument=argument) if argument.is_positional():
+            return f"{words} needs {_option(argument)}: {_help(argument)}"
+        case tyro_errors.BadValue(argument=argument):
+            return f"{_option(argument)} needs a value, {argument.lowered.metavar}"
+        case tyro_errors.InvalidChoice(argument=argument, value=value, choices=choices):
+            return f"{_option(argument)} {value!r}: it must be one of {', '.join(choices)}"
+        case tyro_errors.InstantiationFailure(argument=None, message=message):
+            return " ".join(str(message).split())
+        case tyro_errors.InstantiationFailure(argument=argument, message=message):
+            return f"{_option(argument)}: {' '.join(str(message).split())}"
+    return ""
+
+
+def _option(argument: Any) -> str:
+    """The name of an option, or of what stands without one."""
+    if argument.is_positional():
+        return argument.field.intern_name.upper()
+    return argument.lowered.name_or_flags[-1]
+
+
+def _help(argument: Any) -> str:
+    text: Any = argument.field.helptext
+    return str((text() if callable(text) else text) or "").rstrip(".")
+
+
+def describe_unknown(tokens: Sequence[str], known: Sequence[str]) -> str:
+    """The message for words of a command line that mean nothing there.
+
+    Args:
+      tokens: the unknown options, each with what follows it.
+      known: the options that there are.
+    """
+    unknown = [token.split("=")[0] for token in tokens if token.startswith("-")]
+    if not unknown:
+        return f"{tokens[0]!r} is not expected here: an option is --name value, a flag is --name"
+    option, *others = unknown
+    said = f"there is no option {option}"
+    if others:
+        said = f"there are no options {', '.join(unknown)}"
+    note = spellings.note(option)
+    if note:
+        return f"{said}: {note}"
+    inner = [name for name in known if name.startswith(f"{option}.")]
+    if inner:
+        return f"{said}: it has options of its own, as {inner[0]}"
+    near = nearest_options(option, known)[:3]
+    if near:
+        said += f"; the nearest {'is' if len(near) == 1 else 'are'} {', '.join(near)}"
+    return said
+
+
+def nearest_options(unknown: str, known: Sequence[str]) -> list[str]:
+    """The options that may be meant, likeliest first: by another spelling, or by similar names."""
+    meant = spellings.ours(unknown, known)
+    if meant:
         return [meant]
+    given = unknown.lstrip("-").replace("_", "-")
 
     def similarity(name: str) -> float:
-        given = unknown[2:].replace("_", "-")
         option = name[2:]
         pairs = ((given, option), (given.split(".")[-1], option.split(".")[-1]))
         return max(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
 
-    found = {name: similarity(name) for name in dict.fromkeys([*near, *known])}
+    found = {name: similarity(name) for name in dict.fromkeys(known)}
     similar = [name for name in found if found[name] >= MIN_SIMILARITY]
     return sorted(similar, key=lambda name: -found[name])
 
 
-def option_names(value: Any, path: str = "") -> list[str]:
+def option_names(command: type, default: Any = None) -> list[str]:
     """The options of a command and of its experiment, as `--model.depth`."""
-    items: list[tuple[str, Any]] = []
+    names: list[str] = []
+    for name, hint in typing.get_type_hints(command, include_extras=True).items():
+        marks = getattr(hint, "__metadata__", ())
+        if tyro.conf.Suppress in marks or tyro.conf.Positional in marks:
+            continue
+        renamed = [mark.name for mark in marks if getattr(mark, "name", None) is not None]
+        path = renamed[0] if renamed else name
+        names += paths(getattr(default, name, None), path)
+    return [f"--{name.replace('_', '-')}" for name in names]
+
+
+def paths(value: Any, path: str = "") -> list[str]:
+    """The dotted paths of a config's fields, and of the fields of what they hold."""
+    items: list[tuple[Any, Any]] = []
     if dataclasses.is_dataclass(value):
-        names = [field.name for field in dataclasses.fields(value)]
-        if "parent" in names:  # a Flax module
-            names = [name for name in names if name not in ("parent", "name")]
-        items = [(name, getattr(value, name)) for name in names]
-    elif isinstance(value, list | tuple):
-        items = [(str(place), item) for place, item in enumerate(value)]
+        fields = [field.name for field in dataclasses.fields(value)]
+        if "parent" in fields:  # a Flax module
+            fields = [name for name in fields if name not in ("parent", "name")]
+        items = [(name, getattr(value, name)) for name in fields]
     elif isinstance(value, dict):
-        items = [(str(key), item) for key, item in value.items()]
-    if not items:
-        return [f"--{path.replace('_', '-')}"]
-    inner = [(name if name != "experiment" or path else "", item) for name, item in items]
-    return [
-        option
-        for name, item in inner
-        for option in option_names(item, ".".join(part for part in (path, name) if part))
-    ]
+        items = list(value.items())
+    elif isinstance(value, list | tuple):
+        items = list(enumerate(value))
+    inner = [each for name, item in items for each in paths(item, f"{path}.{name}".strip("."))]
+    return inner or [path]
 
 
 def refuse_remote(parsed: Any) -> None:

@@ -16,6 +16,7 @@ class Overridden(JsonOption, TrainOptions, FolderOption):
     """The options of `jaxbig train EXPERIMENT` that every way to launch it has."""
 
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+    """The experiment whose fields are options."""
 
 
 OPTIONS_OF_RUN = {field.name for field in dataclasses.fields(Overridden)} - {"experiment"}

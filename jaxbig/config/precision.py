@@ -16,21 +16,23 @@ HIGHEST = 2.0**24
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Precision:
-    """The dtypes of a run, besides the model's own `dtype` of computation."""
+    """The dtypes of a run, besides the model's own `dtype` of computation.
+
+    A gradient has the dtype of its parameter; moments are float32.
+    """
 
     parameters: Parameters = "float32"
     """The dtype of stored parameters. bfloat16: updates are rounded stochastically.
-    bfloat16_master: the optimizer updates float32 master weights. A gradient has the dtype of its
-    parameter; moments are float32."""
+    bfloat16_master: the optimizer updates float32 master weights."""
     sums: Sums = "dtype"
     """The dtype in which products and sums, such as gradients, are reduced over devices: the
     model's, or float32."""
     loss_scale: NonNegativeFloat = 0.0
     """The initial loss scale of a float16 model, as 65536, so that small gradients are not lost
-    (Micikevicius et al., 2018). A step with a non-finite gradient is skipped and halves the scale.
-    0: no scaling."""
+    (Micikevicius et al., 2018); 0: no scaling."""
     loss_scale_steps: PositiveInt = 2_000
-    """Good steps in a row after which the loss scale is doubled."""
+    """Good steps in a row after which the loss scale is doubled. A step with a non-finite gradient
+    is skipped and halves it."""
 
     def check(self, dtype: str) -> None:
         """Raises `Refused` where a model of this dtype cannot be trained with these settings."""

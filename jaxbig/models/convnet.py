@@ -25,6 +25,7 @@ class Conv(nn.Module):
     kernel: PositiveInt = 3
     """Side of the square kernel, in pixels."""
     stride: PositiveInt = 1
+    """Pixels between two places of the kernel; 2 halves the image."""
     padding: Padding = "same"
     """Zero padding: enough to keep the size, or none."""
 
@@ -46,6 +47,7 @@ class Pool(nn.Module):
     window: PositiveInt = 2
     """Side of the square window, in pixels."""
     kind: Literal["max", "mean"] = "max"
+    """The largest value of each window, or its mean."""
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[B, Y, X, C] -> [B, Y // window, X // window, C]."""
@@ -62,6 +64,7 @@ class Dropout(nn.Module):
     """Sets a share of the values to zero in training (Srivastava et al., 2014)."""
 
     rate: DropRate
+    """Share of the values set to zero."""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -73,6 +76,7 @@ class Dense(nn.Module):
     """Fully connected layer, then ReLU; an image is flattened first."""
 
     width: PositiveInt
+    """Number of outputs."""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:

@@ -34,7 +34,9 @@ class Block(nn.Module):
     back."""
 
     layer_scale: float = 1e-6
+    """The initial scale of the branch, per channel."""
     drop_path: DropRate = 0.0
+    """Share of examples whose branch is dropped in training."""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:

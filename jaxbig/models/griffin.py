@@ -51,7 +51,9 @@ class LRU(nn.Module):
     width: PositiveInt
     """W, of the complex state."""
     smallest: Magnitude = 0.9
+    """The smallest |lambda| at the start."""
     largest: Magnitude = 0.999
+    """The largest |lambda| at the start, below 1; a large one remembers long."""
     phase: float = math.tau
     """The largest angle of lambda at the start; a small one remembers slow changes."""
 
@@ -179,6 +181,7 @@ class CausalConv(nn.Module):
     `size`."""
 
     size: PositiveInt = 4
+    """Positions that the kernel sees, itself included."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -200,7 +203,9 @@ class RecurrentMixing(nn.Module):
     recurrence."""
 
     heads: PositiveInt
+    """Blocks of the gates' kernels."""
     recurrence: RecurrenceName
+    """rglru or lru."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -229,6 +234,7 @@ class Griffin(TokenHead, Model):
     depth: PositiveInt = 6
     """Number of blocks, each a recurrence or attention and a gated MLP."""
     width: PositiveInt = 256
+    """Width of each token's vector."""
     heads: PositiveInt = 4
     """Of the attention's queries, and blocks of the recurrence's gates."""
     kv_heads: PositiveInt = 1
@@ -240,11 +246,13 @@ class Griffin(TokenHead, Model):
     expansion: PositiveInt = 3
     """The gated MLP's width over that of the model."""
     recurrence: RecurrenceName = "rglru"
+    """rglru (De et al., 2024), gated, or lru (Orvieto et al., 2023)."""
     dropout: DropRate = 0.0
     """Share of values dropped after each part of a block."""
     tie_embeddings: bool = True
     """Use the token embedding as the output matrix too (Press and Wolf, 2017)."""
     dtype: Dtype = "float32"
+    """Of the computation; parameters and logits are float32."""
 
     def setup(self) -> None:
         choose("recurrence", self.recurrence, RecurrenceName)

@@ -40,6 +40,7 @@ class Text(TokenTables, TransformerFields, kw_only=True):
     depth: PositiveInt = 6
     """Number of blocks."""
     width: PositiveInt = 256
+    """Width of each token's vector."""
     max_length: PositiveInt = 1024
     """Number of learned positions, if positions are learned."""
     tie_embeddings: bool = False

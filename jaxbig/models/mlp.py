@@ -27,10 +27,13 @@ class MLP(Model):
     widths: tuple[PositiveInt, ...] = (64, 64)
     """Of each hidden layer; none: a linear model."""
     outputs: PositiveInt = 1
+    """Number of outputs."""
     activation: Activation = "relu"
+    """The nonlinearity."""
     dropout: DropRate = 0.0
     """Share of values dropped after each hidden layer."""
     dtype: Dtype = "float32"
+    """Of the computation; parameters and logits are float32."""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:

@@ -47,10 +47,15 @@ class ConvNorm(nn.Module):
     """A convolution without bias, then its normalization."""
 
     channels: PositiveInt
+    """Number of output channels."""
     kernel: PositiveInt
+    """Side of the square kernel, in pixels."""
     stride: PositiveInt = 1
+    """Pixels between two places of the kernel."""
     norm: Norm = "batch"
+    """batch or group normalization."""
     groups: PositiveInt = 32
+    """Of norm "group"."""
     zero: bool = False
     """Start with scale 0."""
 
@@ -83,10 +88,15 @@ class Block(nn.Module):
     """
 
     channels: PositiveInt
+    """Channels of the 3x3 convolutions."""
     stride: PositiveInt = 1
+    """Of the 3x3 convolution; 2 halves the image."""
     bottleneck: bool = True
+    """Three convolutions, the middle one narrow, instead of two."""
     norm: Norm = "batch"
+    """batch or group normalization."""
     groups: PositiveInt = 32
+    """Of norm "group"."""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -120,6 +130,7 @@ class ResNet(Classifier):
     bottleneck: bool = True
     """Blocks of three convolutions, the middle one narrow, instead of two."""
     norm: Norm = "batch"
+    """batch or group normalization, the latter with standardized kernels."""
     groups: PositiveInt = 32
     """Of norm "group"."""
     stem: Stem = "imagenet"

@@ -26,9 +26,13 @@ class Recurrence(nn.Module):
     1997)."""
 
     width: PositiveInt
+    """Of each layer's state."""
     cell: CellName = "lstm"
+    """The recurrent cell: LSTM, GRU, or Elman's with tanh or ReLU."""
     layers: PositiveInt = 1
+    """Number of recurrent layers."""
     bidirectional: bool = False
+    """Read in both directions."""
     dropout: DropRate = 0.0
     """Share of values dropped between layers."""
 
@@ -83,10 +87,13 @@ class RNN(Model):
     classes: PositiveInt
     """Number of classes."""
     layers: PositiveInt = 1
+    """Number of recurrent layers."""
     dropout: DropRate = 0.0
     """Share of values dropped between layers and before the logits."""
     cell: CellName = "lstm"
+    """The recurrent cell: LSTM, GRU, or Elman's with tanh or ReLU."""
     bidirectional: bool = False
+    """Read in both directions."""
     pooling: Pooling = "last"
     """What the logits see: the last state, the mean of all, a weighted mean (Yang et al., 2016,
     section 2.2), or each state by itself, as CTC wants it."""
@@ -96,6 +103,7 @@ class RNN(Model):
     embedding: PositiveInt | None = None
     """Width of a token's vector; None: that of the state."""
     dtype: Dtype = "float32"
+    """Of the computation; parameters and logits are float32."""
 
     @nn.compact
     def __call__(
@@ -147,13 +155,17 @@ class RNNLanguageModel(TokenHead, Model):
     vocab: PositiveInt
     """Number of tokens in the vocabulary."""
     width: PositiveInt = 256
+    """Of embeddings and states."""
     layers: PositiveInt = 1
+    """Number of recurrent layers."""
     cell: CellName = "lstm"
+    """The recurrent cell: LSTM, GRU, or Elman's with tanh or ReLU."""
     dropout: DropRate = 0.0
     """Share of values dropped between layers, and before and after them."""
     tie_embeddings: bool = False
     """Use the token embedding as the output matrix too (Press and Wolf, 2017)."""
     dtype: Dtype = "float32"
+    """Of the computation; parameters and logits are float32."""
 
     def setup(self) -> None:
         self.tokens = self.token_table("tokens")

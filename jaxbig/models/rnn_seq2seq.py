@@ -97,6 +97,7 @@ class Multiplicative(RNNAttention):
     memory."""
 
     general: bool = True
+    """Multiply by a learned matrix between query and memory."""
 
     @nn.compact
     def over(self, memory: jax.Array, mask: jax.Array | None = None) -> Attend:
@@ -118,8 +119,11 @@ class AttentiveDecoder(nn.Module):
     the token."""
 
     width: PositiveInt
+    """Of the state."""
     cell: CellName
+    """The recurrent cell: LSTM, GRU, or Elman's with tanh or ReLU."""
     attention: AttentionName
+    """The score: additive, dot or general."""
 
     @nn.compact
     def __call__(
@@ -170,17 +174,21 @@ class RNNEncoderDecoder(Translator):
     vocab: PositiveInt
     """How many different tokens the source has."""
     target_vocab: PositiveInt
+    """Number of tokens of the target."""
     width: PositiveInt = 256
     """Of embeddings and states."""
     layers: PositiveInt = 1
     """Of the encoder; the decoder has one."""
     cell: CellName = "gru"
+    """The recurrent cell: LSTM, GRU, or Elman's with tanh or ReLU."""
     bidirectional: bool = True
     """The encoder reads in both directions."""
     attention: AttentionName = "additive"
+    """The score: additive (Bahdanau's), dot or general (Luong's)."""
     dropout: DropRate = 0.0
     """Share of values dropped between layers and before the logits."""
     dtype: Dtype = "float32"
+    """Of the computation; parameters and logits are float32."""
 
     def setup(self) -> None:
         self.sources = Embedding(self.vocab, self.width, name="tokens")

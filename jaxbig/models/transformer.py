@@ -52,6 +52,7 @@ class TransformerFields(Model, kw_only=True):
     """The fields that every Transformer and its blocks share."""
 
     heads: PositiveInt = 8
+    """Number of attention heads, a divisor of the width."""
     kv_heads: PositiveInt | None = None
     """Heads of keys and values, a divisor of heads (grouped-query attention); None: as heads."""
     mlp_width: PositiveInt | None = None
@@ -71,6 +72,7 @@ class TransformerFields(Model, kw_only=True):
     """Weight of the router's z-loss, logsumexp(scores)^2, which keeps scores small (ST-MoE: 1e-3).
     """
     norm: Literal["layer", "rms"] = "rms"
+    """Layer normalization, or RMS normalization, which does not center."""
     pre_norm: bool = True
     """Normalize the input of each branch (pre-norm) or the sum after it (post-norm)."""
     epsilon: NonNegativeFloat = 1e-6
@@ -81,6 +83,7 @@ class TransformerFields(Model, kw_only=True):
     """rotary (Su et al., 2021), learned, sinusoidal (Vaswani et al., 2017), relative (T5), or
     none."""
     rotary_base: AtLeastOne = 10_000.0
+    """Base of the rotary positions' wavelengths; larger for longer texts."""
     window: PositiveInt | None = None
     """Positions that attention sees to one side, itself included; None: all."""
     dropout: DropRate = 0.0
@@ -91,13 +94,11 @@ class TransformerFields(Model, kw_only=True):
     """Compile one block and scan it over the depth, with stacked parameters: compile time does not
     grow with the depth. Small models run faster unrolled."""
     remat: Remat = "none"
-    """Rematerialization policy, what the backward pass recomputes: none; attention: scores and
-    softmax (of the plain kernel, the others keep none); dots: all but matrix products with
-    parameters; projections: all but those of attention, so also the MLP; full: each block."""
+    """What the backward pass recomputes. attention: scores and softmax (plain kernel); dots: all
+    but products with parameters; projections: all but those of attention."""
     remat_group: PositiveInt = 1
-    """With scan, in training: checkpoints every k-th block only and recomputes the ones in between
-    (Chen et al., 2016, section 4.3). A divisor of the depth; its square root saves most memory, at
-    the cost of one more forward pass."""
+    """With scan, in training: checkpoints every k-th block only (Chen et al., 2016, section 4.3). A
+    divisor of the depth; its square root saves most memory, for one more forward pass."""
     attention_kernel: Kernel = "auto"
     """Attention implementation: plain, fused (cuDNN), splash (TPU), ring (long rows, sharded over
     the mesh's `sequence`), or auto: the best for the device."""
@@ -143,8 +144,11 @@ class Block(TransformerFields, kw_only=True):
     """
 
     causal: bool = False
+    """Mask later positions."""
     cross: bool = False
+    """Attend to a memory too."""
     out_scale: float = 1.0
+    """Scale of the initial values of what the block adds."""
 
     @nn.compact
     def __call__(
@@ -264,8 +268,11 @@ class Stack(TransformerFields, kw_only=True):
     """`depth` blocks, unrolled or scanned; with pre_norm a final normalization."""
 
     depth: PositiveInt
+    """Number of blocks."""
     causal: bool = False
+    """Mask later positions."""
     cross: bool = False
+    """Attend to a memory too."""
 
     @nn.compact
     def __call__(self, x: jax.Array, context: Context, train: bool, cache: int = 0) -> jax.Array:

@@ -30,7 +30,9 @@ class ViT(Classifier, TransformerFields, kw_only=True):
     patch: PositiveInt = 16
     """Side of a patch, in pixels."""
     depth: PositiveInt = 12
+    """Number of blocks."""
     width: PositiveInt = 384
+    """Width of each patch's vector."""
     pooling: Pooling = "token"
     """Input of the head: a class token, the mean of all patches, or attention with a learned query
     (Zhai et al., 2022, section 3.3, without its MLP)."""

@@ -42,9 +42,8 @@ class NextToken(Objective):
     z_loss: NonNegativeFloat = 0.0
     """Weight of the z-loss, logsumexp(logits)^2, which keeps logits small (PaLM: 1e-4)."""
     chunks: NonNegativeInt = 0
-    """Chunks of the vocabulary whose logits are computed one at a time, so that neither float32
-    [B, L, V] nor the full output matrix is in memory. A divisor of `vocab`; the model needs
-    `hidden` and `unembedding`. 0: all at once."""
+    """Chunks of the vocabulary, a divisor of it, whose logits are computed one at a time, to save
+    memory. The model needs `hidden` and `unembedding`. 0: all at once."""
     bytes_per_token: PositiveFloat | None = None
     """Mean bytes of text per token (1 if tokens are bytes); reports `bits_per_byte` instead of
     `bits_per_token`."""

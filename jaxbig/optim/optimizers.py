@@ -57,7 +57,11 @@ DECAYED = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimizer(abc.ABC):
-    """What all optimizers share: penalties, clipping, then `direction` times the learning rate."""
+    """What all optimizers share: penalties, clipping, then `direction` times the learning rate.
+
+    A pattern is a regular expression that is searched in a parameter's path, as
+    `block_0/up/kernel`. By default every matrix decays, and no bias, scale, or other vector.
+    """
 
     learning_rate: Schedule
     """Its schedule."""
@@ -71,8 +75,7 @@ class Optimizer(abc.ABC):
     l2: NonNegativeFloat = 0.0
     """Adds `l2 / 2 * w^2` for each chosen parameter w to the loss."""
     decayed: str = DECAYED
-    """Regular expression over the paths of parameters that l1, l2 and weight decay apply to. By
-    default every matrix, and no bias, scale, or other vector."""
+    """Pattern of the parameters that l1, l2 and weight decay apply to."""
     frozen: str | None = None
     """Regular expression over the paths of parameters that are not trained."""
     rate_factors: tuple[tuple[str, float], ...] = ()
@@ -128,7 +131,9 @@ class SGD(Optimizer):
     """Stochastic gradient descent with momentum (Sutskever et al., 2013)."""
 
     momentum: FractionBelowOne = 0.9
+    """Decay of the sum of gradients; 0: none."""
     nesterov: bool = False
+    """Nesterov's momentum: the gradient counts as if taken one step ahead."""
 
     def direction(self) -> optax.GradientTransformation:
         return optax.trace(self.momentum, self.nesterov) if self.momentum else optax.identity()
@@ -143,6 +148,7 @@ class Adam(Optimizer):
     b2: FractionBelowOne = 0.999
     """Decay of the mean of squared gradients."""
     epsilon: NonNegativeFloat = 1e-8
+    """Added to the root of the mean of squared gradients."""
 
     def direction(self) -> optax.GradientTransformation:
         return optax.scale_by_adam(self.b1, self.b2, self.epsilon)

@@ -25,6 +25,7 @@ class Constant(Schedule):
     """The same rate at every step."""
 
     peak: NonNegativeFloat
+    """The rate."""
 
     def build(self, steps: int) -> optax.Schedule:
         return lambda step: jnp.asarray(self.peak, jnp.float32)

@@ -45,6 +45,7 @@ class Tfds(Records):
     train_split: str = "train"
     """Any split of TFDS: `train`, `train[5%:]`, `train+validation`, `all`."""
     eval_split: str = "test"
+    """The split of evaluations, likewise."""
 
     def builder(self) -> tfds.core.DatasetBuilder:
         """The prepared data set; raises `Refused` if there is none, or none with random access."""

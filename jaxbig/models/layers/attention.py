@@ -64,8 +64,11 @@ class RelativePositions(nn.Module):
     2.1; T5)."""
 
     heads: PositiveInt
+    """Number of attention heads."""
     causal: bool
+    """Count distances backward only."""
     buckets: PositiveInt = 32
+    """Number of buckets; near distances have one each."""
     farthest: PositiveInt = 128
     """Distances from here on share the last bucket."""
 
@@ -291,6 +294,7 @@ class Attention(nn.Module, kw_only=True):
     """
 
     heads: PositiveInt
+    """Number of heads, a divisor of the width."""
     kv_heads: PositiveInt | None = None
     """Heads of keys and values; None: as many as heads."""
     causal: bool = False
@@ -300,10 +304,13 @@ class Attention(nn.Module, kw_only=True):
     rotary: bool = False
     """Rotary positions on queries and keys."""
     rotary_base: AtLeastOne = 10_000.0
+    """Base of the rotary positions' wavelengths."""
     bias: bool = False
+    """On all four projections."""
     scale: float = 1.0
     """Of the output projection's initial values."""
     kernel: Kernel = "auto"
+    """Implementation: plain, fused (cuDNN), splash (TPU), ring, or auto."""
     remat: bool = False
     """Recompute the scores in the backward pass."""
 

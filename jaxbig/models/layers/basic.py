@@ -196,9 +196,13 @@ class ShardedParameters(nn.Module):
     """Kernel and bias (or None) of a `Linear` of the same name, as stored; for `chunked_sum`."""
 
     shape: tuple[PositiveInt, PositiveInt]
+    """Of the kernel."""
     axes: Axes
+    """Logical names of the kernel's axes, input axis first."""
     bias: bool = True
+    """Whether there is one."""
     scale: float = 1.0
+    """Scale of the initial kernel."""
 
     @nn.compact
     def __call__(self) -> tuple[jax.Array, jax.Array | None]:
@@ -224,6 +228,7 @@ class Linear(nn.Module):
     inputs: PositiveInt = 1
     """Number of input axes."""
     bias: bool = True
+    """Add a learned bias."""
     scale: float = 1.0
     """Scale of the initial kernel."""
 
@@ -246,7 +251,9 @@ class Embedding(nn.Module):
     """A table of `count` vectors, indexed by token or by position."""
 
     count: PositiveInt
+    """Number of vectors."""
     width: PositiveInt
+    """Length of each vector."""
     std: Annotated[float, Range(float, ge=1e-6)] = 1.0
     """Standard deviation of the initial values."""
     axis: str | None = "vocab"
@@ -301,6 +308,7 @@ class RMSNorm(nn.Module):
     """RMS normalization over the last axis: `x / rms(x) * scale` (Zhang and Sennrich, 2019)."""
 
     epsilon: NonNegativeFloat = 1e-6
+    """Added to the mean square."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -320,7 +328,9 @@ class LayerNorm(nn.Module):
     """
 
     epsilon: NonNegativeFloat = 1e-6
+    """Added to the variance."""
     bias: bool = True
+    """Add a learned bias."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -26,13 +26,17 @@ class Convolution(nn.Module):
     """A convolution and its bias, initialized as He et al. (2015) by default."""
 
     channels: PositiveInt
+    """Number of output channels."""
     kernel: PositiveInt = 3
+    """Side of the square kernel, in pixels."""
     stride: PositiveInt = 1
+    """Pixels between two places of the kernel."""
     padding: Padding | NonNegativeInt = "same"
     """Zero padding: enough to keep the size, none, or a number of pixels on each side."""
     groups: PositiveInt = 1
     """Channel groups; an output channel sees only the input channels of its group."""
     bias: bool = True
+    """Add a learned bias."""
     standardized: bool = False
     """Weight standardization (Qiao et al., 2019): kernels of mean 0 and variance 1 per output."""
     initial: Initializer = nn.initializers.he_normal()
@@ -155,6 +159,7 @@ class BatchNorm(nn.Module):
     momentum: FractionBelowOne = 0.9
     """Decay of the running statistics (0.9 here is 0.1 in PyTorch)."""
     epsilon: NonNegativeFloat = 1e-5
+    """Added to the variance."""
     zero: bool = False
     """Start with scale 0 instead of 1."""
 
@@ -210,7 +215,9 @@ class GroupNorm(nn.Module):
     0 and variance 1."""
 
     groups: PositiveInt = 32
+    """Number of groups, a divisor of the channels."""
     epsilon: NonNegativeFloat = 1e-5
+    """Added to the variance."""
     zero: bool = False
     """Start with scale 0 instead of 1."""
 

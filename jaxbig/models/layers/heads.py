@@ -22,6 +22,7 @@ class ClassifierHead(nn.Module):
     """
 
     classes: int
+    """Number of classes."""
     scale: float = 1.0
     """Scale of the initial kernel."""
     input_axis: str | None = "embed"

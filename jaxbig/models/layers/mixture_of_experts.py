@@ -48,14 +48,21 @@ class Experts(nn.Module):
     """
 
     experts: NonNegativeInt
+    """Number of experts."""
     chosen: PositiveInt
+    """Number of experts that each token is routed to."""
     hidden: PositiveInt
+    """Hidden width of each expert."""
     activation: str
+    """Nonlinearity of the hidden layer."""
     gated: bool
+    """Multiply the hidden layer by a gate (Shazeer, 2020)."""
     chunks: NonNegativeInt = 0
     """Chunks of the hidden width that are computed one at a time; 0: all at once."""
     load_balance_loss: NonNegativeFloat = 0.0
+    """Weight of the load-balancing loss."""
     router_z_loss: NonNegativeFloat = 0.0
+    """Weight of the router's z-loss."""
     scale: float = 1.0
     """Of the last product's initial values."""
 

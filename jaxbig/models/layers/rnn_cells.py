@@ -233,7 +233,9 @@ class Layer(nn.Module):
     """
 
     width: PositiveInt
+    """Of the state."""
     cell: CellName = "lstm"
+    """The recurrent cell: LSTM, GRU, or Elman's with tanh or ReLU."""
 
     @nn.compact
     def products(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -1,17 +1,22 @@
 """Unknown options and the nearest known ones, addresses given as folders, proposed commands."""
 
+import re
 import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.experiments import EXPERIMENTS
 
 from jaxbig.cli.compare import Compare
 from jaxbig.cli.data import DataInspect
+from jaxbig.cli.flags import Flags
+from jaxbig.cli.sweep import Sweep
 from jaxbig.cli.train import Train
 from jaxbig.config.discover import load
-from jaxbig.config.options import lasting, parse, run_name, without
+from jaxbig.config.options import lasting, option_names, parse, run_name, without
 from jaxbig.config.overrides import resolve
+from jaxbig.config.spellings import NOTES, SPELLINGS
 from jaxbig.errors import Refused
 
 
@@ -35,6 +40,14 @@ def train(name: str, *options: str) -> Train:
         ("--btach", "--data.batch"),
         ("--model.layers.9.channels", "--model.layers.0.channels"),
         ("--coordinater", "--coordinator"),
+        ("--bs", "--data.batch"),
+        ("--wd", "--optimizer.weight-decay"),
+        ("--optimizer.lr", "--optimizer.learning-rate.peak"),
+        ("--max_steps", "--steps"),
+        ("--output_dir", "--workdir"),
+        ("--eval-steps", "--evaluate-every"),
+        ("--LR", "--optimizer.learning-rate.peak"),
+        ("--num-heads", ""),
         ("--verbose", ""),
         ("--debug", ""),
         ("--gpus", ""),
@@ -52,8 +65,60 @@ def test_an_unknown_option_names_the_nearest_known_option_or_none(
         train("digits_convnet", *words)
     said = str(refused.value)
     assert option in said.replace("_", "-") or option in said
-    found = said.split("the nearest are ")[1].split(";")[0].split(", ") if "nearest" in said else []
+    named = re.search("the nearest (?:is|are) ([^;]*);", said)
+    found = named[1].split(", ") if named else []
     assert (found or [""])[0] == near, said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--stesp 3", "there is no option --stesp; the nearest is --steps; `jaxbig train"),
+        ("--foo 3 --bar=4", "there are no options --foo, --bar; `jaxbig train"),
+        ("--steps", "--steps needs a value, INT >= 1; `jaxbig train digits_convnet --help` lists"),
+        ("--steps 3.5", "--steps: '3.5' is not a whole number; "),
+        ("--optimizer.b1 much", "--optimizer.b1: 'much' is not a number; "),
+        ("--precision.sums int8", "--precision.sums 'int8': it must be one of dtype, float32; "),
+        ("extra", "'extra' is not expected here: an option is --name value, a flag is --name; "),
+        ("--steps 3 4", "'4' is not expected here: "),
+        ("--model 3", "there is no option --model: it has options of its own, as --model.layers."),
+        ("--device cpu", "there is no option --device: JAX uses all devices .* JAX_PLATFORMS=cpu"),
+        ("--gpus=2", "there is no option --gpus: JAX uses all devices"),
+        ("--nodes 2", "there is no option --nodes: .*jaxbig.launch.slurm"),
+    ],
+)
+def test_wrong_option_is_refused_in_a_sentence(words: str, said: str) -> None:
+    with pytest.raises(Refused, match=said) as refused:
+        train("digits_convnet", *words.split())
+    assert len(str(refused.value)) < 400 and "\n" not in str(refused.value)
+
+
+def test_missing_argument_is_named_with_its_help() -> None:
+    with pytest.raises(
+        Refused, match=r"flags needs CHIP: v4, v5e, .*; `jaxbig flags --help` lists"
+    ):
+        parse(Flags, [], "flags")
+    with pytest.raises(Refused, match="there is no option --jsn; the nearest is --json;"):
+        parse(Flags, ["v5p", "--jsn"], "flags")
+
+
+def test_renamed_option_is_suggested_by_its_name_on_the_command_line() -> None:
+    sweep = Sweep(name="digits_rnn", options=(), experiment=load("digits_rnn"))
+    with pytest.raises(Refused, match="no option --sets; the nearest is --set;"):
+        parse(Sweep, ["--sets", "a=1"], "sweep digits_rnn", sweep)
+
+
+def test_every_spelling_leads_to_an_option_that_some_experiment_has() -> None:
+    own = "--data.records.folder"  # of experiments of one's own
+    known = {
+        option
+        for name in EXPERIMENTS
+        for option in option_names(Train, Train(name=name, options=(), experiment=load(name)))
+    }
+    assert {f"--{name}" for name in SPELLINGS} - known <= {"--optimizer", "--epochs", own}
+    spelled = [word for others in SPELLINGS.values() for word in others.split()]
+    assert not {f"--{word}" for word in spelled} & known - {"--workers"}
+    assert not {*spelled} & {*NOTES}
 
 
 @pytest.mark.parametrize(

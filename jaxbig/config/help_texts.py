@@ -1,0 +1,63 @@
+"""The help of a field and the summary of a class, read from docstrings. Needs no JAX."""
+
+import dataclasses
+import functools
+import inspect
+from typing import Any
+
+import docstring_parser
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
+
+HELP = ConstructorRegistry()
+"""For `tyro.cli`: gives each option the help of its field, and each group the class it is of."""
+
+
+def field_help(owner: type, name: str) -> str:
+    """The attribute docstring of a field, its class's own or an inherited one, as one line."""
+    found = (_attributes(each).get(name) for each in owner.__mro__)
+    return next((text for text in found if text), "")
+
+
+def class_summary(owner: type) -> str:
+    """The first paragraph of a class's docstring, as one line."""
+    return " ".join((inspect.getdoc(owner) or "").split("\n\n")[0].split())
+
+
+@functools.cache
+def _attributes(owner: type) -> dict[str, str]:
+    if owner.__module__ == "builtins":
+        return {}
+    documented = docstring_parser.parse_from_object(owner).params
+    return {each.arg_name: " ".join((each.description or "").split()) for each in documented}
+
+
+class _Rule:
+    """A rule that gives tyro's own answer, with the help of each field on one line."""
+
+    def __init__(self) -> None:
+        self.asks = False
+
+    def __call__(self, info: StructTypeInfo) -> StructConstructorSpec | None:
+        if self.asks:
+            return None
+        self.asks = True
+        try:
+            found = ConstructorRegistry.get_struct_spec(info)
+        finally:
+            self.asks = False
+        if not isinstance(found, StructConstructorSpec):
+            return None
+        fields = tuple(
+            dataclasses.replace(field, helptext=_help(info.type, field.name, field.default))
+            for field in found.fields
+        )
+        return dataclasses.replace(found, fields=fields)
+
+
+HELP.struct_rule(_Rule())
+
+
+def _help(owner: Any, name: str, default: Any) -> str:
+    if dataclasses.is_dataclass(default) and not isinstance(default, type):
+        return f"{type(default).__name__}: {class_summary(type(default))}"
+    return field_help(owner, name) if isinstance(owner, type) else ""
