@@ -22,6 +22,7 @@ from jaxbig.data.core.dataset import Data
 from jaxbig.distributed.mesh import Mesh
 from jaxbig.errors import Refused
 from jaxbig.objectives.base import Objective
+from jaxbig.objectives.metric import Metric
 from jaxbig.optim.optimizers import Optimizer
 
 
@@ -63,6 +64,8 @@ class Experiment:
     """What to do about a bad step or a run that hangs."""
     callbacks: tuple[Callback, ...] = ()
     """Called after steps, evaluations and saves."""
+    metrics: tuple[Metric, ...] = ()
+    """Metrics of an evaluation over all outputs of the model, such as `AUC()`."""
     steps: PositiveInt
     """The number of training steps."""
     accumulate: PositiveInt = 1

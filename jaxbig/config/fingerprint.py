@@ -12,6 +12,7 @@ FREE = (
     "offload",
     "guard",
     "callbacks",
+    "metrics",
     "log_every",
     "evaluate_every",
     "evaluate_batches",

@@ -3,9 +3,11 @@
 from .base import Objective as Objective
 from .base import Sum as Sum
 from .base import Sums as Sums
+from .class_scores import AUC as AUC
 from .classification import Classification as Classification
 from .ctc import CTC as CTC
 from .masked_token import MaskedToken as MaskedToken
+from .metric import Metric as Metric
 from .next_token import NextToken as NextToken
 from .regression import Regression as Regression
 from .seq2seq import Seq2Seq as Seq2Seq

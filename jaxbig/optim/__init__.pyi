@@ -6,6 +6,7 @@ from .optimizers import Adam as Adam
 from .optimizers import AdamW as AdamW
 from .optimizers import Optimizer as Optimizer
 from .schedules import Constant as Constant
+from .schedules import Exponential as Exponential
 from .schedules import Schedule as Schedule
 from .schedules import WarmupCosine as WarmupCosine
 from .schedules import WarmupInverseRoot as WarmupInverseRoot

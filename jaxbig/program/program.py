@@ -25,6 +25,7 @@ from jaxbig.distributed.sharding import (
     parameter_shardings,
     replicated,
 )
+from jaxbig.errors import Refused
 from jaxbig.objectives.base import Batch, Sums, call
 from jaxbig.program import rng
 from jaxbig.program.bad_steps import FAULT, make_bad_step_check, track_losses, unchanged
@@ -57,6 +58,8 @@ class Program:
     init: Callable[[], TrainState]
     train_step: Any
     eval_step: Any
+    eval_step_with_outputs: Any
+    """The same, for metrics over outputs; see `make_eval_step_with_outputs`."""
     forward: Any
     """`(state without its optimizer, batch) -> outputs` of the model, as an evaluation calls it."""
 
@@ -134,7 +137,7 @@ def make_program(experiment: Experiment, devices: Sequence[Any] | None = None) -
         lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, shardings
     )
     inputs = shardings, dict.fromkeys(batch, rows)
-    return Program(
+    program = Program(
         experiment=experiment,
         mesh=mesh,
         rules=rules,
@@ -158,7 +161,14 @@ def make_program(experiment: Experiment, devices: Sequence[Any] | None = None) -
             in_shardings=(without_optimizer(shardings), inputs[1]),
             out_shardings=whole,
         ),
+        eval_step_with_outputs=jax.jit(
+            make_eval_step_with_outputs(experiment),
+            in_shardings=(without_optimizer(shardings), inputs[1]),
+            out_shardings=(whole, shardings.variables, whole, whole),
+        ),
     )
+    check_metrics(program)
+    return program
 
 
 def make_init(experiment: Experiment) -> Callable[[], Any]:
@@ -256,3 +266,49 @@ def make_forward(experiment: Experiment) -> Callable[[TrainState, Batch], Any]:
         return apply({"params": state.params, **state.variables})[0]
 
     return forward
+
+
+def make_eval_step_with_outputs(experiment: Experiment) -> Callable[[TrainState, Batch], Any]:
+    """Returns `(state without its optimizer, batch) -> (sums, variables, outputs, fields)`.
+
+    The sums and variables are those of `make_eval_step`. The outputs are what the model last
+    returned to the objective; the fields are what the objective got, without `inputs`.
+    """
+
+    def eval_step(state: TrainState, batch: Batch) -> tuple[Sums, Any, Any, Batch]:
+        key = rng.stream(experiment.seed, "evaluation")
+        rows = transformed(experiment, batch)
+        outputs: list[Any] = []
+
+        def note(call: Any, arguments: Any, named: Any, context: Any) -> Any:
+            returned = call(*arguments, **named)
+            if not context.module.path and context.method_name == "__call__":
+                outputs.append(returned)
+            return returned
+
+        def objective(forward: nn.Module) -> Sums:
+            with nn.intercept_methods(note):
+                return experiment.objective(forward, rows, key, False)
+
+        apply = nn.apply(objective, experiment.model, mutable=list(state.variables))
+        sums, variables = apply({"params": state.params, **state.variables})
+        if not outputs:
+            raise Refused(
+                f"metrics: {type(experiment.objective).__name__} does not call the model as a "
+                f"whole, so there are no outputs for them: leave --metrics out."
+            )
+        fields = {name: field for name, field in rows.items() if name != "inputs"}
+        return sums, variables, outputs[-1], fields
+
+    return eval_step
+
+
+def check_metrics(program: Program) -> None:
+    """Raises `Refused` if a metric does not fit what an evaluation has."""
+    if not program.experiment.metrics:
+        return
+    with program.activate():
+        state = without_optimizer(program.abstract)
+        found = jax.eval_shape(program.eval_step_with_outputs, state, program.batch)
+    for metric in program.experiment.metrics:
+        metric.check(*found[2:])

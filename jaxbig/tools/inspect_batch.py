@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbig.config.experiment import Experiment
-from jaxbig.data.core.dataset import Data, Rows, open_split
+from jaxbig.data.core.dataset import Data, Rows, class_name, open_split
 from jaxbig.data.pipeline.loader import eval_batch, train_batch
 from jaxbig.data.pipeline.sampler import eval_steps
 from jaxbig.errors import Refused
@@ -75,7 +75,7 @@ def look(
         "examples": len(source),
         "batch_sha256": digest,
         "fields": [described(name, field) for name, field in first.items()],
-        "classes": {named(data, number): count for number, count in sorted(classes.items())},
+        "classes": {class_name(data, number): count for number, count in sorted(classes.items())},
         "padding": float(np.mean(padding)) if padding else None,
         "rows": [] if draws else texts(first, data),
         "picture": str(picture) if drawn else None,
@@ -122,11 +122,6 @@ def described(name: str, field: np.ndarray) -> dict[str, Any]:
     }
 
 
-def named(data: Data, number: int) -> str:
-    names = getattr(data, "names", ())
-    return names[number] if number < len(names) else str(number)
-
-
 def texts(batch: Rows, data: Data) -> list[dict[str, str]]:
     """The first rows: tokens as text, numbers as they are; what the mask leaves out is left out."""
     shown = []
@@ -142,7 +137,7 @@ def texts(batch: Rows, data: Data) -> list[dict[str, str]]:
 
 def format_field(name: str, field: np.ndarray, data: Data) -> str:
     if name == "targets" and field.ndim == 0 and getattr(data, "classes", None) is not None:
-        return named(data, int(field))
+        return class_name(data, int(field))
     if field.ndim == 1 and np.issubdtype(field.dtype, np.integer):
         return data.text(field)
     return np.array2string(field, precision=3, threshold=8)
@@ -195,11 +190,11 @@ def drawable(images: np.ndarray) -> np.ndarray:
 def label(target: np.ndarray, data: Data) -> str:
     """A class, the two greatest shares of a mixed one, or numbers that are to be learned."""
     if target.ndim == 0 and np.issubdtype(target.dtype, np.integer):
-        return named(data, int(target))
+        return class_name(data, int(target))
     if target.ndim > 1:
         return " x ".join(map(str, target.shape))
     if not target.ndim or len(target) != getattr(data, "classes", None):
         return np.array2string(target, precision=3, threshold=4) if target.size else ""
     first, second = np.argsort(-target)[:2].tolist()
-    shares = [f"{named(data, k)} {target[k]:.0%}" for k in (first, second) if target[k] > 0]
-    return named(data, first) if len(shares) == 1 else ", ".join(shares)
+    shares = [f"{class_name(data, k)} {target[k]:.0%}" for k in (first, second) if target[k] > 0]
+    return class_name(data, first) if len(shares) == 1 else ", ".join(shares)

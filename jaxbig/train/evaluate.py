@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from jaxbig.data.core.dataset import open_split
 from jaxbig.distributed.multihost import assert_same_on_all, on_process_zero
 from jaxbig.distributed.watchdog import COMPILES, OPENS, PREPARES, Heartbeat, watchdog
 from jaxbig.errors import Refused
+from jaxbig.objectives.metric import Collector
 from jaxbig.program.program import make_program
 from jaxbig.program.state import TrainState
 from jaxbig.train.resume import differences, prepare
@@ -19,7 +21,12 @@ from jaxbig.train.trainer import evaluate, open_checkpoints
 
 
 def evaluate_run(
-    experiment: Experiment, workdir: Path, which: str = "last", split: str = "eval"
+    experiment: Experiment,
+    workdir: Path,
+    which: str = "last",
+    split: str = "eval",
+    *,
+    collectors: Collection[Collector] = (),
 ) -> dict[str, Any]:
     """Evaluates a checkpoint in a directory: the first good one.
 
@@ -28,6 +35,7 @@ def evaluate_run(
       workdir: the run directory.
       which: "last", "best" or the number of a step, as `CheckpointManager.choose` takes it.
       split: "eval" or "test".
+      collectors: get the outputs of each batch.
 
     Returns:
       `step`, `metrics` and `state_sha256`.
@@ -38,11 +46,19 @@ def evaluate_run(
     given = {"workdir": str(workdir), "step": which, "split": split}
     assert_same_on_all({**given, **dict(flat(to_json(experiment)))})
     with watchdog(experiment.guard.stuck_after) as heartbeat:
-        return evaluate_saved(experiment, workdir, which, split=split, heartbeat=heartbeat)
+        return evaluate_saved(
+            experiment, workdir, which, split=split, collectors=collectors, heartbeat=heartbeat
+        )
 
 
 def evaluate_saved(
-    experiment: Experiment, workdir: Path, which: str, *, split: str, heartbeat: Heartbeat
+    experiment: Experiment,
+    workdir: Path,
+    which: str,
+    *,
+    split: str,
+    collectors: Collection[Collector],
+    heartbeat: Heartbeat,
 ) -> dict[str, Any]:
     """`evaluate_run`, calling `heartbeat` with (step, activity)."""
     heartbeat(0, "reads run.json")
@@ -76,5 +92,5 @@ def evaluate_saved(
         def before_batch() -> None:
             heartbeat(restored.step, next(activities))
 
-        metrics = evaluate(program, state, source, heartbeat=before_batch)
+        metrics = evaluate(program, state, source, heartbeat=before_batch, collectors=collectors)
     return {"step": restored.step, "metrics": metrics, "state_sha256": restored.state_sha256}

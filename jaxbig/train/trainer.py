@@ -32,6 +32,7 @@ from jaxbig.distributed.run_lock import lock_run_directory
 from jaxbig.distributed.sharding import device_put_batch, local_rows
 from jaxbig.distributed.watchdog import COMPILES, OPENS, Heartbeat, watchdog
 from jaxbig.objectives.base import Sums
+from jaxbig.objectives.metric import Collector
 from jaxbig.program.bad_steps import FAULT
 from jaxbig.program.program import Program, make_program
 from jaxbig.program.state import TrainState, without_optimizer
@@ -445,8 +446,10 @@ def evaluate(
     *,
     heartbeat: Callable[[], None] = lambda: None,
     should_stop: Callable[[], bool] = lambda: False,
+    collectors: Collection[Collector] = (),
 ) -> dict[str, float] | None:
-    """The objective's metrics over every example of a source, each exactly once.
+    """The objective's metrics over every example of a source, each exactly once, and those over all
+    outputs that the experiment has.
 
     Args:
       program: whose `eval_step` is called.
@@ -454,11 +457,14 @@ def evaluate(
       source: examples.
       heartbeat: called before each batch.
       should_stop: asked before each batch.
+      collectors: get the outputs of each batch too.
 
     Returns:
       The metrics, of sums that are added in float64; None if asked to stop.
     """
     experiment = program.experiment
+    over_outputs = [Collector(metric) for metric in experiment.metrics]
+    collectors = (*over_outputs, *collectors)
     state = without_optimizer(state)
     sums: Sums = {}
     batches = eval_batches(
@@ -469,21 +475,34 @@ def evaluate(
         read_ahead=read_ahead_limit(experiment),
         max_batches=experiment.evaluate_batches,
     )
-    before: Sums | None = None
+    before: tuple[Sums, Any, Any] = ({}, None, None)
     # each batch is added while the devices have the next
     for rows in itertools.chain(batches, [None]):
         heartbeat()
         if should_stop():
             return None
-        now = None
+        now: tuple[Sums, Any, Any] = ({}, None, None)
         if rows is not None:
-            now, variables = program.eval_step(state, device_put_batch(rows, program.mesh))
+            batch = device_put_batch(rows, program.mesh)
+            if collectors:
+                made, variables, *seen = program.eval_step_with_outputs(state, batch)
+                now = (made, *seen)
+            else:
+                made, variables = program.eval_step(state, batch)
+                now = (made, None, None)
             state = state.replace(variables=variables)  # type: ignore[attr-defined]
-        for name, each in jax.device_get(before or {}).items():
+        made, outputs, fields = jax.device_get(before)
+        for name, each in made.items():
             each = jax.tree.map(np.float64, each)
             sums[name] = jax.tree.map(np.add, sums[name], each) if name in sums else each
+        if outputs is not None:
+            for collector in collectors:
+                collector.add(outputs, fields)
         before = now
-    return experiment.objective.summarize(sums)
+    means = experiment.objective.summarize(sums)
+    for collector in over_outputs:
+        means |= collector.result()
+    return means
 
 
 def open_checkpoints(

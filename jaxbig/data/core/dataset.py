@@ -204,3 +204,9 @@ def open_split(data: Data, split: str) -> Source:
             f"training."
         )
     return data.source(split)
+
+
+def class_name(data: Any, number: int) -> str:
+    """The name of a class of a data set, or its number as text where classes have no names."""
+    names = getattr(data, "names", ())
+    return names[number] if number < len(names) else str(number)

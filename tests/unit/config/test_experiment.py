@@ -47,6 +47,7 @@ from jaxbig.errors import Refused
 from jaxbig.models.convnet import Conv, ConvNet, Dense
 from jaxbig.models.language_model import Decoder
 from jaxbig.models.rnn import RNN
+from jaxbig.objectives.class_scores import AUC
 from jaxbig.objectives.classification import Classification
 from jaxbig.objectives.masked_token import MaskedToken
 from jaxbig.objectives.next_token import NextToken
@@ -439,6 +440,7 @@ SAME = {
     "log_every": changed(log_every=99),
     "evaluate_every": changed(evaluate_every=99),
     "evaluate_batches": changed(evaluate_batches=3),
+    "metrics": changed(metrics=(AUC(),)),
     "guard": changed(guard=Guard(policy="skip")),
     "callbacks": changed(callbacks=(Callback(),)),
     "checkpoint_every": changed(checkpoint_every=99),
