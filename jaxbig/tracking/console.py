@@ -23,11 +23,15 @@ class Screen:
     """Prints to standard output, or to standard error where that is kept for JSON.
 
     Without a terminal there is no bar; a line of training metrics is printed every ten seconds
-    instead. A quiet one, as of all processes but the first, shows nothing.
+    instead, or in a notebook one that is overwritten. A quiet screen, as of all processes but the
+    first, shows nothing.
     """
 
     def __init__(self, json: bool = False, quiet: bool = False):
-        self.console = Console(stderr=json, highlight=False, quiet=quiet)
+        self._in_notebook = Console().is_jupyter
+        # plain text in a notebook too: rich's own blocks are far apart
+        self.console = Console(stderr=json, highlight=False, quiet=quiet, force_jupyter=False)
+        self._line: OverwrittenLine | None = None
         self._progress: Progress | None = None
         self._steps = 0
         self._columns: list[str] = []
@@ -55,7 +59,11 @@ class Screen:
     def start(self, step: int, steps: int) -> None:
         """Shows the bar, at `step` of `steps`."""
         self._steps = steps
-        if self.console.is_terminal:
+        if self.console.quiet:
+            return
+        if self._in_notebook:
+            self._line = OverwrittenLine()
+        elif self.console.is_terminal:
             left = MofNCompleteColumn(), BarColumn(bar_width=None)
             right = (
                 TextColumn("{task.description}"),
@@ -75,10 +83,14 @@ class Screen:
         )
         if self._progress is not None:
             self._progress.update(self._task, completed=step, description=text)
+            return
+        left = (self._steps - step) / max(values["steps_per_second"], 1e-9)
+        line = f"step {step}/{self._steps}  {text}  {left:.0f} s left"
+        if self._line is not None:
+            self._line.show(f"{'━' * round(20 * step / self._steps):·<20}  {line}")
         elif time.monotonic() - self._last_line > 10:
-            left = (self._steps - step) / max(values["steps_per_second"], 1e-9)
             self._last_line = time.monotonic()
-            self.say(f"step {step}/{self._steps}  {text}  {left:.0f} s left")
+            self.say(line)
 
     @shown
     def evaluation(self, step: int, means: dict[str, float]) -> None:
@@ -118,6 +130,18 @@ class Screen:
         for name, value in rows:
             grid.add_row(name, Text(value, overflow="fold"))
         self.console.print(Panel(grid, title=title, title_align="left", expand=False))
+
+
+class OverwrittenLine:
+    """A line in the output of a notebook's cell, which `show` overwrites."""
+
+    def __init__(self):
+        from IPython.display import display  # here: only a notebook has it
+
+        self._handle: Any = display({"text/plain": ""}, raw=True, display_id=True)
+
+    def show(self, text: str) -> None:
+        self._handle.update({"text/plain": text}, raw=True)
 
 
 def table(rows: list[dict[str, Any]], title: str = "") -> None:

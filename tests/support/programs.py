@@ -1,5 +1,6 @@
 """Programs that several runs of one process share, so that each is traced and compiled once."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,9 +16,10 @@ def share_programs() -> Callable[..., Program]:
 
     def make(experiment: Experiment, devices: Sequence[Any] | None = None) -> Program:
         where = None if devices is None else tuple(devices)
-        key = (experiment, where, jax.config.read("jax_disable_most_optimizations"))
+        computed = experiment.replace(callbacks=())
+        key = (computed, where, jax.config.read("jax_disable_most_optimizations"))
         if key not in made:
             made[key] = make_program(experiment, devices)
-        return made[key]
+        return dataclasses.replace(made[key], experiment=experiment)
 
     return make

@@ -1,6 +1,6 @@
 """Runs in Python: trained, restored, evaluated and applied."""
 
-import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,18 +8,11 @@ import jax
 import numpy as np
 import pytest
 from flax import linen as nn
-from support.experiments import small
 
 import jaxbig as jb
-from jaxbig.config.experiment import Experiment
 from jaxbig.train.evaluate import evaluate_run
 
-
-def tiny(**changes: Any) -> Experiment:
-    """A conv net without layers that compiles at once, 6 steps of digits."""
-    model = jb.models.ConvNet(layers=(jb.models.Dense(16),), classes=10)
-    few = {"steps": 6, "evaluate_every": 3, "checkpoint_every": 3, "log_every": 2}
-    return small("digits_convnet", **{"model": model, **few, **changes})
+Tiny = Callable[..., jb.Experiment]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(folder: Path) -> jb.Run:
+def run(shared_programs: None, folder: Path, tiny: Tiny) -> jb.Run:
     return jb.fit(tiny(), folder)
 
 
@@ -70,7 +63,9 @@ def test_a_step_of_a_run_is_restored_with_its_metrics(run: jb.Run, folder: Path)
     assert accuracies[best.step] == max(accuracies.values())
 
 
-def test_what_cannot_be_restored_is_refused(run: jb.Run, folder: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_restored_is_refused(
+    tiny: Tiny, run: jb.Run, folder: Path, tmp_path: Path
+) -> None:
     with pytest.raises(jb.Refused, match="holds no run"):
         jb.restore(tmp_path)
     with pytest.raises(jb.Refused, match="of which there are 3, 6"):
@@ -80,7 +75,9 @@ def test_what_cannot_be_restored_is_refused(run: jb.Run, folder: Path, tmp_path:
         jb.restore(folder, experiment=tiny(model=wider))
 
 
-def test_an_evaluation_in_python_is_that_of_the_command(run: jb.Run, folder: Path) -> None:
+def test_an_evaluation_in_python_is_that_of_the_command(
+    tiny: Tiny, run: jb.Run, folder: Path
+) -> None:
     metrics = evaluate_run(tiny(), folder)["metrics"]
     assert jb.evaluate(run) == jb.evaluate(folder) == metrics
     assert metrics["accuracy"] == run.metrics["eval/accuracy"]
@@ -120,7 +117,7 @@ def test_a_name_in_place_of_an_experiment_is_refused(tmp_path: Path) -> None:
         jb.fit(name, tmp_path)
 
 
-def test_a_run_continues_to_more_steps(run: jb.Run, tmp_path: Path) -> None:
+def test_a_run_continues_to_more_steps(tiny: Tiny, run: jb.Run, tmp_path: Path) -> None:
     jb.fit(tiny(steps=3), tmp_path)
     longer = jb.fit(tiny(), tmp_path)
     assert longer.step == 6 and longer.curve("train/loss")[0][-1] == 6
@@ -134,7 +131,7 @@ class Own(nn.Module):
         return nn.Dense(10)(x.reshape(len(x), -1))
 
 
-def test_a_run_of_an_own_class_is_restored_with_its_experiment(tmp_path: Path) -> None:
+def test_a_run_of_an_own_class_is_restored_with_its_experiment(tiny: Tiny, tmp_path: Path) -> None:
     run = jb.fit(tiny(model=Own(), steps=1), tmp_path)
     with pytest.raises(jb.Refused, match=r"does not ship its Own; give it as restore\("):
         jb.restore(tmp_path)
@@ -144,7 +141,9 @@ def test_a_run_of_an_own_class_is_restored_with_its_experiment(tmp_path: Path) -
         jb.plan(run.experiment, "h100:8")
 
 
-def test_a_run_on_a_mesh_that_is_not_here_is_restored_on_what_is(run: jb.Run, folder: Path) -> None:
-    elsewhere = dataclasses.replace(tiny(), mesh=jb.Mesh(data=1000))
+def test_a_run_on_a_mesh_that_is_not_here_is_restored_on_what_is(
+    tiny: Tiny, run: jb.Run, folder: Path
+) -> None:
+    elsewhere = tiny(mesh=jb.Mesh(data=1000))
     again = jb.restore(folder, experiment=elsewhere)
     assert again.experiment.mesh == jb.Mesh() and equal(again.state, run.state)
