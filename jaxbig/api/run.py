@@ -20,6 +20,7 @@ from jaxbig.system.determinism import check_threads, set_deterministic
 from jaxbig.tracking.console import Screen
 from jaxbig.tracking.metrics_writer import last_metrics, read_metrics
 from jaxbig.train import trainer
+from jaxbig.train.early_stopping import out_of_patience
 from jaxbig.train.resume import differences, prepare
 from jaxbig.train.run_description import read_run
 
@@ -46,8 +47,9 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether it has made all its steps."""
-        return self.step >= self.experiment.steps
+        """Whether it has made all its steps, or stopped early for lack of `patience`."""
+        past = [row for row in self.history if row["step"] <= self.step]
+        return self.step >= self.experiment.steps or out_of_patience(past, self.experiment)
 
     def curve(self, name: str) -> tuple[list[int], list[float]]:
         """One metric over time, as `plt.plot(*run.curve("train/loss"))` draws it.

@@ -295,11 +295,12 @@ class CheckpointManager:
             steps = self.choose("last")
         return self._first_good(lambda step: self._load(step, abstract, fit, only), steps)
 
-    def choose(self, which: str) -> list[int]:
+    def choose(self, which: str, option: str = "--step") -> list[int]:
         """The steps to restore from, in order of preference, the same on all processes.
 
         Args:
           which: "last" or "best", where the next best follows, or the number of a step.
+          option: the name of its option, for messages.
 
         Raises:
           Refused: there is no such checkpoint; the message names those there are.
@@ -319,7 +320,7 @@ class CheckpointManager:
             if which == "best":
                 raise Refused(f"no checkpoint in {self.folder} is evaluated; there are {there}.")
             raise Refused(
-                f"--step {which}: it must be last, best or a step with a checkpoint, of which "
+                f"{option} {which}: it must be last, best or a step with a checkpoint, of which "
                 f"there are {there}."
             )
         return chosen

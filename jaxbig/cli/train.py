@@ -6,11 +6,13 @@ import shlex
 
 from jaxbig.cli.experiment_command import RunCommand
 from jaxbig.cli.tables import pairs
-from jaxbig.config.options import TrainOptions, lasting, without
+from jaxbig.config.options import TrainOptions, lasting, names, without
 from jaxbig.config.serialize import flat
 from jaxbig.distributed.multihost import is_process_zero
+from jaxbig.errors import Refused
 from jaxbig.system.exit_codes import DONE, INTERRUPTED
 from jaxbig.tools.smoke_test import emptied, smoke
+from jaxbig.train.epochs import with_epochs
 from jaxbig.train.trainer import fit
 
 
@@ -19,12 +21,23 @@ class Train(TrainOptions, RunCommand):
     """Trains; resumes automatically from the last good checkpoint in the run's folder."""
 
     def __call__(self) -> int:
+        self.check_options()
         screen = self.join(saves=True)
         if self.smoke:
             folder = self.workdir or self.folder.with_name(f"{self.folder.name}-smoke")
             result = fit(smoke(self.experiment), emptied(folder), screen)
             return self.emit(result, ("", pairs("smoke test", dict(flat(result["metrics"])))))
-        result = fit(self.experiment, self.folder, screen, fork=self.fork, adopt=self.adopt)
+        experiment = self.experiment
+        if self.epochs is not None:
+            experiment = with_epochs(experiment, self.epochs)
+        result = fit(
+            experiment,
+            self.folder,
+            screen,
+            fork=self.fork,
+            adopt=self.adopt,
+            resume_from=self.resume_from,
+        )
         if not is_process_zero():
             return INTERRUPTED if result["interrupted"] else DONE
         self.emit(result)
@@ -37,6 +50,15 @@ class Train(TrainOptions, RunCommand):
         screen.result(f"{self.name} is done", result, self.folder, self.hints())
         return DONE
 
+    def check_options(self) -> None:
+        """Raises `Refused` for options that contradict each other."""
+        if self.epochs is not None and "--steps" in names(self.options):
+            raise Refused("--epochs and --steps both set the length of the run: give one of them.")
+        if self.fork and self.resume_from:
+            raise Refused(
+                "--resume-from goes back in a run, and --fork starts another: give one of them."
+            )
+
     def hints(self) -> list[str]:
         """Commands to try next: evaluate, repeat with another seed in another folder, compare."""
         same = lasting(self.options)
@@ -44,7 +66,7 @@ class Train(TrainOptions, RunCommand):
         other = f"{re.sub(r'-seed[0-9]+$', '', str(self.folder))}-seed{seed}"
         repeated = [*without(same, ("--seed", "--workdir")), "--seed", seed, "--workdir", other]
         commands = [
-            ["evaluate", self.name, *same],
+            ["evaluate", self.name, *without(same, ("--epochs",))],
             ["train", self.name, *repeated],
             ["compare", str(self.folder), other],
             ["train", self.name, "--help"],

@@ -88,6 +88,9 @@ class Experiment:
     """Steps between two evaluations; the last step is always evaluated."""
     evaluate_batches: PositiveInt | None = None
     """The number of batches of an evaluation, the first ones; None: every example once."""
+    patience: NonNegativeInt = 0
+    """Early stopping: the run ends after this many evaluations in a row without a new best one; 0:
+    never."""
     checkpoint_every: PositiveInt
     """Steps between two checkpoints; the last step is always saved."""
     keep_last: PositiveInt = 2

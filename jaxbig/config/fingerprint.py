@@ -16,6 +16,7 @@ FREE = (
     "log_every",
     "evaluate_every",
     "evaluate_batches",
+    "patience",
     "checkpoint_every",
     "keep_last",
     "keep_best",
@@ -24,7 +25,7 @@ FREE = (
     "read_ahead",
 )
 """The fields of an experiment that may change when a run is resumed."""
-ADDED_LATER = {"clip_value": None, "test_share": 0.0}
+ADDED_LATER = {"callbacks": [], "clip_value": None, "patience": 0, "test_share": 0.0}
 """Fields that runs before them do not have, with their defaults, at which they change nothing."""
 FREE_OF_DATA = ("skip_bad_records",)  # a batch is the same, however many more may be left out
 
@@ -36,13 +37,13 @@ def identity(experiment: Any, data_identity: str) -> dict[str, Any]:
     fixed["data"] = {
         name: value for name, value in fixed["data"].items() if name not in FREE_OF_DATA
     }
-    return {**_without_added(fixed), "data_identity": data_identity}
+    return {**without_added(fixed), "data_identity": data_identity}
 
 
-def _without_added(value: Any) -> Any:
+def without_added(value: Any) -> Any:
     """JSON without the fields of `ADDED_LATER` that have their defaults, at any depth."""
     if isinstance(value, list):
-        return [_without_added(item) for item in value]
+        return [without_added(item) for item in value]
     if not isinstance(value, dict):
         return value
     kept = {
@@ -50,7 +51,7 @@ def _without_added(value: Any) -> Any:
         for name, item in value.items()
         if name not in ADDED_LATER or item != ADDED_LATER[name]
     }
-    return {name: _without_added(item) for name, item in kept.items()}
+    return {name: without_added(item) for name, item in kept.items()}
 
 
 def fingerprint(identity: dict[str, Any]) -> str:

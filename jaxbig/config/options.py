@@ -56,6 +56,13 @@ class TrainOptions:
     """If the folder's run.json is lost or empty: resume from its checkpoints, which must be those
     of this same command."""
 
+    resume_from: str = ""
+    """Go back to a checkpoint of the run, last, best or a step, and continue from there. What came
+    after it is kept in the run's folder, in rewound_N."""
+
+    epochs: float | None = None
+    """Train for this many passes over the training examples, in place of --steps."""
+
     smoke: Flag = False
     """Smoke test: two steps and an evaluation of a shrunken copy, on synthetic records if the data
     is missing. It has a folder of its own, which is emptied first."""
@@ -222,9 +229,13 @@ def refuse_remote(parsed: Any) -> None:
 
 def lasting(options: Sequence[str]) -> list[str]:
     """The options that another command on the same run needs too."""
-    return without(
-        options, ("--coordinator", "--processes", "--process"), flags=("--fork", "--adopt")
-    )
+    once = ("--coordinator", "--processes", "--process", "--resume-from")
+    return without(options, once, flags=("--fork", "--adopt"))
+
+
+def names(options: Sequence[str]) -> set[str]:
+    """The names of the options that are given, as `--steps`."""
+    return {word.split("=")[0].replace("_", "-") for word in options if word.startswith("--")}
 
 
 def without(options: Sequence[str], valued: Sequence[str], flags: Sequence[str] = ()) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from jaxbig.config.experiment import Experiment
 from jaxbig.config.fingerprint import diff
+from jaxbig.config.options import names
 from jaxbig.config.overrides import resolve
 from jaxbig.errors import Refused
 from jaxbig.sweep.search_space import Setting, literal, options
@@ -52,6 +53,8 @@ class Sweep:
             if text not in known:
                 known.add(text)
                 self.settings.append(setting)
+        if any("epochs" in setting for setting in self.settings) or "--epochs" in names(common):
+            raise Refused("a sweep compares runs by their steps: give --steps, and no --epochs.")
         self.experiments: list[Experiment] = [
             resolve(name, [*common, *options(each)]) for each in self.settings
         ]
@@ -80,9 +83,7 @@ class Sweep:
     def waiting(self) -> list[int]:
         """Numbers of the runs that are not done."""
         return [
-            n
-            for n, each in enumerate(self.experiments)
-            if self.summary(n).get("step") != each.steps
+            n for n, each in enumerate(self.experiments) if not is_done(self.summary(n), each.steps)
         ]
 
     def write(self) -> None:
@@ -130,7 +131,7 @@ class Sweep:
         """Whether a run failed, is done, was stopped, or has not started."""
         if number in self.failures:
             return "failed"
-        if summary.get("step") == self.experiments[number].steps:
+        if is_done(summary, self.experiments[number].steps):
             return "done"
         return "stopped" if summary else "not started"
 
@@ -193,6 +194,11 @@ class Sweep:
         run = self.describe(number)
         how = f": {run['error']}" if "error" in run else f" at step {run['step']}"
         say(f"run {number} {run['state']}{how}")
+
+
+def is_done(summary: dict[str, Any], steps: int) -> bool:
+    """Whether a run's `summary.json` is of one that has made its steps, or stopped early."""
+    return summary.get("step") == steps or bool(summary.get("stopped_early"))
 
 
 def is_sweep(value: dict[str, Any]) -> bool:

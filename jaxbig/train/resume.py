@@ -11,7 +11,7 @@ import jax
 from jaxbig.arrays.tree import flatten_with_paths, path_name
 from jaxbig.checkpoint.manager import CheckpointManager, ReportActivity, Restored, shape_and_dtype
 from jaxbig.config.experiment import Experiment
-from jaxbig.config.fingerprint import diff, fingerprint, identity
+from jaxbig.config.fingerprint import diff, fingerprint, identity, without_added
 from jaxbig.config.serialize import to_json
 from jaxbig.distributed.multihost import assert_same_on_all, is_process_zero, on_process_zero
 from jaxbig.distributed.watchdog import COMPILES, PREPARES, Heartbeat
@@ -23,6 +23,7 @@ from jaxbig.program.state import TrainState
 from jaxbig.system.environment import RANDOM, config
 from jaxbig.system.json_files import write_atomically, write_json
 from jaxbig.train.bad_step_policy import LEFT_OUT
+from jaxbig.train.rewind import is_rewound, keep_aside
 from jaxbig.train.run_description import ADOPT, describe, read_run
 
 log = logging.getLogger("jaxbig")
@@ -38,6 +39,7 @@ def initialize_or_resume(
     *,
     fork: bool = False,
     adopt: bool = False,
+    resume_from: str = "",
     heartbeat: Heartbeat = lambda step, activity: None,
 ) -> tuple[int, TrainState, str]:
     """Prepares the data, restores or makes the state, and writes `run.json`.
@@ -55,6 +57,8 @@ def initialize_or_resume(
       workdir: the run directory.
       fork: if it holds another run, move that aside and start from its weights.
       adopt: take checkpoints whose `run.json` is lost for this run's; shapes are still compared.
+      resume_from: the checkpoint to go back to, as `CheckpointManager.choose` takes it; what came
+        after it is kept aside (rewind.py). Empty: the newest good one.
       heartbeat: called with (step, activity).
 
     Returns:
@@ -67,20 +71,31 @@ def initialize_or_resume(
     heartbeat(0, "reads run.json")
     run = on_process_zero(lambda: read_run(workdir, adopt))
     heartbeat(0, PREPARES)
-    fixed = identity(to_json(experiment), prepare(experiment))
+    described = to_json(experiment)
+    fixed = identity(described, prepare(experiment))
     heartbeat(0, "looks for checkpoints")
     run, weights = claim_directory(
         program, checkpoints, workdir, run=run, fixed=fixed, fork=fork, adopt=adopt
     )
     checkpoints.clean()
-    restored = checkpoints.restore(program.abstract, as_saved)
+    if resume_from and on_process_zero(lambda: is_rewound(run, described, workdir, resume_from)):
+        log.info("this run has gone back to step %s before: it resumes", resume_from)
+        resume_from = ""
+    steps = checkpoints.choose(resume_from or "last", "--resume-from")
+    if resume_from and not steps:
+        raise Refused(f"--resume-from {resume_from}: {workdir} has no checkpoint.")
+    restored = checkpoints.restore(program.abstract, as_saved, steps=steps)
     if restored is not None:
         if restored.step > experiment.steps:
             raise Refused(
                 f"{workdir} is at step {restored.step} and --steps is {experiment.steps}: ask for "
                 f"more."
             )
-        on_process_zero(lambda: write_run(program, workdir, run=run, fixed=fixed))
+        if resume_from:
+            on_process_zero(lambda: keep_aside(workdir, checkpoints, restored.step))
+        on_process_zero(
+            lambda: write_run(program, workdir, run=run, fixed=fixed, rewound_to=resume_from)
+        )
         checkpoints.set_aside(restored.step)
         log.info("resuming from step %s (%s)", restored.step, checkpoints.path(restored.step))
         return restored.step, as_asked(restored.state, program.abstract), restored.state_sha256
@@ -239,6 +254,7 @@ def write_run(
     run: dict[str, Any] | None,
     fixed: dict[str, Any],
     weights: Restored | None = None,
+    rewound_to: str = "",
 ) -> None:
     """Writes `run.json`; logs what has changed since the run was last started.
 
@@ -248,6 +264,7 @@ def write_run(
       run: what `run.json` held, None at the first start.
       fixed: the run's identity.
       weights: those of another run in the first state; their step and digest are noted.
+      rewound_to: what the run has gone back to just now, if it has.
     """
     now = describe(
         program.experiment,
@@ -258,7 +275,10 @@ def write_run(
     if run is not None:
         sections = ("experiment", "versions", "flags", "config", "devices", "mesh")
         changes = [
-            line for name in sections if name in run for line in diff(run[name], now[name], name)
+            line
+            for name in sections
+            if name in run
+            for line in diff(without_added(run[name]), without_added(now[name]), name)
         ]
         if changes:
             log.info(
@@ -270,7 +290,10 @@ def write_run(
     starts = [*(run or {}).get("starts", []), now["started"]]
     for name, content in program.experiment.data.kept().items():
         write_atomically(workdir / name, content)
-    write_json(workdir / "run.json", {**now, "weights": noted, "starts": starts})
+    now |= {"weights": noted, "starts": starts}
+    if rewound_to := rewound_to or (run or {}).get("rewound_to", ""):
+        now["rewound_to"] = rewound_to
+    write_json(workdir / "run.json", now)
 
 
 def differences(run: dict[str, Any], fixed: dict[str, Any]) -> list[str]:

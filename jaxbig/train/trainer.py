@@ -44,6 +44,8 @@ from jaxbig.tracking.metrics_writer import MetricsWriter, last_metrics, read_met
 from jaxbig.train.attention_maps import draw_attention
 from jaxbig.train.bad_step_policy import BadStepError, BadStepHandler, leave_out, left_out
 from jaxbig.train.batch_loader import BatchLoader, host_batches, read_ahead_limit
+from jaxbig.train.early_stopping import out_of_patience
+from jaxbig.train.epochs import describe_sizes
 from jaxbig.train.resume import initialize_or_resume
 from jaxbig.train.skipped_records import agree_on_skipped
 from jaxbig.train.step_reporter import StepReporter
@@ -70,9 +72,12 @@ def fit(
     *,
     fork: bool = False,
     adopt: bool = False,
+    resume_from: str = "",
 ) -> Summary:
     """Trains as `train` does; returns the content of `summary.json`."""
-    return train(experiment, workdir, screen, fork=fork, adopt=adopt).summary
+    return train(
+        experiment, workdir, screen, fork=fork, adopt=adopt, resume_from=resume_from
+    ).summary
 
 
 def train(
@@ -82,6 +87,7 @@ def train(
     *,
     fork: bool = False,
     adopt: bool = False,
+    resume_from: str = "",
 ) -> Trained:
     """Trains to `experiment.steps`, resuming from the last good checkpoint if there is one.
 
@@ -94,9 +100,12 @@ def train(
       screen: where progress is shown.
       fork: if the directory holds another run, move that aside and start from its weights.
       adopt: if `run.json` is lost, take the checkpoints there for this run's.
+      resume_from: last, best or a step: go back to that checkpoint, and keep what came after it
+        aside.
     """
     set_deterministic(experiment.deterministic, experiment.reproducible)
-    assert_same_on_all({"workdir": str(workdir), **dict(flat(to_json(experiment)))})
+    given = {"workdir": str(workdir), "resume-from": resume_from}
+    assert_same_on_all({**given, **dict(flat(to_json(experiment)))})
     program = make_program(experiment)
     check_memory(program)
     signals: list[int] = []
@@ -116,13 +125,14 @@ def train(
         )
         while True:
             try:
-                state, summary = trainer.run(fork=fork, adopt=adopt)
+                state, summary = trainer.run(fork=fork, adopt=adopt, resume_from=resume_from)
                 return Trained(program, state, summary, signals)
             except BadStepError as bad:  # the policy is to roll back
                 on_process_zero(functools.partial(leave_out, workdir, bad, experiment.guard))
                 log.warning("%s; going back to the last checkpoint, to leave that batch out", bad)
                 fork = False
                 adopt = False
+                resume_from = ""
 
 
 class Trainer:
@@ -177,13 +187,15 @@ class Trainer:
         self.step = 0
         self.digest = ""
 
-    def run(self, *, fork: bool = False, adopt: bool = False) -> tuple[TrainState, Summary]:
+    def run(
+        self, *, fork: bool = False, adopt: bool = False, resume_from: str = ""
+    ) -> tuple[TrainState, Summary]:
         """Trains from the last good checkpoint to the end, or until it is asked to stop.
 
         The order within a step is what makes a run safe to end anywhere: change it with care.
         """
         with contextlib.ExitStack() as stack:
-            state = self.restore(stack, fork=fork, adopt=adopt)
+            state = self.restore(stack, fork=fork, adopt=adopt, resume_from=resume_from)
             if not self.compile():
                 return state, self.summarize()
             loader = self.open(stack)
@@ -191,7 +203,7 @@ class Trainer:
             if self.evaluation_is_missing() and not self.evaluate_late(state):
                 return state, self.summarize()
             self.reporter.restart()
-            for step, batch in loader:
+            for step, batch in () if self.out_of_patience() else loader:
                 state, metrics = self.train_step(step, state, batch)
                 del batch  # its memory is free for an evaluation
                 loader.prefetch(step, metrics)  # while the devices make the step
@@ -206,13 +218,15 @@ class Trainer:
                 if evaluating or saving or stopping:
                     self.reporter.flush()
                 means: dict[str, float] = {}
+                ending = False
                 if evaluating and not stopping:  # time is short after a request to stop: save first
                     means = self.evaluate(state)
+                    ending = self.out_of_patience()
                     stopping = self.should_stop()
-                if saving or stopping:
+                if saving or stopping or ending:
                     self.save(state, means)
                 self.checkpoints.wait(only_if_done=True)
-                if stopping:
+                if stopping or ending:
                     break
                 if evaluating or saving:
                     self.reporter.restart()
@@ -220,7 +234,9 @@ class Trainer:
 
     # -- before the loop
 
-    def restore(self, stack: contextlib.ExitStack, *, fork: bool, adopt: bool) -> TrainState:
+    def restore(
+        self, stack: contextlib.ExitStack, *, fork: bool, adopt: bool, resume_from: str
+    ) -> TrainState:
         """Opens the run directory; the state of its last good checkpoint, or the first state."""
         stack.callback(self.release)  # the last to be called
         self.step = 0
@@ -236,6 +252,7 @@ class Trainer:
                 self.workdir,
                 fork=fork,
                 adopt=adopt,
+                resume_from=resume_from,
                 heartbeat=self.heartbeat,
             )
         self.metrics = MetricsWriter(self.workdir, self.step, is_process_zero())
@@ -243,11 +260,13 @@ class Trainer:
         self.heartbeat(self.step, OPENS)
         self.train_data = self.experiment.data.source("train")
         self.eval_data = self.experiment.data.source("eval")
+        batch = self.experiment.data.batch
+        self.screen.say(describe_sizes(self.train_data, self.eval_data, batch))
         return state
 
     def compile(self) -> bool:
         """Compiles the train step; False if the run is asked to stop before its first step."""
-        remaining = self.step < self.experiment.steps
+        remaining = self.step < self.experiment.steps and not self.out_of_patience()
         stopping = remaining and self.should_stop()
         self.heartbeat(self.step, COMPILES)
         if remaining and not stopping and self.compiled is None:
@@ -282,6 +301,16 @@ class Trainer:
             stop=experiment.steps,
             heartbeat=self.heartbeat,
         )
+
+    def out_of_patience(self) -> bool:
+        """Whether the run is over for lack of a better evaluation, as process 0 reads its metrics.
+
+        Without `patience` no process asks.
+        """
+        experiment = self.experiment
+        if not experiment.patience:
+            return False
+        return on_process_zero(lambda: out_of_patience(read_metrics(self.workdir), experiment))
 
     def evaluation_is_missing(self) -> bool:
         """Whether the run was stopped before an evaluation that was due at its last step."""
@@ -331,6 +360,9 @@ class Trainer:
         self.checkpoints.wait()
         self.heartbeat(self.step, "writes summary.json")
         summary = self.summarize()
+        if summary["stopped_early"]:
+            patience = self.experiment.patience
+            log.info("the run is over: %s evaluations without a new best one", patience)
         self.heartbeat(self.step, COMPILES)
         file = self.workdir / "attention.png"
         with optional(f"no picture {file}"):
@@ -556,7 +588,7 @@ def summarize(
     Returns:
       What it wrote: `step`; `metrics`, the last of each split; `best`, the best evaluation of a
       step in `saved`, the newest of equals, as the checkpoints are ranked; `state_sha256`;
-      `interrupted`.
+      `interrupted`; `stopped_early`: whether it is over for lack of a better evaluation.
     """
     lines = read_metrics(workdir)
     criterion = experiment.objective.criterion
@@ -567,12 +599,15 @@ def summarize(
         if line["split"] == "eval" and line.get(criterion) is not None and line["step"] in saved
     ]
     best = max(candidates, key=lambda line: (sign * line[criterion], line["step"]), default=None)
+    stopped_early = step < experiment.steps and out_of_patience(lines, experiment)
+    complete = step == experiment.steps and was_evaluated(workdir, step)
     summary = {
         "step": step,
         "metrics": last_metrics(lines),
         "best": {"step": best["step"], f"eval/{criterion}": best[criterion]} if best else None,
         "state_sha256": digest,
-        "interrupted": step < experiment.steps or not was_evaluated(workdir, step),
+        "interrupted": not (complete or stopped_early),
+        "stopped_early": stopped_early,
     }
     write_json(workdir / "summary.json", summary)
     return summary

@@ -441,6 +441,7 @@ SAME = {
     "evaluate_every": changed(evaluate_every=99),
     "evaluate_batches": changed(evaluate_batches=3),
     "metrics": changed(metrics=(AUC(),)),
+    "patience": changed(patience=3),
     "guard": changed(guard=Guard(policy="skip")),
     "callbacks": changed(callbacks=(Callback(),)),
     "checkpoint_every": changed(checkpoint_every=99),
