@@ -28,7 +28,7 @@ class Train(TrainOptions, RunCommand):
             result = fit(smoke(self.experiment), emptied(folder), screen)
             return self.emit(result, ("", pairs("smoke test", dict(flat(result["metrics"])))))
         experiment = self.experiment
-        if self.epochs is not None:
+        if self.epochs:
             experiment = with_epochs(experiment, self.epochs)
         result = fit(
             experiment,
@@ -52,7 +52,7 @@ class Train(TrainOptions, RunCommand):
 
     def check_options(self) -> None:
         """Raises `Refused` for options that contradict each other."""
-        if self.epochs is not None and "--steps" in names(self.options):
+        if self.epochs and "--steps" in names(self.options):
             raise Refused("--epochs and --steps both set the length of the run: give one of them.")
         if self.fork and self.resume_from:
             raise Refused(

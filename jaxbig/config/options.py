@@ -60,8 +60,8 @@ class TrainOptions:
     """Go back to a checkpoint of the run, last, best or a step, and continue from there. What came
     after it is kept in the run's folder, in rewound_N."""
 
-    epochs: float | None = None
-    """Train for this many passes over the training examples, in place of --steps."""
+    epochs: float = 0.0
+    """Train for this many passes over the training examples; 0: for --steps."""
 
     smoke: Flag = False
     """Smoke test: two steps and an evaluation of a shrunken copy, on synthetic records if the data
