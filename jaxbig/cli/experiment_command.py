@@ -15,6 +15,7 @@ from jaxbig.config.experiment_files import run_folder
 from jaxbig.config.options import FolderOption, parse, run_name
 from jaxbig.distributed.multihost import initialize, is_process_zero
 from jaxbig.errors import Refused
+from jaxbig.system.accelerators import skip_absent_tpu
 from jaxbig.system.determinism import set_deterministic
 from jaxbig.tracking.console import Screen
 
@@ -37,6 +38,7 @@ class ExperimentCommand(Command):
                 f"{word} needs an experiment first, as in jaxbig {word} NAME; "
                 f"`jaxbig list` lists them."
             )
+        skip_absent_tpu()
         name, *options = arguments
         default = cls(name=name, options=tuple(options), experiment=load(name))
         parsed = parse(cls, options, f"{word} {name}", default)

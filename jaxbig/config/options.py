@@ -157,6 +157,8 @@ def describe_unknown(tokens: Sequence[str], known: Sequence[str]) -> str:
     note = spellings.note(option)
     if note:
         return f"{said}: {note}"
+    if option in known:  # an empty list of parts
+        return f"{option} is no option: give it in an experiment's file"
     inner = [name for name in known if name.startswith(f"{option}.")]
     if inner:
         return f"{said}: it has options of its own, as {inner[0]}"
