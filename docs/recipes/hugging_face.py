@@ -3,6 +3,8 @@
 saved/, with the columns text and label
 """
 
+import numpy as np
+
 import jaxbig as jb
 
 
@@ -23,7 +25,7 @@ def config() -> jb.Experiment:
 
 def main() -> None:
     run = jb.fit(config(), "runs/saved")
-    rows = run.experiment.data.source("eval").rows(range(4))
+    rows = run.experiment.data.source("eval").rows(np.arange(4))
     best = jb.apply(run, rows).argmax(-1)
     print(f"are {rows['targets']}, predicted {best}")
 

@@ -9,6 +9,7 @@ Letters in shape comments: B batch, Y and X height and width, C channels, K clas
 
 import flax.linen as nn
 import jax
+import numpy as np
 
 import jaxbig as jb
 from jaxbig.models.layers.basic import constrain
@@ -48,7 +49,7 @@ def config() -> jb.Experiment:
 
 def main() -> None:
     run = jb.fit(config(), "runs/cells")
-    rows = run.experiment.data.source("eval").rows(range(2))
+    rows = run.experiment.data.source("eval").rows(np.arange(2))
     mask = jb.apply(run, rows["inputs"]).argmax(-1)  # [2, Y, X]
     print(f"{(mask == rows['targets']).mean():.0%} of the pixels are right")
 

@@ -1,4 +1,4 @@
-"""A callback of your own: the norm of the parameters, noted at each evaluation."""
+"""A callback of your own: the norm of the parameters, noted every few steps."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ import jaxbig as jb
 
 @dataclasses.dataclass(frozen=True)
 class NoteNorms(jb.Callback):
-    """Writes a line of JSON for each step that is a multiple of `every`."""
+    """Writes a line of JSON for the first step, and for each multiple of `every`."""
 
     file: str = "norms.jsonl"
     """Where to."""
@@ -21,7 +21,7 @@ class NoteNorms(jb.Callback):
     """Steps between two lines."""
 
     def after_step(self, step: int, metrics: Mapping[str, Any], state: Any) -> None:
-        if step % self.every == 0:
+        if step == 1 or step % self.every == 0:
             norm = float(optax.global_norm(state.params))
             with Path(self.file).open("a") as lines:
                 lines.write(json.dumps({"step": step, "norm": norm}) + "\n")

@@ -5,6 +5,7 @@ Letters in shape comments: B batch, Y and X height and width, C channels, D widt
 
 import flax.linen as nn
 import jax
+import numpy as np
 
 import jaxbig as jb
 from jaxbig.models.layers.basic import LayerNorm, Linear, constrain
@@ -41,7 +42,7 @@ def config() -> jb.Experiment:
 
 def main() -> None:
     run = jb.fit(config(), "runs/mixer")
-    rows = run.experiment.data.source("eval").rows(range(4))
+    rows = run.experiment.data.source("eval").rows(np.arange(4))
     print(f"are {rows['targets']}, predicted {jb.apply(run, rows).argmax(-1)}")
 
 

@@ -8,6 +8,7 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import jaxbig as jb
 from jaxbig.objectives.base import Batch, call, cross_entropy, masked
@@ -50,7 +51,7 @@ def config() -> jb.Experiment:
 
 def main() -> None:
     run = jb.fit(config(), "runs/contrastive")
-    embeddings = jb.apply(run, run.experiment.data.source("eval").rows(range(100)))
+    embeddings = jb.apply(run, run.experiment.data.source("eval").rows(np.arange(100)))
     embeddings /= (embeddings**2).sum(-1, keepdims=True) ** 0.5
     nearest = (embeddings @ embeddings.T)[0].argsort()[::-1][1:4]
     print(f"nearest to image 0: {nearest}")

@@ -3,6 +3,8 @@
 houses/*.parquet, with the columns area, rooms, age and price
 """
 
+import numpy as np
+
 import jaxbig as jb
 
 
@@ -28,7 +30,7 @@ def config() -> jb.Experiment:
 
 def main() -> None:
     run = jb.fit(config(), "runs/houses")
-    rows = run.experiment.data.source("eval").rows(range(4))
+    rows = run.experiment.data.source("eval").rows(np.arange(4))
     prices = jb.apply(run, rows["inputs"])
     for target, answer in zip(rows["targets"], prices.ravel(), strict=True):
         print(f"is {target:.2f}, predicted {answer:.2f}")

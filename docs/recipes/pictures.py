@@ -5,6 +5,8 @@ pictures/
   sea/     1.jpg 2.jpg ...
 """
 
+import numpy as np
+
 import jaxbig as jb
 
 
@@ -35,7 +37,7 @@ def config() -> jb.Experiment:
 def main() -> None:
     run = jb.fit(config(), "runs/pictures")
     data = run.experiment.data
-    rows = data.source("eval").rows(range(4))
+    rows = data.source("eval").rows(np.arange(4))
     best = jb.apply(run, rows).argmax(-1)
     for target, answer in zip(rows["targets"], best, strict=True):
         print(f"is {data.names[target]}, predicted {data.names[answer]}")

@@ -7,6 +7,8 @@ sounds/
 Needs `pip install 'jaxbig[audio]'`.
 """
 
+import numpy as np
+
 import jaxbig as jb
 
 
@@ -32,7 +34,7 @@ def config() -> jb.Experiment:
 def main() -> None:
     run = jb.fit(config(), "runs/sounds")
     data = run.experiment.data
-    rows = data.source("eval").rows(range(4))
+    rows = data.source("eval").rows(np.arange(4))
     for target, answer in zip(rows["targets"], jb.apply(run, rows).argmax(-1), strict=True):
         print(f"is {data.names[target]}, predicted {data.names[answer]}")
 

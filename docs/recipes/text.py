@@ -9,11 +9,8 @@ import jaxbig as jb
 
 
 def config() -> jb.Experiment:
-    data = jb.data.TokenRows(
-        records=jb.data.TextFiles(files="notes/*.txt", eval_share=0.25),
-        length=64,
-        batch=8,
-        packed=True,  # several texts share a row, and attend only to themselves
+    data = jb.data.Tokens(
+        records=jb.data.TextFiles(files="notes/*.txt", eval_share=0.25), length=64, batch=8
     )
     return jb.Experiment(
         model=jb.models.Decoder(vocab=data.vocab, depth=2, width=64, heads=4),

@@ -3,12 +3,18 @@
 tokens.npz, with the arrays inputs [n, 32] and label [n]
 """
 
+import numpy as np
+
 import jaxbig as jb
 
 
 def config() -> jb.Experiment:
     data = jb.data.TokenArrays(
-        records=jb.data.Arrays(file="tokens.npz"), length=32, vocab=50, classes=2, batch=8
+        records=jb.data.Arrays(file="tokens.npz", eval_share=0.25),
+        length=32,
+        vocab=50,
+        classes=2,
+        batch=8,
     )
     model = jb.models.Encoder(vocab=50, depth=2, width=32, heads=4, classes=2, pooling="mean")
     return jb.Experiment(
@@ -24,7 +30,7 @@ def config() -> jb.Experiment:
 
 def main() -> None:
     run = jb.fit(config(), "runs/tokens")
-    rows = run.experiment.data.source("eval").rows(range(4))
+    rows = run.experiment.data.source("eval").rows(np.arange(4))
     best = jb.apply(run, rows).argmax(-1)
     print(f"are {rows['targets']}, predicted {best}")
 

@@ -18,6 +18,10 @@ def share_programs() -> Callable[..., Program]:
         where = None if devices is None else tuple(devices)
         computed = experiment.replace(callbacks=())
         key = (computed, where, jax.config.read("jax_disable_most_optimizations"))
+        try:
+            hash(key)
+        except TypeError:  # a field is a dict
+            return make_program(experiment, devices)
         if key not in made:
             made[key] = make_program(experiment, devices)
         return dataclasses.replace(made[key], experiment=experiment)
