@@ -224,7 +224,7 @@ def refuse_remote(parsed: Any) -> None:
                 scheme, rest = str(path).split(":/", 1)
                 raise Refused(
                     f"--{field.name} {scheme}://{rest.lstrip('/')}: runs are kept in folders of "
-                    f"a file system: mount the bucket (README, Launch) and give the path of its "
+                    f"a file system: mount the bucket (docs/launch.md) and give the path of its "
                     f"mount."
                 )
 

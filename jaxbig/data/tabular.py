@@ -47,10 +47,10 @@ class Columns(Labeled):
         """Also computes the mean and standard deviation of the inputs if they are normalized."""
         identity = super().prepare()
         if self.normalize:
-            vars(self)["statistics"] = self.statistics(identity)
+            vars(self)["statistics"] = self.measure(identity)
         return identity
 
-    def statistics(self, identity: str) -> tuple[np.ndarray, np.ndarray]:
+    def measure(self, identity: str) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation over the training records, float64 [*shape] each; cached.
 
         The deviation of a constant is set to 1. A record that cannot be read ends the run, or is

@@ -1,4 +1,4 @@
-"""What the README says to write is written, tested and trained."""
+"""What the documentation says to write is written, tested and trained."""
 
 import importlib
 import json
@@ -22,9 +22,9 @@ from jaxbig.data.pipeline.loader import train_batch
 
 
 def recipe(folder: Path) -> list[str]:
-    """Writes the files of the README's recipe; their names."""
-    text = (ROOT / "README.md").read_text().split("### A new model is three files")[1]
-    found = re.findall(r"`(\w+\.py)`:\n\n```python\n(.*?)```", text, re.DOTALL)
+    """Writes the files of the recipe in docs/models.md; their names."""
+    text = (ROOT / "docs" / "models.md").read_text().split("### A new model is three files")[1]
+    found = re.findall(r'`\w+\.py`:\n\n```python title="(.*?)"\n(.*?)```', text, re.DOTALL)
     for name, code in found:
         (folder / name).write_text(code)
     return [name for name, _ in found]
@@ -51,9 +51,9 @@ def test_a_new_model_is_three_files(jaxbig: Any, tmp_path: Path) -> None:
 
 
 def code(heading: str) -> str:
-    """The first block of Python under a heading of the README."""
-    text = (ROOT / "README.md").read_text().split(heading)[1]
-    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
+    """The first block of Python under a heading of docs/data.md."""
+    text = (ROOT / "docs" / "data.md").read_text().split(heading)[1]
+    return re.findall(r"```python title=.*?\n(.*?)```", text, re.DOTALL)[0]
 
 
 @pytest.mark.slow
@@ -84,9 +84,7 @@ def test_your_own_pictures_are_one_file(jaxbig: Any, tmp_path: Path) -> None:
 def test_a_new_kind_of_records_is_one_dataclass_with_one_method(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    needs = "import dataclasses\nfrom collections.abc import Sequence\nimport numpy as np\n"
-    needs += "from jaxbig.data.core.dataset import Record, Records\n"
-    (tmp_path / "waves.py").write_text(needs + code("### A new kind of records is one dataclass"))
+    (tmp_path / "waves.py").write_text(code("### A new kind of records is one dataclass"))
     monkeypatch.syspath_prepend(tmp_path)
     data = Sounds(records=importlib.import_module("waves").Waves(count=20), classes=2, batch=4)
     rows = train_batch(data.source("train"), 3, seed=0, batch=4)
@@ -101,5 +99,5 @@ def test_a_new_kind_of_records_is_one_dataclass_with_one_method(
 
 
 def test_the_table_of_experiments_names_all_that_run_here() -> None:
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "docs" / "results.md").read_text()
     assert all(f"| `{name}` |" in text for name in EMBEDDED)

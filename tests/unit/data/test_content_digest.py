@@ -30,7 +30,7 @@ def parts(value: Any) -> list[bytes]:
 
 
 class Listed(Records):
-    """Records of one's own by one method, as the README has them."""
+    """Records of one's own by one method, as docs/data.md has them."""
 
     def __init__(self, *records: Any):
         self.records = records

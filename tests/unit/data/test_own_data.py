@@ -1,4 +1,4 @@
-"""Data from files: each kind from its folder to a batch as in the README, with known values."""
+"""Data from files: each kind from its folder to a batch as in docs/data.md, with known values."""
 
 import dataclasses
 import importlib
@@ -34,9 +34,11 @@ KINDS = ("daisy", "iris", "rose")
 
 
 def readme_rows() -> dict[str, str]:
-    """The README's table of `data`, by what one has."""
+    """The table of `data` in docs/data.md, by what one has."""
     text = (
-        (ROOT / "README.md").read_text().split("### Your own tables, sounds, tokens and masks")[1]
+        (ROOT / "docs" / "data.md")
+        .read_text()
+        .split("### Your own tables, sounds, tokens and masks")[1]
     )
     return dict(
         re.findall(r"^\| ([^|]+) \| `(\w+\(.*\))` \|$", text.split("\n### ")[0], re.MULTILINE)
@@ -44,7 +46,7 @@ def readme_rows() -> dict[str, str]:
 
 
 def data_of(row: str) -> Any:
-    """What the README's row says, as a data set."""
+    """What a row of that table says, as a data set."""
     [code] = (value for name, value in readme_rows().items() if name.startswith(row))
     modules = ["audio", "images", "masks", "text", "token_arrays"]
     for name in ("arrays", "audio_folder", "csv", "hugging_face", "json_lines", "named_files"):
@@ -101,9 +103,13 @@ def flowers(path: Path, count: int = 60, missing: int = 7) -> None:
 def test_table_is_trained_on_as_the_readme_writes_it(jaxbig: Any, folder: Path) -> None:
     flowers(folder / "flowers.csv")
     text = (
-        (ROOT / "README.md").read_text().split("### Your own tables, sounds, tokens and masks")[1]
+        (ROOT / "docs" / "data.md")
+        .read_text()
+        .split("### Your own tables, sounds, tokens and masks")[1]
     )
-    (folder / "my_table.py").write_text(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0])
+    (folder / "my_table.py").write_text(
+        re.findall(r"```python title=.*?\n(.*?)```", text, re.DOTALL)[0]
+    )
     trained = jaxbig("train", "my_table.py", "--steps", 60, "--workdir", "run", "--json")
     assert trained.returncode == 0, trained.stderr
     assert json.loads(trained.stdout)["metrics"]["eval/accuracy"] > 0.9
@@ -116,6 +122,21 @@ def test_table_is_trained_on_as_the_readme_writes_it(jaxbig: Any, folder: Path) 
         '["daisy", "iris", "rose"]'
         in json.loads((folder / "run" / "run.json").read_text())["data_identity"]
     )
+
+
+def test_normalized_table_is_prepared_twice_with_one_result(folder: Path) -> None:
+    flowers(folder / "flowers.csv")
+    records = Csv(files="flowers.csv", fill=(("width", "0"),))
+    data = Columns(
+        records=records,
+        inputs=("length", "width"),
+        shape=(2,),
+        targets="kind",
+        classes=3,
+        normalize=True,
+        batch=4,
+    )
+    assert data.prepare() == data.prepare()
 
 
 TYPES = {
