@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from support.run_processes import RUN, Life, done
+from support.timing import crowded
 
 from jaxbig.system.exit_codes import PEER_LOST
 
@@ -87,9 +88,8 @@ def test_a_stop_at_any_moment_is_heard_and_costs_nothing(
         life = Life(folder, count, 1, *TRAIN, struck={count - 1: (*place, str(number), "SIGTERM")})
         codes, said, seconds = ended(life)
         assert codes == [75] * count, said
-        assert seconds < 10, (
-            said
-        )  # a compiler is not interrupted, and an evaluation ends: here that is little
+        # a compiler is not interrupted, and an evaluation ends: here that is little
+        assert seconds < crowded(10), said
         steps = [*steps, life.step()]
         longest = max(longest, seconds)
         assert (
@@ -124,7 +124,7 @@ def test_a_kill_in_the_midst_of_a_save_costs_that_save_alone(
                 and f"process {killed[0]} died; process {each} exits too" in said[each]
             ), said
             noticed(seconds)
-            assert seconds < 5
+            assert seconds < crowded(5)
     assert done(folder, 2, 1, *TRAIN)["state_sha256"] == expected
 
 
@@ -133,7 +133,7 @@ def test_when_a_process_raises_its_words_are_the_first_and_all_leave(
 ) -> None:
     codes, said, seconds = ended(Life(folder, 2, 1, *TRAIN, struck={1: (*STEPS, "7", "raise")}))
     noticed(seconds)
-    assert codes == [PEER_LOST, 1] and seconds < 5, said
+    assert codes == [PEER_LOST, 1] and seconds < crowded(5), said
     assert "Traceback" in said[1] and "KeyError: 'planted'" in said[1]
     assert re.search(
         r"process 1 raised KeyError at step \d+: 'planted'; process 0 exits too", said[0]
@@ -146,12 +146,12 @@ def test_when_a_process_raises_its_words_are_the_first_and_all_leave(
 def test_one_that_is_stuck_is_named_within_the_limit(
     count: int, stuck: tuple[str, str], folder: Path, noticed: Callable[[float], None]
 ) -> None:
-    limit = 4
+    limit = round(crowded(4))  # no single compilation may take as long
     how = [*TRAIN, "--steps=100000", f"--guard.stuck-after={limit}", "--read-ahead=1"]
     codes, said, seconds = ended(
         Life(folder, count, 1, *how, struck={count - 1: (*stuck, "8", "sleep")})
     )
-    assert codes == [1] * count and limit < seconds < limit + 2, said
+    assert codes == [1] * count and limit < seconds < limit + crowded(2), said
     noticed(seconds)
     for text in said:
         assert (
@@ -184,8 +184,9 @@ def test_one_that_is_stuck_before_the_first_step_is_named_within_the_limit(
     if which == 1 and stuck[1] == "_file_digest":
         pytest.skip("the first process alone verifies files")
     done(folder, 2, 1, *RUN, "--steps=1")
-    how = [*RUN, "--steps=2", "--guard.stuck-after=4"]
+    limit = round(crowded(4))
+    how = [*RUN, "--steps=2", f"--guard.stuck-after={limit}"]
     codes, said, seconds = ended(Life(folder, 2, 1, *how, struck={which: (*stuck, "1", "sleep")}))
-    assert codes == [1, 1] and 4 < seconds < 8, said
+    assert codes == [1, 1] and limit < seconds < limit + crowded(4), said
     late = [text.split("(late)")[0] for text in said]
     assert all(f"process {which} {doing} at step 0" in text for text in late), said

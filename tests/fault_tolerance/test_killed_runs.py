@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from support.compiling import COMPILED, HASTY
+from support.timing import crowded
 
 pytestmark = pytest.mark.slow
 
@@ -331,7 +332,7 @@ def test_a_folder_that_is_removed_ends_the_run(
     began = time.monotonic()
     code, _, err = finish(process, seconds=60)
     noticed(time.monotonic() - began)
-    assert code == 1 and time.monotonic() - began < 5
+    assert code == 1 and time.monotonic() - began < crowded(5)
     assert re.fullmatch(r"jaxbig: run is gone: [^\n]*\n", err), err
     assert not (tmp_path / "run").exists()
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from support.compiling import HASTY
 from support.experiments import ROOT
+from support.timing import crowded
 
 pytestmark = pytest.mark.slow
 MODEL = [
@@ -96,7 +97,7 @@ def test_a_launcher_that_is_killed_takes_all_with_it(tmp_path: Path) -> None:
         time.sleep(0.05)
     process.kill()
     process.communicate(timeout=60)
-    ends = time.monotonic() + 10
+    ends = time.monotonic() + crowded(10)
     while left(tmp_path) and time.monotonic() < ends:
         time.sleep(0.1)
     assert not left(tmp_path)

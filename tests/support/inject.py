@@ -2,7 +2,7 @@
 
     python struck.py MODULE[:CLASS] FUNCTION N WHAT jaxbig's arguments
 
-WHAT is a signal, which it sends itself; `raise`; or `sleep`, for a minute. It prints "struck" and
+WHAT is a signal, which it sends itself; `raise`; or `sleep`, for ten minutes. It prints "struck" and
 the time.
 """
 
@@ -32,7 +32,7 @@ def struck(*given: Any, **named: Any) -> Any:
         if what == "raise":
             raise KeyError("planted")
         if what == "sleep":
-            time.sleep(60)
+            time.sleep(600)
         else:
             os.kill(os.getpid(), getattr(signal, what))
     return plain(*given, **named)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from support.compiling import COMPILED, HASTY_BITS
+from support.timing import crowded
 
 MODEL = [
     f"--model.layers.{layer}=8" for layer in ("0.channels", "1.channels", "4.channels", "7.width")
@@ -84,7 +85,7 @@ class Life:
     def end(self, seconds: float = 120) -> list[tuple[int, str]]:
         """The code and the words of each; nobody helps them to end."""
         try:
-            said = [process.communicate(timeout=seconds)[0] for process in self.processes]
+            said = [process.communicate(timeout=crowded(seconds))[0] for process in self.processes]
         finally:
             for process in self.processes:
                 process.kill()

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from support.run_processes import RUN, Life, done, settings
+from support.timing import crowded
 
 from jaxbig.distributed import run_lock
 from jaxbig.distributed.run_lock import RunLock, lock_run_directory
@@ -35,7 +36,7 @@ def leave_owner(folder: Path, **owner: Any) -> Path:
 
 
 def eventually(condition: Callable[[], Any]) -> None:
-    ends = time.monotonic() + 10
+    ends = time.monotonic() + crowded(10)
     while not condition():
         assert time.monotonic() < ends
         time.sleep(0.01)

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import pytest
+from support.timing import crowded
 
 from jaxbig.checkpoint import digest, manager
 from jaxbig.checkpoint.manager import CheckpointManager
@@ -53,7 +54,7 @@ def test_hanging_run_reports_where_dumps_its_stacks_and_ends_within_its_limit() 
     assert process.stdout and process.stdout.readline() == "now\n"
     began = time.monotonic()
     _, err = process.communicate(timeout=30)
-    assert process.returncode == 1 and 0.5 < time.monotonic() - began < 3
+    assert process.returncode == 1 and 0.5 < time.monotonic() - began < crowded(3)
     sentence = err.split("\n")[0]
     assert sentence.startswith(
         "jaxbig: nothing has moved for 1 s (--guard.stuck-after): the run reads the next batch"
@@ -351,7 +352,7 @@ def test_all_exit_within_seconds_of_one_and_name_it_and_the_cause(
         else:
             assert process.returncode == PEER_LOST
             assert err == f"jaxbig: process {which} {words}; process {number} exits too\n"
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < crowded(5)
 
 
 def test_finished_process_exits_alone_and_foreign_connections_are_closed(tmp_path: Path) -> None:
