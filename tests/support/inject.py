@@ -2,8 +2,8 @@
 
     python struck.py MODULE[:CLASS] FUNCTION N WHAT jaxbig's arguments
 
-WHAT is a signal, which it sends itself; `raise`; or `sleep`, for ten minutes. It prints "struck" and
-the time.
+WHAT is a signal, which it sends itself; `raise`; or `sleep`, for ten minutes. It prints "struck"
+and the time.
 """
 
 import importlib
