@@ -13,6 +13,7 @@ from jaxbig.config.discover import load
 from jaxbig.config.experiment import Experiment
 from jaxbig.config.experiment_files import run_folder
 from jaxbig.config.options import FolderOption, parse, run_name
+from jaxbig.config.part_types import change_types
 from jaxbig.distributed.multihost import initialize, is_process_zero
 from jaxbig.errors import Refused
 from jaxbig.system.accelerators import skip_absent_tpu
@@ -40,8 +41,9 @@ class ExperimentCommand(Command):
             )
         skip_absent_tpu()
         name, *options = arguments
-        default = cls(name=name, options=tuple(options), experiment=load(name))
-        parsed = parse(cls, options, f"{word} {name}", default)
+        experiment, left = change_types(load(name), options)
+        default = cls(name=name, options=tuple(options), experiment=experiment)
+        parsed = parse(cls, left, f"{word} {name}", default)
         set_deterministic(parsed.experiment.deterministic, parsed.experiment.reproducible)
         return parsed
 

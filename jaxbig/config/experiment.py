@@ -53,7 +53,7 @@ class Experiment:
     data: Data
     """Where the examples are, and what the model sees of them."""
     optimizer: Optimizer
-    """The update of the parameters."""
+    """Another type: `--optimizer SGD`, likewise `--optimizer.learning-rate WarmupLinear`."""
     mesh: Mesh = Mesh()
     """How the devices share the work."""
     precision: Precision = Precision()

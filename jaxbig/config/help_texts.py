@@ -59,5 +59,6 @@ HELP.struct_rule(_Rule())
 
 def _help(owner: Any, name: str, default: Any) -> str:
     if dataclasses.is_dataclass(default) and not isinstance(default, type):
-        return f"{type(default).__name__}: {class_summary(type(default))}"
+        text = f"{type(default).__name__}: {class_summary(type(default))}"
+        return f"{text} {field_help(owner, name)}" if isinstance(owner, type) else text
     return field_help(owner, name) if isinstance(owner, type) else ""

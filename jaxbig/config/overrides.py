@@ -9,6 +9,7 @@ import tyro
 from jaxbig.config.discover import load
 from jaxbig.config.experiment import Experiment
 from jaxbig.config.options import FolderOption, JsonOption, TrainOptions, parse
+from jaxbig.config.part_types import change_types
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,4 +26,6 @@ OPTIONS_OF_RUN = {field.name for field in dataclasses.fields(Overridden)} - {"ex
 
 def resolve(name: str, options: Sequence[str]) -> Experiment:
     """The experiment as `jaxbig train NAME [options]` would run it, with the same errors."""
-    return parse(Overridden, options, f"train {name}", Overridden(experiment=load(name))).experiment
+    experiment, left = change_types(load(name), options)
+    default = Overridden(experiment=experiment)
+    return parse(Overridden, left, f"train {name}", default).experiment
