@@ -9,7 +9,9 @@ from jaxbig.cli.command import Command
 from jaxbig.config.serialize import flat
 from jaxbig.tools.compare_runs import compare
 
-COLUMNS = ("workdir", "step", "state_sha256")
+COLUMNS = ("workdir", "step", "digest")
+DIGITS = 12
+"""Characters of a digest that are printed; `--json` has it whole."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,7 +24,10 @@ class Compare(Command):
     def __call__(self) -> int:
         result = compare(self.workdirs)
         ends = [{**run, **dict(flat(run["metrics"])), "metrics": ""} for run in result["runs"]]
-        columns = [key for key in ends[0] if key in COLUMNS or key.startswith("eval/")]
+        for run in ends:
+            run["digest"] = (run["state_sha256"] or "")[:DIGITS]
+        names = dict.fromkeys(key for run in ends for key in run if key.startswith("eval/"))
+        columns = [*COLUMNS, *names]
         return self.emit(
             result,
             ("", [{key: run.get(key, "") for key in columns} for run in ends]),

@@ -16,6 +16,7 @@ from jaxbig.errors import Refused
 from jaxbig.launch.common import at_least
 from jaxbig.launch.slurm import Slurm
 from jaxbig.sweep import search_space, sweep
+from jaxbig.sweep.picture import draw
 from jaxbig.system.exit_codes import DONE, FAILED, INTERRUPTED
 from jaxbig.tracking.console import Screen
 
@@ -101,7 +102,7 @@ class Sweep(ExperimentCommand):
         if self.at_once:
             finished = runs.run(self.at_once, screen.say)
         result = runs.result()
-        drawn = sweep.draw(result, runs.folder / "sweep.png")
+        drawn = draw(result, runs.folder / "sweep.png")
         self.emit(result, (f"\n{self.name}, by eval/{result['criterion']}", sweep_ranking(result)))
         picture = f", drawn: {runs.folder}/sweep.png" if drawn else ""
         screen.say(f"\nall results: {runs.folder}/sweep.json{picture}")

@@ -166,3 +166,8 @@ def options(setting: Setting) -> list[str]:
         else:
             words.append(f"--{name}={value}")
     return words
+
+
+def format_setting(setting: Setting) -> str:
+    """A setting as a line of text."""
+    return " ".join(f"{path}={value}" for path, value in setting.items())

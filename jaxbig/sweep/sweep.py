@@ -17,11 +17,10 @@ from jaxbig.config.fingerprint import diff
 from jaxbig.config.options import names
 from jaxbig.config.overrides import resolve
 from jaxbig.errors import Refused
-from jaxbig.sweep.search_space import Setting, literal, options
+from jaxbig.sweep.search_space import Setting, format_setting, options
 from jaxbig.system.exit_codes import DONE, INTERRUPTED
 from jaxbig.system.json_files import read_json, write_json
 from jaxbig.system.process_group import Process, collect_stop_signals, gpus, kill, spawn
-from jaxbig.tracking.figures import PLAIN, optional, printable
 
 
 class Sweep:
@@ -207,43 +206,3 @@ def is_sweep(value: dict[str, Any]) -> bool:
     return isinstance(runs, list) and all(
         isinstance(run, dict) and isinstance(run.get("setting"), dict) for run in runs
     )
-
-
-def format_setting(setting: Setting) -> str:
-    return " ".join(f"{path}={value}" for path, value in setting.items())
-
-
-def draw(result: dict[str, Any], file: Path) -> bool:
-    """Draws the best criterion over each swept option as a PNG; returns False if there is none."""
-    with optional(f"no picture {file}"):
-        return _draw(result, file)
-    return False
-
-
-def _draw(result: dict[str, Any], file: Path) -> bool:
-    from matplotlib.figure import Figure  # here: slow to import
-
-    runs = [result["runs"][number] for number in result["ranked"]]
-    paths = list(dict.fromkeys(path for run in runs for path in run["setting"]))
-    if not paths:
-        return False
-    figure = Figure(figsize=(4 * len(paths), 3.5), layout="constrained")
-    panels = figure.subplots(1, len(paths), sharey=True, squeeze=False)[0]
-    for path, axes in zip(paths, panels, strict=True):
-        points = [(run["setting"][path], run["best"]) for run in runs if path in run["setting"]]
-        values = [literal(value) if isinstance(value, str) else value for value, _ in points]
-        numeric = all(
-            isinstance(value, int | float) and not isinstance(value, bool) for value in values
-        )
-        if not numeric:
-            names = sorted({str(value) for value in values})
-            axes.set_xticks(range(len(names)), [printable(name) for name in names], **PLAIN)
-            values = [names.index(str(value)) for value in values]
-        elif min(values) > 0 and max(values) >= 10 * min(values):
-            axes.set_xscale("log")
-        axes.plot(values, [best for _, best in points], "o", alpha=0.7)
-        axes.plot(values[:1], [points[0][1]], "o", color="C1")  # the best of all
-        axes.set_xlabel(path)
-    panels[0].set_ylabel(f"best eval/{result['criterion']}")
-    figure.savefig(file, dpi=100)
-    return True

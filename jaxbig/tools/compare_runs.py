@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from jaxbig.config.fingerprint import diff
+from jaxbig.config.fingerprint import diff, without_added
 from jaxbig.errors import Refused
 from jaxbig.system.json_files import read_json
 from jaxbig.tracking.metrics_writer import read_metrics
@@ -43,7 +43,7 @@ def compare(workdirs: list[Path]) -> dict[str, Any]:
                 f"{workdir} holds no run (no run.json): name folders that `jaxbig train` "
                 f"has written."
             )
-        run = {name: run.get(name) for name in SECTIONS}
+        run = without_added({name: run.get(name) for name in SECTIONS})
         end = read_json(workdir / "summary.json") or {
             "step": None,
             "state_sha256": None,

@@ -1,8 +1,10 @@
 """The terminal output of a run: a progress bar, a table of evaluations, and a final summary."""
 
 import logging
+import re
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,6 +17,8 @@ from rich.text import Text
 
 from jaxbig.tracking.figures import optional
 
+WIDTH = 9
+"""Characters of a number in the table of evaluations, at least: 1.230e-05."""
 shown = optional("the screen")
 """For a method that only shows a run."""
 
@@ -78,7 +82,7 @@ class Screen:
     def train(self, step: int, values: dict[str, float]) -> None:
         """Training metrics of a step."""
         text = (
-            f"loss {values['loss']:.4f}  rate {values['learning_rate']:.1e}  "
+            f"loss {significant(values['loss'])}  learning rate {values['learning_rate']:.1e}  "
             f"{values['steps_per_second']:.1f} steps/s"
         )
         if self._progress is not None:
@@ -97,8 +101,15 @@ class Screen:
         """A row of the table of evaluations, under a heading the first time."""
         if not self._columns:
             self._columns = list(means)
-            self.say("".join(f"{name:>16}" for name in ["evaluated at", *self._columns]))
-        self.say(f"{step:>16}" + "".join(f"{means[name]:>16.4f}" for name in self._columns))
+            self.say("".join(self._aligned({name: name for name in self._columns}, "evaluated at")))
+        values = {name: significant(means[name]) for name in self._columns}
+        self.say("".join(self._aligned(values, str(step))))
+
+    def _aligned(self, values: dict[str, str], first: str) -> Iterator[str]:
+        """The cells of a row of the table of evaluations, each in its column's width."""
+        yield f"{first:>12}"
+        for name, text in values.items():
+            yield f"{text:>{max(len(name), WIDTH) + 2}}"
 
     @shown
     def stop(self) -> None:
@@ -148,7 +159,7 @@ def table(rows: list[dict[str, Any]], title: str = "") -> None:
     """Prints rows as a table on standard output, a column a key."""
     grid = Table(box=None, pad_edge=False, header_style="bold")
     for name in rows[0]:
-        number = all(isinstance(row[name], int | float) for row in rows)
+        number = all(_is_number(row[name]) for row in rows)
         grid.add_column(name, justify="right" if number else "left", overflow="fold")
     for row in rows:
         grid.add_row(*map(_cell, row.values()))
@@ -156,6 +167,23 @@ def table(rows: list[dict[str, Any]], title: str = "") -> None:
     if title:
         console.print(title, markup=False)
     console.print(grid, markup=False)
+
+
+def significant(value: float) -> str:
+    """A number with four significant digits, as it is shown while a run makes steps."""
+    return f"{value:#.4g}".rstrip(".")
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a cell is a number, or text that shows one or that there is none."""
+    if isinstance(value, bool):
+        return False
+    if isinstance(value, int | float) or value in ("", "-"):
+        return True
+    return (
+        isinstance(value, str)
+        and re.fullmatch(r"-?[0-9][0-9,.]*(e[+-][0-9]+)?%?", value) is not None
+    )
 
 
 def _cell(value: Any) -> str:

@@ -17,8 +17,9 @@ from jaxbig.cli.sweep import Sweep as SweepCommand
 from jaxbig.cli.tables import sweep_ranking
 from jaxbig.config.discover import load
 from jaxbig.errors import Refused
+from jaxbig.sweep.picture import draw, log_spaced
 from jaxbig.sweep.search_space import Range, literal, options, parse_axis, settings
-from jaxbig.sweep.sweep import Sweep, draw
+from jaxbig.sweep.sweep import Sweep
 from jaxbig.system.json_files import write_json
 
 SMALL = [
@@ -148,15 +149,33 @@ def test_a_sweep_keeps_numbers_is_extended_and_ranks_the_best_first(tmp_path: Pa
         and result["higher_is_better"]
     )
     assert [row["run"] for row in sweep_ranking(result)] == ["002", "001", "000"]
-    assert draw(result, tmp_path / "sweep.png") and Image.open(tmp_path / "sweep.png").size == (
-        800,
-        350,
-    )
+    assert draw(result, tmp_path / "sweep.png")
+    assert Image.open(tmp_path / "sweep.png").size == (1210, 440)
     with pytest.raises(Refused, match="another sweep"):
         Sweep(tmp_path / "sweep", "digits_convnet", [*SHORT, "--accumulate=2"], asked)
     (tmp_path / "sweep" / "000").symlink_to(tmp_path)
     with pytest.raises(Refused, match="link"):
         runs.result()
+
+
+@pytest.mark.parametrize(
+    ("values", "logarithmic"),
+    [
+        ([1e-4, 1e-2], True),
+        ([1, 2], False),
+        ([3e-4, 1e-3, 3e-3, 1e-3], True),
+        ([2, 8, 4, 1], True),
+        ([1, 2, 3], False),
+        ([0.1, 0.5, 0.9], False),
+        ([0, 1, 10, 100], False),
+        ([-1, 1], False),
+        ([5, 5], False),
+    ],
+)
+def test_an_axis_is_logarithmic_where_values_are_spaced_so(
+    values: list[float], logarithmic: bool
+) -> None:
+    assert log_spaced(values) == logarithmic
 
 
 @pytest.mark.parametrize(

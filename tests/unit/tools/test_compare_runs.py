@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxbig.cli.compare import Compare
 from jaxbig.system.json_files import write_json
 from jaxbig.tools.compare_runs import compare, read_curves
 
@@ -82,3 +83,27 @@ def test_a_summary_of_another_program_has_no_end(tmp_path: Path) -> None:
         compare([run(tmp_path / "a", 1.0, b"{}"), run(tmp_path / "b", 1.0)])["runs"][0]["metrics"]
         == {}
     )
+
+
+def test_a_field_that_an_older_run_lacks_at_its_default_is_no_difference(tmp_path: Path) -> None:
+    old = run(tmp_path / "a", 1.0)
+    new = run(tmp_path / "b", 1.0)
+    fields = {"seed": 0, "patience": 0, "metrics": []}
+    write_json(new / "run.json", {"experiment": fields, "data_identity": "x"})
+    assert compare([old, new])["differences"] == []
+    write_json(new / "run.json", {"experiment": {**fields, "patience": 2}, "data_identity": "x"})
+    differences = [row["differs"] for row in compare([old, new])["differences"]]
+    assert differences == ["experiment.patience: null -> 2"]
+
+
+def test_digests_are_printed_short_and_given_whole_in_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digest = "0123456789abcdef" * 4
+    summary = json.dumps({"step": 1, "state_sha256": digest, "metrics": {}}).encode()
+    folders = [run(tmp_path / name, 1.0, summary) for name in "ab"]
+    Compare(workdirs=folders)()
+    printed = capsys.readouterr().out
+    assert printed.count(" 0123456789ab\n") == 2 and "0123456789abc" not in printed
+    Compare(workdirs=folders, json=True)()
+    assert json.loads(capsys.readouterr().out)["runs"][0]["state_sha256"] == digest

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from jaxbig.errors import Failed, Refused
-from jaxbig.sweep import sweep
+from jaxbig.sweep import picture, sweep
 from jaxbig.system.json_files import read_json
 from jaxbig.tools.inspect_batch import draw
 from jaxbig.tracking import metrics_writer as room
-from jaxbig.tracking.console import Screen
+from jaxbig.tracking.console import Screen, significant, table
 from jaxbig.tracking.figures import optional, printable
 from jaxbig.tracking.metrics_writer import MetricsWriter, read_metrics
 from jaxbig.train.attention_maps import draw_maps
@@ -214,7 +214,7 @@ def test_pictures_take_any_name(tmp_path: Path) -> None:
         masked = {**rows, "mask": everywhere}
         draw_maps(weights, masked, data, file=tmp_path / "maps.png")  # type: ignore[arg-type]
         draw(images, data, tmp_path / "images.png")  # type: ignore[arg-type]
-        assert sweep.draw(result, tmp_path / "sweep.png")
+        assert picture.draw(result, tmp_path / "sweep.png")
     for name in ("maps", "images", "sweep"):
         assert Image.open(tmp_path / f"{name}.png").size[0] > 100
 
@@ -222,8 +222,8 @@ def test_pictures_take_any_name(tmp_path: Path) -> None:
 def test_a_sweep_s_picture_that_cannot_be_written_ends_no_sweep(
     tmp_path: Path, warned: Any
 ) -> None:
-    run = {"number": 0, "setting": {"a": 1}, "best": 0.1}
-    assert not sweep.draw(
+    run = {"number": 0, "setting": {"a": 1}, "best": 0.1, "folder": "000"}
+    assert not picture.draw(
         {"ranked": [0], "runs": [run], "criterion": "loss"}, tmp_path / "nowhere" / "sweep.png"
     )
     assert "no picture" in warned.text
@@ -236,3 +236,51 @@ def test_text_of_files_is_printable() -> None:
 def test_numbers_that_are_not_finite_are_null_in_json(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"a": NaN}')
     assert list(read_json(tmp_path / "a.json")) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0000123, "1.230e-05"),
+        (0.02203, "0.02203"),
+        (0.99722, "0.9972"),
+        (1.0, "1.000"),
+        (1234.5, "1234"),
+        (2.5e7, "2.500e+07"),
+        (float("nan"), "nan"),
+    ],
+)
+def test_a_number_is_shown_with_four_significant_digits(value: float, text: str) -> None:
+    assert significant(value) == text
+
+
+def test_evaluations_are_a_table_with_a_column_as_wide_as_its_name(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    screen = Screen()
+    screen.evaluation(100, {"loss": 0.00004, "calibration_error": 0.5})
+    screen.evaluation(2000, {"loss": 12.0, "calibration_error": 0.25})
+    assert capsys.readouterr().out.splitlines() == [
+        "evaluated at       loss  calibration_error",
+        "         100  4.000e-05             0.5000",
+        "        2000      12.00             0.2500",
+    ]
+
+
+def test_a_line_of_training_spells_out_the_learning_rate(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    screen = Screen()
+    screen.start(0, 20)
+    screen.train(10, {"loss": 0.00004, "learning_rate": 1e-3, "steps_per_second": 5.0})
+    line = "step 10/20  loss 4.000e-05  learning rate 1.0e-03  5.0 steps/s  2 s left\n"
+    assert capsys.readouterr().out == line
+
+
+def test_numbers_of_a_printed_table_are_aligned_right(capsys: pytest.CaptureFixture[str]) -> None:
+    table([{"a": "x", "score": "0.5"}, {"a": "y", "score": "-"}, {"a": "z", "score": "1,000"}])
+    assert [line.rstrip()[-6:] for line in capsys.readouterr().out.splitlines()[1:]] == [
+        "   0.5",
+        "     -",
+        " 1,000",
+    ]
