@@ -54,5 +54,6 @@ def test_notebook_runs_from_its_first_cell_to_its_last(
     pictures = [each for each in shown if "image/png" in each.get("data", {})]
     assert len(pictures) == 4  # a batch, curves, digits, the curve of the twelve lines
     assert (tmp_path / "lines" / "c" / "checkpoints" / "30").is_dir()
-    warned = [each.text for each in shown if each.get("name") == "stderr"]
-    assert warned == []
+    warned = "".join(each.text for each in shown if each.get("name") == "stderr").splitlines()
+    # a machine with much to do may wait for data
+    assert [line for line in warned if line and "the devices waited for data" not in line] == []
