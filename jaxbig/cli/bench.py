@@ -5,7 +5,6 @@ import dataclasses
 from jaxbig.cli.experiment_command import ExperimentCommand
 from jaxbig.cli.tables import pairs
 from jaxbig.tools.benchmark import bench
-from jaxbig.tracking.console import Screen
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,5 +15,5 @@ class Bench(ExperimentCommand):
     """Steps per round; five rounds of each are timed."""
 
     def __call__(self) -> int:
-        result = bench(self.experiment, self.steps_a_round, Screen(self.json).with_log())
+        result = bench(self.experiment, self.steps_a_round, self.screen())
         return self.emit(result, ("", pairs("measured", result)))

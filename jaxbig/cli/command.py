@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from jaxbig.cli.tables import Table
-from jaxbig.config.options import JsonOption, parse
+from jaxbig.config.options import OutputOptions, parse
 from jaxbig.system.exit_codes import DONE
 from jaxbig.system.json_files import to_json_text
-from jaxbig.tracking.console import table
+from jaxbig.tracking.console import Screen, table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Command(JsonOption):
+class Command(OutputOptions):
     """A command: its fields are its options, calling it runs it and returns an exit code."""
 
     @classmethod
@@ -30,6 +30,10 @@ class Command(JsonOption):
 
     def __call__(self) -> int:
         raise NotImplementedError
+
+    def screen(self, quiet: bool = False) -> Screen:
+        """The screen and log of this command; `quiet` as if the user had asked for that."""
+        return Screen(self.json, quiet=self.quiet or quiet, verbose=self.verbose).with_log()
 
     def emit(self, value: Any, *tables: Table) -> int:
         """Prints `value` as JSON if `--json` was given, else the tables. Returns `DONE`."""

@@ -85,7 +85,7 @@ class RunCommand(FolderOption, ExperimentCommand):
           The screen; it is quiet except on process 0.
         """
         initialize(self.coordinator, self.processes, self.process, saves=saves)
-        return Screen(self.json, quiet=not is_process_zero()).with_log()
+        return self.screen(quiet=not is_process_zero())
 
     @property
     def folder(self) -> Path:

@@ -9,7 +9,6 @@ from jaxbig.cli.command import Command
 from jaxbig.cli.tables import pairs
 from jaxbig.planning.xla_flags import flags
 from jaxbig.system.exit_codes import DONE
-from jaxbig.tracking.console import Screen
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,5 +23,5 @@ class Flags(Command):
         found = flags(self.chip)
         title = "not measured: compare with `jaxbig bench`"
         self.emit(found, (title, pairs("flag", found["flags"])))
-        Screen(self.json).say(f"\nexport {found['variable']}={shlex.quote(found['value'])}")
+        self.screen().say(f"\nexport {found['variable']}={shlex.quote(found['value'])}")
         return DONE

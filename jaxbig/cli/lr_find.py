@@ -9,7 +9,6 @@ from jaxbig.cli.tables import pairs
 from jaxbig.config.options import without
 from jaxbig.system.exit_codes import DONE
 from jaxbig.tools.find_learning_rate import find_learning_rate
-from jaxbig.tracking.console import Screen
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +28,7 @@ class LrFind(ExperimentCommand):
     """Where the loss is drawn over the learning rate."""
 
     def __call__(self) -> int:
-        screen = Screen(self.json)
+        screen = self.screen()
         result = find_learning_rate(
             self.experiment,
             start=self.start,

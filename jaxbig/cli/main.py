@@ -58,7 +58,10 @@ def run(arguments: Sequence[str]) -> int:
         command = load(word)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # TFDS and Orbax log their internals
     hide_closed_event_loops()
-    return command.from_arguments(word, rest)()
+    parsed = command.from_arguments(word, rest)
+    if parsed.quiet or parsed.verbose:
+        parsed.screen()  # for the log of commands that show nothing else
+    return parsed()
 
 
 def split(arguments: Sequence[str]) -> tuple[str, list[str]]:

@@ -35,7 +35,7 @@ class Plan(ExperimentCommand):
         if self.here:
             return self.emit(measure(self.experiment, topology))
         command = ["plan", self.name, *self.options]
-        screen = Screen(self.json).with_log()
+        screen = self.screen()
         if self.search is not None:
             return self.rank(command, topology, self.search, screen)
         result = plan(command, self.experiment, topology, self.timeout, screen.say)

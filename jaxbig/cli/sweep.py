@@ -65,7 +65,7 @@ class Sweep(ExperimentCommand):
                 except Refused:
                     remove_empty(new)
                     raise
-                return self.carry_out(runs, Screen(self.json).with_log())
+                return self.carry_out(runs, self.screen())
         except filelock.Timeout:
             raise Refused(
                 f"{folder} is in use by another sweep: stop that, or give another --workdir."

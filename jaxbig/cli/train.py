@@ -3,15 +3,18 @@
 import dataclasses
 import re
 import shlex
+from typing import Any
 
 from jaxbig.cli.experiment_command import RunCommand
 from jaxbig.cli.tables import pairs
 from jaxbig.config.options import TrainOptions, lasting, names, without
 from jaxbig.config.serialize import flat
+from jaxbig.distributed.mesh import format_mesh
 from jaxbig.distributed.multihost import is_process_zero
 from jaxbig.errors import Refused
 from jaxbig.system.exit_codes import DONE, INTERRUPTED
 from jaxbig.tools.smoke_test import emptied, smoke
+from jaxbig.train.dry_run import dry_run
 from jaxbig.train.epochs import with_epochs
 from jaxbig.train.trainer import fit
 
@@ -30,14 +33,10 @@ class Train(TrainOptions, RunCommand):
         experiment = self.experiment
         if self.epochs:
             experiment = with_epochs(experiment, self.epochs)
-        result = fit(
-            experiment,
-            self.folder,
-            screen,
-            fork=self.fork,
-            adopt=self.adopt,
-            resume_from=self.resume_from,
-        )
+        how = {"fork": self.fork, "adopt": self.adopt, "resume_from": self.resume_from}
+        if self.dry_run:
+            return self.show_dry_run(dry_run(experiment, self.folder, **how))
+        result = fit(experiment, self.folder, screen, **how)
         if not is_process_zero():
             return INTERRUPTED if result["interrupted"] else DONE
         self.emit(result)
@@ -49,6 +48,15 @@ class Train(TrainOptions, RunCommand):
             return INTERRUPTED
         screen.result(f"{self.name} is done", result, self.folder, self.hints())
         return DONE
+
+    def show_dry_run(self, result: dict[str, Any]) -> int:
+        """Prints what a run would do; an exit code."""
+        if not is_process_zero():
+            return DONE
+        shown = {name: value for name, value in result.items() if name != "experiment"}
+        shown["mesh"] = format_mesh(shown["mesh"])
+        title = f"{self.name} could run here"
+        return self.emit(result, (title, pairs("dry run", shown)))
 
     def check_options(self) -> None:
         """Raises `Refused` for options that contradict each other."""

@@ -20,11 +20,19 @@ Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class JsonOption:
-    """The option of every command."""
+class OutputOptions:
+    """The options of every command."""
 
     json: Flag = False
     """Print one JSON object on standard output, and nothing else there."""
+    quiet: Flag = False
+    """Print results, warnings and errors only."""
+    verbose: Flag = False
+    """Print every logged step, and the logs of jaxbig and jax with their times."""
+
+    def __post_init__(self) -> None:
+        if self.quiet and self.verbose:
+            raise Refused("--quiet and --verbose contradict each other: give one of them")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +70,10 @@ class TrainOptions:
 
     epochs: float = 0.0
     """Train for this many passes over the training examples; 0: for --steps."""
+
+    dry_run: Flag = False
+    """Check all that can be checked before the first compilation, say how the run would start, and
+    end. Nothing is written but caches of the data."""
 
     smoke: Flag = False
     """Smoke test: two steps and an evaluation of a shrunken copy, on synthetic records if the data
@@ -232,7 +244,7 @@ def refuse_remote(parsed: Any) -> None:
 def lasting(options: Sequence[str]) -> list[str]:
     """The options that another command on the same run needs too."""
     once = ("--coordinator", "--processes", "--process", "--resume-from")
-    return without(options, once, flags=("--fork", "--adopt"))
+    return without(options, once, flags=("--fork", "--adopt", "--dry-run"))
 
 
 def names(options: Sequence[str]) -> set[str]:

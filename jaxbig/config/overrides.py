@@ -8,12 +8,12 @@ import tyro
 
 from jaxbig.config.discover import load
 from jaxbig.config.experiment import Experiment
-from jaxbig.config.options import FolderOption, JsonOption, TrainOptions, parse
+from jaxbig.config.options import FolderOption, OutputOptions, TrainOptions, parse
 from jaxbig.config.part_types import change_types
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Overridden(JsonOption, TrainOptions, FolderOption):
+class Overridden(OutputOptions, TrainOptions, FolderOption):
     """The options of `jaxbig train EXPERIMENT` that every way to launch it has."""
 
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]

@@ -63,6 +63,28 @@ def lock_run_directory(workdir: Path) -> Iterator[Callable[[], None]]:
             lock.release()
 
 
+def check_free(workdir: Path) -> None:
+    """Raises `Refused` if a run could not lock its folder now; writes nothing.
+
+    A run of another machine is not noticed, nor a file system that lacks an operation.
+    """
+    there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise Refused(f"cannot write in {there}: give another --workdir.")
+    if there != workdir:
+        return
+    refuse_links(workdir)
+    if not (workdir / "lock").exists():
+        return
+    with (workdir / "lock").open("rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # released when it is closed
+        except BlockingIOError:
+            raise Refused(in_use(workdir, parse_owner(read(workdir / "owner")))) from None
+        except OSError:  # a file system without locks
+            return
+
+
 class RunLock:
     """The lock on a folder, until it is released or lost; `lost` says how, once it is."""
 

@@ -31,10 +31,11 @@ class Screen:
     first, shows nothing.
     """
 
-    def __init__(self, json: bool = False, quiet: bool = False):
+    def __init__(self, json: bool = False, quiet: bool = False, *, verbose: bool = False):
         self._in_notebook = Console().is_jupyter
         # plain text in a notebook too: rich's own blocks are far apart
         self.console = Console(stderr=json, highlight=False, quiet=quiet, force_jupyter=False)
+        self._verbose = verbose and not quiet
         self._line: OverwrittenLine | None = None
         self._progress: Progress | None = None
         self._steps = 0
@@ -44,15 +45,19 @@ class Screen:
     def with_log(self) -> Self:
         """Prints jaxbig's log too, a quiet screen only its warnings; for a program of its own.
 
-        It replaces what else handles that log in this process.
+        It replaces what else handles that log in this process. A verbose screen prints jax's log,
+        and the time, as well.
         """
         quiet = self.console.quiet
         console = Console(stderr=True, highlight=False) if quiet else self.console
-        handler = RichHandler(console=console, show_time=False, show_path=False, markup=False)
-        log = logging.getLogger("jaxbig")
-        log.handlers = [handler]
-        log.setLevel(logging.WARNING if quiet else logging.INFO)
-        log.propagate = False
+        handler = RichHandler(
+            console=console, show_time=self._verbose, show_path=False, markup=False
+        )
+        for name in ("jaxbig", "jax") if self._verbose else ("jaxbig",):
+            log = logging.getLogger(name)
+            log.handlers = [handler]
+            log.setLevel(logging.WARNING if quiet else logging.INFO)
+            log.propagate = False
         return self
 
     @shown
@@ -92,7 +97,7 @@ class Screen:
         line = f"step {step}/{self._steps}  {text}  {left:.0f} s left"
         if self._line is not None:
             self._line.show(f"{'━' * round(20 * step / self._steps):·<20}  {line}")
-        elif time.monotonic() - self._last_line > 10:
+        elif self._verbose or time.monotonic() - self._last_line > 10:
             self._last_line = time.monotonic()
             self.say(line)
 

@@ -3,6 +3,7 @@
 import functools
 import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +87,7 @@ def initialize_or_resume(
         raise Refused(f"--resume-from {resume_from}: {workdir} has no checkpoint.")
     restored = checkpoints.restore(program.abstract, as_saved, steps=steps)
     if restored is not None:
-        if restored.step > experiment.steps:
-            raise Refused(
-                f"{workdir} is at step {restored.step} and --steps is {experiment.steps}: ask for "
-                f"more."
-            )
+        check_length(experiment, workdir, restored.step)
         if resume_from:
             on_process_zero(lambda: keep_aside(workdir, checkpoints, restored.step))
         on_process_zero(
@@ -142,10 +139,7 @@ def claim_directory(
         on_process_zero(lambda: remove_notes(workdir))
         run = None
     elif lines and not fork:
-        raise Refused(
-            f"{workdir} holds another run ({'; '.join(lines)}): give another --workdir, or --fork "
-            f"to start again there from its weights (it is kept in {workdir}/forked_from_N)."
-        )
+        raise another_run(workdir, lines)
     elif lines:
         weights = checkpoints.restore_some(functools.partial(matching_leaves, program, ".*"))
         if weights is None:
@@ -157,11 +151,32 @@ def claim_directory(
     elif run is None and parent_folder(workdir):
         on_process_zero(lambda: move_aside(workdir))  # completes a fork that was killed
     if run is None and not adopt and on_process_zero(checkpoints.steps):
-        raise Refused(
-            f"{workdir} has checkpoints and no run.json to tell whose they are: give another "
-            f"--workdir; {ADOPT}."
-        )
+        raise unknown_run(workdir)
     return run, weights
+
+
+def check_length(experiment: Experiment, workdir: Path, step: int) -> None:
+    """Raises `Refused` for a run that has made more steps than it is asked for."""
+    if step > experiment.steps:
+        raise Refused(
+            f"{workdir} is at step {step} and --steps is {experiment.steps}: ask for more."
+        )
+
+
+def another_run(workdir: Path, lines: Sequence[str]) -> Refused:
+    """The error for a directory that holds another run, with what differs."""
+    return Refused(
+        f"{workdir} holds another run ({'; '.join(lines)}): give another --workdir, or --fork "
+        f"to start again there from its weights (it is kept in {workdir}/forked_from_N)."
+    )
+
+
+def unknown_run(workdir: Path) -> Refused:
+    """The error for a directory with checkpoints of a run that is not described."""
+    return Refused(
+        f"{workdir} has checkpoints and no run.json to tell whose they are: give another "
+        f"--workdir; {ADOPT}."
+    )
 
 
 def remove_notes(workdir: Path) -> None:
