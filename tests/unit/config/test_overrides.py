@@ -48,7 +48,7 @@ def train(name: str, *options: str) -> Train:
         ("--eval-steps", "--evaluate-every"),
         ("--LR", "--optimizer.learning-rate.peak"),
         ("--num-heads", ""),
-        ("--verbose", ""),
+        ("--profile", ""),
         ("--debug", ""),
         ("--gpus", ""),
         ("--config", ""),
