@@ -5,6 +5,7 @@ from pathlib import Path
 
 COMMANDS = {
     "list": "jaxbig.cli.list:List",
+    "parts": "jaxbig.cli.parts:Parts",
     "show": "jaxbig.cli.show:Show",
     "plan": "jaxbig.cli.plan:Plan",
     "check": "jaxbig.cli.check:Check",

@@ -1,0 +1,46 @@
+"""`jaxbig parts`: lists what an experiment can be made of, and the fields of a class."""
+
+import dataclasses
+
+import tyro
+
+from jaxbig.cli.command import Command
+from jaxbig.tools.parts import describe_part, list_parts
+
+WIDEST = 20
+"""Characters of a default in the table; `--json` has all."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parts(Command):
+    """The models, objectives, data, optimizers, ... that an experiment can be made of."""
+
+    name: tyro.conf.Positional[str] = ""
+    """A class, as AdamW, to see its fields; all are listed if it is not given."""
+
+    def __call__(self) -> int:
+        if self.name:
+            part = describe_part(self.name)
+            title = f"{part['text']}\n\nfrom {part['module']} import {part['class']}\n"
+            rows = [{**field, "default": _short(field["default"])} for field in part["fields"]]
+            return self.emit(part, (title, rows or [{"field": "none"}]))
+        found = list_parts()
+        rooms = dict.fromkeys(row["room"] for row in found)
+        tables = [
+            (
+                f"\n{room}",
+                [
+                    {"class": row["class"], "summary": row["summary"]}
+                    for row in found
+                    if row["room"] == room
+                ],
+            )
+            for room in rooms
+        ]
+        return self.emit({"parts": found}, *tables)
+
+
+def _short(default: object) -> object:
+    if isinstance(default, str) and len(default) > WIDEST:
+        return f"{default[: WIDEST - 3]}..."
+    return default

@@ -1,0 +1,130 @@
+"""Lists the classes that an experiment can be made of, and the fields of each."""
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+import types
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from jaxbig.config.callback import Callback
+from jaxbig.config.experiment import Experiment
+from jaxbig.config.help_texts import class_summary, field_help
+from jaxbig.constraints import Range, annotations_of, settings
+from jaxbig.errors import Refused
+
+PACKAGES = ("models", "objectives", "data", "optim")
+"""The packages that name their public classes."""
+ROOMS = {
+    "models": ("Model",),
+    "layers": ("Module",),
+    "objectives": ("Objective",),
+    "metrics": ("Metric",),
+    "data": ("Data",),
+    "records": ("Records",),
+    "tokenizers": ("Tokenizer",),
+    "transforms": ("Augmentation", "Mixing", "LogMel"),
+    "optimizers": ("Optimizer",),
+    "schedules": ("Schedule",),
+    "callbacks": ("Callback",),
+    "settings": ("Mesh", "Precision", "Guard", "InitializeFrom"),
+}
+"""The names of the base classes of each kind of part; a class is in the first room that fits."""
+
+
+def parts() -> dict[str, dict[str, Any]]:
+    """The classes of each room, by name."""
+    found: dict[str, dict[str, Any]] = {room: {} for room in ROOMS}
+    defaults = (field.default for field in dataclasses.fields(Experiment))
+    public: list[Any] = [Callback, *(type(each) for each in defaults)]
+    for package in PACKAGES:
+        module = importlib.import_module(f"jaxbig.{package}")
+        public += [getattr(module, name) for name in module.__all__]
+    for each in public:
+        room = next((room for room, bases in ROOMS.items() if _is_part(each, bases)), None)
+        if room:
+            found[room][each.__name__] = each
+    return found
+
+
+def list_parts() -> list[dict[str, str]]:
+    """All parts, each with its room and summary."""
+    return [
+        {"room": room, "class": name, "summary": class_summary(each)}
+        for room, classes in parts().items()
+        for name, each in classes.items()
+    ]
+
+
+def describe_part(name: str) -> dict[str, Any]:
+    """A part: its module, docstring and fields.
+
+    Raises:
+      Refused: there is none of that name; the message has the nearest one.
+    """
+    known = {each: kind for classes in parts().values() for each, kind in classes.items()}
+    spelled = {each.lower(): each for each in known}
+    found = spelled.get(name.lower())
+    if found is None:
+        near = difflib.get_close_matches(name.lower(), spelled, n=3, cutoff=0.5)
+        nearest = f"the nearest are {', '.join(spelled[each] for each in near)}; " if near else ""
+        raise Refused(f"there is no part {name!r}: {nearest}`jaxbig parts` lists all.")
+    part = known[found]
+    annotations = annotations_of(part)
+    fields = {field.name: field for field in dataclasses.fields(part)}
+    return {
+        "class": found,
+        "module": part.__module__,
+        "text": inspect.cleandoc(part.__doc__ or ""),
+        "fields": [
+            {
+                "field": each,
+                "type": format_type(annotations[each]),
+                "default": _default(fields[each]),
+                "help": field_help(part, each),
+            }
+            for each in settings(part)
+        ],
+    }
+
+
+def format_type(annotation: Any) -> str:
+    """A field's type and the values that it allows, as "int, 1 or more" or "max | mean"."""
+    origin = get_origin(annotation)
+    arguments = get_args(annotation)
+    if origin is Annotated:
+        ranges = [str(each) for each in arguments[1:] if isinstance(each, Range)]
+        return ", ".join([format_type(arguments[0]), *ranges])
+    if origin is Literal:
+        return " | ".join(map(str, arguments))
+    if origin in (Union, types.UnionType):
+        return " | ".join(map(format_type, arguments))
+    if arguments:
+        inner = [format_type(each) for each in arguments if each is not Ellipsis]
+        return f"{getattr(origin, '__name__', origin)}[{', '.join(inner)}]"
+    if annotation is type(None):
+        return "None"
+    return getattr(annotation, "__name__", str(annotation))
+
+
+def _is_part(each: Any, bases: tuple[str, ...]) -> bool:
+    """Whether it is a class of a room that can be used as it is, and not only derived from."""
+    if not inspect.isclass(each) or inspect.isabstract(each):
+        return False
+    above = [base.__name__ for base in each.__mro__]
+    return not set(bases).isdisjoint(above) and each.__module__ != "jaxbig.models.base"
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    """The default of a field as text or number; "required" if it has none."""
+    value = field.default
+    if field.default_factory is not dataclasses.MISSING:
+        value = field.default_factory()
+    if value is dataclasses.MISSING:
+        return "required"
+    if dataclasses.is_dataclass(value):
+        return f"{type(value).__name__}()"
+    if isinstance(value, Path):
+        return str(value)
+    return value if isinstance(value, int | float | str) else repr(value)
