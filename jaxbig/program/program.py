@@ -280,14 +280,8 @@ def make_eval_step_with_outputs(experiment: Experiment) -> Callable[[TrainState,
         rows = transformed(experiment, batch)
         outputs: list[Any] = []
 
-        def note(call: Any, arguments: Any, named: Any, context: Any) -> Any:
-            returned = call(*arguments, **named)
-            if not context.module.path and context.method_name == "__call__":
-                outputs.append(returned)
-            return returned
-
         def objective(forward: nn.Module) -> Sums:
-            with nn.intercept_methods(note):
+            with collecting(outputs):
                 return experiment.objective(forward, rows, key, False)
 
         apply = nn.apply(objective, experiment.model, mutable=list(state.variables))
@@ -301,6 +295,18 @@ def make_eval_step_with_outputs(experiment: Experiment) -> Callable[[TrainState,
         return sums, variables, outputs[-1], fields
 
     return eval_step
+
+
+def collecting(outputs: list[Any]) -> contextlib.AbstractContextManager[None]:
+    """A context in which what a model returns, called as a whole, is appended to a list."""
+
+    def call(method: Any, arguments: Any, named: Any, context: Any) -> Any:
+        returned = method(*arguments, **named)
+        if not context.module.path and context.method_name == "__call__":
+            outputs.append(returned)
+        return returned
+
+    return nn.intercept_methods(call)
 
 
 def check_metrics(program: Program) -> None:

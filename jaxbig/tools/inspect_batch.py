@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbig.config.experiment import Experiment
+from jaxbig.data.audio import Sounds
 from jaxbig.data.core.dataset import Data, Rows, class_name, open_split
 from jaxbig.data.pipeline.loader import eval_batch, train_batch
 from jaxbig.data.pipeline.sampler import eval_steps
@@ -144,9 +145,15 @@ def format_field(name: str, field: np.ndarray, data: Data) -> str:
 
 
 def draw(batch: Rows, data: Data, file: Path) -> None:
-    """The first images of a batch in a grid, each over its class, or over its mask where each pixel
-    has a class; those that are not of 0 to 1 are drawn from least to greatest."""
+    """The first images of a batch in a grid, each under its class, or beside its mask where each
+    pixel has a class; those that are not of 0 to 1 are drawn from least to greatest.
+
+    A spectrogram is drawn upright: time across, the lowest band at the bottom.
+    """
     images = drawable(batch["inputs"][:SHOWN])
+    upright = isinstance(data, Sounds)
+    if upright:
+        images = images.swapaxes(1, 2)  # [B, bands, frames, 1]
     targets = batch.get("targets", np.empty((SHOWN, 0)))[:SHOWN]
     masks = targets.shape[1:] == images.shape[1:3]
     across = math.ceil(len(images) ** 0.5) * (2 if masks else 1)
@@ -166,11 +173,19 @@ def draw(batch: Rows, data: Data, file: Path) -> None:
             )
         else:
             axes.imshow(
-                panel[..., 0] if panel.shape[-1] == 1 else panel, cmap="gray", vmin=0, vmax=1
+                panel[..., 0] if panel.shape[-1] == 1 else panel,
+                cmap="magma" if upright else "gray",
+                vmin=0,
+                vmax=1,
+                origin="lower" if upright else "upper",
+                aspect="auto" if upright else "equal",
             )
         if not masks:
             axes.set_title(printable(label(targets[place], data)), fontsize=8, **PLAIN)
         axes.axis("off")
+    if upright:
+        figure.supxlabel("time", fontsize=9)
+        figure.supylabel("mel band, the lowest at the bottom", fontsize=9)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=110)
 

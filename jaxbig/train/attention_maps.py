@@ -14,7 +14,7 @@ from jaxbig.data.core.dataset import Data, Rows, Source
 from jaxbig.data.pipeline.loader import eval_batch
 from jaxbig.distributed.sharding import device_put_batch
 from jaxbig.program import rng
-from jaxbig.program.program import Program, transformed
+from jaxbig.program.program import Program, collecting, transformed
 from jaxbig.program.state import TrainState
 from jaxbig.tracking.figures import PLAIN, grid, printable
 
@@ -36,36 +36,62 @@ def draw_attention(program: Program, state: TrainState, source: Source, file: Pa
         return False
     rows = eval_batch(source, 0, batch=program.experiment.data.batch)
     attend = functools.partial(attention_of, program)
-    if not jax.eval_shape(attend, state, rows):
+    if not jax.eval_shape(attend, state, rows)[0]:
         return False
-    found = jax.jit(attend)(state, device_put_batch(rows, program.mesh))
+    found, outputs = jax.jit(attend)(state, device_put_batch(rows, program.mesh))
     weights = np.asarray(jax.device_get(next(iter(found.values()))), np.float32)
-    draw_maps(weights, rows, program.experiment.data, file=file)
+    answers = answers_of(jax.device_get(outputs), rows)
+    draw_maps(weights, rows, program.experiment.data, answers=answers, file=file)
     return True
 
 
-def attention_of(program: Program, state: TrainState, batch: Any) -> dict[str, jax.Array]:
-    """What the model sows as `attention` [B, T, S] in an evaluation of a batch, by path."""
+def attention_of(
+    program: Program, state: TrainState, batch: Any
+) -> tuple[dict[str, jax.Array], list[Any]]:
+    """What the model sows as `attention` [B, T, S] in an evaluation of a batch, by path; and what
+    it returns."""
+    outputs: list[Any] = []
     experiment = program.experiment
     key = rng.stream(experiment.seed, "evaluation")
 
     def evaluate(forward: Any) -> Any:
-        return experiment.objective(forward, transformed(experiment, batch), key, False)
+        with collecting(outputs):
+            return experiment.objective(forward, transformed(experiment, batch), key, False)
 
     apply = nn.apply(evaluate, experiment.model, mutable=["intermediates", *state.variables])
     _, variables = apply({"params": state.params, **state.variables})
     sown = flatten_with_paths(variables.get("intermediates", {}))
-    return {path: leaf for path, leaf in sown.items() if "attention" in path and leaf.ndim == 3}
+    maps = {path: leaf for path, leaf in sown.items() if "attention" in path and leaf.ndim == 3}
+    return maps, outputs
 
 
-def draw_maps(weights: np.ndarray, rows: Rows, data: Data, *, file: Path, count: int = 4) -> None:
+def answers_of(outputs: Any, rows: Rows) -> np.ndarray | None:
+    """The likeliest token [B, T] at each position, given the true ones before it; None if the model
+    returned no logits [B, T, V]."""
+    if not outputs or getattr(outputs[-1], "shape", ())[:-1] != rows["targets"].shape:
+        return None
+    return np.argmax(outputs[-1], axis=-1)
+
+
+def draw_maps(
+    weights: np.ndarray,
+    rows: Rows,
+    data: Data,
+    *,
+    file: Path,
+    answers: np.ndarray | None = None,
+    count: int = 4,
+) -> None:
     """Draws one map per example: sources across, targets down, each named by `data.words`.
+
+    The model's answer for each target is on the right, in red where it is wrong.
 
     Args:
       weights: [B, T, S], of each source position for each target position.
       rows: the batch.
       data: names the tokens.
       file: PNG to write.
+      answers: [B, T], as `answers_of` returns them.
       count: how many examples of the batch are drawn, at most.
     """
     count = min(count, len(weights))
@@ -82,4 +108,12 @@ def draw_maps(weights: np.ndarray, rows: Rows, data: Data, *, file: Path, count:
             set_ticks(range(len(tokens)), [printable(word) for word in data.words(tokens)], **PLAIN)
         axes.set_xlabel("input")
         axes.set_ylabel("target")
+        if answers is not None:
+            right = axes.secondary_yaxis("right")
+            words = [printable(word) for word in data.words(answers[row, :outputs])]
+            right.set_yticks(range(outputs), words, **PLAIN)
+            right.set_ylabel("answer")
+            wrong = answers[row, :outputs] != rows["targets"][row, :outputs]
+            for tick, is_wrong in zip(right.get_yticklabels(), wrong, strict=True):
+                tick.set_color("red" if is_wrong else "black")
     figure.savefig(file, dpi=100)

@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxbig.data.audio import Sounds
+from jaxbig.data.builtin.digits import Digits
+from jaxbig.data.records.synthetic import Synthetic
 from jaxbig.errors import Failed, Refused
 from jaxbig.sweep import picture, sweep
 from jaxbig.system.json_files import read_json
@@ -212,11 +215,42 @@ def test_pictures_take_any_name(tmp_path: Path) -> None:
         warnings.simplefilter("ignore")  # a font may lack a glyph
         weights = np.ones((2, 10, 10), np.float32)
         masked = {**rows, "mask": everywhere}
-        draw_maps(weights, masked, data, file=tmp_path / "maps.png")  # type: ignore[arg-type]
+        file = tmp_path / "maps.png"
+        answers = rows["targets"]
+        draw_maps(weights, masked, data, answers=answers, file=file)  # type: ignore[arg-type]
         draw(images, data, tmp_path / "images.png")  # type: ignore[arg-type]
         assert picture.draw(result, tmp_path / "sweep.png")
     for name in ("maps", "images", "sweep"):
         assert Image.open(tmp_path / f"{name}.png").size[0] > 100
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_answers_are_beside_their_targets_and_red_where_wrong(tmp_path: Path, right: bool) -> None:
+    rows: Any = {"inputs": np.arange(10)[None], "targets": np.arange(10)[None]}
+    rows["mask"] = np.ones((1, 10))
+    weights = np.ones((1, 10, 10), np.float32)
+    answers = rows["targets"] if right else rows["targets"][:, ::-1]
+    data: Any = Digits(batch=1)
+    draw_maps(weights, rows, data, answers=answers, file=tmp_path / "maps.png")
+    red, green, _ = np.moveaxis(np.asarray(Image.open(tmp_path / "maps.png").convert("RGB")), -1, 0)
+    assert (red.astype(int) - green > 100).any() == (not right)
+
+
+def test_a_spectrogram_is_drawn_with_low_bands_at_the_bottom_and_time_across(
+    tmp_path: Path,
+) -> None:
+    sounds = np.zeros((1, 20, 8, 1))
+    sounds[:, :10, 0] = 1  # the lowest band, in the first half of the time
+    data = Sounds(records=Synthetic(), classes=2, batch=1)
+    batch = {"inputs": sounds, "targets": np.zeros(1, int), "mask": np.ones(1)}
+    draw(batch, data, tmp_path / "sounds.png")
+    pixels = np.asarray(Image.open(tmp_path / "sounds.png").convert("L"))
+    dark = pixels < 5  # most of the panel, and little else
+    panel = pixels[dark.mean(1) > 0.2][:, dark.mean(0) > 0.4]
+    height, width = panel.shape
+    bright = panel > 200
+    assert bright[-height // 16, : width // 3].all()
+    assert not bright[: height // 2].any() and not bright[:, -width // 3 :].any()
 
 
 def test_a_sweep_s_picture_that_cannot_be_written_ends_no_sweep(
