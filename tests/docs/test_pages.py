@@ -15,6 +15,7 @@ import json
 import re
 import runpy
 import shlex
+import shutil
 import sys
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
@@ -39,14 +40,6 @@ from jaxbig.train import evaluate, trainer
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RECIPES = sorted((ROOT / "docs" / "recipes").glob("*.py"))
-OWN_PARTS = (
-    "own_model",
-    "own_objective",
-    "own_optimizer",
-    "own_records",
-    "own_metric",
-    "own_callback",
-)
 FENCE = re.compile(r"^( *)```(.*?)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 HEAD = re.compile(r'(bash|python|json|text)( title="([^"]+)")?')
 INLINE = re.compile(r"`((?:[A-Z_]+=\S+ )*(?:jaxbig |python -m jaxbig\.)[^`]+)`")
@@ -58,6 +51,8 @@ PLACEHOLDERS = {
     "DIR": "runs/x",
     "N": "4",
 }
+RUN_ELSEWHERE = {"data.md"}
+"""Pages whose commands test_readme.py and test_own_data.py run."""
 SHORT = {"steps": 4, "evaluate_every": 2, "checkpoint_every": 2, "log_every": 2}
 LAUNCHERS = {"local": "Local", "slurm": "Slurm", "gke": "Gke", "tpu_vm": "TpuVm", "sky": "Sky"}
 
@@ -221,7 +216,11 @@ def run_command(words: Sequence[str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if page.name not in RUN_ELSEWHERE and page.parent.name != "api"],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
 def test_what_stands_in_a_page_runs(page: Path, folder: Path, few_steps: None) -> None:
     names: dict[str, Any] = {}
     for number, fence in enumerate(fences(page)):
@@ -245,16 +244,41 @@ def test_recipe_trains_and_predicts(
     assert capsys.readouterr().out
 
 
+TOGETHER = {
+    "on_digits": """
+import own_callback, own_metric, own_model, own_optimizer
+
+
+def config():
+    return own_model.config().replace(
+        objective=own_metric.config().objective,
+        optimizer=own_optimizer.config().optimizer,
+        callbacks=own_callback.config().callbacks,
+    )
+""",
+    "on_waves": """
+import own_objective, own_records
+
+
+def config():
+    return own_records.config().replace(objective=own_objective.config().objective)
+""",
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", OWN_PARTS)
-def test_own_part_takes_part_in_every_command(
-    recipe: str, folder: Path, few_steps: None, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("name", TOGETHER)
+def test_own_parts_take_part_in_every_command(
+    name: str, folder: Path, few_steps: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = str(ROOT / "docs" / "recipes" / f"{recipe}.py")
+    for recipe in RECIPES:
+        shutil.copy(recipe, folder)
+    Path("own.py").write_text(f'"""Parts of one\'s own."""\n{TOGETHER[name]}')
     for command in (
-        ["train", file, "--smoke"],
-        ["check", file, "--mesh.fsdp", "2"],
-        ["show", file],
-        ["data", "inspect", file],
+        "train own.py --smoke",
+        "check own.py --mesh.fsdp 2 --mesh.tensor 2",
+        "data inspect own.py",
+        "show own.py",
+        "plan own.py --topology h100:8",
     ):
-        run_command(["jaxbig", *command])
+        run_command(["jaxbig", *command.split()])
