@@ -1,46 +1,39 @@
-"""A metric of your own: how much more confident than right a classifier is.
+"""A metric of your own, over all outputs of an evaluation: the expected calibration error.
 
-Letters in shape comments: B batch, K classes.
+Letters in shape comments: N examples, K classes.
 """
 
 import dataclasses
 
-import flax.linen as nn
-import jax
+import numpy as np
 
 import jaxbig as jb
-from jaxbig.objectives.base import Batch, call, masked
 
 
 @dataclasses.dataclass(frozen=True)
-class Calibrated(jb.objectives.Classification):
-    """Classification that also reports `confidence` and `overconfidence` in evaluations."""
+class CalibrationError(jb.objectives.Metric):
+    """How far confidence is from accuracy, over bins of confidence (Guo et al., 2017)."""
 
-    def __call__(
-        self, forward: nn.Module, batch: Batch, key: jax.Array, train: bool
-    ) -> jb.objectives.Sums:
-        sums = super().__call__(forward, batch, key, train)
-        if not train:
-            logits = call(forward, batch, train)  # [B, K]; the same call, compiled once
-            confidence = jax.nn.softmax(logits).max(axis=-1)
-            sums["confidence"] = masked(confidence, batch["mask"])  # a sum and its weight
-        return sums
+    bins: int = 10
+    """Their number."""
 
-    def summarize(self, sums: jb.objectives.Sums) -> dict[str, float]:
-        """Adds what follows from the means over all examples."""
-        metrics = super().summarize(sums)
-        if "confidence" in metrics:
-            metrics["overconfidence"] = metrics["confidence"] - metrics["accuracy"]
-        return metrics
+    def result(self, kept: dict[str, np.ndarray]) -> dict[str, float]:
+        logits = kept["outputs"] - kept["outputs"].max(axis=-1, keepdims=True)  # [N, K]
+        probabilities = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+        confidence = probabilities.max(axis=-1)
+        right = probabilities.argmax(axis=-1) == kept["targets"]
+        bins = np.minimum((confidence * self.bins).astype(int), self.bins - 1)
+        gaps = [abs((right - confidence)[bins == number].sum()) for number in range(self.bins)]
+        return {"calibration_error": float(sum(gaps) / len(right))}
 
 
 def config() -> jb.Experiment:
-    return jb.load("digits_convnet").replace(objective=Calibrated(classes=10), steps=300)
+    return jb.load("digits_convnet").replace(metrics=(CalibrationError(),), steps=300)
 
 
 def main() -> None:
     run = jb.fit(config(), "runs/calibrated")
-    print(f"overconfident by {run.metrics['eval/overconfidence']:.3f}")
+    print(f"calibration error {run.metrics['eval/calibration_error']:.3f}")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ import jaxbig as jb
 from jaxbig.api import run as api_run
 from jaxbig.cli import experiment_command
 from jaxbig.cli import main as command_line
+from jaxbig.cli.commands import COMMANDS
 from jaxbig.config.experiment import Experiment
 from jaxbig.launch import common
 from jaxbig.program.program import Program
@@ -110,6 +111,51 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def write_file(fence: Fence) -> None:
     Path(fence.title).write_text(fence.code)
     importlib.invalidate_caches()
+
+
+# -- what is there
+
+
+def test_readme_has_the_first_snippet_of_the_page_on_python() -> None:
+    [first, *_] = [fence for fence in fences(ROOT / "docs" / "python.md") if fence.is_run]
+    assert first in fences(ROOT / "README.md")
+
+
+def test_readme_is_short_and_begins_with_its_two_commands() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    two = [fence for fence in fences(ROOT / "README.md") if fence.language == "bash"][:2]
+    assert [words[-1] for fence in two for words in commands(fence.code)][-1] == "pytest"
+    assert two[0].code.endswith("jaxbig train digits_convnet\n")
+
+
+@pytest.mark.parametrize("page", [*PAGES, *ROOT.glob("*.md")], ids=lambda page: page.name)
+def test_link_to_a_file_leads_to_one(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("group", ["", "models", "objectives", "data", "optim"])
+def test_every_public_name_has_an_entry_in_the_api_pages(group: str) -> None:
+    page = (ROOT / "docs" / "api" / f"{group or 'experiment'}.md").read_text()
+    package = importlib.import_module(f"jaxbig.{group}" if group else "jaxbig")
+    short = f"jb.{group}." if group else "jb."
+    names = {
+        name for name in package.__all__ if name not in ("models", "objectives", "data", "optim")
+    }
+    assert names == set(re.findall(rf"heading: {re.escape(short)}(\w+)", page))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_page_on_experiments_names_every_command(command: str) -> None:
+    assert f"| `{command}` |" in (ROOT / "docs" / "experiments.md").read_text()
+
+
+def test_drawing_has_every_room() -> None:
+    drawing = (ROOT / "docs" / "architecture.svg").read_text()
+    rooms = {path.name for path in (ROOT / "jaxbig").iterdir() if path.is_dir()}
+    rooms -= {"__pycache__", "experiments"}
+    assert rooms <= set(re.findall(r'class="name">(\w+)<', drawing))
 
 
 # -- what is parsed
@@ -251,7 +297,7 @@ import own_callback, own_metric, own_model, own_optimizer
 
 def config():
     return own_model.config().replace(
-        objective=own_metric.config().objective,
+        metrics=own_metric.config().metrics,
         optimizer=own_optimizer.config().optimizer,
         callbacks=own_callback.config().callbacks,
     )
