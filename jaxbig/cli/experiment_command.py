@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -9,21 +10,26 @@ from typing import Annotated, Any, Self
 import tyro
 
 from jaxbig.cli.command import Command
-from jaxbig.config.discover import load
+from jaxbig.cli.full_command import full_command
+from jaxbig.config.config_file import load_with_config, naming_config
 from jaxbig.config.experiment import Experiment
 from jaxbig.config.experiment_files import run_folder
-from jaxbig.config.options import FolderOption, parse, run_name
+from jaxbig.config.options import ConfigOption, Flag, FolderOption, parse, run_name
 from jaxbig.config.part_types import change_types
 from jaxbig.distributed.multihost import initialize, is_process_zero
 from jaxbig.errors import Refused
 from jaxbig.system.accelerators import skip_absent_tpu
 from jaxbig.system.determinism import set_deterministic
+from jaxbig.system.json_files import to_json_text
 from jaxbig.tracking.console import Screen
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ExperimentCommand(Command):
+class ExperimentCommand(ConfigOption, Command):
     """A command on an experiment."""
+
+    print_command: Flag = False
+    """Print the complete command that does the same without --config, and end."""
 
     name: tyro.conf.Suppress[str]
     options: tyro.conf.Suppress[tuple[str, ...]]
@@ -41,11 +47,22 @@ class ExperimentCommand(Command):
             )
         skip_absent_tpu()
         name, *options = arguments
-        experiment, left = change_types(load(name), options)
-        default = cls(name=name, options=tuple(options), experiment=experiment)
-        parsed = parse(cls, left, f"{word} {name}", default)
+        experiment, words = load_with_config(name, options)
+        with naming_config(options, words):
+            experiment, left = change_types(experiment, words)
+            default = cls(name=name, options=tuple(options), experiment=experiment)
+            parsed = parse(cls, left, f"{word} {name}", default)
+        if parsed.print_command:
+            parsed.print_full(word)
+            raise SystemExit
         set_deterministic(parsed.experiment.deterministic, parsed.experiment.reproducible)
         return parsed
+
+    def print_full(self, word: str) -> None:
+        """Prints the command, complete; checks its experiment first."""
+        self.experiment.check()
+        words = full_command(word, self.name, self.options, self.experiment)
+        print(to_json_text({"command": words}) if self.json else shlex.join(words))
 
     @classmethod
     def without_experiment(cls, word: str) -> type:

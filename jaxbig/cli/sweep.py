@@ -78,7 +78,7 @@ class Sweep(ExperimentCommand):
     def common_options(self) -> list[str]:
         """The raw options without the sweep's own: those that every run gets."""
         own = {SPELLED.get(field.name, field.name) for field in dataclasses.fields(Sweep)}
-        own -= {"name", "options", "experiment"}
+        own -= {"name", "options", "experiment", "config"}
         common: list[str] = []
         seen = set()
         is_own = False

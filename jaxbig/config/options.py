@@ -36,6 +36,15 @@ class OutputOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ConfigOption:
+    """The option of every command on an experiment."""
+
+    config: Path | None = None
+    """A JSON file of {option: value}, as {"steps": 100, "model.depth": 3}, or the run.json of a
+    run, whose experiment is taken. Options that are given here win."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class FolderOption:
     """The option of every command on a run."""
 
@@ -245,6 +254,22 @@ def lasting(options: Sequence[str]) -> list[str]:
     """The options that another command on the same run needs too."""
     once = ("--coordinator", "--processes", "--process", "--resume-from")
     return without(options, once, flags=("--fork", "--adopt", "--dry-run"))
+
+
+def option_words(path: str, value: Any) -> list[str]:
+    """An option of an experiment as words of a command line.
+
+    Args:
+      path: its dotted path, as `model.depth`.
+      value: a number, a text, a bool, None, or a list of them.
+    """
+    name = path.replace("_", "-")
+    if isinstance(value, bool):
+        *above, last = name.split(".")
+        return ["--" + ".".join([*above, last if value else f"no-{last}"])]
+    if isinstance(value, list):
+        return [f"--{name}", *map(str, value)]
+    return [f"--{name}={value}"]
 
 
 def names(options: Sequence[str]) -> set[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxbig.config.discover import find
+from jaxbig.config.options import option_words
 from jaxbig.config.overrides import OPTIONS_OF_RUN
 from jaxbig.errors import Refused
 
@@ -158,13 +159,7 @@ def options(setting: Setting) -> list[str]:
                 f"a sweep cannot set {path!r}: name an option of the experiment, as its --help "
                 f"shows them."
             )
-        if isinstance(value, bool):
-            *above, last = name.split(".")
-            words.append("--" + ".".join([*above, last if value else f"no-{last}"]))
-        elif isinstance(value, list):
-            words += [f"--{name}", *map(str, value)]
-        else:
-            words.append(f"--{name}={value}")
+        words += option_words(path, value)
     return words
 
 

@@ -51,7 +51,7 @@ def train(name: str, *options: str) -> Train:
         ("--profile", ""),
         ("--debug", ""),
         ("--gpus", ""),
-        ("--config", ""),
+        ("--configs", "--config"),
         ("--wandb", ""),
         ("--x", ""),
     ],
