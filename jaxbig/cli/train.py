@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxbig.cli.experiment_command import RunCommand
 from jaxbig.cli.tables import pairs
+from jaxbig.config.deserialize import load_run
 from jaxbig.config.options import TrainOptions, lasting, names, without
 from jaxbig.config.serialize import flat
 from jaxbig.distributed.mesh import format_mesh
@@ -68,14 +69,24 @@ class Train(TrainOptions, RunCommand):
             )
 
     def hints(self) -> list[str]:
-        """Commands to try next: evaluate, repeat with another seed in another folder, compare."""
-        same = lasting(self.options)
+        """Commands to try next: evaluate, repeat with another seed in another folder, compare.
+
+        They name the run's folder, or where its run.json cannot give the experiment, as it has
+        classes of the user's own, the experiment with its options.
+        """
+        name = str(self.folder)
+        same: list[str] = []
+        try:
+            load_run(self.folder)
+        except Refused:
+            name = self.name
+            same = lasting(self.options)
         seed = str(self.experiment.seed + 1)
         other = f"{re.sub(r'-seed[0-9]+$', '', str(self.folder))}-seed{seed}"
         repeated = [*without(same, ("--seed", "--workdir")), "--seed", seed, "--workdir", other]
         commands = [
-            ["evaluate", self.name, *without(same, ("--epochs",))],
-            ["train", self.name, *repeated],
+            ["evaluate", name, *without(same, ("--epochs",))],
+            ["train", name, *repeated],
             ["compare", str(self.folder), other],
             ["train", self.name, "--help"],
         ]

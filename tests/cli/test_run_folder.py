@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from support.experiments import small
 
 from jaxbig.cli.main import run
+from jaxbig.cli.train import Train
 from jaxbig.config.options import run_name
 from jaxbig.errors import Refused
 from jaxbig.models.convnet import ConvNet, Dense
@@ -116,3 +118,14 @@ def test_name_of_an_experiment_is_never_taken_for_a_folder(folder: Path, answer:
     shutil.copytree(folder, "digits_convnet")
     assert answer("show", "digits_convnet")["experiment"]["seed"] == 0
     assert answer("show", "./digits_convnet")["experiment"]["seed"] == 3
+
+
+def test_next_commands_name_the_folder_and_work(folder: Path, answer: Any) -> None:
+    command = Train.from_arguments("train", [str(folder), "--log-every=2"])
+    evaluate, repeat, compare, _ = (shlex.split(hint) for hint in command.hints())
+    other = f"{folder}-seed4"
+    assert evaluate == ["jaxbig", "evaluate", str(folder)]
+    assert repeat == ["jaxbig", "train", str(folder), "--seed", "4", "--workdir", other]
+    assert answer(*repeat[1:])["step"] == 6
+    lines = [line["differs"] for line in answer(*compare[1:])["differences"]]
+    assert [line for line in lines if "experiment" in line] == ["experiment.seed: 3 -> 4"]
