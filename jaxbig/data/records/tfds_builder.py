@@ -73,9 +73,10 @@ def prepared(builder_class: type[Builder]) -> tfds.core.DatasetBuilder:
     root = data_folder()
     try:
         root.mkdir(parents=True, exist_ok=True)
-        builder = builder_class(data_dir=root, file_format="array_record")
-        if prepare_once(builder, root / f"{builder.name}.lock"):
+        with quiet_absl():
             builder = builder_class(data_dir=root, file_format="array_record")
+            if prepare_once(builder, root / f"{builder.name}.lock"):
+                builder = builder_class(data_dir=root, file_format="array_record")
     except OSError as error:
         raise Refused(
             f"data set {builder_class.name} cannot be prepared in {root}: "
@@ -83,6 +84,18 @@ def prepared(builder_class: type[Builder]) -> tfds.core.DatasetBuilder:
             f"written."
         ) from error
     return builder
+
+
+@contextlib.contextmanager
+def quiet_absl() -> Iterator[None]:
+    """A context in which absl does not log TFDS's internals."""
+    absl = logging.getLogger("absl")
+    level = absl.level
+    absl.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        absl.setLevel(level)
 
 
 def prepare_once(

@@ -8,8 +8,10 @@ import jax
 import numpy as np
 import pytest
 from flax import linen as nn
+from support.experiments import small
 
 import jaxbig as jb
+from jaxbig.api.apply import as_rows, check_model
 from jaxbig.train.evaluate import evaluate_run
 
 Tiny = Callable[..., jb.Experiment]
@@ -101,7 +103,7 @@ def test_outputs_for_arrays_give_the_accuracy_of_the_evaluation(run: jb.Run) -> 
         (np.zeros((2, 4, 4, 1)), r"\[2, 4, 4, 1\].*\[N, 8, 8, 1\]"),
         (np.zeros((0, 8, 8, 1)), "1 or more"),
         ({"images": np.zeros((2, 8, 8, 1))}, "no field 'images': it has inputs"),
-        ({"mask": np.zeros(2)}, "'inputs' is missing"),
+        ({"mask": np.zeros(2)}, r"the field 'inputs' too: give \{'mask': ..., 'inputs': ...\}"),
         ({"inputs": np.zeros((2, 8, 8, 1)), "mask": np.zeros(3)}, "inputs 2, mask 3"),
         ({"inputs": np.zeros((2, 8, 8, 1)), "targets": [0.5, 1]}, "cannot hold its numbers"),
     ],
@@ -147,3 +149,21 @@ def test_a_run_on_a_mesh_that_is_not_here_is_restored_on_what_is(
     elsewhere = tiny(mesh=jb.Mesh(data=1000))
     again = jb.restore(folder, experiment=elsewhere)
     assert again.experiment.mesh == jb.Mesh() and equal(again.state, run.state)
+
+
+def test_text_needs_its_lengths_and_no_targets() -> None:
+    spec = small("pymodule_bert").data.spec()
+    tokens = np.zeros((3, *spec["inputs"].shape[1:]), np.int64)
+    with pytest.raises(jb.Refused, match=r"'lengths' too: give \{'inputs': ..., 'lengths': ...\}"):
+        as_rows({"inputs": tokens}, spec)
+    rows = as_rows({"inputs": tokens, "lengths": [32, 5, 1]}, spec)
+    assert {name: each.dtype for name, each in rows.items()} == {
+        name: each.dtype for name, each in spec.items()
+    }
+    assert rows["mask"].tolist() == [1, 1, 1] and rows["targets"].tolist() == [0, 0, 0]
+
+
+def test_a_translator_is_called_by_itself() -> None:
+    with pytest.raises(jb.Refused, match="takes 'previous' besides its inputs"):
+        check_model(small("dates_seq2seq").model)
+    check_model(Own())
