@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Union, get_args, get_origin
 
 import flax.linen as nn
+from flax import nnx
 from tyro.constructors import PrimitiveConstructorSpec
 
 from jaxbig.errors import Refused
@@ -139,6 +140,8 @@ def settings(config: Any) -> list[str]:
     """The fields of a config or its class that are set: a Flax module's own are left out."""
     kind = config if isinstance(config, type) else type(config)
     hidden = ("parent", "name") if issubclass(kind, nn.Module) else ()
+    if issubclass(kind, nnx.bridge.ToLinen):
+        hidden = (*hidden, "metadata_fn")
     fields = dataclasses.fields(kind)
     return [field.name for field in fields if field.init and field.name not in hidden]
 
@@ -188,7 +191,7 @@ def _item_annotation(annotation: Any, key: Any) -> Any:
         return arguments[key] if key < len(arguments) else None
     if origin is dict:
         return arguments[1]
-    return arguments[0] if origin in (tuple, list, Sequence) else None
+    return arguments[0] if arguments and origin in (tuple, list, Sequence) else None
 
 
 @functools.cache

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import flax.linen as nn
+from flax import nnx
 
 from jaxbig.config.callback import Callback
 from jaxbig.config.guard import Guard
@@ -121,6 +122,14 @@ class Experiment:
         for path, value in changes.items():
             changed = replace_field(changed, path.split("."), value)
         return changed
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model, nnx.Module):
+            name = type(self.model).__name__
+            raise Refused(
+                f"model is {name}, an NNX module: give its class and arguments instead, as in "
+                f"model=nnx.bridge.ToLinen({name}, args=(...))."
+            )
 
     def check(self) -> None:
         """Raises `Refused` for a wrong number or a contradiction, before anything is built."""

@@ -1,8 +1,11 @@
 """Turns an experiment into plain JSON values, for run.json and options; writes nothing."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from flax import nnx
 
 from jaxbig.constraints import settings
 from jaxbig.errors import Refused
@@ -19,12 +22,14 @@ def to_json(value: Any) -> Any:
         return {"type": type(value).__name__, **fields}
     if isinstance(value, list | tuple):
         return [to_json(item) for item in value]
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {str(key): to_json(item) for key, item in value.items()}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Path):
         return str(value)
+    if isinstance(value, type) and issubclass(value, nnx.Module):  # of a `ToLinen`
+        return value.__name__
     raise Refused(
         f"an experiment's field holds {value!r}, a {type(value).__name__}: "
         f"use numbers, text or dataclasses."

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxbig.arrays.dtypes import upcast
+from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.config.experiment import Experiment
 from jaxbig.distributed.logical_axes import Rules
 from jaxbig.distributed.mesh import activate
@@ -184,7 +185,8 @@ def make_init(experiment: Experiment) -> Callable[[], Any]:
         init = nn.init(
             lambda forward: experiment.objective(forward, zeros, key, False), experiment.model
         )
-        return dict(init({"params": key}))
+        # "default" is what an NNX module draws from for a stream that is not there, as "dropout"
+        return dict(init({"params": key, "default": rng.stream(experiment.seed, "default")}))
 
     return init_variables
 
@@ -307,6 +309,18 @@ def collecting(outputs: list[Any]) -> contextlib.AbstractContextManager[None]:
         return returned
 
     return nn.intercept_methods(call)
+
+
+def unsharded_matrices(program: Program) -> list[str]:
+    """Paths of the parameters, but vectors, that a mesh could shard if they named their axes.
+
+    Plain layers of Flax, as `nn.Dense`, name none, so each device has all of them.
+    """
+    if all(program.mesh.shape[axis] == 1 for axis in ("fsdp", "tensor", "expert")):
+        return []
+    specs = flatten_with_paths(nn.get_partition_spec(program.boxed["params"]))
+    shapes = flatten_with_paths(program.abstract.params)
+    return [path for path, spec in specs.items() if not spec and shapes[path].ndim > 1]
 
 
 def check_metrics(program: Program) -> None:

@@ -34,7 +34,7 @@ from jaxbig.distributed.watchdog import COMPILES, OPENS, Heartbeat, watchdog
 from jaxbig.objectives.base import Sums
 from jaxbig.objectives.metric import Collector
 from jaxbig.program.bad_steps import FAULT
-from jaxbig.program.program import Program, make_program
+from jaxbig.program.program import Program, make_program, unsharded_matrices
 from jaxbig.program.state import TrainState, without_optimizer
 from jaxbig.system.determinism import set_deterministic
 from jaxbig.system.json_files import write_json
@@ -108,6 +108,7 @@ def train(
     assert_same_on_all({**given, **dict(flat(to_json(experiment)))})
     program = make_program(experiment)
     check_memory(program)
+    report_unsharded(program)
     signals: list[int] = []
     with (
         lock_run_directory(workdir) as check_lock,
@@ -554,6 +555,19 @@ def open_checkpoints(
         report_activity=report_activity,
         on_saved=on_saved,
     )
+
+
+def report_unsharded(program: Program) -> None:
+    """Logs which parameters each device has in full although the mesh shards parameters."""
+    paths = unsharded_matrices(program)
+    if paths and is_process_zero():
+        more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+        log.warning(
+            "%s%s: these parameters name no axes, so every device has all of them; to shard them, "
+            "use the layers of jaxbig.models.layers, or create them by its `parameter`",
+            ", ".join(paths[:3]),
+            more,
+        )
 
 
 def compile_step(program: Program) -> tuple[Any, int]:
