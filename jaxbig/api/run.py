@@ -11,6 +11,7 @@ import jax
 from jaxbig.config.deserialize import from_run
 from jaxbig.config.experiment import Experiment
 from jaxbig.config.serialize import to_json
+from jaxbig.data.core.dataset import open_split
 from jaxbig.distributed.mesh import Mesh
 from jaxbig.errors import Refused
 from jaxbig.program.bad_steps import as_asked, as_saved
@@ -172,21 +173,20 @@ def evaluate(run: Run | str | Path, *, split: str = "eval") -> dict[str, float]:
 
     Args:
       run: a run, or the folder of one, whose last checkpoint is taken.
-      split: eval or train. The data transforms both as it does for an evaluation.
+      split: eval, train, or test where the data has such a split. The data transforms all as it
+        does for an evaluation.
 
     Raises:
-      Refused: the data is not what the run was trained with.
+      Refused: the data is not what the run was trained with, or has no such split.
     """
     if not isinstance(run, Run):
         run = restore(run)
-    if split not in ("train", "eval"):
-        raise Refused(f"split {split!r}: it must be train or eval.")
     identity = prepare(run.experiment)
     described = read_run(run.directory)
     if described and (lines := differences(described, {"data_identity": identity})):
         raise Refused(f"{run.directory} was trained with other data ({'; '.join(lines)}).")
     with run.program.activate():
-        source = run.experiment.data.source(split)
+        source = open_split(run.experiment.data, split)
         metrics = trainer.evaluate(run.program, run.state, source)
     assert metrics is not None, "nothing asks it to stop"
     return metrics

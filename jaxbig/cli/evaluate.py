@@ -15,12 +15,12 @@ from jaxbig.train.evaluate import evaluate_run
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluate(RunCommand):
-    """Evaluates a checkpoint of a run on its evaluation or test split; writes nothing there."""
+    """Evaluates a checkpoint of a run on its evaluation split, or another; writes nothing there."""
 
     step: str = "last"
     """Which checkpoint: last, best, or the number of its step."""
     split: str = "eval"
-    """eval, or test where the data has such a split."""
+    """train, eval, or test where the data has such a split."""
     report: Flag = False
     """Show precision, recall, F1 and AUC of each class, and draw the confusion matrix."""
     picture: Path = Path("confusion.png")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from jaxbig.cli.experiment_command import ExperimentCommand
 from jaxbig.cli.tables import pairs
-from jaxbig.config.options import without
+from jaxbig.config.experiment_files import run_folder
+from jaxbig.config.options import run_name, without
 from jaxbig.system.exit_codes import DONE
 from jaxbig.tools.find_learning_rate import find_learning_rate
 
@@ -48,6 +49,8 @@ class LrFind(ExperimentCommand):
         self.emit(result, ("", pairs("learning rate", rows)))
         if rate is not None and hasattr(self.experiment.optimizer.learning_rate, "peak"):
             words = ["jaxbig", "train", self.name, *self.common_options()]
+            if run_folder(self.name):
+                words += ["--workdir", f"runs/{run_name(self.name)}-lr"]
             screen.say(f"\nnext: {shlex.join(words)} --optimizer.learning-rate.peak {rate:.2g}")
         return DONE
 

@@ -196,12 +196,12 @@ def open_split(data: Data, split: str) -> Source:
       Refused: the data has no such split.
     """
     if split not in ("train", "eval", "test"):
-        raise Refused(f"--split {split}: it is train, eval or test.")
+        raise Refused(f"split {split}: it is train, eval or test.")
     if split == "test" and not data.has_test():
         raise Refused(
-            f"--split test: {type(getattr(data, 'records', data)).__name__} has no such split; "
+            f"split test: {type(getattr(data, 'records', data)).__name__} has no such split; "
             f"records in your own files get one by --data.records.test-share, from the start of "
-            f"training."
+            f"training on."
         )
     return data.source(split)
 

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from support.experiments import small
 
+from jaxbig.api.run import evaluate
 from jaxbig.data.builtin.digits import Digits
 from jaxbig.data.core.dataset import open_split
 from jaxbig.data.images import Images
@@ -102,7 +103,7 @@ class Info:
 
 @pytest.mark.parametrize("split", ["test", "dev"])
 def test_data_without_the_split_is_refused(split: str) -> None:
-    with pytest.raises(Refused, match=f"--split {split}: "):
+    with pytest.raises(Refused, match=f"split {split}: "):
         open_split(Digits(batch=8), split)
 
 
@@ -116,6 +117,7 @@ def test_run_is_evaluated_on_its_test_split(lines: JsonLines) -> None:
     tested = evaluate_run(experiment, Path("run"), split="test")["metrics"]
     evaluated = evaluate_run(experiment, Path("run"))["metrics"]
     assert evaluated["loss"] == summary["metrics"]["eval/loss"] != tested["loss"]
+    assert evaluate("run", split="test") == tested
     records = dataclasses.replace(records, test_share=0.0)
     with pytest.raises(Refused, match="another model or data"):
         evaluate_run(
