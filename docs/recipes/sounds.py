@@ -34,7 +34,8 @@ def config() -> jb.Experiment:
 def main() -> None:
     run = jb.fit(config(), "runs/sounds")
     data = run.experiment.data
-    rows = data.source("eval").rows(np.arange(4))
+    source = data.source("eval")
+    rows = source.rows(np.linspace(0, len(source) - 1, 4).astype(int))  # four, evenly spread
     for target, answer in zip(rows["targets"], jb.apply(run, rows).argmax(-1), strict=True):
         print(f"is {data.names[target]}, predicted {data.names[answer]}")
 
