@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from jaxbig.cli.tables import Table
-from jaxbig.config.options import OutputOptions, parse
+from jaxbig.config.options import OutputOptions, option_names, parse
 from jaxbig.system.exit_codes import DONE
 from jaxbig.system.json_files import to_json_text
 from jaxbig.tracking.console import Screen, table
@@ -27,6 +27,11 @@ class Command(OutputOptions):
           Refused: for a wrong argument.
         """
         return parse(cls, arguments, word)
+
+    @classmethod
+    def completions(cls, arguments: Sequence[str]) -> list[str]:
+        """What a shell can offer for the last argument; `arguments` as of `from_arguments`."""
+        return option_names(cls) if arguments[-1].startswith("-") else []
 
     def __call__(self) -> int:
         raise NotImplementedError

@@ -1,7 +1,13 @@
 """The table of all commands: each is a class in a file of this folder, imported when called."""
 
 import ast
+import difflib
+import importlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from jaxbig.errors import Refused
 
 COMMANDS = {
     "list": "jaxbig.cli.list:List",
@@ -16,6 +22,7 @@ COMMANDS = {
     "compare": "jaxbig.cli.compare:Compare",
     "bench": "jaxbig.cli.bench:Bench",
     "flags": "jaxbig.cli.flags:Flags",
+    "completion": "jaxbig.cli.completion:Completion",
     "sweep": "jaxbig.cli.sweep:Sweep",
     "data prepare": "jaxbig.cli.data:DataPrepare",
     "data inspect": "jaxbig.cli.data:DataInspect",
@@ -23,11 +30,51 @@ COMMANDS = {
 """Where each command is, by its name."""
 
 
+def split(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """The command's name, of one word or two, and what follows it.
+
+    Raises:
+      Refused: if there is no such command; the message has the nearest one.
+    """
+    for count in (2, 1):
+        word = " ".join(arguments[:count])
+        if word in COMMANDS:
+            return word, list(arguments[count:])
+    word = arguments[0]
+    within = [f"jaxbig {name}" for name in COMMANDS if name.startswith(f"{word} ")]
+    if within:
+        raise Refused(f"{word} needs a second word: it is {' or '.join(within)}.")
+    raise Refused(unknown_command(word))
+
+
+def load(word: str) -> Any:
+    """The class of a command, by its name."""
+    module, name = COMMANDS[word].split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def unknown_command(word: str) -> str:
+    """The message for a word that is no command, with the nearest one."""
+    near = difflib.get_close_matches(word, COMMANDS, n=1, cutoff=0.6)
+    nearest = f"the nearest is {near[0]}; " if near else ""
+    kind = "option" if word.startswith("-") else "command"
+    return f"there is no {kind} {word!r}: {nearest}the commands are {', '.join(COMMANDS)}."
+
+
 def summary(command: str) -> str:
     """The first paragraph of a command's docstring, read from its file without importing it."""
+    text = ast.get_docstring(_definition(command)) or ""
+    return " ".join(text.split("\n\n")[0].split())
+
+
+def takes_experiment(command: str) -> bool:
+    """Whether a command's first argument is an experiment, read likewise."""
+    bases = {ast.unparse(base) for base in _definition(command).bases}
+    return not bases.isdisjoint(("ExperimentCommand", "RunCommand"))
+
+
+def _definition(command: str) -> ast.ClassDef:
     module, name = COMMANDS[command].split(":")
     file = Path(__file__).with_name(f"{module.rpartition('.')[2]}.py")
-    for each in ast.parse(file.read_bytes()).body:
-        if isinstance(each, ast.ClassDef) and each.name == name:
-            return " ".join((ast.get_docstring(each) or "").split("\n\n")[0].split())
-    raise LookupError(COMMANDS[command])
+    classes = (each for each in ast.parse(file.read_bytes()).body if isinstance(each, ast.ClassDef))
+    return next(each for each in classes if each.name == name)

@@ -14,7 +14,7 @@ from jaxbig.cli.full_command import full_command
 from jaxbig.config.config_file import load_with_config, naming_config
 from jaxbig.config.experiment import Experiment
 from jaxbig.config.experiment_files import run_folder
-from jaxbig.config.options import ConfigOption, Flag, FolderOption, parse, run_name
+from jaxbig.config.options import ConfigOption, Flag, FolderOption, option_names, parse, run_name
 from jaxbig.config.part_types import change_types
 from jaxbig.distributed.multihost import initialize, is_process_zero
 from jaxbig.errors import Refused
@@ -63,6 +63,14 @@ class ExperimentCommand(ConfigOption, Command):
         self.experiment.check()
         words = full_command(word, self.name, self.options, self.experiment)
         print(to_json_text({"command": words}) if self.json else shlex.join(words))
+
+    @classmethod
+    def completions(cls, arguments: Sequence[str]) -> list[str]:
+        name, *options = arguments
+        if not options or not options[-1].startswith("-"):
+            return []
+        experiment, _ = change_types(*load_with_config(name, options[:-1]))
+        return option_names(cls, cls(name=name, options=(), experiment=experiment))
 
     @classmethod
     def without_experiment(cls, word: str) -> type:

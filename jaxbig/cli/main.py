@@ -1,8 +1,6 @@
 """The command line: `jaxbig COMMAND EXPERIMENT [--option value ...]`."""
 
 import contextlib
-import difflib
-import importlib
 import importlib.metadata
 import logging
 import os
@@ -12,7 +10,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from jaxbig.cli.commands import COMMANDS, summary
+from jaxbig.cli.commands import COMMANDS, load, split, summary
 from jaxbig.distributed.peer_monitor import announce_exit
 from jaxbig.errors import Failed, Refused
 from jaxbig.system.exit_codes import DONE, FAILED, REFUSED, STOPPED
@@ -64,29 +62,6 @@ def run(arguments: Sequence[str]) -> int:
     return parsed()
 
 
-def split(arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """The command's name, of one word or two, and what follows it.
-
-    Raises:
-      Refused: if there is no such command; the message has the nearest one.
-    """
-    for count in (2, 1):
-        word = " ".join(arguments[:count])
-        if word in COMMANDS:
-            return word, list(arguments[count:])
-    word = arguments[0]
-    within = [f"jaxbig {name}" for name in COMMANDS if name.startswith(f"{word} ")]
-    if within:
-        raise Refused(f"{word} needs a second word: it is {' or '.join(within)}.")
-    raise Refused(unknown_command(word))
-
-
-def load(word: str) -> Any:
-    """The class of a command, by its name."""
-    module, name = COMMANDS[word].split(":")
-    return getattr(importlib.import_module(module), name)
-
-
 def hide_closed_event_loops() -> None:
     """Hides the "Event loop is closed" that Orbax's threads repeat after a failed save."""
     if sys.unraisablehook is sys.__unraisablehook__:
@@ -114,11 +89,3 @@ def print_commands() -> int:
         )
     print("\njaxbig COMMAND EXPERIMENT --help lists all options; jaxbig list, the experiments.")
     return DONE
-
-
-def unknown_command(word: str) -> str:
-    """The message for a word that is no command, with the nearest one."""
-    near = difflib.get_close_matches(word, COMMANDS, n=1, cutoff=0.6)
-    nearest = f"the nearest is {near[0]}; " if near else ""
-    kind = "option" if word.startswith("-") else "command"
-    return f"there is no {kind} {word!r}: {nearest}the commands are {', '.join(COMMANDS)}."

@@ -1,6 +1,7 @@
 """`jaxbig parts`: lists what an experiment can be made of, and the fields of a class."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import tyro
 
@@ -17,6 +18,10 @@ class Parts(Command):
 
     name: tyro.conf.Positional[str] = ""
     """A class, as AdamW, to see its fields; all are listed if it is not given."""
+
+    @classmethod
+    def completions(cls, arguments: Sequence[str]) -> list[str]:
+        return [*super().completions(arguments), *(row["class"] for row in list_parts())]
 
     def __call__(self) -> int:
         if self.name:
