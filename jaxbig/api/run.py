@@ -10,6 +10,7 @@ import jax
 
 from jaxbig.config.deserialize import from_run
 from jaxbig.config.experiment import Experiment
+from jaxbig.config.options import refuse_url
 from jaxbig.config.serialize import to_json
 from jaxbig.data.core.dataset import open_split
 from jaxbig.distributed.mesh import Mesh
@@ -111,6 +112,7 @@ def fit(
     check_threads(experiment.reproducible)
     set_deterministic(experiment.deterministic, experiment.reproducible)
     folder = Path(directory)
+    refuse_url("directory", folder)
     screen = Screen(quiet=not progress)
     trained = trainer.train(experiment, folder, screen, fork=fork, adopt=adopt)
     for number in trained.signals:
@@ -139,6 +141,7 @@ def restore(
       Failed: no checkpoint is good.
     """
     folder = Path(directory)
+    refuse_url("directory", folder)
     described = read_run(folder)
     if described is None:
         raise Refused(f"{folder} holds no run: there is no file run.json.")

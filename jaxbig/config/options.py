@@ -241,13 +241,18 @@ def refuse_remote(parsed: Any) -> None:
     for field in dataclasses.fields(parsed) if dataclasses.is_dataclass(parsed) else ():
         value = getattr(parsed, field.name)
         for path in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(path, Path) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
-                scheme, rest = str(path).split(":/", 1)
-                raise Refused(
-                    f"--{field.name} {scheme}://{rest.lstrip('/')}: runs are kept in folders of "
-                    f"a file system: mount the bucket (docs/launch.md) and give the path of its "
-                    f"mount."
-                )
+            if isinstance(path, Path):
+                refuse_url(f"--{field.name}", path)
+
+
+def refuse_url(name: str, path: Path) -> None:
+    """Raises `Refused` if a path was a URL, as `gs://bucket/runs`; `name` is that of its option."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
+        scheme, rest = str(path).split(":/", 1)
+        raise Refused(
+            f"{name} {scheme}://{rest.lstrip('/')}: runs are kept in folders of a file system: "
+            f"mount the bucket (docs/launch.md) and give the path of its mount."
+        )
 
 
 def lasting(options: Sequence[str]) -> list[str]:

@@ -113,6 +113,21 @@ def test_wrong_arrays_are_refused(run: jb.Run, inputs: Any, words: str) -> None:
         jb.apply(run, inputs)
 
 
+@pytest.mark.parametrize(
+    "call", [lambda e: jb.fit(e, "gs://b/x"), lambda e: jb.restore("s3://b/x")]
+)
+def test_a_url_is_no_folder(
+    call: Callable[[jb.Experiment], jb.Run],
+    tiny: Tiny,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(jb.Refused, match=r"directory (gs|s3)://b/x: .*mount the bucket"):
+        call(tiny())
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_name_in_place_of_an_experiment_is_refused(tmp_path: Path) -> None:
     name: Any = "digits_convnet"
     with pytest.raises(TypeError, match=r"jb\.load"):
