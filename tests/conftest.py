@@ -15,6 +15,7 @@ os.environ["TFDS_DATA_DIR"] = os.environ["JAXBIG_TEST_DATA"]
 os.environ["JAXBIG_CACHE"] = os.path.join(os.environ["JAXBIG_TEST_DATA"], "cache")
 
 import gc
+import logging
 import signal
 import subprocess
 import sys
@@ -50,6 +51,19 @@ with mock.patch.dict(os.environ, XLA_FLAGS=f"{given} {OLD_EMITTERS}"):
 def each_file_is_compiled_hastily() -> None:
     """Whatever the file before it has left behind."""
     jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def each_file_leaves_the_log_as_it_was() -> Iterator[None]:
+    """A command that is called in this process prints jaxbig's log from then on."""
+    log = logging.getLogger("jaxbig")
+    handlers = log.handlers
+    level = log.level
+    propagate = log.propagate
+    yield
+    log.handlers = handlers
+    log.setLevel(level)
+    log.propagate = propagate
 
 
 @pytest.fixture(scope="module")
