@@ -22,10 +22,10 @@ COMMANDS = {
     "compare": "jaxbig.cli.compare:Compare",
     "bench": "jaxbig.cli.bench:Bench",
     "flags": "jaxbig.cli.flags:Flags",
-    "completion": "jaxbig.cli.completion:Completion",
     "sweep": "jaxbig.cli.sweep:Sweep",
     "data prepare": "jaxbig.cli.data:DataPrepare",
     "data inspect": "jaxbig.cli.data:DataInspect",
+    "completion": "jaxbig.cli.completion:Completion",
 }
 """Where each command is, by its name."""
 

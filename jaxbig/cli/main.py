@@ -75,7 +75,7 @@ def _report_unraisable(unraisable: Any) -> None:
 
 def print_commands() -> int:
     """Prints all commands and their summaries; an exit code."""
-    width = min(shutil.get_terminal_size().columns, 100)
+    width = min(shutil.get_terminal_size().columns, 120)
     column = max(map(len, COMMANDS)) + 2
     print("jaxbig COMMAND [EXPERIMENT] [--option value ...]\n")
     for name in COMMANDS:

@@ -216,7 +216,7 @@ def option_names(command: type, default: Any = None) -> list[str]:
         renamed = [mark.name for mark in marks if getattr(mark, "name", None) is not None]
         path = renamed[0] if renamed else name
         names += paths(getattr(default, name, None), path)
-    return [f"--{name.replace('_', '-')}" for name in names]
+    return [f"--{name.replace('_', '-')}" for name in names if name]
 
 
 def paths(value: Any, path: str = "") -> list[str]:

@@ -30,6 +30,8 @@ SPELLINGS = {
         "epochs num-epochs n-epochs max-epochs num-train-epochs max-steps num-steps n-steps "
         "train-steps total-steps max-iters num-iters iterations iters"
     ),
+    "patience": "early-stopping early-stopping-patience early-stop",
+    "step": "ckpt checkpoint ckpt-step global-step",
     "seed": "random-seed random-state manual-seed",
     "accumulate": (
         "gradient-accumulation-steps grad-accum-steps grad-accum accumulate-grad-batches"

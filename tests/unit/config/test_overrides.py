@@ -48,6 +48,7 @@ def train(name: str, *options: str) -> Train:
         ("--eval-steps", "--evaluate-every"),
         ("--LR", "--optimizer.learning-rate.peak"),
         ("--num-heads", ""),
+        ("--early-stopping", "--patience"),
         ("--profile", ""),
         ("--debug", ""),
         ("--gpus", ""),
@@ -115,7 +116,7 @@ def test_every_spelling_leads_to_an_option_that_some_experiment_has() -> None:
         for name in EXPERIMENTS
         for option in option_names(Train, Train(name=name, options=(), experiment=load(name)))
     }
-    assert {f"--{name}" for name in SPELLINGS} - known <= {"--optimizer", own}
+    assert {f"--{name}" for name in SPELLINGS} - known <= {"--optimizer", "--step", own}
     spelled = [word for others in SPELLINGS.values() for word in others.split()]
     assert not {f"--{word}" for word in spelled} & known - {"--workers", "--epochs"}
     assert not {*spelled} & {*NOTES}
@@ -206,3 +207,8 @@ def folder_of(options: list[str]) -> Any:
 
 def test_a_run_without_a_folder_has_one_in_runs() -> None:
     assert folder_of([]) == Path("runs/digits_convnet")
+
+
+def test_options_of_a_command_without_an_experiment_are_its_own() -> None:
+    assert option_names(Flags) == ["--json", "--quiet", "--verbose"]
+    assert "--workdir" in option_names(Train) and "--" not in option_names(Train)
