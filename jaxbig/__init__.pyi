@@ -4,15 +4,6 @@ from . import data as data
 from . import models as models
 from . import objectives as objectives
 from . import optim as optim
-from .api.apply import apply as apply
-from .api.examine import check as check
-from .api.examine import describe as describe
-from .api.examine import inspect_batch as inspect_batch
-from .api.examine import plan as plan
-from .api.run import Run as Run
-from .api.run import evaluate as evaluate
-from .api.run import fit as fit
-from .api.run import restore as restore
 from .config.callback import Callback as Callback
 from .config.discover import load as load
 from .config.experiment import Experiment as Experiment
@@ -22,5 +13,14 @@ from .config.precision import Precision as Precision
 from .distributed.mesh import Mesh as Mesh
 from .errors import Failed as Failed
 from .errors import Refused as Refused
+from .tools.examine import check as check
+from .tools.examine import describe as describe
+from .tools.examine import inspect_batch as inspect_batch
+from .tools.examine import plan as plan
+from .train.apply import apply as apply
+from .train.run import Run as Run
+from .train.run import evaluate as evaluate
+from .train.run import fit as fit
+from .train.run import restore as restore
 
 __version__: str

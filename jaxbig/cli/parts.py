@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import tyro
 
 from jaxbig.cli.command import Command
-from jaxbig.tools.parts import describe_part, list_parts
+from jaxbig.config.parts import describe_part, list_parts
 
 WIDEST = 20
 """Characters of a default in the table; `--json` has all."""

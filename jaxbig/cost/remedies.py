@@ -8,6 +8,7 @@ import flax.linen as nn
 from jaxbig.config.experiment import Experiment
 from jaxbig.distributed.logical_axes import ROWS
 from jaxbig.distributed.placement import AXES
+from jaxbig.errors import Refused
 from jaxbig.models.base import model_class
 
 
@@ -18,11 +19,8 @@ def remedies(experiment: Experiment, devices: int, slices: int = 1) -> Iterator[
     rows where gradients cannot be accumulated.
     """
     model = experiment.model
-    field, policies = model_class(model).remat_choices(model)
-    remat: list[list[str]] = [[]]
-    if policies:
-        current = policies.index(getattr(model, field))
-        remat += [[option] for option in remat_options(model)[current + 1 :]]
+    _, current = remat_policies(model)
+    remat = [[], *([option] for option in remat_options(model)[current + 1 :])]
     yield from remat[1:]
     most = {"data": slices, "fsdp": devices // slices}
     sizes = experiment.mesh.sizes(devices)
@@ -36,6 +34,22 @@ def remedies(experiment: Experiment, devices: int, slices: int = 1) -> Iterator[
             for policy in {tuple(each): each for each in (remat[0], remat[-1])}.values()
         )
         yield from ([*sharded, *remat[-1], *each] for each in fewer_rows(experiment, devices))
+
+
+def remat_policies(model: nn.Module) -> tuple[list[str], int]:
+    """The names of a model's remat policies, by the memory that they save, and its own one's index.
+
+    Raises:
+      Refused: its own is none of them.
+    """
+    field, policies = model_class(model).remat_choices(model)
+    if not policies:
+        return [], 0
+    own = getattr(model, field)
+    names = [str(policy) for policy in policies]
+    if own not in policies:
+        raise Refused(f"{field} {own!r}: it must be one of {', '.join(names)}.")
+    return names, policies.index(own)
 
 
 def remat_options(model: nn.Module) -> list[str]:

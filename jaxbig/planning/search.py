@@ -10,13 +10,11 @@ from typing import Any
 
 from jaxbig.config.experiment import Experiment
 from jaxbig.cost.hardware import Topology
-from jaxbig.cost.remedies import remat_options
+from jaxbig.cost.remedies import remat_options, remat_policies
 from jaxbig.distributed.logical_axes import ROWS
 from jaxbig.distributed.mesh import format_mesh
 from jaxbig.distributed.placement import AXES
 from jaxbig.errors import Failed, Refused
-from jaxbig.models.base import model_class
-from jaxbig.models.layers.basic import choose
 from jaxbig.planning.planner import Plan, check_possible, compile_in_child
 
 TIMES = (1, 2, 4)
@@ -60,7 +58,7 @@ def search(
         raise Refused(f"--search {limit}: it must be the number of settings to plan, 1 or more.")
     check_possible(experiment, topology, timeout)
     tried: list[tuple[Setting, Plan]] = []
-    names = remat_names(experiment)
+    names, _ = remat_policies(experiment.model)
     remat = remat_options(experiment.model)
     for setting in settings(experiment, topology.devices, topology.slices):
         if len(tried) == limit:
@@ -92,20 +90,11 @@ def search(
     return ranked([plan for _, plan in tried])
 
 
-def remat_names(experiment: Experiment) -> tuple[str, ...]:
-    """The remat policies of its model, in the order of the memory that they save."""
-    _, policies = model_class(experiment.model).remat_choices(experiment.model)
-    return tuple(str(policy) for policy in policies)
-
-
 def settings(experiment: Experiment, devices: int, slices: int = 1) -> list[Setting]:
     """All settings in the order of trial: the experiment's own, then those nearest to it."""
     own = experiment.mesh.sizes(devices)
     batch = experiment.data.batch
-    names = remat_names(experiment)
-    model = experiment.model
-    field, _ = model_class(model).remat_choices(model)
-    remat = names.index(choose(field, str(getattr(model, field)), names)) if names else 0
+    names, remat = remat_policies(experiment.model)
 
     def changes(setting: Setting) -> int:
         return (setting.mesh != own) + (setting.remat != remat) + (setting.batch != batch)

@@ -29,7 +29,6 @@ from support.programs import share_programs
 from support.sample_files import write_all
 
 import jaxbig as jb
-from jaxbig.api import run as api_run
 from jaxbig.cli import main as command_line
 from jaxbig.cli.commands import COMMANDS
 from jaxbig.config.experiment import Experiment
@@ -37,6 +36,7 @@ from jaxbig.launch import common
 from jaxbig.program.program import Program
 from jaxbig.tools import replay_step
 from jaxbig.train import evaluate, trainer
+from jaxbig.train import run as api_run
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RECIPES = sorted((ROOT / "docs" / "recipes").glob("*.py"))

@@ -27,7 +27,7 @@ FLOORS = (
     {"cost"},
     {"planning", "train"},
     {"tools"},
-    {"api", "cli"},
+    {"cli"},
     {"__main__"},
 )
 INNER_FLOORS = {
@@ -90,7 +90,7 @@ ONLY = {
         "jaxbig.optim",
     },
 }
-MOST_ARROWS = 111
+MOST_ARROWS = 99
 MOST_ROOT_FILES = 5
 NEVER = {
     "eval": "eval(text)",

@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 from support.experiments import small
 
-from jaxbig.api.run import evaluate
 from jaxbig.data.builtin.digits import Digits
 from jaxbig.data.core.dataset import open_split
 from jaxbig.data.images import Images
@@ -22,6 +21,7 @@ from jaxbig.data.text import Tokens
 from jaxbig.errors import Refused
 from jaxbig.tracking.console import Screen
 from jaxbig.train.evaluate import evaluate_run
+from jaxbig.train.run import evaluate
 from jaxbig.train.trainer import fit
 
 

@@ -7,8 +7,8 @@ import pytest
 from jaxbig import data, models, objectives, optim
 from jaxbig.cli.main import run
 from jaxbig.config.experiment import Experiment
+from jaxbig.config.parts import ROOMS, describe_part, format_type, list_parts
 from jaxbig.errors import Refused
-from jaxbig.tools.parts import ROOMS, describe_part, format_type, list_parts
 
 BASES = {
     *("Augmentation", "Classifier", "Data", "Examples", "Metric", "Mixing", "Model", "Objective"),

@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxbig.api.run import check_experiment
 from jaxbig.config.deserialize import from_run, modules_of
 from jaxbig.config.experiment import Experiment
 from jaxbig.config.serialize import to_json
@@ -24,6 +23,7 @@ from jaxbig.system.json_files import write_json
 from jaxbig.tools import check_sharding
 from jaxbig.tools.describe import show
 from jaxbig.tools.inspect_batch import look
+from jaxbig.train.run import check_experiment
 
 
 def describe(experiment: Experiment) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from flax import linen as nn
 from support.experiments import small
 
 import jaxbig as jb
-from jaxbig.api.apply import as_rows, check_model
+from jaxbig.train.apply import as_rows, check_model
 from jaxbig.train.evaluate import evaluate_run
 
 Tiny = Callable[..., jb.Experiment]

@@ -1,4 +1,4 @@
-"""A run in Python: trained by `fit`, or read from its folder by `restore`."""
+"""A run in Python: `fit` trains it, `restore` reads it from its folder, `evaluate` scores it."""
 
 import dataclasses
 import difflib
