@@ -5,12 +5,14 @@ import json
 import logging
 import reprlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Self
 
 import numpy as np
 
 from jaxbig.constraints import PositiveInt
 from jaxbig.data.core.cache import cache_folder, sha256, write_atomically
-from jaxbig.data.core.dataset import Record
+from jaxbig.data.core.dataset import Record, Source
 from jaxbig.data.core.examples import Examples, fetch_each, record_or_error, spread
 from jaxbig.data.core.fields import MismatchError, class_of, format_value, text_of, word
 from jaxbig.errors import Refused
@@ -38,7 +40,7 @@ class Labeled(Examples):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the classes, if they have any. Requires `prepare`."""
+        """Names of the classes, if they have any. Requires `prepare`, or a run's `with_kept`."""
         cached = vars(self).get("cached_names")  # used for each record: list folders only once
         return self.find_names() if cached is None else cached
 
@@ -113,6 +115,29 @@ class Labeled(Examples):
         if self.names:
             files = {**files, NAMES_FILE: json.dumps(list(self.names), indent=1).encode()}
         return files
+
+    def with_kept(self, folder: Path) -> Self:
+        data = super().with_kept(folder)
+        file = folder / NAMES_FILE
+        if file.exists():
+            vars(data).pop("words", None)
+            vars(data)["cached_names"] = tuple(json.loads(file.read_text()))
+        return data
+
+    def source(self, split: str) -> Source:
+        """The examples of a split.
+
+        Raises:
+          Refused: the records number other classes than the run that this was restored from.
+        """
+        known: tuple[str, ...] = vars(self).get("cached_names", ())
+        is_restored = known and "words" not in vars(self)
+        if is_restored and (now := self.find_names()) and now != known:
+            raise Refused(
+                f"the run has the classes {', '.join(known)}, and its records now have "
+                f"{', '.join(now)}: bring those of the run back."
+            )
+        return super().source(split)
 
     def class_of(self, record: Record, option: str = "") -> np.int32:
         """The class number of a record; raises ValueError if it has none."""

@@ -3,19 +3,23 @@
 import dataclasses
 import json
 import logging
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import jax
 import numpy as np
 
 from jaxbig.constraints import PositiveInt
 from jaxbig.data.core.cache import cache_folder, sha256, write_atomically
-from jaxbig.data.core.dataset import Record, Spec
+from jaxbig.data.core.dataset import Record, Source, Spec
 from jaxbig.data.core.examples import AT_ONCE, Example, RecordSource
 from jaxbig.data.core.fields import MismatchError, numbers
 from jaxbig.data.labeled import Labeled
+from jaxbig.errors import Refused
 
 log = logging.getLogger("jaxbig")
+STATISTICS_FILE = "columns.json"
+"""The file in a run's folder with the mean and standard deviation of the inputs."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,13 +100,44 @@ class Columns(Labeled):
     def kept(self) -> dict[str, bytes]:
         if not self.normalize:
             return super().kept()
-        mean, deviation = vars(self)["statistics"]
+        mean, deviation = self.mean_and_deviation
         statistics = {
             "inputs": self.inputs,
             "mean": mean.tolist(),
             "standard_deviation": deviation.tolist(),
         }
-        return {**super().kept(), "columns.json": json.dumps(statistics, indent=1).encode()}
+        return {**super().kept(), STATISTICS_FILE: json.dumps(statistics, indent=1).encode()}
+
+    def with_kept(self, folder: Path) -> Self:
+        data = super().with_kept(folder)
+        file = folder / STATISTICS_FILE
+        if file.exists():
+            saved = json.loads(file.read_text())
+            vars(data)["statistics"] = (
+                np.array(saved["mean"]),
+                np.array(saved["standard_deviation"]),
+            )
+        return data
+
+    @property
+    def mean_and_deviation(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of the training records, float64 [*shape] each.
+
+        Raises:
+          Refused: they are not known yet.
+        """
+        if "statistics" not in vars(self):
+            raise Refused(
+                f"the mean and standard deviation of {' '.join(self.inputs)} are not known yet: "
+                f"call `data.prepare()`, which reads the training records, or take the data of "
+                f"`jb.restore(...)`."
+            )
+        return vars(self)["statistics"]
+
+    def source(self, split: str) -> Source:
+        if self.normalize:
+            _ = self.mean_and_deviation  # raises here rather than for a record
+        return super().source(split)
 
     def spec(self) -> Spec:
         targets = jax.ShapeDtypeStruct((self.batch,), np.int32)
@@ -136,7 +171,7 @@ class Columns(Labeled):
     def read(self, record: Record) -> Example:
         inputs = self.input_of(record)
         if self.normalize:
-            mean, deviation = vars(self)["statistics"]
+            mean, deviation = self.mean_and_deviation
             inputs = ((inputs - mean) / deviation).astype(np.float32)
         if self.classes is not None:
             targets: Any = self.class_of(record, "--data.targets")

@@ -14,7 +14,8 @@ import functools
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Self
 
 import jax
 import numpy as np
@@ -82,6 +83,11 @@ class Text(Examples):
 
     def kept(self) -> dict[str, bytes]:
         return self.tokenizer.kept()
+
+    def with_kept(self, folder: Path) -> Self:
+        data = super().with_kept(folder)
+        vars(data)["tokenizer"] = self.tokenizer.with_kept(folder)
+        return data
 
     def texts(self) -> Iterator[bytes]:
         """The training texts from which a tokenizer is learned; may raise `Failed`, as training."""

@@ -128,7 +128,8 @@ def restore(
 ) -> Run:
     """A run as it was at one of its checkpoints; nothing is trained, and no data is read.
 
-    The run's mesh is used if it fits the devices that are here, else all of them hold a copy.
+    The run's mesh is used if it fits the devices that are here, else all of them hold a copy. What
+    its data has learned, such as the names of classes, is read from the folder.
 
     Args:
       directory: the run's folder; it is not changed.
@@ -154,7 +155,7 @@ def restore(
                 f"as restore({str(folder)!r}, experiment=...)."
             ) from None
     check_experiment(experiment)
-    experiment = fitting(experiment)
+    experiment = fitting(with_kept(experiment, folder))
     plain = to_json(experiment)
     # these determine the state's shape
     fixed = {name: plain[name] for name in ("model", "objective", "optimizer")}
@@ -184,12 +185,13 @@ def evaluate(run: Run | str | Path, *, split: str = "eval") -> dict[str, float]:
     """
     if not isinstance(run, Run):
         run = restore(run)
-    identity = prepare(run.experiment)
+    experiment = with_kept(run.experiment, run.directory)  # preparing changes this copy alone
+    identity = prepare(experiment)
     described = read_run(run.directory)
     if described and (lines := differences(described, {"data_identity": identity})):
         raise Refused(f"{run.directory} was trained with other data ({'; '.join(lines)}).")
     with run.program.activate():
-        source = open_split(run.experiment.data, split)
+        source = open_split(experiment.data, split)
         metrics = trainer.evaluate(run.program, run.state, source)
     assert metrics is not None, "nothing asks it to stop"
     return metrics
@@ -215,6 +217,11 @@ def check_experiment(experiment: Any) -> None:
         raise TypeError(
             f"{experiment!r} is no Experiment: give what jb.load(NAME) returns, or an Experiment."
         )
+
+
+def with_kept(experiment: Experiment, folder: Path) -> Experiment:
+    """The experiment with data that knows what the run in a folder has learned from its own."""
+    return experiment.replace(data=experiment.data.with_kept(folder))
 
 
 def fitting(experiment: Experiment) -> Experiment:

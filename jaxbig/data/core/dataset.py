@@ -6,6 +6,7 @@ into the arrays that a model learns from.
 """
 
 import abc
+import copy
 import dataclasses
 import functools
 import os
@@ -138,6 +139,10 @@ class Data(abc.ABC):
     def kept(self) -> dict[str, bytes]:
         """Files by name to save with a run, such as a tokenizer; called after `prepare`."""
         return {}
+
+    def with_kept(self, folder: Path) -> Self:
+        """A copy that knows what `kept` has saved in a run's folder; it reads no data."""
+        return copy.copy(self)
 
     def words(self, tokens: np.ndarray) -> list[str]:
         """A text for each of the tokens [L], for pictures."""

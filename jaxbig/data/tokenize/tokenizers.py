@@ -6,6 +6,7 @@ it.
 
 import abc
 import contextlib
+import copy
 import dataclasses
 import functools
 import hashlib
@@ -13,7 +14,7 @@ import importlib.metadata
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -105,6 +106,10 @@ class Tokenizer(abc.ABC):
     def kept(self) -> dict[str, bytes]:
         """Files by name to store with a run that uses it. Requires `prepare`."""
         return {}
+
+    def with_kept(self, folder: Path) -> Self:
+        """A copy that has what `kept` has saved in a run's folder."""
+        return copy.copy(self)
 
     def special(self, role: str) -> int | None:
         """The token of a role, "end", "start", "pad" or "mask"; None if there is none."""
@@ -228,6 +233,13 @@ class FileTokenizer(Tokenizer):
 
     def kept(self) -> dict[str, bytes]:
         return {self.name: self.data}
+
+    def with_kept(self, folder: Path) -> Self:
+        tokenizer = super().with_kept(folder)
+        file = folder / self.name
+        if file.exists():
+            vars(tokenizer)["data"] = file.read_bytes()
+        return tokenizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
