@@ -4,7 +4,8 @@ import abc
 import dataclasses
 import inspect
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 import chex
 import flax.linen as nn
@@ -67,22 +68,58 @@ class Objective(abc.ABC):
         return {name: float(each.mean()) for name, each in sums.items()}
 
 
+def sums_of(
+    objective: Objective, forward: nn.Module, batch: Batch, *, key: jax.Array, train: bool
+) -> Sums:
+    """What an objective gives for a batch; raises `Refused` if these are no sums."""
+    where = f"{type(objective).__name__}.__call__"
+    try:
+        inspect.signature(objective).bind(forward, batch, key, train)
+    except TypeError:
+        raise Refused(f"{where} must take (self, forward, batch, key, train).") from None
+    sums: Any = objective(forward, batch, key, train)
+    fix = "it must return sums, such as {'loss': masked(losses, batch['mask'])}, not a mean."
+    if not isinstance(sums, Mapping):
+        raise Refused(f"{where} returns {in_words(sums)}: {fix}")
+    if "loss" not in sums:
+        raise Refused(f"{where} returns no 'loss' (it has {', '.join(sums) or 'nothing'}): {fix}")
+    for name, each in sums.items():
+        if not isinstance(each, Sum):
+            raise Refused(f"{where} returns {in_words(each)} as {name!r}: {fix}")
+        if (train or name == "loss") and (jnp.shape(each.total) or jnp.shape(each.weight)):
+            raise Refused(
+                f"{where} returns a {name!r} whose total is {in_words(each.total)} and whose "
+                f"weight is {in_words(each.weight)}: both must be scalars; masked(...) adds up."
+            )
+    return cast(Sums, sums)
+
+
+def in_words(value: Any) -> str:
+    """An array by its dtype and shape, as `float32 [8, 10]`; anything else by its type."""
+    if not hasattr(value, "dtype"):
+        return type(value).__name__
+    return f"{value.dtype} {list(value.shape) or 'scalar'}"
+
+
 def call(forward: nn.Module, batch: Batch, train: bool, method: str = "__call__") -> jax.Array:
     """The model, or a method of it, on a batch's inputs and on what else of `SIDE` the batch
     holds."""
     side = {name: batch[name] for name in SIDE if name in batch}
-    model = getattr(forward, method)
-    taken = inspect.signature(model).parameters
-    for name in side:
-        if name not in taken and not any(each.kind is each.VAR_KEYWORD for each in taken.values()):
-            raise Refused(
-                f"the data gives {name}, which {type(forward).__name__} does not take: change one "
-                f"of them."
-            )
+    owner = getattr(forward, "nnx_class", type(forward))
+    taken = inspect.signature(getattr(owner, method)).parameters
+    if not any(each.kind is each.VAR_KEYWORD for each in taken.values()):
+        if "train" not in taken:
+            raise Refused(f"{owner.__name__}.{method} needs a parameter train: bool = False.")
+        for name in side:
+            if name not in taken:
+                raise Refused(
+                    f"the data gives {name}, which {owner.__name__} does not take: change one of "
+                    f"them."
+                )
     inputs = batch["inputs"]
     mask = batch["mask"]
     with batch_mask(mask if mask.shape == inputs.shape else of_rows(mask)):
-        return model(inputs, **side, train=train)
+        return getattr(forward, method)(inputs, **side, train=train)
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array, smoothing: float = 0.0) -> jax.Array:
@@ -114,7 +151,13 @@ def check_logits(logits: jax.Array, kinds: int, name: str) -> None:
 
 def masked(values: jax.Array, mask: jax.Array) -> Sum:
     """The sum of `values` where `mask` is 1, and how many those are; both of one shape."""
-    chex.assert_equal_shape([values, mask])
+    try:
+        chex.assert_equal_shape([values, mask])
+    except AssertionError:
+        raise Refused(
+            f"masked(values, mask): values are {in_words(values)}, and the mask is "
+            f"{in_words(mask)}: give a value for each number of the mask."
+        ) from None
     values = upcast(values)
     mask = mask.astype(values.dtype)
     return Sum(jnp.sum(values * mask), jnp.sum(mask))

@@ -22,7 +22,7 @@ from jaxbig.data.core.dataset import Data
 from jaxbig.distributed.logical_axes import ROWS
 from jaxbig.errors import Refused
 from jaxbig.models.layers.mixture_of_experts import LOSSES
-from jaxbig.objectives.base import Batch, Sum, Sums
+from jaxbig.objectives.base import Batch, Sum, Sums, sums_of
 from jaxbig.program import rng
 from jaxbig.program.float32_reductions import float32_sums
 
@@ -69,7 +69,7 @@ def make_loss(
             )
 
         def objective(forward: nn.Module) -> Sums:
-            return experiment.objective(forward, rows, key, True)
+            return sums_of(experiment.objective, forward, rows, key=key, train=True)
 
         apply = nn.apply(objective, experiment.model, mutable=[*variables, LOSSES])
         with every_row_real(not experiment.data.may_leave_out()):

@@ -27,7 +27,7 @@ from jaxbig.distributed.sharding import (
     replicated,
 )
 from jaxbig.errors import Refused
-from jaxbig.objectives.base import Batch, Sums, call
+from jaxbig.objectives.base import Batch, Sums, call, sums_of
 from jaxbig.program import rng
 from jaxbig.program.bad_steps import FAULT, make_bad_step_check, track_losses, unchanged
 from jaxbig.program.gradient import check_parts, make_gradient, row_keys, transforms
@@ -183,7 +183,8 @@ def make_init(experiment: Experiment) -> Callable[[], Any]:
         zeros = {name: jnp.zeros(s.shape, s.dtype) for name, s in experiment.data.spec().items()}
         zeros = transformed(experiment, zeros)
         init = nn.init(
-            lambda forward: experiment.objective(forward, zeros, key, False), experiment.model
+            lambda forward: sums_of(experiment.objective, forward, zeros, key=key, train=False),
+            experiment.model,
         )
         # "default" is what an NNX module draws from for a stream that is not there, as "dropout"
         return dict(init({"params": key, "default": rng.stream(experiment.seed, "default")}))
@@ -247,7 +248,7 @@ def make_eval_step(experiment: Experiment) -> Callable[[TrainState, Batch], tupl
         rows = transformed(experiment, batch)
 
         def objective(forward: nn.Module) -> Sums:
-            return experiment.objective(forward, rows, key, False)
+            return sums_of(experiment.objective, forward, rows, key=key, train=False)
 
         apply = nn.apply(objective, experiment.model, mutable=list(state.variables))
         return apply({"params": state.params, **state.variables})
@@ -284,7 +285,7 @@ def make_eval_step_with_outputs(experiment: Experiment) -> Callable[[TrainState,
 
         def objective(forward: nn.Module) -> Sums:
             with collecting(outputs):
-                return experiment.objective(forward, rows, key, False)
+                return sums_of(experiment.objective, forward, rows, key=key, train=False)
 
         apply = nn.apply(objective, experiment.model, mutable=list(state.variables))
         sums, variables = apply({"params": state.params, **state.variables})

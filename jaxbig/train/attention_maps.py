@@ -13,6 +13,7 @@ from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.data.core.dataset import Data, Rows, Source
 from jaxbig.data.pipeline.loader import eval_batch
 from jaxbig.distributed.sharding import device_put_batch
+from jaxbig.objectives.base import sums_of
 from jaxbig.program import rng
 from jaxbig.program.program import Program, collecting, transformed
 from jaxbig.program.state import TrainState
@@ -56,7 +57,8 @@ def attention_of(
 
     def evaluate(forward: Any) -> Any:
         with collecting(outputs):
-            return experiment.objective(forward, transformed(experiment, batch), key, False)
+            rows = transformed(experiment, batch)
+            return sums_of(experiment.objective, forward, rows, key=key, train=False)
 
     apply = nn.apply(evaluate, experiment.model, mutable=["intermediates", *state.variables])
     _, variables = apply({"params": state.params, **state.variables})
