@@ -53,6 +53,13 @@ def each_file_is_compiled_hastily() -> None:
     jax.config.update("jax_disable_most_optimizations", True)
 
 
+@pytest.fixture(autouse=True)
+def each_test_leaves_the_environment_as_it_was() -> Iterator[None]:
+    """A deterministic run in this process sets XLA's flags, which other code reads."""
+    with mock.patch.dict(os.environ):
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def each_file_leaves_the_log_as_it_was() -> Iterator[None]:
     """A command that is called in this process prints jaxbig's log from then on."""
