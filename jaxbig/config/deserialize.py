@@ -84,17 +84,22 @@ def from_json(described: Any, own: Iterable[type] = ()) -> Experiment:
 
 def modules_of(experiment: Experiment) -> dict[str, str]:
     """The module of each class that an experiment consists of but for callbacks, by its name."""
+    return {name: each.__module__ for name, each in classes_of(experiment).items()}
+
+
+def classes_of(experiment: Experiment) -> dict[str, type]:
+    """Each class that an experiment consists of but for callbacks, by its name."""
 
     def visit(value: Any) -> None:
         if isinstance(value, list | tuple | dict):
             for item in value.values() if isinstance(value, dict) else value:
                 visit(item)
         elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-            found[type(value).__name__] = type(value).__module__
+            found[type(value).__name__] = type(value)
             for name in settings(value):
                 visit(getattr(value, name))
 
-    found: dict[str, str] = {}
+    found: dict[str, type] = {}
     visit(experiment.replace(callbacks=()))
     return dict(sorted(found.items()))
 

@@ -19,6 +19,7 @@ SECTIONS = (
     "devices",
     "mesh",
     "git_commit",
+    "code",
 )
 NOT_CURVES = re.compile(r"step|split|data_wait|padding|mfu|.*_per_second(_.*)?")
 """Metrics of the machine, or of the few steps before a line, and not of the model."""
@@ -59,9 +60,18 @@ def compare(workdirs: list[Path]) -> dict[str, Any]:
             first_run = run
             first_curves = curves
             continue
-        differences += [{"workdir": str(workdir), "differs": line} for line in diff(first_run, run)]
+        differences += [
+            {"workdir": str(workdir), "differs": line} for line in differing(first_run, run)
+        ]
         gaps += [{"workdir": str(workdir), **gap} for gap in widest_gaps(first_curves, curves)]
     return {"runs": ends, "differences": differences, "curves": gaps}
+
+
+def differing(first: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """What differs in two runs, a line each; their code, if both have noted it."""
+    if None in (first["code"], other["code"]):
+        other = {**other, "code": first["code"]}
+    return diff(first, other)
 
 
 def read_curves(workdir: Path) -> Curves:

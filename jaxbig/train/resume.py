@@ -299,6 +299,10 @@ def write_run(
             log.info(
                 "resuming with changes (a schedule follows the new steps): %s", "; ".join(changes)
             )
+        if code := diff(run.get("code", now["code"]), now["code"], "code"):
+            log.warning(
+                "resuming with other code, which may compute other numbers: %s", "; ".join(code)
+            )
     noted = (run or {}).get("weights")
     if weights:
         noted = {"step": weights.step, "state_sha256": weights.state_sha256}

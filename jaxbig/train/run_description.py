@@ -8,6 +8,7 @@ import jax
 
 from jaxbig.config.deserialize import modules_of
 from jaxbig.config.experiment import Experiment
+from jaxbig.config.own_code import code_of
 from jaxbig.config.serialize import to_json
 from jaxbig.errors import Refused
 from jaxbig.system.environment import config, devices, flags, git_commit, versions
@@ -32,6 +33,7 @@ def describe(
     return {
         "experiment": to_json(experiment),
         "modules": modules_of(experiment),
+        "code": code_of(experiment),
         "fingerprint": fingerprint,
         "data_identity": data_identity,
         "versions": versions(),
