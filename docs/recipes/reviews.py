@@ -33,11 +33,8 @@ def config() -> jb.Experiment:
 
 def main() -> None:
     run = jb.fit(config(), "runs/reviews")
-    data = run.experiment.data
-    review = data.read({"text": "a fine film", "label": data.names[0]})
-    fields = {name: review[name][None] for name in ("inputs", "lengths")}
-    [logits] = jb.apply(run, fields)
-    print(f"predicted {data.names[logits.argmax()]}")
+    [logits] = jb.apply(run, [{"text": "a fine film"}])
+    print(f"predicted {run.experiment.data.names[logits.argmax()]}")
 
 
 if __name__ == "__main__":

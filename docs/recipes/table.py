@@ -35,9 +35,7 @@ def config() -> jb.Experiment:
 def main() -> None:
     run = jb.fit(config(), "runs/table")
     data = run.experiment.data
-    # `read` makes an example of a row: it normalizes as in training. Any known kind will do.
-    flower = data.read({"length": 4.8, "width": 9.9, "kind": data.names[0]})
-    [logits] = jb.apply(run, flower["inputs"][None])
+    [logits] = jb.apply(run, [{"length": 4.8, "width": 9.9}])  # normalized as in training
     print(f"predicted {data.names[np.argmax(logits)]}")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxbig.constraints import PositiveInt
 from jaxbig.data.core.cache import cache_folder, sha256, write_atomically
 from jaxbig.data.core.dataset import Record, Source
-from jaxbig.data.core.examples import Examples, fetch_each, record_or_error, spread
+from jaxbig.data.core.examples import Example, Examples, fetch_each, record_or_error, spread
 from jaxbig.data.core.fields import MismatchError, class_of, format_value, text_of, word
 from jaxbig.errors import Refused
 
@@ -138,6 +138,9 @@ class Labeled(Examples):
                 f"{', '.join(now)}: bring those of the run back."
             )
         return super().source(split)
+
+    def read_unlabeled(self, record: Record) -> Example:
+        return self.read({self.label_field: self.names[0] if self.names else 0, **record})
 
     def class_of(self, record: Record, option: str = "") -> np.int32:
         """The class number of a record; raises ValueError if it has none."""

@@ -162,6 +162,11 @@ class Masks(Examples):
             "mask": labeled.astype(np.float32),
         }
 
+    def read_unlabeled(self, record: Record) -> Example:
+        with decoding():
+            shape = height_width(image_of(record))
+        return self.read({"mask": np.zeros(shape, np.uint8), **record})
+
     def transform(self, batch: Batch, keys: jax.Array, train: bool) -> Batch:
         batch = {**batch, "inputs": batch["inputs"].astype(jnp.float32) / 255}
         if not (train and self.flip):

@@ -168,6 +168,11 @@ class Columns(Labeled):
             )
         return inputs
 
+    def read_unlabeled(self, record: Record) -> Example:
+        if self.classes is not None:
+            return super().read_unlabeled(record)
+        return self.read({self.targets: np.zeros(self.target_shape), **record})
+
     def read(self, record: Record) -> Example:
         inputs = self.input_of(record)
         if self.normalize:

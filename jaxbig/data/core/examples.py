@@ -44,6 +44,10 @@ class Examples(Data):
     def read(self, record: Record) -> Example:
         """Makes the example of a record; raises ValueError, saying what is wrong, if it cannot."""
 
+    def read_unlabeled(self, record: Record) -> Example:
+        """The example of a record to predict, whose label may be missing; raises as `read`."""
+        return self.read(record)
+
     def fetch(self) -> None:
         self.records.fetch()
 

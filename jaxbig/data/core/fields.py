@@ -12,6 +12,8 @@ import numpy as np
 
 from jaxbig.data.core.dataset import Record
 
+SIMILAR = 0.3
+"""Least similarity of two names, as of `difflib`, for one to be offered in place of the other."""
 MAX_LISTED = 20
 """Names of fields that an error lists at most."""
 
@@ -36,14 +38,15 @@ def field(record: Record, name: str, option: str = "") -> Any:
 def missing(record: Record, name: str, option: str = "") -> MismatchError:
     """The error about a field that a record does not have."""
     names = {str(each): str(each) if str(each).isprintable() else repr(each) for each in record}
-    near = difflib.get_close_matches(name, names, 1, 0.0)
+    near = difflib.get_close_matches(name, names, 1, SIMILAR)
     listed = ", ".join(
         each if len(each) < 60 else f"{each[:57]}..." for each in [*names.values()][:MAX_LISTED]
     )
     more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-    there = f"but {listed}{more}; the nearest is {names[near[0]]}" if near else "and no other field"
+    there = f"but {listed}{more}" if names else "and no other field"
+    nearest = f"; the nearest is {names[near[0]]}" if near else ""
     return MismatchError(
-        f"it has no {name!r}, {f'which {option} names, ' if option else ''}{there}"
+        f"it has no {name!r}, {f'which {option} names, ' if option else ''}{there}{nearest}"
     )
 
 
@@ -71,10 +74,12 @@ def class_of(
     if (name := text_of(value)) in names:
         return np.int32(names.index(name))
     if names and (name := word(value)) is not None:
-        near = difflib.get_close_matches(name, names, 1, 0.0)[0]
+        near = difflib.get_close_matches(name, names, 1, SIMILAR)
+        known = f"they are {', '.join(names[:MAX_LISTED])}"
+        if near:
+            known = f"the nearest is {near[0]!r}"
         raise MismatchError(
-            f"its {feature!r} is {format_value(name)}, and no class has that name; the nearest is "
-            f"{near!r}"
+            f"its {feature!r} is {format_value(name)}, and no class has that name; {known}"
         )
     number = whole_number(value)
     if number is None:

@@ -110,6 +110,10 @@ def test_field_that_is_not_there_is_named_with_its_option_and_the_nearest() -> N
         r"the nearest is label$",
     ):
         field({"text": "a", "label": 1}, "labl", "--data.label")
+    with pytest.raises(MismatchError, match=r"it has no 'q', but text, label$"):
+        field({"text": "a", "label": 1}, "q")
+    with pytest.raises(MismatchError, match="'q', and no class has that name; they are iris, rose"):
+        class_of({"kind": "q"}, "kind", 2, names=("iris", "rose"))
     with pytest.raises(MismatchError, match="it has no 'x', and no other field"):
         field({}, "x")
 

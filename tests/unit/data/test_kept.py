@@ -21,11 +21,10 @@ REVIEWS = jb.data.JsonLines(files="reviews.jsonl", eval_share=0.25)
 
 
 def flowers(**fields: Any) -> jb.data.Columns:
-    given: dict[str, Any] = {"targets": "kind", "classes": 3, "normalize": True, **fields}
+    given: dict[str, Any] = {"inputs": ("length", "width"), "shape": (2,), "targets": "kind"}
+    given |= {"classes": 3, "normalize": True, **fields}
     records = jb.data.Csv(files="flowers.csv", eval_share=0.25, fill=(("width", "0"),))
-    return jb.data.Columns(
-        records=records, inputs=("length", "width"), shape=(2,), batch=8, **given
-    )
+    return jb.data.Columns(records=records, batch=8, **given)
 
 
 def pictures() -> jb.data.Images:
@@ -44,7 +43,10 @@ def reviews(**fields: Any) -> jb.data.Sentences:
 
 KINDS: dict[str, tuple[Callable[[], Data], str]] = {
     "statistics and names": (flowers, "flowers"),
-    "statistics": (lambda: flowers(targets="length", classes=None), "flowers"),
+    "statistics": (
+        lambda: flowers(inputs=("width",), shape=(), targets="length", classes=None),
+        "flowers",
+    ),
     "names of folders": (pictures, "pictures"),
     "names of folders of sounds": (sounds, "sounds"),
     "names in labels": (reviews, "reviews"),
@@ -98,6 +100,10 @@ def test_what_was_learned_is_there_when_the_source_is_gone(kind: str, folder: Pa
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     fresh: Any = make()
     after = fresh.with_kept(folder / "run")
+    label = getattr(before, "label_field", None)
+    unlabeled = {name: value for name, value in record.items() if name != label}
+    asked = after.read_unlabeled(unlabeled)
+    assert np.array_equal(asked["inputs"], before.read(record)["inputs"])
     assert after == before and getattr(after, "names", ()) == getattr(before, "names", ())
     for name, field in before.read(record).items():
         assert np.array_equal(after.read(record)[name], field), name

@@ -1,5 +1,6 @@
 """Runs in Python: trained, restored, evaluated and applied."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,11 @@ import jax
 import numpy as np
 import pytest
 from flax import linen as nn
+from PIL import Image
 from support.experiments import small
 
 import jaxbig as jb
-from jaxbig.train.apply import as_rows, check_model
+from jaxbig.train.apply import as_rows, check_model, read_records
 from jaxbig.train.evaluate import evaluate_run
 
 Tiny = Callable[..., jb.Experiment]
@@ -25,6 +27,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(shared_programs: None, folder: Path, tiny: Tiny) -> jb.Run:
     return jb.fit(tiny(), folder)
+
+
+def png(height: int, width: int) -> bytes:
+    """The file of a picture."""
+    file = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file, "png")
+    return file.getvalue()
 
 
 def equal(a: Any, b: Any) -> bool:
@@ -111,6 +121,80 @@ def test_outputs_for_arrays_give_the_accuracy_of_the_evaluation(run: jb.Run) -> 
 def test_wrong_arrays_are_refused(run: jb.Run, inputs: Any, words: str) -> None:
     with pytest.raises(jb.Refused, match=words):
         jb.apply(run, inputs)
+
+
+def pictures(**fields: Any) -> jb.data.Images:
+    """Images of 8 x 8 pixels of two classes."""
+    records = jb.data.Synthetic(images=("image",), labels=(("label", 2),))
+    return jb.data.Images(records=records, classes=2, size=8, channels=1, batch=8, **fields)
+
+
+@pytest.mark.parametrize(
+    ("data", "record"),
+    [
+        (pictures(class_names=("cat", "dog")), {"image": np.zeros((30, 20, 3), np.uint8)}),
+        (pictures(canvas=16), {"image": png(40, 20)}),
+        (
+            jb.data.Masks(records=jb.data.Synthetic(), size=8, classes=2, batch=4),
+            {"image": png(40, 20)},
+        ),
+        (
+            jb.data.Columns(
+                records=jb.data.Synthetic(),
+                inputs=("a", "b"),
+                shape=(2,),
+                target_shape=(3,),
+                batch=4,
+            ),
+            {"a": 1.0, "b": 2},
+        ),
+        (
+            jb.data.Sentences(records=jb.data.Synthetic(), length=8, classes=2, batch=4),
+            {"text": "a fine film"},
+        ),
+        (
+            jb.data.Sounds(records=jb.data.Synthetic(), samples=8, classes=2, batch=4),
+            {"audio": np.zeros(5, np.int16)},
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_record_without_a_label_is_read_as_in_training(data: Any, record: Any) -> None:
+    fields = read_records(data, [record, record])
+    rows = as_rows(fields, data.spec())
+    assert {name: each.shape[1:] for name, each in rows.items()} == {
+        name: each.shape[1:] for name, each in data.spec().items()
+    }
+    assert len(rows["inputs"]) == 2
+    with pytest.raises(jb.Refused, match="record 1: it has no "):
+        read_records(data, [record, {}])
+
+
+def test_outputs_for_records_are_those_for_their_arrays(tiny: Tiny, tmp_path: Path) -> None:
+    model = jb.models.ConvNet(layers=(jb.models.Dense(4),), classes=2)
+    loss = jb.objectives.Classification(classes=2)
+    run = jb.fit(tiny(data=pictures(), model=model, objective=loss, steps=1), tmp_path)
+    sizes = [(8, 8), (30, 20), (9, 50), (8, 8), (100, 100)]
+    records = [{"image": png(*size)} for size in sizes]
+    data: Any = run.experiment.data
+    arrays = np.stack([data.read({**each, "label": 0})["inputs"] for each in records])
+    assert np.array_equal(jb.apply(run, records), jb.apply(run, arrays))
+    record = r"or give records of any size, as in jb.apply\(run, \[\{'image': ...\}\]\)"
+    for wrong, words in (
+        (np.zeros((2, 30, 20, 1)), record),
+        (["a.png", "b.png"], f"text, such as 'a.png', and no array of numbers; {record}"),
+        ([Path("a.png")], "text, such as 'a.png'"),
+        ([np.zeros((8, 8, 1)), np.zeros((9, 9, 1))], f"different shapes; {record}"),
+        (np.full((1, 8, 8, 1), 0.5), r"0.5 to 0.5; give 0 to 255 as uint8"),
+        ([{"image": b"no image"}], "record 0: it is not a complete image"),
+    ):
+        with pytest.raises(jb.Refused, match=words):
+            jb.apply(run, wrong)
+
+
+def test_records_for_data_without_any_are_refused(run: jb.Run) -> None:
+    with pytest.raises(jb.Refused, match="Digits reads no records: give arrays"):
+        jb.apply(run, [{"image": b""}])
 
 
 @pytest.mark.parametrize(
