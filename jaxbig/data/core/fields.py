@@ -160,9 +160,25 @@ def fix(label: Any) -> str:
 def numbers(record: Record, name: str, option: str = "") -> np.ndarray:
     """A field as float32 [...]; raises ValueError if it is missing or not of finite numbers."""
     value = array(present(record, name, option), name)
+    if value.dtype.kind == "U" and not value.ndim:
+        text = reprlib.repr(value.item())
+        raise MismatchError(f"its {name!r} is text, {text}, and not of numbers: {instead(option)}")
     if value.dtype.kind not in "biuf":
         raise MismatchError(f"its {name!r} is {kind(value)}, and not of numbers")
     return finite(value, name)
+
+
+def instead(option: str) -> str:
+    """What to do about text where numbers are needed.
+
+    option: the experiment's field that names the text.
+    """
+    number = "number it first (0, 1, ...)"
+    if option == "--data.inputs":
+        return f"{number}, or leave it out of {option}"
+    if option == "--data.targets":
+        return f"{number}, or give the number of different ones as --data.classes"
+    return number
 
 
 def finite(value: np.ndarray, name: str) -> np.ndarray:

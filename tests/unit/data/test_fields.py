@@ -234,3 +234,21 @@ BAD_CASTS: list[tuple[Any, str, str]] = [
 def test_cast_that_changes_a_number_is_refused(value: Any, dtype: str, words: str) -> None:
     with pytest.raises(MismatchError, match=words):
         cast(value, np.dtype(dtype), "x")
+
+
+@pytest.mark.parametrize(
+    ("value", "option", "words"),
+    [
+        (
+            "Oslo",
+            "--data.inputs",
+            r"text, 'Oslo', .*\(0, 1, \.\.\.\), or leave it out of --data.in",
+        ),
+        ("Oslo", "--data.targets", "or give the number of different ones as --data.classes"),
+        (np.str_("Oslo"), "", r"number it first \(0, 1, \.\.\.\)$"),
+        ([1, "Oslo"], "--data.inputs", "is <U.*, and not of numbers$"),
+    ],
+)
+def test_text_among_numbers_is_refused_with_what_to_do(value: Any, option: str, words: str) -> None:
+    with pytest.raises(MismatchError, match=words):
+        numbers({"city": value}, "city", option)

@@ -297,7 +297,10 @@ def test_statistics_are_of_the_records_settings(folder: Path) -> None:
     [
         ({"inputs": ("length", "with")}, "no 'with', which --data.inputs names"),
         ({"shape": (3,)}, "--data.shape is (3,)"),
-        ({"inputs": ("length", "kind")}, "not of numbers"),
+        (
+            {"inputs": ("length", "kind")},
+            "and not of numbers: number it first (0, 1, ...), or leave it out of --data.inputs",
+        ),
     ],
 )
 def test_normalized_columns_that_do_not_fit_are_refused(
