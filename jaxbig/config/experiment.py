@@ -18,7 +18,7 @@ from jaxbig.config.callback import Callback
 from jaxbig.config.guard import Guard
 from jaxbig.config.precision import Precision
 from jaxbig.config.serialize import to_json
-from jaxbig.constraints import NonNegativeInt, PositiveInt, Seed, settings, validate
+from jaxbig.constraints import NonNegativeInt, PositiveInt, Seed, annotations_of, settings, validate
 from jaxbig.data.core.dataset import Data
 from jaxbig.distributed.mesh import Mesh
 from jaxbig.errors import Refused
@@ -133,12 +133,22 @@ class Experiment:
 
     def check(self) -> None:
         """Raises `Refused` for a wrong number or a contradiction, before anything is built."""
+        self.check_kinds()
         self.check_callbacks()
         to_json(self)  # refuses a field that cannot be saved
         validate(self)
         self.check_enough("classes", "classes")
         self.check_enough("vocab", "tokens")
         self.precision.check(getattr(self.model, "dtype", "float32"))
+
+    def check_kinds(self) -> None:
+        """Raises `Refused` where a part is of another kind, such as a folder's name or a class."""
+        for name, kind in annotations_of(type(self)).items():
+            value = getattr(self, name)
+            if not isinstance(kind, type) or kind is bool or isinstance(value, kind):
+                continue
+            example = ', as jb.InitializeFrom(run="runs/b")' if kind is InitializeFrom else ""
+            raise Refused(f"{name} {value!r}: it must be an instance of {kind.__name__}{example}.")
 
     def check_callbacks(self) -> None:
         """Raises `Refused` where a callback is none."""

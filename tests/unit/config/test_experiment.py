@@ -725,3 +725,23 @@ def test_json_of_a_decoder_has_its_inherited_fields() -> None:
     found = to_json(Decoder(vocab=256, depth=2, width=64, heads=4))
     fields = {"vocab": 256, "depth": 2, "width": 64, "heads": 4, "dropout": 0.0, "scan": False}
     assert {"type": "Decoder", **fields}.items() <= found.items()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        (
+            "initialize_from",
+            "runs/b",
+            r"'runs/b': .* InitializeFrom, as jb.InitializeFrom\(run=\"r",
+        ),
+        ("optimizer", "AdamW", r"'AdamW': it must be an instance of Optimizer\."),
+        ("data", None, r"None: it must be an instance of Data\."),
+        ("mesh", {"data": 2}, r"{'data': 2}: it must be an instance of Mesh\."),
+        ("objective", Callback, r"<class .*: it must be an instance of Objective\."),
+        ("model", Digits(batch=8), r"Digits\(.*: it must be an instance of Module\."),
+    ],
+)
+def test_part_of_another_kind_is_refused(field: str, value: Any, message: str) -> None:
+    with pytest.raises(Refused, match=f"^{field} {message}"):
+        load("digits_convnet").replace(**{field: value}).check()
