@@ -1,6 +1,8 @@
 """Numbers in Parquet: regression on some columns.
 
 houses/*.parquet, with the columns area, rooms, age and price
+
+Targets are not scaled: divide prices so that they are near 1, or raise the learning rate.
 """
 
 import numpy as np
@@ -30,6 +32,7 @@ def config() -> jb.Experiment:
 
 def main() -> None:
     run = jb.fit(config(), "runs/houses")
+    # or jb.apply(run, [{"area": 0.5, "rooms": 0.2, "age": 0.9}])
     rows = run.experiment.data.source("eval").rows(np.arange(4))
     prices = jb.apply(run, rows["inputs"])
     for target, answer in zip(rows["targets"], prices.ravel(), strict=True):

@@ -5,7 +5,7 @@ pictures/
   sea/     1.jpg 2.jpg ...
 """
 
-import numpy as np
+from pathlib import Path
 
 import jaxbig as jb
 
@@ -36,12 +36,10 @@ def config() -> jb.Experiment:
 
 def main() -> None:
     run = jb.fit(config(), "runs/pictures")
-    data = run.experiment.data
-    source = data.source("eval")
-    rows = source.rows(np.linspace(0, len(source) - 1, 4).astype(int))  # four, evenly spread
-    best = jb.apply(run, rows).argmax(-1)
-    for target, answer in zip(rows["targets"], best, strict=True):
-        print(f"is {data.names[target]}, predicted {data.names[answer]}")
+    files = sorted(Path("pictures").glob("*/*"))[::12]  # any picture of any size
+    best = jb.apply(run, [{"image": file.read_bytes()} for file in files]).argmax(-1)
+    for file, answer in zip(files, best, strict=True):
+        print(f"{file} is predicted to be {run.experiment.data.names[answer]}")
 
 
 if __name__ == "__main__":
