@@ -6,6 +6,7 @@ step and depends only on its PRNG keys.
 
 import dataclasses
 import io
+import os
 from typing import Any
 
 import jax
@@ -144,8 +145,11 @@ def image_of(record: Record, levels: Levels = None) -> Image:
     if numbers.dtype.kind == "S" and not numbers.ndim:
         return numbers.item()
     if numbers.dtype.kind not in "biuf":
+        is_path = isinstance(value, str | os.PathLike)
+        what = repr(str(value)) if is_path else kind(numbers)
+        fix = ", as Path(...).read_bytes()" if is_path else ""
         raise MismatchError(
-            f"its 'image' is {kind(numbers)}: it must be a file's bytes, or an array of numbers"
+            f"its 'image' is {what}: it must be a file's bytes{fix}, or an array of numbers"
         )
     return eight_bits(numbers, levels)
 

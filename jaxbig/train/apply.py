@@ -96,7 +96,7 @@ def hint_at_records(data: Data) -> str:
     if not isinstance(data, Examples):
         return ""
     are_images = len(data.spec()["inputs"].shape) == 4
-    record = "{'image': ...}" if are_images else "{...}"
+    record = "{'image': path.read_bytes()}" if are_images else "{...}"
     size = " of any size" if are_images else ""
     return f"; or give records{size}, as in jb.apply(run, [{record}]), to be read as in training"
 

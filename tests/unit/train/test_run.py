@@ -179,7 +179,9 @@ def test_outputs_for_records_are_those_for_their_arrays(tiny: Tiny, tmp_path: Pa
     data: Any = run.experiment.data
     arrays = np.stack([data.read({**each, "label": 0})["inputs"] for each in records])
     assert np.array_equal(jb.apply(run, records), jb.apply(run, arrays))
-    record = r"or give records of any size, as in jb.apply\(run, \[\{'image': ...\}\]\)"
+    record = (
+        r"or give records of any size, as in jb.apply\(run, \[\{'image': path.read_bytes\(\)\}\]\)"
+    )
     for wrong, words in (
         (np.zeros((2, 30, 20, 1)), record),
         (["a.png", "b.png"], f"text, such as 'a.png', and no array of numbers; {record}"),
@@ -187,6 +189,10 @@ def test_outputs_for_records_are_those_for_their_arrays(tiny: Tiny, tmp_path: Pa
         ([np.zeros((8, 8, 1)), np.zeros((9, 9, 1))], f"different shapes; {record}"),
         (np.full((1, 8, 8, 1), 0.5), r"0.5 to 0.5; give 0 to 255 as uint8"),
         ([{"image": b"no image"}], "record 0: it is not a complete image"),
+        (
+            [{"image": Path("a.png")}],
+            r"its 'image' is 'a.png': .* bytes, as Path\(...\).read_bytes",
+        ),
     ):
         with pytest.raises(jb.Refused, match=words):
             jb.apply(run, wrong)
