@@ -146,7 +146,7 @@ def image_of(record: Record, levels: Levels = None) -> Image:
         return numbers.item()
     if numbers.dtype.kind not in "biuf":
         is_path = isinstance(value, str | os.PathLike)
-        what = repr(str(value)) if is_path else kind(numbers)
+        what = f"{kind(numbers)} {str(value)!r}" if is_path else kind(numbers)
         fix = ", as Path(...).read_bytes()" if is_path else ""
         raise MismatchError(
             f"its 'image' is {what}: it must be a file's bytes{fix}, or an array of numbers"

@@ -191,7 +191,7 @@ def test_outputs_for_records_are_those_for_their_arrays(tiny: Tiny, tmp_path: Pa
         ([{"image": b"no image"}], "record 0: it is not a complete image"),
         (
             [{"image": Path("a.png")}],
-            r"its 'image' is 'a.png': .* bytes, as Path\(...\).read_bytes",
+            r"its 'image' is PosixPath 'a.png': .* bytes, as Path\(...\).read_bytes",
         ),
     ):
         with pytest.raises(jb.Refused, match=words):
