@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -32,5 +33,12 @@ class Compare(Command):
             result,
             ("", [{key: run.get(key, "") for key in columns} for run in ends]),
             (f"\nagainst {self.workdirs[0]}", result["differences"] or [{"differences": "none"}]),
-            ("\nwidest gaps of the curves", result["curves"] or [{"shared metrics": "none"}]),
+            ("\nwidest gaps of the curves", gap_rows(result["curves"])),
         )
+
+
+def gap_rows(gaps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The gaps as they are printed; of equal curves there is none."""
+    equal = {"widest_gap": "equal", "at_step": ""}
+    rows = [gap if gap["widest_gap"] != 0 else {**gap, **equal} for gap in gaps]
+    return rows or [{"shared metrics": "none"}]

@@ -28,7 +28,10 @@ class Parts(Command):
             part = describe_part(self.name)
             title = f"{part['text']}\n\nfrom {part['module']} import {part['class']}\n"
             rows = [{**field, "default": _short(field["default"])} for field in part["fields"]]
-            return self.emit(part, (title, rows or [{"field": "none"}]))
+            tables = [(title, rows or [{"field": "none"}])]
+            if part["methods"]:
+                tables.append(("\nto write in a class that derives from it", part["methods"]))
+            return self.emit(part, *tables)
         found = list_parts()
         rooms = dict.fromkeys(row["room"] for row in found)
         tables = [

@@ -15,6 +15,8 @@ from jaxbig.system.json_files import read_json
 
 ROOMS = ("models", "objectives", "data", "optim", "distributed", "config")
 """The packages of jaxbig that define what an experiment is made of."""
+FILE = "jaxbig_experiment_"
+"""The module of an experiment's file has this before the file's name: it is no other's name."""
 Classes = Mapping[str, Collection[type]]
 """Classes by name; a name is not always unique."""
 
@@ -38,9 +40,13 @@ def load_run(workdir: str | Path, own: Iterable[type] = ()) -> Experiment:
     try:
         return from_run(run, own)
     except Refused as error:
+        modules = run.get("modules")
+        names = modules.values() if isinstance(modules, dict) else ()
+        files = [f"{name.split(FILE)[1]}.py" for name in map(str, names) if FILE in name]
+        file = files[0] if files else "FILE.py"
         raise Refused(
             f"the experiment of {workdir} cannot be rebuilt from its run.json: {error}; give the "
-            f"experiment's file instead, with the run's options and --workdir {workdir}."
+            f"experiment's file instead, with the run's options: {file} --workdir {workdir}."
         ) from None
 
 

@@ -10,7 +10,7 @@ import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from jaxbig.config.deserialize import load_run
+from jaxbig.config.deserialize import FILE, load_run
 from jaxbig.config.experiment import Experiment
 from jaxbig.config.experiment_files import available, run_folder
 from jaxbig.errors import Refused
@@ -103,7 +103,7 @@ def import_file(path: Path) -> types.ModuleType:
     root, package = package_of(path)
     roots = [root] if package and str(root.resolve()) not in sys.path else []
     with importing(path.parent, *roots, last=[Path.cwd()]):
-        name = f"jaxbig_experiment_{path.stem}"  # no other module's name
+        name = f"{FILE}{path.stem}"
         if package and path.resolve().parent in package_folders(package):
             name = f"{package}.{name}"
         spec = importlib.util.spec_from_file_location(name, path.resolve())

@@ -36,16 +36,21 @@ ROOMS = {
 def parts() -> dict[str, dict[str, Any]]:
     """The classes of each room, by name."""
     found: dict[str, dict[str, Any]] = {room: {} for room in ROOMS}
-    defaults = (field.default for field in dataclasses.fields(Experiment))
-    public: list[Any] = [Callback, *(type(each) for each in defaults)]
-    for package in PACKAGES:
-        module = importlib.import_module(f"jaxbig.{package}")
-        public += [getattr(module, name) for name in module.__all__]
-    for each in public:
+    for each in public_classes():
         room = next((room for room, bases in ROOMS.items() if _is_part(each, bases)), None)
         if room:
             found[room][each.__name__] = each
     return found
+
+
+def public_classes() -> list[Any]:
+    """The classes with a name in `jaxbig.models`, `jaxbig.data`, ..., and those of settings."""
+    defaults = (field.default for field in dataclasses.fields(Experiment))
+    found: list[Any] = [Callback, *(type(each) for each in defaults)]
+    for package in PACKAGES:
+        module = importlib.import_module(f"jaxbig.{package}")
+        found += [getattr(module, name) for name in module.__all__]
+    return [each for each in found if inspect.isclass(each)]
 
 
 def list_parts() -> list[dict[str, str]]:
@@ -58,12 +63,12 @@ def list_parts() -> list[dict[str, str]]:
 
 
 def describe_part(name: str) -> dict[str, Any]:
-    """A part: its module, docstring and fields.
+    """A part, or a base class of parts: its module, docstring, fields, and methods to write.
 
     Raises:
       Refused: there is none of that name; the message has the nearest one.
     """
-    known = {each: kind for classes in parts().values() for each, kind in classes.items()}
+    known = {each.__name__: each for each in public_classes()}
     spelled = {each.lower(): each for each in known}
     found = spelled.get(name.lower())
     if found is None:
@@ -72,7 +77,7 @@ def describe_part(name: str) -> dict[str, Any]:
         raise Refused(f"there is no part {name!r}: {nearest}`jaxbig parts` lists all.")
     part = known[found]
     annotations = annotations_of(part)
-    fields = {field.name: field for field in dataclasses.fields(part)}
+    fields = {field.name: field for field in getattr(part, "__dataclass_fields__", {}).values()}
     return {
         "class": found,
         "module": part.__module__,
@@ -84,9 +89,19 @@ def describe_part(name: str) -> dict[str, Any]:
                 "default": _default(fields[each]),
                 "help": field_help(part, each),
             }
-            for each in settings(part)
+            for each in (settings(part) if fields else [])
+        ],
+        "methods": [
+            describe_method(part, each) for each in sorted(getattr(part, "__abstractmethods__", ()))
         ],
     }
+
+
+def describe_method(part: type, name: str) -> dict[str, str]:
+    """A method of a class with its parameters, or a property, and its docstring in one line."""
+    method = getattr(part, name)
+    parameters = f"({', '.join(inspect.signature(method).parameters)})" if callable(method) else ""
+    return {"method": f"{name}{parameters}", "help": " ".join((method.__doc__ or "").split())}
 
 
 def format_type(annotation: Any) -> str:

@@ -40,8 +40,9 @@ def steps_in(source: Source, *, epochs: float, batch: int) -> int:
 
 def describe_sizes(train: Source, evaluation: Source, batch: int) -> str:
     """The sizes of both splits and of an epoch, for the screen."""
-    steps = steps_in(train, epochs=1, batch=batch)
+    steps = steps_in(train, epochs=1, batch=batch) if is_contiguous(train) else len(train) / batch
+    number = f"{steps:,.1f}".removesuffix(".0") if steps >= 1 else f"{steps:.2g}"
     return (
         f"train {len(train):,}, eval {len(evaluation):,} examples, "
-        f"{steps:,} step{'' if steps == 1 else 's'} an epoch"
+        f"{number} step{'' if steps == 1 else 's'} an epoch"
     )

@@ -1,5 +1,6 @@
 """Starts a run: from its last good checkpoint, or from the weights of another run, or fresh."""
 
+import contextlib
 import functools
 import logging
 import re
@@ -252,7 +253,11 @@ def best_weights(program: Program, report: ReportActivity) -> Restored:
     """The weights of the best checkpoint of the run that `initialize_from` names."""
     source = program.experiment.initialize_from
     folder = Path(source.run) / "checkpoints"
-    choose = functools.partial(matching_leaves, program, source.pattern)
+    described = None
+    with contextlib.suppress(Refused):  # it is only for a message
+        described = read_run(Path(source.run))
+    model = described["experiment"]["model"]["type"] if described else ""
+    choose = functools.partial(matching_leaves, program, source.pattern, model=model)
     weights = CheckpointManager(folder, report_activity=report).restore_some(choose, best=True)
     if weights is None:
         raise Refused(
@@ -381,7 +386,9 @@ def move_aside(workdir: Path) -> None:
             (workdir / name).rename(target / name)
 
 
-def matching_leaves(program: Program, pattern: str, shapes: dict[str, str]) -> dict[str, Any]:
+def matching_leaves(
+    program: Program, pattern: str, shapes: dict[str, str], *, model: str = ""
+) -> dict[str, Any]:
     """Which leaves of another run's state the program's parameters and batch statistics take.
 
     A leaf is taken if its path matches the pattern and its shape is the same; of parameters with
@@ -393,6 +400,7 @@ def matching_leaves(program: Program, pattern: str, shapes: dict[str, str]) -> d
       program: of this run.
       pattern: regular expression, searched for in the paths.
       shapes: of the other run's leaves, as `float32[16, 4]`, by path.
+      model: the name of the other run's model, "" where it is not known.
 
     Returns:
       Shape and dtype there with the sharding here, by path there.
@@ -429,8 +437,13 @@ def matching_leaves(program: Program, pattern: str, shapes: dict[str, str]) -> d
         "%s of %s leaves are the other run's, the rest is fresh:%s", len(wanted), len(table), lines
     )
     if not wanted:
+        here = type(program.experiment.model).__name__
+        models = (
+            f" (the models differ: {model} there, {here} here)" if model not in ("", here) else ""
+        )
         raise Refused(
-            "no leaf there has the path and shape of one here: see the table, and name another run."
+            f"no leaf there has the path and shape of one here{models}: see the table, and name "
+            f"another run."
         )
     refuse_frozen(
         program, {name: what for name, what in table.items() if not what.startswith("loaded")}

@@ -22,6 +22,8 @@ DATA_WAIT = 0.2
 """Fraction of a log's time spent waiting for data above which the log counts as slow."""
 SLOW = 3
 """Warn after this many slow logs in a row."""
+EARLY = 5.0
+"""Seconds of training in which slow logs do not count."""
 WARN_EVERY = 50
 """Warn once in this many logs."""
 
@@ -55,6 +57,8 @@ class StepReporter:
         self.under_way: tuple[int, dict[str, jax.Array], float] | None = None
         self.shares: collections.deque[float] = collections.deque()
         """Of each batch whose step is not recorded yet, the share that is real, not padding."""
+        self.trained = 0.0
+        """Seconds between steps, without evaluations and saves."""
         self.logs = 0
         self.quiet_until = 0
         self.waits: list[float] = []
@@ -101,9 +105,11 @@ class StepReporter:
             self.experiment, self.flops, len(self.made) / seconds, real=statistics.fmean(self.made)
         )
         speed["data_wait"] = self.data_wait / seconds
+        self.trained += seconds
         self.restart()
         self.write(step, self.experiment.objective.summarize(means) | speed)
-        self.warn(speed["data_wait"])
+        if self.trained > EARLY:
+            self.warn(speed["data_wait"])
 
     def warn(self, data_wait: float) -> None:
         """Warns when the last `SLOW` logs waited for data; the first log may."""

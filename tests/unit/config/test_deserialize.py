@@ -105,9 +105,16 @@ def write_run(folder: Path, run: Any) -> None:
 def test_own_class_is_never_taken_for_one_of_jaxbig(tmp_path: Path) -> None:
     experiment = dataclasses.replace(BASE, model=ConvNet(classes=7))
     write_run(tmp_path, {"experiment": saved(experiment), "modules": modules_of(experiment)})
-    with pytest.raises(Refused, match=r"does not ship its ConvNet; .* --workdir"):
+    with pytest.raises(Refused, match=r"does not ship its ConvNet; .* FILE.py --workdir"):
         load_run(tmp_path)
     assert load_run(tmp_path, own=[ConvNet]) == experiment
+
+
+def test_file_of_an_own_class_is_named_to_whom_gives_the_folder(tmp_path: Path) -> None:
+    modules = {"MyMLP": "jaxbig_experiment_my_model", "SGD": "jaxbig.optim.optimizers"}
+    write_run(tmp_path, {"experiment": saved(BASE), "modules": modules})
+    with pytest.raises(Refused, match=rf"its MyMLP; .*: my_model.py --workdir {tmp_path}"):
+        load_run(tmp_path)
 
 
 def test_folder_without_a_run_is_refused(tmp_path: Path) -> None:

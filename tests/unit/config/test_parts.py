@@ -75,3 +75,12 @@ def test_command_prints_one_json_object(capsys: pytest.CaptureFixture[str]) -> N
     assert json.loads(capsys.readouterr().out)["parts"] == list_parts()
     assert run(["parts", "SGD", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["class"] == "SGD"
+
+
+def test_base_class_is_described_with_the_methods_to_write() -> None:
+    for name in BASES - {"Sums"}:
+        assert describe_part(name)["class"] == name
+    [method] = describe_part("Objective")["methods"]
+    assert method["method"] == "__call__(self, forward, batch, key, train)"
+    assert "batch: arrays" in method["help"]
+    assert describe_part("AdamW")["methods"] == []

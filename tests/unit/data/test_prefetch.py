@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import psutil
 import pytest
@@ -31,6 +32,7 @@ from jaxbig.data.pipeline.loader import eval_batch, eval_batches, train_batch, t
 from jaxbig.data.pipeline.sampler import eval_steps, train_indices
 from jaxbig.data.records.image_folder import ImageFolder
 from jaxbig.errors import Failed, Refused
+from jaxbig.program.bad_steps import FAULT
 from jaxbig.train.step_reporter import SLOW, WARN_EVERY, StepReporter
 
 # A user's own file, which no other Python can import by the name that it is loaded under.
@@ -617,3 +619,16 @@ def test_run_that_waits_now_and_then_gives_no_warning(
 ) -> None:
     report([0.9, 0.9, 0.1] * 20 + [0.19] * 20)
     assert not caplog.records
+
+
+@pytest.mark.parametrize(("seconds", "count"), [(0.1, 0), (2.0, 1)])
+def test_run_of_a_few_seconds_gives_no_warning(
+    seconds: float, count: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = itertools.count(step=seconds)
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    reporter = StepReporter(small("digits_convnet", log_every=1), lambda step, values: None, 0)
+    for step in range(1, 12):
+        reporter.record_batch(np.ones(16), 0.9 * seconds)
+        reporter.record(step, {FAULT: jnp.int32(0)})
+    assert len(caplog.records) == count

@@ -107,3 +107,15 @@ def test_digests_are_printed_short_and_given_whole_in_json(
     assert printed.count(" 0123456789ab\n") == 2 and "0123456789abc" not in printed
     Compare(workdirs=folders, json=True)()
     assert json.loads(capsys.readouterr().out)["runs"][0]["state_sha256"] == digest
+
+
+def test_equal_curves_are_printed_as_equal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [run(tmp_path / name, 1.0) for name in "ab"]
+    (folders[1] / "metrics.jsonl").write_text(
+        '{"step": 1, "split": "train", "loss": 0.75, "learning_rate": 0.1}\n'
+    )
+    Compare(workdirs=folders)()
+    rows = {line.split()[1]: line.split()[2:] for line in capsys.readouterr().out.splitlines()[-2:]}
+    assert rows == {"train/learning_rate": ["1", "equal"], "train/loss": ["1", "0.25", "1"]}

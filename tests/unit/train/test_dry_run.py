@@ -36,7 +36,7 @@ def test_run_that_could_start_is_described_and_nothing_is_written(tmp_path: Path
     found = dry_run(experiment(), tmp_path / "runs/new")
     assert not any(tmp_path.iterdir())
     assert (found["start"], found["steps"], found["devices"]) == ("from step 0", 4, 8)
-    assert found["data"] == "train 353, eval 89 examples, 23 steps an epoch"
+    assert found["data"] == "train 353, eval 89 examples, 22.1 steps an epoch"
 
 
 def test_run_would_resume_or_go_back(made: Path) -> None:

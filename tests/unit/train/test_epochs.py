@@ -54,8 +54,11 @@ def test_part_of_an_epoch_is_exact() -> None:
 
 def test_sizes_are_described_in_words() -> None:
     text = describe_sizes(Examples(570), Examples(30), 32)
-    assert text == "train 570, eval 30 examples, 18 steps an epoch"
-    assert describe_sizes(Examples(5), Examples(1), 32).endswith("1 step an epoch")
+    assert text == "train 570, eval 30 examples, 17.8 steps an epoch"
+    assert describe_sizes(Examples(32), Examples(1), 32).endswith(", 1 step an epoch")
+    assert describe_sizes(Examples(5), Examples(1), 32).endswith(", 0.16 steps an epoch")
+    assert describe_sizes(Examples(570, True), Examples(1), 32).endswith(", 18 steps an epoch")
+    assert describe_sizes(Examples(128_000), Examples(1), 32).endswith(", 4,000 steps an epoch")
 
 
 @pytest.mark.parametrize("epochs", [0, -1.0, math.inf, math.nan])
@@ -71,7 +74,7 @@ def test_schedule_and_run_follow_the_epochs(
     assert experiment.steps == math.ceil(0.2 * 353 / 16) == 5
     summary = fit(experiment, tmp_path, Screen())
     assert summary["step"] == 5
-    assert "train 353, eval 89 examples, 23 steps an epoch" in capsys.readouterr().out
+    assert "train 353, eval 89 examples, 22.1 steps an epoch" in capsys.readouterr().out
 
 
 def test_epochs_and_steps_together_are_refused() -> None:

@@ -21,6 +21,7 @@ from jaxbig.config.experiment import Experiment, InitializeFrom
 from jaxbig.distributed.mesh import Mesh
 from jaxbig.errors import Refused
 from jaxbig.models.convnet import ConvNet, Dense, Dropout
+from jaxbig.models.mlp import MLP
 from jaxbig.optim.optimizers import SGD, AdamW
 from jaxbig.optim.schedules import Constant
 from jaxbig.program.program import make_program
@@ -165,6 +166,16 @@ def test_a_pattern_that_takes_nothing_is_refused(parent: Path, tmp_path: Path) -
     with pytest.raises(Refused, match="no leaf there"):
         fit(
             digits(initialize_from=InitializeFrom(run=str(parent), pattern="nothing")),
+            tmp_path / "run",
+            Screen(),
+        )
+
+
+def test_run_of_another_model_is_refused_with_both(parent: Path, tmp_path: Path) -> None:
+    source = InitializeFrom(run=str(parent), pattern="nothing")
+    with pytest.raises(Refused, match=r"here \(the models differ: ConvNet there, MLP here\): see"):
+        fit(
+            digits(initialize_from=source, model=MLP(widths=(8,), outputs=10)),
             tmp_path / "run",
             Screen(),
         )
