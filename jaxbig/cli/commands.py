@@ -41,9 +41,12 @@ def split(arguments: Sequence[str]) -> tuple[str, list[str]]:
         if word in COMMANDS:
             return word, list(arguments[count:])
     word = arguments[0]
-    within = [f"jaxbig {name}" for name in COMMANDS if name.startswith(f"{word} ")]
+    within = [name for name in COMMANDS if name.startswith(f"{word} ")]
+    if difflib.get_close_matches(" ".join(arguments[:2]), within, cutoff=0.85):
+        raise Refused(unknown_command(" ".join(arguments[:2])))
     if within:
-        raise Refused(f"{word} needs a second word: it is {' or '.join(within)}.")
+        names = " or ".join(f"jaxbig {name}" for name in within)
+        raise Refused(f"{word} needs a second word: it is {names}.")
     raise Refused(unknown_command(word))
 
 
