@@ -28,12 +28,13 @@ SMALL = [
     "--data.length=32",
     "--optimizer.learning-rate.warmup=2",
 ]
+# enough steps that a run does not end before its third preemption
 TRAIN = [
     *SMALL,
-    "--steps=80",
+    "--steps=300",
     "--log-every=1",
-    "--checkpoint-every=5",
-    "--evaluate-every=80",
+    "--checkpoint-every=20",
+    "--evaluate-every=300",
     "--evaluate-batches=2",
 ]
 
@@ -125,7 +126,7 @@ def test_a_job_of_two_nodes_that_is_preempted_ends_as_one_left_alone(
         json.loads((tmp_path / "runs" / name / "summary.json").read_text())
         for name in ("alone", "preempted")
     ]
-    assert [end["step"] for end in ends] == [80, 80], said
+    assert [end["step"] for end in ends] == [300, 300], said
     assert ends[0]["state_sha256"] == ends[1]["state_sha256"]
     record = json.loads((run / "run.json").read_text())
     assert len(record["starts"]) == 4 and record["devices"]["processes"] == 2
