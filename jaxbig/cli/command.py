@@ -1,5 +1,6 @@
 """The base class of all commands: parses options, prints a table or JSON. Needs no JAX."""
 
+import abc
 import dataclasses
 from collections.abc import Sequence
 from typing import Any, Self
@@ -12,7 +13,7 @@ from jaxbig.tracking.console import Screen, table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Command(OutputOptions):
+class Command(OutputOptions, abc.ABC):
     """A command: its fields are its options, calling it runs it and returns an exit code."""
 
     @classmethod
@@ -33,8 +34,9 @@ class Command(OutputOptions):
         """What a shell can offer for the last argument; `arguments` as of `from_arguments`."""
         return option_names(cls) if arguments[-1].startswith("-") else []
 
+    @abc.abstractmethod
     def __call__(self) -> int:
-        raise NotImplementedError
+        """Runs the command; an exit code."""
 
     def screen(self, quiet: bool = False) -> Screen:
         """The screen and log of this command; `quiet` as if the user had asked for that."""

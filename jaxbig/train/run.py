@@ -23,6 +23,7 @@ from jaxbig.tracking.console import Screen
 from jaxbig.tracking.metrics_writer import last_metrics, read_metrics
 from jaxbig.train import trainer
 from jaxbig.train.early_stopping import out_of_patience
+from jaxbig.train.epochs import with_epochs
 from jaxbig.train.resume import differences, prepare
 from jaxbig.train.run_description import read_run
 
@@ -84,6 +85,8 @@ def fit(
     directory: str | Path,
     *,
     progress: bool = False,
+    epochs: float = 0.0,
+    resume_from: str | int = "",
     fork: bool = False,
     adopt: bool = False,
 ) -> Run:
@@ -98,6 +101,9 @@ def fit(
       experiment: what to train.
       directory: the run's folder.
       progress: show a bar and each evaluation, in a terminal or a notebook.
+      epochs: train for this many passes over the training examples; 0: for `experiment.steps`.
+      resume_from: last, best or the step of a checkpoint: go back to it; what came after it is kept
+        aside.
       fork: if the folder holds another run, move that aside and start from its weights.
       adopt: if its `run.json` is lost, take its checkpoints for this run's.
 
@@ -114,7 +120,13 @@ def fit(
     folder = Path(directory)
     refuse_url("directory", folder)
     screen = Screen(quiet=not progress)
-    trained = trainer.train(experiment, folder, screen, fork=fork, adopt=adopt)
+    if fork and resume_from:
+        raise Refused("resume_from goes back in a run, and fork starts another: give one of them.")
+    if epochs:
+        experiment = with_epochs(experiment, epochs)
+    trained = trainer.train(
+        experiment, folder, screen, fork=fork, adopt=adopt, resume_from=str(resume_from)
+    )
     for number in trained.signals:
         signal.raise_signal(number)
     return make_run(folder, trained.program, trained.state, trained.summary["step"])

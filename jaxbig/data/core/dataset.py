@@ -204,9 +204,9 @@ def open_split(data: Data, split: str) -> Source:
         raise Refused(f"split {split}: it is train, eval or test.")
     if split == "test" and not data.has_test():
         raise Refused(
-            f"split test: {type(getattr(data, 'records', data)).__name__} has no such split; "
-            f"records in your own files get one by --data.records.test-share, from the start of "
-            f"training on."
+            f"split test: {type(getattr(data, 'records', data)).__name__} has no such split, "
+            f"or evaluates on it already (--split eval); records in your own files get one by "
+            f"--data.records.test-share, from the start of training on."
         )
     return data.source(split)
 

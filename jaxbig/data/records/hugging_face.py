@@ -87,7 +87,8 @@ class HuggingFace(Files):
         return {"train": self.root / "train", "eval": self.root / held_out[0]}
 
     def has_test(self) -> bool:
-        return super().has_test() or "test" in self.names()
+        names = self.names()
+        return super().has_test() or ("test" in names and self.splits()["eval"].name != "test")
 
     def open(self, split: str) -> OpenFiles:
         if split == "test" and not self.test_share:

@@ -55,7 +55,8 @@ class ClassFolder(Files):
         return tuple(require_folders(next(iter(self.splits().values()))))
 
     def has_test(self) -> bool:
-        return super().has_test() or ("train" in self.splits() and "test" in folders(self.root))
+        evaluated = os.path.basename(self.splits().get("eval", "test"))
+        return super().has_test() or (evaluated != "test" and "test" in folders(self.root))
 
     def open(self, split: str) -> OpenFiles:
         if split == "test" and not self.test_share:

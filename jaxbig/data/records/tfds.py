@@ -11,6 +11,7 @@ import importlib
 import itertools
 import json
 import logging
+import re
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ log = logging.getLogger("jaxbig")
 HOST = "storage.googleapis.com"
 """The host that TFDS connects to first."""
 TEST = "test"
-"""The split of TFDS for a final test, also where it is that for evaluation."""
+"""The split of TFDS for a final test, where neither training nor evaluation uses it."""
 TIMEOUT_S = 10
 """Seconds to wait for a connection to it."""
 ELSEWHERE = ("tensorflow_datasets.text", "tensorflow_datasets.translate")
@@ -115,7 +116,8 @@ class Tfds(Records):
         return tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else ()
 
     def has_test(self) -> bool:
-        return TEST in self.builder().info.splits
+        used = re.findall(r"\w+", f"{self.train_split} {self.eval_split}")
+        return TEST in self.builder().info.splits and not {TEST, "all"} & set(used)
 
     def open(self, split: str) -> Sequence[Record]:
         builder = self.builder()

@@ -12,6 +12,7 @@ from support.experiments import small
 from jaxbig.data.builtin.digits import Digits
 from jaxbig.data.core.dataset import open_split
 from jaxbig.data.images import Images
+from jaxbig.data.records.hugging_face import HuggingFace
 from jaxbig.data.records.image_folder import ImageFolder
 from jaxbig.data.records.json_lines import JsonLines
 from jaxbig.data.records.mixture import Mixture
@@ -93,7 +94,31 @@ def test_tfds_has_a_test_split_where_it_was_prepared_with_one(
     monkeypatch.setattr(Tfds, "builder", lambda self: type("B", (), {"info": Info(splits)}))
     assert not Tfds("mnist").has_test()
     splits["test"] = 1
-    assert Tfds("mnist").has_test()
+    assert Tfds("mnist", eval_split="validation").has_test()
+
+
+@pytest.mark.parametrize(
+    "splits",
+    [("train", "test"), ("train+test", "validation"), ("train", "test[:50%]"), ("train", "all")],
+)
+def test_tfds_has_no_test_split_where_training_or_evaluation_uses_it(
+    splits: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = {"train": 1, "validation": 1, "test": 1}
+    monkeypatch.setattr(Tfds, "builder", lambda self: type("B", (), {"info": Info(there)}))
+    assert not Tfds("mnist", train_split=splits[0], eval_split=splits[1]).has_test()
+
+
+@pytest.mark.parametrize("kind", ["folder", "hugging face"])
+def test_split_that_evaluation_uses_already_is_no_test_split(kind: str, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / split / "cat").mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / split / "cat" / "0.png")
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    records: Any = ImageFolder(folder=str(tmp_path))
+    if kind == "hugging face":
+        records = HuggingFace(folder=str(tmp_path))
+    assert not records.has_test()
 
 
 @dataclasses.dataclass

@@ -230,6 +230,17 @@ def test_a_run_continues_to_more_steps(tiny: Tiny, run: jb.Run, tmp_path: Path) 
     assert longer.step == 6 and longer.curve("train/loss")[0][-1] == 6
 
 
+def test_a_run_trains_for_epochs_and_goes_back_to_a_checkpoint(tiny: Tiny, tmp_path: Path) -> None:
+    experiment = tiny()
+    experiment.data.prepare()
+    epoch = len(experiment.data.source("train")) / experiment.data.batch
+    assert jb.fit(experiment, tmp_path, epochs=6 / epoch).step in (6, 7)  # rounded up
+    again = jb.fit(experiment, tmp_path, resume_from=3)
+    assert again.step == 6 and (tmp_path / "rewound_1" / "checkpoints").is_dir()
+    with pytest.raises(jb.Refused, match="resume_from goes back in a run, and fork starts another"):
+        jb.fit(experiment, tmp_path, resume_from="best", fork=True)
+
+
 class Own(nn.Module):
     """A model that jaxbig does not ship."""
 
