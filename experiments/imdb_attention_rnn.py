@@ -1,4 +1,4 @@
-"""An attention-pooled bidirectional LSTM on IMDB's film reviews (Yang et al., 2016, section 2.2).
+"""`imdb_lstm` with one layer and attention pooling (Yang et al., 2016, section 2.2).
 
     jaxbig train imdb_attention_rnn
 

@@ -20,15 +20,9 @@ from typing import IO
 
 from jaxbig.errors import Refused
 from jaxbig.launch.common import Launcher, at_least, main
+from jaxbig.system.child_processes import Process, StopSignals, collect_stop_signals, kill, spawn
 from jaxbig.system.exit_codes import DONE, INTERRUPTED, PEER_LOST, STOPPED
-from jaxbig.system.process_group import (
-    Process,
-    StopSignals,
-    collect_stop_signals,
-    gpus,
-    kill,
-    spawn,
-)
+from jaxbig.system.local_gpus import gpus
 
 GRACE_S = 10.0
 """Seconds in which the others can exit after one has failed."""

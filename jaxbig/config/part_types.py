@@ -1,4 +1,4 @@
-"""Options that give a part of an experiment another type, as `--optimizer SGD`."""
+"""Changes the type of a part of an experiment by an option, as `--optimizer SGD`."""
 
 import dataclasses
 import difflib

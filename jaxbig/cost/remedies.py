@@ -1,4 +1,4 @@
-"""Settings that reduce the memory of an experiment, the cheapest first."""
+"""Options to try, in a fixed order, where an experiment needs too much memory."""
 
 import math
 from collections.abc import Iterator

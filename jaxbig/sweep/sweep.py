@@ -18,9 +18,10 @@ from jaxbig.config.options import names
 from jaxbig.config.overrides import resolve
 from jaxbig.errors import Refused
 from jaxbig.sweep.search_space import Setting, format_setting, options
+from jaxbig.system.child_processes import Process, collect_stop_signals, kill, spawn
 from jaxbig.system.exit_codes import DONE, INTERRUPTED
 from jaxbig.system.json_files import read_json, write_json
-from jaxbig.system.process_group import Process, collect_stop_signals, gpus, kill, spawn
+from jaxbig.system.local_gpus import gpus
 
 
 class Sweep:

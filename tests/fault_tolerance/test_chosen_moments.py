@@ -26,7 +26,7 @@ PREPARES = "jaxbig.train.resume", "prepare"
 RESTORES = "jaxbig.checkpoint.manager:CheckpointManager", "restore"
 SAVES = "jaxbig.checkpoint.manager:CheckpointManager", "_commit"
 STEPS = "jaxbig.train.step_reporter:StepReporter", "record"
-READS = "jaxbig.data.records.tfds_builder:Arrays", "rows"
+READS = "jaxbig.data.core.array_source:ArraySource", "rows"
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,10 @@ import jax
 import numpy as np
 import tensorflow_datasets as tfds
 
+from jaxbig.data.core.array_source import ArraySource
 from jaxbig.data.core.dataset import Data, Source, Spec
 from jaxbig.data.pipeline.sampler import epoch_order
-from jaxbig.data.records.tfds_builder import Arrays, Builder, Record, columns, identity, prepared
+from jaxbig.data.records.tfds_builder import Builder, Record, columns, identity, prepared
 
 PADDING, START, END = range(3)
 ALPHABET = " ',-./0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -138,7 +139,7 @@ class Dates(Data):
         )
         lengths = np.array([len(text) for text in inputs], np.int32)
         padded = np.stack([np.pad(text, (0, LENGTH - len(text))) for text in inputs])
-        source = Arrays(inputs=padded, lengths=lengths, targets=targets)
+        source = ArraySource(inputs=padded, lengths=lengths, targets=targets)
         source.arrays["mask"] = np.ones(
             targets.shape, np.float32
         )  # of each token, not each example

@@ -11,9 +11,10 @@ import jax
 import numpy as np
 import tensorflow_datasets as tfds
 
+from jaxbig.data.core.array_source import ArraySource
 from jaxbig.data.core.dataset import Data, Source, Spec
 from jaxbig.data.pipeline.sampler import epoch_order
-from jaxbig.data.records.tfds_builder import Arrays, Builder, Record, columns, identity, prepared
+from jaxbig.data.records.tfds_builder import Builder, Record, columns, identity, prepared
 
 
 class JaxbigDiabetes(Builder):
@@ -56,7 +57,7 @@ class Diabetes(Data):
         builder = prepared(JaxbigDiabetes)
         train = columns(builder, "train")
         read = columns(builder, split)
-        return Arrays(
+        return ArraySource(
             inputs=_standardized(read["measurements"], train["measurements"]),
             targets=_standardized(read["progress"], train["progress"]),
         )

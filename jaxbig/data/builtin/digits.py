@@ -10,9 +10,10 @@ import jax
 import numpy as np
 import tensorflow_datasets as tfds
 
+from jaxbig.data.core.array_source import ArraySource
 from jaxbig.data.core.dataset import Data, Source, Spec
 from jaxbig.data.pipeline.sampler import epoch_order
-from jaxbig.data.records.tfds_builder import Arrays, Builder, Record, columns, identity, prepared
+from jaxbig.data.records.tfds_builder import Builder, Record, columns, identity, prepared
 
 
 class JaxbigDigits(Builder):
@@ -53,4 +54,4 @@ class Digits(Data):
     def source(self, split: str) -> Source:
         read = columns(prepared(JaxbigDigits), split)
         images = np.stack(read["image"]).astype(np.float32)[..., None] / 16
-        return Arrays(inputs=images, targets=np.array(read["label"], np.int32))
+        return ArraySource(inputs=images, targets=np.array(read["label"], np.int32))

@@ -14,9 +14,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from jaxbig.data.builtin.pytext import held_out, library_files
+from jaxbig.data.core.array_source import ArraySource
 from jaxbig.data.core.dataset import Data, Source, Spec
 from jaxbig.data.pipeline.sampler import epoch_order
-from jaxbig.data.records.tfds_builder import Arrays, Builder, Record, columns, identity, prepared
+from jaxbig.data.records.tfds_builder import Builder, Record, columns, identity, prepared
 
 # The same in Python 3.11 and 3.12.
 PACKAGES = (
@@ -116,7 +117,7 @@ class PyModule(Data):
             if line
         ]
         padded = b"".join(line.ljust(LONGEST, b"\0") for line, _ in kept)
-        return Arrays(
+        return ArraySource(
             inputs=np.frombuffer(padded, np.uint8).reshape(-1, LONGEST).astype(np.int32),
             lengths=np.array([len(line) for line, _ in kept], np.int32),
             targets=np.array([number for _, number in kept], np.int32),

@@ -1,4 +1,4 @@
-"""Base class of TFDS builders in data/builtin: they write ArrayRecord files without TensorFlow.
+"""Builds the bundled data sets once, under a lock, as ArrayRecord files of TFDS; reads them back.
 
 They are stored where TFDS keeps all data sets: in `~/tensorflow_datasets`, or the folder in
 TFDS_DATA_DIR.
@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from jaxbig.data.core.cache import once
-from jaxbig.data.core.dataset import Record, Rows, folder_of
+from jaxbig.data.core.dataset import Record, folder_of
 from jaxbig.errors import Refused
 
 log = logging.getLogger("jaxbig")
@@ -142,16 +142,3 @@ def identity(builder: tfds.core.DatasetBuilder) -> str:
     """The identity of the data: its name, and the sha256 over its records."""
     metadata: Any = builder.info.metadata
     return f"{builder.info.full_name} sha256:{metadata['sha256']}"
-
-
-class Arrays:
-    """A source over arrays in memory, each [examples, ...]; every row counts."""
-
-    def __init__(self, **arrays: np.ndarray):
-        self.arrays = {**arrays, "mask": np.ones(len(next(iter(arrays.values()))), np.float32)}
-
-    def __len__(self) -> int:
-        return len(self.arrays["mask"])
-
-    def rows(self, indices: np.ndarray) -> Rows:
-        return {name: array[indices] for name, array in self.arrays.items()}

@@ -1,4 +1,4 @@
-"""The mixture-of-experts layer: a router sends each token to a few of many MLPs, and drops none.
+"""The mixture-of-experts layer, dropless: a router sends each token to some MLPs, over any mesh.
 
 Letters in shape comments: B batch, L length, D width, F hidden width, E experts, K experts a token,
 T tokens here, N rows that are multiplied.

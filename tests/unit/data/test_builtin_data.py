@@ -23,10 +23,10 @@ from jaxbig.data.builtin.pytext import (
     held_out,
     library_files,
 )
+from jaxbig.data.core.array_source import ArraySource
 from jaxbig.data.core.dataset import Data, Rows
 from jaxbig.data.pipeline.loader import eval_batch, train_batch, train_batches
 from jaxbig.data.pipeline.sampler import eval_steps
-from jaxbig.data.records.tfds_builder import Arrays
 
 few = settings(max_examples=20, deadline=None)
 SOME = (
@@ -127,7 +127,7 @@ def test_tracks_are_the_same_for_any_processes_and_seed(
 
 def test_what_is_not_contiguous_has_no_starts() -> None:
     assert "starts" not in train_batch(Windows(np.arange(9, dtype=np.uint8), 2), 0, seed=0, batch=2)
-    assert "starts" not in eval_batch(Arrays(inputs=np.arange(9)), 0, batch=2)
+    assert "starts" not in eval_batch(ArraySource(inputs=np.arange(9)), 0, batch=2)
 
 
 @given(st.binary(min_size=1, max_size=200), st.integers(1, 40))

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 
 from jaxbig.data.builtin.digits import Digits
 from jaxbig.data.builtin.pytext import JaxbigPytext, PyText, Windows
+from jaxbig.data.core.array_source import ArraySource
 from jaxbig.data.core.dataset import Data, Rows, Source
 from jaxbig.data.pipeline.loader import RowSelection, eval_batch, train_batch, train_batches
 from jaxbig.data.pipeline.sampler import epoch_order, eval_steps, train_indices
-from jaxbig.data.records.tfds_builder import Arrays, columns, prepared
+from jaxbig.data.records.tfds_builder import columns, prepared
 from jaxbig.errors import Failed, Refused
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -29,7 +30,7 @@ few = settings(max_examples=40, deadline=None)
 
 def numbered(size: int) -> Source:
     """A source whose example i is (i, -i)."""
-    return Arrays(inputs=np.arange(size), targets=-np.arange(size, dtype=np.int32))
+    return ArraySource(inputs=np.arange(size), targets=-np.arange(size, dtype=np.int32))
 
 
 def joined(parts: list[Rows]) -> Rows:
@@ -110,7 +111,7 @@ def test_readers_change_no_byte(start: int, share: RowSelection) -> None:
 
 @pytest.mark.parametrize("readers", [0, 1, 4])
 def test_an_example_that_cannot_be_read_is_an_error_at_its_own_step(readers: int) -> None:
-    class Damaged(Arrays):
+    class Damaged(ArraySource):
         def rows(self, indices: np.ndarray) -> Rows:
             if 13 in indices:
                 raise OSError("example 13 is damaged")

@@ -14,8 +14,8 @@ import pytest
 from support.run_processes import STRUCK
 
 from jaxbig.distributed.multihost import interruptible
+from jaxbig.system.child_processes import collect_stop_signals
 from jaxbig.system.exit_codes import INTERRUPTED
-from jaxbig.system.process_group import collect_stop_signals
 from jaxbig.system.signals import STOP_SIGNALS, exit_on_ctrl_c, exit_resumable, write_stderr
 
 NAMES = [number.name for number in STOP_SIGNALS]

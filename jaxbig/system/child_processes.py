@@ -1,14 +1,12 @@
-"""Starts child processes, passes signals on to them, and ends them together."""
+"""Child processes that end with this one: a stop signal asks them to save, a second kills them."""
 
 import contextlib
 import ctypes
 import os
-import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from jaxbig.system.signals import handled, stop_signals
@@ -80,17 +78,3 @@ def collect_stop_signals() -> Iterator[StopSignals]:
     received = StopSignals()
     with handled((signal.SIGINT, *stop_signals()), lambda number, _: received.append(number)):
         yield received
-
-
-def gpus() -> list[str]:
-    """The numbers of the GPUs that JAX may use here; none if JAX_PLATFORMS excludes them."""
-    if os.environ.get("JAX_PLATFORMS", "cuda").split(",")[0] not in ("", "cuda", "gpu", "rocm"):
-        return []
-    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [each for each in visible.split(",") if each not in ("", "-1")]
-    found = [
-        match[1]
-        for file in Path("/dev").glob("nvidia*")
-        if (match := re.fullmatch(r"nvidia(\d+)", file.name))
-    ]
-    return sorted(found, key=int)
