@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from jaxbig.arrays.dtypes import HIGHEST, Dtype, upcast
 from jaxbig.constraints import DropRate, NonNegativeInt, PositiveInt, Range, validate
@@ -17,10 +18,42 @@ from jaxbig.errors import Refused
 from jaxbig.models.base import Model
 from jaxbig.models.layers.attention import Attention
 from jaxbig.models.layers.basic import Linear, RMSNorm, cast, choose, constrain, drop, parameter
+from jaxbig.models.layers.cache import Count, real_tokens
 from jaxbig.models.layers.heads import TokenHead, logits_of
 
 Magnitude = Annotated[float, Range(float, gt=0, lt=1)]
 RecurrenceName = Literal["rglru", "lru"]
+
+
+@struct.dataclass
+class Continued:
+    """What a call with a cache knows of its tokens.
+
+    cache: how many places the cache has; offset: [], how many tokens are in it; padding: [B], how
+    many of a row's first ones are padding, or None.
+    """
+
+    cache: int = struct.field(pytree_node=False)
+    offset: jax.Array
+    padding: jax.Array | None
+
+    def without_padding(self, x: jax.Array) -> jax.Array:
+        """[B, L, W], 0 where the token is padding."""
+        real = real_tokens(self.padding, self.offset, x.shape[1])
+        return x if real is None else jnp.where(real[..., None], x, 0)
+
+
+def recurrence(
+    module: nn.Module, decay: jax.Array, x: jax.Array, continued: Continued | None
+) -> jax.Array:
+    """`associative`, from the last state of the call before if there is one."""
+    if continued is None:
+        return associative(decay, x)
+    x = continued.without_padding(x)
+    kept = module.variable("cache", "state", lambda: jnp.zeros_like(x[:, 0]))
+    states = associative(decay, x.at[:, 0].add(decay[:, 0] * kept.value))
+    kept.value = states[:, -1]
+    return states
 
 
 def associative(decay: jax.Array, x: jax.Array) -> jax.Array:
@@ -74,7 +107,7 @@ class LRU(nn.Module):
         return jnp.log(-0.5 * jnp.log(square))
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, continued: Continued | None = None) -> jax.Array:
         """[B, L, D] -> [B, L, D]."""
         width = x.shape[-1]
         one = ("hidden",)
@@ -107,9 +140,8 @@ class LRU(nn.Module):
             * jnp.exp(gamma)[None, None, None]
         )
         decay = jnp.exp(jax.lax.complex(-jnp.exp(nu), jnp.exp(theta)))[None, None]
-        states = associative(
-            jnp.broadcast_to(decay, driven.shape[1:]), jax.lax.complex(driven[0], driven[1])
-        )
+        decay = jnp.broadcast_to(decay, driven.shape[1:])
+        states = recurrence(self, decay, jax.lax.complex(driven[0], driven[1]), continued)
         states = constrain(states, "batch", "length", "hidden")
         of_real = jnp.tensordot(states.real, c[0], axes=1, precision=HIGHEST)
         y = of_real - jnp.tensordot(states.imag, c[1], axes=1, precision=HIGHEST)
@@ -139,7 +171,7 @@ class RGLRU(nn.Module):
         return jnp.log(a) - jnp.log1p(-a)
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, continued: Continued | None = None) -> jax.Array:
         """[B, L, W] -> [B, L, W]."""
         batch, length, width = x.shape
         if self.heads < 1 or width % self.heads:
@@ -172,7 +204,7 @@ class RGLRU(nn.Module):
         log_a = -self.power * gates[0] * nn.softplus(-slowness)[None, None]
         # bounded from below: the root has no derivative at 0
         driven = jnp.sqrt(jnp.maximum(-jnp.expm1(2 * log_a), 1e-6)) * (gates[1] * real)
-        states = associative(jnp.exp(log_a), driven)
+        states = recurrence(self, jnp.exp(log_a), driven, continued)
         return constrain(states.astype(x.dtype), "batch", "length", "hidden")
 
 
@@ -184,13 +216,19 @@ class CausalConv(nn.Module):
     """Positions that the kernel sees, itself included."""
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, continued: Continued | None = None) -> jax.Array:
         """[B, L, W] -> [B, L, W]."""
         length, width = x.shape[1:]
         init = nn.initializers.normal(self.size**-0.5)
         kernel = parameter(self, "kernel", init, (self.size, width), (None, "hidden"), x.dtype)
         bias = parameter(self, "bias", nn.initializers.zeros, (width,), ("hidden",), x.dtype)
         past = jnp.pad(x, ((0, 0), (self.size - 1, 0), (0, 0)))
+        if continued is not None:
+            x = continued.without_padding(x)
+            before = past[:, : self.size - 1]
+            kept = self.variable("cache", "inputs", lambda: jnp.zeros_like(before))
+            past = jnp.concatenate([kept.value, x], axis=1)
+            kept.value = past[:, length:]
         shifts = (
             past[:, self.size - 1 - k :][:, :length] * kernel[k][None, None]
             for k in range(self.size)
@@ -208,17 +246,17 @@ class RecurrentMixing(nn.Module):
     """rglru or lru."""
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, continued: Continued | None = None) -> jax.Array:
         """[B, L, D] -> [B, L, D]."""
         width = x.shape[-1]
         axes = ("embed", "hidden")
         gate = nn.gelu(Linear((width,), axes, name="gate")(x))
-        y = CausalConv(name="convolution")(Linear((width,), axes, name="input")(x))
+        y = CausalConv(name="convolution")(Linear((width,), axes, name="input")(x), continued)
         y = constrain(y, "batch", "length", "hidden")
         y = (
-            RGLRU(self.heads, name="recurrence")(y)
+            RGLRU(self.heads, name="recurrence")(y, continued)
             if self.recurrence == "rglru"
-            else LRU(width, name="recurrence")(y)
+            else LRU(width, name="recurrence")(y, continued)
         )
         return Linear((width,), ("hidden", "embed"), name="out")(
             constrain(gate * y, "batch", "length", "hidden")
@@ -259,10 +297,20 @@ class Griffin(TokenHead, Model):
         validate(self)
         self.tokens = self.token_table("tokens")
         self.head = self.output_table(self.tokens)
+        self.cached = Count()
 
     @nn.compact
-    def hidden(self, tokens: jax.Array, train: bool = False) -> jax.Array:
-        """Tokens [B, L] -> hidden states [B, L, D]."""
+    def hidden(
+        self,
+        tokens: jax.Array,
+        train: bool = False,
+        cache: int = 0,
+        padding: jax.Array | None = None,
+    ) -> jax.Array:
+        """Tokens [B, L] -> hidden states [B, L, D]; cache and padding as in `Decoder.hidden`."""
+        continued = None
+        if cache:
+            continued = Continued(cache, self.cached(tokens.shape[1]), padding)
         x = cast(self.tokens(tokens), self.dtype) * (
             self.width**0.5 if self.tie_embeddings else 1.0
         )
@@ -275,9 +323,12 @@ class Griffin(TokenHead, Model):
                     "window": self.window,
                     "rotary": True,
                 }
-                y = Attention(heads=self.heads, **fields, name=f"attention_{block}")(y)
+                attention = Attention(heads=self.heads, **fields, name=f"attention_{block}")
+                places = {} if continued is None else vars(continued)
+                y = attention(y, **places)
             else:
-                y = RecurrentMixing(self.heads, self.recurrence, name=f"recurrent_{block}")(y)
+                mixing = RecurrentMixing(self.heads, self.recurrence, name=f"recurrent_{block}")
+                y = mixing(y, continued)
             x = constrain(x + drop(y, self.dropout, train), "batch", "length", None)
             y = RMSNorm(name=f"norm_{block}_mlp")(x)
             both = Linear(

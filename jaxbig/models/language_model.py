@@ -28,6 +28,7 @@ from jaxbig.models.layers.basic import (
     parameter,
     to_logits,
 )
+from jaxbig.models.layers.cache import Count
 from jaxbig.models.layers.heads import ClassifierHead, TokenHead, TokenTables, logits_of
 from jaxbig.models.transformer import Context, Gate, Positions, Stack, TransformerFields
 
@@ -66,7 +67,13 @@ class Text(TokenTables, TransformerFields, kw_only=True):
         return constrain(cast(x, self.dtype), "batch", "length", None)
 
     def token_positions(
-        self, tokens: jax.Array, positions: jax.Array | None, offset: Any, cache: int
+        self,
+        tokens: jax.Array,
+        positions: jax.Array | None,
+        offset: Any,
+        cache: int,
+        *,
+        padding: jax.Array | None = None,
     ) -> jax.Array:
         """Positions [1 or B, L] of tokens [B, L].
 
@@ -75,30 +82,22 @@ class Text(TokenTables, TransformerFields, kw_only=True):
           positions: [B, L] of packed documents, returned as they are; None: counted.
           offset: [], the number of tokens in the cache; None: 0.
           cache: the size of the cache; 0: none.
+          padding: [B], how many of a row's first tokens are padding; position 0 comes after them.
+            The caller knows then how long the rows are.
 
         Raises:
           Refused: if there are fewer learned positions than tokens.
         """
-        length = max(tokens.shape[1], cache)
+        length = max(tokens.shape[1], cache) if padding is None else 0
         if self.positions == "learned" and length > self.max_length:
             raise Refused(
                 f"a sequence of {length} is longer than max_length {self.max_length}: make that "
                 f"{length} or more, or the sequence shorter."
             )
         counted = jnp.arange(tokens.shape[1])[None] + (0 if offset is None else offset)
+        if padding is not None:
+            counted = jnp.maximum(counted - padding[:, None], 0)
         return counted if positions is None else positions
-
-
-class Count(nn.Module):
-    """Number of tokens in the cache, in the collection "cache"."""
-
-    @nn.compact
-    def __call__(self, more: int) -> jax.Array:
-        """Adds `more` to the count; returns the count before, []."""
-        count = self.variable("cache", "count", lambda: jnp.int32(0))
-        before = count.value
-        count.value = before + more
-        return before
 
 
 class Decoder(TokenHead, Text, kw_only=True):
@@ -123,6 +122,7 @@ class Decoder(TokenHead, Text, kw_only=True):
         positions: jax.Array | None = None,
         train: bool = False,
         cache: int = 0,
+        padding: jax.Array | None = None,
     ) -> jax.Array:
         """The hidden states before the output matrix.
 
@@ -132,16 +132,18 @@ class Decoder(TokenHead, Text, kw_only=True):
           positions: [B, L] of packed documents; None: counted.
           train: whether dropout is on.
           cache: the number of tokens that the cache holds; 0: no cache.
+          padding: [B], how many of the first tokens of each row in the cache are padding.
 
         Returns:
           [B, L, D].
         """
         offset = self.cached(tokens.shape[1]) if cache else None
-        at = self.token_positions(tokens, positions, offset, cache)
+        at = self.token_positions(tokens, positions, offset, cache, padding=padding)
         x = self.dropping(
             self.embed(self.tokens, self.learned, tokens, at), deterministic=not train
         )
-        return self.blocks(x, Context(segments=segments, positions=at, offset=offset), train, cache)
+        context = Context(segments=segments, positions=at, offset=offset, padding=padding)
+        return self.blocks(x, context, train, cache)
 
     __call__ = logits_of(hidden)
 

@@ -15,6 +15,7 @@ from jaxbig.constraints import DropRate, PositiveInt, validate
 from jaxbig.errors import Refused
 from jaxbig.models.base import Model
 from jaxbig.models.layers.basic import Embedding, Linear, cast, choose, constrain, drop, length_mask
+from jaxbig.models.layers.cache import Count, real_tokens
 from jaxbig.models.layers.heads import ClassifierHead, TokenHead, logits_of
 from jaxbig.models.layers.rnn_cells import EQUATIONS, Carry, CellName, Layer
 
@@ -173,10 +174,16 @@ class RNNLanguageModel(TokenHead, Model):
         self.trunk = Recurrence(
             self.width, self.cell, self.layers, dropout=self.dropout, name="trunk"
         )
+        self.cached = Count()
 
     @nn.compact
     def hidden(
-        self, tokens: jax.Array, starts: jax.Array | None = None, train: bool = False
+        self,
+        tokens: jax.Array,
+        starts: jax.Array | None = None,
+        train: bool = False,
+        cache: int = 0,
+        padding: jax.Array | None = None,
     ) -> jax.Array:
         """The hidden states before the output matrix.
 
@@ -186,11 +193,16 @@ class RNNLanguageModel(TokenHead, Model):
             backpropagation through time, in the collection "carry"), or from zeros where it is 1.
             None: from zeros.
           train: whether dropout is on.
+          cache: 1 or more: the tokens are the next ones after those of the call before, whose
+            carries are in the collection "cache" (the first call makes them).
+          padding: [B], how many of the first tokens of each row are padding, with a cache.
 
         Returns:
           [B, L, W].
         """
         x = drop(cast(self.tokens(tokens), self.dtype), self.dropout, train)
+        if cache:
+            return self.continued(x, padding)
         if starts is None or not self.is_mutable_collection("carry"):
             return drop(self.trunk(x, train=train)[0], self.dropout, train)
         memory = {
@@ -204,6 +216,23 @@ class RNNLanguageModel(TokenHead, Model):
                 for part, value in zip(each, carries[name], strict=True):
                     part.value = value
         return drop(x, self.dropout, train)
+
+    def continued(self, x: jax.Array, padding: jax.Array | None) -> jax.Array:
+        """States of the next embedded tokens [B, L, D] -> [B, L, W]; padding [B]."""
+        zeros = jnp.zeros((x.shape[0], self.width), accumulation_dtype(x.dtype))
+        parts = choose("cell", self.cell, EQUATIONS).carries
+        names = [f"{self.cell}_{layer}" for layer in range(self.layers)]
+        kept = self.variable("cache", "carries", lambda: dict.fromkeys(names, (zeros,) * parts))
+        real = real_tokens(padding, self.cached(x.shape[1]), x.shape[1])
+        if real is None:
+            states, _, kept.value = self.trunk(x, carries=kept.value)
+            return states
+        # a layer stops at a row's length: each row's padding is moved behind its tokens and back
+        count = jnp.sum(real, axis=1)
+        places = (jnp.arange(x.shape[1])[None] + count[:, None]) % x.shape[1]
+        x = jnp.take_along_axis(x, jnp.argsort(places, axis=1)[..., None], axis=1)
+        states, _, kept.value = self.trunk(x, count, kept.value)
+        return jnp.take_along_axis(states, places[..., None], axis=1)
 
     def memory(self, layer: int, batch: int, dtype: Any) -> list[Any]:
         """A layer's carry as variables [B, W], zeros at first."""

@@ -125,7 +125,8 @@ class Context:
     """Inputs of every block of a stack besides x; None where not needed.
 
     memory: [B, S, D] to attend to; segments: [B, L] and memory_segments: [B, S], who sees whom;
-    positions: [B, L]; offset: [], how many tokens are in the cache.
+    positions: [B, L]; offset: [], how many tokens are in the cache; padding: [B], how many of a
+    row's first tokens in the cache are padding.
     """
 
     memory: Any = None
@@ -133,6 +134,7 @@ class Context:
     memory_segments: Any = None
     positions: Any = None
     offset: Any = None
+    padding: Any = None
 
 
 class Block(TransformerFields, kw_only=True):
@@ -189,7 +191,9 @@ class Block(TransformerFields, kw_only=True):
         x = add(
             x,
             "attention",
-            lambda y: attention(y, None, c.segments, None, c.positions, scores, c.offset, cache),
+            lambda y: attention(
+                y, None, c.segments, None, c.positions, scores, c.offset, cache, c.padding
+            ),
         )
         if self.cross:
             cross = Attention(heads=self.heads, **same, name="cross")

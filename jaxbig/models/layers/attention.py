@@ -17,7 +17,7 @@ from jaxbig.arrays.dtypes import accumulation_dtype, upcast
 from jaxbig.constraints import AtLeastOne, PositiveInt, validate
 from jaxbig.distributed.logical_axes import active_axes, platform
 from jaxbig.errors import Refused
-from jaxbig.models.layers.attention_mask import Segments, places, visible
+from jaxbig.models.layers.attention_mask import Segments, places, visible, without_padding
 from jaxbig.models.layers.basic import Embedding, Linear, choose, constrain
 from jaxbig.models.layers.ring_attention import pieces, ring
 from jaxbig.system.determinism import is_deterministic
@@ -109,6 +109,7 @@ def attend(
     segments: Segments = None,
     bias: jax.Array | None = None,
     offset: jax.Array | None = None,
+    padding: jax.Array | None = None,
     kernel: str = "auto",
     remat: bool = False,
 ) -> jax.Array:
@@ -120,9 +121,10 @@ def attend(
     elsewhere. "ring" is for a mesh that splits length; without one it is the plain kernel. All
     compute scores and softmax in float32.
 
-    offset: where the queries begin among the keys (a cache); window: how near a key must be, itself
-    counted; remat: the plain kernel's scores are computed again in the backward pass, as the other
-    kernels do by themselves.
+    offset: where the queries begin among the keys (a cache); padding: [B], how many keys at the
+    beginning of each row of a cache are not seen; window: how near a key must be, itself counted;
+    remat: the plain kernel's scores are computed again in the backward pass, as the other kernels
+    do by themselves.
     """
     choose("kernel", kernel, Kernel)
     lengths = query.shape[1], key.shape[1]
@@ -187,6 +189,8 @@ def attend(
     mask = None
     if causal or window is not None or segments is not None:
         mask = visible(*places(query, key, offset), causal, window, segments)
+    if mask is not None and padding is not None:
+        mask = without_padding(mask, padding)
     return (jax.checkpoint(plain) if remat else plain)(query, key, value, bias, mask)
 
 
@@ -325,9 +329,11 @@ class Attention(nn.Module, kw_only=True):
         scores: jax.Array | None = None,
         offset: jax.Array | None = None,
         cache: int = 0,
+        padding: jax.Array | None = None,
     ) -> jax.Array:
         """x [B, T, D], memory [B, S, D], segments [B, T] and [B, S], positions [B, T], scores [1,
-        H, T, S] (added before the softmax), offset [] (tokens in the cache) -> [B, T, D]."""
+        H, T, S] (added before the softmax), offset [] (tokens in the cache), padding [B] (how many
+        of a row's first ones in the cache are not seen) -> [B, T, D]."""
         validate(self)
         width = x.shape[-1]
         kv_heads = self.heads if self.kv_heads is None else self.kv_heads
@@ -383,6 +389,7 @@ class Attention(nn.Module, kw_only=True):
             segments=pair,  # type: ignore[arg-type]
             bias=scores,
             offset=offset if cache and memory is None else None,
+            padding=padding if cache and memory is None else None,
             kernel=self.kernel,
             remat=self.remat,
         )

@@ -34,6 +34,12 @@ def visible(
     return (jnp.broadcast_to(seen[None], same.shape) & same)[:, None]
 
 
+def without_padding(seen: jax.Array, padding: jax.Array) -> jax.Array:
+    """`visible` [1 or B, 1, T, S] without each row's first padding [B] keys: [B, 1, T, S]."""
+    real = jnp.arange(seen.shape[3])[None] >= padding[:, None]  # [B, S]
+    return seen & real[:, None, None]
+
+
 def places(
     query: jax.Array, key: jax.Array, offset: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
