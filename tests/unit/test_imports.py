@@ -26,7 +26,7 @@ FLOORS = (
     {"launch", "program", "sweep"},
     {"cost"},
     {"planning", "train"},
-    {"tools"},
+    {"inference", "tools"},
     {"cli"},
     {"__main__"},
 )
