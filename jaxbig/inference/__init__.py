@@ -1,1 +1,1 @@
-"""Uses a trained run."""
+"""What is done with a trained run."""

@@ -107,7 +107,7 @@ def export_stablehlo(run: Run, folder: str | Path) -> dict[str, Any]:
 def save_npz(file: Path, arrays: Arrays) -> None:
     """Writes arrays by path as `.npz`, which `numpy.load` reads."""
     named: Any = arrays
-    np.savez(file, allow_pickle=False, **named)
+    np.savez(file, **named)
 
 
 def given_fields(data: Data) -> dict[str, jax.ShapeDtypeStruct]:
