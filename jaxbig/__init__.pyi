@@ -1,11 +1,14 @@
 """The names of `import jaxbig as jb`, each imported when it is first used."""
 
 from . import data as data
+from . import evaluators as evaluators
 from . import models as models
 from . import objectives as objectives
 from . import optim as optim
 from .config.callback import Callback as Callback
 from .config.discover import load as load
+from .config.evaluator import Evaluator as Evaluator
+from .config.evaluator import Every as Every
 from .config.experiment import Experiment as Experiment
 from .config.experiment import InitializeFrom as InitializeFrom
 from .config.guard import Guard as Guard
@@ -18,6 +21,7 @@ from .tools.examine import describe as describe
 from .tools.examine import inspect_batch as inspect_batch
 from .tools.examine import plan as plan
 from .train.apply import apply as apply
+from .train.passes import Evaluation as Evaluation
 from .train.run import Run as Run
 from .train.run import evaluate as evaluate
 from .train.run import fit as fit

@@ -13,7 +13,7 @@ from jaxbig.constraints import annotations_of, settings
 from jaxbig.errors import Refused
 from jaxbig.system.json_files import read_json
 
-ROOMS = ("models", "objectives", "data", "optim", "distributed", "config")
+ROOMS = ("models", "objectives", "data", "optim", "distributed", "config", "evaluators")
 """The packages of jaxbig that define what an experiment is made of."""
 FILE = "jaxbig_experiment_"
 """The module of an experiment's file has this before the file's name: it is no other's name."""

@@ -15,6 +15,7 @@ import flax.linen as nn
 from flax import nnx
 
 from jaxbig.config.callback import Callback
+from jaxbig.config.evaluator import Evaluator, Every
 from jaxbig.config.guard import Guard
 from jaxbig.config.precision import Precision
 from jaxbig.config.serialize import to_json
@@ -67,6 +68,8 @@ class Experiment:
     """Called after steps, evaluations and saves."""
     metrics: tuple[Metric, ...] = ()
     """Metrics of an evaluation over all outputs of the model, such as `AUC()`."""
+    evaluators: tuple[Every, ...] = ()
+    """Other evaluations, such as `Every(500, KNearest(k=20))`: every 500 steps."""
     steps: PositiveInt
     """The number of training steps."""
     accumulate: PositiveInt = 1
@@ -135,6 +138,7 @@ class Experiment:
         """Raises `Refused` for a wrong number or a contradiction, before anything is built."""
         self.check_kinds()
         self.check_callbacks()
+        self.check_evaluators()
         to_json(self)  # refuses a field that cannot be saved
         validate(self)
         self.check_enough("classes", "classes")
@@ -160,6 +164,32 @@ class Experiment:
                 raise Refused(
                     f"callbacks: {each!r} is no instance of a class that derives from Callback."
                 )
+
+    def check_evaluators(self) -> None:
+        """Raises `Refused` where an evaluator is none, or two would write the same rows."""
+        given: object = self.evaluators
+        if not isinstance(given, tuple | list):
+            raise Refused(
+                f"evaluators {given!r}: it must be a tuple, as in (Every(500, KNearest()),)."
+            )
+        taken = {"train", "eval"}
+        for each in given:
+            if not isinstance(each, Every) or not isinstance(each.evaluator, Evaluator):
+                raise Refused(
+                    f"evaluators: {each!r} must be an Every with an instance of a class that "
+                    f"derives from Evaluator, as in Every(500, KNearest())."
+                )
+            split = each.evaluator.split
+            if not re.fullmatch(r"[\w.-]+", split):
+                raise Refused(
+                    f"evaluators: the name {split!r} must be a word, as it is the split of rows."
+                )
+            if split in taken:
+                raise Refused(
+                    f"evaluators: there are other rows of the split {split!r}: give "
+                    f"{type(each.evaluator).__name__} another name."
+                )
+            taken.add(split)
 
     def check_enough(self, name: str, noun: str) -> None:
         """Raises `Refused` where the data has more classes, or tokens, than the model or objective.

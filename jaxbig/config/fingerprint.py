@@ -13,6 +13,7 @@ FREE = (
     "guard",
     "callbacks",
     "metrics",
+    "evaluators",
     "log_every",
     "evaluate_every",
     "evaluate_batches",
@@ -25,7 +26,14 @@ FREE = (
     "read_ahead",
 )
 """The fields of an experiment that may change when a run is resumed."""
-ADDED_LATER = {"callbacks": [], "clip_value": None, "metrics": [], "patience": 0, "test_share": 0.0}
+ADDED_LATER = {
+    "callbacks": [],
+    "clip_value": None,
+    "evaluators": [],
+    "metrics": [],
+    "patience": 0,
+    "test_share": 0.0,
+}
 """Fields that runs before them do not have, with their defaults, at which they change nothing."""
 FREE_OF_DATA = ("skip_bad_records",)  # a batch is the same, however many more may be left out
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from jaxbig.config.callback import Callback
+from jaxbig.config.evaluator import Evaluator, Every
 from jaxbig.config.experiment import Experiment
 from jaxbig.config.help_texts import class_summary, field_help
 from jaxbig.constraints import Range, annotations_of, settings
 from jaxbig.errors import Refused
 
-PACKAGES = ("models", "objectives", "data", "optim")
+PACKAGES = ("models", "objectives", "data", "optim", "evaluators")
 """The packages that name their public classes."""
 ROOMS = {
     "models": ("Model",),
@@ -27,8 +28,9 @@ ROOMS = {
     "transforms": ("Augmentation", "Mixing", "LogMel"),
     "optimizers": ("Optimizer",),
     "schedules": ("Schedule",),
+    "evaluators": ("Evaluator",),
     "callbacks": ("Callback",),
-    "settings": ("Mesh", "Precision", "Guard", "InitializeFrom"),
+    "settings": ("Mesh", "Every", "Precision", "Guard", "InitializeFrom"),
 }
 """The names of the base classes of each kind of part; a class is in the first room that fits."""
 
@@ -46,7 +48,7 @@ def parts() -> dict[str, dict[str, Any]]:
 def public_classes() -> list[Any]:
     """The classes with a name in `jaxbig.models`, `jaxbig.data`, ..., and those of settings."""
     defaults = (field.default for field in dataclasses.fields(Experiment))
-    found: list[Any] = [Callback, *(type(each) for each in defaults)]
+    found: list[Any] = [Callback, Evaluator, Every, *(type(each) for each in defaults)]
     for package in PACKAGES:
         module = importlib.import_module(f"jaxbig.{package}")
         found += [getattr(module, name) for name in module.__all__]

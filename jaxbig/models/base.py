@@ -1,4 +1,4 @@
-"""The base class of models: how the tools make a model smaller, or change what it recomputes.
+"""The base class of models: how tools make a model smaller, and what they read of it.
 
 `train --smoke` and `check` run a small copy of a model, `check` computes in float64 where the model
 can, and `plan` tries what the backward pass recomputes. They ask the model's class by the methods
@@ -13,6 +13,8 @@ import flax.linen as nn
 import jax
 
 from jaxbig.constraints import PositiveInt
+from jaxbig.errors import Refused
+from jaxbig.models.layers.heads import ClassifierHead
 
 Remat = Literal["none", "attention", "dots", "projections", "full"]
 """In the order of what they save."""
@@ -67,6 +69,17 @@ class Model(nn.Module):
         """
         return "remat", get_args(Remat) if hasattr(self, "remat") else ()
 
+    @nn.nowrap
+    def features(self, *arguments: Any, **named: Any) -> jax.Array:
+        """The features of each example [B, D], to fit something else on the frozen model.
+
+        By default the input of the `ClassifierHead`, when the model is called with these arguments.
+
+        Raises:
+          Refused: the model has no such head.
+        """
+        return head_input(self, *arguments, **named)
+
 
 class Classifier(Model):
     """Base class of models that give a logit a class."""
@@ -100,6 +113,25 @@ class Translator(Model):
         """Source tokens [B, S], target tokens before each position [B, T], lengths [B] -> logits
         [B, T, V], float32."""
         return self.decode(previous, self.encode(inputs, lengths, train), train)
+
+
+def head_input(model: Any, *arguments: Any, **named: Any) -> jax.Array:
+    """What a model that is bound to its variables gives to its `ClassifierHead`, when called."""
+    seen: list[jax.Array] = []
+
+    def keep(method: Any, given: Any, options: Any, context: Any) -> Any:
+        if isinstance(context.module, ClassifierHead) and context.method_name == "__call__":
+            seen.append(given[0])
+        return method(*given, **options)
+
+    with nn.intercept_methods(keep):
+        model(*arguments, **named)
+    if not seen:
+        raise Refused(
+            f"{type(model).__name__} has no ClassifierHead, whose input would be its features: "
+            f"give it a method features(self, inputs, train=False) that returns them [B, D]."
+        )
+    return seen[-1]
 
 
 def model_class(model: nn.Module) -> Any:

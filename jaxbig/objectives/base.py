@@ -4,7 +4,8 @@ import abc
 import dataclasses
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, cast
 
 import chex
@@ -101,15 +102,20 @@ def in_words(value: Any) -> str:
     return f"{value.dtype} {list(value.shape) or 'scalar'}"
 
 
-def call(forward: nn.Module, batch: Batch, train: bool, method: str = "__call__") -> jax.Array:
+def call(
+    forward: nn.Module, batch: Batch, train: bool, method: str | Callable[..., Any] = "__call__"
+) -> jax.Array:
     """The model, or a method of it, on a batch's inputs and on what else of `SIDE` the batch
-    holds."""
+    holds; a method may be a function that takes the model first."""
     side = {name: batch[name] for name in SIDE if name in batch}
     owner = getattr(forward, "nnx_class", type(forward))
-    taken = inspect.signature(getattr(owner, method)).parameters
+    function = getattr(owner, method) if isinstance(method, str) else method
+    taken = inspect.signature(function).parameters
     if not any(each.kind is each.VAR_KEYWORD for each in taken.values()):
         if "train" not in taken:
-            raise Refused(f"{owner.__name__}.{method} needs a parameter train: bool = False.")
+            raise Refused(
+                f"{owner.__name__}.{function.__name__} needs a parameter train: bool = False."
+            )
         for name in side:
             if name not in taken:
                 raise Refused(
@@ -119,7 +125,8 @@ def call(forward: nn.Module, batch: Batch, train: bool, method: str = "__call__"
     inputs = batch["inputs"]
     mask = batch["mask"]
     with batch_mask(mask if mask.shape == inputs.shape else of_rows(mask)):
-        return getattr(forward, method)(inputs, **side, train=train)
+        bound = getattr(forward, method) if isinstance(method, str) else partial(method, forward)
+        return bound(inputs, **side, train=train)
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array, smoothing: float = 0.0) -> jax.Array:

@@ -27,6 +27,7 @@ from jaxbig.distributed.sharding import (
     replicated,
 )
 from jaxbig.errors import Refused
+from jaxbig.models.base import Model
 from jaxbig.objectives.base import Batch, Sums, call, sums_of
 from jaxbig.program import rng
 from jaxbig.program.bad_steps import FAULT, make_bad_step_check, track_losses, unchanged
@@ -269,6 +270,28 @@ def make_forward(experiment: Experiment) -> Callable[[TrainState, Batch], Any]:
         return apply({"params": state.params, **state.variables})[0]
 
     return forward
+
+
+def make_features(experiment: Experiment) -> Callable[[TrainState, Batch], Any]:
+    """Returns `(state without its optimizer, batch) -> (fields, variables)`, without dropout.
+
+    The fields are `features`, what `Model.features` gives in float32, and the batch's `targets` and
+    `mask`.
+    """
+    method = getattr(type(experiment.model), "features", Model.features)
+
+    def step(state: TrainState, batch: Batch) -> tuple[Batch, Any]:
+        rows = transformed(experiment, batch)
+
+        def features(model: nn.Module) -> Any:
+            return call(model, rows, train=False, method=method)
+
+        apply = nn.apply(features, experiment.model, mutable=list(state.variables))
+        found, variables = apply({"params": state.params, **state.variables})
+        fields = {name: rows[name] for name in ("targets", "mask") if name in rows}
+        return {**fields, "features": upcast(found)}, variables
+
+    return step
 
 
 def make_eval_step_with_outputs(experiment: Experiment) -> Callable[[TrainState, Batch], Any]:

@@ -110,6 +110,12 @@ class Screen:
         values = {name: significant(means[name]) for name in self._columns}
         self.say("".join(self._aligned(values, str(step))))
 
+    @shown
+    def evaluator(self, step: int, split: str, values: dict[str, float]) -> None:
+        """A row of an evaluator, whose metrics are its own."""
+        listed = "  ".join(f"{name} {significant(value)}" for name, value in values.items())
+        self.say(f"{step:>12}  {split}: {listed}")
+
     def _aligned(self, values: dict[str, str], first: str) -> Iterator[str]:
         """The cells of a row of the table of evaluations, each in its column's width."""
         yield f"{first:>12}"
@@ -125,11 +131,13 @@ class Screen:
     @shown
     def result(self, title: str, summary: dict[str, Any], workdir: Path, hints: list[str]) -> None:
         """The final summary: metrics, the run directory, the digest, and what to try next."""
-        rows = [
-            (name, _cell(value))
+        shown = {
+            name: value
             for name, value in summary["metrics"].items()
-            if name.startswith("eval/")
-        ]
+            if not name.startswith("train/")
+        }
+        names = sorted(shown, key=lambda name: not name.startswith("eval/"))
+        rows = [(name, _cell(shown[name])) for name in names]
         best = [
             f"{name} {_cell(value)}"
             for name, value in (summary["best"] or {}).items()

@@ -14,6 +14,7 @@ from jaxbig.distributed.multihost import assert_same_on_all, on_process_zero
 from jaxbig.distributed.run_lock import check_free
 from jaxbig.program.program import make_program
 from jaxbig.train.epochs import describe_sizes
+from jaxbig.train.passes import Evaluation, check_evaluators
 from jaxbig.train.resume import (
     another_run,
     check_length,
@@ -57,6 +58,8 @@ def dry_run(
     check_memory(program)
     on_process_zero(lambda: check_free(workdir))
     fixed = identity(described, prepare(experiment))
+    with program.activate():
+        check_evaluators(Evaluation(program))
     data = experiment.data
     sizes = describe_sizes(data.source("train"), data.source("eval"), data.batch)
     run = on_process_zero(lambda: read_run(workdir, adopt))

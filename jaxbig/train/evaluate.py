@@ -15,9 +15,10 @@ from jaxbig.errors import Refused
 from jaxbig.objectives.metric import Collector
 from jaxbig.program.program import make_program
 from jaxbig.program.state import TrainState
+from jaxbig.train.passes import evaluate
 from jaxbig.train.resume import differences, prepare
 from jaxbig.train.run_description import read_run
-from jaxbig.train.trainer import evaluate, open_checkpoints
+from jaxbig.train.trainer import open_checkpoints
 
 
 def evaluate_run(

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ def initialize_or_resume(
     adopt: bool = False,
     resume_from: str = "",
     heartbeat: Heartbeat = lambda step, activity: None,
+    prepared: Callable[[], None] = lambda: None,
 ) -> tuple[int, TrainState, str]:
     """Prepares the data, restores or makes the state, and writes `run.json`.
 
@@ -62,6 +63,7 @@ def initialize_or_resume(
       resume_from: the checkpoint to go back to, as `CheckpointManager.choose` takes it; what came
         after it is kept aside (rewind.py). Empty: the newest good one.
       heartbeat: called with (step, activity).
+      prepared: called once the data is prepared, to check what else the run needs.
 
     Returns:
       The step, the state, and its `state_sha256`, "" for a first state.
@@ -75,6 +77,7 @@ def initialize_or_resume(
     heartbeat(0, PREPARES)
     described = to_json(experiment)
     fixed = identity(described, prepare(experiment))
+    prepared()
     heartbeat(0, "looks for checkpoints")
     run, weights = claim_directory(
         program, checkpoints, workdir, run=run, fixed=fixed, fork=fork, adopt=adopt

@@ -21,7 +21,7 @@ from jaxbig.program.state import TrainState
 from jaxbig.system.determinism import check_threads, set_deterministic
 from jaxbig.tracking.console import Screen
 from jaxbig.tracking.metrics_writer import last_metrics, read_metrics
-from jaxbig.train import trainer
+from jaxbig.train import passes, trainer
 from jaxbig.train.early_stopping import out_of_patience
 from jaxbig.train.epochs import with_epochs
 from jaxbig.train.resume import differences, prepare
@@ -204,7 +204,7 @@ def evaluate(run: Run | str | Path, *, split: str = "eval") -> dict[str, float]:
         raise Refused(f"{run.directory} was trained with other data ({'; '.join(lines)}).")
     with run.program.activate():
         source = open_split(experiment.data, split)
-        metrics = trainer.evaluate(run.program, run.state, source)
+        metrics = passes.evaluate(run.program, run.state, source)
     assert metrics is not None, "nothing asks it to stop"
     return metrics
 

@@ -2,24 +2,22 @@
 
 import contextlib
 import functools
-import itertools
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from jaxbig.checkpoint.manager import CheckpointManager, OnSaved, ReportActivity
 from jaxbig.config.callback import Callback
+from jaxbig.config.evaluator import Evaluator
 from jaxbig.config.experiment import Experiment
 from jaxbig.config.serialize import flat, to_json
 from jaxbig.cost.flops import model_flops
 from jaxbig.cost.out_of_memory import check_memory, enough_memory
 from jaxbig.data.core.dataset import Source
-from jaxbig.data.pipeline.loader import eval_batches
 from jaxbig.distributed.multihost import (
     assert_same_on_all,
     exit_on_error,
@@ -29,13 +27,11 @@ from jaxbig.distributed.multihost import (
     on_process_zero,
 )
 from jaxbig.distributed.run_lock import lock_run_directory
-from jaxbig.distributed.sharding import device_put_batch, local_rows
+from jaxbig.distributed.sharding import local_rows
 from jaxbig.distributed.watchdog import COMPILES, OPENS, Heartbeat, watchdog
-from jaxbig.objectives.base import Sums
-from jaxbig.objectives.metric import Collector
 from jaxbig.program.bad_steps import FAULT
 from jaxbig.program.program import Program, make_program, unsharded_matrices
-from jaxbig.program.state import TrainState, without_optimizer
+from jaxbig.program.state import TrainState
 from jaxbig.system.determinism import set_deterministic
 from jaxbig.system.json_files import write_json
 from jaxbig.tracking.console import Screen
@@ -43,9 +39,16 @@ from jaxbig.tracking.figures import optional
 from jaxbig.tracking.metrics_writer import MetricsWriter, last_metrics, read_metrics
 from jaxbig.train.attention_maps import draw_attention
 from jaxbig.train.bad_step_policy import BadStepError, BadStepHandler, leave_out, left_out
-from jaxbig.train.batch_loader import BatchLoader, host_batches, read_ahead_limit
+from jaxbig.train.batch_loader import BatchLoader, host_batches
 from jaxbig.train.early_stopping import out_of_patience
 from jaxbig.train.epochs import describe_sizes
+from jaxbig.train.passes import (
+    Evaluation,
+    StopRequestedError,
+    check_evaluators,
+    evaluate,
+    run_evaluator,
+)
 from jaxbig.train.resume import initialize_or_resume
 from jaxbig.train.skipped_records import agree_on_skipped
 from jaxbig.train.step_reporter import StepReporter
@@ -159,6 +162,7 @@ class Trainer:
     metrics: MetricsWriter
     train_data: Source
     eval_data: Source
+    evaluation: Evaluation
     bad_steps: BadStepHandler
     reporter: StepReporter
     left_out: Collection[int]
@@ -203,6 +207,10 @@ class Trainer:
             self.call_start(stack, state)
             if self.evaluation_is_missing() and not self.evaluate_late(state):
                 return state, self.summarize()
+            if self.step and not self.run_evaluators(
+                state, self.evaluators_due(ending=self.out_of_patience())
+            ):
+                return state, self.summarize()
             self.reporter.restart()
             for step, batch in () if self.out_of_patience() else loader:
                 state, metrics = self.train_step(step, state, batch)
@@ -216,7 +224,8 @@ class Trainer:
                 stopping = self.should_stop()
                 evaluating = evaluation_due(self.experiment, step)
                 saving = save_due(self.experiment, step)
-                if evaluating or saving or stopping:
+                due = self.evaluators_due()
+                if evaluating or saving or stopping or due:
                     self.reporter.flush()
                 means: dict[str, float] = {}
                 ending = False
@@ -224,12 +233,16 @@ class Trainer:
                     means = self.evaluate(state)
                     ending = self.out_of_patience()
                     stopping = self.should_stop()
+                if ending:
+                    due = self.evaluators_due(ending=True)
+                if due and not stopping:
+                    stopping = not self.run_evaluators(state, due)
                 if saving or stopping or ending:
                     self.save(state, means)
                 self.checkpoints.wait(only_if_done=True)
                 if stopping or ending:
                     break
-                if evaluating or saving:
+                if evaluating or saving or due:
                     self.reporter.restart()
             return state, self.finish(state)
 
@@ -255,6 +268,7 @@ class Trainer:
                 adopt=adopt,
                 resume_from=resume_from,
                 heartbeat=self.heartbeat,
+                prepared=self.open_evaluators,
             )
         self.metrics = MetricsWriter(self.workdir, self.step, is_process_zero())
         stack.callback(self.metrics.close)
@@ -264,6 +278,14 @@ class Trainer:
         batch = self.experiment.data.batch
         self.screen.say(describe_sizes(self.train_data, self.eval_data, batch))
         return state
+
+    def open_evaluators(self) -> None:
+        """Opens the data of all evaluators; raises `Refused` if one does not fit the run."""
+        self.heartbeat(self.step, OPENS)
+        self.evaluation = Evaluation(
+            self.program, heartbeat=self.report_evaluation_batch, should_stop=self.should_stop
+        )
+        check_evaluators(self.evaluation)
 
     def compile(self) -> bool:
         """Compiles the train step; False if the run is asked to stop before its first step."""
@@ -329,6 +351,36 @@ class Trainer:
         self.write_evaluation(means)
         return True
 
+    # -- evaluators
+
+    def evaluators_due(self, ending: bool = False) -> list[Evaluator]:
+        """The evaluators that are due after the last step that was made; all if it is `ending`."""
+        return [
+            each.evaluator
+            for each in self.experiment.evaluators
+            if ending or self.step == self.experiment.steps or self.step % each.steps == 0
+        ]
+
+    def run_evaluators(self, state: TrainState, due: Sequence[Evaluator]) -> bool:
+        """Runs those evaluators that have no row of this step yet; False if asked to stop."""
+        if not due:
+            return True
+        made = on_process_zero(lambda: evaluated_splits(self.workdir, self.step))
+        for each in due:
+            if each.split in made:
+                continue
+            self.heartbeat(self.step, COMPILES)
+            try:
+                values = run_evaluator(each, self.evaluation, state)
+            except StopRequestedError:
+                return False
+            self.check_lock()
+            self.metrics.write(self.step, each.split, values)
+            self.screen.evaluator(self.step, each.split, values)
+            if self.should_stop():
+                return False
+        return True
+
     # -- in the loop
 
     def train_step(self, step: int, state: TrainState, batch: Any) -> tuple[TrainState, Any]:
@@ -387,7 +439,15 @@ class Trainer:
 
     def release(self) -> None:
         """Drops what this `run` opened: a rollback opens it again, and data may be large."""
-        for name in ("checkpoints", "metrics", "train_data", "eval_data", "bad_steps", "reporter"):
+        for name in (
+            "checkpoints",
+            "metrics",
+            "train_data",
+            "eval_data",
+            "evaluation",
+            "bad_steps",
+            "reporter",
+        ):
             vars(self).pop(name, None)
 
     # -- callbacks
@@ -469,73 +529,12 @@ def save_due(experiment: Experiment, step: int) -> bool:
 
 def was_evaluated(workdir: Path, step: int) -> bool:
     """Whether `metrics.jsonl` has an evaluation after that step."""
-    return any(line["split"] == "eval" and line["step"] == step for line in read_metrics(workdir))
+    return "eval" in evaluated_splits(workdir, step)
 
 
-def evaluate(
-    program: Program,
-    state: TrainState,
-    source: Source,
-    *,
-    heartbeat: Callable[[], None] = lambda: None,
-    should_stop: Callable[[], bool] = lambda: False,
-    collectors: Collection[Collector] = (),
-) -> dict[str, float] | None:
-    """The objective's metrics over every example of a source, each exactly once, and those over all
-    outputs that the experiment has.
-
-    Args:
-      program: whose `eval_step` is called.
-      state: parameters and variables; the variables that are carried restart from it.
-      source: examples.
-      heartbeat: called before each batch.
-      should_stop: asked before each batch.
-      collectors: get the outputs of each batch too.
-
-    Returns:
-      The metrics, of sums that are added in float64; None if asked to stop.
-    """
-    experiment = program.experiment
-    over_outputs = [Collector(metric) for metric in experiment.metrics]
-    collectors = (*over_outputs, *collectors)
-    state = without_optimizer(state)
-    sums: Sums = {}
-    batches = eval_batches(
-        source,
-        batch=experiment.data.batch,
-        rows=local_rows(program.mesh, experiment.data.batch),
-        threads=max(experiment.reader_threads, experiment.workers),
-        read_ahead=read_ahead_limit(experiment),
-        max_batches=experiment.evaluate_batches,
-    )
-    before: tuple[Sums, Any, Any] = ({}, None, None)
-    # each batch is added while the devices have the next
-    for rows in itertools.chain(batches, [None]):
-        heartbeat()
-        if should_stop():
-            return None
-        now: tuple[Sums, Any, Any] = ({}, None, None)
-        if rows is not None:
-            batch = device_put_batch(rows, program.mesh)
-            if collectors:
-                made, variables, *seen = program.eval_step_with_outputs(state, batch)
-                now = (made, *seen)
-            else:
-                made, variables = program.eval_step(state, batch)
-                now = (made, None, None)
-            state = state.replace(variables=variables)  # type: ignore[attr-defined]
-        made, outputs, fields = jax.device_get(before)
-        for name, each in made.items():
-            each = jax.tree.map(np.float64, each)
-            sums[name] = jax.tree.map(np.add, sums[name], each) if name in sums else each
-        if outputs is not None:
-            for collector in collectors:
-                collector.add(outputs, fields)
-        before = now
-    means = experiment.objective.summarize(sums)
-    for collector in over_outputs:
-        means |= collector.result()
-    return means
+def evaluated_splits(workdir: Path, step: int) -> list[str]:
+    """The splits of which `metrics.jsonl` has a row of that step."""
+    return [line["split"] for line in read_metrics(workdir) if line["step"] == step]
 
 
 def open_checkpoints(
@@ -614,13 +613,15 @@ def summarize(
     ]
     best = max(candidates, key=lambda line: (sign * line[criterion], line["step"]), default=None)
     stopped_early = step < experiment.steps and out_of_patience(lines, experiment)
+    evaluators = {each.evaluator.split for each in experiment.evaluators}
     complete = step == experiment.steps and was_evaluated(workdir, step)
+    evaluated = evaluators <= set(evaluated_splits(workdir, step))
     summary = {
         "step": step,
         "metrics": last_metrics(lines),
         "best": {"step": best["step"], f"eval/{criterion}": best[criterion]} if best else None,
         "state_sha256": digest,
-        "interrupted": not (complete or stopped_early),
+        "interrupted": not (evaluated and (complete or stopped_early)),
         "stopped_early": stopped_early,
     }
     write_json(workdir / "summary.json", summary)

@@ -19,7 +19,7 @@ from jaxbig.errors import Refused
 from jaxbig.program.program import make_program
 from jaxbig.tools.describe import show
 from jaxbig.tools.shrink import random_batch
-from jaxbig.train.trainer import evaluate
+from jaxbig.train.passes import evaluate
 
 QUICK = ["digits_convnet", "pytext_lstm", "pytext_transformer"]
 FULL_SIZE = [name for name in EXPERIMENTS if name not in EMBEDDED]

@@ -134,14 +134,15 @@ def test_link_to_a_file_leads_to_one(page: Path) -> None:
         assert (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("group", ["", "models", "objectives", "data", "optim"])
+GROUPS = ("models", "objectives", "data", "optim", "evaluators")
+
+
+@pytest.mark.parametrize("group", ["", *GROUPS])
 def test_every_public_name_has_an_entry_in_the_api_pages(group: str) -> None:
     page = (ROOT / "docs" / "api" / f"{group or 'experiment'}.md").read_text()
     package = importlib.import_module(f"jaxbig.{group}" if group else "jaxbig")
     short = f"jb.{group}." if group else "jb."
-    names = {
-        name for name in package.__all__ if name not in ("models", "objectives", "data", "optim")
-    }
+    names = {name for name in package.__all__ if name not in GROUPS}
     assert names == set(re.findall(rf"heading: {re.escape(short)}(\w+)", page))
 
 

@@ -10,6 +10,7 @@ import pytest
 
 import jaxbig as jb
 from jaxbig.config.deserialize import shipped_classes
+from jaxbig.config.evaluator import Evaluator
 from jaxbig.data.core.dataset import Data, Records
 from jaxbig.data.tokenize.tokenizers import Tokenizer
 from jaxbig.data.transforms.augment import Augmentation, Mixing
@@ -23,6 +24,7 @@ GROUPS = {
     "data": (Data, Records, Tokenizer, Augmentation, Mixing),
     "objectives": (Objective,),
     "optim": (Optimizer, Schedule),
+    "evaluators": (Evaluator,),
 }
 PARTS = {"Block", "ClassFolder", "Stack", "Text", "TransformerFields"}
 """Classes that only other classes are made of."""
@@ -43,9 +45,9 @@ def test_every_class_of_an_experiment_is_a_name_of_its_group(group: str) -> None
     assert public(GROUPS[group]) - set(dir(getattr(jb, group))) <= PARTS
 
 
-@pytest.mark.parametrize("module", [jb, jb.models, jb.data, jb.objectives, jb.optim])
+@pytest.mark.parametrize("module", [jb, jb.models, jb.data, jb.objectives, jb.optim, jb.evaluators])
 def test_every_name_is_there(module: Any) -> None:
-    assert len(dir(module)) > 5
+    assert len(dir(module)) > 4
     for name in dir(module):
         assert getattr(module, name) is not None
 

@@ -16,6 +16,7 @@ from support.experiments import EXPERIMENTS, ROOT
 
 from jaxbig.config.callback import Callback
 from jaxbig.config.discover import load
+from jaxbig.config.evaluator import Every
 from jaxbig.config.experiment import Experiment, InitializeFrom
 from jaxbig.config.experiment_files import available, summary
 from jaxbig.config.fingerprint import FREE, diff, fingerprint, identity
@@ -44,6 +45,7 @@ from jaxbig.data.transforms.log_mel import LogMel
 from jaxbig.data.transforms.randaugment import RandAugment
 from jaxbig.distributed.mesh import Mesh
 from jaxbig.errors import Refused
+from jaxbig.evaluators.k_nearest import KNearest
 from jaxbig.models.convnet import Conv, ConvNet, Dense
 from jaxbig.models.language_model import Decoder
 from jaxbig.models.rnn import RNN
@@ -441,6 +443,7 @@ SAME = {
     "evaluate_every": changed(evaluate_every=99),
     "evaluate_batches": changed(evaluate_batches=3),
     "metrics": changed(metrics=(AUC(),)),
+    "evaluators": changed(evaluators=(Every(5, KNearest()),)),
     "patience": changed(patience=3),
     "guard": changed(guard=Guard(policy="skip")),
     "callbacks": changed(callbacks=(Callback(),)),

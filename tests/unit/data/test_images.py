@@ -31,7 +31,7 @@ from jaxbig.errors import Failed, Refused
 from jaxbig.objectives.classification import Classification
 from jaxbig.program.gradient import make_gradient
 from jaxbig.program.program import make_program
-from jaxbig.train.trainer import evaluate
+from jaxbig.train.passes import evaluate
 
 CLASSES = 3
 DATA = Images(

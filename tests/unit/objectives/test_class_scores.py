@@ -17,7 +17,8 @@ from jaxbig.objectives.metric import Kept, Metric
 from jaxbig.program.program import make_program
 from jaxbig.tracking.console import Screen
 from jaxbig.train.class_report import draw_confusion, report_classes
-from jaxbig.train.trainer import evaluate, fit
+from jaxbig.train.passes import evaluate
+from jaxbig.train.trainer import fit
 
 NAMES = ("cat", "dog", "eel")
 # classified as 0 0 1 2 1, in order

@@ -1,0 +1,380 @@
+"""Passes of a model over data, each example once: the metrics, the outputs or the features."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxbig.arrays.tree import flatten_with_paths
+from jaxbig.config.evaluator import Evaluator
+from jaxbig.config.experiment import Experiment
+from jaxbig.data.core.dataset import Data, Source, open_split
+from jaxbig.data.pipeline.loader import eval_batches
+from jaxbig.distributed.multihost import assert_same_on_all, is_process_zero, on_process_zero
+from jaxbig.distributed.sharding import batch_sharding, device_put_batch, local_rows, replicated
+from jaxbig.errors import Failed, Refused
+from jaxbig.objectives.base import Sums
+from jaxbig.objectives.metric import Collector, Kept, Metric
+from jaxbig.program.program import Program, make_features, make_program
+from jaxbig.program.state import TrainState, without_optimizer
+from jaxbig.train.batch_loader import read_ahead_limit
+
+Values = dict[str, float]
+"""Metrics by name."""
+
+
+class StopRequestedError(Exception):
+    """The run was asked to save and stop, in the middle of an evaluation."""
+
+
+def evaluate(
+    program: Program,
+    state: TrainState,
+    source: Source,
+    *,
+    heartbeat: Callable[[], None] = lambda: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    collectors: Collection[Collector] = (),
+) -> dict[str, float] | None:
+    """The objective's metrics over every example of a source, each exactly once, and those over all
+    outputs that the experiment has.
+
+    Args:
+      program: whose `eval_step` is called.
+      state: parameters and variables; the variables that are carried restart from it.
+      source: examples.
+      heartbeat: called before each batch.
+      should_stop: asked before each batch.
+      collectors: get the outputs of each batch too.
+
+    Returns:
+      The metrics, of sums that are added in float64; None if asked to stop.
+    """
+    experiment = program.experiment
+    over_outputs = [Collector(metric) for metric in experiment.metrics]
+    collectors = (*over_outputs, *collectors)
+    step = program.eval_step_with_outputs if collectors else program.eval_step
+    sums: Sums = {}
+    try:
+        for made, *seen in step_over(
+            program, step, state, source=source, heartbeat=heartbeat, should_stop=should_stop
+        ):
+            for name, each in made.items():
+                each = jax.tree.map(np.float64, each)
+                sums[name] = jax.tree.map(np.add, sums[name], each) if name in sums else each
+            for collector in collectors:
+                collector.add(*seen)
+    except StopRequestedError:
+        return None
+    means = experiment.objective.summarize(sums)
+    for collector in over_outputs:
+        means |= collector.result()
+    return means
+
+
+def step_over(
+    program: Program,
+    step: Callable[..., Any],
+    state: TrainState,
+    *,
+    source: Source,
+    heartbeat: Callable[[], None],
+    should_stop: Callable[[], bool],
+) -> Iterator[tuple[Any, ...]]:
+    """Calls a compiled step on each batch of a source; each result is read while the devices have
+    the next batch.
+
+    Args:
+      program: gives the batches' size and their number.
+      step: `(state, batch) -> (result, variables, *more)`.
+      state: parameters and variables; those that are carried restart from it.
+      source: examples.
+      heartbeat: called before each batch.
+      should_stop: asked before each batch.
+
+    Yields:
+      `(result, *more)` of each batch, on the host.
+
+    Raises:
+      StopRequestedError: asked to stop.
+    """
+    experiment = program.experiment
+    state = without_optimizer(state)
+    batches = eval_batches(
+        source,
+        batch=experiment.data.batch,
+        rows=local_rows(program.mesh, experiment.data.batch),
+        threads=max(experiment.reader_threads, experiment.workers),
+        read_ahead=read_ahead_limit(experiment),
+        max_batches=experiment.evaluate_batches,
+    )
+    before: tuple[Any, ...] | None = None
+    for rows in itertools.chain(batches, [None]):
+        heartbeat()
+        if should_stop():
+            raise StopRequestedError
+        now = None
+        if rows is not None:
+            batch = device_put_batch(rows, program.mesh)
+            result, variables, *more = step(state, batch)
+            state = state.replace(variables=variables)  # type: ignore[attr-defined]
+            now = (result, *more)
+        if before is not None:
+            yield jax.device_get(before)
+        before = now
+
+
+class Evaluation:
+    """What evaluators use: the data of a run, and what can be computed on it.
+
+    It is made once, so what is opened or compiled is used by all evaluations of a run.
+
+    Attributes:
+      program: the compiled functions of the run.
+      experiment: the run's.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        *,
+        heartbeat: Callable[[], None] = lambda: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ):
+        """
+        Args:
+          program: of the run, whose data is prepared.
+          heartbeat: called before each batch.
+          should_stop: asked before each batch.
+        """
+        self.program = program
+        self.experiment: Experiment = program.experiment
+        self._heartbeat = heartbeat
+        self._should_stop = should_stop
+        self._sources: dict[tuple[int, str], tuple[Data, Source]] = {}
+        self._programs: dict[int, tuple[Data, Program]] = {}
+        self._features: Any = None
+
+    def source(self, split: str, program: Program | None = None) -> Source:
+        """The examples of a split of the run's data, or of another program's.
+
+        Raises:
+          Refused: the data has no such split.
+        """
+        data = (program or self.program).experiment.data
+        key = (id(data), split)
+        if key not in self._sources:
+            self._sources[key] = (data, open_split(data, split))
+        return self._sources[key][1]
+
+    def program_on(self, data: Data) -> Program:
+        """The program of the run's model on other data, which is prepared if it is not.
+
+        The other data gets what the run's data has learned, such as a tokenizer or the mean and
+        standard deviation of columns.
+
+        Raises:
+          Refused: the model does not fit that data.
+        """
+        if id(data) not in self._programs:
+            self._programs[id(data)] = (data, self._make_program_on(data))
+        return self._programs[id(data)][1]
+
+    def _make_program_on(self, data: Data) -> Program:
+        data = with_learned(data, self.experiment.data)
+        alone = self.experiment.replace(data=data, evaluators=(), callbacks=())
+        with self.program.activate():
+            program = make_program(alone, list(self.program.mesh.devices.flat))
+        here = shapes(self.program.abstract.params)
+        there = shapes(program.abstract.params)
+        for path in here | there:
+            if here.get(path) != there.get(path):
+                sizes = [list(each.batch["inputs"].shape[1:]) for each in (program, self.program)]
+                raise Refused(
+                    f"an example of {type(data).__name__} is {sizes[0]}, and of this run's data "
+                    f"{sizes[1]}: the model's {path} would be {there.get(path)}, and is "
+                    f"{here.get(path)}."
+                )
+        identity = on_process_zero(data.prepare)
+        if not is_process_zero():
+            identity = data.prepare()
+        assert_same_on_all({"data": identity})
+        on_process_zero(data.check)
+        return program
+
+    def metrics(
+        self,
+        state: TrainState,
+        source: Source,
+        program: Program | None = None,
+        *,
+        batches: int | None = None,
+    ) -> dict[str, float]:
+        """The metrics of the run's objective and of its `metrics` over the examples of a source.
+
+        Args:
+          state: what is evaluated.
+          source: the examples.
+          program: if they are of other data, that of `program_on`.
+          batches: only the first ones; None: every example once.
+        """
+        found = evaluate(
+            limited(program or self.program, batches),
+            state,
+            source,
+            heartbeat=self._heartbeat,
+            should_stop=self._should_stop,
+        )
+        if found is None:
+            raise StopRequestedError
+        return found
+
+    def outputs(self, state: TrainState, source: Source) -> Kept:
+        """What the model returns for each example of a source, with its target.
+
+        Returns:
+          `outputs` [N, ...] and `targets` [N, ...], on every process.
+        """
+        collector = Collector(KeepAll())
+        plain = self.program.experiment.replace(metrics=())
+        found = evaluate(
+            limited(dataclasses.replace(self.program, experiment=plain), None),
+            state,
+            source,
+            heartbeat=self._heartbeat,
+            should_stop=self._should_stop,
+            collectors=[collector],
+        )
+        if found is None:
+            raise StopRequestedError
+        return collector.joined()
+
+    def features(self, state: TrainState, source: Source) -> Kept:
+        """The model's features of each example of a source, with its target, without dropout.
+
+        Returns:
+          `features` [N, D] float32 and `targets` [N, ...], on every process.
+        """
+        parts = step_over(
+            limited(self.program, None),
+            self._features_step(),
+            state,
+            source=source,
+            heartbeat=self._heartbeat,
+            should_stop=self._should_stop,
+        )
+        kept: list[Kept] = []
+        for (fields,) in parts:
+            real = np.any(fields.pop("mask").reshape(len(fields["features"]), -1) > 0, axis=1)
+            kept.append({name: field[real] for name, field in fields.items()})
+        return {name: np.concatenate([each[name] for each in kept]) for name in kept[0]}
+
+    def feature_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of `features`, `targets` and `mask` of a batch; nothing is compiled.
+
+        Raises:
+          Refused: the model has no features.
+        """
+        state = without_optimizer(self.program.abstract)
+        with self.program.activate():
+            return jax.eval_shape(self._features_step(), state, self.program.batch)[0]
+
+    def _features_step(self) -> Any:
+        if self._features is None:
+            program = self.program
+            rows = batch_sharding(program.mesh)
+            shardings = jax.tree.map(
+                lambda each: each.sharding, without_optimizer(program.abstract)
+            )
+            whole = replicated(program.mesh)
+            self._features = jax.jit(
+                make_features(self.experiment),
+                in_shardings=(shardings, dict.fromkeys(program.batch, rows)),
+                out_shardings=(whole, shardings.variables),
+            )
+        return self._features
+
+
+def check_evaluators(evaluation: Evaluation) -> None:
+    """Raises `Refused` for an evaluator that does not fit the run; its data is opened."""
+    for each in evaluation.experiment.evaluators:
+        try:
+            each.evaluator.check(evaluation)
+        except Refused as error:
+            raise Refused(f"evaluators: {each.evaluator.split}: {error}") from None
+
+
+def run_evaluator(evaluator: Evaluator, evaluation: Evaluation, state: TrainState) -> Values:
+    """The metrics of an evaluator; those of process 0, which writes them.
+
+    Raises:
+      StopRequestedError: the run is asked to stop.
+      Failed: it gives something else than numbers by name.
+    """
+    values: Any = evaluator.run(evaluation, without_optimizer(state))
+    try:
+        return {name: float(value) for name, value in values.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise Failed(
+            f"{type(evaluator).__name__}.run must give numbers by name, as {{'accuracy': 0.9}}; it "
+            f"gave {values!r}."
+        ) from None
+
+
+class KeepAll(Metric):
+    """Keeps outputs and targets."""
+
+    def result(self, kept: Kept) -> dict[str, float]:
+        return {}
+
+
+class Subset:
+    """Some of the examples of a source."""
+
+    def __init__(self, source: Source, indices: np.ndarray):
+        """
+        Args:
+          source: all examples.
+          indices: of those that are taken, [N].
+        """
+        self._source = source
+        self._indices = indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """The examples at these places of the subset, [B, ...] by field."""
+        return self._source.rows(self._indices[indices])
+
+
+def evenly(source: Source, most: int) -> Source:
+    """A source, or at most this many of its examples, evenly spread."""
+    count = len(source)
+    return source if count <= most else Subset(source, np.arange(most) * count // most)
+
+
+def limited(program: Program, batches: int | None) -> Program:
+    """A program whose evaluations have this number of batches; None: all."""
+    experiment = program.experiment.replace(evaluate_batches=batches)
+    return dataclasses.replace(program, experiment=experiment)
+
+
+def with_learned(data: Data, other: Data) -> Data:
+    """A copy of data that knows what other data has learned, such as a tokenizer."""
+    with TemporaryDirectory() as folder:
+        for name, content in other.kept().items():
+            (Path(folder) / name).write_bytes(content)
+        return data.with_kept(Path(folder))
+
+
+def shapes(params: Any) -> dict[str, str]:
+    """The shape of each parameter in words, by path."""
+    return {
+        path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in flatten_with_paths(params).items()
+    }
