@@ -56,7 +56,7 @@ def rows_only() -> Iterator[None]:
 def real_rows(batch: int) -> jax.Array | None:
     """Which of `batch` rows are real, bool `[B]`; None if all are or no mask is set for them."""
     mask = _mask.get()
-    return None if mask is None or len(mask) != batch or _every_row.get() else of_rows(mask)
+    return None if mask is None or mask.shape[0] != batch or _every_row.get() else of_rows(mask)
 
 
 def real_positions(batch: int, length: int) -> jax.Array | None:

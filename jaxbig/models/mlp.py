@@ -40,7 +40,7 @@ class MLP(Model):
         """[B, ...] -> float32 [B, K], or [B] with one output."""
         validate(self)
         activate = choose("activation", self.activation, ACTIVATIONS)
-        x = cast(x.reshape(len(x), -1), self.dtype)  # [B, D]
+        x = cast(x.reshape(x.shape[0], -1), self.dtype)  # [B, D]
         for layer, width in enumerate(self.widths):
             # the first takes what the data has, which need not divide over `fsdp`
             axes = ("embed" if layer else None, "mlp")

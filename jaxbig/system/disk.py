@@ -1,8 +1,13 @@
 """Durable file writes: what was written survives a power loss."""
 
+import contextlib
 import errno
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+
+from jaxbig.errors import Failed, Refused
 
 CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
 """Errors of a file system without fsync, as some mounted buckets have for folders."""
@@ -40,3 +45,37 @@ def replace(temporary: Path, target: Path) -> None:
         sync(temporary)
     temporary.replace(target)
     sync(target.parent)
+
+
+@contextlib.contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """A folder that appears complete, or not at all.
+
+    Args:
+      folder: its path; nothing must be there, or an empty folder.
+
+    Yields:
+      A temporary folder beside it to write into; it is removed after an error or Ctrl-C, and
+      renamed at the end.
+
+    Raises:
+      Refused: something is there already, or nothing can be written there.
+      Failed: a file cannot be written, as on a full disk.
+    """
+    target = Path(folder)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise Refused(f"{target} is there already: give a new or an empty folder.")
+    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise Refused(f"{target} cannot be written: {error.strerror or error}.") from None
+    try:
+        yield partial
+        if target.exists():
+            target.rmdir()
+        replace(partial, target)
+    except OSError as error:
+        raise Failed(f"cannot write {target}: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

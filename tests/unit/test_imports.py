@@ -26,7 +26,8 @@ FLOORS = (
     {"launch", "program", "sweep"},
     {"cost"},
     {"planning", "train"},
-    {"evaluators", "tools"},
+    {"inference", "tools"},
+    {"evaluators"},
     {"cli"},
     {"__main__"},
 )

@@ -144,7 +144,7 @@ class Experts(nn.Module):
         tokens = x.reshape(-1, x.shape[-1])
         experts = len(kernels[0])
         places, here, sizes, count = route(numbers.reshape(-1) - first, experts)
-        copies = jnp.arange(len(places)) // self.chosen
+        copies = jnp.arange(places.shape[0]) // self.chosen
         source = jnp.zeros(count, jnp.int32).at[places].set(copies)  # the token in each row
         real = (
             jnp.zeros(count, bool).at[places].set(here)[:, None]
@@ -186,10 +186,10 @@ def route(numbers: jax.Array, experts: int) -> tuple[jax.Array, jax.Array, jax.A
     rooms = -(-sizes // tile) * tile  # whole tiles
     order = jnp.argsort(numbers, stable=True)
     rank = (
-        jnp.arange(len(numbers)) - (jnp.cumsum(sizes) - sizes)[numbers[order]]
+        jnp.arange(numbers.shape[0]) - (jnp.cumsum(sizes) - sizes)[numbers[order]]
     )  # within its expert
     places = jnp.zeros_like(order).at[order].set((jnp.cumsum(rooms) - rooms)[numbers[order]] + rank)
-    count = -(-(len(numbers) + (experts + 1) * (tile - 1)) // tile) * tile
+    count = -(-(numbers.shape[0] + (experts + 1) * (tile - 1)) // tile) * tile
     return places, here, rooms[:experts], count
 
 
@@ -199,9 +199,9 @@ def grouped_matmul(rows: jax.Array, kernels: jax.Array, sizes: jax.Array) -> jax
     if platform() != "cpu":
         return jax.lax.ragged_dot(rows, kernels, sizes.astype(jnp.int32))
     tiles = rows.reshape(-1, TILE, rows.shape[-1])
-    whose = jnp.searchsorted(jnp.cumsum(sizes), jnp.arange(len(tiles)) * TILE, side="right")
+    whose = jnp.searchsorted(jnp.cumsum(sizes), jnp.arange(tiles.shape[0]) * TILE, side="right")
     each = kernels[jnp.minimum(whose, len(kernels) - 1)]  # [N / TILE, D, F]
-    return jnp.einsum("ntd,ndf->ntf", tiles, each).reshape(len(rows), -1)
+    return jnp.einsum("ntd,ndf->ntf", tiles, each).reshape(rows.shape[0], -1)
 
 
 def over_mesh(mix: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
