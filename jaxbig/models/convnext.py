@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbig.arrays.dtypes import Dtype
-from jaxbig.constraints import DropRate, PositiveInt, validate
+from jaxbig.constraints import DropRate, NonNegativeFloat, PositiveInt, validate
 from jaxbig.errors import Refused
 from jaxbig.models.base import Classifier
 from jaxbig.models.layers.basic import (
@@ -33,8 +33,8 @@ class Block(nn.Module):
     """`x + layer_scale * down(gelu(up(norm(depthwise(x)))))`: 7x7 a channel, then 1x1 to 4 x C and
     back."""
 
-    layer_scale: float = 1e-6
-    """The initial scale of the branch, per channel."""
+    layer_scale: float | None = 1e-6
+    """The initial scale of the branch, per channel; None: it has none."""
     drop_path: DropRate = 0.0
     """Share of examples whose branch is dropped in training."""
 
@@ -49,10 +49,11 @@ class Block(nn.Module):
         )  # [B, Y, X, 4 C]
         y = ACTIVATIONS["gelu"](y)
         y = Linear((width,), ("mlp", "embed"), scale=STD * math.sqrt(4 * width), name="down")(y)
-        init = nn.initializers.constant(self.layer_scale)
-        y = y * jnp.broadcast_to(
-            parameter(self, "layer_scale", init, (width,), (None,), y.dtype), y.shape
-        )
+        if self.layer_scale is not None:
+            init = nn.initializers.constant(self.layer_scale)
+            y = y * jnp.broadcast_to(
+                parameter(self, "layer_scale", init, (width,), (None,), y.dtype), y.shape
+            )
         return constrain(x + drop_path(y, self.drop_path, train), "batch", None, None, None)
 
 
@@ -71,8 +72,10 @@ class ConvNeXt(Classifier):
     drop_path: DropRate = 0.1
     """Share of examples that leave out the last block's branch in training; in between it rises
     from 0 in a line."""
-    layer_scale: float = 1e-6
-    """What the branches' factors start with (Touvron et al., 2021)."""
+    layer_scale: float | None = 1e-6
+    """What the branches' factors start with (Touvron et al., 2021); None: they have none."""
+    head_epsilon: NonNegativeFloat = 1e-6
+    """Of the normalization before the head."""
     dtype: Dtype = "float32"
     """Of the computation; parameters, norms and logits are float32."""
 
@@ -99,6 +102,6 @@ class ConvNeXt(Classifier):
                 x = Block(self.layer_scale, rate, name=f"block_{stage}_{i}")(x, train)
         # constrained as the head's input is
         x = constrain(jnp.mean(x, axis=(1, 2)), "batch", None)  # [B, C]
-        x = LayerNorm(name="norm")(x)
+        x = LayerNorm(self.head_epsilon, name="norm")(x)
         scale = STD * math.sqrt(x.shape[-1])
         return ClassifierHead(self.classes, scale, name="head")(x)

@@ -19,7 +19,8 @@ from jaxbig.models.layers.convolution import BatchNorm, Convolution, GroupNorm
 from jaxbig.models.layers.heads import ClassifierHead
 
 Norm = Literal["batch", "group"]
-Stem = Literal["imagenet", "small"]
+Stem = Literal["imagenet", "deep", "small"]
+Shortcut = Literal["strided", "pooled"]
 
 # By depth: blocks of each stage, and whether they are bottlenecks (He et al., 2016, table 1).
 DEPTHS = {
@@ -97,6 +98,10 @@ class Block(nn.Module):
     """batch or group normalization."""
     groups: PositiveInt = 32
     """Of norm "group"."""
+    shortcut: Shortcut = "strided"
+    """How a shortcut shrinks the image."""
+    stride_first: bool = False
+    """A bottleneck has the stride in its first convolution."""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -104,14 +109,19 @@ class Block(nn.Module):
         layer = functools.partial(ConvNorm, norm=self.norm, groups=self.groups)
         out = self.channels * (4 if self.bottleneck else 1)
         if self.bottleneck:
-            y = nn.relu(layer(self.channels, 1, name="conv_1")(x, train))
-            y = nn.relu(layer(self.channels, 3, self.stride, name="conv_2")(y, train))
+            strides = (self.stride, 1) if self.stride_first else (1, self.stride)
+            y = nn.relu(layer(self.channels, 1, strides[0], name="conv_1")(x, train))
+            y = nn.relu(layer(self.channels, 3, strides[1], name="conv_2")(y, train))
             y = layer(out, 1, zero=True, name="conv_3")(y, train)
         else:
             y = nn.relu(layer(self.channels, 3, self.stride, name="conv_1")(x, train))
             y = layer(out, 3, zero=True, name="conv_2")(y, train)
         if x.shape != y.shape:
-            x = layer(out, 1, self.stride, name="shortcut")(x, train)
+            stride = self.stride
+            if self.shortcut == "pooled" and stride > 1:
+                x = nn.avg_pool(x, (2, 2), (stride, stride), "SAME", count_include_pad=False)
+                stride = 1
+            x = layer(out, 1, stride, name="shortcut")(x, train)
         return constrain(nn.relu(x + y), "batch", None, None, None)
 
 
@@ -134,7 +144,14 @@ class ResNet(Classifier):
     groups: PositiveInt = 32
     """Of norm "group"."""
     stem: Stem = "imagenet"
-    """7x7 with stride 2 and a max pool, or 3x3 for small images such as CIFAR's."""
+    """7x7 with stride 2 and a max pool; the same of three 3x3 (He et al., 2019, ResNet-C); or 3x3
+    for small images such as CIFAR's."""
+    shortcut: Shortcut = "strided"
+    """How a shortcut shrinks the image: by its 1x1 convolution's stride, or by a 2x2 average pool
+    before it (He et al., 2019, ResNet-D)."""
+    stride_first: bool = False
+    """Bottlenecks have the stride in their first convolution, as He et al. (2016), not in the 3x3's
+    (v1.5)."""
     width: PositiveInt = 64
     """Channels of the stem and the first stage."""
     dtype: Dtype = "float32"
@@ -148,10 +165,17 @@ class ResNet(Classifier):
         validate(self)
         if not self.stages:
             raise Refused(f"stages {self.stages}: give one number of blocks or more.")
+        shortcut = choose("shortcut", self.shortcut, Shortcut)
         x = cast(x, self.dtype)
+        layer = functools.partial(ConvNorm, norm=norm, groups=self.groups)
         kernel, stride = (7, 2) if stem == "imagenet" else (3, 1)
-        x = nn.relu(ConvNorm(self.width, kernel, stride, norm, self.groups, name="stem")(x, train))
-        if stem == "imagenet":
+        if stem == "deep":
+            if self.width % 2:
+                raise Refused(f"width {self.width}: with stem deep it must be even.")
+            x = nn.relu(layer(self.width // 2, 3, 2, name="stem_1")(x, train))
+            x = nn.relu(layer(self.width // 2, 3, name="stem_2")(x, train))
+        x = nn.relu(layer(self.width, kernel, stride, name="stem")(x, train))
+        if stem != "small":
             x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))  # type: ignore[arg-type]
         x = constrain(x, "batch", None, None, None)
         for stage, blocks in enumerate(self.stages):
@@ -163,6 +187,8 @@ class ResNet(Classifier):
                     self.bottleneck,
                     norm,
                     self.groups,
+                    shortcut,
+                    self.stride_first,
                     name=f"block_{stage}_{i}",
                 )
                 x = block(x, train)
