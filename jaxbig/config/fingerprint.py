@@ -28,11 +28,18 @@ FREE = (
 """The fields of an experiment that may change when a run is resumed."""
 ADDED_LATER = {
     "callbacks": [],
+    "class_token": None,
     "clip_value": None,
     "evaluators": [],
+    "head_epsilon": 1e-6,
+    "layer_scale": None,
     "metrics": [],
+    "norm_after_pooling": False,
     "patience": 0,
+    "shortcut": "strided",
+    "stride_first": False,
     "test_share": 0.0,
+    "token_position": True,
 }
 """Fields that runs before them do not have, with their defaults, at which they change nothing."""
 FREE_OF_DATA = ("skip_bad_records",)  # a batch is the same, however many more may be left out

@@ -35,6 +35,7 @@ from jaxbig.models.layers.basic import (
     constrain,
     drop,
     drop_path,
+    parameter,
 )
 from jaxbig.models.layers.mixture_of_experts import LOSSES, Experts
 
@@ -90,6 +91,9 @@ class TransformerFields(Model, kw_only=True):
     """Dropout rate after the embedding and at the end of each branch."""
     drop_path: DropRate = 0.0
     """Stochastic depth: drop rate of the last block's branches; linear from 0 at the first."""
+    layer_scale: float | None = None
+    """What the factors of each branch's output start with, one for each channel (Touvron et al.,
+    2021); None: there are none."""
     scan: bool = False
     """Compile one block and scan it over the depth, with stacked parameters: compile time does not
     grow with the depth. Small models run faster unrolled."""
@@ -177,6 +181,10 @@ class Block(TransformerFields, kw_only=True):
         def add(x: jax.Array, name: str, branch: Any) -> jax.Array:
             norm = self.normalize(f"{name}_norm")
             y = branch(norm(x) if self.pre_norm else x)  # type: ignore[operator]
+            if self.layer_scale is not None:
+                init = nn.initializers.constant(self.layer_scale)
+                scale = parameter(self, f"{name}_scale", init, (width,), (None,), y.dtype)
+                y = y * jnp.broadcast_to(scale, y.shape)
             x = x + drop_path(drop(y, self.dropout, train), rate, train)
             return x if self.pre_norm else norm(x)  # type: ignore[operator]
 
@@ -277,6 +285,8 @@ class Stack(TransformerFields, kw_only=True):
     """Mask later positions."""
     cross: bool = False
     """Attend to a memory too."""
+    final_norm: bool = True
+    """With pre_norm, normalize what the last block gives."""
 
     @nn.compact
     def __call__(self, x: jax.Array, context: Context, train: bool, cache: int = 0) -> jax.Array:
@@ -335,7 +345,7 @@ class Stack(TransformerFields, kw_only=True):
         else:
             for layer, rate in enumerate(rates):
                 x = run(Block(**fields, name=f"block_{layer}"), x, context, scores, rate)
-        return self.normalize("norm")(x) if self.pre_norm else x  # type: ignore[operator]
+        return self.normalize("norm")(x) if self.pre_norm and self.final_norm else x  # type: ignore
 
 
 def scanned(one: Any, length: int) -> Any:

@@ -36,6 +36,13 @@ class ViT(Classifier, TransformerFields, kw_only=True):
     pooling: Pooling = "token"
     """Input of the head: a class token, the mean of all patches, or attention with a learned query
     (Zhai et al., 2022, section 3.3, without its MLP)."""
+    class_token: bool | None = None
+    """Put a learned vector before the patches; None: with pooling token alone. An average leaves it
+    out."""
+    token_position: bool = True
+    """Give that vector a learned position too."""
+    norm_after_pooling: bool = False
+    """Normalize what is pooled, in place of what the last block gives."""
 
     heads: PositiveInt = 6
     norm: Literal["layer", "rms"] = "layer"
@@ -49,6 +56,11 @@ class ViT(Classifier, TransformerFields, kw_only=True):
         """Images [B, Y, X, C] -> logits [B, classes], float32."""
         choose("pooling", self.pooling, Pooling)
         choose("positions", self.positions, ("learned", "sincos"))
+        has_token = self.pooling == "token" if self.class_token is None else self.class_token
+        if self.pooling == "token" and not has_token:
+            raise Refused("class_token False: pooling token needs it; use pooling average.")
+        if self.norm_after_pooling and not self.pre_norm:
+            raise Refused("norm_after_pooling needs pre_norm, which is off.")
         batch, height, across, channels = x.shape
         if height % self.patch or across % self.patch:
             raise Refused(f"patch {self.patch} does not divide an image of {height}x{across}.")
@@ -62,7 +74,9 @@ class ViT(Classifier, TransformerFields, kw_only=True):
         )  # [B, N, D]
         if self.positions == "sincos":
             x = x + jnp.broadcast_to(self.grid(rows, columns).astype(x.dtype), x.shape)
-        if self.pooling == "token":
+        if self.positions == "learned" and not self.token_position:
+            x = self.with_positions(x)
+        if has_token:
             token = parameter(
                 self,
                 "token",
@@ -72,12 +86,13 @@ class ViT(Classifier, TransformerFields, kw_only=True):
                 x.dtype,
             )
             x = jnp.concatenate([jnp.broadcast_to(token, (batch, 1, self.width)), x], axis=1)
-        if self.positions == "learned":
-            table = Embedding(x.shape[1], self.width, 0.02, axis=None, name="positions").whole()
-            x = x + jnp.broadcast_to(table[None].astype(x.dtype), x.shape)
+        if self.positions == "learned" and self.token_position:
+            x = self.with_positions(x)
         x = constrain(drop(x, self.dropout, train), "batch", "length", None)
         fields: dict[str, Any] = self.common_fields() | {"positions": "none"}
-        x = Stack(**fields, depth=self.depth, name="blocks")(x, Context(), train)
+        normalized = self.pre_norm and not self.norm_after_pooling
+        stack = Stack(**fields, depth=self.depth, final_norm=normalized, name="blocks")
+        x = stack(x, Context(), train)
         if self.pooling == "attention":
             query = parameter(
                 self,
@@ -90,8 +105,17 @@ class ViT(Classifier, TransformerFields, kw_only=True):
             x = Attention(
                 heads=self.heads, bias=self.bias, kernel=self.attention_kernel, name="pooling"
             )(probe, x)
+        if self.pooling == "average" and has_token:
+            x = x[:, 1:]
         x = x.mean(axis=1) if self.pooling == "average" else x[:, 0]
+        if self.norm_after_pooling:
+            x = self.normalize("norm")(constrain(x, "batch", None))  # type: ignore[operator]
         return ClassifierHead(self.classes, name="head")(x)
+
+    def with_positions(self, x: jax.Array) -> jax.Array:
+        """Vectors [B, N, D] plus a learned one for each position."""
+        table = Embedding(x.shape[1], self.width, 0.02, axis=None, name="positions").whole()
+        return x + jnp.broadcast_to(table[None].astype(x.dtype), x.shape)
 
     def grid(self, rows: int, columns: int) -> jax.Array:
         """Positions of patches [1, N, D]: half of the width is for the row, half for the column."""
