@@ -17,7 +17,6 @@ from jaxbig.distributed.sharding import device_put_batch, local_rows, replicated
 from jaxbig.errors import Failed, Refused
 from jaxbig.inference import stablehlo_loader
 from jaxbig.inference.parameter_files import Arrays, check_arrays, model_arrays, model_variables
-from jaxbig.models.base import replaced
 from jaxbig.program.program import make_forward
 from jaxbig.program.state import TrainState
 from jaxbig.system.disk import new_folder
@@ -121,7 +120,9 @@ def make_model(run: Run) -> Callable[[Any, Any], dict[str, Any]]:
     The kernel of attention is the plain one, which every platform has.
     """
     experiment = run.experiment
-    model = replaced(experiment.model, {"attention_kernel": "plain"})
+    model: Any = experiment.model
+    if hasattr(model, "attention_kernel"):
+        model = model.clone(attention_kernel="plain")
     forward = make_forward(experiment.replace(model=model))
     # a model with a memory starts from zeros where it gets no `starts`
     defaults = {
