@@ -27,19 +27,30 @@ FREE = (
 )
 """The fields of an experiment that may change when a run is resumed."""
 ADDED_LATER = {
+    "attention_scale": None,
+    "attention_soft_cap": None,
     "callbacks": [],
     "class_token": None,
     "clip_value": None,
     "evaluators": [],
     "head_epsilon": 1e-6,
+    "head_width": None,
     "layer_scale": None,
+    "logit_soft_cap": None,
     "metrics": [],
+    "mlp_bias": None,
     "norm_after_pooling": False,
     "patience": 0,
+    "qk_norm": False,
+    "qkv_bias": None,
+    "rotary_scaling": {"type": "RotaryScaling"},
+    "sandwich_norm": False,
+    "scale_logits": False,
     "shortcut": "strided",
     "stride_first": False,
     "test_share": 0.0,
     "token_position": True,
+    "window_pattern": [True],
 }
 """Fields that runs before them do not have, with their defaults, at which they change nothing."""
 FREE_OF_DATA = ("skip_bad_records",)  # a batch is the same, however many more may be left out

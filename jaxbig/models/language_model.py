@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxbig.arrays.batch_mask import rows_only
 from jaxbig.arrays.dtypes import HIGHEST, accumulation_dtype
-from jaxbig.constraints import NonNegativeFloat, PositiveInt
+from jaxbig.constraints import NonNegativeFloat, PositiveFloat, PositiveInt
 from jaxbig.errors import Refused
 from jaxbig.models.base import Translator
 from jaxbig.models.layers.attention import sinusoidal
@@ -21,6 +21,7 @@ from jaxbig.models.layers.basic import (
     Embedding,
     LayerNorm,
     Linear,
+    Norm,
     cast,
     choose,
     constrain,
@@ -107,6 +108,9 @@ class Decoder(TokenHead, Text, kw_only=True):
     bias, learned positions, tied embeddings; Llama (Touvron et al., 2023) is activation swiglu.
     """
 
+    logit_soft_cap: PositiveFloat | None = None
+    """Bounds logits smoothly, as cap * tanh(logit / cap) (Gemma 2: 30); None: no bound."""
+
     def setup(self) -> None:
         self.tokens = self.token_table("tokens")
         self.learned = self.position_table("positions")
@@ -158,7 +162,7 @@ class Encoder(Text, kw_only=True):
     pooling: Literal["first", "mean"] = "first"
     """Input of the classifier: the first token through BERT's pooler, or the mean of all."""
 
-    norm: Literal["layer", "rms"] = "layer"
+    norm: Norm = "layer"
     pre_norm: bool = False
     epsilon: NonNegativeFloat = 1e-12
     bias: bool = True
@@ -243,8 +247,10 @@ class EncoderDecoder(Translator, Text, kw_only=True):
 
     target_vocab: PositiveInt | None = None
     """Size of the target vocabulary; None: source and target share one table."""
+    scale_logits: bool = False
+    """Divide logits by the root of the width, as T5 with tied embeddings does."""
 
-    norm: Literal["layer", "rms"] = "layer"
+    norm: Norm = "layer"
     pre_norm: bool = False
     bias: bool = True
     activation: Gate = "relu"
@@ -299,4 +305,6 @@ class EncoderDecoder(Translator, Text, kw_only=True):
         )
         context = Context(memory=memory[0], memory_segments=memory[1], positions=at, offset=offset)
         x = self.decoder(x, context, train, cache)
+        if self.scale_logits:
+            x = x * self.width**-0.5
         return to_logits(x, self.head.whole().T)

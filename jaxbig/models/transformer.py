@@ -17,6 +17,7 @@ from jaxbig.constraints import (
     DropRate,
     NonNegativeFloat,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     validate,
 )
@@ -25,9 +26,8 @@ from jaxbig.models.base import Model, Remat
 from jaxbig.models.layers.attention import PROJECTION, Attention, Kernel, RelativePositions
 from jaxbig.models.layers.basic import (
     ACTIVATIONS,
-    LayerNorm,
     Linear,
-    RMSNorm,
+    Norm,
     ShardedParameters,
     all_gather_parameter,
     choose,
@@ -35,9 +35,11 @@ from jaxbig.models.layers.basic import (
     constrain,
     drop,
     drop_path,
+    normalization,
     parameter,
 )
 from jaxbig.models.layers.mixture_of_experts import LOSSES, Experts
+from jaxbig.models.layers.rotary_scaling import RotaryScaling
 
 Positions = Literal["rotary", "learned", "sinusoidal", "relative", "none"]
 Gate = Literal["gelu", "gelu_tanh", "relu", "swiglu", "geglu"]
@@ -53,7 +55,9 @@ class TransformerFields(Model, kw_only=True):
     """The fields that every Transformer and its blocks share."""
 
     heads: PositiveInt = 8
-    """Number of attention heads, a divisor of the width."""
+    """Number of attention heads, a divisor of the width unless head_width is given."""
+    head_width: PositiveInt | None = None
+    """Width of an attention head; None: the width divided by heads."""
     kv_heads: PositiveInt | None = None
     """Heads of keys and values, a divisor of heads (grouped-query attention); None: as heads."""
     mlp_width: PositiveInt | None = None
@@ -72,21 +76,41 @@ class TransformerFields(Model, kw_only=True):
     router_z_loss: NonNegativeFloat = 0.0
     """Weight of the router's z-loss, logsumexp(scores)^2, which keeps scores small (ST-MoE: 1e-3).
     """
-    norm: Literal["layer", "rms"] = "rms"
-    """Layer normalization, or RMS normalization, which does not center."""
+    norm: Norm = "rms"
+    """Layer normalization, or RMS normalization, which does not center; rms_plus_one multiplies by
+    1 + its scale (Gemma)."""
     pre_norm: bool = True
     """Normalize the input of each branch (pre-norm) or the sum after it (post-norm)."""
+    sandwich_norm: bool = False
+    """With pre_norm, normalize the output of each branch too, before it is added (Gemma 2)."""
+    qk_norm: bool = False
+    """Normalize each head's queries and keys (Qwen 3)."""
     epsilon: NonNegativeFloat = 1e-6
     """Of the normalization."""
     bias: bool = False
     """On every linear layer and LayerNorm."""
+    qkv_bias: bool | None = None
+    """On the projections of queries, keys and values (Qwen 2); None: as bias."""
+    mlp_bias: bool | None = None
+    """On the linear layers of the MLP; None: as bias."""
     positions: Positions = "rotary"
     """rotary (Su et al., 2021), learned, sinusoidal (Vaswani et al., 2017), relative (T5), or
     none."""
     rotary_base: AtLeastOne = 10_000.0
     """Base of the rotary positions' wavelengths; larger for longer texts."""
+    rotary_scaling: RotaryScaling = RotaryScaling()
+    """How rotary positions are stretched to longer texts: RotaryScaling (not), LinearScaling or
+    Llama3Scaling."""
     window: PositiveInt | None = None
     """Positions that attention sees to one side, itself included; None: all."""
+    window_pattern: tuple[bool, ...] = (True,)
+    """Which blocks have the window, repeated over the depth; True False is every other block, from
+    the first on (Gemma 2)."""
+    attention_scale: PositiveFloat | None = None
+    """Factor of the attention scores; None: 1 / sqrt(width of a head). T5 has 1."""
+    attention_soft_cap: PositiveFloat | None = None
+    """Bounds attention scores smoothly, as cap * tanh(score / cap) (Gemma 2: 50); None: no bound.
+    """
     dropout: DropRate = 0.0
     """Dropout rate after the embedding and at the end of each branch."""
     drop_path: DropRate = 0.0
@@ -118,10 +142,21 @@ class TransformerFields(Model, kw_only=True):
         ]
         return {name: getattr(self, name) for name in names}
 
+    def check_fields(self) -> None:
+        if self.sandwich_norm and not self.pre_norm:
+            raise Refused("sandwich_norm needs pre_norm, which is off: turn on both or neither.")
+        if not self.window_pattern:
+            raise Refused("window_pattern is empty: give it True or False for at least one block.")
+        if False in self.window_pattern and self.window is None:
+            raise Refused("window_pattern says which blocks have the window: give a window too.")
+        if self.rotary_scaling != RotaryScaling() and self.positions != "rotary":
+            raise Refused(
+                f"rotary_scaling {type(self.rotary_scaling).__name__}: it is for positions rotary, "
+                f"not {self.positions}."
+            )
+
     def normalize(self, name: str) -> nn.Module:
-        if choose("norm", self.norm, ("layer", "rms")) == "rms":
-            return RMSNorm(self.epsilon, name=name)
-        return LayerNorm(self.epsilon, self.bias, name=name)
+        return normalization(self.norm, self.epsilon, self.bias, name)
 
 
 @struct.dataclass
@@ -165,22 +200,31 @@ class Block(TransformerFields, kw_only=True):
         rate: float | jax.Array,
         train: bool,
         cache: int = 0,
+        windowed: jax.Array | None = None,
     ) -> jax.Array:
         """[B, L, D] -> [B, L, D]; scores: biases of attention [1, H, L, S]; rate: of drop path, in
-        this block."""
+        this block; windowed: [], whether the window counts here (None: it does)."""
         width = x.shape[-1]
         c = context
         same = {
             "bias": self.bias,
+            "qkv_bias": self.qkv_bias,
+            "qk_norm": self.norm if self.qk_norm else None,
+            "epsilon": self.epsilon,
+            "attention_scale": self.attention_scale,
+            "attention_soft_cap": self.attention_soft_cap,
             "scale": self.out_scale,
             "kernel": self.attention_kernel,
             "kv_heads": self.kv_heads,
+            "head_width": self.head_width,
         }
         same["remat"] = self.remat == "attention"
 
         def add(x: jax.Array, name: str, branch: Any) -> jax.Array:
             norm = self.normalize(f"{name}_norm")
             y = branch(norm(x) if self.pre_norm else x)  # type: ignore[operator]
+            if self.sandwich_norm:
+                y = self.normalize(f"{name}_out_norm")(y)  # type: ignore[operator]
             if self.layer_scale is not None:
                 init = nn.initializers.constant(self.layer_scale)
                 scale = parameter(self, f"{name}_scale", init, (width,), (None,), y.dtype)
@@ -191,6 +235,7 @@ class Block(TransformerFields, kw_only=True):
         turned = {
             "rotary": self.positions == "rotary",
             "rotary_base": self.rotary_base,
+            "rotary_scaling": self.rotary_scaling,
             "window": self.window,
         }
         attention = Attention(
@@ -200,7 +245,7 @@ class Block(TransformerFields, kw_only=True):
             x,
             "attention",
             lambda y: attention(
-                y, None, c.segments, None, c.positions, scores, c.offset, cache, c.padding
+                y, None, c.segments, None, c.positions, scores, c.offset, cache, c.padding, windowed
             ),
         )
         if self.cross:
@@ -233,14 +278,15 @@ class Block(TransformerFields, kw_only=True):
         activation = ACTIVATIONS[name]
         if self.mlp_chunks:
             return self.chunked_mlp(x, width, hidden, gated, activation)
-        y = Linear((hidden,), ("embed", "mlp"), bias=self.bias, name="up")(x)  # [B, L, F]
+        bias = self.bias if self.mlp_bias is None else self.mlp_bias
+        y = Linear((hidden,), ("embed", "mlp"), bias=bias, name="up")(x)  # [B, L, F]
         y = constrain(y, "batch", "length", "mlp")
         if gated:
-            gate = Linear((hidden,), ("embed", "mlp"), bias=self.bias, name="gate")(x)
+            gate = Linear((hidden,), ("embed", "mlp"), bias=bias, name="gate")(x)
             y = y * activation(constrain(gate, "batch", "length", "mlp"))
         else:
             y = activation(y)
-        y = Linear((width,), ("mlp", "embed"), bias=self.bias, scale=self.out_scale, name="down")(y)
+        y = Linear((width,), ("mlp", "embed"), bias=bias, scale=self.out_scale, name="down")(y)
         return constrain(y, "batch", "length", None)
 
     def chunked_mlp(
@@ -249,12 +295,13 @@ class Block(TransformerFields, kw_only=True):
         """Like `mlp`, with the same parameters, a chunk of the hidden width at a time."""
         inward = ("embed", "mlp")
         outward = ("mlp", "embed")
+        has_bias = self.bias if self.mlp_bias is None else self.mlp_bias
         names = ("up", "gate") if gated else ("up",)
         parts = [
-            ShardedParameters((width, hidden), inward, self.bias, name=name)() for name in names
+            ShardedParameters((width, hidden), inward, has_bias, name=name)() for name in names
         ]
         kernel, bias = ShardedParameters(
-            (hidden, width), outward, self.bias, self.out_scale, name="down"
+            (hidden, width), outward, has_bias, self.out_scale, name="down"
         )()
         kernels: list[Any] = [(each, inward) for each, _ in parts] + [(kernel, outward)]
         kernels += [(each, inward[1:]) for _, each in parts if each is not None]
@@ -306,19 +353,29 @@ class Stack(TransformerFields, kw_only=True):
             scores = relative(queries, jnp.arange(cache or x.shape[1])).astype(x.dtype)
 
         def run(
-            block: Block, x: jax.Array, context: Context, scores: Any, rate: float | jax.Array
+            block: Block,
+            x: jax.Array,
+            context: Context,
+            scores: Any,
+            rate: float | jax.Array,
+            windowed: Any = None,
         ) -> jax.Array:
             # a constant rate is no argument: if it is 0, drop path costs nothing
             fixed = isinstance(rate, float)
 
             def inner(
-                block: Block, x: jax.Array, context: Context, scores: Any, varying: Any
+                block: Block,
+                x: jax.Array,
+                context: Context,
+                scores: Any,
+                varying: Any,
+                windowed: Any,
             ) -> jax.Array:
-                return block(x, context, scores, rate if fixed else varying, train, cache)
+                return block(x, context, scores, rate if fixed else varying, train, cache, windowed)
 
             if self.remat in POLICIES:
                 inner = nn.remat(inner, prevent_cse=not self.scan, policy=POLICIES[self.remat])
-            return inner(block, x, context, scores, None if fixed else rate)
+            return inner(block, x, context, scores, None if fixed else rate, windowed)
 
         branches = (3 if self.cross else 2) * self.depth
         fields = self.common_fields() | {
@@ -327,29 +384,42 @@ class Stack(TransformerFields, kw_only=True):
             "out_scale": branches**-0.5,
         }
         rates = [self.drop_path * layer / max(self.depth - 1, 1) for layer in range(self.depth)]
+        fields.pop("window")
+        windows = [
+            self.window if self.window_pattern[layer % len(self.window_pattern)] else None
+            for layer in range(self.depth)
+        ]
         if self.scan:
-            varying = jnp.array(rates) if self.drop_path else None
+            mixed = len(set(windows)) > 1
+            varying = (
+                jnp.array(rates) if self.drop_path else None,
+                jnp.array([window is not None for window in windows]) if mixed else None,
+            )
+            block = Block(**fields, window=self.window if mixed else windows[0], name="block")
             grouped = self.remat_group > 1 and train and not self.is_initializing()
 
             def one(
-                block: Block, x: jax.Array, rate: Any, context: Context, scores: Any
+                block: Block, x: jax.Array, varying: Any, context: Context, scores: Any
             ) -> tuple[jax.Array, None]:
-                return run(block, x, context, scores, 0.0 if rate is None else rate), None
+                rate, windowed = varying
+                return run(block, x, context, scores, 0.0 if rate is None else rate, windowed), None
 
             stack = (
                 in_groups(one, self.depth, self.remat_group)
                 if grouped
                 else scanned(one, self.depth)
             )
-            x, _ = stack(Block(**fields, name="block"), x, varying, context, scores)
+            x, _ = stack(block, x, varying, context, scores)
         else:
-            for layer, rate in enumerate(rates):
-                x = run(Block(**fields, name=f"block_{layer}"), x, context, scores, rate)
+            for layer, (rate, window) in enumerate(zip(rates, windows, strict=True)):
+                block = Block(**fields, window=window, name=f"block_{layer}")
+                x = run(block, x, context, scores, rate)
         return self.normalize("norm")(x) if self.pre_norm and self.final_norm else x  # type: ignore
 
 
 def scanned(one: Any, length: int) -> Any:
-    """Scans `one(block, x, rate, ...) -> (x, None)` over `length` layers of stacked parameters."""
+    """Scans `one(block, x, varying, ...) -> (x, None)` over `length` layers, whose parameters are
+    stacked."""
     return nn.scan(
         one,
         variable_axes={"params": 0, "cache": 0, "intermediates": 0, LOSSES: 0},
@@ -367,13 +437,13 @@ def in_groups(one: Any, depth: int, group: int) -> Any:
         return jax.tree.map(lambda leaf: leaf.reshape(depth // group, group, *leaf.shape[1:]), tree)
 
     def group_of_layers(
-        block: Block, x: jax.Array, rates: Any, context: Context, scores: Any
+        block: Block, x: jax.Array, varying: Any, context: Context, scores: Any
     ) -> tuple[jax.Array, None]:
-        return scanned(one, group)(block, x, rates, context, scores)
+        return scanned(one, group)(block, x, varying, context, scores)
 
-    def all_groups(block: Block, x: jax.Array, rates: Any, *rest: Any) -> tuple[jax.Array, None]:
+    def all_groups(block: Block, x: jax.Array, varying: Any, *rest: Any) -> tuple[jax.Array, None]:
         return scanned(nn.remat(group_of_layers, prevent_cse=False), depth // group)(
-            block, x, grouped(rates), *rest
+            block, x, grouped(varying), *rest
         )
 
     return nn.map_variables(all_groups, "params", trans_in_fn=grouped)

@@ -14,7 +14,16 @@ from jaxbig.constraints import PositiveInt
 from jaxbig.errors import Refused
 from jaxbig.models.base import Classifier
 from jaxbig.models.layers.attention import Attention, sinusoidal
-from jaxbig.models.layers.basic import Embedding, Linear, cast, choose, constrain, drop, parameter
+from jaxbig.models.layers.basic import (
+    Embedding,
+    Linear,
+    Norm,
+    cast,
+    choose,
+    constrain,
+    drop,
+    parameter,
+)
 from jaxbig.models.layers.heads import ClassifierHead
 from jaxbig.models.transformer import Context, Gate, Stack, TransformerFields
 
@@ -45,7 +54,7 @@ class ViT(Classifier, TransformerFields, kw_only=True):
     """Normalize what is pooled, in place of what the last block gives."""
 
     heads: PositiveInt = 6
-    norm: Literal["layer", "rms"] = "layer"
+    norm: Norm = "layer"
     bias: bool = True
     activation: Gate = "gelu"
     positions: Literal["learned", "sincos"] = "learned"  # type: ignore[assignment]

@@ -80,6 +80,7 @@ class NextToken(Objective):
             )
         hidden = call(forward, batch, train, "hidden")
         kernel = forward.unembedding()
+        cap = getattr(forward, "logit_soft_cap", None)
         targets = batch["targets"]
         check_logits(kernel, self.vocab, "tokens")
         x = upcast(hidden)  # its gradient is summed over the chunks in float32
@@ -95,6 +96,8 @@ class NextToken(Objective):
             whole = nn.with_logical_constraint(stored, (None, "vocab"))
             logits = upcast(jnp.tensordot(x.astype(hidden.dtype), whole, axes=1))
             logits = nn.with_logical_constraint(logits, ("batch", "length", "vocab"))  # [B, L, V/C]
+            if cap is not None:
+                logits = cap * jnp.tanh(logits / cap)
             greatest = jnp.maximum(most, jax.lax.stop_gradient(jnp.max(logits, axis=-1)))
             total = total * jnp.exp(most - greatest) + jnp.sum(
                 jnp.exp(logits - greatest[..., None]), axis=-1

@@ -26,6 +26,7 @@ from jaxbig.models.language_model import Decoder, Encoder, EncoderDecoder
 from jaxbig.models.layers.attention import Attention, RelativePositions, attend, rotary, sinusoidal
 from jaxbig.models.layers.attention_mask import from_lengths
 from jaxbig.models.layers.basic import LayerNorm
+from jaxbig.models.layers.rotary_scaling import LinearScaling
 from jaxbig.models.vit import ViT
 
 Array = np.ndarray
@@ -38,6 +39,20 @@ GPT2 = {
     "tie_embeddings": True,
 }
 LLAMA = {"activation": "swiglu", "epsilon": 1e-5}
+GEMMA2 = {
+    "kv_heads": 2,
+    "head_width": 6,
+    "activation": "geglu",
+    "norm": "rms_plus_one",
+    "sandwich_norm": True,
+    "qk_norm": True,  # Gemma 3's
+    "window": 3,
+    "window_pattern": (True, False),
+    "attention_scale": 0.3,
+    "attention_soft_cap": 2.0,
+    "logit_soft_cap": 3.0,
+    "rotary_scaling": LinearScaling(factor=2.0),
+}
 SMALL = {"vocab": 11, "depth": 2, "width": 16, "heads": 4}
 DECODERS = {
     "as it stands": Decoder(**SMALL),
@@ -46,6 +61,7 @@ DECODERS = {
     "relative": Decoder(**SMALL, positions="relative", activation="geglu"),
     "sinusoidal, windowed": Decoder(**SMALL, positions="sinusoidal", window=3, pre_norm=False),
     "no positions": Decoder(**SMALL, positions="none", scale_embedding=True),
+    "gemma 2": Decoder(**SMALL, **GEMMA2),
 }
 SLOW = pytest.mark.slow
 EACH = pytest.mark.parametrize("model", DECODERS.values(), ids=DECODERS)
@@ -313,25 +329,28 @@ def test_attention_is_softmax_attention_within_its_window() -> None:
 
 
 @pytest.mark.parametrize(
-    ("causal", "window", "packed"),
+    ("causal", "window", "packed", "capped"),
     [
-        (True, 32, True),
-        (False, 16, False),
-        pytest.param(True, None, False, marks=SLOW),
-        pytest.param(False, None, True, marks=SLOW),
+        (True, 32, True, False),
+        (False, 16, False, True),
+        pytest.param(True, None, False, False, marks=SLOW),
+        pytest.param(False, None, True, False, marks=SLOW),
     ],
 )
-def test_the_splash_kernel_is_the_plain_one(causal: bool, window: int | None, packed: bool) -> None:
+def test_the_splash_kernel_is_the_plain_one(
+    causal: bool, window: int | None, packed: bool, capped: bool
+) -> None:
     q = normal(8, 256, 4, 16)
     k = normal(8, 256, 2, 16, seed=1)
     v = normal(8, 256, 2, 16, seed=2)
     pair = (jnp.repeat(jnp.array([[1, 2]]), 128, axis=1).repeat(8, 0),) * 2 if packed else None
+    options: dict[str, Any] = {"causal": causal, "window": window, "segments": pair}
+    if capped:
+        options |= {"scale": 1.0, "cap": 3.0}
 
     def by(kernel: str) -> Any:
         def total(q: Any, k: Any, v: Any) -> Any:
-            return jnp.sum(
-                jnp.sin(attend(q, k, v, causal=causal, window=window, segments=pair, kernel=kernel))
-            )
+            return jnp.sum(jnp.sin(attend(q, k, v, **options, kernel=kernel)))
 
         return jax.jit(jax.value_and_grad(total, (0, 1, 2)))(q, k, v)
 
@@ -630,13 +649,14 @@ def chunk_by_chunk(apply: Callable[[Any, Array], Any], x: Array, chunks: list[in
         "gpt-2",
         "llama, grouped",
         "sinusoidal, windowed",
+        "gemma 2",
         *(pytest.param(name, marks=SLOW) for name in ("as it stands", "relative", "no positions")),
     ],
 )
 def test_token_by_token_is_all_at_once(name: str) -> None:
     model = DECODERS[name]
     x = tokens(2, 9)
-    model = model.clone(scan=model.positions in ("learned", "relative"))
+    model = model.clone(scan=model.positions in ("learned", "relative") or name == "gemma 2")
     p = weights(model, x)
 
     @jax.jit

@@ -26,6 +26,7 @@ CASES = {
     "causal window": {"causal": True, "window": 10},
     "window packed": {"causal": False, "window": 7, "segments": (PACKED, PACKED)},
     "all": {"causal": False},
+    "causal capped": {"causal": True, "scale": 1.5, "cap": 2.0},
 }
 
 

@@ -4,6 +4,7 @@ Letters in shape comments: B batch, T queries, S keys, D width, H heads, G heads
 K width of a head.
 """
 
+import functools
 import math
 import re
 from typing import Any, Literal
@@ -14,12 +15,21 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxbig.arrays.dtypes import accumulation_dtype, upcast
-from jaxbig.constraints import AtLeastOne, PositiveInt, validate
+from jaxbig.constraints import AtLeastOne, NonNegativeFloat, PositiveFloat, PositiveInt, validate
 from jaxbig.distributed.logical_axes import active_axes, platform
 from jaxbig.errors import Refused
 from jaxbig.models.layers.attention_mask import Segments, places, visible, without_padding
-from jaxbig.models.layers.basic import Embedding, Linear, choose, constrain
+from jaxbig.models.layers.basic import (
+    Embedding,
+    Linear,
+    Norm,
+    choose,
+    constrain,
+    normalization,
+    soft_cap,
+)
 from jaxbig.models.layers.ring_attention import pieces, ring
+from jaxbig.models.layers.rotary_scaling import RotaryScaling
 from jaxbig.system.determinism import is_deterministic
 
 Kernel = Literal["auto", "plain", "fused", "splash", "ring"]
@@ -41,13 +51,21 @@ def sinusoidal(positions: jax.Array, width: int) -> jax.Array:
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
-def rotary(x: jax.Array, positions: jax.Array | None = None, base: float = 10_000.0) -> jax.Array:
+def rotary(
+    x: jax.Array,
+    positions: jax.Array | None = None,
+    base: float = 10_000.0,
+    *,
+    scaling: RotaryScaling | None = None,
+) -> jax.Array:
     """Rotary positions (Su et al., 2021, eq. 34): turns pairs of [B, T, H, K] by angles that grow
     with positions [B, T] (0, 1, ... if not given). Angles are float32: bf16 cannot count beyond
     256."""
     width = x.shape[3]
     positions = jnp.arange(x.shape[1])[None] if positions is None else positions  # [1 or B, T]
     frequency = base ** (-jnp.arange(0, width, 2) / width)  # [K/2]
+    if scaling is not None:
+        frequency = scaling.scale(frequency)
     angle = (
         positions[:, :, None, None].astype(jnp.float32) * frequency[None, None, None]
     )  # [B, T, 1, K/2]
@@ -110,6 +128,8 @@ def attend(
     bias: jax.Array | None = None,
     offset: jax.Array | None = None,
     padding: jax.Array | None = None,
+    scale: float | None = None,
+    cap: float | None = None,
     kernel: str = "auto",
     remat: bool = False,
 ) -> jax.Array:
@@ -123,8 +143,8 @@ def attend(
 
     offset: where the queries begin among the keys (a cache); padding: [B], how many keys at the
     beginning of each row of a cache are not seen; window: how near a key must be, itself counted;
-    remat: the plain kernel's scores are computed again in the backward pass, as the other kernels
-    do by themselves.
+    scale: in place of 1 / sqrt(K); cap: the scores' `soft_cap`; remat: the plain kernel's scores
+    are computed again in the backward pass, as the other kernels do by themselves.
     """
     choose("kernel", kernel, Kernel)
     lengths = query.shape[1], key.shape[1]
@@ -140,6 +160,7 @@ def attend(
         (bias is None and segments is None) or not any(n % 2 for n in lengths)
     )
     fusible &= split == 1 and has_cudnn()  # its partition rule takes no split length
+    fusible &= cap is None
     if kernel == "auto":
         whole = (
             offset is None
@@ -156,18 +177,22 @@ def attend(
             f"--model.attention-kernel plain."
         )
     if kernel == "ring":
-        return ring(query, key, value, causal, window, segments)
+        return ring(
+            query, key, value, causal=causal, window=window, segments=segments, scale=scale, cap=cap
+        )
     if kernel == "splash":
         from jaxbig.models.layers.splash_attention import (
             splash,  # here: Pallas takes a second to import
         )
 
-        return splash(query, key, value, causal, window, segments)
+        return splash(
+            query, key, value, causal=causal, window=window, segments=segments, scale=scale, cap=cap
+        )
     if kernel == "fused" and (not fusible or platform() != "gpu"):
         raise Refused(
             f"attention kernel 'fused' needs an NVIDIA GPU of compute capability 8.0 or more, "
-            f"bfloat16, a head width in 8s up to 128 (here {query.shape[3]}), no cache, no mesh "
-            f"axis sequence, no --deterministic, and without causal no window: use "
+            f"bfloat16, a head width in 8s up to 128 (here {query.shape[3]}), no cache, no soft "
+            f"cap, no mesh axis sequence, no --deterministic, and without causal no window: use "
             f"--model.attention-kernel plain."
         )
     if kernel == "fused":
@@ -182,6 +207,7 @@ def attend(
             value,
             bias,
             mask,
+            scale=scale,
             is_causal=causal,
             local_window_size=reach,
             implementation="cudnn",
@@ -191,7 +217,8 @@ def attend(
         mask = visible(*places(query, key, offset), causal, window, segments)
     if mask is not None and padding is not None:
         mask = without_padding(mask, padding)
-    return (jax.checkpoint(plain) if remat else plain)(query, key, value, bias, mask)
+    scored = functools.partial(plain, scale=scale, cap=cap)
+    return (jax.checkpoint(scored) if remat else scored)(query, key, value, bias, mask)
 
 
 def has_cudnn() -> bool:
@@ -251,6 +278,9 @@ def plain(
     value: jax.Array,
     bias: jax.Array | None,
     mask: jax.Array | None,
+    *,
+    scale: float | None = None,
+    cap: float | None = None,
 ) -> jax.Array:
     """As `attend`, with the scores of all pairs in memory; bias and mask are [1 or B, 1 or H, T,
     S]."""
@@ -268,18 +298,28 @@ def plain(
         return x.reshape(x.shape[0], groups, heads // groups, *x.shape[2:])
 
     query = query.reshape(batch, length, groups, heads // groups, width)
-    each = jax.vmap(of_heads, in_axes=(3, None, None, 2, 2), out_axes=3)
+    scored = functools.partial(of_heads, scale=scale, cap=cap)
+    each = jax.vmap(scored, in_axes=(3, None, None, 2, 2), out_axes=3)
     return each(query, key, value, grouped(bias), grouped(mask)).reshape(
         batch, length, heads, width
     )
 
 
-def of_heads(query: jax.Array, key: jax.Array, value: jax.Array, bias: Any, mask: Any) -> jax.Array:
+def of_heads(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: Any,
+    mask: Any,
+    *,
+    scale: float | None,
+    cap: float | None,
+) -> jax.Array:
     """Queries [B, T, H, K], keys and values [B, S, H, K] -> [B, T, H, K]."""
     scores = jnp.einsum(
         "bthk,bshk->bhts", query, key, preferred_element_type=accumulation_dtype(query.dtype)
     )
-    scores = scores * query.shape[3] ** -0.5
+    scores = soft_cap(scores * (query.shape[3] ** -0.5 if scale is None else scale), cap)
     if bias is not None:
         scores = scores + jnp.broadcast_to(bias, scores.shape).astype(scores.dtype)
     if mask is not None:
@@ -301,6 +341,8 @@ class Attention(nn.Module, kw_only=True):
     """Number of heads, a divisor of the width."""
     kv_heads: PositiveInt | None = None
     """Heads of keys and values; None: as many as heads."""
+    head_width: PositiveInt | None = None
+    """Width of a head; None: the width divided by heads."""
     causal: bool = False
     """Mask later positions."""
     window: PositiveInt | None = None
@@ -309,8 +351,20 @@ class Attention(nn.Module, kw_only=True):
     """Rotary positions on queries and keys."""
     rotary_base: AtLeastOne = 10_000.0
     """Base of the rotary positions' wavelengths."""
+    rotary_scaling: RotaryScaling | None = None
+    """How the rotary positions' frequencies are changed; None: not."""
     bias: bool = False
     """On all four projections."""
+    qkv_bias: bool | None = None
+    """On the projections of queries, keys and values; None: as bias."""
+    qk_norm: Norm | None = None
+    """Normalization of each head's queries and keys."""
+    epsilon: NonNegativeFloat = 1e-6
+    """Of that normalization."""
+    attention_scale: PositiveFloat | None = None
+    """Factor of the scores; None: 1 / sqrt(width of a head)."""
+    attention_soft_cap: PositiveFloat | None = None
+    """Bound of the scores, which they approach smoothly; None: no bound."""
     scale: float = 1.0
     """Of the output projection's initial values."""
     kernel: Kernel = "auto"
@@ -330,15 +384,19 @@ class Attention(nn.Module, kw_only=True):
         offset: jax.Array | None = None,
         cache: int = 0,
         padding: jax.Array | None = None,
+        windowed: jax.Array | None = None,
     ) -> jax.Array:
         """x [B, T, D], memory [B, S, D], segments [B, T] and [B, S], positions [B, T], scores [1,
         H, T, S] (added before the softmax), offset [] (tokens in the cache), padding [B] (how many
-        of a row's first ones in the cache are not seen) -> [B, T, D]."""
+        of a row's first ones in the cache are not seen), windowed [] (whether the window counts;
+        None: it does) -> [B, T, D]."""
         validate(self)
         width = x.shape[-1]
         kv_heads = self.heads if self.kv_heads is None else self.kv_heads
-        head = width // self.heads
-        if width % self.heads or (self.rotary and head % 2):
+        head = self.head_width or width // self.heads
+        if self.head_width and self.rotary and head % 2:
+            raise Refused(f"head_width {head}: rotary positions need an even one.")
+        if not self.head_width and (width % self.heads or (self.rotary and head % 2)):
             raise Refused(
                 f"width {width} does not divide into heads {self.heads} of "
                 f"{'an even' if self.rotary else 'one'} width."
@@ -349,10 +407,11 @@ class Attention(nn.Module, kw_only=True):
             )
         axes = ("embed", "heads", None)
         source = x if memory is None else memory
-        query = Linear((self.heads, head), axes, bias=self.bias, name="query")(x)  # [B, T, H, K]
+        bias = self.bias if self.qkv_bias is None else self.qkv_bias
+        query = Linear((self.heads, head), axes, bias=bias, name="query")(x)  # [B, T, H, K]
         shared = None if kv_heads == 1 else "heads"  # a single head cannot be split over the mesh
         joint = ("embed", None, shared, None)
-        both = Linear((2, kv_heads, head), joint, bias=self.bias, name="key_value")(
+        both = Linear((2, kv_heads, head), joint, bias=bias, name="key_value")(
             source
         )  # [B, S, 2, G, K]
         if cache and (segments is not None or x.shape[1] > cache):
@@ -368,10 +427,17 @@ class Attention(nn.Module, kw_only=True):
         # [B, S, G, K] each
         key = both[:, :, 0]
         value = both[:, :, 1]
+        if self.qk_norm is not None:
+            normalize = functools.partial(normalization, self.qk_norm, self.epsilon, self.bias)
+            query = normalize(name="query_norm")(query)  # type: ignore[operator]
+            key = normalize(name="key_norm")(key)  # type: ignore[operator]
         if self.rotary:
             if positions is None and offset is not None:
                 positions = jnp.arange(x.shape[1])[None] + offset
-            query, key = (rotary(each, positions, self.rotary_base) for each in (query, key))
+            turned = functools.partial(
+                rotary, positions=positions, base=self.rotary_base, scaling=self.rotary_scaling
+            )
+            query, key = (turned(each) for each in (query, key))
         if cache and memory is None:
             key = self._remember("key", key, cache, offset)
             value = self._remember("value", value, cache, offset)
@@ -380,19 +446,27 @@ class Attention(nn.Module, kw_only=True):
             pair = segments, segments if memory is None else memory_segments
         elif memory_segments is not None and memory is not None:
             pair = jnp.ones(x.shape[:2], jnp.int32), memory_segments
-        y = attend(
-            query,
-            key,
-            value,
-            causal=self.causal and memory is None,
-            window=self.window if memory is None else None,
-            segments=pair,  # type: ignore[arg-type]
-            bias=scores,
-            offset=offset if cache and memory is None else None,
-            padding=padding if cache and memory is None else None,
-            kernel=self.kernel,
-            remat=self.remat,
-        )
+
+        def attend_within(window: int | None) -> Any:
+            return functools.partial(
+                attend,
+                causal=self.causal and memory is None,
+                window=window,
+                segments=pair,  # type: ignore[arg-type]
+                bias=scores,
+                offset=offset if cache and memory is None else None,
+                padding=padding if cache and memory is None else None,
+                scale=self.attention_scale,
+                cap=self.attention_soft_cap,
+                kernel=self.kernel,
+                remat=self.remat,
+            )
+
+        here = attend_within(self.window if memory is None else None)
+        if windowed is None:
+            y = here(query, key, value)
+        else:
+            y = jax.lax.cond(windowed, here, attend_within(None), query, key, value)
         y = constrain(y, "batch", "length", "heads", None)
         out = Linear(
             (width,),

@@ -21,6 +21,7 @@ from jaxbig.errors import Refused
 
 Axes = tuple[str | None, ...]
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh"]
+Norm = Literal["layer", "rms", "rms_plus_one"]
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: nn.gelu(x, approximate=False),
@@ -309,11 +310,16 @@ class RMSNorm(nn.Module):
 
     epsilon: NonNegativeFloat = 1e-6
     """Added to the mean square."""
+    plus_one: bool = False
+    """Multiply by 1 + scale, where scale starts at 0 (Gemma)."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., D]. In float32: a mean of squares overflows and rounds in half."""
-        scale = parameter(self, "scale", nn.initializers.ones, (x.shape[-1],), (None,))
+        init = nn.initializers.zeros if self.plus_one else nn.initializers.ones
+        scale = parameter(self, "scale", init, (x.shape[-1],), (None,))
+        if self.plus_one:
+            scale = 1 + scale
         y = upcast(x)
         mean_square = jnp.mean(jnp.square(y), axis=-1, keepdims=True)
         return (
@@ -344,3 +350,15 @@ class LayerNorm(nn.Module):
             bias = parameter(self, "bias", nn.initializers.zeros, (x.shape[-1],), (None,))
             y = y + jnp.broadcast_to(bias, x.shape)
         return y.astype(x.dtype)
+
+
+def normalization(kind: str, epsilon: float, bias: bool, name: str) -> nn.Module:
+    """The normalization layer of a kind of `Norm`; a bias is LayerNorm's alone."""
+    if choose("norm", kind, Norm) == "layer":
+        return LayerNorm(epsilon, bias, name=name)
+    return RMSNorm(epsilon, kind == "rms_plus_one", name=name)
+
+
+def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
+    """`cap * tanh(x / cap)`, within -cap and cap (Gemma 2); x itself where cap is None."""
+    return x if cap is None else cap * jnp.tanh(x / cap)

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 
 from jaxbig.arrays.dtypes import upcast
-from jaxbig.models.layers.basic import Embedding, Linear, constrain, to_logits
+from jaxbig.models.layers.basic import Embedding, Linear, constrain, soft_cap, to_logits
 
 
 class ClassifierHead(nn.Module):
@@ -62,9 +62,10 @@ class TokenHead(TokenTables):
     """Mixin: the output matrix of a language model whose `setup` sets `head`, an output table."""
 
     head: Any
+    logit_soft_cap: float | None = None
 
     def unembedding(self) -> jax.Array:
-        """The output matrix [D, V], as stored; logits are `hidden` times it."""
+        """The output matrix [D, V], as stored; logits are `hidden` times it, soft-capped."""
         return self.head.output()
 
 
@@ -74,6 +75,7 @@ def logits_of(hidden: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     @functools.wraps(hidden, assigned=("__module__",), updated=())  # the same arguments
     def __call__(self: Any, *arguments: Any, **named: Any) -> jax.Array:
         """Tokens [B, L] -> logits [B, L, V], float32; arguments as in `hidden`."""
-        return to_logits(self.hidden(*arguments, **named), self.unembedding())
+        logits = to_logits(self.hidden(*arguments, **named), self.unembedding())
+        return soft_cap(logits, self.logit_soft_cap)
 
     return __call__

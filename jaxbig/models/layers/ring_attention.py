@@ -28,6 +28,7 @@ from jaxbig.arrays.dtypes import accumulation_dtype
 from jaxbig.distributed.logical_axes import active_axes
 from jaxbig.errors import Refused
 from jaxbig.models.layers.attention_mask import Segments, visible
+from jaxbig.models.layers.basic import soft_cap
 
 BLOCK = 512
 """Keys that are scored at a time, at most."""
@@ -44,9 +45,12 @@ def ring(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
+    *,
     causal: bool,
     window: int | None,
     segments: Segments,
+    scale: float | None = None,
+    cap: float | None = None,
 ) -> jax.Array:
     """As `attend`, where there are `pieces`: [B, N T, H, K] and twice [B, N S, G, K] -> [B, N T, H,
     K]."""
@@ -63,7 +67,8 @@ def ring(
     heads: Any = nn.logical_to_mesh_axes(PLACES)
     places = PartitionSpec(*heads[:2])
     few = places if key.shape[2] == 1 else heads  # a single head cannot be split
-    each = functools.partial(local, Round(tuple(over), count, causal, window))
+    factor = query.shape[3] ** -0.5 if scale is None else scale
+    each = functools.partial(local, Round(tuple(over), count, causal, window, factor, cap))
     specs = heads, few, few, None if segments is None else (places, places)
     return jax.shard_map(each, in_specs=specs, out_specs=heads, check_vma=False)(
         query, key, value, segments
@@ -78,6 +83,8 @@ class Round:
     count: int
     causal: bool
     window: int | None
+    scale: float = 1.0
+    cap: float | None = None
 
     def turns(self, length: int) -> int:
         """Number of ring steps that a causal window needs, for chunks of `length` keys."""
@@ -100,7 +107,7 @@ class Round:
         found = jnp.einsum(
             "btgrk,bcgk->bgrtc", query, key, preferred_element_type=accumulation_dtype(query.dtype)
         )
-        found = found * query.shape[-1] ** -0.5
+        found = soft_cap(found * self.scale, self.cap)
         pair = None if segments is None else (query_segments, segments)
         places = first + jnp.arange(query.shape[1]), at + jnp.arange(key.shape[1])
         seen = visible(*places, self.causal, self.window, pair)[:, :, None]
@@ -204,9 +211,10 @@ def backward(round: Round, saved: Any, gradient: jax.Array) -> tuple[Any, Any, A
             scores, seen = round.scores(q, here * length, query_segments, at, key, key_segments)
             shares = jnp.exp(scores - top[..., None]) / total[..., None]  # [B, G, R, T, C]
             d_shares = product("btgrk,bcgk->bgrtc", d_out, value)
-            d_scores = jnp.where(
-                seen, shares * (d_shares - d_total[..., None]) * width**-0.5, 0
-            ).astype(q.dtype)
+            d_scores = shares * (d_shares - d_total[..., None]) * round.scale
+            if round.cap is not None:  # the derivative of the cap
+                d_scores = d_scores * (1 - jnp.square(scores / round.cap))
+            d_scores = jnp.where(seen, d_scores, 0).astype(q.dtype)
             d_value = product("bgrtc,btgrk->bcgk", shares.astype(d_out.dtype), d_out)
             d_key = product("bgrtc,btgrk->bcgk", d_scores, q)
             return d_query + product("bgrtc,bcgk->btgrk", d_scores, key), (d_key, d_value)

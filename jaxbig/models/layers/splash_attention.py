@@ -22,9 +22,12 @@ def splash(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
+    *,
     causal: bool,
     window: int | None,
     segments: Segments,
+    scale: float | None = None,
+    cap: float | None = None,
 ) -> jax.Array:
     """As `attend`: [B, T, H, K] and [B, S, G, K] -> [B, T, H, K]. Elsewhere than on a TPU it is
     interpreted, slowly.
@@ -58,8 +61,13 @@ def splash(
         place = queries[1]
     every_head = masks.MultiHeadMask([mask] * query.shape[2])
     kernel = pallas.make_splash_mha(
-        every_head, head_shards=over[2], q_seq_shards=parts, interpret=platform() != "tpu"
+        every_head,
+        head_shards=over[2],
+        q_seq_shards=parts,
+        attn_logits_soft_cap=cap,
+        interpret=platform() != "tpu",
     )
+    query = query * (query.shape[-1] ** -0.5 if scale is None else scale)
     if not nn.get_logical_axis_rules():
         return _local(kernel, query, key, value, segments)
     rows = queries[0]
@@ -74,7 +82,6 @@ def splash(
 
 
 def _local(kernel: Any, query: Any, key: Any, value: Any, segments: Any) -> jax.Array:
-    query = query * query.shape[-1] ** -0.5
     heads_first = [each.swapaxes(1, 2) for each in (query, key, value)]  # [B, H or G, T or S, K]
     if segments is None:
         out = jax.vmap(kernel)(*heads_first)

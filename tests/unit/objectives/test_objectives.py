@@ -402,6 +402,7 @@ class Language(nn.Module):
 
     vocab: int
     width: int = 8
+    logit_soft_cap: float | None = None
 
     def setup(self) -> None:
         init = nn.initializers.normal(1.0)
@@ -416,9 +417,10 @@ class Language(nn.Module):
         return self.head
 
     def __call__(self, tokens: jax.Array, train: bool = False) -> jax.Array:
-        return nn.with_logical_constraint(
-            self.hidden(tokens) @ self.head[None], ("batch", None, None)
-        )
+        logits = self.hidden(tokens) @ self.head[None]
+        if self.logit_soft_cap:
+            logits = self.logit_soft_cap * jnp.tanh(logits / self.logit_soft_cap)
+        return nn.with_logical_constraint(logits, ("batch", None, None))
 
 
 def gradient_of(objective: Objective, model: nn.Module) -> Any:
@@ -453,14 +455,15 @@ def text(rows: int, length: int, vocab: int) -> dict[str, Any]:
     st.integers(1, 3),
     st.integers(2, 9),
     st.sampled_from([0.0, 0.1]),
+    st.sampled_from([None, 1.5]),
 )
 @settings(max_examples=6, deadline=None)
 def test_chunked_loss_is_the_whole_loss(
-    rows: int, chunks: int, each: int, length: int, z_loss: float
+    rows: int, chunks: int, each: int, length: int, z_loss: float, cap: float | None
 ) -> None:
     vocab = chunks * each
     batch = text(rows, length, vocab)
-    model = Language(vocab)
+    model = Language(vocab, logit_soft_cap=cap)
     ours = NextToken(vocab, z_loss, chunks)
     plain = NextToken(vocab, z_loss)
     params = {
