@@ -14,6 +14,9 @@ from .griffin import Griffin as Griffin
 from .language_model import Decoder as Decoder
 from .language_model import Encoder as Encoder
 from .language_model import EncoderDecoder as EncoderDecoder
+from .layers.rotary_scaling import LinearScaling as LinearScaling
+from .layers.rotary_scaling import Llama3Scaling as Llama3Scaling
+from .layers.rotary_scaling import RotaryScaling as RotaryScaling
 from .mlp import MLP as MLP
 from .resnet import ResNet as ResNet
 from .rnn import RNN as RNN
