@@ -17,6 +17,7 @@ COMMANDS = {
     "check": "jaxbig.cli.check:Check",
     "train": "jaxbig.cli.train:Train",
     "evaluate": "jaxbig.cli.evaluate:Evaluate",
+    "predict": "jaxbig.cli.predict:Predict",
     "lr-find": "jaxbig.cli.lr_find:LrFind",
     "replay": "jaxbig.cli.replay:Replay",
     "compare": "jaxbig.cli.compare:Compare",

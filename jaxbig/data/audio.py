@@ -13,6 +13,7 @@ from jaxbig.data.core.dataset import Batch, Record, Spec
 from jaxbig.data.core.examples import Example
 from jaxbig.data.core.fields import MismatchError, array, finite, kind, present
 from jaxbig.data.labeled import Labeled
+from jaxbig.data.records.audio_folder import ENDINGS, decode_sound
 from jaxbig.data.records.synthetic import Synthetic
 from jaxbig.data.transforms.log_mel import LogMel
 
@@ -37,6 +38,12 @@ class Sounds(Labeled):
     """How the spectrogram is computed."""
     feature: str = "audio"
     """The record's field with the samples."""
+
+    endings = ENDINGS
+
+    def record_of_file(self, content: bytes) -> Record:
+        rate = getattr(self.records, "sample_rate", self.spectrogram.sample_rate)
+        return {self.feature: decode_sound(content, rate)}
 
     def spec(self) -> Spec:
         return {

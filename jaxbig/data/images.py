@@ -18,6 +18,7 @@ from jaxbig.data.core.dataset import Batch, Record, Spec
 from jaxbig.data.core.examples import Example
 from jaxbig.data.core.fields import MismatchError, array, kind, present
 from jaxbig.data.labeled import Labeled
+from jaxbig.data.records.image_folder import ENDINGS
 from jaxbig.data.records.synthetic import Synthetic
 from jaxbig.data.transforms.augment import Augmentation, Mixing, check_order
 from jaxbig.data.transforms.jpeg import decode, decoder, scaled_size
@@ -55,8 +56,13 @@ class Images(Labeled):
     """The numbers of black and white, in arrays and in files of more than 8 bits: 0 1 for floats,
     0 4095 for 12 bits. None: known only for uint8, bool and files of 16 bits."""
 
+    endings = ENDINGS
+
     def prepare(self) -> str:
         return f"{super().prepare()}; images by {decoder()}"
+
+    def record_of_file(self, content: bytes) -> Record:
+        return {"image": content}
 
     def spec(self) -> Spec:
         side = self.canvas or self.size

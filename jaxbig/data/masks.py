@@ -133,6 +133,11 @@ class Masks(Examples):
     flip: bool = False
     """Randomly flip half of the images and masks left to right in training."""
 
+    endings = ENDINGS
+
+    def record_of_file(self, content: bytes) -> Record:
+        return {"image": content}
+
     def spec(self) -> Spec:
         shape = (self.batch, self.size, self.size)
         return {

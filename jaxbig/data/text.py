@@ -55,6 +55,14 @@ class Text(Examples):
     """Which part to keep of a text longer than `length`."""
 
     cuts_to_length = True
+    reads_texts = True
+    endings = None
+
+    def record_of_file(self, content: bytes) -> Record:
+        return {self.features[0]: content}
+
+    def record_of_text(self, text: str) -> Record:
+        return {self.features[0]: text}
 
     @property
     def vocab(self) -> int:
@@ -151,7 +159,11 @@ class Text(Examples):
 
     def tokens(self, text: bytes) -> np.ndarray:
         """The tokens of a text with the end token, int32 [n], cut to `length`."""
-        tokens = np.append(self.tokenizer.encode(text), self.tokenizer.end).astype(np.int32)
+        return self.ended(self.tokenizer.encode(text))
+
+    def ended(self, tokens: np.ndarray) -> np.ndarray:
+        """Tokens with the end token, int32 [n], cut to `length`."""
+        tokens = np.append(tokens, self.tokenizer.end).astype(np.int32)
         return tokens[: self.length] if self.keep == "beginning" else tokens[-self.length :]
 
     def padded(self, tokens: np.ndarray) -> np.ndarray:
@@ -233,6 +245,13 @@ class Tokens(OneText):
         targets = self.padded(tokens)
         inputs = np.append(np.int32(self.tokenizer.end), targets[:-1])
         return {"inputs": inputs, "targets": targets, "mask": self.mask(len(tokens))}
+
+    def read_unlabeled(self, record: Record) -> Example:
+        example = self.read(record)
+        if not self.packed:
+            return example
+        real = (example["mask"] > 0).astype(np.int32)
+        return {**example, "segments": real, "positions": np.arange(self.length) * real}
 
     def prepare(self) -> str:
         if not self.packed:
@@ -344,9 +363,22 @@ class TokenRows(OneText):
         return self.batch_spec(inputs=(self.length,), lengths=(), mask=(self.length,))
 
     def read(self, record: Record) -> Example:
-        tokens = self.tokens(as_bytes(record, self.feature))
+        return self.example_of(self.tokens(as_bytes(record, self.feature)))
+
+    def example_of(self, tokens: np.ndarray) -> Example:
+        """The example of tokens [n] as of `tokens`."""
         mask = self.mask(len(tokens) - (tokens[-1] == self.tokenizer.end))
         return {"inputs": self.padded(tokens), "lengths": np.int32(len(tokens)), "mask": mask}
+
+    def read_unlabeled(self, record: Record) -> Example:
+        """The example of a text to predict; a mask token's name in it, as `<mask>`, is that."""
+        names = {number: name for name, number in self.tokenizer.special_tokens.items()}
+        mask = self.mask_token
+        first, *rest = as_bytes(record, self.feature).split(names[mask].encode())
+        parts = [self.tokenizer.encode(first)]
+        for each in rest:
+            parts += [np.array([mask]), self.tokenizer.encode(each)]
+        return self.example_of(self.ended(np.concatenate(parts)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -414,6 +446,9 @@ class Pairs(Text):
     def spec(self) -> Spec:
         row = (self.length,)
         return self.batch_spec(inputs=row, lengths=(), targets=row, mask=row)
+
+    def read_unlabeled(self, record: Record) -> Example:
+        return self.read({self.target_feature: "", **record})
 
     def read(self, record: Record) -> Example:
         inputs = self.tokens(as_bytes(record, self.source_feature, "--data.source-feature"))

@@ -6,7 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import chex
 import flax.linen as nn
@@ -45,6 +45,24 @@ class Sum:
 
 
 Sums = dict[str, Sum]
+Found = Mapping[str, np.ndarray]
+"""What `Objective.predict` gives for one example, [...] each by name."""
+
+
+class Words(Protocol):
+    """What a data set says of the numbers of its targets."""
+
+    def class_name(self, number: int) -> str:
+        """The name of a class."""
+        ...
+
+    def text(self, tokens: np.ndarray) -> str:
+        """Tokens [L] as a text."""
+        ...
+
+    def in_units(self, targets: np.ndarray) -> np.ndarray:
+        """Targets that are numbers, in the units of the records."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +85,44 @@ class Objective(abc.ABC):
         """The means over an evaluation, or of a training step, with what follows from them, such as
         perplexity."""
         return {name: float(each.mean()) for name, each in sums.items()}
+
+    def predict(
+        self, forward: nn.Module, batch: Batch, *, key: jax.Array, top: int
+    ) -> dict[str, jax.Array]:
+        """What is predicted for each example, arrays [B, ...] by name; compiled, and pure.
+
+        By default the model's `outputs`. An example's numbers may depend on no other's.
+
+        Args:
+          forward: the model, as `__call__` gets it.
+          batch: likewise; the `targets` mean nothing where the answer is not known.
+          key: that of an evaluation.
+          top: how many of many answers to report.
+        """
+        return {"outputs": call(forward, batch, train=False)}
+
+    def describe(self, found: Found, words: Words, *, top: int) -> dict[str, Any]:
+        """A prediction in words: names with plain values, as a line of JSON has them.
+
+        By default all that `predict` returned, as numbers.
+
+        Args:
+          found: what `predict` returned for an example; with `targets` and `mask` where the answer
+            is known.
+          words: the data.
+          top: how many of many answers to report.
+        """
+        return {name: as_numbers(each) for name, each in found.items()}
+
+
+def as_numbers(array: Any) -> Any:
+    """An array [...] as a number or nested lists, each float with as few digits as identify it."""
+    array = np.asarray(array)
+    if array.dtype.kind in "biu":
+        return array.tolist()
+    if array.dtype != np.float64:  # bfloat16 among them
+        array = array.astype(np.float32)
+    return array.astype(str).astype(np.float64).tolist()
 
 
 def sums_of(

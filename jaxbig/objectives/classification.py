@@ -4,6 +4,7 @@ Letters in shape comments: B batch, K classes.
 """
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,9 +16,12 @@ from jaxbig.constraints import FractionBelowOne, PositiveInt, validate
 from jaxbig.errors import Refused
 from jaxbig.objectives.base import (
     Batch,
+    Found,
     Objective,
     Sum,
     Sums,
+    Words,
+    as_numbers,
     call,
     check_logits,
     cross_entropy,
@@ -142,3 +146,64 @@ class Classification(Objective):
         f1 = 2 * right / np.maximum(predicted + actual, 1)
         macro = {"macro_precision": precision, "macro_recall": recall, "macro_f1": f1}
         return metrics | {name: float(each.mean()) for name, each in macro.items()}
+
+    def predict(
+        self, forward: nn.Module, batch: Batch, *, key: jax.Array, top: int
+    ) -> dict[str, jax.Array]:
+        """`probabilities` [B, ..., K]; and `best` [B, ...], the likeliest class, or `chosen` [B,
+        ..., K], all that are likelier than not."""
+        logits = call(forward, batch, train=False)
+        check_logits(logits, self.classes, "classes")
+        logits = upcast(logits)
+        if self.multi_label:
+            return {"probabilities": jax.nn.sigmoid(logits), "chosen": logits > 0}
+        best = jnp.argmax(logits, axis=-1)
+        return {"probabilities": jax.nn.softmax(logits, axis=-1), "best": best}
+
+    def describe(self, found: Found, words: Words, *, top: int) -> dict[str, Any]:
+        """`class` (`classes` if there may be several), `probability`, `top`, and `target` if known.
+
+        Where each position has a class: `classes` of them, or of the pixels of an image `shares`,
+        how much of it each class has, and `picture`, uint8 [Y, X].
+        """
+        name = words.class_name
+        if not self.multi_label and found["best"].ndim:
+            return _describe_positions(found, words)
+        shares = found["probabilities"]
+        listed = [
+            {"class": name(int(k)), "probability": as_numbers(shares[k])}
+            for k in np.argsort(-shares, kind="stable")[:top]
+        ]
+        if self.multi_label:
+            row = {
+                "classes": [name(int(k)) for k in np.flatnonzero(found["chosen"])],
+                "top": listed,
+            }
+            if "targets" in found:
+                row["target"] = [name(int(k)) for k in np.flatnonzero(found["targets"] > 0.5)]
+            return row
+        best = int(found["best"])
+        row = {"class": name(best), "probability": as_numbers(shares[best]), "top": listed}
+        if "targets" in found:
+            target = found["targets"]
+            row["target"] = name(int(target.argmax() if target.ndim else target))
+        return row
+
+
+def _describe_positions(found: Found, words: Words) -> dict[str, Any]:
+    """The same, where each position of an example has a class."""
+    best = found["best"]
+    if best.ndim == 1:
+        row = {"classes": [words.class_name(int(k)) for k in best]}
+        if "targets" in found:
+            row["target"] = [words.class_name(int(k)) for k in found["targets"]]
+        return row
+    kinds, counts = np.unique(best, return_counts=True)
+    shares = sorted(zip(-counts / best.size, kinds.tolist(), strict=True))
+    row: dict[str, Any] = {
+        "shares": [{"class": words.class_name(k), "share": -share} for share, k in shares]
+    }
+    if "targets" in found:
+        right = (best == found["targets"]) & (found["mask"] > 0)
+        row["accuracy"] = float(right.sum() / max((found["mask"] > 0).sum(), 1))
+    return row | {"picture": best.astype(np.uint8)}

@@ -4,16 +4,28 @@ Letters in shape comments: B batch, L frames, T target tokens, K classes.
 """
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxbig.arrays.dtypes import upcast
 from jaxbig.constraints import PositiveInt
 from jaxbig.errors import Refused
-from jaxbig.objectives.base import Batch, Objective, Sum, Sums, call, check_logits, masked
+from jaxbig.objectives.base import (
+    Batch,
+    Found,
+    Objective,
+    Sum,
+    Sums,
+    Words,
+    call,
+    check_logits,
+    masked,
+)
 
 BLANK = 0
 
@@ -34,18 +46,11 @@ class CTC(Objective):
     criterion = "error_rate"
 
     def __call__(self, forward: nn.Module, batch: Batch, key: jax.Array, train: bool) -> Sums:
-        logits = call(forward, batch, train)
+        logits = self._logits(forward, batch, train)
         targets = batch["targets"]
         mask = batch["mask"]
-        check_logits(logits, self.classes, "classes")
-        frames = batch["inputs"].shape[1]
-        if logits.shape[1] != frames:
-            raise Refused(
-                f"the model gives {logits.shape[1]} frames for {frames}: CTC needs one for each."
-            )
-        logits = upcast(logits)
         tokens = mask > 0
-        absent = jnp.arange(frames)[None] >= batch["lengths"][:, None]  # [B, L]
+        absent = _absent(batch)
         repeats = (targets[:, 1:] == targets[:, :-1]) & tokens[:, 1:]  # a blank must come between
         needed = jnp.sum(tokens, axis=1) + jnp.sum(repeats, axis=1)
         rows = jnp.any(tokens, axis=1)
@@ -59,13 +64,56 @@ class CTC(Objective):
         }
         if train:
             return sums
-        best = jnp.argmax(logits, axis=-1)
-        before = jnp.pad(best[:, :-1], ((0, 0), (1, 0)), constant_values=BLANK)
-        present = (best != BLANK) & (best != before) & ~absent  # repeats collapsed, blanks dropped
+        best, present = likeliest(logits, absent)
         edits = edit_distance(best, present, targets, tokens)
         reference = jnp.sum(tokens.astype(jnp.float32))
         sums["error_rate"] = Sum(masked(edits, rows).total, reference)
         return sums | {"exact_match": masked(edits == 0, rows)}
+
+    def _logits(self, forward: nn.Module, batch: Batch, train: bool) -> jax.Array:
+        """What the model gives, [B, L, K]."""
+        logits = call(forward, batch, train)
+        check_logits(logits, self.classes, "classes")
+        frames = batch["inputs"].shape[1]
+        if logits.shape[1] != frames:
+            raise Refused(
+                f"the model gives {logits.shape[1]} frames for {frames}: CTC needs one for each."
+            )
+        return upcast(logits)
+
+    def predict(
+        self, forward: nn.Module, batch: Batch, *, key: jax.Array, top: int
+    ) -> dict[str, jax.Array]:
+        """`tokens` [B, L], the likeliest of each frame, and `present` [B, L], which of them are in
+        the transcript; `edits` [B], its distance from the targets."""
+        best, present = likeliest(self._logits(forward, batch, train=False), _absent(batch))
+        edits = edit_distance(best, present, batch["targets"], batch["mask"] > 0)
+        return {"tokens": best, "present": present, "edits": edits}
+
+    def describe(self, found: Found, words: Words, *, top: int) -> dict[str, Any]:
+        """`text`; where it is known `target`, and `edits`, how many tokens are wrong."""
+        row: dict[str, Any] = {"text": words.text(found["tokens"][found["present"]])}
+        if "targets" in found:
+            target = np.asarray(found["targets"])[found["mask"] > 0]
+            row |= {"target": words.text(target), "edits": int(found["edits"])}
+        return row
+
+
+def likeliest(logits: jax.Array, absent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The likeliest token of each frame, and which of them remain without repeats and blanks.
+
+    Args:
+      logits: [B, L, K].
+      absent: frames beyond an example's end, [B, L].
+    """
+    best = jnp.argmax(logits, axis=-1)
+    before = jnp.pad(best[:, :-1], ((0, 0), (1, 0)), constant_values=BLANK)
+    return best, (best != BLANK) & (best != before) & ~absent
+
+
+def _absent(batch: Batch) -> jax.Array:
+    """The frames beyond each example's end, [B, L]."""
+    return jnp.arange(batch["inputs"].shape[1])[None] >= batch["lengths"][:, None]
 
 
 def edit_distance(

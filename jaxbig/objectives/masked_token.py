@@ -5,17 +5,23 @@ Letters in shape comments: B batch, L length.
 
 import dataclasses
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxbig.arrays.dtypes import upcast
 from jaxbig.constraints import Fraction, NonNegativeInt, PositiveInt, validate
 from jaxbig.errors import Refused
 from jaxbig.objectives.base import (
     Batch,
+    Found,
     Objective,
     Sums,
+    Words,
+    as_numbers,
     call,
     check_logits,
     cross_entropy,
@@ -87,6 +93,68 @@ class MaskedToken(Objective):
         metrics = super().summarize(sums)
         nats = metrics["loss"]
         return metrics | {"perplexity": exponential(nats), "bits_per_token": nats / math.log(2)}
+
+    def predict(
+        self, forward: nn.Module, batch: Batch, *, key: jax.Array, top: int
+    ) -> dict[str, jax.Array]:
+        """What the model sees in place of each token that is hidden.
+
+        In a row with mask tokens those are hidden; another row is corrupted as in an evaluation.
+
+        Returns:
+          `hidden` [B, L], which tokens are asked for; `asked` [B], whether the row has mask tokens;
+          `counted` [B, L], which tokens are no padding; `tokens` [B, L]; `best` and
+          `probabilities` [B, L, top], the likeliest first; `losses` [B, L].
+        """
+        tokens = batch["inputs"]
+        given = (tokens == self.mask_token) & (batch["mask"] > 0)
+        asked = jnp.any(given, axis=1)
+        corrupted, chosen = self.corrupt(tokens, batch["mask"], key)
+        inputs = jnp.where(asked[:, None], tokens, corrupted)
+        logits = upcast(call(forward, {**batch, "inputs": inputs}, False))
+        check_logits(logits, self.vocab, "tokens")
+        most, best = jax.lax.top_k(logits, min(top, self.vocab))
+        return {
+            "hidden": jnp.where(asked[:, None], given, chosen),
+            "asked": asked,
+            "counted": batch["mask"] > 0,
+            "tokens": tokens,
+            "best": best,
+            "probabilities": jnp.exp(most - jax.nn.logsumexp(logits, axis=-1, keepdims=True)),
+            "losses": cross_entropy(logits, tokens),
+        }
+
+    def describe(self, found: Found, words: Words, *, top: int) -> dict[str, Any]:
+        """`text` with the likeliest tokens in place of the hidden ones, and `masked`, these.
+
+        Where they are known, each has its `target` too, and the row `loss` and `accuracy`.
+        """
+
+        def named(token: np.ndarray) -> dict[str, Any]:
+            return {"token": int(token), "text": words.text(np.asarray(token)[None])}
+
+        places = np.flatnonzero(found["hidden"])
+        filled = np.where(found["hidden"], found["best"][:, 0], found["tokens"])
+        known = not found["asked"]
+        masked_tokens = []
+        for place in places:
+            answers = [
+                {**named(token), "probability": as_numbers(share)}
+                for token, share in zip(
+                    found["best"][place], found["probabilities"][place], strict=True
+                )
+            ]
+            answer = {"position": int(place), **answers[0], "top": answers}
+            if known:
+                answer["target"] = named(found["tokens"][place])
+            masked_tokens.append(answer)
+        end = int(np.max(np.flatnonzero(found["counted"]), initial=-1)) + 1
+        row: dict[str, Any] = {"text": words.text(filled[:end]), "masked": masked_tokens}
+        if known and len(places):
+            right = found["best"][places, 0] == found["tokens"][places]
+            row["loss"] = float(np.mean(found["losses"][places], dtype=np.float64))
+            row["accuracy"] = float(np.mean(right))
+        return row
 
 
 def fingerprint(tokens: jax.Array, mask: jax.Array) -> jax.Array:

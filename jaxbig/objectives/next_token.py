@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxbig.arrays.dtypes import upcast
 from jaxbig.constraints import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -17,8 +18,11 @@ from jaxbig.distributed.logical_axes import split
 from jaxbig.errors import Refused
 from jaxbig.objectives.base import (
     Batch,
+    Found,
     Objective,
+    Sum,
     Sums,
+    Words,
     call,
     check_logits,
     cross_entropy,
@@ -49,11 +53,7 @@ class NextToken(Objective):
     `bits_per_token`."""
 
     def __call__(self, forward: nn.Module, batch: Batch, key: jax.Array, train: bool) -> Sums:
-        if self.chunks:
-            values = self._chunked_values(forward, batch, train)
-        else:
-            values = self._values(call(forward, batch, train), batch["targets"])
-        loss, right, square = values
+        loss, right, square = self._of_tokens(forward, batch, train)
         sums = {"loss": masked(loss, batch["mask"]), "accuracy": masked(right, batch["mask"])}
         if self.z_loss:
             sums |= {
@@ -61,6 +61,12 @@ class NextToken(Objective):
                 "loss": masked(loss + self.z_loss * square, batch["mask"]),
             }
         return sums
+
+    def _of_tokens(self, forward: nn.Module, batch: Batch, train: bool) -> tuple[jax.Array, ...]:
+        """What `_values` returns, all at once or in chunks."""
+        if self.chunks:
+            return self._chunked_values(forward, batch, train)
+        return self._values(call(forward, batch, train), batch["targets"])
 
     def _values(
         self, logits: jax.Array, targets: jax.Array
@@ -122,3 +128,23 @@ class NextToken(Objective):
         if self.bytes_per_token is None:
             return metrics | {"bits_per_token": nats / math.log(2)}
         return metrics | {"bits_per_byte": nats / math.log(2) / self.bytes_per_token}
+
+    def predict(
+        self, forward: nn.Module, batch: Batch, *, key: jax.Array, top: int
+    ) -> dict[str, jax.Array]:
+        """`losses` [B, L], the cross entropy of each token in nats; `right` [B, L], whether it was
+        the likeliest; `counted` [B, L], which tokens count."""
+        losses, right, _ = self._of_tokens(forward, batch, train=False)
+        return {"losses": losses, "right": right, "counted": batch["mask"] > 0}
+
+    def describe(self, found: Found, words: Words, *, top: int) -> dict[str, Any]:
+        """`tokens`, how many were read, with the metrics of an evaluation over these."""
+        counted = found["counted"]
+        count = int(counted.sum())
+        if not count:
+            return {"tokens": 0}
+        sums = {
+            "loss": Sum(float(np.sum(found["losses"][counted], dtype=np.float64)), count),
+            "accuracy": Sum(int(np.sum(found["right"][counted])), count),
+        }
+        return {"tokens": count, **self.summarize(sums)}

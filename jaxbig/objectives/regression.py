@@ -4,7 +4,7 @@ Letters in shape comments: B batch, K numbers an example.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -14,7 +14,17 @@ import numpy as np
 from jaxbig.arrays.dtypes import upcast
 from jaxbig.constraints import PositiveFloat, validate
 from jaxbig.errors import Refused
-from jaxbig.objectives.base import Batch, Objective, Sum, Sums, call, masked
+from jaxbig.objectives.base import (
+    Batch,
+    Found,
+    Objective,
+    Sum,
+    Sums,
+    Words,
+    as_numbers,
+    call,
+    masked,
+)
 
 COLUMNS = ("squared_error", "target", "target_square")
 
@@ -40,14 +50,9 @@ class Regression(Objective):
         if self.loss not in ("mse", "mae", "huber"):
             raise Refused(f"loss {self.loss!r}: it must be one of mse, mae, huber.")
         validate(self)
-        given = upcast(call(forward, batch, train))
+        given = self._outputs(forward, batch, train)
         targets = upcast(batch["targets"])
         mask = upcast(batch["mask"])
-        given = given[:, 0] if given.shape == (*targets.shape, 1) else given
-        if given.shape != targets.shape:
-            raise Refused(
-                f"the model gives {given.shape} for targets {targets.shape}: make them equal."
-            )
         error = (given - targets).reshape(len(targets), -1)  # [B, K]
         squares = jnp.square(error)
         sizes = jnp.abs(error)
@@ -84,3 +89,25 @@ class Regression(Objective):
         constant = variance == 0  # as scikit-learn: 1 for a perfect answer to a constant, else 0
         r2 = np.where(constant, error == 0, 1 - error / np.where(constant, 1, variance))
         return metrics | {"r2": float(r2.mean())}
+
+    def _outputs(self, forward: nn.Module, batch: Batch, train: bool) -> jax.Array:
+        """What the model gives, in the targets' shape."""
+        given = upcast(call(forward, batch, train))
+        shape = batch["targets"].shape
+        given = given[:, 0] if given.shape == (*shape, 1) else given
+        if given.shape != shape:
+            raise Refused(f"the model gives {given.shape} for targets {shape}: make them equal.")
+        return given
+
+    def predict(
+        self, forward: nn.Module, batch: Batch, *, key: jax.Array, top: int
+    ) -> dict[str, jax.Array]:
+        """`value` [B], or [B, K]."""
+        return {"value": self._outputs(forward, batch, train=False)}
+
+    def describe(self, found: Found, words: Words, *, top: int) -> dict[str, Any]:
+        """`value`, and `target` if it is known, in the units of the records."""
+        row = {"value": as_numbers(words.in_units(found["value"]))}
+        if "targets" in found:
+            row["target"] = as_numbers(words.in_units(found["targets"]))
+        return row

@@ -10,12 +10,22 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxbig.arrays.batch_mask import batch_mask
 from jaxbig.constraints import FractionBelowOne, NonNegativeInt, PositiveInt, validate
 from jaxbig.errors import Refused
 from jaxbig.objectives import bleu
-from jaxbig.objectives.base import Batch, Objective, Sums, check_logits, cross_entropy, masked
+from jaxbig.objectives.base import (
+    Batch,
+    Found,
+    Objective,
+    Sums,
+    Words,
+    check_logits,
+    cross_entropy,
+    masked,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +103,22 @@ class Seq2Seq(Objective):
         )
         return metrics | {"bleu": bleu.score(sums)} if bleu.NAMES[0] in sums else metrics
 
+    def predict(
+        self, forward: nn.Module, batch: Batch, *, key: jax.Array, top: int
+    ) -> dict[str, jax.Array]:
+        """`tokens` [B, T]: what the model writes, its likeliest token each time."""
+        length = batch["targets"].shape[1]
+        return {"tokens": greedy(forward, batch, self.start, self.end, length)}
+
+    def describe(self, found: Found, words: Words, *, top: int) -> dict[str, Any]:
+        """`text`; where it is known `target`, and `exact_match`."""
+        row: dict[str, Any] = {"text": words.text(_written(found["tokens"], self.end))}
+        if "targets" in found:
+            seen = found["mask"] > 0
+            row["target"] = words.text(_written(found["targets"], self.end))
+            row["exact_match"] = bool(np.all((found["tokens"] == found["targets"]) | ~seen))
+        return row
+
 
 def greedy(forward: nn.Module, batch: Batch, start: int, end: int, length: int) -> jax.Array:
     """The model's likeliest token each time, from `start` on -> [B, length], with 0 after `end`.
@@ -131,6 +157,12 @@ def before(tokens: jax.Array, end: int, mask: jax.Array | None = None) -> jax.Ar
     """How many tokens of [B, T] come before the first `end`, or before the mask ends: [B]."""
     going = tokens != end if mask is None else (tokens != end) & (mask > 0)
     return jnp.sum(jnp.cumprod(going, axis=1), axis=1)
+
+
+def _written(tokens: np.ndarray, end: int) -> np.ndarray:
+    """The tokens [T] before the first `end`."""
+    ends = np.flatnonzero(tokens == end)
+    return tokens[: ends[0]] if len(ends) else tokens
 
 
 def _lengths(batch: Batch) -> dict[str, jax.Array]:

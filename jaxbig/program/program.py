@@ -64,6 +64,9 @@ class Program:
     """The same, for metrics over outputs; see `make_eval_step_with_outputs`."""
     forward: Any
     """`(state without its optimizer, batch) -> outputs` of the model, as an evaluation calls it."""
+    predict: Any
+    """`(state without its optimizer, batch, top) -> (arrays by name, variables)`: what the
+    objective predicts."""
 
     def activate(self) -> contextlib.AbstractContextManager[None]:
         """A context in which functions are traced with this program's mesh and rules."""
@@ -162,6 +165,12 @@ def make_program(experiment: Experiment, devices: Sequence[Any] | None = None) -
             make_forward(experiment),
             in_shardings=(without_optimizer(shardings), inputs[1]),
             out_shardings=whole,
+        ),
+        predict=jax.jit(
+            make_predict(experiment),
+            in_shardings=(without_optimizer(shardings), inputs[1]),
+            out_shardings=(whole, shardings.variables),
+            static_argnums=2,
         ),
         eval_step_with_outputs=jax.jit(
             make_eval_step_with_outputs(experiment),
@@ -292,6 +301,25 @@ def make_features(experiment: Experiment) -> Callable[[TrainState, Batch], Any]:
         return {**fields, "features": upcast(found)}, variables
 
     return step
+
+
+def make_predict(experiment: Experiment) -> Callable[[TrainState, Batch, int], Any]:
+    """Returns `(state without its optimizer, batch, top) -> (arrays by name, variables)`.
+
+    The batch is transformed, and the key is that, of an evaluation; so are the variables.
+    """
+
+    def predict(state: TrainState, batch: Batch, top: int) -> tuple[dict[str, jax.Array], Any]:
+        key = rng.stream(experiment.seed, "evaluation")
+        rows = transformed(experiment, batch)
+
+        def predictions(forward: nn.Module) -> dict[str, jax.Array]:
+            return experiment.objective.predict(forward, rows, key=key, top=top)
+
+        apply = nn.apply(predictions, experiment.model, mutable=list(state.variables))
+        return apply({"params": state.params, **state.variables})
+
+    return predict
 
 
 def make_eval_step_with_outputs(experiment: Experiment) -> Callable[[TrainState, Batch], Any]:

@@ -9,15 +9,13 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from jaxbig.data.core.dataset import Data, Record, Rows
+from jaxbig.data.core.dataset import DEFAULTS, Data, Record, Rows
 from jaxbig.data.core.examples import Examples, RecordSource
 from jaxbig.distributed.sharding import device_put_batch, local_rows
 from jaxbig.errors import Refused
 from jaxbig.program.state import without_optimizer
 from jaxbig.train.run import Run
 
-DEFAULTS = {"targets": 0, "mask": 1, "starts": 1}
-"""Fields of a batch that need not be given: each example counts, and starts a text of its own."""
 NAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 

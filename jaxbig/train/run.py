@@ -12,7 +12,7 @@ from jaxbig.config.deserialize import from_run
 from jaxbig.config.experiment import Experiment
 from jaxbig.config.options import refuse_url
 from jaxbig.config.serialize import to_json
-from jaxbig.data.core.dataset import open_split
+from jaxbig.data.core.dataset import Source, open_split
 from jaxbig.distributed.mesh import Mesh
 from jaxbig.errors import Refused
 from jaxbig.program.bad_steps import as_asked, as_saved
@@ -137,6 +137,7 @@ def restore(
     *,
     step: int | Literal["last", "best"] = "last",
     experiment: Experiment | None = None,
+    for_training: bool = True,
 ) -> Run:
     """A run as it was at one of its checkpoints; nothing is trained, and no data is read.
 
@@ -148,6 +149,8 @@ def restore(
       step: last, best, or the step of a checkpoint.
       experiment: what was trained. It is needed where classes in it are not jaxbig's: nothing that
         a folder names is imported.
+      for_training: False: what a prediction needs alone, so that the state has no `step` and no
+        `opt_state`, which take most of the memory.
 
     Raises:
       Refused: there is no such run or checkpoint, or the experiment is of another run.
@@ -179,8 +182,14 @@ def restore(
         raise Refused(f"{folder} holds no checkpoint: train first.")
     program = make_program(experiment)
     with program.activate():
-        restored = checkpoints.restore(program.abstract, as_saved, steps=steps)
-        state = as_asked(restored.state, program.abstract)
+        if for_training:
+            restored = checkpoints.restore(program.abstract, as_saved, steps=steps)
+            state = as_asked(restored.state, program.abstract)
+        else:
+            fields = ("params", "variables")
+            wanted = {name: getattr(program.abstract, name) for name in fields}
+            restored = checkpoints.restore(wanted, only=fields, steps=steps)
+            state = TrainState(step=None, opt_state=None, **restored.state)
     return make_run(folder, program, state, restored.step)
 
 
@@ -197,16 +206,22 @@ def evaluate(run: Run | str | Path, *, split: str = "eval") -> dict[str, float]:
     """
     if not isinstance(run, Run):
         run = restore(run)
+    source = open_run_split(run, split)
+    with run.program.activate():
+        metrics = passes.evaluate(run.program, run.state, source)
+    assert metrics is not None, "nothing asks it to stop"
+    return metrics
+
+
+def open_run_split(run: Run, split: str) -> Source:
+    """The examples of a split of a run's data; raises as `evaluate`."""
     experiment = with_kept(run.experiment, run.directory)  # preparing changes this copy alone
     identity = prepare(experiment)
     described = read_run(run.directory)
     if described and (lines := differences(described, {"data_identity": identity})):
         raise Refused(f"{run.directory} was trained with other data ({'; '.join(lines)}).")
     with run.program.activate():
-        source = open_split(experiment.data, split)
-        metrics = passes.evaluate(run.program, run.state, source)
-    assert metrics is not None, "nothing asks it to stop"
-    return metrics
+        return open_split(experiment.data, split)
 
 
 def make_run(folder: Path, program: Program, state: TrainState, step: int) -> Run:

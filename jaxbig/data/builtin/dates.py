@@ -14,7 +14,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from jaxbig.data.core.array_source import ArraySource
-from jaxbig.data.core.dataset import Data, Source, Spec
+from jaxbig.data.core.dataset import Data, Rows, Source, Spec
+from jaxbig.data.core.fields import as_bytes
 from jaxbig.data.pipeline.sampler import epoch_order
 from jaxbig.data.records.tfds_builder import Builder, Record, columns, identity, prepared
 
@@ -112,6 +113,28 @@ class Dates(Data):
     vocab = -(-(END + 1 + len(ALPHABET)) // 8) * 8  # a multiple of 8, to shard over a mesh
     start = START
     end = END
+    reads_texts = True
+    endings = None
+
+    def record_of_file(self, content: bytes) -> Record:
+        return {"written": content}
+
+    def record_of_text(self, text: str) -> Record:
+        return {"written": text}
+
+    def read_unlabeled(self, record: Record) -> Rows:
+        """The example of a date as it is written."""
+        if "inputs" in record:
+            return super().read_unlabeled(record)
+        text = as_bytes(record, "written").decode(errors="replace").strip()
+        tokens = encode(text)
+        if len(tokens) < len(text) or not text:
+            unknown = sorted({letter for letter in text if letter not in ALPHABET})
+            raise ValueError(f"it has {unknown[0]!r}, which no date has" if text else "it is empty")
+        if len(tokens) > LENGTH:
+            raise ValueError(f"it has {len(tokens)} characters, and a date {LENGTH} at most")
+        inputs = np.pad(tokens, (0, LENGTH - len(tokens)))
+        return super().read_unlabeled({"inputs": inputs, "lengths": np.int32(len(tokens))})
 
     def spec(self) -> Spec:
         return {
@@ -127,6 +150,9 @@ class Dates(Data):
             special[int(t)] if t in special else ALPHABET[int(t) - END - 1].replace(" ", "_")
             for t in tokens
         ]
+
+    def text(self, tokens: np.ndarray) -> str:
+        return decode(tokens)
 
     def prepare(self) -> str:
         return identity(prepared(JaxbigDates))

@@ -5,6 +5,7 @@ split is fixed: 353 patients for training and 89 for evaluation, after one fixed
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -12,9 +13,14 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from jaxbig.data.core.array_source import ArraySource
-from jaxbig.data.core.dataset import Data, Source, Spec
+from jaxbig.data.core.dataset import Data, Rows, Source, Spec
+from jaxbig.data.core.fields import numbers
 from jaxbig.data.pipeline.sampler import epoch_order
 from jaxbig.data.records.tfds_builder import Builder, Record, columns, identity, prepared
+
+TRAIN = 353
+MEASURED = ("age", "sex", "bmi", "bp", "s1", "s2", "s3", "s4", "s5", "s6")
+"""The ten measurements, as scikit-learn names them."""
 
 
 class JaxbigDiabetes(Builder):
@@ -27,13 +33,22 @@ class JaxbigDiabetes(Builder):
         }
 
     def records(self) -> dict[str, list[Record]]:
-        import sklearn.datasets  # here: slow to import, and needed once
+        all_records = [
+            {"measurements": measurements, "progress": progress}
+            for measurements, progress in zip(*study(), strict=True)
+        ]
+        return {"train": all_records[:TRAIN], "eval": all_records[TRAIN:]}
 
-        study = sklearn.datasets.load_diabetes(return_X_y=True, scaled=False)
-        measurements, progress = (np.asarray(each, np.float32) for each in study)
-        rows = epoch_order(0, 0, len(progress))
-        all_records = [{"measurements": measurements[i], "progress": progress[i]} for i in rows]
-        return {"train": all_records[:353], "eval": all_records[353:]}
+
+@functools.cache
+def study() -> tuple[np.ndarray, np.ndarray]:
+    """Measurements [442, 10] and progress [442] in the order of the records, from scikit-learn."""
+    import sklearn.datasets  # here: slow to import, and needed once
+
+    found = sklearn.datasets.load_diabetes(return_X_y=True, scaled=False)
+    measurements, progress = (np.asarray(each, np.float32) for each in found)
+    rows = epoch_order(0, 0, len(progress))
+    return measurements[rows], progress[rows]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,6 +65,21 @@ class Diabetes(Data):
             "mask": jax.ShapeDtypeStruct((self.batch,), np.float32),
         }
 
+    def read_unlabeled(self, record: Record) -> Rows:
+        """The example of a patient: `measurements` [10], or a number of each name in `MEASURED`."""
+        if "inputs" in record:
+            return super().read_unlabeled(record)
+        if "measurements" in record:
+            given = numbers(record, "measurements")
+        else:
+            given = np.stack([numbers(record, name) for name in MEASURED])
+        inputs = _standardized(given, study()[0][:TRAIN])
+        return super().read_unlabeled({"inputs": inputs})
+
+    def in_units(self, targets: np.ndarray) -> np.ndarray:
+        progress = study()[1][:TRAIN].astype(np.float64)
+        return (targets * progress.std() + progress.mean()).astype(np.float32)
+
     def prepare(self) -> str:
         return identity(prepared(JaxbigDiabetes))
 
@@ -63,6 +93,6 @@ class Diabetes(Data):
         )
 
 
-def _standardized(values: list[Any], train: list[Any]) -> np.ndarray:
+def _standardized(values: Any, train: Any) -> np.ndarray:
     statistics = np.asarray(train, np.float64)
     return ((np.asarray(values) - statistics.mean(0)) / statistics.std(0)).astype(np.float32)

@@ -11,9 +11,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from jaxbig.data.core.array_source import ArraySource
-from jaxbig.data.core.dataset import Data, Source, Spec
+from jaxbig.data.core.dataset import Data, Rows, Source, Spec
+from jaxbig.data.images import central_square
 from jaxbig.data.pipeline.sampler import epoch_order
+from jaxbig.data.records.image_folder import ENDINGS
 from jaxbig.data.records.tfds_builder import Builder, Record, columns, identity, prepared
+from jaxbig.data.transforms.pixels import decoding
 
 
 class JaxbigDigits(Builder):
@@ -40,6 +43,21 @@ class Digits(Data):
     """scikit-learn's handwritten digits: `inputs` [B, 8, 8, 1] of 0 to 1, `targets` [B]."""
 
     classes = 10
+    endings = ENDINGS
+
+    def record_of_file(self, content: bytes) -> Record:
+        return {"image": content}
+
+    def read_unlabeled(self, record: Record) -> Rows:
+        """The example of an image: a file with light ink on dark paper, or numbers of 0 to 16."""
+        if "image" not in record:
+            return super().read_unlabeled(record)
+        if isinstance(record["image"], bytes):
+            with decoding():
+                image = central_square(record["image"], 8, 1).astype(np.float32) / 255
+        else:
+            image = np.asarray(record["image"], np.float32)[..., None] / 16
+        return super().read_unlabeled({**record, "inputs": image})
 
     def spec(self) -> Spec:
         return {

@@ -15,7 +15,8 @@ import tensorflow_datasets as tfds
 
 from jaxbig.data.builtin.pytext import held_out, library_files
 from jaxbig.data.core.array_source import ArraySource
-from jaxbig.data.core.dataset import Data, Source, Spec
+from jaxbig.data.core.dataset import Data, Rows, Source, Spec
+from jaxbig.data.core.fields import as_bytes
 from jaxbig.data.pipeline.sampler import epoch_order
 from jaxbig.data.records.tfds_builder import Builder, Record, columns, identity, prepared
 
@@ -87,6 +88,24 @@ class PyModule(Data):
     packages = PACKAGES
     classes = len(PACKAGES)
     vocab = 256  # as PyTextRows, so that an encoder pretrained there can be used
+    reads_texts = True
+    endings = None
+
+    def record_of_file(self, content: bytes) -> Record:
+        return {"text": content}
+
+    def record_of_text(self, text: str) -> Record:
+        return {"text": text}
+
+    def read_unlabeled(self, record: Record) -> Rows:
+        """The example of a line, cut to `LONGEST` bytes."""
+        if "inputs" in record:
+            return super().read_unlabeled(record)
+        line = as_bytes(record, "text").strip()[:LONGEST]
+        if not line:
+            raise ValueError("it is empty")
+        inputs = np.frombuffer(line.ljust(LONGEST, b"\0"), np.uint8).astype(np.int32)
+        return super().read_unlabeled({"inputs": inputs, "lengths": np.int32(len(line))})
 
     def spec(self) -> Spec:
         number = jax.ShapeDtypeStruct((self.batch,), np.int32)

@@ -4,6 +4,7 @@ It differs between versions of Python, so its sha256 is its identity. The split 
 twenty is held out, by the hash of its name.
 """
 
+import abc
 import dataclasses
 import hashlib
 import platform
@@ -17,6 +18,7 @@ import tensorflow_datasets as tfds
 
 from jaxbig.constraints import PositiveInt
 from jaxbig.data.core.dataset import Data, Rows, Source, Spec
+from jaxbig.data.core.fields import as_bytes
 from jaxbig.data.records.tfds_builder import Builder, Record, columns, identity, prepared
 
 LEFT_OUT = {
@@ -109,6 +111,34 @@ class Library(Data):
     """Tokens (bytes) an example."""
 
     cuts_to_length = True
+    reads_texts = True
+    endings = None
+
+    def record_of_file(self, content: bytes) -> Record:
+        return {"text": content}
+
+    def record_of_text(self, text: str) -> Record:
+        return {"text": text}
+
+    def read_unlabeled(self, record: Record) -> Rows:
+        """The example of a text: its first window."""
+        if "inputs" in record:
+            return super().read_unlabeled(record)
+        if not (content := as_bytes(record, "text")):
+            raise ValueError("it is empty")
+        rows = self.windows(self.tokens(content)).rows(np.zeros(1, np.int64))
+        return super().read_unlabeled({name: field[0] for name, field in rows.items()})
+
+    def tokens(self, content: bytes) -> np.ndarray:
+        """The tokens of a text, its bytes, uint8 [n]."""
+        return np.frombuffer(content, np.uint8)
+
+    @abc.abstractmethod
+    def windows(self, text: np.ndarray) -> "Windows":
+        """The windows of a text, uint8 [n]."""
+
+    def source(self, split: str) -> Source:
+        return self.windows(self.joined(split))
 
     def prepare(self) -> str:
         return identity(prepared(JaxbigPytext))
@@ -143,8 +173,8 @@ class PyText(Library):
             {"starts": jax.ShapeDtypeStruct((self.batch,), np.int32)} if self.contiguous else {}
         )
 
-    def source(self, split: str) -> Source:
-        return Windows(self.joined(split), self.length, self.contiguous)
+    def windows(self, text: np.ndarray) -> Windows:
+        return Windows(text, self.length, self.contiguous)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -161,5 +191,9 @@ class PyTextRows(Library):
             "mask": jax.ShapeDtypeStruct(shape, np.float32),
         }
 
-    def source(self, split: str) -> Source:
-        return PlainWindows(self.joined(split), self.length)
+    def tokens(self, content: bytes) -> np.ndarray:
+        """The bytes; `<mask>` is the mask token."""
+        return super().tokens(content.replace(b"<mask>", bytes([self.mask_token])))
+
+    def windows(self, text: np.ndarray) -> Windows:
+        return PlainWindows(text, self.length)

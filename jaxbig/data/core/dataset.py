@@ -25,6 +25,9 @@ from jaxbig.errors import Refused
 Record = dict[str, Any]
 Rows = dict[str, np.ndarray]
 Spec = dict[str, jax.ShapeDtypeStruct]
+DEFAULTS = {"targets": 0, "mask": 1, "starts": 1}
+"""Fields of an example that a prediction does not need to be given: it counts, and starts a text of
+its own."""
 
 
 def folder_of(variable: str, default: str) -> Path:
@@ -72,6 +75,11 @@ class Data(abc.ABC):
     cuts_to_length: ClassVar[bool] = False
     """Whether a field `length` says where longer examples are cut, so that `--smoke` may cut them
     shorter; otherwise it is the length of the examples."""
+
+    reads_texts: ClassVar[bool] = False
+    """Whether a text is a record to predict, and not the name of a file."""
+    endings: ClassVar[tuple[str, ...] | None] = ()
+    """Endings of the files in a folder that are a record each to predict; None: any."""
 
     @abc.abstractmethod
     def spec(self) -> Spec:
@@ -143,6 +151,44 @@ class Data(abc.ABC):
     def with_kept(self, folder: Path) -> Self:
         """A copy that knows what `kept` has saved in a run's folder; it reads no data."""
         return copy.copy(self)
+
+    def empty(self) -> Rows:
+        """An example of zeros, arrays [...] by field."""
+        return {name: np.zeros(each.shape[1:], each.dtype) for name, each in self.spec().items()}
+
+    def read_unlabeled(self, record: Record) -> Rows:
+        """The example of a record to predict, arrays [...] by field; its label may be missing.
+
+        By default the record has the fields of `spec`, but for those in `DEFAULTS`.
+
+        Raises:
+          ValueError: it cannot be read; the message says what is wrong.
+        """
+        missing = {
+            name: np.full_like(field, DEFAULTS[name])
+            for name, field in self.empty().items()
+            if name in DEFAULTS and name not in record
+        }
+        return {name: record[name] for name in self.spec() if name not in missing} | missing
+
+    def record_of_file(self, content: bytes) -> Record:
+        """The record to predict that a file is, such as a picture; raises as `read_unlabeled`."""
+        raise Refused(
+            f"{type(self).__name__} makes no record of a file: give a table of records (.csv, "
+            f".parquet, .jsonl or .npz)."
+        )
+
+    def record_of_text(self, text: str) -> Record:
+        """The record to predict that a text is, where `reads_texts`."""
+        raise Refused(f"{type(self).__name__} makes no record of a text: give a table of records.")
+
+    def in_units(self, targets: np.ndarray) -> np.ndarray:
+        """Targets that are numbers [...], in the units of the records."""
+        return targets
+
+    def class_name(self, number: int) -> str:
+        """The name of a class, or its number as text where classes have no names."""
+        return class_name(self, number)
 
     def words(self, tokens: np.ndarray) -> list[str]:
         """A text for each of the tokens [L], for pictures."""

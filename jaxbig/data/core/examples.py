@@ -72,10 +72,6 @@ class Examples(Data):
             self.records.open(split), self.read, self.empty(), self.skip_bad_records
         )
 
-    def empty(self) -> Example:
-        """The example that replaces one that is left out."""
-        return {name: np.zeros(each.shape[1:], each.dtype) for name, each in self.spec().items()}
-
 
 class RecordSource:
     """A source over opened records."""

@@ -79,6 +79,12 @@ class NamedFiles(Records):
         name = os.fsdecode(name) if isinstance(name, bytes) else str(name)
         return Path(os.path.abspath(os.path.expanduser(self.folder))) / name
 
+    def with_file(self, record: Record) -> Record:
+        """A row of the table with the content of its file."""
+        data = self.path(record).read_bytes()
+        value = data if self.kind == "image" else decode_sound(data, self.sample_rate)
+        return {**record, self.kind: value}
+
     def open(self, split: str) -> "WithFiles":
         return WithFiles(self, self.table.open(split))
 
@@ -96,12 +102,7 @@ class WithFiles(Sequence[Record]):
         return len(self.table)
 
     def __getitem__(self, index: int) -> Record:  # type: ignore[override]
-        record = self.table[index]
-        data = self.records.path(record).read_bytes()
-        value = (
-            data if self.records.kind == "image" else decode_sound(data, self.records.sample_rate)
-        )
-        return {**record, self.records.kind: value}
+        return self.records.with_file(self.table[index])
 
     def where(self, index: int) -> str:
         return where(self.table, index)

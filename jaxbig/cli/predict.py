@@ -1,0 +1,147 @@
+"""`jaxbig predict`: what a run predicts for files, texts, tables or a split of its data."""
+
+import contextlib
+import dataclasses
+import logging
+import sys
+import time
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from jaxbig.cli.command import Command
+from jaxbig.config.deserialize import classes_of, from_run
+from jaxbig.config.discover import load
+from jaxbig.config.experiment import Experiment
+from jaxbig.config.experiment_files import run_folder
+from jaxbig.config.options import run_name
+from jaxbig.errors import Failed, Refused
+from jaxbig.inference.inputs import check_paths, inputs_at, inputs_of
+from jaxbig.inference.outputs import as_line, check_output, pictures_in, without_picture, written_to
+from jaxbig.inference.predict import TOP, Prediction, predict_inputs, predict_split, with_batch
+from jaxbig.system.accelerators import skip_absent_tpu
+from jaxbig.system.exit_codes import DONE
+from jaxbig.system.json_files import to_json_text
+from jaxbig.tracking.console import Screen
+from jaxbig.train.run import Run, restore
+from jaxbig.train.run_description import read_run
+
+log = logging.getLogger("jaxbig")
+LOG_EVERY_S = 10
+"""Seconds between two lines on the progress, where there is no terminal."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Predict(Command):
+    """What a run predicts for files, texts or tables, as a line of JSON each."""
+
+    run: tyro.conf.Positional[str]
+    """The run's folder, or an experiment's name for runs/NAME."""
+    inputs: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Files, folders, patterns, tables (.csv, .parquet, .jsonl, .npz), or - for lines of standard
+    input: texts, or the paths of files."""
+    text: tuple[str, ...] = ()
+    """Texts to predict, in place of files."""
+    split: str = ""
+    """Predict a split of the run's data in place of files: train, eval, or test if it has one."""
+    top: int = TOP
+    """How many classes or tokens to list, the likeliest first."""
+    step: str = "last"
+    """Which checkpoint: last, best, or the number of its step."""
+    output: Path | None = None
+    """A file to write in place of standard output: .jsonl, .npz (arrays) or .parquet."""
+    pictures: Path | None = None
+    """A new folder for the images that are answers, such as masks."""
+    batch: int = 0
+    """How many examples are computed at a time; 0: as in training."""
+    experiment: str = ""
+    """The experiment's file, where the run has classes of your own."""
+
+    def __call__(self) -> int:
+        if self.output is not None:
+            check_output(self.output)
+        if bool(self.inputs) + bool(self.text) + bool(self.split) != 1:
+            raise Refused("predict needs one of files (or - for lines), --text, and --split.")
+        check_paths(self.inputs)
+        skip_absent_tpu()
+        Screen(True, quiet=self.quiet, verbose=self.verbose).with_log()
+        run = with_batch(self.restored(), self.batch)
+        good = 0
+        bad: list[Prediction] = []
+        shown = []
+        with contextlib.ExitStack() as stack:
+            write = print_line
+            if self.output is not None:
+                write = stack.enter_context(written_to(self.output))
+            elif self.json:
+                write = shown.append
+            save = stack.enter_context(pictures_in(self.pictures)) if self.pictures else None
+            for each in stack.enter_context(contextlib.closing(self.counted(run))):
+                write(save(each) if save else each)
+                if "error" in each.row:
+                    bad.append(each)
+                else:
+                    good += 1
+        if self.json:
+            rows = [without_picture(each.row) for each in shown]
+            summary = {"run": str(run.directory), "step": run.step, "records": good + len(bad)}
+            found = {"output": str(self.output)} if self.output else {"predictions": rows}
+            print(to_json_text({**summary, "errors": len(bad), **found}, indent=1))
+        elif self.output is not None:
+            log.info("%s predictions: %s", f"{good:,}", self.output)
+        if bad:
+            first = bad[0].row
+            raise Failed(
+                f"{len(bad)} of {good + len(bad)} records cannot be read, such as "
+                f"{first['record']}: {first['error']}; the others are predicted."
+            )
+        return DONE
+
+    def restored(self) -> Run:
+        """The run at the checkpoint that was asked for, without what only training needs."""
+        folder = run_folder(self.run) or Path("runs") / run_name(self.run)
+        experiment = own_experiment(folder, self.experiment) if self.experiment else None
+        step: Any = int(self.step) if self.step.isdecimal() else self.step
+        return restore(folder, step=step, experiment=experiment, for_training=False)
+
+    def counted(self, run: Run) -> Generator[Prediction]:
+        """Yields the predictions, and shows how many there are."""
+        if self.split:
+            return progress(predict_split(run, self.split, top=self.top), None)
+        data = run.experiment.data
+        given = inputs_of(data, list(self.text)) if self.text else inputs_at(data, self.inputs)
+        total = len(given) if isinstance(given, list) else None
+        return progress(predict_inputs(run, given, top=self.top), total)
+
+
+def own_experiment(folder: Path, name: str) -> Experiment:
+    """The experiment of a run, with its options and the classes of an experiment's file."""
+    described = read_run(folder)
+    if described is None:
+        raise Refused(f"{folder} holds no run: there is no file run.json.")
+    return from_run(described, classes_of(load(name)).values(), callbacks=False)
+
+
+def print_line(prediction: Prediction) -> None:
+    """Prints a prediction as a line of JSON."""
+    print(as_line(prediction), flush=True)
+
+
+def progress(predictions: Iterator[Prediction], total: int | None) -> Generator[Prediction]:
+    """Yields the predictions; shows on standard error how many, unless they are on the terminal."""
+    console = Console(stderr=True)
+    if console.is_terminal and not sys.stdout.isatty():
+        columns = (MofNCompleteColumn(), BarColumn(bar_width=None), TimeRemainingColumn())
+        with Progress("predicted", *columns, console=console, transient=True) as bar:
+            yield from bar.track(predictions, total=total)
+        return
+    shown = time.monotonic()
+    for number, each in enumerate(predictions, 1):
+        yield each
+        if time.monotonic() > shown + LOG_EVERY_S and not sys.stdout.isatty():
+            shown = time.monotonic()
+            log.info("%s%s predicted", f"{number:,}", f" of {total:,}" if total else "")
