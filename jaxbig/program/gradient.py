@@ -18,7 +18,6 @@ from jax.sharding import PartitionSpec
 from jaxbig.arrays.batch_mask import every_row_real
 from jaxbig.arrays.dtypes import upcast
 from jaxbig.config.experiment import Experiment
-from jaxbig.data.core.dataset import Data
 from jaxbig.distributed.logical_axes import ROWS
 from jaxbig.errors import Refused
 from jaxbig.models.layers.mixture_of_experts import LOSSES
@@ -117,18 +116,13 @@ def make_gradient(experiment: Experiment, mesh: jax.sharding.Mesh) -> Gradient:
 
 def with_places(find: Gradient, experiment: Experiment) -> Gradient:
     """The gradient of batches with the field `PLACE`, if the data transforms batches."""
-    if not transforms(experiment.data):
+    if not experiment.data.transforms():
         return find
 
     def gradient(params: Any, variables: Any, batch: Batch, *rest: Any) -> Any:
         return find(params, variables, {**batch, PLACE: jnp.arange(batch["mask"].shape[0])}, *rest)
 
     return gradient
-
-
-def transforms(data: Data) -> bool:
-    """Whether the data transforms its batches in the step, as by augmentation."""
-    return type(data).transform is not Data.transform
 
 
 def check_parts(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:

@@ -31,7 +31,7 @@ from jaxbig.models.base import Model
 from jaxbig.objectives.base import Batch, Sums, call, sums_of
 from jaxbig.program import rng
 from jaxbig.program.bad_steps import FAULT, make_bad_step_check, track_losses, unchanged
-from jaxbig.program.gradient import check_parts, make_gradient, row_keys, transforms
+from jaxbig.program.gradient import check_parts, make_gradient, row_keys
 from jaxbig.program.mixed_precision import (
     loss_scale,
     loss_scale_metrics,
@@ -204,7 +204,7 @@ def make_init(experiment: Experiment) -> Callable[[], Any]:
 
 def transformed(experiment: Experiment, batch: Batch) -> Batch:
     """The batch as the data transforms it for the objective in evaluation."""
-    if not transforms(experiment.data):
+    if not experiment.data.transforms():
         return batch
     places = jnp.arange(batch["mask"].shape[0])
     return experiment.data.transform(batch, row_keys(experiment, "evaluation", 0, places), False)

@@ -107,7 +107,7 @@ class Data(abc.ABC):
 
         It checks what can be seen before anything is compiled.
         """
-        if type(self).transform is not Data.transform:
+        if self.transforms():
             keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), self.batch))
             for train in (True, False):
                 jax.eval_shape(functools.partial(self.transform, train=train), self.spec(), keys)
@@ -129,6 +129,10 @@ class Data(abc.ABC):
           The batch that the objective gets.
         """
         return batch
+
+    def transforms(self) -> bool:
+        """Whether batches are transformed in the step, as by augmentation."""
+        return type(self).transform is not Data.transform
 
     def shorter(self, length: int) -> Self:
         """A copy whose rows have at most this length, for a quick test.
