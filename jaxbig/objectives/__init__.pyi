@@ -3,7 +3,11 @@
 from .base import Objective as Objective
 from .base import Sum as Sum
 from .base import Sums as Sums
+from .bootstrap import Bootstrap as Bootstrap
+from .calibration import CalibrationError as CalibrationError
 from .class_scores import AUC as AUC
+from .class_scores import Accuracy as Accuracy
+from .class_scores import MeanAveragePrecision as MeanAveragePrecision
 from .classification import Classification as Classification
 from .ctc import CTC as CTC
 from .masked_token import MaskedToken as MaskedToken

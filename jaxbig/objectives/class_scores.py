@@ -14,11 +14,8 @@ from jaxbig.objectives.metric import Kept, Metric
 
 
 @dataclasses.dataclass(frozen=True)
-class AUC(Metric):
-    """Area under the ROC curve, the mean over the classes, each against the rest, as `auc`.
-
-    A class without an example, or with nothing but examples, does not count.
-    """
+class ClassMetric(Metric):
+    """Base class of metrics of a classifier: a logit for each class, and the true classes."""
 
     def check(self, outputs: Any, batch: Any) -> None:
         super().check(outputs, batch)
@@ -28,15 +25,75 @@ class AUC(Metric):
             or (targets.shape == outputs.shape[:-1] and np.issubdtype(targets.dtype, np.integer))
         ):
             raise Refused(
-                f"metrics: AUC needs a logit for each class, and a class or a number for each "
-                f"class as targets; the model returns {outputs.shape}, and targets are "
-                f"{targets.shape}, {targets.dtype}."
+                f"metrics: {type(self).__name__} needs a logit for each class, and a class or a "
+                f"number for each class as targets; the model returns {outputs.shape}, and targets "
+                f"are {targets.shape}, {targets.dtype}."
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class Accuracy(ClassMetric):
+    """The share of examples whose class has the largest logit, as `accuracy`.
+
+    `Classification` has it already; here it is for `Bootstrap`. With any number of classes an
+    example it is the share of decisions that are right.
+    """
+
+    def result(self, kept: Kept) -> dict[str, float]:
+        outputs = kept["outputs"]
+        targets = kept["targets"]
+        if targets.shape == outputs.shape:
+            return {"accuracy": float(np.mean((outputs > 0) == (targets > 0.5)))}
+        return {"accuracy": float(np.mean(outputs.argmax(axis=-1) == targets))}
+
+
+@dataclasses.dataclass(frozen=True)
+class AUC(ClassMetric):
+    """Area under the ROC curve, the mean over the classes, each against the rest, as `auc`.
+
+    A class without an example, or with nothing but examples, does not count.
+    """
 
     def result(self, kept: Kept) -> dict[str, float]:
         areas = areas_under_curves(kept["outputs"], kept["targets"])
         known = [area for area in areas if area is not None]
         return {"auc": float(np.mean(known)) if known else float("nan")}
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanAveragePrecision(ClassMetric):
+    """Average precision, the mean over the classes, each against the rest, as
+    `mean_average_precision`.
+
+    Of a class it is the mean of the precision at each of its examples, ranked by the probability of
+    the class (scikit-learn's `average_precision_score`). A class without an example does not count.
+    """
+
+    def result(self, kept: Kept) -> dict[str, float]:
+        from sklearn.metrics import average_precision_score  # here: slow to import
+
+        logits = kept["outputs"]
+        targets = kept["targets"]
+        actual = actual_classes(logits, targets)
+        scores = class_probabilities(logits, targets)
+        found = [
+            average_precision_score(actual[:, k], scores[:, k])
+            for k in range(scores.shape[1])
+            if actual[:, k].any() and np.isfinite(scores[:, k]).all()
+        ]
+        return {"mean_average_precision": float(np.mean(found)) if found else float("nan")}
+
+
+def class_probabilities(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Logits [N, K] -> float64 [N, K] that rank examples as the probabilities of the classes do.
+
+    With targets [N], softmax; with targets [N, K], any number of classes an example, the logits.
+    """
+    scores = logits.astype(np.float64)
+    if targets.ndim == 1:
+        scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+        scores /= scores.sum(axis=1, keepdims=True)
+    return scores
 
 
 def actual_classes(outputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -58,10 +115,7 @@ def areas_under_curves(logits: np.ndarray, targets: np.ndarray) -> list[float | 
     from sklearn.metrics import roc_auc_score  # here: slow to import
 
     actual = actual_classes(logits, targets)
-    scores = logits.astype(np.float64)
-    if targets.ndim == 1:
-        scores = np.exp(scores - scores.max(axis=1, keepdims=True))
-        scores /= scores.sum(axis=1, keepdims=True)
+    scores = class_probabilities(logits, targets)
     areas: list[float | None] = []
     for k in range(scores.shape[1]):
         defined = 0 < actual[:, k].sum() < len(actual) and np.isfinite(scores[:, k]).all()

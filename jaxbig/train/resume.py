@@ -382,6 +382,7 @@ def move_aside(workdir: Path) -> None:
         "broken",
         LEFT_OUT,
         "metrics.jsonl",
+        "evaluations.jsonl",
         "summary.json",
         "tensorboard",
     ):

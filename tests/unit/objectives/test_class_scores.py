@@ -12,7 +12,16 @@ from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.config.experiment import Experiment
 from jaxbig.errors import Refused
 from jaxbig.models.mlp import MLP
-from jaxbig.objectives.class_scores import AUC, areas_under_curves, class_scores, most_confused
+from jaxbig.objectives.bootstrap import Bootstrap
+from jaxbig.objectives.calibration import CalibrationError
+from jaxbig.objectives.class_scores import (
+    AUC,
+    Accuracy,
+    MeanAveragePrecision,
+    areas_under_curves,
+    class_scores,
+    most_confused,
+)
 from jaxbig.objectives.metric import Kept, Metric
 from jaxbig.program.program import make_program
 from jaxbig.tracking.console import Screen
@@ -54,6 +63,44 @@ def test_an_auc_is_the_share_of_pairs_in_the_right_order() -> None:
         inside = probabilities[targets == k, k]
         outside = probabilities[targets != k, k]
         assert area == pytest.approx(np.mean(inside[:, None] > outside[None]))
+
+
+def test_an_average_precision_is_the_mean_precision_at_each_example_of_the_class() -> None:
+    metric = MeanAveragePrecision()
+    targets = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 0]])
+    found = metric.result({"outputs": LOGITS, "targets": targets})
+    # cat: 3 2 1 0 0 is no, yes, no, then one of two; dog: 4 is yes, 2 no, and one of two of 1
+    cat = (1 / 2 + 2 / 5) / 2
+    dog = (1 / 1 + 2 / 4) / 2
+    assert found["mean_average_precision"] == pytest.approx((cat + dog) / 2)  # no eel
+
+
+def test_calibration_error_is_the_gap_of_each_bin_weighted_by_its_examples() -> None:
+    odds = np.log([[9.0, 1], [9, 1], [1, 9], [6, 4]])  # confidence 0.9 0.9 0.9 0.6
+    targets = np.array([0, 1, 1, 1])  # right: 2 of 3 and 0 of 1
+    found = CalibrationError(bins=10).result({"outputs": odds, "targets": targets})
+    assert found["calibration_error"] == pytest.approx(3 / 4 * (0.9 - 2 / 3) + 1 / 4 * 0.6)
+    either = {"outputs": np.log([[3.0], [1 / 3]]), "targets": np.array([[1.0], [1.0]])}
+    assert CalibrationError().result(either)["calibration_error"] == pytest.approx(0.5)
+
+
+def test_a_bootstrap_interval_is_that_of_the_binomial_and_repeatable() -> None:
+    outputs = np.tile([[1.0, 0.0]], (400, 1))
+    targets = (np.arange(400) % 4 == 0).astype(int)  # 0.75 right
+    kept = {"outputs": outputs, "targets": targets}
+    found = Bootstrap(Accuracy(), samples=500).result(kept)
+    assert found["accuracy"] == 0.75
+    spread = 1.96 * np.sqrt(0.75 * 0.25 / 400)
+    assert found["accuracy_low"] == pytest.approx(0.75 - spread, abs=0.008)
+    assert found["accuracy_high"] == pytest.approx(0.75 + spread, abs=0.008)
+    assert found == Bootstrap(Accuracy(), samples=500).result(kept)
+    assert found != Bootstrap(Accuracy(), samples=500, seed=1).result(kept)
+
+
+def test_a_bootstrap_of_rare_classes_uses_the_draws_that_have_some() -> None:
+    kept = {"outputs": LOGITS, "targets": TARGETS}
+    found = Bootstrap(AUC(), samples=50).result(kept)
+    assert found["auc_low"] <= found["auc"] <= found["auc_high"] <= 1
 
 
 def test_classes_that_may_occur_together_are_scored_one_by_one() -> None:
