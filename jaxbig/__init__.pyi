@@ -21,6 +21,8 @@ from .tools.examine import check as check
 from .tools.examine import describe as describe
 from .tools.examine import inspect_batch as inspect_batch
 from .tools.examine import plan as plan
+from .tools.export_run import export as export
+from .tools.import_run import import_pretrained as import_pretrained
 from .train.apply import apply as apply
 from .train.passes import Evaluation as Evaluation
 from .train.run import Run as Run

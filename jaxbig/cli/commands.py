@@ -18,6 +18,8 @@ COMMANDS = {
     "train": "jaxbig.cli.train:Train",
     "evaluate": "jaxbig.cli.evaluate:Evaluate",
     "predict": "jaxbig.cli.predict:Predict",
+    "import": "jaxbig.cli.import_run:Import",
+    "export": "jaxbig.cli.export:Export",
     "lr-find": "jaxbig.cli.lr_find:LrFind",
     "replay": "jaxbig.cli.replay:Replay",
     "compare": "jaxbig.cli.compare:Compare",

@@ -30,10 +30,13 @@ from jaxbig.optim.optimizers import Optimizer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InitializeFrom:
-    """A run whose parameters this one starts from; parameters that do not fit are initialized."""
+    """Parameters that this run starts from; those that do not fit are initialized."""
 
     run: str = ""
-    """The run's folder; its best checkpoint is used. Empty: initialize all parameters."""
+    """The folder of a run; its best checkpoint is used. Empty: initialize all parameters."""
+    huggingface: str = ""
+    """A folder with config.json and model.safetensors, of a model with the same fields but for its
+    head."""
     pattern: str = ".*"
     """A regular expression for the paths of the parameters to copy."""
 
@@ -42,6 +45,8 @@ class InitializeFrom:
             re.compile(self.pattern)
         except re.error as error:
             raise Refused(f"pattern {self.pattern!r} is no regular expression: {error}.") from None
+        if self.run and self.huggingface:
+            raise Refused("huggingface and run are both given: a run starts from one of them.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

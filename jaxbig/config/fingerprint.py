@@ -35,6 +35,7 @@ ADDED_LATER = {
     "evaluators": [],
     "head_epsilon": 1e-6,
     "head_width": None,
+    "huggingface": "",
     "layer_scale": None,
     "logit_soft_cap": None,
     "metrics": [],

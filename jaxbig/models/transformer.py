@@ -176,6 +176,11 @@ class Context:
     padding: Any = None
 
 
+def default_mlp_width(width: int, gated: bool) -> int:
+    """The hidden width of an MLP where `mlp_width` is None."""
+    return (-(-width * 8 // 3) + 63) // 64 * 64 if gated else 4 * width
+
+
 class Block(TransformerFields, kw_only=True):
     """Attention, cross-attention to a memory with `cross`, then an MLP; each is added to
     what it was given.
@@ -259,7 +264,7 @@ class Block(TransformerFields, kw_only=True):
         """[B, L, D], of segments [B, L] -> [B, L, D]."""
         choose("activation", self.activation, Gate)
         gated = self.activation in GATED
-        hidden = self.mlp_width or ((-(-width * 8 // 3) + 63) // 64 * 64 if gated else 4 * width)
+        hidden = self.mlp_width or default_mlp_width(width, gated)
         name = GATED.get(self.activation, self.activation)
         if self.experts:
             mixed = Experts(

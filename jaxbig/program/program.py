@@ -58,6 +58,9 @@ class Program:
     batch: dict[str, jax.ShapeDtypeStruct]
     """Shape, dtype and sharding of every array of a global batch."""
     init: Callable[[], TrainState]
+    begin: Any
+    """`(params, variables) -> state`, the first one with these float32 parameters, which it takes
+    over."""
     train_step: Any
     eval_step: Any
     eval_step_with_outputs: Any
@@ -100,15 +103,17 @@ def make_program(experiment: Experiment, devices: Sequence[Any] | None = None) -
     }
     init_variables = make_init(experiment)
 
-    def init() -> TrainState:
-        variables = nn.meta.unbox(init_variables())
-        params = variables.pop("params")
+    def begin(params: Any, variables: Any) -> TrainState:
         return TrainState(
             step=jnp.int32(0),
             params=store(experiment.precision, params),
             variables=variables,
             opt_state=optimizer.init(params),
         )
+
+    def init() -> TrainState:
+        variables = nn.meta.unbox(init_variables())
+        return begin(variables.pop("params"), variables)
 
     def frozen(leaf: Any) -> bool:
         """Whether a leaf of the optimizer's state is that of a frozen parameter."""
@@ -150,6 +155,9 @@ def make_program(experiment: Experiment, devices: Sequence[Any] | None = None) -
         abstract=abstract,
         batch=batch,
         init=jax.jit(init, out_shardings=shardings),
+        begin=jax.jit(
+            begin, in_shardings=(params, variables), out_shardings=shardings, donate_argnums=(0, 1)
+        ),
         train_step=jax.jit(
             make_train_step(experiment, optimizer, mesh),
             in_shardings=inputs,

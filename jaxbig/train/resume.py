@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from jaxbig.arrays.tree import flatten_with_paths, path_name
+from jaxbig.checkpoint.digest import digests
 from jaxbig.checkpoint.manager import CheckpointManager, ReportActivity, Restored, shape_and_dtype
 from jaxbig.config.experiment import Experiment
 from jaxbig.config.fingerprint import diff, fingerprint, identity, without_added
@@ -18,6 +19,7 @@ from jaxbig.config.serialize import to_json
 from jaxbig.distributed.multihost import assert_same_on_all, is_process_zero, on_process_zero
 from jaxbig.distributed.watchdog import COMPILES, PREPARES, Heartbeat
 from jaxbig.errors import Refused
+from jaxbig.pretrained.load import open_pretrained
 from jaxbig.program.bad_steps import as_asked, as_saved
 from jaxbig.program.mixed_precision import MASTERS, reset_master_weights
 from jaxbig.program.program import Program
@@ -25,6 +27,7 @@ from jaxbig.program.state import TrainState
 from jaxbig.system.environment import RANDOM, config
 from jaxbig.system.json_files import write_atomically, write_json
 from jaxbig.train.bad_step_policy import LEFT_OUT
+from jaxbig.train.pretrained_state import pretrained_state, refuse_differences, weights_of
 from jaxbig.train.rewind import is_rewound, keep_aside
 from jaxbig.train.run_description import ADOPT, describe, read_run
 
@@ -51,7 +54,8 @@ def initialize_or_resume(
       1. that of this run's newest good checkpoint, if it has one;
       2. for a fork that has saved nothing yet: a first state with the weights of the run that was
          moved aside;
-      3. for `initialize_from`: a first state with the weights of another run's best checkpoint;
+      3. for `initialize_from`: a first state with the weights of another run's best checkpoint, or
+         of a folder as Hugging Face has them;
       4. a first state with random weights.
 
     Args:
@@ -218,10 +222,34 @@ def initialize(
         )
     elif weights is None and source.run:
         weights = best_weights(program, report)
+    elif weights is None and source.huggingface:
+        return initialize_from_folder(program, run)
     refuse_other_weights(run, weights, source.run)
     heartbeat(0, COMPILES)
     state = program.init()
     return with_weights(state, weights.state) if weights else state, weights
+
+
+def initialize_from_folder(
+    program: Program, run: dict[str, Any] | None
+) -> tuple[TrainState, Restored]:
+    """The state before the first step with weights of a folder as Hugging Face has them.
+
+    Args:
+      program: of the run.
+      run: the content of its `run.json`, None if there is none.
+
+    Returns:
+      As of `initialize`.
+    """
+    source = program.experiment.initialize_from
+    pretrained = open_pretrained(source.huggingface)
+    refuse_differences(pretrained, program.experiment.model, heads=False)
+    state, fresh = pretrained_state(program, pretrained, pattern=source.pattern)
+    refuse_frozen(program, dict.fromkeys(fresh, "missing"))
+    weights = Restored(0, {}, digests(weights_of(state))[1])
+    refuse_other_weights(run, weights, source.huggingface)
+    return state, weights
 
 
 def prepare(experiment: Experiment) -> str:
@@ -246,7 +274,7 @@ def refuse_other_weights(run: dict[str, Any] | None, weights: Restored | None, s
     before = (run or {}).get("weights")
     if before and weights and before["state_sha256"] != weights.state_sha256:
         raise Refused(
-            f"--initialize-from.run {source}: this run began with its weights of step "
+            f"--initialize-from {source}: this run began with its weights of step "
             f"{before['step']}, and has saved nothing yet; now the best there are others, of step "
             f"{weights.step}: give another --workdir."
         )

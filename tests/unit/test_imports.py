@@ -22,7 +22,7 @@ FLOORS = (
     {"optim", "system"},
     {"data", "distributed", "tracking"},
     {"checkpoint", "models", "objectives"},
-    {"config"},
+    {"config", "pretrained"},
     {"launch", "program", "sweep"},
     {"cost"},
     {"planning", "train"},

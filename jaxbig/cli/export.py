@@ -1,0 +1,50 @@
+"""`jaxbig export`: writes the weights of a run for other programs."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import tyro
+
+from jaxbig.cli.experiment_command import RunCommand
+from jaxbig.cli.tables import pairs
+from jaxbig.errors import Refused
+from jaxbig.tools.export_run import Format, export
+from jaxbig.train.run import restore
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Export(RunCommand):
+    """Writes the weights of a run for other programs: jaxbig export RUN FOLDER.
+
+    What is written is read again and compared with the run before the folder has its name.
+    """
+
+    format: Format = "huggingface"
+    """huggingface: config.json and safetensors, as transformers reads them."""
+    step: str = "last"
+    """Which checkpoint: last, best, or the number of its step."""
+    family: str = ""
+    """The model_type of huggingface, such as gpt2; empty: as imported, or the first that fits."""
+    target: tyro.conf.Suppress[Path] = Path()
+
+    @classmethod
+    def from_arguments(cls, word: str, arguments: Sequence[str]) -> Self:
+        if arguments[:1] in (["-h"], ["--help"]) or not arguments:
+            return super().from_arguments(word, arguments)
+        if len(arguments) < 2 or arguments[1].startswith("-"):
+            raise Refused(
+                f"{word} needs the folder to write second, as in jaxbig {word} RUN FOLDER."
+            )
+        name, target, *options = arguments
+        parsed = super().from_arguments(word, [name, *options])
+        return dataclasses.replace(parsed, target=Path(target))
+
+    def __call__(self) -> int:
+        self.screen()
+        run = restore(self.folder, step=self.step, experiment=self.experiment)
+        folder = export(run, self.target, format=self.format, family=self.family)
+        files = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
+        result = {"folder": str(folder), "step": run.step, "files": files}
+        return self.emit(result, (f"{folder}, from step {run.step}", pairs("file", files)))

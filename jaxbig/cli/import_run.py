@@ -1,0 +1,69 @@
+"""`jaxbig import`: makes a run from pretrained weights."""
+
+import dataclasses
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import tyro
+
+from jaxbig.cli.experiment_command import RunCommand
+from jaxbig.cli.tables import pairs
+from jaxbig.config.options import Flag
+from jaxbig.distributed.multihost import is_process_zero
+from jaxbig.errors import Refused
+from jaxbig.system.exit_codes import DONE
+from jaxbig.tools.import_run import import_pretrained
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Import(RunCommand):
+    """Makes the folder of a run from pretrained weights: jaxbig import FOLDER --into EXPERIMENT.
+
+    FOLDER has config.json and safetensors, as Hugging Face has them. The run is at step 0: it can
+    be evaluated, and training continues from there. Options of the experiment follow.
+    """
+
+    into: str = ""
+    """The experiment whose run it becomes."""
+    take_fields: Flag = False
+    """Give the experiment's model the fields of the folder's config.json; else they must be
+    equal."""
+    source: tyro.conf.Suppress[Path] = Path()
+
+    @classmethod
+    def from_arguments(cls, word: str, arguments: Sequence[str]) -> Self:
+        if arguments[:1] in (["-h"], ["--help"]):
+            return super().from_arguments(word, arguments)
+        if not arguments or arguments[0].startswith("-"):
+            raise Refused(
+                f"{word} needs a folder first, as in jaxbig {word} FOLDER --into EXPERIMENT."
+            )
+        source, *options = arguments
+        words = [part for option in options for part in option.split("=", 1)]
+        if "--into" not in words[:-1]:
+            raise Refused(
+                f"{word} needs --into EXPERIMENT, whose run it makes; `jaxbig list` lists them."
+            )
+        name = words[words.index("--into") + 1]
+        parsed = super().from_arguments(word, [name, *options])
+        return dataclasses.replace(parsed, source=Path(source))
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the run; by default that of the weights' name."""
+        return self.workdir or Path("runs") / self.source.resolve().name
+
+    def __call__(self) -> int:
+        screen = self.join(saves=True)
+        run = import_pretrained(
+            self.source, self.experiment, self.folder, take_fields=self.take_fields
+        )
+        if not is_process_zero():
+            return DONE
+        result = {"workdir": str(run.directory), "step": run.step}
+        self.emit(result, ("", pairs("imported", result)))
+        for command in ("evaluate", "train"):
+            screen.say(shlex.join(["jaxbig", command, str(run.directory)]))
+        return DONE

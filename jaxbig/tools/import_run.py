@@ -1,0 +1,90 @@
+"""Makes the folder of a run from pretrained weights, as Hugging Face has them."""
+
+import shutil
+from pathlib import Path
+
+import flax.linen as nn
+
+from jaxbig.checkpoint.digest import digests
+from jaxbig.checkpoint.manager import Restored
+from jaxbig.config.experiment import Experiment
+from jaxbig.config.fingerprint import identity
+from jaxbig.config.options import refuse_url
+from jaxbig.config.serialize import to_json
+from jaxbig.distributed.multihost import on_process_zero
+from jaxbig.errors import Refused
+from jaxbig.pretrained.load import Pretrained, open_pretrained
+from jaxbig.pretrained.side_files import FOLDER, copy_side_files
+from jaxbig.program.program import make_program
+from jaxbig.system.disk import replace
+from jaxbig.train.pretrained_state import pretrained_state, refuse_differences, weights_of
+from jaxbig.train.resume import prepare, write_run
+from jaxbig.train.run import Run, check_experiment, make_run
+from jaxbig.train.trainer import open_checkpoints
+
+
+def import_pretrained(
+    source: str | Path, experiment: Experiment, directory: str | Path, *, take_fields: bool = False
+) -> Run:
+    """A run whose checkpoint of step 0 has the weights of a folder as Hugging Face has them.
+
+    Args:
+      source: a folder with config.json and model.safetensors, or several such files and an index.
+      experiment: whose run it becomes; with its data, its model is evaluated and trained on.
+      directory: the folder of the run, which must not be there or be empty. It is complete, or not
+        there.
+      take_fields: give the experiment's model the fields that the folder's has; without it they
+        must be equal.
+
+    Returns:
+      The run at step 0.
+
+    Raises:
+      Refused: the folder is not whole, of a family that jaxbig does not have, or of another model.
+    """
+    check_experiment(experiment)
+    directory = Path(directory)
+    refuse_url("directory", directory)
+    refuse_used(directory)
+    pretrained = open_pretrained(source)
+    if take_fields:
+        experiment = experiment.replace(model=with_fields(pretrained, experiment.model))
+    refuse_differences(pretrained, experiment.model)
+    program = make_program(experiment)
+    fixed = identity(to_json(experiment), prepare(experiment))
+    partial = directory.with_name(f"{directory.name}.partial")
+    on_process_zero(lambda: emptied(partial))
+    with program.activate():
+        state, _ = pretrained_state(program, pretrained)
+        checkpoints = open_checkpoints(experiment, partial)
+        checkpoints.save(0, state, {})
+        checkpoints.wait()
+        checkpoints.close()
+        weights = Restored(0, {}, digests(weights_of(state))[1])
+
+    def complete() -> None:
+        write_run(program, partial, run=None, fixed=fixed, weights=weights)
+        copy_side_files(pretrained.folder, partial / FOLDER)
+        replace(partial, directory)
+
+    on_process_zero(complete)
+    return make_run(directory, program, state, 0)
+
+
+def refuse_used(directory: Path) -> None:
+    """Raises `Refused` if there is something in a folder that is to be written."""
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise Refused(f"{directory} is there already: give the name of a new folder.")
+
+
+def emptied(folder: Path) -> None:
+    """Makes an empty folder, without what a command that was killed left there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def with_fields(pretrained: Pretrained, model: nn.Module) -> nn.Module:
+    """A model with the fields of a folder's; raises `Refused` if it is of another class."""
+    if not isinstance(model, pretrained.family.module):
+        refuse_differences(pretrained, model)
+    return model.clone(**pretrained.fields)

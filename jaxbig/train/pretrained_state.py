@@ -1,0 +1,104 @@
+"""The first state of a run with pretrained weights of a folder as Hugging Face has them."""
+
+import logging
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import unflatten_dict
+
+from jaxbig.arrays.tree import flatten_with_paths
+from jaxbig.errors import Refused
+from jaxbig.pretrained.load import PARAMETERS, VARIABLES, Pretrained, load, table_name
+from jaxbig.program.mixed_precision import MASTERS
+from jaxbig.program.program import Program
+from jaxbig.program.state import TrainState
+
+log = logging.getLogger("jaxbig")
+
+
+def pretrained_state(
+    program: Program, source: Pretrained, *, pattern: str = ".*"
+) -> tuple[TrainState, list[str]]:
+    """A state before the first step with the weights of a folder; logs which it does not have.
+
+    Args:
+      program: of the run.
+      source: the folder, of a model with the same fields.
+      pattern: regular expression for the paths of the parameters that are taken.
+
+    Returns:
+      The state; and the names of parameters, and batch statistics, that begin fresh.
+
+    Raises:
+      Refused: a tensor is missing, left over, or of another shape.
+    """
+    leaves = weights_of(program.abstract)
+    # what no folder has: what a model carries from batch to batch
+    carried = {
+        path: leaf
+        for path, leaf in flatten_with_paths({"variables": program.abstract.variables}).items()
+        if path not in leaves
+    }
+    loaded = load(source, program.experiment.model, leaves, pattern=pattern)
+    drawn = draw(program, {path: leaves[path] for path in loaded.fresh} | carried)
+    tree = unflatten_dict({**loaded.leaves, **drawn}, sep="/")
+    log.info("%s of %s leaves are those of %s", len(loaded.leaves), len(leaves), source.folder)
+    fresh = [table_name(path) for path in loaded.fresh]
+    if fresh:
+        log.info("fresh, as the folder does not have them: %s", ", ".join(fresh))
+    if loaded.left_out:
+        log.info("left out, as the model does not have them: %s", ", ".join(loaded.left_out))
+    return program.begin(tree["params"], tree.get("variables", {})), fresh
+
+
+def weights_of(state: Any) -> dict[str, Any]:
+    """The parameters and batch statistics of a state, or of its shapes, by path; float32.
+
+    Of parameters with float32 master weights these are taken.
+    """
+    leaves = flatten_with_paths(state)
+    found = {}
+    for path, leaf in leaves.items():
+        if path.startswith(PARAMETERS):
+            found[path] = leaves.get(MASTERS + path.removeprefix(PARAMETERS), leaf)
+        elif path.startswith(f"{VARIABLES}batch_stats/"):
+            found[path] = leaf
+    return {path: in_float32(leaf) for path, leaf in found.items()}
+
+
+def in_float32(leaf: Any) -> Any:
+    """An array, or its shape, in float32 if it is in half precision."""
+    if leaf.dtype != jnp.bfloat16:
+        return leaf
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=leaf.sharding)
+    return leaf.astype(jnp.float32)
+
+
+def draw(program: Program, leaves: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """Some leaves of a first state as they are without pretrained weights.
+
+    Args:
+      program: of the run.
+      leaves: their shapes and shardings, by path. Only these are computed.
+    """
+    if not leaves:
+        return {}
+
+    def some() -> dict[str, jax.Array]:
+        state = program.init()
+        found = {**flatten_with_paths({"variables": state.variables}), **weights_of(state)}
+        return {path: found[path] for path in leaves}
+
+    return jax.jit(some, out_shardings={path: leaf.sharding for path, leaf in leaves.items()})()
+
+
+def refuse_differences(source: Pretrained, model: Any, *, heads: bool = True) -> None:
+    """Raises `Refused` if the folder's model is another; the message names every difference."""
+    lines = source.differences(model, heads=heads)
+    if lines:
+        raise Refused(
+            f"{source.folder} has another model ({'; '.join(lines)}): give the model these fields, "
+            f"or name another folder."
+        )
