@@ -9,8 +9,9 @@ import tyro
 
 from jaxbig.cli.experiment_command import RunCommand
 from jaxbig.cli.tables import pairs
+from jaxbig.config.serialize import flat
 from jaxbig.errors import Refused
-from jaxbig.tools.export_run import Format, export
+from jaxbig.inference.export import Format, export
 from jaxbig.train.run import restore
 
 
@@ -22,7 +23,8 @@ class Export(RunCommand):
     """
 
     format: Format = "huggingface"
-    """huggingface: config.json and safetensors, as transformers reads them."""
+    """huggingface: config.json and safetensors, as transformers reads them; safetensors: parameters
+    by path; stablehlo: a program that needs jax alone."""
     step: str = "last"
     """Which checkpoint: last, best, or the number of its step."""
     family: str = ""
@@ -44,7 +46,6 @@ class Export(RunCommand):
     def __call__(self) -> int:
         self.screen()
         run = restore(self.folder, step=self.step, experiment=self.experiment)
-        folder = export(run, self.target, format=self.format, family=self.family)
-        files = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
-        result = {"folder": str(folder), "step": run.step, "files": files}
-        return self.emit(result, (f"{folder}, from step {run.step}", pairs("file", files)))
+        result = export(run, self.target, format=self.format, family=self.family)
+        rows = dict(flat(result))
+        return self.emit(result, (f"{self.target}, from step {run.step}", pairs("export", rows)))

@@ -11,7 +11,6 @@ import tyro
 from jaxbig.cli.experiment_command import RunCommand
 from jaxbig.cli.tables import pairs
 from jaxbig.config.options import Flag
-from jaxbig.distributed.multihost import is_process_zero
 from jaxbig.errors import Refused
 from jaxbig.system.exit_codes import DONE
 from jaxbig.tools.import_run import import_pretrained
@@ -56,12 +55,10 @@ class Import(RunCommand):
         return self.workdir or Path("runs") / self.source.resolve().name
 
     def __call__(self) -> int:
-        screen = self.join(saves=True)
+        screen = self.screen()
         run = import_pretrained(
             self.source, self.experiment, self.folder, take_fields=self.take_fields
         )
-        if not is_process_zero():
-            return DONE
         result = {"workdir": str(run.directory), "step": run.step}
         self.emit(result, ("", pairs("imported", result)))
         for command in ("evaluate", "train"):

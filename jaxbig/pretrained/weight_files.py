@@ -61,7 +61,10 @@ class WeightFolder:
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         """The part of a tensor at `index`, a slice with start and stop for each axis."""
-        with opened(self.tensors[name].file) as file:
+        stored = self.tensors[name]
+        if 0 in stored.shape:  # the library refuses to slice nothing
+            return np.empty([each.stop - each.start for each in index], DTYPES[stored.dtype])
+        with opened(stored.file) as file:
             part = file.get_slice(name)
             return np.asarray(part[index] if index else part[...])
 
@@ -221,7 +224,7 @@ def write_shard(file: BinaryIO, shapes: Shapes, make: Callable[[str], np.ndarray
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)
     for name, (shape, dtype) in shapes.items():
-        tensor = np.ascontiguousarray(make(name))
+        tensor = np.asarray(make(name), order="C")
         assert (tensor.shape, tensor.dtype) == (shape, dtype), name
         file.write(tensor.reshape(-1).view(np.uint8).data)
     file.flush()

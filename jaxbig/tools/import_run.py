@@ -1,9 +1,10 @@
 """Makes the folder of a run from pretrained weights, as Hugging Face has them."""
 
-import shutil
+import dataclasses
 from pathlib import Path
 
 import flax.linen as nn
+import jax
 
 from jaxbig.checkpoint.digest import digests
 from jaxbig.checkpoint.manager import Restored
@@ -11,15 +12,14 @@ from jaxbig.config.experiment import Experiment
 from jaxbig.config.fingerprint import identity
 from jaxbig.config.options import refuse_url
 from jaxbig.config.serialize import to_json
-from jaxbig.distributed.multihost import on_process_zero
 from jaxbig.errors import Refused
 from jaxbig.pretrained.load import Pretrained, open_pretrained
 from jaxbig.pretrained.side_files import FOLDER, copy_side_files
 from jaxbig.program.program import make_program
-from jaxbig.system.disk import replace
+from jaxbig.system.disk import new_folder
 from jaxbig.train.pretrained_state import pretrained_state, refuse_differences, weights_of
 from jaxbig.train.resume import prepare, write_run
-from jaxbig.train.run import Run, check_experiment, make_run
+from jaxbig.train.run import Run, check_experiment, fitting, make_run
 from jaxbig.train.trainer import open_checkpoints
 
 
@@ -43,44 +43,29 @@ def import_pretrained(
       Refused: the folder is not whole, of a family that jaxbig does not have, or of another model.
     """
     check_experiment(experiment)
-    directory = Path(directory)
-    refuse_url("directory", directory)
-    refuse_used(directory)
+    refuse_url("directory", Path(directory))
+    if jax.process_count() > 1:
+        raise Refused(
+            "an import runs in one process: let the run read the folder itself, with "
+            "--initialize-from.huggingface."
+        )
     pretrained = open_pretrained(source)
     if take_fields:
         experiment = experiment.replace(model=with_fields(pretrained, experiment.model))
     refuse_differences(pretrained, experiment.model)
-    program = make_program(experiment)
+    program = make_program(fitting(experiment))
     fixed = identity(to_json(experiment), prepare(experiment))
-    partial = directory.with_name(f"{directory.name}.partial")
-    on_process_zero(lambda: emptied(partial))
-    with program.activate():
+    with new_folder(directory) as partial, program.activate():
         state, _ = pretrained_state(program, pretrained)
         checkpoints = open_checkpoints(experiment, partial)
         checkpoints.save(0, state, {})
         checkpoints.wait()
         checkpoints.close()
         weights = Restored(0, {}, digests(weights_of(state))[1])
-
-    def complete() -> None:
-        write_run(program, partial, run=None, fixed=fixed, weights=weights)
+        described = dataclasses.replace(program, experiment=experiment)
+        write_run(described, partial, run=None, fixed=fixed, weights=weights)
         copy_side_files(pretrained.folder, partial / FOLDER)
-        replace(partial, directory)
-
-    on_process_zero(complete)
-    return make_run(directory, program, state, 0)
-
-
-def refuse_used(directory: Path) -> None:
-    """Raises `Refused` if there is something in a folder that is to be written."""
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise Refused(f"{directory} is there already: give the name of a new folder.")
-
-
-def emptied(folder: Path) -> None:
-    """Makes an empty folder, without what a command that was killed left there."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    return make_run(Path(directory), program, state, 0)
 
 
 def with_fields(pretrained: Pretrained, model: nn.Module) -> nn.Module:

@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import signal
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 
@@ -135,7 +135,7 @@ def fit(
 def restore(
     directory: str | Path,
     *,
-    step: int | Literal["last", "best"] = "last",
+    step: int | str = "last",
     experiment: Experiment | None = None,
     for_training: bool = True,
 ) -> Run:

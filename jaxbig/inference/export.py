@@ -1,0 +1,159 @@
+"""`jb.export`: writes a run's model for other programs; the format of Hugging Face."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from jaxbig.arrays.tree import to_host
+from jaxbig.config.options import refuse_url
+from jaxbig.errors import Failed, Refused
+from jaxbig.inference.parameter_files import export_parameters
+from jaxbig.inference.stablehlo import export_stablehlo
+from jaxbig.pretrained.family import Config, Family
+from jaxbig.pretrained.find_family import family_of_model, find_family
+from jaxbig.pretrained.load import load, open_pretrained, table_name
+from jaxbig.pretrained.side_files import CONFIG, FOLDER, copy_side_files
+from jaxbig.pretrained.weight_files import SHARD_BYTES, read_object, write_tensors
+from jaxbig.pretrained.weight_table import Slot, Table
+from jaxbig.system.disk import new_folder
+from jaxbig.train.pretrained_state import weights_of
+from jaxbig.train.run import Run, restore
+
+Format = Literal["huggingface", "safetensors", "stablehlo"]
+
+
+def export(
+    run: Run | str | Path,
+    folder: str | Path,
+    *,
+    format: Format = "huggingface",
+    family: str = "",
+    shard_bytes: int = SHARD_BYTES,
+) -> dict[str, Any]:
+    """Writes a run's model to a folder, for other programs.
+
+    What is written is read again and compared with the run before the folder has its name.
+
+    Args:
+      run: a run, or the folder of one, whose last checkpoint is taken.
+      folder: a new or empty folder; it is complete, or not there.
+      format: huggingface: config.json and safetensors, as transformers reads them; safetensors:
+        parameters by path; stablehlo: a program that needs jax alone.
+      family: of huggingface, the `model_type`; empty: that of the folder that the run was imported
+        from, or the first that has such a model.
+      shard_bytes: of huggingface, the most bytes of tensors in a file, but for a larger tensor.
+
+    Returns:
+      What was written: `step`, and more that depends on the format.
+
+    Raises:
+      Refused: there is such a folder, or the model is of no family.
+      Failed: what was written is not what was read, or a file cannot be written.
+    """
+    refuse_url("folder", Path(folder))
+    if format not in get_args(Format):
+        raise Refused(f"format {format!r}: it must be one of {', '.join(get_args(Format))}.")
+    if not isinstance(run, Run):
+        run = restore(run)
+    if format == "stablehlo":
+        return export_stablehlo(run, folder)
+    if format == "safetensors":
+        return export_parameters(run, folder)
+    return export_huggingface(run, folder, family=family, shard_bytes=shard_bytes)
+
+
+def export_huggingface(
+    run: Run, folder: str | Path, *, family: str, shard_bytes: int
+) -> dict[str, Any]:
+    """Writes config.json, weights and tokenizer; arguments as of `export`."""
+    if jax.process_count() > 1:
+        raise Refused("an export runs in one process: run it on one host, on the run's folder.")
+    original = run.directory / FOLDER
+    chosen = choose_family(run, original, family)
+    with new_folder(folder) as partial:
+        copy_side_files(original, partial, leave_out=(CONFIG,))
+        file = original / CONFIG
+        config = read_object(file) if file.exists() else {}
+        leaves = weights_of(run.state)
+        model = run.experiment.model
+        write_weights(model, leaves, partial, chosen, config=config, shard_bytes=shard_bytes)
+        compare(run, partial)
+        files = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
+    return {"folder": str(folder), "family": chosen.model_type, "step": run.step, "files": files}
+
+
+def choose_family(run: Run, original: Path, name: str) -> Family:
+    """The family as which a run's model is written.
+
+    Args:
+      run: the run.
+      original: where it keeps the config.json that it was imported with, if it was.
+      name: what is asked for.
+    """
+    model = run.experiment.model
+    if not name and (original / CONFIG).exists():
+        return family_of_model(model, find_family(read_object(original / CONFIG)).model_type)
+    return family_of_model(model, name)
+
+
+def write_weights(
+    model: nn.Module,
+    leaves: Mapping[str, jax.Array],
+    folder: Path,
+    family: Family,
+    *,
+    config: Config,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes config.json and the weights of a model.
+
+    Args:
+      model: of the family.
+      leaves: its parameters and batch statistics, by their path in a state.
+      folder: where to.
+      family: as which it is written.
+      config: keys that are kept where the model does not tell them.
+      shard_bytes: the most bytes of tensors in a file, but for a larger tensor.
+    """
+    config = {**config, **family.config(model), "dtype": "float32"}
+    config.pop("torch_dtype", None)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    named = {table_name(path): leaf for path, leaf in leaves.items()}
+    table = Table(family.rows(model), {name: leaf.shape for name, leaf in named.items()})
+    if missing := [name for name in named if name not in table.of_leaf]:
+        raise Refused(f"{family.model_type} has no tensor for {', '.join(missing)}.")
+
+    def part(name: str, slot: Slot) -> np.ndarray:
+        return to_host(named[name][slot])
+
+    shapes = {name: (shape, np.dtype(np.float32)) for name, shape in table.shapes.items()}
+    write_tensors(folder, shapes, lambda name: table.make(name, part), shard_bytes=shard_bytes)
+
+
+def compare(run: Run, folder: Path) -> None:
+    """Reads an exported folder again; raises `Failed` if it is not the run's weights."""
+    source = open_pretrained(folder)
+    leaves = weights_of(run.state)
+    abstract = {
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+        for path, leaf in leaves.items()
+    }
+    problems = source.differences(run.experiment.model)
+    loaded: dict[str, Any] = load(source, run.experiment.model, abstract).leaves
+    problems += [
+        path
+        for path, leaf in leaves.items()
+        if path not in loaded or not same_bits(to_host(leaf), to_host(loaded[path]))
+    ]
+    if problems:
+        raise Failed(f"{folder} was read again and is not what was written: {problems[0]}.")
+
+
+def same_bits(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two arrays have the same bytes, also where they are not numbers."""
+    return one.shape == other.shape and one.tobytes() == other.tobytes()

@@ -1,0 +1,142 @@
+"""Pretrained weights in and out: the same logits as transformers, and the same bits again.
+
+A family is one entry of `MODELS`, or several: configs with odd sizes, with and without what it may
+lack. transformers makes random weights of each.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import unflatten_dict
+
+from jaxbig.arrays.tree import flatten_with_paths
+from jaxbig.inference.export import write_weights
+from jaxbig.pretrained.load import Loaded, Pretrained, load, open_pretrained
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+GPT2 = {"vocab_size": 37, "n_positions": 19, "n_embd": 12, "n_layer": 2, "n_head": 3}
+BERT = {
+    "vocab_size": 37,
+    "hidden_size": 12,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 28,
+    "max_position_embeddings": 19,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """A model of transformers."""
+
+    config: str
+    """The class of its config."""
+    model: str
+    """Its own class."""
+    fields: Mapping[str, Any]
+    """Of the config."""
+
+
+MODELS = {
+    "gpt2": Reference("GPT2Config", "GPT2LMHeadModel", GPT2),
+    "gpt2, untied": Reference(
+        "GPT2Config",
+        "GPT2LMHeadModel",
+        GPT2 | {"tie_word_embeddings": False, "n_inner": 20, "activation_function": "relu"},
+    ),
+    "bert": Reference("BertConfig", "BertForMaskedLM", BERT),
+    "bert, untied": Reference(
+        "BertConfig", "BertForMaskedLM", BERT | {"tie_word_embeddings": False}
+    ),
+    "bert, classes": Reference(
+        "BertConfig", "BertForSequenceClassification", BERT | {"num_labels": 5}
+    ),
+    "roberta": Reference("RobertaConfig", "RobertaForMaskedLM", BERT | {"type_vocab_size": 1}),
+    "roberta, untied": Reference(
+        "RobertaConfig", "RobertaForMaskedLM", BERT | {"tie_word_embeddings": False}
+    ),
+    "roberta, classes": Reference(
+        "RobertaConfig", "RobertaForSequenceClassification", BERT | {"num_labels": 3}
+    ),
+}
+
+
+def make(reference: Reference, folder: Path) -> Any:
+    """Random weights of a model, in a folder; no bias is 0 and no scale 1."""
+    config = getattr(transformers, reference.config)(**reference.fields)
+    torch.manual_seed(0)
+    model = getattr(transformers, reference.model)(config).eval()
+    with torch.no_grad():
+        for each in model.parameters():
+            each.add_(torch.randn(each.shape) * 0.3)
+    model.save_pretrained(folder)
+    return model
+
+
+def tokens() -> np.ndarray:
+    return np.random.default_rng(0).integers(3, 37, (2, 15))  # none of padding
+
+
+def theirs(model: Any) -> np.ndarray:
+    with torch.no_grad():
+        return model(torch.tensor(tokens())).logits.numpy()
+
+
+def abstract(model: nn.Module) -> dict[str, jax.ShapeDtypeStruct]:
+    """The leaves of a model on the first device."""
+    inputs = jnp.zeros((1, 3), jnp.int32)
+    boxed = jax.eval_shape(lambda: model.init(jax.random.key(0), inputs))
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return {
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
+        for path, leaf in flatten_with_paths(nn.meta.unbox(boxed)).items()
+    }
+
+
+def read(folder: Path, **fields: Any) -> tuple[Pretrained, Any, Loaded]:
+    """A folder, our model of it, and its leaves."""
+    source = open_pretrained(folder)
+    model = source.family.module(**source.fields, **fields)
+    assert source.differences(model) == []
+    return source, model, load(source, model, abstract(model))
+
+
+def ours(model: Any, loaded: Loaded) -> np.ndarray:
+    variables = unflatten_dict(loaded.leaves, sep="/")
+    return np.asarray(jax.jit(model.apply)(variables, tokens()))
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> None:
+    transformers.utils.logging.disable_progress_bar()
+
+
+@pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
+@pytest.mark.parametrize("name", MODELS)
+def test_imported_weights_give_their_logits_and_are_exported_to_the_same(
+    name: str, scan: bool, tmp_path: Path
+) -> None:
+    reference = make(MODELS[name], tmp_path / "theirs")
+    expected = theirs(reference)
+    source, model, loaded = read(tmp_path / "theirs", scan=scan)
+    assert loaded.fresh == ()
+    logits = ours(model, loaded)
+    assert np.abs(expected).max() > 0.5
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
+    (tmp_path / "ours").mkdir()
+    write_weights(model, loaded.leaves, tmp_path / "ours", source.family, config={})
+    again = type(reference).from_pretrained(tmp_path / "ours").eval()
+    np.testing.assert_allclose(theirs(again), expected, rtol=0, atol=1e-4)
+    _, same, back = read(tmp_path / "ours", scan=scan)
+    assert same == model and back.left_out == () == back.fresh
+    for path, leaf in loaded.leaves.items():
+        np.testing.assert_array_equal(leaf, back.leaves[path])
