@@ -18,11 +18,11 @@ from .errors import Failed as Failed
 from .errors import Refused as Refused
 from .inference.predict import predict as predict
 from .inference.export import export as export
+from .inference.import_pretrained import import_pretrained as import_pretrained
 from .tools.examine import check as check
 from .tools.examine import describe as describe
 from .tools.examine import inspect_batch as inspect_batch
 from .tools.examine import plan as plan
-from .tools.import_run import import_pretrained as import_pretrained
 from .train.apply import apply as apply
 from .train.passes import Evaluation as Evaluation
 from .train.run import Run as Run

@@ -13,7 +13,7 @@ from jaxbig.cli.tables import pairs
 from jaxbig.config.options import Flag
 from jaxbig.errors import Refused
 from jaxbig.system.exit_codes import DONE
-from jaxbig.tools.import_run import import_pretrained
+from jaxbig.inference.import_pretrained import import_pretrained
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

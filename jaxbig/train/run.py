@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+from jaxbig.checkpoint.digest import digests
+from jaxbig.checkpoint.manager import Restored
 from jaxbig.config.deserialize import from_run
 from jaxbig.config.experiment import Experiment
 from jaxbig.config.options import refuse_url
@@ -24,7 +26,8 @@ from jaxbig.tracking.metrics_writer import last_metrics, read_metrics
 from jaxbig.train import passes, trainer
 from jaxbig.train.early_stopping import out_of_patience
 from jaxbig.train.epochs import with_epochs
-from jaxbig.train.resume import differences, prepare
+from jaxbig.train.pretrained_state import weights_of
+from jaxbig.train.resume import differences, prepare, write_run
 from jaxbig.train.run_description import read_run
 
 
@@ -222,6 +225,23 @@ def open_run_split(run: Run, split: str) -> Source:
         raise Refused(f"{run.directory} was trained with other data ({'; '.join(lines)}).")
     with run.program.activate():
         return open_split(experiment.data, split)
+
+
+def begin_run(program: Program, folder: Path, state: TrainState, *, fixed: dict[str, Any]) -> None:
+    """Writes a run that is at step 0: `run.json` and a checkpoint.
+
+    Args:
+      program: of the run.
+      folder: an empty folder.
+      state: before the first step.
+      fixed: the run's identity.
+    """
+    checkpoints = trainer.open_checkpoints(program.experiment, folder)
+    checkpoints.save(0, state, {})
+    checkpoints.wait()
+    checkpoints.close()
+    weights = Restored(0, {}, digests(weights_of(state))[1])
+    write_run(program, folder, run=None, fixed=fixed, weights=weights)
 
 
 def make_run(folder: Path, program: Program, state: TrainState, step: int) -> Run:

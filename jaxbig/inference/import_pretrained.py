@@ -6,8 +6,6 @@ from pathlib import Path
 import flax.linen as nn
 import jax
 
-from jaxbig.checkpoint.digest import digests
-from jaxbig.checkpoint.manager import Restored
 from jaxbig.config.experiment import Experiment
 from jaxbig.config.fingerprint import identity
 from jaxbig.config.options import refuse_url
@@ -17,10 +15,9 @@ from jaxbig.pretrained.load import Pretrained, open_pretrained
 from jaxbig.pretrained.side_files import FOLDER, copy_side_files
 from jaxbig.program.program import make_program
 from jaxbig.system.disk import new_folder
-from jaxbig.train.pretrained_state import pretrained_state, refuse_differences, weights_of
-from jaxbig.train.resume import prepare, write_run
-from jaxbig.train.run import Run, check_experiment, fitting, make_run
-from jaxbig.train.trainer import open_checkpoints
+from jaxbig.train.pretrained_state import pretrained_state, refuse_differences
+from jaxbig.train.resume import prepare
+from jaxbig.train.run import Run, begin_run, check_experiment, fitting, make_run
 
 
 def import_pretrained(
@@ -57,13 +54,7 @@ def import_pretrained(
     fixed = identity(to_json(experiment), prepare(experiment))
     with new_folder(directory) as partial, program.activate():
         state, _ = pretrained_state(program, pretrained)
-        checkpoints = open_checkpoints(experiment, partial)
-        checkpoints.save(0, state, {})
-        checkpoints.wait()
-        checkpoints.close()
-        weights = Restored(0, {}, digests(weights_of(state))[1])
-        described = dataclasses.replace(program, experiment=experiment)
-        write_run(described, partial, run=None, fixed=fixed, weights=weights)
+        begin_run(dataclasses.replace(program, experiment=experiment), partial, state, fixed=fixed)
         copy_side_files(pretrained.folder, partial / FOLDER)
     return make_run(Path(directory), program, state, 0)
 
