@@ -12,8 +12,8 @@ from jaxbig.cli.experiment_command import RunCommand
 from jaxbig.cli.tables import pairs
 from jaxbig.config.options import Flag
 from jaxbig.errors import Refused
-from jaxbig.system.exit_codes import DONE
 from jaxbig.inference.import_pretrained import import_pretrained
+from jaxbig.system.exit_codes import DONE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
