@@ -16,9 +16,9 @@ from .config.precision import Precision as Precision
 from .distributed.mesh import Mesh as Mesh
 from .errors import Failed as Failed
 from .errors import Refused as Refused
-from .inference.predict import predict as predict
 from .inference.export import export as export
 from .inference.import_pretrained import import_pretrained as import_pretrained
+from .inference.predict import predict as predict
 from .tools.examine import check as check
 from .tools.examine import describe as describe
 from .tools.examine import inspect_batch as inspect_batch
