@@ -354,7 +354,7 @@ def write_run(
 def differences(run: dict[str, Any], fixed: dict[str, Any]) -> list[str]:
     """What differs between the run in `run.json` and this one's identity, one line each."""
     before = {**run["experiment"], **identity(run["experiment"], run["data_identity"])}
-    return diff({name: before.get(name) for name in fixed}, fixed)
+    return diff({name: without_added(before.get(name)) for name in fixed}, without_added(fixed))
 
 
 def other_draws(run: dict[str, Any]) -> list[str]:

@@ -78,7 +78,7 @@ def decode(tokens: np.ndarray) -> str:
     return "".join(
         ALPHABET[token - END - 1]
         for token in tokens[: ends[0] if len(ends) else None]
-        if token > END
+        if END < token <= END + len(ALPHABET)
     )
 
 

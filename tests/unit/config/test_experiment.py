@@ -498,6 +498,16 @@ def test_a_field_that_came_later_counts_only_where_it_changes_something() -> Non
     assert differences({"experiment": before, "data_identity": "x"}, identity(now, "x")) == []
 
 
+def test_an_evaluation_takes_the_run_of_a_model_without_its_later_fields() -> None:
+    model = to_json(Decoder(vocab=8, depth=1, width=8, heads=1))
+    before = {name: value for name, value in model.items() if name != "qk_norm"}
+    for run in (before, model):
+        described = {"experiment": {**to_json(BASE), "model": run}, "data_identity": "x"}
+        assert differences(described, {"model": model}) == []
+        lines = differences(described, {"model": {**model, "qk_norm": True}})
+        assert len(lines) == 1 and lines[0].startswith("model.qk_norm")
+
+
 def test_every_field_is_known_to_count_or_not() -> None:
     fields = {field.name for field in dataclasses.fields(Experiment)}
     fixed = {

@@ -1,0 +1,103 @@
+"""Every embedded experiment: predictions of a split have the numbers of its evaluation."""
+
+import contextlib
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from support.experiments import EMBEDDED, small
+from support.programs import share_programs
+
+import jaxbig as jb
+from jaxbig.cli import main as command_line
+from jaxbig.data.builtin.pytext import Library
+from jaxbig.data.core.array_source import ArraySource
+from jaxbig.train import evaluate, trainer
+from jaxbig.train import run as api_run
+
+Rows = list[dict[str, Any]]
+TEXT = 1_500
+"""Bytes of the library's text."""
+EXAMPLES = 40
+"""Of other data; the last batch is not full."""
+
+
+@pytest.fixture(autouse=True)
+def shared(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Little data, and a run is compiled once though it is restored by a command."""
+    joined = Library.joined
+    monkeypatch.setattr(Library, "joined", lambda data, split: joined(data, split)[:TEXT])
+    count = ArraySource.__len__
+    monkeypatch.setattr(ArraySource, "__len__", lambda source: min(count(source), EXAMPLES))
+    make = share_programs()
+    for module in (trainer, evaluate, api_run):
+        monkeypatch.setattr(module, "make_program", lambda e: make(e, jax.devices()[:1]))
+    yield
+
+
+def mean(rows: Rows, name: str, weight: str = "") -> float:
+    """The mean of a number of the rows, each of which is a mean over as many as `weight`."""
+    weights = [row[weight] if weight else 1 for row in rows]
+    counts = [row[name] * each for row, each in zip(rows, weights, strict=True)]
+    exact = [round(each) if abs(each - round(each)) < 1e-6 else each for each in counts]
+    return sum(exact) / sum(weights)
+
+
+def exact(rows: Rows) -> dict[str, float]:
+    """The metrics of an evaluation that are counts, computed from the rows."""
+    if "exact_match" in rows[0]:
+        return {"exact_match": mean(rows, "exact_match")}
+    if "masked" in rows[0]:
+        counted = [{**row, "tokens": len(row["masked"])} for row in rows if row["masked"]]
+        return {"accuracy": mean(counted, "accuracy", "tokens")}
+    if "tokens" in rows[0]:
+        return {"accuracy": mean(rows, "accuracy", "tokens")}
+    if "class" in rows[0]:
+        return {"accuracy": np.mean([row["class"] == row["target"] for row in rows])}
+    return {}
+
+
+def close(rows: Rows) -> dict[str, float]:
+    """Those that are sums of floats."""
+    if "masked" in rows[0]:
+        counted = [{**row, "tokens": len(row["masked"])} for row in rows if row["masked"]]
+        return {"loss": mean(counted, "loss", "tokens")}
+    if "tokens" in rows[0]:
+        return {"loss": mean(rows, "loss", "tokens")}
+    if "value" in rows[0]:
+        values = np.array([row["value"] for row in rows])
+        targets = np.array([row["target"] for row in rows])
+        return {"r2": 1 - np.mean((values - targets) ** 2) / targets.var()}
+    return {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_predictions_have_the_numbers_of_the_evaluation(name: str, tmp_path: Path) -> None:
+    experiment = small(name, steps=3, evaluate_every=3, checkpoint_every=3)
+    run = jb.fit(experiment, tmp_path / "run")
+    rows = jb.predict(run, split="eval")
+    evaluated = {name: run.metrics[f"eval/{name}"] for name in {**exact(rows), **close(rows)}}
+    assert evaluated
+    assert exact(rows) == {name: evaluated[name] for name in exact(rows)}
+    assert close(rows) == pytest.approx({name: evaluated[name] for name in close(rows)}, rel=2e-5)
+
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert command_line.run(["predict", f"{tmp_path}/run", "--split", "eval"]) == 0
+    assert [json.loads(line) for line in printed.getvalue().splitlines()] == rows
+
+    source = experiment.data.source("eval")
+    if getattr(source, "contiguous", False):
+        return  # an evaluation remembers what came before
+    chosen = [len(source) - 1, 3, 17, 0]
+    fields = source.rows(np.array(chosen))
+    records = [{name: each[i] for name, each in fields.items()} for i in range(len(chosen))]
+    for index, answer in zip(chosen, jb.predict(run, records), strict=True):
+        same = {name: value for name, value in rows[index].items() if name in answer}
+        assert answer == {**same, "record": answer["record"]}
