@@ -20,6 +20,7 @@ COMMANDS = {
     "predict": "jaxbig.cli.predict:Predict",
     "import": "jaxbig.cli.import_run:Import",
     "export": "jaxbig.cli.export:Export",
+    "generate": "jaxbig.cli.generate:Generate",
     "lr-find": "jaxbig.cli.lr_find:LrFind",
     "replay": "jaxbig.cli.replay:Replay",
     "compare": "jaxbig.cli.compare:Compare",

@@ -9,7 +9,7 @@ import zlib
 import jax
 
 
-def stream(seed: int, name: str) -> jax.Array:
+def stream(seed: int | jax.Array, name: str) -> jax.Array:
     """The key of the stream `name`, as "init"; the streams of one seed are independent."""
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
 

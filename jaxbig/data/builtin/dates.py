@@ -7,7 +7,7 @@ Each text has exactly one meaning: `5.9.1998` starts with the day, `5/9/1998` wi
 
 import dataclasses
 import datetime
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -18,9 +18,11 @@ from jaxbig.data.core.dataset import Data, Rows, Source, Spec
 from jaxbig.data.core.fields import as_bytes
 from jaxbig.data.pipeline.sampler import epoch_order
 from jaxbig.data.records.tfds_builder import Builder, Record, columns, identity, prepared
+from jaxbig.data.tokenize.tokenizers import Tokenizer
 
 PADDING, START, END = range(3)
 ALPHABET = " ',-./0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+VOCAB = -(-(END + 1 + len(ALPHABET)) // 8) * 8  # a multiple of 8, to shard over a mesh
 LENGTH = 40  # of a written date
 TRAIN = 10_000  # examples
 HELD_OUT = 1_000
@@ -82,6 +84,24 @@ def decode(tokens: np.ndarray) -> str:
     )
 
 
+class Letters(Tokenizer):
+    """A token for each letter of `ALPHABET`; other letters are dropped."""
+
+    @property
+    def vocab(self) -> int:
+        return VOCAB
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        return {"<pad>": PADDING, "<start>": START, "<end>": END}
+
+    def encode(self, text: str | bytes) -> np.ndarray:
+        return encode(text if isinstance(text, str) else text.decode(errors="replace"))
+
+    def text(self, tokens: list[int]) -> str:
+        return decode(np.array([token for token in tokens if token <= END + len(ALPHABET)]))
+
+
 class JaxbigDates(Builder):
     """Days in a random format, in normal, lower or upper case; no day occurs twice."""
 
@@ -110,7 +130,8 @@ class JaxbigDates(Builder):
 class Dates(Data):
     """Written dates `inputs` [B, 40] with `lengths` [B]; ISO dates and an end `targets` [B, 11]."""
 
-    vocab = -(-(END + 1 + len(ALPHABET)) // 8) * 8  # a multiple of 8, to shard over a mesh
+    tokenizer: ClassVar[Tokenizer] = Letters()
+    vocab = VOCAB
     start = START
     end = END
     reads_texts = True

@@ -10,7 +10,7 @@ import hashlib
 import platform
 import sysconfig
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -20,6 +20,7 @@ from jaxbig.constraints import PositiveInt
 from jaxbig.data.core.dataset import Data, Rows, Source, Spec
 from jaxbig.data.core.fields import as_bytes
 from jaxbig.data.records.tfds_builder import Builder, Record, columns, identity, prepared
+from jaxbig.data.tokenize.tokenizers import Bytes, Tokenizer
 
 LEFT_OUT = {
     "site-packages",
@@ -111,6 +112,7 @@ class Library(Data):
     """Tokens (bytes) an example."""
 
     cuts_to_length = True
+    tokenizer: ClassVar[Tokenizer] = Bytes()
     reads_texts = True
     endings = None
 

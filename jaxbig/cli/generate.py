@@ -1,0 +1,187 @@
+"""`jaxbig generate`: texts that a run's model writes after prompts, or translations."""
+
+import contextlib
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from jaxbig.cli.command import Command
+from jaxbig.config.experiment_files import run_folder
+from jaxbig.config.options import Flag, run_name
+from jaxbig.errors import Refused
+from jaxbig.inference.generate import generate
+from jaxbig.models.base import Translator
+from jaxbig.system.accelerators import skip_absent_tpu
+from jaxbig.system.exit_codes import DONE
+from jaxbig.tracking.console import Screen
+from jaxbig.train.run import Run, restore
+
+STDIN = "-"
+"""The path that stands for standard input."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generate(Command):
+    """Texts that a run's language model writes after prompts, or translations of its translator.
+
+    A text depends on the seed, its prompt and the options alone, and not on the other prompts.
+    """
+
+    run: tyro.conf.Positional[str]
+    """The run's folder, or an experiment's name for runs/NAME."""
+    prompt: tuple[str, ...] = ()
+    """Texts to continue, or to translate."""
+    prompt_file: tuple[str, ...] = ()
+    """Files with a prompt each, or - for standard input."""
+    lines: str = ""
+    """A file with a prompt on each line, or - for standard input."""
+    chat: Flag = False
+    """Answer line by line, each after all lines before, until Ctrl-D."""
+    seed: int = 0
+    """Of the random choices."""
+    max_tokens: int = 100
+    """The most tokens of each text."""
+    temperature: float | None = None
+    """Divides the logits: below 1, likelier tokens are preferred; 0: always the likeliest. None: 1
+    for a language model, 0 for a translator."""
+    top_k: int = 0
+    """Draw from the k likeliest tokens; 0: from all."""
+    top_p: float = 1.0
+    """Draw from the likeliest tokens that together have this probability."""
+    min_p: float = 0.0
+    """Draw from the tokens with this share of the likeliest one's probability or more."""
+    repetition_penalty: float = 1.0
+    """Above 1: makes tokens that a text has already less likely."""
+    stop: tuple[str, ...] = ()
+    """A text ends before the first of these strings, or at the special token of that name."""
+    batch: int = 8
+    """How many texts each device writes at once. Another number may round differently."""
+    cache: int = 256
+    """How many tokens the model's cache holds at first; it doubles when it is full."""
+    reproducible: Flag = False
+    """Each device holds the whole model, and the texts are the same over any mesh; always so where
+    a mesh splits rows only."""
+    step: str = "last"
+    """Which checkpoint: last, best, or the number of its step."""
+    json: Flag = False
+    """Print a line of JSON for each prompt, with `prompt` and `text`, and nothing else there."""
+
+    def __call__(self) -> int:
+        skip_absent_tpu()
+        if self.chat and (self.prompt or self.prompt_file or self.lines):
+            raise Refused("chat reads its prompts one by one: leave --chat out, or the prompts.")
+        prompts = None if self.chat else self.prompts()
+        Screen(True, quiet=self.quiet, verbose=self.verbose).with_log()
+        folder = run_folder(self.run) or Path("runs") / run_name(self.run)
+        step: Any = int(self.step) if self.step.isdecimal() else self.step
+        run = restore(folder, step=step)
+        try:
+            if prompts is None:
+                self.answer(run)
+            elif len(prompts) == 1 and not self.json:
+                self.stream(run, prompts[0])
+            else:
+                self.print_all(run, prompts)
+        except KeyboardInterrupt:
+            if not self.json:
+                print(flush=True)  # a shell's prompt begins a line
+            raise
+        return DONE
+
+    def prompts(self) -> list[str]:
+        """All prompts, in the order of the options."""
+        prompts = list(self.prompt) + [read(path) for path in self.prompt_file]
+        if self.lines:
+            prompts += read(self.lines).splitlines()
+        if not prompts:
+            raise Refused(
+                "generate needs a prompt: give --prompt TEXT, --prompt-file FILE, --lines FILE or "
+                "--chat."
+            )
+        return prompts
+
+    def write(self, run: Run, prompts: list[str], **given: Any) -> list[str]:
+        """`generate` with the options of the command."""
+        names = (
+            "seed",
+            "max_tokens",
+            "temperature",
+            "top_k",
+            "top_p",
+            "min_p",
+            "repetition_penalty",
+            "stop",
+            "batch",
+            "cache",
+        )
+        options = {name: getattr(self, name) for name in names}
+        options["reproducible"] = True if self.reproducible else None
+        return generate(run, prompts, **options, **given)
+
+    def stream(self, run: Run, prompt: str) -> None:
+        """Prints a prompt and its text while it is written; of a translator, the text alone."""
+        shown = not isinstance(run.experiment.model, Translator)
+
+        def show(number: int, piece: str) -> None:
+            nonlocal shown
+            if shown:
+                print(prompt, end="")
+                shown = False
+            print(piece, end="", flush=True)
+
+        [text] = self.write(run, [prompt], show=show)
+        if shown and not text:
+            print(prompt, end="")
+        print(flush=True)
+
+    def print_all(self, run: Run, prompts: list[str]) -> None:
+        """Prints the texts of several prompts, or a line of JSON each."""
+        translates = isinstance(run.experiment.model, Translator)
+        for number, (prompt, text) in enumerate(
+            zip(prompts, self.write(run, prompts), strict=True)
+        ):
+            if self.json:
+                print(json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False), flush=True)
+            elif translates:
+                print(text, flush=True)
+            else:
+                rule = f"--- {number + 1} of {len(prompts)} "
+                print(f"{rule:-<40}\n{prompt}{text}", flush=True)
+
+    def answer(self, run: Run) -> None:
+        """Reads lines and prints an answer after each; the model sees all that came before."""
+        said = ""
+        while True:
+            try:
+                line = input("> " if sys.stdin.isatty() else "")
+            except EOFError:
+                return
+            if not line:
+                continue
+            said += f"{line}\n"
+            pieces: list[str] = []
+
+            def show(number: int, piece: str, pieces: list[str] = pieces) -> None:
+                pieces.append(piece)
+                print(piece, end="", flush=True)
+
+            # Ctrl-C ends the answer, and again at the next line the command
+            with contextlib.suppress(KeyboardInterrupt):
+                self.write(run, [said], show=show)
+            print(flush=True)
+            said += "".join(pieces).rstrip("\n") + "\n"
+
+
+def read(path: str) -> str:
+    """The text of a file, or of standard input for `-`."""
+    if path == STDIN:
+        return sys.stdin.read()
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise Refused(f"prompts of {path} cannot be read: {reason}.") from error
