@@ -13,8 +13,8 @@ from jaxbig.cli.command import Command
 from jaxbig.config.experiment_files import run_folder
 from jaxbig.config.options import Flag, run_name
 from jaxbig.errors import Refused
+from jaxbig.inference.decoding import translates
 from jaxbig.inference.generate import generate
-from jaxbig.models.base import Translator
 from jaxbig.system.accelerators import skip_absent_tpu
 from jaxbig.system.exit_codes import DONE
 from jaxbig.tracking.console import Screen
@@ -124,7 +124,7 @@ class Generate(Command):
 
     def stream(self, run: Run, prompt: str) -> None:
         """Prints a prompt and its text while it is written; of a translator, the text alone."""
-        shown = not isinstance(run.experiment.model, Translator)
+        shown = not translates(run.experiment.model)
 
         def show(number: int, piece: str) -> None:
             nonlocal shown
@@ -140,13 +140,13 @@ class Generate(Command):
 
     def print_all(self, run: Run, prompts: list[str]) -> None:
         """Prints the texts of several prompts, or a line of JSON each."""
-        translates = isinstance(run.experiment.model, Translator)
+        no_prompt = translates(run.experiment.model)
         for number, (prompt, text) in enumerate(
             zip(prompts, self.write(run, prompts), strict=True)
         ):
             if self.json:
                 print(json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False), flush=True)
-            elif translates:
+            elif no_prompt:
                 print(text, flush=True)
             else:
                 rule = f"--- {number + 1} of {len(prompts)} "

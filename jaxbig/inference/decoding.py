@@ -26,8 +26,6 @@ from jax.sharding import PartitionSpec
 from jaxbig.distributed.logical_axes import ROWS, Rules
 from jaxbig.distributed.mesh import activate
 from jaxbig.inference.sampling import Sampling
-from jaxbig.models.base import Translator
-from jaxbig.models.layers.basic import to_logits
 from jaxbig.program import rng
 
 STEPS = 16
@@ -69,6 +67,11 @@ class Decoding:
     def activate(self) -> contextlib.AbstractContextManager[None]:
         """A context in which its functions are called."""
         return activate(self.mesh, self.rules)
+
+
+def translates(model: Any) -> bool:
+    """Whether a model writes translations, rather than what follows a prompt."""
+    return hasattr(model, "encode") and hasattr(model, "decode")
 
 
 @struct.dataclass
@@ -141,10 +144,10 @@ def advance(
     """
 
     def last_logits(model: Any) -> jax.Array:
-        if isinstance(decoding.model, Translator):
+        if translates(decoding.model):
             return model.decode(tokens, rows.memory, cache=places)[:, -1]
         hidden = model.hidden(tokens, padding=rows.padding, cache=places)
-        return to_logits(hidden[:, -1:], model.unembedding())[:, 0]
+        return model.logits(hidden[:, -1:])[:, 0]
 
     given = variables if cache is None else {**variables, "cache": cache}
     apply: Any = nn.apply(last_logits, decoding.model, mutable=["cache"])
@@ -238,7 +241,7 @@ def write(
 
 @functools.partial(jax.jit, static_argnames=("decoding", "places"))
 def grow(decoding: Decoding, variables: Any, cache: Any, memory: Any, *, places: int) -> Any:
-    """The cache with so many places."""
+    """The cache with `places` places."""
     axes, along = cache_axes(decoding, variables, memory)
 
     def wider(cache: Any) -> Any:
@@ -255,7 +258,7 @@ def grow(decoding: Decoding, variables: Any, cache: Any, memory: Any, *, places:
 
 
 def padded_length(count: int) -> int:
-    """The length to which a prompt or source of so many tokens is padded: a power of 2, from
+    """The length to which a prompt or source of `count` tokens is padded: a power of 2, from
     `SHORTEST` on, or several times `CHUNK`."""
     if count > CHUNK:
         return -(-count // CHUNK) * CHUNK

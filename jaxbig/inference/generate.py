@@ -13,9 +13,8 @@ from jaxbig.data.core.dataset import Data
 from jaxbig.data.text import Pairs, Tokens
 from jaxbig.data.tokenize.tokenizers import Tokenizer
 from jaxbig.errors import Refused
-from jaxbig.inference.decoding import STEPS, Decoding, Writer, padded_length
+from jaxbig.inference.decoding import STEPS, Decoding, Writer, padded_length, translates
 from jaxbig.inference.sampling import Sampling
-from jaxbig.models.base import Translator
 from jaxbig.train.run import Run, restore
 
 SPLIT = ("fsdp", "tensor", "sequence", "expert")
@@ -79,7 +78,7 @@ def generate(
     model: Any = run.experiment.model
     check_model(model)
     if temperature is None:
-        temperature = 0.0 if isinstance(model, Translator) else 1.0
+        temperature = 0.0 if translates(model) else 1.0
     sampling = Sampling(
         temperature=temperature,
         top_k=top_k,
@@ -220,7 +219,7 @@ class Language:
                 f"prompt {number} has token {wrong}, and the model reads 0 to {self.vocab - 1}."
             )
         most = most_positions(self.model)
-        least = 0 if isinstance(self.model, Translator) else 1
+        least = 0 if translates(self.model) else 1
         if len(tokens) + least > most:
             raise Refused(
                 f"prompt {number} has {len(tokens)} tokens, and the model {most} positions: "
@@ -231,7 +230,7 @@ class Language:
     def around(self) -> tuple[list[int], list[int]]:
         """The tokens before and behind each text in training."""
         tokenizer = self.required()
-        if isinstance(self.model, Translator):
+        if translates(self.model):
             return [], [tokenizer.end] if isinstance(self.data, Pairs) else []
         start = tokenizer.special("start")
         if start is None and isinstance(self.data, Tokens):
@@ -311,8 +310,8 @@ class Text:
 
 def check_model(model: Any) -> None:
     """Raises `Refused` for a model that writes no texts."""
-    continues = hasattr(model, "hidden") and hasattr(model, "unembedding")
-    if not continues and not isinstance(model, Translator):
+    continues = hasattr(model, "hidden") and hasattr(model, "logits")
+    if not continues and not translates(model):
         raise Refused(
             f"{type(model).__name__} writes no texts: generate needs a run of a language model "
             f"(Decoder, Griffin, RNNLanguageModel) or a translator (EncoderDecoder, "
@@ -340,14 +339,15 @@ def most_positions(model: Any) -> float:
 
 def room_of(model: Any, prompt: np.ndarray, max_tokens: int) -> int:
     """The most tokens of a text: as asked for, or as many as the model has positions for."""
-    before = 0 if isinstance(model, Translator) else len(prompt)
+    before = 0 if translates(model) else len(prompt)
     return int(min(max_tokens, most_positions(model) - before))
 
 
 def start_of(run: Run) -> int | None:
     """The token before a translation; None for a language model."""
-    translates = isinstance(run.experiment.model, Translator)
-    return int(getattr(run.experiment.objective, "start", 0)) if translates else None
+    if not translates(run.experiment.model):
+        return None
+    return int(getattr(run.experiment.objective, "start", 0))
 
 
 def end_of(run: Run, language: Language) -> int:

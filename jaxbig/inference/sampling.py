@@ -4,35 +4,43 @@ Letters in shape comments: R rows, V vocabulary.
 """
 
 import dataclasses
-from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
-from jaxbig.constraints import NonNegativeFloat, NonNegativeInt, PositiveFloat, Range, validate
+from jaxbig.errors import Refused
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
     """The settings of a choice, applied in the order of the fields, as `transformers` does."""
 
-    repetition_penalty: PositiveFloat = 1.0
+    repetition_penalty: float = 1.0
     """Divides the positive logits of tokens that a text has already, and multiplies the negative
     ones (Keskar et al., 2019); 1: none."""
-    temperature: NonNegativeFloat = 1.0
+    temperature: float = 1.0
     """Divides the logits: below 1 likelier tokens are preferred; 0: always the likeliest."""
-    top_k: NonNegativeInt = 0
+    top_k: int = 0
     """Draw from the k likeliest tokens (Fan et al., 2018); 0: from all."""
-    top_p: Annotated[float, Range(float, gt=0, le=1)] = 1.0
+    top_p: float = 1.0
     """Draw from the likeliest tokens that together have this probability (Holtzman et al., 2020).
     """
-    min_p: Annotated[float, Range(float, ge=0, le=1)] = 0.0
+    min_p: float = 0.0
     """Draw from the tokens with this share of the likeliest one's probability or more (Nguyen et
     al., 2024)."""
 
     def check(self) -> None:
         """Raises `Refused` for a value out of its range."""
-        validate(self)
+        wanted = {
+            "repetition_penalty": (self.repetition_penalty > 0, "above 0"),
+            "temperature": (self.temperature >= 0, "0 or more"),
+            "top_k": (self.top_k >= 0, "0 or more"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
+            "min_p": (0 <= self.min_p <= 1, "0 to 1"),
+        }
+        for name, (good, text) in wanted.items():
+            if not good:
+                raise Refused(f"{name} {getattr(self, name)}: it must be {text}.")
 
     def scores(self, logits: jax.Array, seen: jax.Array) -> jax.Array:
         """The logits [R, V] by which the next token is drawn, -inf for tokens that are left out.

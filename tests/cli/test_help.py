@@ -18,7 +18,7 @@ from jaxbig.config.help_texts import class_summary, field_help
 
 ROOMS = ("config", "data", "distributed.mesh", "models", "objectives", "optim")
 """The rooms whose classes an experiment contains."""
-INTERNAL = {"Context", "PartReader", "Round", "Sum"}
+INTERNAL = {"Context", "Continued", "PartReader", "Round", "Sum"}
 """Dataclasses of these rooms that are values inside a program, and no part of an experiment."""
 MOST_LINES = 4
 """Of an option at 80 columns, its name's line included."""

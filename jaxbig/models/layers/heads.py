@@ -68,6 +68,10 @@ class TokenHead(TokenTables):
         """The output matrix [D, V], as stored; logits are `hidden` times it, soft-capped."""
         return self.head.output()
 
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Hidden states [B, L, D] -> logits [B, L, V], float32."""
+        return soft_cap(to_logits(hidden, self.unembedding()), self.logit_soft_cap)
+
 
 def logits_of(hidden: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """Makes `__call__` of a language model with a `TokenHead`, from its method `hidden`."""
@@ -75,7 +79,6 @@ def logits_of(hidden: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     @functools.wraps(hidden, assigned=("__module__",), updated=())  # the same arguments
     def __call__(self: Any, *arguments: Any, **named: Any) -> jax.Array:
         """Tokens [B, L] -> logits [B, L, V], float32; arguments as in `hidden`."""
-        logits = to_logits(self.hidden(*arguments, **named), self.unembedding())
-        return soft_cap(logits, self.logit_soft_cap)
+        return self.logits(self.hidden(*arguments, **named))
 
     return __call__

@@ -1,0 +1,254 @@
+"""Texts of runs with small models: what they depend on, where they end, and what is refused."""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+import jaxbig as jb
+from jaxbig.data.builtin.dates import Dates
+from jaxbig.data.builtin.pytext import PyText
+from jaxbig.distributed.logical_axes import RULES
+from jaxbig.inference import decoding as decoding_module
+from jaxbig.inference.decoding import Decoding, padded_length
+from jaxbig.inference.generate import Language, Text, generate, write_all
+from jaxbig.inference.sampling import Sampling
+from jaxbig.models.griffin import Griffin
+from jaxbig.models.language_model import Decoder, EncoderDecoder
+from jaxbig.models.rnn import RNNLanguageModel
+from jaxbig.models.rnn_seq2seq import RNNEncoderDecoder
+from jaxbig.train.run import Run
+
+VOCAB = 23
+DRAWN = Sampling()
+SMALL = {"vocab": VOCAB, "width": 16}
+DECODER = Decoder(**SMALL, depth=2, heads=2, kv_heads=1)
+MODELS = {
+    "decoder": DECODER,
+    "griffin": Griffin(**SMALL, depth=2, heads=2, attention_every=2),
+    "lstm": RNNLanguageModel(**SMALL),
+    "translator": EncoderDecoder(**SMALL, depth=1, heads=2),
+    "recurrent translator": RNNEncoderDecoder(**SMALL, target_vocab=VOCAB),
+}
+DRAW = np.random.RandomState(0)
+PROMPTS = [DRAW.randint(0, VOCAB, size) for size in (3, 20, 1, 9, 16, 17)]
+
+
+@functools.cache
+def weights(model: Any) -> Any:
+    """Random parameters."""
+    zeros = jnp.zeros((1, 2), jnp.int32)
+    inputs = (zeros,) if hasattr(model, "hidden") else (zeros, zeros)
+    shapes = nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), *inputs))
+    draw = np.random.RandomState(1)
+    return {
+        "params": jax.tree.map(
+            lambda leaf: jnp.asarray(draw.normal(0, 0.4, leaf.shape), jnp.float32), shapes["params"]
+        )
+    }
+
+
+def written(
+    model: Any,
+    prompts: list[Any],
+    *,
+    max_tokens: int = 12,
+    sampling: Sampling = DRAWN,
+    devices: int = 1,
+    mesh: jb.Mesh | None = None,
+    end: int = -1,
+    cache: int = 256,
+) -> list[list[int]]:
+    """The tokens of texts; with a mesh the weights are split over it."""
+    made = (mesh or jb.Mesh()).build(jax.devices()[:devices])
+    decoding = Decoding(
+        model, made, RULES if mesh else (), batch=4, sampling=sampling, end=end, vocab=VOCAB
+    )
+    texts: list[list[int]] = [[] for _ in prompts]
+    variables = weights(model)
+
+    def after(number: int, new: np.ndarray) -> bool:
+        texts[number] += new.tolist()
+        return False
+
+    with decoding.activate():
+        write_all(
+            decoding,
+            jax.device_put(variables, NamedSharding(made, PartitionSpec())),
+            prompts,
+            after,
+            limits=[max_tokens] * len(prompts),
+            start=None if hasattr(model, "hidden") else 1,
+            seed=0,
+            cache=cache,
+        )
+    return texts
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_text_is_the_same_alone_and_among_longer_ones(name: str) -> None:
+    together = written(MODELS[name], PROMPTS)
+    assert [written(MODELS[name], [prompt])[0] for prompt in PROMPTS] == together
+    assert len({tuple(text) for text in together}) > 4
+
+
+def test_text_is_the_same_over_eight_devices() -> None:
+    assert written(DECODER, PROMPTS, devices=8) == written(DECODER, PROMPTS)
+
+
+def test_longer_text_begins_with_the_shorter_one_though_the_cache_grows() -> None:
+    grown = written(DECODER, PROMPTS, max_tokens=40, cache=16)
+    wide = written(DECODER, PROMPTS, max_tokens=12, cache=16)
+    assert [text[:12] for text in grown] == wide
+    assert all(len(text) == 40 for text in grown)
+
+
+@pytest.mark.parametrize("name", ["decoder", "translator"])
+def test_likeliest_tokens_are_those_without_a_cache(name: str) -> None:
+    model = MODELS[name]
+    found = written(model, PROMPTS[:2], max_tokens=6, sampling=Sampling(temperature=0))
+
+    @jax.jit
+    def logits(prompt: Any, text: Any) -> Any:
+        if name == "translator":
+            return model.apply(weights(model), prompt, text)
+        return model.apply(weights(model), text)
+
+    for prompt, text in zip(PROMPTS, found, strict=False):
+        before = [1] if name == "translator" else prompt.tolist()
+        for token in text:
+            padded = np.zeros((1, 32), np.int32)
+            padded[0, : len(before)] = before
+            assert int(jnp.argmax(logits(prompt[None], padded)[0, len(before) - 1])) == token
+            before.append(token)
+
+
+def test_text_ends_at_the_end_token() -> None:
+    [whole] = written(DECODER, PROMPTS[:1])
+    [cut] = written(DECODER, PROMPTS[:1], end=whole[4])
+    first = whole.index(whole[4])
+    assert cut[: first + 1] == whole[: first + 1]
+    assert not any(cut[first + 1 :])
+
+
+def test_seed_and_prompt_decide_the_key() -> None:
+    digests = np.stack([decoding_module.digest(np.array(each)) for each in ([1, 2], [1, 3], [1])])
+    keys = jax.random.key_data(decoding_module.prompt_keys(0, digests))
+    others = jax.random.key_data(decoding_module.prompt_keys(1, digests))
+    assert len({tuple(key) for key in [*keys.tolist(), *others.tolist()]}) == 6
+
+
+@pytest.mark.parametrize(
+    ("count", "length"), [(1, 16), (16, 16), (17, 32), (256, 256), (257, 512), (513, 768)]
+)
+def test_prompt_is_padded_to_one_of_few_lengths(count: int, length: int) -> None:
+    assert padded_length(count) == length
+
+
+# -- strings
+
+
+def text_of(parts: list[str], stop: list[str]) -> tuple[list[str], str, bool]:
+    """What is shown after each piece, the text, and whether it has ended."""
+    language = Language(PyText(batch=1), DECODER)
+    text = Text(language, language.stops(stop))
+    shown = [text.add(np.frombuffer(part.encode(), np.uint8), 0) for part in parts]
+    return shown, text.value, text.ended
+
+
+def test_beginning_of_a_stop_string_is_not_shown_before_it_is_certain() -> None:
+    assert text_of(["ab", "-", "-x", "c"], ["--x"]) == (["ab", "", "", ""], "ab", True)
+    assert text_of(["ab", "-", "y"], ["--x"]) == (["ab", "", "-y"], "ab-y", False)
+
+
+def test_first_stop_string_ends_the_text() -> None:
+    assert text_of(["one two"], ["two", "ne"])[1:] == ("o", True)
+
+
+def test_half_a_character_is_not_shown() -> None:
+    language = Language(PyText(batch=1), DECODER)
+    text = Text(language, ([], []))
+    halves = np.frombuffer("é".encode(), np.uint8)
+    assert [text.add(halves[:1], 0), text.add(halves[1:], 0)] == ["", "é"]
+
+
+# -- runs
+
+
+def run_of(model: Any, data: Any, objective: Any = None, **fields: Any) -> Run:
+    """A run with random weights; nothing is compiled."""
+    name = "dates_transformer" if isinstance(data, Dates) else "pytext_transformer"
+    experiment = jb.load(name).replace(model=model, data=data, **fields)
+    made: Any = dataclasses.make_dataclass("Program", ["mesh", "rules"])
+    state: Any = dataclasses.make_dataclass("State", ["params", "variables"])
+    mesh = experiment.mesh.build(jax.devices()[:1])
+    return Run(
+        directory=Path("runs/x"),
+        experiment=experiment,
+        step=1,
+        state=state(weights(model)["params"], {}),
+        metrics={},
+        history=[],
+        program=made(mesh, RULES),
+    )
+
+
+@functools.cache
+def language_run(max_length: int = 40) -> Run:
+    fields = {"positions": "learned", "max_length": max_length}
+    return run_of(Decoder(vocab=256, width=8, depth=1, heads=1, **fields), PyText(batch=1))
+
+
+def test_texts_of_a_run_are_strings_and_tokens_of_prompts_of_tokens() -> None:
+    shown: list[str] = []
+    prompts: list[Any] = ["def ", [100, 101, 102, 32]]
+    [text, tokens] = generate(
+        language_run(), prompts, max_tokens=8, show=lambda number, piece: shown.append(piece)
+    )
+    assert text == bytes(tokens.tolist()).decode(errors="replace") == "".join(shown)
+
+
+def test_text_ends_where_the_model_has_no_more_positions() -> None:
+    [text] = generate(language_run(), [list(range(1, 31))], max_tokens=100)
+    assert 0 < len(text) <= 10
+
+
+def test_translations_of_a_run_are_its_likeliest() -> None:
+    model = EncoderDecoder(vocab=Dates(batch=1).vocab, width=8, depth=1, heads=1)
+    run = run_of(model, Dates(batch=1))
+    once = generate(run, ["9 may 98", "1/2/2003"], max_tokens=4)
+    assert once == generate(run, ["9 may 98", "1/2/2003"], max_tokens=4, seed=1, temperature=0)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "given", "message"),
+    [
+        ([], {}, "there is no prompt"),
+        (["a", ""], {}, "prompt 1 is empty"),
+        (["a" * 40], {}, "prompt 0 has 40 tokens, and the model 40 positions: give 39 or fewer"),
+        ([[300]], {}, "prompt 0 has token 300, and the model reads 0 to 255"),
+        ([[1.5]], {}, "prompt 0 is neither a text nor a list of tokens"),
+        (["a"], {"temperature": -1.0}, "temperature -1.0: it must be 0 or more"),
+        (["a"], {"top_p": 0.0}, "top_p 0.0: it must be above 0"),
+        (["a"], {"stop": [""]}, "stop '': the tokenizer writes no such text"),
+        (["a"], {"max_tokens": 0}, "max_tokens 0: it must be 1 or more"),
+    ],
+)
+def test_wrong_prompt_or_setting_is_refused(
+    prompts: list[Any], given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(jb.Refused, match=message):
+        generate(language_run(), prompts, **given)
+
+
+def test_run_of_a_classifier_is_refused() -> None:
+    run = dataclasses.replace(language_run(), experiment=jb.load("digits_convnet"))
+    with pytest.raises(jb.Refused, match="ConvNet writes no texts: generate needs a run of a lang"):
+        generate(run, "a")
