@@ -17,8 +17,8 @@ from .distributed.mesh import Mesh as Mesh
 from .errors import Failed as Failed
 from .errors import Refused as Refused
 from .inference.export import export as export
-from .inference.import_pretrained import import_pretrained as import_pretrained
 from .inference.generate import generate as generate
+from .inference.import_pretrained import import_pretrained as import_pretrained
 from .inference.predict import predict as predict
 from .tools.examine import check as check
 from .tools.examine import describe as describe
