@@ -120,7 +120,7 @@ def write_weights(
       config: keys that are kept where the model does not tell them.
       shard_bytes: the most bytes of tensors in a file, but for a larger tensor.
     """
-    config = {**config, **family.config(model), "dtype": "float32"}
+    config = {**config, **family.config_of(model), "dtype": "float32"}
     config.pop("torch_dtype", None)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     named = {table_name(path): leaf for path, leaf in leaves.items()}

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import flax.linen as nn
 
+from jaxbig.constraints import settings
 from jaxbig.errors import Refused
 from jaxbig.models.transformer import GATED, default_mlp_width
 from jaxbig.pretrained.weight_table import Row
@@ -15,11 +16,29 @@ Config = dict[str, Any]
 """The content of a `config.json`."""
 
 
+FREE = (
+    "dropout",
+    "drop_path",
+    "scan",
+    "remat",
+    "remat_group",
+    "attention_kernel",
+    "dtype",
+    "mlp_chunks",
+    "load_balance_loss",
+    "router_z_loss",
+)
+"""Fields of training and of how it is computed."""
+UNUSED = {"experts": ("experts_per_token",), "window": ("window_pattern",), "classes": ("pooling",)}
+"""Fields that change nothing where another is 0 or None."""
+
+
 class Family(abc.ABC):
     """The models of one `model_type`: fields of a config and names of tensors, and ours.
 
     A family is one file in `families/` with a subclass. All that it has is read both ways, for
-    folders that are read and for those that are written.
+    folders that are read and for those that are written. A field of ours that it does not name has
+    its default in every model of the family.
     """
 
     model_type: ClassVar[str]
@@ -32,7 +51,9 @@ class Family(abc.ABC):
     """Our field, the key of the config, and their words with ours; the first of equals is
     written."""
     ours: ClassVar[Mapping[str, Any]] = {}
-    """Our fields that have this value in every model of the family."""
+    """Our fields that have this value, and not their default, in every model of the family."""
+    free: ClassVar[Sequence[str]] = FREE
+    """Our fields that a config says nothing of, and that may have any value."""
     theirs: ClassVar[Mapping[str, Any]] = {}
     """Keys of the config that have this value, or are not there: we have nothing else."""
     defaults: ClassVar[Mapping[str, Any]] = {}
@@ -79,26 +100,25 @@ class Family(abc.ABC):
                     f"config.json has {key} {config[key]!r}: of {self.model_type} jaxbig has "
                     f"{value!r} alone."
                 )
+        module = {field.name: field.default for field in dataclasses.fields(self.module)}  # type: ignore[arg-type]
         return {
+            **{
+                name: module[name]
+                for name in settings(self.module)
+                if name not in self.free and module[name] is not dataclasses.MISSING
+            },
             **self.ours,
             **{name: get(config, key) for name, key in self.same.items()},
             **{name: word(config, key, table) for name, (key, table) in self.words.items()},
         }
 
     def config(self, model: Any) -> Config:
-        """The keys of a config from the fields of a model.
+        """The keys of a config from the fields of a model that `differences` finds none of.
 
         Raises:
           Refused: the family has no such model.
         """
         values = field_values(model)
-        wrong = [
-            f"{name} {values[name]!r}, not {value!r}"
-            for name, value in self.ours.items()
-            if values[name] != value
-        ]
-        if wrong:
-            raise Refused(f"it has {', '.join(wrong)}")
         return {
             "model_type": self.model_type,
             "architectures": [self.architecture(model)],
@@ -106,6 +126,38 @@ class Family(abc.ABC):
             **{key: values[name] for name, key in self.same.items()},
             **{key: back(name, values[name], table) for name, (key, table) in self.words.items()},
         }
+
+    def differences(self, config: Config, model: nn.Module, *, heads: bool = True) -> list[str]:
+        """How the model of a config differs from one of ours, a line a field.
+
+        Args:
+          config: of the family.
+          model: ours.
+          heads: whether their heads are compared too.
+        """
+        if not isinstance(model, self.module):
+            return [f"model: {self.module.__name__} there, {type(model).__name__} here"]
+        there = resolved(self.fields(config))
+        here = field_values(model)
+        names = [name for name in self.fields(config) if name in here or name in there]
+        return [
+            f"{name}: {there.get(name)!r} there, {here.get(name)!r} here"
+            for name in names
+            if there.get(name) != here.get(name) and (heads or name not in self.of_heads)
+        ]
+
+    def config_of(self, model: nn.Module) -> Config:
+        """The config of a model.
+
+        Raises:
+          Refused: the family has no such model; the message names every field.
+        """
+        if not isinstance(model, self.module):
+            raise Refused(f"it is {type(model).__name__}")
+        config = self.config(model)
+        if lines := self.differences(config, model):
+            raise Refused(", ".join(lines))
+        return config
 
 
 def in_blocks(ours: str, theirs: str, rows: Sequence[Row]) -> list[Row]:
@@ -147,10 +199,24 @@ def back(name: str, value: Any, table: Mapping[Any, Any]) -> Any:
 
 
 def field_values(model: nn.Module) -> dict[str, Any]:
-    """The fields of a model, with what it takes for None where that is a number."""
-    values = {name: getattr(model, name) for name in model.__dataclass_fields__}
-    if "kv_heads" in values and values["kv_heads"] is None:
-        values["kv_heads"] = values["heads"]
-    if "mlp_width" in values and values["mlp_width"] is None:
-        values["mlp_width"] = default_mlp_width(values["width"], values["activation"] in GATED)
+    """The fields of a model, `resolved`."""
+    return resolved({name: getattr(model, name) for name in settings(model)})
+
+
+def resolved(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a model with what it takes for None; without those that change nothing."""
+    values = dict(fields)
+    if values.get("head_width", 0) is None:
+        values["head_width"] = values["width"] // values["heads"]
+    if values.get("attention_scale", 0) is None:
+        values["attention_scale"] = values["head_width"] ** -0.5
+    if values.get("mlp_width", 0) is None:
+        gated = values["activation"] in GATED
+        values["mlp_width"] = default_mlp_width(values["width"], gated)
+    for name, same in (("kv_heads", "heads"), ("qkv_bias", "bias"), ("mlp_bias", "bias")):
+        if values.get(name, 0) is None:
+            values[name] = values[same]
+    for name, without in UNUSED.items():
+        if not values.get(name, True):
+            values = {other: value for other, value in values.items() if other not in without}
     return values

@@ -50,11 +50,8 @@ def family_of_model(model: nn.Module, name: str = "") -> Family:
         raise Refused(f"--family {name}: it must be one of {', '.join(sorted(known))}.")
     reasons = []
     for family in [known[name]] if name else known.values():
-        if not isinstance(model, family.module):
-            reasons.append(f"{family.model_type}: it is {type(model).__name__}")
-            continue
         try:
-            family.config(model)
+            family.config_of(model)
             return family
         except Refused as error:
             reasons.append(f"{family.model_type}: {error}")

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxbig.errors import Refused
-from jaxbig.pretrained.family import Config, Family, field_values
+from jaxbig.pretrained.family import Config, Family
 from jaxbig.pretrained.find_family import find_family
 from jaxbig.pretrained.weight_files import DTYPES, WeightFolder, read_object
 from jaxbig.pretrained.weight_table import Index, Table
@@ -46,15 +46,7 @@ class Pretrained:
           model: ours.
           heads: whether their heads are compared too.
         """
-        if not isinstance(model, self.family.module):
-            there = self.family.module.__name__
-            return [f"model: {there} there, {type(model).__name__} here"]
-        here = field_values(model)
-        return [
-            f"{name}: {value!r} there, {here[name]!r} here"
-            for name, value in self.fields.items()
-            if here[name] != value and (heads or name not in self.family.of_heads)
-        ]
+        return self.family.differences(self.config, model, heads=heads)
 
 
 @dataclasses.dataclass(frozen=True)

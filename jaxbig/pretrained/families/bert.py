@@ -4,7 +4,7 @@ from typing import Any
 
 from jaxbig.errors import Refused
 from jaxbig.models.language_model import Encoder
-from jaxbig.pretrained.family import Config, Family, field_values, in_blocks
+from jaxbig.pretrained.family import Config, Family, in_blocks
 from jaxbig.pretrained.weight_table import Row
 
 ACTIVATIONS = {
@@ -69,15 +69,6 @@ class Bert(Family):
         "tie_embeddings": "tie_word_embeddings",
     }
     words = {"activation": ("hidden_act", ACTIVATIONS)}
-    ours = {
-        "norm": "layer",
-        "pre_norm": False,
-        "bias": True,
-        "positions": "learned",
-        "window": None,
-        "experts": 0,
-        "scale_embedding": False,
-    }
     theirs = {
         "add_cross_attention": False,
         "is_decoder": False,
@@ -110,25 +101,18 @@ class Bert(Family):
 
     def fields(self, config: Config) -> dict[str, Any]:
         fields = super().fields(config)
-        fields["kv_heads"] = fields["heads"]
         if config.get("architectures") == [self.classifier]:
-            fields["pooling"] = "first"
             fields["classes"] = len(config.get("id2label", "01"))
         return fields
 
     def config(self, model: Any) -> Config:
-        values = field_values(model)
         config = super().config(model)
-        if values["kv_heads"] != values["heads"]:
-            raise Refused(f"it has kv_heads {values['kv_heads']} of heads {values['heads']}")
         if not model.types:
             raise Refused("it has no types")
         if model.classes is None:
             if model.activation != "gelu":
                 raise Refused(f"it has activation {model.activation!r}, and gelu in its head")
             return config
-        if model.pooling != "first":
-            raise Refused(f"it has pooling {model.pooling!r}")
         labels = [f"LABEL_{number}" for number in range(model.classes)]
         return {
             **config,

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from jaxbig.errors import Refused
 from jaxbig.models.language_model import Decoder
 from jaxbig.pretrained.family import Config, Family, field_values, in_blocks
 from jaxbig.pretrained.weight_table import Row
@@ -48,15 +47,7 @@ class GPT2(Family):
         "tie_embeddings": "tie_word_embeddings",
     }
     words = {"activation": ("activation_function", ACTIVATIONS)}
-    ours = {
-        "norm": "layer",
-        "pre_norm": True,
-        "bias": True,
-        "positions": "learned",
-        "window": None,
-        "experts": 0,
-        "scale_embedding": False,
-    }
+    ours = {"norm": "layer", "bias": True, "positions": "learned"}
     theirs = {
         "scale_attn_weights": True,
         "scale_attn_by_inverse_layer_idx": False,
@@ -74,15 +65,10 @@ class GPT2(Family):
 
     def fields(self, config: Config) -> dict[str, Any]:
         fields = super().fields(config)
-        fields["kv_heads"] = fields["heads"]
-        fields["mlp_width"] = config.get("n_inner") or 4 * fields["width"]
-        return fields
+        return {**fields, "mlp_width": config.get("n_inner") or 4 * fields["width"]}
 
     def config(self, model: Any) -> Config:
-        values = field_values(model)
-        if values["kv_heads"] != values["heads"]:
-            raise Refused(f"it has kv_heads {values['kv_heads']} of heads {values['heads']}")
-        return {**super().config(model), "n_inner": values["mlp_width"]}
+        return {**super().config(model), "n_inner": field_values(model)["mlp_width"]}
 
     def architecture(self, model: Any) -> str:
         return "GPT2LMHeadModel"
