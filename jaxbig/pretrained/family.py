@@ -100,13 +100,8 @@ class Family(abc.ABC):
                     f"config.json has {key} {config[key]!r}: of {self.model_type} jaxbig has "
                     f"{value!r} alone."
                 )
-        module = {field.name: field.default for field in dataclasses.fields(self.module)}  # type: ignore[arg-type]
         return {
-            **{
-                name: module[name]
-                for name in settings(self.module)
-                if name not in self.free and module[name] is not dataclasses.MISSING
-            },
+            **defaults_of(self.module, self.free),
             **self.ours,
             **{name: get(config, key) for name, key in self.same.items()},
             **{name: word(config, key, table) for name, (key, table) in self.words.items()},
@@ -196,6 +191,18 @@ def back(name: str, value: Any, table: Mapping[Any, Any]) -> Any:
     if not found:
         raise Refused(f"it has {name} {value!r}")
     return found[0]
+
+
+def defaults_of(module: type[nn.Module], without: Sequence[str]) -> dict[str, Any]:
+    """The fields of our class that have a default, with it, but for some of them."""
+    kind: Any = module
+    return {
+        field.name: field.default
+        for field in dataclasses.fields(kind)
+        if field.name in settings(module)
+        and field.name not in without
+        and field.default is not dataclasses.MISSING
+    }
 
 
 def field_values(model: nn.Module) -> dict[str, Any]:
