@@ -32,6 +32,8 @@ BERT = {
     "intermediate_size": 28,
     "max_position_embeddings": 19,
 }
+QUICK = ("gpt2, untied", "roberta, classes")
+"""The models that the fast tests have."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,23 +122,25 @@ def quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-@pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in MODELS]
+)
 def test_imported_weights_give_their_logits_and_are_exported_to_the_same(
-    name: str, scan: bool, tmp_path: Path
+    name: str, tmp_path: Path
 ) -> None:
     reference = make(MODELS[name], tmp_path / "theirs")
     expected = theirs(reference)
-    source, model, loaded = read(tmp_path / "theirs", scan=scan)
-    assert loaded.fresh == ()
-    logits = ours(model, loaded)
     assert np.abs(expected).max() > 0.5
-    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
-    (tmp_path / "ours").mkdir()
-    write_weights(model, loaded.leaves, tmp_path / "ours", source.family, config={})
-    again = type(reference).from_pretrained(tmp_path / "ours").eval()
-    np.testing.assert_allclose(theirs(again), expected, rtol=0, atol=1e-4)
-    _, same, back = read(tmp_path / "ours", scan=scan)
-    assert same == model and back.left_out == () == back.fresh
-    for path, leaf in loaded.leaves.items():
-        np.testing.assert_array_equal(leaf, back.leaves[path])
+    for scan in (False, True):
+        source, model, loaded = read(tmp_path / "theirs", scan=scan)
+        assert loaded.fresh == ()
+        np.testing.assert_allclose(ours(model, loaded), expected, rtol=0, atol=1e-4)
+        folder = tmp_path / f"ours-{scan}"
+        folder.mkdir()
+        write_weights(model, loaded.leaves, folder, source.family, config={})
+        again = type(reference).from_pretrained(folder).eval()
+        np.testing.assert_allclose(theirs(again), expected, rtol=0, atol=1e-4)
+        _, same, back = read(folder, scan=scan)
+        assert same == model and back.left_out == () == back.fresh
+        for path, leaf in loaded.leaves.items():
+            np.testing.assert_array_equal(leaf, back.leaves[path])
