@@ -12,6 +12,7 @@ from .config.evaluator import Every as Every
 from .config.experiment import Experiment as Experiment
 from .config.experiment import InitializeFrom as InitializeFrom
 from .config.guard import Guard as Guard
+from .config.lora import LoRA as LoRA
 from .config.precision import Precision as Precision
 from .distributed.mesh import Mesh as Mesh
 from .errors import Failed as Failed

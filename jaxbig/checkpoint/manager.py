@@ -3,7 +3,8 @@
 A checkpoint is a folder named by its step. Orbax writes it under another name. Then a manifest is
 added, with the sha256 of every file and of every array as it was on the devices, and the folder is
 renamed. So a folder with a step's name was complete once, and any later damage is noticed before it
-is used. Only this module imports Orbax.
+is used. What never changes in a run, a state's variables `frozen`, is saved once, in the folder
+`frozen` beside the steps; each manifest has its digests too. Only this module imports Orbax.
 """
 
 import contextlib
@@ -37,6 +38,9 @@ from jaxbig.system.disk import replace, sync, write_file
 log = logging.getLogger("jaxbig")
 
 MANIFEST = "jaxbig.json"
+FROZEN = "frozen"
+"""The variables that are saved once, and the name of their folder."""
+FROZEN_PATH = f"variables/{FROZEN}/"
 SAVE_TIMEOUT_S = 7 * 24 * 3600
 """A large save may take long; the watchdog notices one that hangs."""
 POLL = 0.5
@@ -155,13 +159,39 @@ class CheckpointManager:
         temporary = self.folder / f"saving-{step}"
         saving = ocp.Context()
         saving.asynchronous.timeout_secs = SAVE_TIMEOUT_S
+        changing, frozen = _split_frozen(state)
+        self._save_frozen(frozen, leaf_digests)
         try:
             with saving:
-                response = ocp.save_async(str(temporary), copy_host_leaves(state))
+                response = ocp.save_async(str(temporary), copy_host_leaves(changing))
         except Exception as error:
             raise self._failed(step, error) from error
         self._pending = step, self._thread.submit(self._commit, response, temporary, manifest)
         return state_digest
+
+    def _frozen(self) -> "CheckpointManager":
+        """The one checkpoint of the frozen variables, as that of step 0."""
+        return CheckpointManager(self.folder / FROZEN, report_activity=self.report_activity)
+
+    def _save_frozen(self, frozen: Any, leaf_digests: dict[str, str]) -> None:
+        """Saves frozen variables unless they are there; returns when they are on disk."""
+        if not frozen:
+            return
+        manager = self._frozen()
+        expected = _frozen_digests(leaf_digests)
+
+        def is_there() -> bool:
+            with contextlib.suppress(CorruptCheckpointError):
+                return manager.manifest(0)["leaves"] == expected
+            return False
+
+        if on_process_zero(is_there):
+            return
+        manager.clean()
+        on_process_zero(lambda: shutil.rmtree(manager.path(0), ignore_errors=True))
+        manager.save(0, frozen, {})
+        manager.wait()
+        manager.close()
 
     def wait(self, only_if_done: bool = False) -> None:
         """Returns once the save under way is on disk; `Failed` if it failed.
@@ -358,13 +388,33 @@ class CheckpointManager:
 
         def load(step: int) -> Restored:
             noted = self._verify_files(step)
-            state = self._read(step, unflatten_dict(choose(noted["shapes"]), sep="/"), partial=True)
-            return Restored(step, flatten_with_paths(state), noted["state_sha256"])
+            chosen = choose(noted["shapes"])
+            own = {path: x for path, x in chosen.items() if not path.startswith(FROZEN_PATH)}
+            leaves: dict[str, Any] = {}
+            if own:
+                leaves = flatten_with_paths(
+                    self._read(step, unflatten_dict(own, sep="/"), partial=True)
+                )
+            if len(own) < len(chosen):
+                leaves |= self._read_frozen(chosen)
+            return Restored(step, leaves, noted["state_sha256"])
 
         ranked, steps = on_process_zero(lambda: [self._ranked()[0] if best else [], self.steps()])
         return self._first_good(
             load, [*ranked, *(step for step in reversed(steps) if step not in ranked)]
         )
+
+    def _read_frozen(self, chosen: dict[str, Any]) -> dict[str, Any]:
+        """The chosen leaves that are frozen, by path."""
+        wanted = {
+            path.removeprefix(FROZEN_PATH): x
+            for path, x in chosen.items()
+            if path.startswith(FROZEN_PATH)
+        }
+        restored = self._frozen().restore_some(lambda shapes: wanted)
+        if restored is None:
+            raise CorruptCheckpointError(f"misses the folder {self.folder / FROZEN}")
+        return {f"{FROZEN_PATH}{path}": x for path, x in restored.state.items()}
 
     def set_aside(self, beyond: int) -> None:
         """Moves the checkpoints after a step, all corrupt, to `broken/`."""
@@ -483,7 +533,13 @@ class CheckpointManager:
                     f"checkpoint {self.path(step)} holds {path} as {saved}, this experiment as "
                     f"{here}: run the experiment that saved it, or give another --workdir."
                 )
-        state = self._read(step, abstract, partial=bool(only))
+        changing, frozen = _split_frozen(abstract)
+        state = self._read(step, changing, partial=bool(only))
+        if frozen:
+            restored = self._frozen().restore(frozen)
+            if restored is None:
+                raise CorruptCheckpointError(f"misses the folder {self.folder / FROZEN}")
+            state = _with_frozen(state, restored.state)
         leaf_digests, _ = digests(
             state, lambda: self.report_activity(f"verifies its checkpoint of step {step}")
         )
@@ -494,6 +550,40 @@ class CheckpointManager:
             f"has changed in its leaf {changed[0]} since it was saved" if changed else ""
         )
         return Restored(step, state, manifest["state_sha256"])
+
+
+def _split_frozen(state: Any) -> tuple[Any, Any]:
+    """A state, or a dictionary of its fields, without its frozen variables; and these, or None."""
+    fields = state if isinstance(state, dict) else vars(state) if _is_state(state) else {}
+    variables = fields.get("variables")
+    if not isinstance(variables, dict) or FROZEN not in variables:
+        return state, None
+    others = {name: each for name, each in variables.items() if name != FROZEN}
+    return _with_variables(state, others), variables[FROZEN]
+
+
+def _with_frozen(state: Any, frozen: Any) -> Any:
+    """The inverse of `_split_frozen`."""
+    variables = state["variables"] if isinstance(state, dict) else state.variables
+    return _with_variables(state, {**variables, FROZEN: frozen})
+
+
+def _with_variables(state: Any, variables: Any) -> Any:
+    if isinstance(state, dict):
+        return {**state, "variables": variables}
+    return state.replace(variables=variables)
+
+
+def _is_state(state: Any) -> bool:
+    return dataclasses.is_dataclass(state) and hasattr(state, "variables")
+
+
+def _frozen_digests(leaf_digests: dict[str, str]) -> dict[str, str]:
+    return {
+        path.removeprefix(FROZEN_PATH): digest
+        for path, digest in leaf_digests.items()
+        if path.startswith(FROZEN_PATH)
+    }
 
 
 def _raise_together(problem: str) -> None:

@@ -16,9 +16,12 @@ class Show(ExperimentCommand):
         shown = show(self.experiment)
         devices = shown["devices"]
         where = f"{devices['count']} x {devices['kind']}, mesh {devices['mesh']}"
+        parameters = f"{shown['parameters']:,} parameters"
+        if "trained" in shown:
+            parameters += f", of which {shown['trained']:,} are trained"
         return self.emit(
             {key: value for key, value in shown.items() if key != "table"},
-            (f"{self.name}: {shown['parameters']:,} parameters", shown["table"]),
+            (f"{self.name}: {parameters}", shown["table"]),
             (f"\n{where}", pairs("bytes on each device", shown["bytes_per_device"])),
             ("", pairs("field", dict(flat(shown["experiment"])))),
         )

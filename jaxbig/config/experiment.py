@@ -17,9 +17,18 @@ from flax import nnx
 from jaxbig.config.callback import Callback
 from jaxbig.config.evaluator import Evaluator, Every
 from jaxbig.config.guard import Guard
+from jaxbig.config.lora import LoRA
 from jaxbig.config.precision import Precision
 from jaxbig.config.serialize import to_json
-from jaxbig.constraints import NonNegativeInt, PositiveInt, Seed, annotations_of, settings, validate
+from jaxbig.constraints import (
+    FractionBelowOne,
+    NonNegativeInt,
+    PositiveInt,
+    Seed,
+    annotations_of,
+    settings,
+    validate,
+)
 from jaxbig.data.core.dataset import Data
 from jaxbig.distributed.mesh import Mesh
 from jaxbig.errors import Refused
@@ -67,6 +76,11 @@ class Experiment:
     """The dtypes of parameters and sums."""
     initialize_from: InitializeFrom = InitializeFrom()
     """A run to start from."""
+    lora: LoRA = LoRA()
+    """Low-rank adapters, to be trained in place of the model's own parameters."""
+    ema: FractionBelowOne = 0.0
+    """Decay of an exponential moving average of the parameters, such as 0.999, which evaluation
+    then uses; in the first steps less, (1 + step) / (10 + step). 0: no average."""
     guard: Guard = Guard()
     """What to do about a bad step or a run that hangs."""
     callbacks: tuple[Callback, ...] = ()

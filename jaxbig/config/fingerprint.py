@@ -4,6 +4,9 @@ import hashlib
 import json
 from typing import Any
 
+from jaxbig.config.lora import LoRA
+from jaxbig.config.serialize import to_json
+
 FREE = (
     "mesh",
     "steps",  # a schedule follows the new length
@@ -32,12 +35,15 @@ ADDED_LATER = {
     "callbacks": [],
     "class_token": None,
     "clip_value": None,
+    "ema": 0.0,
     "evaluators": [],
     "head_epsilon": 1e-6,
     "head_width": None,
     "huggingface": "",
+    "layer_decay": 1.0,
     "layer_scale": None,
     "logit_soft_cap": None,
+    "lora": to_json(LoRA()),
     "metrics": [],
     "mlp_bias": None,
     "norm_after_pooling": False,

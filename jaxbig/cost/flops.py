@@ -59,7 +59,7 @@ def model_flops(experiment: Experiment, program: Program, jaxpr: Any = None) -> 
     other = make_program(alone, program.mesh.devices.flatten()[:1].tolist())
     with other.activate():
         return count_flops(
-            other.train_step.trace(other.abstract, other.batch).jaxpr
+            other.train_step.trace(other.abstract, other.train_batch).jaxpr
         ) - of_transform(other)
 
 

@@ -28,7 +28,7 @@ def bytes_per_device(program: Program) -> dict[str, int]:
 
     state = program.abstract
     parts = {"parameters": state.params, "variables": state.variables, "optimizer": state.opt_state}
-    sizes = {name: size(tree) for name, tree in {**parts, "batch": program.batch}.items()}
+    sizes = {name: size(tree) for name, tree in {**parts, "batch": program.train_batch}.items()}
     host = size(state, on_host=True)
     return {**sizes, "total": sum(sizes.values()), **({"host": host} if host else {})}
 

@@ -48,15 +48,14 @@ def export_parameters(run: Run, folder: str | Path) -> dict[str, Any]:
         "file": str(Path(folder) / FILE),
         "step": run.step,
         "arrays": len(arrays),
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(run.state.params)),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(run.variables["params"])),
         "bytes": sum(array.nbytes for array in arrays.values()),
     }
 
 
 def model_variables(run: Run) -> dict[str, Any]:
     """What the model is called with: `params` and its other collections, by name."""
-    kept = {name: each for name, each in run.state.variables.items() if name != CARRIED}
-    return {"params": run.state.params, **kept}
+    return {name: each for name, each in run.variables.items() if name != CARRIED}
 
 
 def model_arrays(run: Run) -> Arrays:

@@ -20,7 +20,6 @@ from jaxbig.distributed.sharding import device_put_batch, local_rows
 from jaxbig.errors import Refused
 from jaxbig.inference.inputs import Input, inputs_of
 from jaxbig.program.program import make_program
-from jaxbig.program.state import without_optimizer
 from jaxbig.train.run import Run, open_run_split, restore
 
 THREADS = 8
@@ -131,7 +130,8 @@ def predict_batches(
     program = run.program
     data = run.experiment.data
     mine = local_rows(program.mesh, data.batch)
-    state = without_optimizer(run.state)
+    with program.activate():
+        state: Any = program.merged(run.state)
     before: tuple[HostBatch, Any] | None = None
     for batch in itertools.chain(batches, [None]):
         now = None

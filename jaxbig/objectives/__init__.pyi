@@ -10,6 +10,7 @@ from .class_scores import Accuracy as Accuracy
 from .class_scores import MeanAveragePrecision as MeanAveragePrecision
 from .classification import Classification as Classification
 from .ctc import CTC as CTC
+from .distill import Distill as Distill
 from .masked_token import MaskedToken as MaskedToken
 from .metric import Metric as Metric
 from .next_token import NextToken as NextToken

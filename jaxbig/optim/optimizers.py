@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import optax
 
 from jaxbig.arrays.tree import path_name
-from jaxbig.constraints import FractionBelowOne, NonNegativeFloat, PositiveFloat
+from jaxbig.constraints import Fraction, FractionBelowOne, NonNegativeFloat, PositiveFloat
 from jaxbig.errors import Refused
+from jaxbig.optim.layer_decay import decay_by_layer
 from jaxbig.optim.schedules import Exponential, Schedule
 
 
@@ -80,6 +81,9 @@ class Optimizer(abc.ABC):
     """Regular expression over the paths of parameters that are not trained."""
     rate_factors: tuple[tuple[str, float], ...] = ()
     """Regular expressions over parameter paths, each with a factor of the learning rate."""
+    layer_decay: Fraction = 1.0
+    """Layer-wise decay: each layer's learning rate is this times that of the layer above it, as
+    0.75 when a trained model is fine-tuned; 1: all have the same."""
 
     @abc.abstractmethod
     def direction(self) -> optax.GradientTransformation:
@@ -113,6 +117,7 @@ class Optimizer(abc.ABC):
             scaled(chosen("rate-factors", pattern, self.frozen is None), factor)
             for pattern, factor in self.rate_factors
         ]
+        parts += [] if self.layer_decay == 1 else [decay_by_layer(self.layer_decay)]
         if self.frozen is None:
             return optax.chain(*parts)
         # frozen ones have no moments, and the clipping does not count them

@@ -15,7 +15,7 @@ from jaxbig.distributed.placement import arrange_over_hosts
 from jaxbig.errors import Failed, Refused
 from jaxbig.planning import collectives, hlo, roofline
 from jaxbig.planning.buffers import arguments, largest, largest_traced
-from jaxbig.program.program import make_program
+from jaxbig.program.program import all_parameters, make_program
 
 
 def devices_of(topology: Topology) -> Sequence[Any]:
@@ -55,7 +55,7 @@ def measure(experiment: Experiment, topology: Topology) -> dict[str, Any]:
     flops_of_model = model_flops(experiment, program)
     began = time.perf_counter()
     with program.activate():
-        traced = program.train_step.trace(program.abstract, program.batch)
+        traced = program.train_step.trace(program.abstract, program.train_batch)
         lowered = traced.lower(lowering_platforms=("tpu",) if topology.is_tpu else None)
         compiled = None
         used = 0
@@ -73,7 +73,7 @@ def measure(experiment: Experiment, topology: Topology) -> dict[str, Any]:
         "slices": topology.slices,
         "devices": topology.devices,
         "mesh": mesh,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(program.abstract.params)),
+        "parameters": sum(leaf.size for leaf in all_parameters(program).values()),
         "compile_seconds": time.perf_counter() - began,
         "memory": {
             "argument_bytes": sum(each["bytes"] for each in arguments(program)),

@@ -53,7 +53,7 @@ def arguments(program: Program) -> list[Buffer]:
     """The state and batch in one device's memory, without what is in host memory."""
     rows = []
     for path, leaf in flatten_with_paths(
-        {"state": program.abstract, "batch": program.batch}
+        {"state": program.abstract, "batch": program.train_batch}
     ).items():
         if leaf.sharding.memory_kind == HOST:
             continue

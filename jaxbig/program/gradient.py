@@ -15,6 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from jaxbig.adapt import lora
+from jaxbig.adapt.weights import FROZEN, adapts, beside_model, of_model
+from jaxbig.adapt.weights import scale as adapt_scale
 from jaxbig.arrays.batch_mask import every_row_real
 from jaxbig.arrays.dtypes import upcast
 from jaxbig.config.experiment import Experiment
@@ -111,7 +114,35 @@ def make_gradient(experiment: Experiment, mesh: jax.sharding.Mesh) -> Gradient:
     else:
         gradient = at_once(experiment)
     gradient = with_places(gradient, experiment)
+    if adapts(experiment):
+        gradient = of_adapters(gradient, experiment)
     return float32_sums(gradient) if experiment.precision.sums == "float32" else gradient
+
+
+def of_adapters(find: Gradient, experiment: Experiment) -> Gradient:
+    """The gradient of adapters, through that of the merged parameters; the model sees none of the
+    state's variables that are not its own."""
+    adapters = experiment.lora
+
+    def gradient(params: Any, variables: Any, batch: Batch, step: Any, scale: Any = None) -> Any:
+        beside = beside_model(variables)
+
+        def merged(params: Any) -> Any:
+            if not adapters.rank:
+                return params
+            key = rng.at_step(experiment.seed, "adapters", step)
+            frozen = beside[FROZEN]
+            return lora.merge(
+                params, frozen, adapt_scale(adapters), dropout=adapters.dropout, key=key
+            )
+
+        whole, pull_back = jax.vjp(merged, params)
+        found, sums, variables = find(whole, of_model(variables), batch, step, scale)
+        found = jax.tree.map(lambda leaf, p: leaf.astype(p.dtype), found, whole)
+        [gradient] = pull_back(found)
+        return gradient, sums, {**variables, **beside}
+
+    return gradient
 
 
 def with_places(find: Gradient, experiment: Experiment) -> Gradient:

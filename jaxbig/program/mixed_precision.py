@@ -11,14 +11,12 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from jaxbig.adapt.weights import AVERAGE, averaged
 from jaxbig.arrays.dtypes import upcast
 from jaxbig.arrays.tree import flatten_with_paths, path_name
 from jaxbig.config.precision import HIGHEST, LOWEST, Precision
 from jaxbig.program import rng
 from jaxbig.program.state import TrainState
-
-MASTERS = "opt_state/masters/"
-"""The path of the float32 master weights in a state; the parameters' own paths follow it."""
 
 
 @struct.dataclass
@@ -138,7 +136,7 @@ def reset_master_weights(opt_state: Any, weights: dict[str, jax.Array]) -> Any:
 
 
 def make_update(
-    precision: Precision, optimizer: optax.GradientTransformation, seed: int
+    precision: Precision, optimizer: optax.GradientTransformation, seed: int, *, ema: float = 0.0
 ) -> Callable[[TrainState, Any, Any], TrainState]:
     """Returns `(state, float32 gradient, variables) -> state` after one update.
 
@@ -146,6 +144,7 @@ def make_update(
       precision: how parameters are stored.
       optimizer: what `with_mixed_precision` returned.
       seed: of stochastic rounding.
+      ema: decay of the moving average of the parameters; 0: there is none.
     """
 
     def update(state: TrainState, gradient: Any, variables: Any) -> TrainState:
@@ -155,6 +154,9 @@ def make_update(
         params = jax.tree.map(upcast, params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, params)
         params = optax.apply_updates(params, updates)
+        if ema:
+            average = averaged(ema, state.variables[AVERAGE], params, state.step)
+            variables = {**variables, AVERAGE: average}
         if isinstance(opt_state, MixedPrecisionState) and opt_state.masters is not None:
             opt_state = dataclasses.replace(opt_state, masters=params)
         if precision.parameters == "bfloat16":

@@ -5,6 +5,7 @@ A step is `(state, batch) -> (state, metrics)`; jit's shardings alone decide whe
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxbig.adapt import lora
+from jaxbig.adapt.weights import AVERAGE, FROZEN, adapts, beside_model, of_model, plain_parameters
 from jaxbig.arrays.dtypes import upcast
 from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.config.experiment import Experiment
@@ -29,6 +32,7 @@ from jaxbig.distributed.sharding import (
 from jaxbig.errors import Refused
 from jaxbig.models.base import Model
 from jaxbig.objectives.base import Batch, Sums, call, sums_of
+from jaxbig.objectives.distill import Distill, taught_by
 from jaxbig.program import rng
 from jaxbig.program.bad_steps import FAULT, make_bad_step_check, track_losses, unchanged
 from jaxbig.program.gradient import check_parts, make_gradient, row_keys
@@ -41,6 +45,7 @@ from jaxbig.program.mixed_precision import (
     with_mixed_precision,
 )
 from jaxbig.program.state import TrainState, without_optimizer
+from jaxbig.program.teacher import TEACHER, abstract_teacher, find_teacher, teacher_of
 from jaxbig.system import environment
 
 
@@ -52,11 +57,15 @@ class Program:
     mesh: jax.sharding.Mesh
     rules: Rules
     boxed: Any
-    """The model's abstract variables with the names of their logical axes."""
+    """The state's abstract variables with the names of their logical axes."""
     abstract: TrainState
     """Shape, dtype and sharding of every leaf of the state."""
+    plain: TrainState
+    """The same of what `merged` returns."""
     batch: dict[str, jax.ShapeDtypeStruct]
     """Shape, dtype and sharding of every array of a global batch."""
+    teacher: Any
+    """The same of the teacher's variables, which a train step gets beside the batch; None: none."""
     init: Callable[[], TrainState]
     begin: Any
     """`(params, variables) -> state`, the first one with these float32 parameters, which it takes
@@ -68,8 +77,15 @@ class Program:
     forward: Any
     """`(state without its optimizer, batch) -> outputs` of the model, as an evaluation calls it."""
     predict: Any
-    """`(state without its optimizer, batch, top) -> (arrays by name, variables)`: what the
-    objective predicts."""
+    """`(merged state, batch, top) -> (arrays by name, variables)`: what the objective predicts."""
+    merged: Callable[[TrainState], TrainState]
+    """The state of the plain model without its optimizer, which an evaluation, a prediction or an
+    export uses: moving averages in place of parameters, adapters merged."""
+
+    @property
+    def train_batch(self) -> dict[str, Any]:
+        """What the train step gets besides the state."""
+        return self.batch if self.teacher is None else {**self.batch, TEACHER: self.teacher}
 
     def activate(self) -> contextlib.AbstractContextManager[None]:
         """A context in which functions are traced with this program's mesh and rules."""
@@ -101,9 +117,14 @@ def make_program(experiment: Experiment, devices: Sequence[Any] | None = None) -
         name: jax.ShapeDtypeStruct(each.shape, each.dtype, sharding=rows)
         for name, each in experiment.data.spec().items()
     }
-    init_variables = make_init(experiment)
+    teacher = find_teacher(experiment)
+    of_teacher = None
+    init_variables = with_adapters(make_init(experiment), experiment)
 
     def begin(params: Any, variables: Any) -> TrainState:
+        if FROZEN in variables:
+            stored = store(experiment.precision, variables[FROZEN])
+            variables = {**variables, FROZEN: stored}
         return TrainState(
             step=jnp.int32(0),
             params=store(experiment.precision, params),
@@ -143,51 +164,75 @@ def make_program(experiment: Experiment, devices: Sequence[Any] | None = None) -
     if experiment.offload:
         moments = host_memory_shardings(shapes.opt_state, moments, mesh)
     shardings = TrainState(step=whole, params=params, variables=variables, opt_state=moments)
-    abstract = jax.tree.map(
-        lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, shardings
-    )
+    abstract = with_shardings(shapes, shardings)
     inputs = shardings, dict.fromkeys(batch, rows)
+    plain = without_optimizer(shardings)
+    if adapts(experiment):
+        boxed_plain = jax.eval_shape(make_init(experiment))
+        plain_variables = parameter_shardings(boxed_plain, mesh, rules)
+        plain = plain.replace(params=plain_variables.pop("params"), variables=plain_variables)
+    evaluated = plain, inputs[1]
+    if teacher is not None and isinstance(experiment.objective, Distill):
+        with activate(mesh, rules):
+            of_teacher = abstract_teacher(
+                teacher,
+                experiment.objective,
+                functools.partial(zero_batch, experiment),
+                mesh=mesh,
+                rules=rules,
+            )
+        at = jax.tree.map(lambda leaf: leaf.sharding, of_teacher)
+        inputs = shardings, {**inputs[1], TEACHER: at}
+    merged = make_merged(experiment, plain)
+    with activate(mesh, rules):
+        abstract_plain = jax.eval_shape(merged, abstract)
     program = Program(
         experiment=experiment,
         mesh=mesh,
         rules=rules,
         boxed=boxed,
         abstract=abstract,
+        plain=with_shardings(abstract_plain, plain),
         batch=batch,
+        teacher=of_teacher,
         init=jax.jit(init, out_shardings=shardings),
         begin=jax.jit(
             begin, in_shardings=(params, variables), out_shardings=shardings, donate_argnums=(0, 1)
         ),
         train_step=jax.jit(
-            make_train_step(experiment, optimizer, mesh),
+            make_train_step(experiment, optimizer, mesh, teacher=teacher),
             in_shardings=inputs,
             out_shardings=(shardings, whole),
             donate_argnums=0,
         ),
         eval_step=jax.jit(
             make_eval_step(experiment),
-            in_shardings=(without_optimizer(shardings), inputs[1]),
-            out_shardings=(whole, shardings.variables),
+            in_shardings=evaluated,
+            out_shardings=(whole, plain.variables),
         ),
-        forward=jax.jit(
-            make_forward(experiment),
-            in_shardings=(without_optimizer(shardings), inputs[1]),
-            out_shardings=whole,
-        ),
+        forward=jax.jit(make_forward(experiment), in_shardings=evaluated, out_shardings=whole),
         predict=jax.jit(
             make_predict(experiment),
-            in_shardings=(without_optimizer(shardings), inputs[1]),
-            out_shardings=(whole, shardings.variables),
+            in_shardings=evaluated,
+            out_shardings=(whole, plain.variables),
             static_argnums=2,
         ),
         eval_step_with_outputs=jax.jit(
             make_eval_step_with_outputs(experiment),
-            in_shardings=(without_optimizer(shardings), inputs[1]),
-            out_shardings=(whole, shardings.variables, whole, whole),
+            in_shardings=evaluated,
+            out_shardings=(whole, plain.variables, whole, whole),
         ),
+        merged=merged,
     )
     check_metrics(program)
     return program
+
+
+def with_shardings(shapes: Any, shardings: Any) -> Any:
+    """A tree of shapes and dtypes, each with its sharding."""
+    return jax.tree.map(
+        lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, shardings
+    )
 
 
 def make_init(experiment: Experiment) -> Callable[[], Any]:
@@ -198,8 +243,7 @@ def make_init(experiment: Experiment) -> Callable[[], Any]:
 
     def init_variables() -> Any:
         key = rng.stream(experiment.seed, "init")
-        zeros = {name: jnp.zeros(s.shape, s.dtype) for name, s in experiment.data.spec().items()}
-        zeros = transformed(experiment, zeros)
+        zeros = zero_batch(experiment)
         init = nn.init(
             lambda forward: sums_of(experiment.objective, forward, zeros, key=key, train=False),
             experiment.model,
@@ -208,6 +252,49 @@ def make_init(experiment: Experiment) -> Callable[[], Any]:
         return dict(init({"params": key, "default": rng.stream(experiment.seed, "default")}))
 
     return init_variables
+
+
+def zero_batch(experiment: Experiment) -> Batch:
+    """A batch of zeros, as the objective gets it in evaluation."""
+    zeros = {name: jnp.zeros(s.shape, s.dtype) for name, s in experiment.data.spec().items()}
+    return transformed(experiment, zeros)
+
+
+def with_adapters(init_variables: Callable[[], Any], experiment: Experiment) -> Callable[[], Any]:
+    """Returns `() -> variables` of a state: adapters as its parameters, if the experiment has some,
+    and the first moving average."""
+
+    def init() -> Any:
+        variables = init_variables()
+        if experiment.lora.rank:
+            key = rng.stream(experiment.seed, "adapters")
+            adapters, frozen = lora.split(experiment.lora, variables["params"], key)
+            variables |= {"params": adapters, FROZEN: frozen}
+        if experiment.ema:
+            # copies: a step may use the memory of both
+            variables[AVERAGE] = jax.tree.map(jnp.copy, variables["params"])
+        return variables
+
+    return init if adapts(experiment) else init_variables
+
+
+def make_merged(experiment: Experiment, shardings: Any) -> Callable[[TrainState], TrainState]:
+    """Returns `Program.merged`.
+
+    shardings: of the plain model's state.
+    """
+
+    def merged(state: Any) -> Any:
+        params = plain_parameters(experiment, state.params, state.variables)
+        return state.replace(params=params, variables=of_model(state.variables))
+
+    compiled = jax.jit(merged, out_shardings=shardings)
+
+    def merge(state: TrainState) -> TrainState:
+        bare: Any = without_optimizer(state)
+        return compiled(bare) if beside_model(bare.variables) else bare
+
+    return merge
 
 
 def transformed(experiment: Experiment, batch: Batch) -> Batch:
@@ -219,21 +306,28 @@ def transformed(experiment: Experiment, batch: Batch) -> Batch:
 
 
 def make_train_step(
-    experiment: Experiment, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
+    experiment: Experiment,
+    optimizer: optax.GradientTransformation,
+    mesh: jax.sharding.Mesh,
+    *,
+    teacher: Experiment | None = None,
 ) -> Callable[..., Any]:
     """Returns `(state, batch) -> (state, metrics)`: one gradient and one update.
 
-    The metrics are float32 scalars, and `FAULT`, an int32.
+    The batch has the variables of the teacher, if there is one, beside its fields. The metrics are
+    float32 scalars, and `FAULT`, an int32.
     """
     compute_gradient = make_gradient(experiment, mesh)
-    update = make_update(experiment.precision, optimizer, experiment.seed)
+    update = make_update(experiment.precision, optimizer, experiment.seed, ema=experiment.ema)
     check = make_bad_step_check(experiment.guard, scaled=experiment.precision.loss_scale > 0)
     rate = experiment.optimizer.learning_rate.build(experiment.steps)
 
     def train_step(state: Any, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        gradient, sums, variables = compute_gradient(
-            state.params, state.variables, batch, state.step, loss_scale(state)
-        )
+        rows = {name: each for name, each in batch.items() if name != TEACHER}
+        with taught_by(teacher_of(teacher, batch.get(TEACHER))):
+            gradient, sums, variables = compute_gradient(
+                state.params, state.variables, rows, state.step, loss_scale(state)
+            )
         if experiment.offload:  # `out_shardings` puts it back
             state = state.replace(
                 opt_state=jax.device_put(state.opt_state, jax.memory.Space.Device)
@@ -256,7 +350,7 @@ def make_train_step(
 
 
 def make_eval_step(experiment: Experiment) -> Callable[[TrainState, Batch], tuple[Sums, Any]]:
-    """Returns `(state without its optimizer, batch) -> (sums, variables)`, without dropout.
+    """Returns `(merged state, batch) -> (sums, variables)`, without dropout.
 
     Of the variables only those carried from batch to batch change.
     """
@@ -371,6 +465,12 @@ def collecting(outputs: list[Any]) -> contextlib.AbstractContextManager[None]:
     return nn.intercept_methods(call)
 
 
+def all_parameters(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
+    """The parameters of a run by path: those that are trained, and those that adapters freeze."""
+    frozen = program.abstract.variables.get(FROZEN, {})
+    return flatten_with_paths(program.abstract.params) | flatten_with_paths(frozen)
+
+
 def unsharded_matrices(program: Program) -> list[str]:
     """Paths of the parameters, but vectors, that a mesh could shard if they named their axes.
 
@@ -378,9 +478,16 @@ def unsharded_matrices(program: Program) -> list[str]:
     """
     if all(program.mesh.shape[axis] == 1 for axis in ("fsdp", "tensor", "expert")):
         return []
-    specs = flatten_with_paths(nn.get_partition_spec(program.boxed["params"]))
-    shapes = flatten_with_paths(program.abstract.params)
+    specs = logical_axes(program)
+    shapes = all_parameters(program)
     return [path for path, spec in specs.items() if not spec and shapes[path].ndim > 1]
+
+
+def logical_axes(program: Program) -> dict[str, Any]:
+    """The names of the axes of `all_parameters`, by path."""
+    trees = (program.boxed["params"], program.boxed.get(FROZEN, {}))
+    trained, frozen = (flatten_with_paths(nn.get_partition_spec(tree)) for tree in trees)
+    return trained | frozen
 
 
 def check_metrics(program: Program) -> None:
@@ -388,7 +495,6 @@ def check_metrics(program: Program) -> None:
     if not program.experiment.metrics:
         return
     with program.activate():
-        state = without_optimizer(program.abstract)
-        found = jax.eval_shape(program.eval_step_with_outputs, state, program.batch)
+        found = jax.eval_shape(program.eval_step_with_outputs, program.plain, program.batch)
     for metric in program.experiment.metrics:
         metric.check(*found[2:])

@@ -22,6 +22,7 @@ from jaxbig.errors import Refused
 from jaxbig.models.base import model_class
 from jaxbig.program.gradient import make_gradient
 from jaxbig.program.program import Program, make_program
+from jaxbig.program.teacher import without_teacher
 from jaxbig.tools.shrink import random_batch, small_program
 
 TOLERANCE = {"float64": 1e-8, "float32": 1e-4}
@@ -99,6 +100,7 @@ def compared_in(
     experiment = dataclasses.replace(
         experiment,
         model=experiment.model if model is None else model,
+        objective=without_teacher(experiment.objective),
         precision=Precision(),  # rounding is not what is compared
         offload=False,
     )

@@ -4,21 +4,19 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-import flax.linen as nn
 import jax
 
-from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.config.experiment import Experiment
 from jaxbig.config.serialize import to_json
 from jaxbig.cost.memory import bytes_per_device
-from jaxbig.program.program import make_program
+from jaxbig.program.program import all_parameters, logical_axes, make_program
 
 
 def show(experiment: Experiment) -> dict[str, Any]:
     """The resolved experiment, its parameters (path, shape, logical and mesh axes), and bytes on
-    each device."""
+    each device; of adapters also how many numbers are trained."""
     program = make_program(experiment)
-    logical = flatten_with_paths(nn.get_partition_spec(program.boxed["params"]))
+    logical = logical_axes(program)
     rows = [
         {
             "parameter": path,
@@ -27,7 +25,7 @@ def show(experiment: Experiment) -> dict[str, Any]:
             "logical axes": _axes(logical[path]),
             "split over": _axes(leaf.sharding.spec),
         }
-        for path, leaf in flatten_with_paths(program.abstract.params).items()
+        for path, leaf in all_parameters(program).items()
     ]
     devices = {
         "count": jax.device_count(),
@@ -37,10 +35,16 @@ def show(experiment: Experiment) -> dict[str, Any]:
     return {
         "experiment": to_json(experiment),
         "parameters": sum(row["numbers"] for row in rows),
+        **({"trained": count(program.abstract.params)} if experiment.lora.rank else {}),
         "devices": devices,
         "bytes_per_device": bytes_per_device(program),
         "table": rows,
     }
+
+
+def count(tree: Any) -> int:
+    """The numbers in a tree of arrays."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def _axes(spec: Iterable[str | tuple[str, ...] | None]) -> str:

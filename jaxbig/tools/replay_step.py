@@ -19,12 +19,13 @@ from jaxbig.distributed.sharding import device_put_batch
 from jaxbig.errors import Refused
 from jaxbig.program.bad_steps import FAULT, as_asked, as_saved
 from jaxbig.program.program import Program, make_program
+from jaxbig.program.teacher import TEACHER
 from jaxbig.tools.nan_origin import bad_inputs, first_bad
 from jaxbig.train.bad_step_policy import BadStepHandler, left_out
 from jaxbig.train.batch_loader import host_batches
 from jaxbig.train.resume import differences, initialize, other_draws, prepare
 from jaxbig.train.run_description import read_run
-from jaxbig.train.trainer import compile_step, open_checkpoints
+from jaxbig.train.trainer import StepWithTeacher, compile_step, open_checkpoints
 
 
 def replay(experiment: Experiment, workdir: Path, step: int) -> dict[str, Any]:
@@ -84,6 +85,8 @@ def replay(experiment: Experiment, workdir: Path, step: int) -> dict[str, Any]:
         if fault := int(metrics.pop(FAULT, 0)):
             # what stands inside `shard_map` cannot be made an operation at a time
             plain = make_program(dataclasses.replace(experiment, reproducible=0))
+            if isinstance(train_step, StepWithTeacher):
+                batch[TEACHER] = train_step.teacher
             operations = first_bad(
                 plain.train_step.trace(before, batch).jaxpr, jax.tree.leaves((before, batch))
             )

@@ -5,7 +5,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxbig.config.experiment import Experiment
@@ -13,7 +12,7 @@ from jaxbig.data.core.dataset import Rows
 from jaxbig.distributed.logical_axes import ROWS
 from jaxbig.errors import Refused
 from jaxbig.models.base import model_class
-from jaxbig.program.program import Program, make_program
+from jaxbig.program.program import Program, all_parameters, make_program
 
 PARAMETERS = 2**25
 """The most parameters of a shrunken copy, if its widths can be halved that often."""
@@ -37,7 +36,7 @@ def narrow_program(
     It keeps more where a width is odd, or would no longer divide over the heads or the mesh.
     """
     program = make_program(experiment, devices)
-    while sum(leaf.size for leaf in jax.tree.leaves(program.abstract.params)) > most_parameters:
+    while sum(leaf.size for leaf in all_parameters(program).values()) > most_parameters:
         model = program.experiment.model
         narrower = model_class(model).narrower(model)
         if narrower is None or narrower == model:

@@ -13,6 +13,7 @@ from jaxbig.data.core.dataset import Data
 from jaxbig.distributed.multihost import on_process_zero
 from jaxbig.errors import Refused
 from jaxbig.models.base import model_class
+from jaxbig.program.teacher import find_teacher, without_teacher
 from jaxbig.tools.shrink import narrow_program
 from jaxbig.train.run_description import read_run
 
@@ -47,6 +48,8 @@ def smoke(experiment: Experiment) -> Experiment:
         "checkpoint_every": 2,
     }
     few |= {"evaluate_batches": EVALUATED, "accumulate": 1, "initialize_from": InitializeFrom()}
+    if find_teacher(experiment) is None:
+        few["objective"] = without_teacher(experiment.objective)
     model = model_class(experiment.model).shallower(experiment.model, DEPTH)
     small = dataclasses.replace(experiment, model=model, data=data, **few)
     return narrow_program(small, None, PARAMETERS).experiment

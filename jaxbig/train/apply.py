@@ -13,7 +13,6 @@ from jaxbig.data.core.dataset import DEFAULTS, Data, Record, Rows
 from jaxbig.data.core.examples import Examples, RecordSource
 from jaxbig.distributed.sharding import device_put_batch, local_rows
 from jaxbig.errors import Refused
-from jaxbig.program.state import without_optimizer
 from jaxbig.train.run import Run
 
 NAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -44,9 +43,9 @@ def apply(run: Run, inputs: Any) -> Any:
     rows = as_rows(fields, data.spec(), hint=hint_at_records(data))
     count = len(rows["inputs"])
     mine = local_rows(run.program.mesh, data.batch)
-    state = without_optimizer(run.state)
     outputs = []
     with run.program.activate():
+        state = run.program.merged(run.state)
         for start in range(0, count, data.batch):
             part = padded(rows, start, data.batch)
             batch = device_put_batch(
@@ -63,7 +62,7 @@ def check_model(model: nn.Module) -> None:
     if len(required) > 2:  # itself and its inputs
         raise Refused(
             f"{type(model).__name__} takes {required[2]!r} besides its inputs: call it as "
-            f"run.experiment.model.apply({{'params': run.state.params}}, ...)."
+            f"run.experiment.model.apply(run.variables, ...)."
         )
 
 

@@ -36,6 +36,7 @@ def draw_attention(program: Program, state: TrainState, source: Source, file: Pa
     if jax.process_count() > 1:
         return False
     rows = eval_batch(source, 0, batch=program.experiment.data.batch)
+    state = program.merged(state)
     attend = functools.partial(attention_of, program)
     if not jax.eval_shape(attend, state, rows)[0]:
         return False

@@ -12,7 +12,7 @@ from jaxbig.cost.memory import bytes_per_device
 from jaxbig.cost.out_of_memory import check_memory
 from jaxbig.distributed.multihost import assert_same_on_all, on_process_zero
 from jaxbig.distributed.run_lock import check_free
-from jaxbig.program.program import make_program
+from jaxbig.program.program import all_parameters, make_program
 from jaxbig.train.epochs import describe_sizes
 from jaxbig.train.passes import Evaluation, check_evaluators
 from jaxbig.train.resume import (
@@ -24,6 +24,7 @@ from jaxbig.train.resume import (
     unknown_run,
 )
 from jaxbig.train.run_description import read_run
+from jaxbig.train.teacher import teacher_identity
 from jaxbig.train.trainer import open_checkpoints
 
 
@@ -57,7 +58,7 @@ def dry_run(
     program = make_program(experiment)
     check_memory(program)
     on_process_zero(lambda: check_free(workdir))
-    fixed = identity(described, prepare(experiment))
+    fixed = identity(described, prepare(experiment)) | teacher_identity(experiment)
     with program.activate():
         check_evaluators(Evaluation(program))
     data = experiment.data
@@ -77,7 +78,7 @@ def dry_run(
         start = f"from step {steps[0]}"
     return {
         "experiment": described,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(program.abstract.params)),
+        "parameters": sum(leaf.size for leaf in all_parameters(program).values()),
         "devices": jax.device_count(),
         "kind": jax.devices()[0].device_kind,
         "mesh": dict(program.mesh.shape),

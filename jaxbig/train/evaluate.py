@@ -16,7 +16,7 @@ from jaxbig.objectives.metric import Collector
 from jaxbig.program.program import make_program
 from jaxbig.program.state import TrainState
 from jaxbig.train.passes import Evaluation, check_evaluators, evaluate, run_evaluator
-from jaxbig.train.resume import differences, prepare
+from jaxbig.train.resume import differences, of_shapes, prepare
 from jaxbig.train.run_description import read_run
 from jaxbig.train.trainer import open_checkpoints
 
@@ -94,9 +94,7 @@ class SavedRun:
         self.steps = self.checkpoints.choose(which)
         heartbeat(0, PREPARES)
         self.program = make_program(experiment)
-        described = to_json(experiment)
-        # these determine the state's shape
-        fixed = {name: described[name] for name in ("model", "objective", "optimizer")}
+        fixed = of_shapes(experiment)
         if lines := differences(run, fixed) or differences(
             run, {"data_identity": prepare(experiment)}
         ):

@@ -21,7 +21,7 @@ from jaxbig.errors import Failed, Refused
 from jaxbig.objectives.base import Sums
 from jaxbig.objectives.metric import Collector, Kept, Metric
 from jaxbig.program.program import Program, make_features, make_program
-from jaxbig.program.state import TrainState, without_optimizer
+from jaxbig.program.state import TrainState
 from jaxbig.train.batch_loader import read_ahead_limit
 
 Values = dict[str, float]
@@ -104,7 +104,7 @@ def step_over(
       StopRequestedError: asked to stop.
     """
     experiment = program.experiment
-    state = without_optimizer(state)
+    state = program.merged(state)
     batches = eval_batches(
         source,
         batch=experiment.data.batch,
@@ -280,17 +280,15 @@ class Evaluation:
         Raises:
           Refused: the model has no features.
         """
-        state = without_optimizer(self.program.abstract)
-        with self.program.activate():
-            return jax.eval_shape(self._features_step(), state, self.program.batch)[0]
+        program = self.program
+        with program.activate():
+            return jax.eval_shape(self._features_step(), program.plain, program.batch)[0]
 
     def _features_step(self) -> Any:
         if self._features is None:
             program = self.program
             rows = batch_sharding(program.mesh)
-            shardings = jax.tree.map(
-                lambda each: each.sharding, without_optimizer(program.abstract)
-            )
+            shardings = jax.tree.map(lambda each: each.sharding, program.plain)
             whole = replicated(program.mesh)
             self._features = jax.jit(
                 make_features(self.experiment),
@@ -316,7 +314,7 @@ def run_evaluator(evaluator: Evaluator, evaluation: Evaluation, state: TrainStat
       StopRequestedError: the run is asked to stop.
       Failed: it gives something else than numbers by name.
     """
-    values: Any = evaluator.run(evaluation, without_optimizer(state))
+    values: Any = evaluator.run(evaluation, evaluation.program.merged(state))
     try:
         return {name: float(value) for name, value in values.items()}
     except (AttributeError, TypeError, ValueError):

@@ -1,16 +1,18 @@
 """The first state of a run with pretrained weights of a folder as Hugging Face has them."""
 
 import logging
+import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 
+from jaxbig.adapt.other_run import AVERAGES, FROZEN_PARAMETERS
+from jaxbig.adapt.weights import MASTERS
 from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.errors import Refused
 from jaxbig.pretrained.load import PARAMETERS, VARIABLES, Pretrained, load, table_name
-from jaxbig.program.mixed_precision import MASTERS
 from jaxbig.program.program import Program
 from jaxbig.program.state import TrainState
 
@@ -33,16 +35,20 @@ def pretrained_state(
     Raises:
       Refused: a tensor is missing, left over, or of another shape.
     """
-    leaves = weights_of(program.abstract)
-    # what no folder has: what a model carries from batch to batch
-    carried = {
-        path: leaf
-        for path, leaf in flatten_with_paths({"variables": program.abstract.variables}).items()
-        if path not in leaves
-    }
+    leaves = weights_of(program.plain)
     loaded = load(source, program.experiment.model, leaves, pattern=pattern)
-    drawn = draw(program, {path: leaves[path] for path in loaded.fresh} | carried)
-    tree = unflatten_dict({**loaded.leaves, **drawn}, sep="/")
+    variables = flatten_with_paths({"variables": program.abstract.variables})
+    given: dict[str, Any] = {}
+    left: dict[str, Any] = {}  # what no folder has, as what a model carries from batch to batch
+    for path, leaf in {**variables, **weights_of(program.abstract)}.items():
+        name = re.sub(f"^({FROZEN_PARAMETERS}|{AVERAGES})", PARAMETERS, path)
+        if name not in loaded.leaves:
+            left[path] = leaf
+        elif path.startswith(AVERAGES):  # a step may use the memory of both
+            given[path] = jnp.copy(loaded.leaves[name])
+        else:
+            given[path] = loaded.leaves[name]
+    tree = unflatten_dict({**given, **draw(program, left)}, sep="/")
     log.info("%s of %s leaves are those of %s", len(loaded.leaves), len(leaves), source.folder)
     fresh = [table_name(path) for path in loaded.fresh]
     if fresh:
@@ -62,7 +68,7 @@ def weights_of(state: Any) -> dict[str, Any]:
     for path, leaf in leaves.items():
         if path.startswith(PARAMETERS):
             found[path] = leaves.get(MASTERS + path.removeprefix(PARAMETERS), leaf)
-        elif path.startswith(f"{VARIABLES}batch_stats/"):
+        elif path.startswith((f"{VARIABLES}batch_stats/", FROZEN_PARAMETERS)):
             found[path] = leaf
     return {path: in_float32(leaf) for path, leaf in found.items()}
 

@@ -1,6 +1,7 @@
 """Starts a run: from its last good checkpoint, or from the weights of another run, or fresh."""
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import re
@@ -9,32 +10,47 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from jaxbig.adapt import lora
+from jaxbig.adapt.other_run import (
+    AVERAGES,
+    FROZEN_PARAMETERS,
+    PARAMETERS,
+    STATISTICS,
+    adapters_of,
+    is_adapter,
+    place_of,
+    plain_leaves,
+)
+from jaxbig.adapt.weights import FROZEN
 from jaxbig.arrays.tree import flatten_with_paths, path_name
 from jaxbig.checkpoint.digest import digests
 from jaxbig.checkpoint.manager import CheckpointManager, ReportActivity, Restored, shape_and_dtype
 from jaxbig.config.experiment import Experiment
-from jaxbig.config.fingerprint import diff, fingerprint, identity, without_added
+from jaxbig.config.fingerprint import ADDED_LATER, FREE, diff, fingerprint, identity, without_added
 from jaxbig.config.serialize import to_json
 from jaxbig.distributed.multihost import assert_same_on_all, is_process_zero, on_process_zero
+from jaxbig.distributed.sharding import replicated
 from jaxbig.distributed.watchdog import COMPILES, PREPARES, Heartbeat
 from jaxbig.errors import Refused
 from jaxbig.pretrained.load import open_pretrained
 from jaxbig.program.bad_steps import as_asked, as_saved
-from jaxbig.program.mixed_precision import MASTERS, reset_master_weights
+from jaxbig.program.mixed_precision import reset_master_weights
 from jaxbig.program.program import Program
 from jaxbig.program.state import TrainState
+from jaxbig.program.teacher import TEACHER
 from jaxbig.system.environment import RANDOM, config
 from jaxbig.system.json_files import write_atomically, write_json
 from jaxbig.train.bad_step_policy import LEFT_OUT
 from jaxbig.train.pretrained_state import pretrained_state, refuse_differences, weights_of
 from jaxbig.train.rewind import is_rewound, keep_aside
 from jaxbig.train.run_description import ADOPT, describe, read_run
+from jaxbig.train.teacher import teacher_identity
 
 log = logging.getLogger("jaxbig")
-PARAMETERS = "params/"
-STATISTICS = "variables/batch_stats/"
-"""With `PARAMETERS`: the prefixes of the leaves of a state that a run may take from another run."""
+TAKEN = (PARAMETERS, STATISTICS, FROZEN_PARAMETERS)
+"""The prefixes of the leaves of a state that a run may take from another run."""
 
 
 def initialize_or_resume(
@@ -80,7 +96,7 @@ def initialize_or_resume(
     run = on_process_zero(lambda: read_run(workdir, adopt))
     heartbeat(0, PREPARES)
     described = to_json(experiment)
-    fixed = identity(described, prepare(experiment))
+    fixed = identity(described, prepare(experiment)) | teacher_identity(experiment)
     prepared()
     heartbeat(0, "looks for checkpoints")
     run, weights = claim_directory(
@@ -149,7 +165,7 @@ def claim_directory(
     elif lines and not fork:
         raise another_run(workdir, lines)
     elif lines:
-        weights = checkpoints.restore_some(functools.partial(matching_leaves, program, ".*"))
+        weights = other_weights(program, checkpoints, run)
         if weights is None:
             raise Refused(
                 f"--fork: {workdir} has no checkpoint to take weights from: give another --workdir."
@@ -217,9 +233,9 @@ def initialize(
     source = program.experiment.initialize_from
     parent = parent_folder(workdir)
     if parent and weights is None:
-        weights = CheckpointManager(parent / "checkpoints", report_activity=report).restore_some(
-            functools.partial(matching_leaves, program, ".*")
-        )
+        described = on_process_zero(lambda: read_run(parent))
+        checkpoints = CheckpointManager(parent / "checkpoints", report_activity=report)
+        weights = other_weights(program, checkpoints, described)
     elif weights is None and source.run:
         weights = best_weights(program, report)
     elif weights is None and source.huggingface:
@@ -287,15 +303,44 @@ def best_weights(program: Program, report: ReportActivity) -> Restored:
     described = None
     with contextlib.suppress(Refused):  # it is only for a message
         described = read_run(Path(source.run))
-    model = described["experiment"]["model"]["type"] if described else ""
-    choose = functools.partial(matching_leaves, program, source.pattern, model=model)
-    weights = CheckpointManager(folder, report_activity=report).restore_some(choose, best=True)
+    checkpoints = CheckpointManager(folder, report_activity=report)
+    weights = other_weights(program, checkpoints, described, pattern=source.pattern, best=True)
     if weights is None:
         raise Refused(
             f"--initialize-from.run {Path(source.run)}: there is no checkpoint in {folder}; train "
             f"that run first, or name another folder."
         )
     return weights
+
+
+def other_weights(
+    program: Program,
+    checkpoints: CheckpointManager,
+    described: dict[str, Any] | None,
+    *,
+    pattern: str = ".*",
+    best: bool = False,
+) -> Restored | None:
+    """The weights of another run that this one takes, as its evaluation uses them.
+
+    Args:
+      program: of this run.
+      checkpoints: of the other run.
+      described: the other run's `run.json`, if it can be read.
+      pattern: a regular expression for the paths of the parameters to take.
+      best: take the best checkpoint, not the newest.
+
+    Returns:
+      As state, leaves by the path that they have here; None if there is no checkpoint.
+    """
+    experiment = described["experiment"] if described else {}
+    model = experiment["model"]["type"] if described and best else ""
+    choose = functools.partial(matching_leaves, program, pattern, model=model)
+    weights = checkpoints.restore_some(choose, best=best)
+    if weights is None:
+        return None
+    found = plain_leaves(weights.state, lora.scale_of(experiment))
+    return dataclasses.replace(weights, state=found)
 
 
 def write_run(
@@ -346,6 +391,8 @@ def write_run(
     for name, content in program.experiment.data.kept().items():
         write_atomically(workdir / name, content)
     now |= {"weights": noted, "starts": starts}
+    if TEACHER in fixed:
+        now[TEACHER] = fixed[TEACHER]
     if rewound_to := rewound_to or (run or {}).get("rewound_to", ""):
         now["rewound_to"] = rewound_to
     write_json(workdir / "run.json", now)
@@ -353,8 +400,23 @@ def write_run(
 
 def differences(run: dict[str, Any], fixed: dict[str, Any]) -> list[str]:
     """What differs between the run in `run.json` and this one's identity, one line each."""
-    before = {**run["experiment"], **identity(run["experiment"], run["data_identity"])}
-    return diff({name: without_added(before.get(name)) for name in fixed}, without_added(fixed))
+    experiment = run["experiment"]
+    before = {**ADDED_LATER, **experiment, **identity(experiment, run["data_identity"])}
+    before[TEACHER] = run.get(TEACHER)
+    now = dict(fixed)
+    if "model" in fixed:  # what `identity` has left out may differ too
+        for name in set(experiment) & set(ADDED_LATER) - {*FREE, *fixed}:
+            now[name] = ADDED_LATER[name]
+    return diff(
+        {name: without_added(before.get(name)) for name in now},
+        {name: without_added(value) for name, value in now.items()},
+    )
+
+
+def of_shapes(experiment: Experiment) -> dict[str, Any]:
+    """The fields that determine the shapes of a run's state, as `differences` takes them."""
+    plain = to_json(experiment)
+    return {name: plain[name] for name in ("model", "objective", "optimizer", "lora", "ema")}
 
 
 def other_draws(run: dict[str, Any]) -> list[str]:
@@ -443,18 +505,18 @@ def matching_leaves(
     table: dict[str, str] = {}
     wanted: dict[str, Any] = {}
     for path, leaf in flatten_with_paths(program.abstract).items():
-        field = next((each for each in (PARAMETERS, STATISTICS) if path.startswith(each)), None)
+        field = next((each for each in TAKEN if path.startswith(each)), None)
         if field is None:
             continue
         name = path.removeprefix(field)
         here = f"{leaf.dtype}{list(leaf.shape)}"
         there = path
-        if field == PARAMETERS and MASTERS + name in shapes:
-            there = MASTERS + name
+        if field != STATISTICS:
+            there = place_of(name, shapes) or path
         shape, dtype = shape_and_dtype(shapes.get(there, here))
         if not re.search(pattern, name):
             table[name] = "skipped"
-        elif there not in shapes:
+        elif there not in shapes or is_adapter(name):  # another run's adapters are merged
             table[name] = "missing"
         elif shape != leaf.shape:
             table[name] = f"reshaped: {shapes[there]} there, {here} here"
@@ -463,6 +525,13 @@ def matching_leaves(
             if dtype != leaf.dtype:
                 table[name] = f"loaded, {dtype} there, {leaf.dtype} here"
             wanted[there] = jax.ShapeDtypeStruct(shape, dtype, sharding=leaf.sharding)
+            if adapters := adapters_of(name, shapes):
+                table[name] += ", with its adapter"
+                whole = replicated(program.mesh)
+                for each in adapters:
+                    wanted[each] = jax.ShapeDtypeStruct(
+                        *shape_and_dtype(shapes[each]), sharding=whole
+                    )
     width = max(map(len, table))
     lines = "".join(f"\n  {name:{width}}  {what}" for name, what in sorted(table.items()))
     log.info(
@@ -490,6 +559,14 @@ def refuse_frozen(program: Program, fresh: dict[str, str]) -> None:
       program: of this run.
       fresh: why each leaf is not loaded, by path.
     """
+    below = flatten_with_paths(program.abstract.variables.get(FROZEN, {}))
+    if random := [name for name in fresh if name in below]:
+        raise Refused(
+            f"--lora.rank {program.experiment.lora.rank} freezes {len(random)} parameters that the "
+            f"other run does not give, so they would stay random, first {random[0]} "
+            f"({fresh[random[0]]}): name a run that has them, or train them in full with "
+            f"--lora.trained."
+        )
     frozen = program.experiment.optimizer.frozen
     names = flatten_with_paths(program.abstract.params)
     stuck = [
@@ -504,16 +581,19 @@ def refuse_frozen(program: Program, fresh: dict[str, str]) -> None:
 
 
 def with_weights(state: TrainState, weights: dict[str, jax.Array]) -> TrainState:
-    """A first state with other weights, given by their path in a state."""
-    given = {re.sub(f"^{MASTERS}", PARAMETERS, path): leaf for path, leaf in weights.items()}
+    """A first state with other weights, by the path that they have in a plain model's state."""
 
     def take(path: Any, fresh: jax.Array) -> jax.Array:
-        found = given.get(path_name(path))
-        return fresh if found is None else found.astype(fresh.dtype)
+        name = path_name(path)
+        found = weights.get(re.sub(f"^({FROZEN_PARAMETERS}|{AVERAGES})", PARAMETERS, name))
+        if found is None:
+            return fresh
+        # a step may use the memory of a parameter and of its average
+        return jnp.array(found, fresh.dtype, copy=name.startswith(AVERAGES))
 
     params = {
         path.removeprefix(PARAMETERS): leaf
-        for path, leaf in given.items()
+        for path, leaf in weights.items()
         if path.startswith(PARAMETERS)
     }
     opt_state = reset_master_weights(state.opt_state, params)

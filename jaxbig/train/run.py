@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import signal
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from jaxbig.checkpoint.manager import Restored
 from jaxbig.config.deserialize import from_run
 from jaxbig.config.experiment import Experiment
 from jaxbig.config.options import refuse_url
-from jaxbig.config.serialize import to_json
 from jaxbig.data.core.dataset import Source, open_split
 from jaxbig.distributed.mesh import Mesh
 from jaxbig.errors import Refused
@@ -27,7 +27,7 @@ from jaxbig.train import passes, trainer
 from jaxbig.train.early_stopping import out_of_patience
 from jaxbig.train.epochs import with_epochs
 from jaxbig.train.pretrained_state import weights_of
-from jaxbig.train.resume import differences, prepare, write_run
+from jaxbig.train.resume import differences, of_shapes, prepare, write_run
 from jaxbig.train.run_description import read_run
 
 
@@ -50,6 +50,15 @@ class Run:
     one metric; `pandas.DataFrame(run.history)` is a table of all."""
     program: Program
     """Its compiled functions and its mesh."""
+
+    @functools.cached_property
+    def variables(self) -> dict[str, Any]:
+        """What an evaluation gives the model, as for `run.experiment.model.apply(run.variables,
+        ...)`: `params`, with averages in place of parameters and adapters merged, and what else
+        the model has."""
+        with self.program.activate():
+            state = self.program.merged(self.state)
+        return {"params": state.params, **state.variables}
 
     @property
     def finished(self) -> bool:
@@ -174,10 +183,7 @@ def restore(
             ) from None
     check_experiment(experiment)
     experiment = fitting(with_kept(experiment, folder))
-    plain = to_json(experiment)
-    # these determine the state's shape
-    fixed = {name: plain[name] for name in ("model", "objective", "optimizer")}
-    if lines := differences(described, fixed):
+    if lines := differences(described, of_shapes(experiment)):
         raise Refused(f"{folder} holds a run of another experiment ({'; '.join(lines)}).")
     checkpoints = trainer.open_checkpoints(experiment, folder)
     steps = checkpoints.choose(str(step))

@@ -32,6 +32,7 @@ from jaxbig.distributed.watchdog import COMPILES, OPENS, Heartbeat, watchdog
 from jaxbig.program.bad_steps import FAULT
 from jaxbig.program.program import Program, make_program, unsharded_matrices
 from jaxbig.program.state import TrainState
+from jaxbig.program.teacher import TEACHER
 from jaxbig.system.determinism import set_deterministic
 from jaxbig.system.json_files import write_json
 from jaxbig.tracking.console import Screen
@@ -52,6 +53,7 @@ from jaxbig.train.passes import (
 from jaxbig.train.resume import initialize_or_resume
 from jaxbig.train.skipped_records import agree_on_skipped
 from jaxbig.train.step_reporter import StepReporter
+from jaxbig.train.teacher import restore_teacher
 
 log = logging.getLogger("jaxbig")
 Summary = dict[str, Any]
@@ -573,17 +575,33 @@ def compile_step(program: Program) -> tuple[Any, int]:
     """Compiles the train step for its shapes and devices.
 
     Returns:
-      The compiled step, and its FLOPs without those of recomputation.
+      The compiled step, which has its teacher, if any; and its FLOPs without those of
+      recomputation.
     """
+    teacher = None
+    if program.teacher is not None:
+        teacher = restore_teacher(program.experiment, program.teacher, program.mesh)
     began = time.perf_counter()
-    traced = program.train_step.trace(program.abstract, program.batch)
+    traced = program.train_step.trace(program.abstract, program.train_batch)
     with enough_memory(program):
         compiled = traced.lower().compile()
     check_memory(program, compiled)
     flops = model_flops(program.experiment, program, traced.jaxpr)
     where = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     log.info("compiled in %.1f s for %s", time.perf_counter() - began, where)
-    return compiled, flops
+    return compiled if teacher is None else StepWithTeacher(compiled, teacher), flops
+
+
+class StepWithTeacher:
+    """A compiled train step that gets the same teacher with every batch."""
+
+    def __init__(self, compiled: Any, teacher: Any):
+        self.compiled = compiled
+        self.teacher = teacher
+        self.memory_analysis = compiled.memory_analysis
+
+    def __call__(self, state: TrainState, batch: Any) -> Any:
+        return self.compiled(state, {**batch, TEACHER: self.teacher})
 
 
 def summarize(

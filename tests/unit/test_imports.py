@@ -23,6 +23,7 @@ FLOORS = (
     {"data", "distributed", "tracking"},
     {"checkpoint", "models", "objectives"},
     {"config", "pretrained"},
+    {"adapt"},
     {"launch", "program", "sweep"},
     {"cost"},
     {"planning", "train"},

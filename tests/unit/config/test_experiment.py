@@ -519,6 +519,8 @@ def test_every_field_is_known_to_count_or_not() -> None:
         "initialize_from",
         "seed",
         "reproducible",
+        "lora",
+        "ema",
     }
     assert fields == {*FREE, *fixed}
     assert set(SAME) == set(FREE)

@@ -302,3 +302,45 @@ def test_a_rate_rises_to_its_peak_and_then_falls(kind: Any, warmup: int, steps: 
     top = min(warmup, steps)
     assert np.all(np.diff(rates[: top + 1]) > 0) and np.all(np.diff(rates[top:]) < 0)
     assert rates[top] == pytest.approx(2.0) and np.all(rates <= 2.0 + 1e-6)
+
+
+def test_layer_decay_multiplies_the_rate_of_each_lower_layer() -> None:
+    tree = {
+        "tokens": {"embedding": jnp.ones((2, 3))},
+        "blocks": {
+            "block_0": {"up": {"kernel": jnp.ones((2, 3))}},
+            "block_10": {"norm_1": {"scale": jnp.ones(3)}},
+            "block_2": {"lstm_0": {"kernel": jnp.ones((2, 3))}},
+            "norm": {"scale": jnp.ones(3)},
+        },
+        "scan": {"block": {"up": {"kernel": jnp.ones((2, 3, 4))}}},
+        "head": {"kernel": jnp.ones((2, 3))},
+    }
+    rate = Constant(1.0)
+    optimizer = SGD(learning_rate=rate, momentum=0.0, layer_decay=0.5).build(10)
+    updates, _ = optimizer.update(tree, optimizer.init(tree), tree)
+    found = {path: -np.asarray(leaf) for path, leaf in flatten_with_paths(updates).items()}
+    stacked = found.pop("scan/block/up/kernel")
+    assert {path: float(leaf.mean()) for path, leaf in found.items()} == {
+        "tokens/embedding": 0.5**4,
+        "blocks/block_0/up/kernel": 0.5**3,
+        "blocks/block_2/lstm_0/kernel": 0.5**2,
+        "blocks/block_10/norm_1/scale": 0.5,
+        "blocks/norm/scale": 1.0,
+        "head/kernel": 1.0,
+    }
+    assert stacked[:, 0, 0].tolist() == [0.25, 0.5]
+
+
+def test_layer_decay_without_numbered_layers_is_refused() -> None:
+    optimizer = SGD(learning_rate=Constant(1.0), layer_decay=0.5).build(10)
+    tree = {"head": {"kernel": jnp.ones((2, 3))}}
+    with pytest.raises(Refused, match=r"--optimizer.layer-decay: no parameter"):
+        optimizer.update(tree, optimizer.init(tree), tree)
+
+
+def test_layer_decay_of_one_adds_nothing_to_the_state() -> None:
+    plain = AdamW(learning_rate=RATE)
+    decayed = dataclasses.replace(plain, layer_decay=0.5)
+    shapes = [jax.tree.map(jnp.shape, each.build(5).init(PARAMS)) for each in (plain, decayed)]
+    assert len(shapes[0]) + 1 == len(shapes[1])

@@ -1,0 +1,1 @@
+"""What turns a trained model into another: adapters, averages, teachers."""
