@@ -5,19 +5,20 @@ lack. transformers makes random weights of each.
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import unflatten_dict
 
 from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.inference.export import write_weights
+from jaxbig.models.language_model import EncoderDecoder
 from jaxbig.pretrained.load import Loaded, Pretrained, load, open_pretrained
 
 torch = pytest.importorskip("torch")
@@ -32,7 +33,27 @@ BERT = {
     "intermediate_size": 28,
     "max_position_embeddings": 19,
 }
-QUICK = ("gpt2, untied", "roberta, classes")
+LLAMA = {
+    "vocab_size": 37,
+    "hidden_size": 12,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
+    "intermediate_size": 20,
+    "max_position_embeddings": 64,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 50.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 24,
+}
+GROUPED = LLAMA | {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 6}
+GEMMA = GROUPED | {"sliding_window": 4, "query_pre_attn_scalar": 7}
+T5 = {"vocab_size": 37, "d_model": 12, "d_kv": 5, "d_ff": 20, "num_layers": 2, "num_heads": 3}
+QUICK = ("gpt2, untied", "roberta, classes", "llama 3.1, tied, biases", "gemma2", "t5 1.1, untied")
 """The models that the fast tests have."""
 
 
@@ -69,6 +90,69 @@ MODELS = {
     "roberta, classes": Reference(
         "RobertaConfig", "RobertaForSequenceClassification", BERT | {"num_labels": 3}
     ),
+    "llama": Reference("LlamaConfig", "LlamaForCausalLM", LLAMA),
+    "llama 3.1, tied, biases": Reference(
+        "LlamaConfig",
+        "LlamaForCausalLM",
+        GROUPED
+        | {
+            "rope_parameters": LLAMA3,
+            "tie_word_embeddings": True,
+            "attention_bias": True,
+            "mlp_bias": True,
+        },
+    ),
+    "llama, linear, biases of attention": Reference(
+        "LlamaConfig",
+        "LlamaForCausalLM",
+        LLAMA
+        | {
+            "rope_parameters": {"rope_type": "linear", "rope_theta": 99.0, "factor": 4.0},
+            "attention_bias": True,
+        },
+    ),
+    "mistral": Reference("MistralConfig", "MistralForCausalLM", GROUPED | {"sliding_window": 4}),
+    "mistral, no window": Reference(
+        "MistralConfig",
+        "MistralForCausalLM",
+        LLAMA | {"sliding_window": None, "tie_word_embeddings": True},
+    ),
+    "mixtral": Reference("MixtralConfig", "MixtralForCausalLM", GROUPED | {"num_local_experts": 3}),
+    "qwen2": Reference("Qwen2Config", "Qwen2ForCausalLM", LLAMA),
+    "qwen2, windows, tied": Reference(
+        "Qwen2Config",
+        "Qwen2ForCausalLM",
+        LLAMA
+        | {
+            "use_sliding_window": True,
+            "sliding_window": 4,
+            "max_window_layers": 1,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "qwen3": Reference("Qwen3Config", "Qwen3ForCausalLM", GROUPED),
+    "qwen3, biases, tied": Reference(
+        "Qwen3Config",
+        "Qwen3ForCausalLM",
+        GROUPED | {"attention_bias": True, "tie_word_embeddings": True},
+    ),
+    "gemma2": Reference(
+        "Gemma2Config",
+        "Gemma2ForCausalLM",
+        GEMMA | {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0},
+    ),
+    "gemma2, untied, biases": Reference(
+        "Gemma2Config",
+        "Gemma2ForCausalLM",
+        GEMMA
+        | {"attention_bias": True, "tie_word_embeddings": False, "final_logit_softcapping": None},
+    ),
+    "t5": Reference("T5Config", "T5ForConditionalGeneration", T5),
+    "t5 1.1, untied": Reference(
+        "T5Config",
+        "T5ForConditionalGeneration",
+        T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    ),
 }
 
 
@@ -77,10 +161,17 @@ def make(reference: Reference, folder: Path) -> Any:
     config = getattr(transformers, reference.config)(**reference.fields)
     torch.manual_seed(0)
     model = getattr(transformers, reference.model)(config).eval()
+    if reference.fields.get("tie_word_embeddings") is False:  # transformers ties those of T5
+        head = model.get_output_embeddings()
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
     with torch.no_grad():
         for each in model.parameters():
             each.add_(torch.randn(each.shape) * 0.3)
     model.save_pretrained(folder)
+    said = json.loads((folder / "config.json").read_text())
+    if "tie_word_embeddings" in reference.fields:  # as folders on the web have it
+        said["tie_word_embeddings"] = reference.fields["tie_word_embeddings"]
+    (folder / "config.json").write_text(json.dumps(said))
     return model
 
 
@@ -88,15 +179,23 @@ def tokens() -> np.ndarray:
     return np.random.default_rng(0).integers(3, 37, (2, 15))  # none of padding
 
 
+def inputs(model: Any) -> list[np.ndarray]:
+    """Tokens, and for an encoder-decoder those of its target too."""
+    pairs = [tokens(), tokens()[:, ::-2].copy()]
+    return pairs if isinstance(model, EncoderDecoder) else pairs[:1]
+
+
 def theirs(model: Any) -> np.ndarray:
+    more = {}
+    if model.config.is_encoder_decoder:
+        more["decoder_input_ids"] = torch.tensor(tokens()[:, ::-2].copy())
     with torch.no_grad():
-        return model(torch.tensor(tokens())).logits.numpy()
+        return model(torch.tensor(tokens()), **more).logits.numpy()
 
 
 def abstract(model: nn.Module) -> dict[str, jax.ShapeDtypeStruct]:
     """The leaves of a model on the first device."""
-    inputs = jnp.zeros((1, 3), jnp.int32)
-    boxed = jax.eval_shape(lambda: model.init(jax.random.key(0), inputs))
+    boxed = jax.eval_shape(lambda: model.init(jax.random.key(0), *inputs(model)))
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return {
         path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
@@ -114,7 +213,7 @@ def read(folder: Path, **fields: Any) -> tuple[Pretrained, Any, Loaded]:
 
 def ours(model: Any, loaded: Loaded) -> np.ndarray:
     variables = unflatten_dict(loaded.leaves, sep="/")
-    return np.asarray(jax.jit(model.apply)(variables, tokens()))
+    return np.asarray(jax.jit(model.apply)(variables, *inputs(model)))
 
 
 @pytest.fixture(autouse=True)
