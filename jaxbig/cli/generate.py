@@ -56,6 +56,10 @@ class Generate(Command):
     """Draw from the tokens with this share of the likeliest one's probability or more."""
     repetition_penalty: float = 1.0
     """Above 1: makes tokens that a text has already less likely."""
+    beams: int = 1
+    """Above 1: how many unfinished texts are continued at once (beam search)."""
+    length_penalty: float = 1.0
+    """The power of the length by which a beam's logarithmic probability is divided."""
     stop: tuple[str, ...] = ()
     """A text ends before the first of these strings, or at the special token of that name."""
     batch: int = 8
@@ -114,6 +118,8 @@ class Generate(Command):
             "top_p",
             "min_p",
             "repetition_penalty",
+            "beams",
+            "length_penalty",
             "stop",
             "batch",
             "cache",

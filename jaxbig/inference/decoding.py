@@ -359,8 +359,8 @@ class Writer:
             cache=kept, logits=logits, seen=seen, place=np.int32(length), ended=self.ended.copy()
         )
 
-    def next(self, count: int = STEPS) -> np.ndarray:
-        """The next tokens of each row, [R, N] with N at most `count`; 0 after a row's end."""
+    def reserve(self, count: int) -> int:
+        """How many of the next `count` tokens the cache has places for; it grows if it is full."""
         if self.place == self.places:
             self.places *= 2
             cache = grow(
@@ -371,7 +371,11 @@ class Writer:
                 places=self.places,
             )
             self.state = dataclasses.replace(self.state, cache=cache)
-        count = min(count, STEPS, self.places - self.place)
+        return min(count, self.places - self.place)
+
+    def next(self, count: int = STEPS) -> np.ndarray:
+        """The next tokens of each row, [R, N] with N at most `count`; 0 after a row's end."""
+        count = self.reserve(min(count, STEPS))
         state = dataclasses.replace(self.state, ended=self.ended)
         self.state, tokens = write(
             self.decoding, self.variables, state, self.rows, np.int32(count), places=self.places

@@ -13,6 +13,7 @@ from jaxbig.data.core.dataset import Data
 from jaxbig.data.text import Pairs, Tokens
 from jaxbig.data.tokenize.tokenizers import Tokenizer
 from jaxbig.errors import Refused
+from jaxbig.inference.beam_search import beam_search
 from jaxbig.inference.decoding import STEPS, Decoding, Writer, padded_length, translates
 from jaxbig.inference.sampling import Sampling
 from jaxbig.train.run import Run, restore
@@ -35,6 +36,8 @@ def generate(
     top_p: float = 1.0,
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
+    beams: int = 1,
+    length_penalty: float = 1.0,
     stop: str | Sequence[str] = (),
     batch: int = 8,
     cache: int = 256,
@@ -58,6 +61,9 @@ def generate(
       top_p: draw from the likeliest tokens that together have this probability.
       min_p: draw from the tokens with this share of the likeliest one's probability or more.
       repetition_penalty: above 1, makes tokens that a text has already less likely.
+      beams: above 1: how many unfinished texts of a prompt are continued at once (beam
+        search); the temperature is 0 then.
+      length_penalty: the power of the length by which a beam's logarithmic probability is divided.
       stop: a text ends before the first of these strings. The name of a special token of the
         tokenizer, as "<end>", stands for that token.
       batch: how many texts each device writes at once. Another number may round differently.
@@ -78,7 +84,9 @@ def generate(
     model: Any = run.experiment.model
     check_model(model)
     if temperature is None:
-        temperature = 0.0 if translates(model) else 1.0
+        temperature = 0.0 if translates(model) or beams > 1 else 1.0
+    if beams > 1 and temperature:
+        raise Refused(f"beams {beams} with temperature {temperature}: beam search draws nothing.")
     sampling = Sampling(
         temperature=temperature,
         top_k=top_k,
@@ -87,7 +95,8 @@ def generate(
         repetition_penalty=repetition_penalty,
     )
     sampling.check()
-    for name, value in (("max_tokens", max_tokens), ("batch", batch), ("cache", cache)):
+    named = {"max_tokens": max_tokens, "beams": beams, "batch": batch, "cache": cache}
+    for name, value in named.items():
         if value < 1:
             raise Refused(f"{name} {value}: it must be 1 or more.")
     language = Language(run.experiment.data, model)
@@ -95,8 +104,13 @@ def generate(
     given = listed(prompts)
     tokens = [language.tokens(number, each) for number, each in enumerate(given)]
     decoding = decoding_of(
-        run, sampling, batch=batch, end=end_of(run, language), reproducible=reproducible
+        run,
+        sampling,
+        batch=max(batch // beams, 1) * beams,
+        end=end_of(run, language),
+        reproducible=reproducible,
     )
+    limits = [room_of(model, each, max_tokens) for each in tokens]
     texts = [Text(language if isinstance(each, str) else None, stops) for each in given]
 
     def after(number: int, new: np.ndarray) -> bool:
@@ -107,17 +121,12 @@ def generate(
         return texts[number].ended
 
     with decoding.activate():
-        write_all(
-            decoding,
-            variables_of(run, decoding),
-            tokens,
-            after,
-            limits=[room_of(model, each, max_tokens) for each in tokens],
-            start=start_of(run),
-            seed=seed,
-            cache=cache,
-            steps=4 if show else STEPS,
-        )
+        given = decoding, variables_of(run, decoding), tokens, after
+        same = {"limits": limits, "start": start_of(run), "cache": cache}
+        if beams > 1:
+            search_all(*given, **same, beams=beams, power=length_penalty)
+        else:
+            write_all(*given, **same, seed=seed, steps=4 if show else STEPS)
     for number, text in enumerate(texts):
         if show is not None and (rest := text.rest()):
             show(number, rest)
@@ -168,6 +177,35 @@ def write_all(
                     part = new[row, : limits[number] - counts[number]]
                     counts[number] += len(part)
                     writer.ended[row] |= after(number, part)
+
+
+def search_all(
+    decoding: Decoding,
+    variables: Any,
+    prompts: Sequence[np.ndarray],
+    after: Callable[[int, np.ndarray], bool],
+    *,
+    limits: Sequence[int],
+    start: int | None,
+    cache: int,
+    beams: int,
+    power: float,
+) -> None:
+    """`write_all` with beam search; `beams` and `power` are as of `beam_search`."""
+    lengths = [padded_length(len(each)) for each in prompts]
+    for numbers in groups(lengths, decoding.rows // beams):
+        found = beam_search(
+            decoding,
+            variables,
+            [prompts[number] for number in numbers],
+            beams=beams,
+            power=power,
+            start=start,
+            limits=[limits[number] for number in numbers],
+            cache=cache,
+        )
+        for number, text in zip(numbers, found, strict=True):
+            after(number, text)
 
 
 def groups(lengths: Sequence[int], size: int) -> Iterator[list[int]]:

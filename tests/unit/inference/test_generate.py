@@ -252,3 +252,36 @@ def test_run_of_a_classifier_is_refused() -> None:
     run = dataclasses.replace(language_run(), experiment=jb.load("digits_convnet"))
     with pytest.raises(jb.Refused, match="ConvNet writes no texts: generate needs a run of a lang"):
         generate(run, "a")
+
+
+@pytest.mark.slow
+def test_sixty_four_texts_are_the_same_alone_in_batches_and_over_meshes() -> None:
+    model = Decoder(vocab=256, width=32, depth=2, heads=4)
+    draw = np.random.RandomState(5)
+    prompts = [draw.randint(0, 256, draw.randint(1, 60)) for _ in range(64)]
+    run = run_of(model, PyText(batch=8))
+
+    def texts(run: Run, some: list[Any]) -> list[list[int]]:
+        found = generate(run, some, max_tokens=12, temperature=1.5, reproducible=True)
+        return [text.tolist() for text in found]
+
+    wanted = texts(run, prompts)
+    assert len({tuple(text) for text in wanted}) == 64
+    assert [texts(run, [prompt])[0] for prompt in prompts] == wanted
+    for start in range(0, 64, 8):
+        assert texts(run, prompts[start : start + 8]) == wanted[start : start + 8]
+    for mesh in (jb.Mesh(), jb.Mesh(data=1, fsdp=8), jb.Mesh(data=1, tensor=2)):
+        devices = jax.devices()[: mesh.fsdp * mesh.tensor if mesh.data == 1 else 8]
+        assert texts(over(run, mesh.build(devices)), prompts) == wanted
+
+
+def over(run: Run, mesh: jax.sharding.Mesh) -> Run:
+    """The run with its weights split over a mesh."""
+    boxed = jax.eval_shape(
+        run.experiment.model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32)
+    )
+    shardings = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, list(RULES))
+    params = jax.device_put(run.state.params, shardings["params"])
+    state = dataclasses.replace(run.state, params=params)
+    program = dataclasses.replace(run.program, mesh=mesh)
+    return dataclasses.replace(run, state=state, program=program)
