@@ -20,6 +20,7 @@ def imagenet(
     more: tuple[Augmentation, ...] = (),
     mix: tuple[Mixing, ...] = (),
     last: tuple = (),
+    normalize: Normalize = NORMALIZE,
 ) -> Images:
     """The data set `imagenet2012` with Inception's crops (Szegedy et al., 2015) and flips.
 
@@ -31,6 +32,7 @@ def imagenet(
       more: operations in training after the flip.
       mix: operations that mix the images of a batch in training.
       last: operations in training after the normalization.
+      normalize: the normalization.
     """
     return Images(
         records=Tfds("imagenet2012", eval_split="validation"),
@@ -38,7 +40,7 @@ def imagenet(
         size=size,
         classes=1000,
         canvas=384,
-        augment=(ResizedCrop(), Flip(), *more, NORMALIZE, *last),
-        center=(CentralCrop(), NORMALIZE),
+        augment=(ResizedCrop(), Flip(), *more, normalize, *last),
+        center=(CentralCrop(), normalize),
         mix=mix,
     )
