@@ -1,12 +1,12 @@
-"""ResNet-50, trained on ImageNet at 224 pixels, fine-tuned for larger images (Touvron et al., 2019).
+"""ResNet-50 of ImageNet at 224 pixels, fine-tuned for larger images (Touvron et al., 2019).
 
     jaxbig data prepare imagenet_resnet50_finetune
     jaxbig train imagenet_resnet50_finetune
 
 It starts from the folder `resnet-50` as transformers has it, with `config.json` and
-`model.safetensors`; `--initialize-from.huggingface` names another, of transformers or timm. Training
-sees the crops of evaluation, so that objects have the size that they have there. Full size, not run
-here; `--smoke` tries it without data and folder.
+`model.safetensors`; `--initialize-from.huggingface` names another, of transformers or timm.
+Training sees the crops of evaluation, so that objects have the size that they have there. Full
+size, not run here; `--smoke` tries it without data and folder.
 """
 
 import dataclasses

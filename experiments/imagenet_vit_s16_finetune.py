@@ -3,9 +3,9 @@
     jaxbig data prepare imagenet_vit_s16_finetune
     jaxbig train imagenet_vit_s16_finetune
 
-It starts from the folder `vit_small_patch16_224.augreg_in21k` as timm has it, with `config.json` and
-`model.safetensors`; `--initialize-from.huggingface` names another, of timm or transformers. Full
-size, not run here; `--smoke` tries it without data and folder.
+It starts from the folder `vit_small_patch16_224.augreg_in21k` as timm has it, with `config.json`
+and `model.safetensors`; `--initialize-from.huggingface` names another, of timm or transformers.
+Full size, not run here; `--smoke` tries it without data and folder.
 """
 
 from jaxbig.config.experiment import Experiment, InitializeFrom

@@ -14,9 +14,10 @@ from jaxbig.config.options import refuse_url
 from jaxbig.errors import Failed, Refused
 from jaxbig.inference.parameter_files import export_parameters
 from jaxbig.inference.stablehlo import export_stablehlo
-from jaxbig.pretrained.family import Config, Family
+from jaxbig.pretrained.family import Config, Family, class_names
 from jaxbig.pretrained.find_family import family_of_model, find_family
 from jaxbig.pretrained.load import load, open_pretrained, table_name
+from jaxbig.pretrained.preprocessing import write_preprocessing
 from jaxbig.pretrained.side_files import CONFIG, FOLDER, copy_side_files
 from jaxbig.pretrained.weight_files import SHARD_BYTES, read_object, write_tensors
 from jaxbig.pretrained.weight_table import Slot, Table
@@ -81,7 +82,10 @@ def export_huggingface(
         config = read_object(file) if file.exists() else {}
         leaves = weights_of(run.state)
         model = run.experiment.model
-        write_weights(model, leaves, partial, chosen, config=config, shard_bytes=shard_bytes)
+        data = run.experiment.data
+        write_weights(
+            model, leaves, partial, chosen, config=config, data=data, shard_bytes=shard_bytes
+        )
         compare(run, partial)
         files = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
     return {"folder": str(folder), "family": chosen.model_type, "step": run.step, "files": files}
@@ -108,6 +112,7 @@ def write_weights(
     family: Family,
     *,
     config: Config,
+    data: Any = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Writes config.json and the weights of a model.
@@ -118,13 +123,18 @@ def write_weights(
       folder: where to.
       family: as which it is written.
       config: keys that are kept where the model does not tell them.
+      data: whose preparation of images and names of classes are written too; None: of none.
       shard_bytes: the most bytes of tensors in a file, but for a larger tensor.
     """
-    config = {**config, **family.config_of(model), "dtype": "float32"}
-    config.pop("torch_dtype", None)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     named = {table_name(path): leaf for path, leaf in leaves.items()}
-    table = Table(family.rows(model), {name: leaf.shape for name, leaf in named.items()})
+    shapes_here = {name: leaf.shape for name, leaf in named.items()}
+    added = family.complete(family.config_of(model), shapes_here)
+    config = {**config, **added, **named_classes(added, config, data), "dtype": "float32"}
+    config.pop("torch_dtype", None)
+    if family.image_processor is not None:
+        config = write_preprocessing(folder, config, family.image_processor, data=data)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    table = Table(family.rows(model), shapes_here)
     if missing := [name for name in named if name not in table.of_leaf]:
         raise Refused(f"{family.model_type} has no tensor for {', '.join(missing)}.")
 
@@ -133,6 +143,22 @@ def write_weights(
 
     shapes = {name: (shape, np.dtype(np.float32)) for name, shape in table.shapes.items()}
     write_tensors(folder, shapes, lambda name: table.make(name, part), shard_bytes=shard_bytes)
+
+
+def named_classes(added: Config, before: Config, data: Any) -> Config:
+    """The keys of a config that name its classes, as the data or the config before has them.
+
+    Args:
+      added: the config of a model, which may have numbered them.
+      before: that of the folder that the run was imported from.
+      data: of the run, or None.
+    """
+    if "id2label" not in added:
+        return {}
+    for names in (list(getattr(data, "names", ())), list(before.get("id2label", {}).values())):
+        if len(names) == len(added["id2label"]):
+            return class_names(names)
+    return {}
 
 
 def compare(run: Run, folder: Path) -> None:

@@ -10,7 +10,7 @@ import flax.linen as nn
 from jaxbig.constraints import settings
 from jaxbig.errors import Refused
 from jaxbig.models.transformer import GATED, default_mlp_width
-from jaxbig.pretrained.weight_table import Row
+from jaxbig.pretrained.weight_table import Row, Shape
 
 Config = dict[str, Any]
 """The content of a `config.json`."""
@@ -70,6 +70,9 @@ class Family(abc.ABC):
     """Regular expressions for our leaves of heads, which begin fresh where a folder lacks them."""
     of_heads: ClassVar[Sequence[str]] = ("classes", "pooling")
     """Our fields that are those of a head alone."""
+    image_processor: ClassVar[str | None] = None
+    """The class of transformers that prepares images, empty for timm, which needs none; None: the
+    model has no images."""
     tied: ClassVar[Mapping[str, str]] = {}
     """Tensors that a folder may have again under another name: that name, and the name in
     `rows`."""
@@ -82,6 +85,15 @@ class Family(abc.ABC):
     def architecture(self, model: Any) -> str:
         """The class of transformers that loads the model, as `architectures` in a config names
         it."""
+
+    def complete(self, config: Config, shapes: Mapping[str, Shape]) -> Config:
+        """A config with the keys that no field of a model tells, such as an image's channels.
+
+        Args:
+          config: what `config` gives.
+          shapes: of the model's leaves, by our name.
+        """
+        return config
 
     def matches(self, config: Config) -> bool:
         """Whether a `config.json` is one of this family."""
@@ -167,6 +179,24 @@ def in_blocks(ours: str, theirs: str, rows: Sequence[Row]) -> list[Row]:
         dataclasses.replace(row, ours=f"{ours}/block_*/{row.ours}", theirs=f"{theirs}.{row.theirs}")
         for row in rows
     ]
+
+
+def count_classes(config: Mapping[str, Any]) -> int:
+    """The number of classes of a config, which names them; 2 where it does not."""
+    return len(config.get("id2label", "01"))
+
+
+def numbered_classes(classes: int) -> Config:
+    """The keys of a config that name classes by their numbers, as transformers does."""
+    return class_names([f"LABEL_{number}" for number in range(classes)])
+
+
+def class_names(names: Sequence[str]) -> Config:
+    """The keys of a config that name its classes."""
+    return {
+        "id2label": {str(number): name for number, name in enumerate(names)},
+        "label2id": {name: number for number, name in enumerate(names)},
+    }
 
 
 def get(config: Mapping[str, Any], key: str) -> Any:

@@ -104,7 +104,9 @@ def write_preprocessing(folder: Path, config: Config, processor: str, *, data: A
         cfg |= {"input_size": [data.channels, size, size], "interpolation": "bilinear"}
         return {**config, "pretrained_cfg": cfg}
     file = folder / FILE
-    cfg = read_object(file) if file.is_file() else {"image_processor_type": processor}
+    cfg: Config = {"image_processor_type": processor}
+    if file.is_file():
+        cfg = read_object(file)
     for name in ("crop_size", "do_center_crop", "feature_extractor_type"):
         cfg.pop(name, None)
     sides = {"height": size, "width": size}

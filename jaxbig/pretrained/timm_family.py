@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from jaxbig.errors import Refused
-from jaxbig.pretrained.family import Config, Family
+from jaxbig.pretrained.family import Config, Family, defaults_of
 from jaxbig.pretrained.weight_table import Shape
 
-FREE = ("num_classes", "in_chans", "img_size", "global_pool", "drop_rate", "drop_path_rate")
+ANY = ("num_classes", "in_chans", "img_size", "global_pool", "drop_rate", "drop_path_rate")
 """Arguments of every model of timm that no field of ours needs."""
 
 
@@ -29,6 +29,7 @@ class TimmFamily(Family):
     same: ClassVar[Mapping[str, str]] = {}
     ignored = (r".*\.num_batches_tracked",)
     heads = ("head/.*",)
+    image_processor = ""
 
     @abc.abstractmethod
     def of_architecture(self, match: re.Match[str]) -> dict[str, Any]:
@@ -58,13 +59,17 @@ class TimmFamily(Family):
         given.setdefault("global_pool", config.get("global_pool", self.pool))
         known = {**self.plain, **self.of_architecture(match)}
         for name, value in given.items():
-            if value and name not in known and name not in FREE:
+            if value and name not in known and name not in ANY:
                 raise Refused(
                     f"config.json has model_args {name} {value!r}: of {config['architecture']} "
                     f"jaxbig knows {', '.join(known)}."
                 )
         classes = given.get("num_classes", config.get("num_classes", 1000))
-        return {**self.of_arguments(known | given), "classes": classes}
+        return {
+            **defaults_of(self.module, self.free),
+            **self.of_arguments(known | given),
+            "classes": classes,
+        }
 
     def config(self, model: Any) -> Config:
         architecture, arguments = self.arguments(model)
@@ -98,14 +103,3 @@ class TimmFamily(Family):
 
     def architecture(self, model: Any) -> str:
         return self.arguments(model)[0]
-
-
-def refuse_other(model: Any, fields: Mapping[str, Any]) -> None:
-    """Raises `Refused` unless the model has these values in its fields."""
-    wrong = [
-        f"{name} {getattr(model, name)!r}, not {value!r}"
-        for name, value in fields.items()
-        if getattr(model, name) != value
-    ]
-    if wrong:
-        raise Refused(f"it has {', '.join(wrong)}")

@@ -13,6 +13,7 @@ from jaxbig.adapt.weights import MASTERS
 from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.errors import Refused
 from jaxbig.pretrained.load import PARAMETERS, VARIABLES, Pretrained, load, table_name
+from jaxbig.pretrained.preprocessing import preprocessing_differences
 from jaxbig.program.program import Program
 from jaxbig.program.state import TrainState
 
@@ -53,6 +54,9 @@ def pretrained_state(
     fresh = [table_name(path) for path in loaded.fresh]
     if fresh:
         log.info("fresh, as the folder does not have them: %s", ", ".join(fresh))
+    data = program.experiment.data
+    for line in preprocessing_differences(source.folder, source.config, data):
+        log.warning("images are prepared otherwise than for %s: %s", source.folder, line)
     if loaded.left_out:
         log.info("left out, as the model does not have them: %s", ", ".join(loaded.left_out))
     return program.begin(tree["params"], tree.get("variables", {})), fresh

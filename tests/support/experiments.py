@@ -67,6 +67,6 @@ def small(name: str, **changes: Any) -> Experiment:
             objective, **{k: v for k, v in tokens.items() if hasattr(objective, k)}
         )
     model = dataclasses.replace(model, **fields)
-    initialize_from = dataclasses.replace(experiment.initialize_from, run="")
+    initialize_from = dataclasses.replace(experiment.initialize_from, run="", huggingface="")
     few = {"model": model, "objective": objective, "data": data, "initialize_from": initialize_from}
     return dataclasses.replace(experiment, **(few | changes))

@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxbig.models.convnext import ConvNeXt
 from jaxbig.pretrained.families.resnet import CONVOLUTION
-from jaxbig.pretrained.family import Config, Family, class_names, count_classes, get
+from jaxbig.pretrained.family import Config, Family, count_classes, get, numbered_classes
 from jaxbig.pretrained.weight_table import Row, Shape
 
 NAMES = ("downsampling_layer", "layers")
@@ -44,6 +44,7 @@ class ConvNext(Family):
     prefix = "convnext."
     left_out = (r"classifier\..*",)
     heads = ("head/.*",)
+    image_processor = "ConvNextImageProcessor"
 
     def fields(self, config: Config) -> dict[str, Any]:
         fields = super().fields(config)
@@ -63,7 +64,7 @@ class ConvNext(Family):
             "hidden_sizes": list(model.widths),
             "num_stages": len(model.stages),
             "layer_scale_init_value": model.layer_scale or 0.0,
-            **class_names(model.classes),
+            **numbered_classes(model.classes),
         }
 
     def complete(self, config: Config, shapes: Mapping[str, Shape]) -> Config:

@@ -8,7 +8,7 @@ from jaxbig.errors import Refused
 from jaxbig.models.convnext import ConvNeXt
 from jaxbig.pretrained.families.convnext import layer, rows_of_stages
 from jaxbig.pretrained.families.resnet import CONVOLUTION
-from jaxbig.pretrained.timm_family import TimmFamily, refuse_other
+from jaxbig.pretrained.timm_family import TimmFamily
 from jaxbig.pretrained.weight_table import Row, Shape
 
 SMALL = (3, 3, 27, 3)
@@ -51,11 +51,9 @@ class TimmConvNext(TimmFamily):
             "stages": tuple(arguments["depths"]),
             "widths": tuple(arguments["dims"]),
             "layer_scale": arguments["ls_init_value"],
-            "head_epsilon": 1e-6,
         }
 
     def arguments(self, model: Any) -> tuple[str, dict[str, Any]]:
-        refuse_other(model, {"head_epsilon": 1e-6})
         if model.layer_scale is None:
             raise Refused("it has layer_scale None")
         return "convnext_tiny", {

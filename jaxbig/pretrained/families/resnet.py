@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxbig.errors import Refused
 from jaxbig.models.resnet import ResNet
-from jaxbig.pretrained.family import Config, Family, class_names, count_classes, get
+from jaxbig.pretrained.family import FREE, Config, Family, count_classes, get, numbered_classes
 from jaxbig.pretrained.weight_table import BATCH_STATS, Row, Shape
 
 CONVOLUTION = "o i y x -> y x i o"
@@ -32,7 +32,7 @@ class ResidualNet(Family):
         "bottleneck": ("layer_type", {"bottleneck": True, "basic": False}),
         "stride_first": ("downsample_in_bottleneck", {False: False, True: True}),
     }
-    ours = {"norm": "batch", "stem": "imagenet", "shortcut": "strided"}
+    free = (*FREE, "groups")
     theirs = {"downsample_in_first_stage": False, "hidden_act": "relu"}
     defaults = {
         "downsample_in_bottleneck": False,
@@ -45,6 +45,7 @@ class ResidualNet(Family):
     ignored = (r".*\.num_batches_tracked",)
     left_out = (r"classifier\..*",)
     heads = ("head/.*",)
+    image_processor = "ConvNextImageProcessor"
 
     def fields(self, config: Config) -> dict[str, Any]:
         fields = super().fields(config)
@@ -65,7 +66,7 @@ class ResidualNet(Family):
             **super().config(model),
             "depths": list(model.stages),
             "hidden_sizes": channels(fields),
-            **class_names(model.classes),
+            **numbered_classes(model.classes),
         }
 
     def complete(self, config: Config, shapes: Mapping[str, Shape]) -> Config:

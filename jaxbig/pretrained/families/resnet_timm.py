@@ -7,7 +7,8 @@ from typing import Any
 from jaxbig.errors import Refused
 from jaxbig.models.resnet import DEPTHS, ResNet
 from jaxbig.pretrained.families.resnet import conv_norm
-from jaxbig.pretrained.timm_family import TimmFamily, refuse_other
+from jaxbig.pretrained.family import FREE
+from jaxbig.pretrained.timm_family import TimmFamily
 from jaxbig.pretrained.weight_table import Row, Shape
 
 STAGES = 4
@@ -25,6 +26,7 @@ class TimmResNet(TimmFamily):
     model_type = "timm_resnet"
     module = ResNet
     architectures = r"resnet(18|26|34|50|101|152|200)([cd]?)"
+    free = (*FREE, "groups")
     classifier = "fc"
     first = "conv1"
     plain = {
@@ -55,15 +57,12 @@ class TimmResNet(TimmFamily):
         return {
             "stages": tuple(a["layers"]),
             "bottleneck": a["bottleneck"],
-            "norm": "batch",
             "stem": "deep" if is_deep else "imagenet",
             "width": width,
             "shortcut": "pooled" if a["avg_down"] else "strided",
-            "stride_first": False,
         }
 
     def arguments(self, model: Any) -> tuple[str, dict[str, Any]]:
-        refuse_other(model, {"norm": "batch", "stride_first": False})
         if len(model.stages) != STAGES:
             raise Refused(f"it has {len(model.stages)} stages, not {STAGES}")
         if model.stem == "small" or (model.stem == "imagenet" and model.width != 64):

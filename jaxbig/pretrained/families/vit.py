@@ -6,29 +6,13 @@ from typing import Any
 
 from jaxbig.errors import Refused
 from jaxbig.models.vit import ViT
-from jaxbig.pretrained.family import (
-    Config,
-    Family,
-    class_names,
-    count_classes,
-    field_values,
-    in_blocks,
-)
+from jaxbig.pretrained.family import Config, Family, count_classes, in_blocks, numbered_classes
 from jaxbig.pretrained.weight_table import Row, Shape
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 ACTIVATIONS |= {"relu": "relu"}
 PATCHES = "d c y x -> y x c d"
 POSITIONS = "0 n d -> n d"
-PLAIN = {
-    "norm": "layer",
-    "pre_norm": True,
-    "bias": True,
-    "positions": "learned",
-    "window": None,
-    "experts": 0,
-}
-"""Our fields that every ViT of other libraries has."""
 BLOCK = (
     Row("attention_norm/scale", "layernorm_before.weight"),
     Row("attention_norm/bias", "layernorm_before.bias"),
@@ -61,33 +45,20 @@ class VisionTransformer(Family):
         "mlp_width": "intermediate_size",
         "patch": "patch_size",
         "epsilon": "layer_norm_eps",
+        "qkv_bias": "qkv_bias",
     }
-    words = {
-        "activation": ("hidden_act", ACTIVATIONS),
-        "qkv_bias": ("qkv_bias", {True: None, False: False}),
-    }
-    ours = {
-        **PLAIN,
-        "pooling": "token",
-        "class_token": None,
-        "token_position": True,
-        "norm_after_pooling": False,
-        "layer_scale": None,
-    }
+    words = {"activation": ("hidden_act", ACTIVATIONS)}
     defaults = {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "patch_size": 16, "qkv_bias": True}
     prefix = "vit."
     left_out = (r"vit\.pooler\..*", r"classifier\..*")
     heads = ("head/.*",)
+    image_processor = "ViTImageProcessor"
 
     def fields(self, config: Config) -> dict[str, Any]:
-        fields = super().fields(config)
-        return {**fields, "kv_heads": fields["heads"], "classes": count_classes(config)}
+        return {**super().fields(config), "classes": count_classes(config)}
 
     def config(self, model: Any) -> Config:
-        values = field_values(model)
-        if values["kv_heads"] != values["heads"]:
-            raise Refused(f"it has kv_heads {values['kv_heads']} of heads {values['heads']}")
-        return {**super().config(model), **class_names(model.classes)}
+        return {**super().config(model), **numbered_classes(model.classes)}
 
     def complete(self, config: Config, shapes: Mapping[str, Shape]) -> Config:
         patch, _, channels, _ = shapes["patches/kernel"]

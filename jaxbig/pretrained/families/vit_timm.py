@@ -7,9 +7,9 @@ from typing import Any
 
 from jaxbig.errors import Refused
 from jaxbig.models.vit import ViT
-from jaxbig.pretrained.families.vit import PATCHES, PLAIN, POSITIONS, image_side
+from jaxbig.pretrained.families.vit import PATCHES, POSITIONS, image_side
 from jaxbig.pretrained.family import field_values, in_blocks
-from jaxbig.pretrained.timm_family import TimmFamily, refuse_other
+from jaxbig.pretrained.timm_family import TimmFamily
 from jaxbig.pretrained.weight_table import Row, Shape
 
 SIZES = {
@@ -73,16 +73,12 @@ class TimmViT(TimmFamily):
             raise Refused(f"config.json has global_pool {pool!r}: jaxbig has {', '.join(POOLING)}.")
         token = bool(a["class_token"])
         return {
-            **PLAIN,
             "patch": a["patch_size"],
             "depth": a["depth"],
             "width": a["embed_dim"],
             "heads": a["num_heads"],
-            "kv_heads": a["num_heads"],
             "mlp_width": int(a["embed_dim"] * a["mlp_ratio"]),
-            "activation": "gelu",
-            "epsilon": 1e-6,
-            "qkv_bias": None if a["qkv_bias"] else False,
+            "qkv_bias": bool(a["qkv_bias"]),
             "layer_scale": a["init_values"],
             "pooling": POOLING[pool],
             "class_token": None if token == (pool == "token") else token,
@@ -91,20 +87,16 @@ class TimmViT(TimmFamily):
         }
 
     def arguments(self, model: Any) -> tuple[str, dict[str, Any]]:
-        values = field_values(model)
-        refuse_other(model, {**PLAIN, "activation": "gelu", "epsilon": 1e-6})
         pools = {ours: theirs for theirs, ours in POOLING.items()}
         if model.pooling not in pools:
             raise Refused(f"it has pooling {model.pooling!r}")
-        if values["kv_heads"] != model.heads:
-            raise Refused(f"it has kv_heads {values['kv_heads']} of heads {model.heads}")
         token = model.pooling == "token" if model.class_token is None else model.class_token
         return f"vit_base_patch{16 if model.patch != 32 else 32}_224", {
             "patch_size": model.patch,
             "embed_dim": model.width,
             "depth": model.depth,
             "num_heads": model.heads,
-            "mlp_ratio": values["mlp_width"] / model.width,
+            "mlp_ratio": field_values(model)["mlp_width"] / model.width,
             "qkv_bias": model.qkv_bias is not False,
             "init_values": model.layer_scale,
             "class_token": token,
