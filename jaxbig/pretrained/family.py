@@ -87,7 +87,7 @@ class Family(abc.ABC):
         it."""
 
     def complete(self, config: Config, shapes: Mapping[str, Shape]) -> Config:
-        """A config with the keys that no field of a model tells, such as an image's channels.
+        """A config with the keys that no field of a model has, such as the channels of an image.
 
         Args:
           config: what `config` gives.
