@@ -3,8 +3,6 @@
 saved/, with the columns text and label
 """
 
-import numpy as np
-
 import jaxbig as jb
 
 
@@ -25,9 +23,8 @@ def config() -> jb.Experiment:
 
 def main() -> None:
     run = jb.fit(config(), "runs/saved")
-    rows = run.experiment.data.source("eval").rows(np.arange(4))
-    best = jb.apply(run, rows).argmax(-1)
-    print(f"are {rows['targets']}, predicted {best}")
+    for row in jb.predict(run, split="eval")[:4]:
+        print(f"is {row['target']}, predicted {row['class']}")
 
 
 if __name__ == "__main__":

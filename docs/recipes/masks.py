@@ -9,7 +9,6 @@ Letters in shape comments: B batch, Y and X height and width, C channels, K clas
 
 import flax.linen as nn
 import jax
-import numpy as np
 
 import jaxbig as jb
 from jaxbig.models.layers.basic import constrain
@@ -49,9 +48,8 @@ def config() -> jb.Experiment:
 
 def main() -> None:
     run = jb.fit(config(), "runs/cells")
-    rows = run.experiment.data.source("eval").rows(np.arange(2))
-    mask = jb.apply(run, rows["inputs"]).argmax(-1)  # [2, Y, X]
-    print(f"{(mask == rows['targets']).mean():.0%} of the pixels are right")
+    for row in jb.predict(run, split="eval"):  # row["picture"] is the mask, [Y, X]
+        print(f"{row['record']}: {row['accuracy']:.0%} of the pixels are right")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ Letters in shape comments: B batch, Y and X height and width, C channels, D widt
 
 import flax.linen as nn
 import jax
-import numpy as np
 
 import jaxbig as jb
 from jaxbig.models.layers.basic import LayerNorm, Linear, constrain
@@ -42,8 +41,8 @@ def config() -> jb.Experiment:
 
 def main() -> None:
     run = jb.fit(config(), "runs/mixer")
-    rows = run.experiment.data.source("eval").rows(np.arange(4))
-    print(f"are {rows['targets']}, predicted {jb.apply(run, rows).argmax(-1)}")
+    for row in jb.predict(run, split="eval")[:4]:
+        print(f"is {row['target']}, predicted {row['class']}")
 
 
 if __name__ == "__main__":

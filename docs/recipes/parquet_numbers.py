@@ -5,8 +5,6 @@ houses/*.parquet, with the columns area, rooms, age and price
 Targets are not scaled: divide prices so that they are near 1, or raise the learning rate.
 """
 
-import numpy as np
-
 import jaxbig as jb
 
 
@@ -32,11 +30,9 @@ def config() -> jb.Experiment:
 
 def main() -> None:
     run = jb.fit(config(), "runs/houses")
-    # or jb.apply(run, [{"area": 0.5, "rooms": 0.2, "age": 0.9}])
-    rows = run.experiment.data.source("eval").rows(np.arange(4))
-    prices = jb.apply(run, rows["inputs"])
-    for target, answer in zip(rows["targets"], prices.ravel(), strict=True):
-        print(f"is {target:.2f}, predicted {answer:.2f}")
+    # or jb.predict(run, "new.parquet"), or {"area": 0.5, "rooms": 0.2, "age": 0.9}
+    for row in jb.predict(run, split="eval")[:4]:
+        print(f"is {row['target']:.2f}, predicted {row['value']:.2f}")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@ pictures/
   sea/     1.jpg 2.jpg ...
 """
 
-from pathlib import Path
-
 import jaxbig as jb
 
 
@@ -36,10 +34,8 @@ def config() -> jb.Experiment:
 
 def main() -> None:
     run = jb.fit(config(), "runs/pictures")
-    files = sorted(Path("pictures").glob("*/*"))[::12]  # any picture of any size
-    best = jb.apply(run, [{"image": file.read_bytes()} for file in files]).argmax(-1)
-    for file, answer in zip(files, best, strict=True):
-        print(f"{file} is predicted to be {run.experiment.data.names[answer]}")
+    for row in jb.predict(run, ["pictures/sea", "pictures/forest/0.png"]):  # of any size
+        print(f"{row['record']} is predicted to be {row['class']}")
 
 
 if __name__ == "__main__":

@@ -33,8 +33,8 @@ def config() -> jb.Experiment:
 
 def main() -> None:
     run = jb.fit(config(), "runs/reviews")
-    [logits] = jb.apply(run, [{"text": "a fine film"}])
-    print(f"predicted {run.experiment.data.names[logits.argmax()]}")
+    for row in jb.predict(run, ["a fine film", "two hours too long"]):
+        print(f"predicted {row['class']}, {row['probability']:.0%}")
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ sounds/
 Needs `pip install 'jaxbig[audio]'`.
 """
 
-import numpy as np
-
 import jaxbig as jb
 
 
@@ -33,11 +31,8 @@ def config() -> jb.Experiment:
 
 def main() -> None:
     run = jb.fit(config(), "runs/sounds")
-    data = run.experiment.data
-    source = data.source("eval")
-    rows = source.rows(np.linspace(0, len(source) - 1, 4).astype(int))  # four, evenly spread
-    for target, answer in zip(rows["targets"], jb.apply(run, rows).argmax(-1), strict=True):
-        print(f"is {data.names[target]}, predicted {data.names[answer]}")
+    for row in jb.predict(run, "sounds/dog/*0.wav"):
+        print(f"{row['record']} is predicted to be a {row['class']}")
 
 
 if __name__ == "__main__":

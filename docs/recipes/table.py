@@ -6,8 +6,6 @@ flowers.csv
   4.9,,rose
 """
 
-import numpy as np
-
 import jaxbig as jb
 
 
@@ -34,9 +32,8 @@ def config() -> jb.Experiment:
 
 def main() -> None:
     run = jb.fit(config(), "runs/table")
-    data = run.experiment.data
-    [logits] = jb.apply(run, [{"length": 4.8, "width": 9.9}])  # normalized as in training
-    print(f"predicted {data.names[np.argmax(logits)]}")
+    [row] = jb.predict(run, {"length": 4.8, "width": 9.9})  # normalized as in training
+    print(f"predicted {row['class']}")
 
 
 if __name__ == "__main__":

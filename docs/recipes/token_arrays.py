@@ -3,8 +3,6 @@
 tokens.npz, with the arrays inputs [n, 32] and label [n]
 """
 
-import numpy as np
-
 import jaxbig as jb
 
 
@@ -30,9 +28,8 @@ def config() -> jb.Experiment:
 
 def main() -> None:
     run = jb.fit(config(), "runs/tokens")
-    rows = run.experiment.data.source("eval").rows(np.arange(4))
-    best = jb.apply(run, rows).argmax(-1)
-    print(f"are {rows['targets']}, predicted {best}")
+    for row in jb.predict(run, split="eval")[:4]:
+        print(f"is {row['target']}, predicted {row['class']}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from jaxbig.cli.command import Command
-from jaxbig.config.deserialize import classes_of, from_run
+from jaxbig.config.deserialize import classes_of, experiment_file, from_run
 from jaxbig.config.discover import load
 from jaxbig.config.experiment import Experiment
 from jaxbig.config.experiment_files import run_folder
@@ -22,7 +22,14 @@ from jaxbig.config.options import run_name
 from jaxbig.errors import Failed, Refused
 from jaxbig.inference.inputs import check_paths, inputs_at, inputs_of
 from jaxbig.inference.outputs import as_line, check_output, pictures_in, without_picture, written_to
-from jaxbig.inference.predict import TOP, Prediction, predict_inputs, predict_split, with_batch
+from jaxbig.inference.predict import (
+    TOP,
+    Prediction,
+    named,
+    predict_inputs,
+    predict_split,
+    with_batch,
+)
 from jaxbig.system.accelerators import skip_absent_tpu
 from jaxbig.system.exit_codes import DONE
 from jaxbig.system.json_files import to_json_text
@@ -40,7 +47,7 @@ class Predict(Command):
     """What a run predicts for files, texts or tables, as a line of JSON each."""
 
     run: tyro.conf.Positional[str]
-    """The run's folder, or an experiment's name for runs/NAME."""
+    """The run's folder; or an experiment's name, or its file NAME.py, for runs/NAME."""
     inputs: tyro.conf.Positional[tuple[str, ...]] = ()
     """Files, folders, patterns, tables (.csv, .parquet, .jsonl, .npz), or - for lines of standard
     input: texts, or the paths of files."""
@@ -97,14 +104,16 @@ class Predict(Command):
             first = bad[0].row
             raise Failed(
                 f"{len(bad)} of {good + len(bad)} records cannot be read, such as "
-                f"{first['record']}: {first['error']}; the others are predicted."
+                f"{named(first['record'])}: {first['error']}; the others are predicted."
             )
         return DONE
 
     def restored(self) -> Run:
         """The run at the checkpoint that was asked for, without what only training needs."""
-        folder = run_folder(self.run) or Path("runs") / run_name(self.run)
-        experiment = own_experiment(folder, self.experiment) if self.experiment else None
+        found = run_folder(self.run)
+        folder = found or Path("runs") / run_name(self.run)
+        file = self.experiment or ("" if found else self.run)
+        experiment = run_experiment(folder, classes_of(load(file)).values() if file else ())
         step: Any = int(self.step) if self.step.isdecimal() else self.step
         return restore(folder, step=step, experiment=experiment, for_training=False)
 
@@ -118,17 +127,23 @@ class Predict(Command):
         return progress(predict_inputs(run, given, top=self.top), total)
 
 
-def own_experiment(folder: Path, name: str) -> Experiment:
-    """The experiment of a run, with its options and the classes of an experiment's file."""
+def run_experiment(folder: Path, own: Iterable[type]) -> Experiment:
+    """The experiment of a run, with its options; `own` are classes that jaxbig does not ship."""
     described = read_run(folder)
     if described is None:
         raise Refused(f"{folder} holds no run: there is no file run.json.")
-    return from_run(described, classes_of(load(name)).values(), callbacks=False)
+    try:
+        return from_run(described, own, callbacks=False)
+    except Refused as error:
+        raise Refused(
+            f"the experiment of {folder} cannot be rebuilt from its run.json: {error}; give its "
+            f"file, as --experiment {experiment_file(described)}."
+        ) from None
 
 
 def print_line(prediction: Prediction) -> None:
     """Prints a prediction as a line of JSON."""
-    print(as_line(prediction), flush=True)
+    print(as_line(prediction, sys.stdout.encoding or "ascii"), flush=True)
 
 
 def progress(predictions: Iterator[Prediction], total: int | None) -> Generator[Prediction]:

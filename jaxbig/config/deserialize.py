@@ -40,14 +40,19 @@ def load_run(workdir: str | Path, own: Iterable[type] = ()) -> Experiment:
     try:
         return from_run(run, own)
     except Refused as error:
-        modules = run.get("modules")
-        names = modules.values() if isinstance(modules, dict) else ()
-        files = [f"{name.split(FILE)[1]}.py" for name in map(str, names) if FILE in name]
-        file = files[0] if files else "FILE.py"
         raise Refused(
             f"the experiment of {workdir} cannot be rebuilt from its run.json: {error}; give the "
-            f"experiment's file instead, with the run's options: {file} --workdir {workdir}."
+            f"experiment's file instead, with the run's options: {experiment_file(run)} --workdir "
+            f"{workdir}."
         ) from None
+
+
+def experiment_file(run: Mapping[str, Any]) -> str:
+    """The name of the experiment's file in the content of a `run.json`, or FILE.py."""
+    modules = run.get("modules")
+    names = modules.values() if isinstance(modules, dict) else ()
+    files = [f"{name.split(FILE)[1]}.py" for name in map(str, names) if FILE in name]
+    return files[0] if files else "FILE.py"
 
 
 def from_run(

@@ -41,7 +41,7 @@ class JsonLines(Writer):
 
     def __init__(self, file: Path):
         super().__init__(file)
-        self.opened: TextIO = file.open("w")
+        self.opened: TextIO = file.open("w", encoding="utf-8")
 
     def add(self, prediction: Prediction) -> None:
         self.opened.write(as_line(prediction) + "\n")
@@ -182,9 +182,15 @@ def cleanly(target: Path) -> Iterator[None]:
         raise Failed(f"{target} cannot be written: {error.strerror or error}.") from error
 
 
-def as_line(prediction: Prediction) -> str:
+def as_line(prediction: Prediction, encoding: str = "utf-8") -> str:
     """A prediction as a line of JSON; a picture only if it is a path."""
-    return to_json_text(without_picture(prediction.row))
+    row = without_picture(prediction.row)
+    line = to_json_text(row, ascii_only=False)
+    try:
+        line.encode(encoding)
+    except UnicodeEncodeError:  # as of a file's name that is not UTF-8
+        return to_json_text(row)
+    return line
 
 
 def without_picture(row: Mapping[str, Any]) -> dict[str, Any]:

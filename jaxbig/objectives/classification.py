@@ -201,7 +201,7 @@ def _describe_positions(found: Found, words: Words) -> dict[str, Any]:
     kinds, counts = np.unique(best, return_counts=True)
     shares = sorted(zip(-counts / best.size, kinds.tolist(), strict=True))
     row: dict[str, Any] = {
-        "shares": [{"class": words.class_name(k), "share": -share} for share, k in shares]
+        "shares": [{"class": words.class_name(k), "share": float(-share)} for share, k in shares]
     }
     if "targets" in found:
         right = (best == found["targets"]) & (found["mask"] > 0)

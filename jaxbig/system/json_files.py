@@ -32,7 +32,7 @@ def write_atomically(file: Path, content: str | bytes) -> None:
         raise Failed(f"cannot write {file}: {error.strerror or error}.") from error
 
 
-def to_json_text(value: Any, indent: int | None = None) -> str:
+def to_json_text(value: Any, indent: int | None = None, *, ascii_only: bool = True) -> str:
     """Standard JSON: a number that is not finite becomes null."""
 
     def finite(value: Any) -> Any:
@@ -42,7 +42,7 @@ def to_json_text(value: Any, indent: int | None = None) -> str:
             return [finite(item) for item in value]
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    return json.dumps(finite(value), indent=indent)
+    return json.dumps(finite(value), indent=indent, ensure_ascii=ascii_only)
 
 
 def write_json(file: Path, value: Any) -> None:
