@@ -43,6 +43,8 @@ def export_parameters(run: Run, folder: str | Path) -> dict[str, Any]:
         safetensors.numpy.save_file(
             arrays, partial / FILE, metadata={"step": str(run.step), "model": model}
         )
+        # the library lets the user alone read it
+        (partial / FILE).chmod(partial.stat().st_mode & 0o666)
         check_arrays(safetensors.numpy.load_file(partial / FILE), arrays, partial / FILE)
     return {
         "file": str(Path(folder) / FILE),

@@ -73,8 +73,8 @@ def export_stablehlo(run: Run, folder: str | Path) -> dict[str, Any]:
         `example.npz`, `predict.py` and `README.md`.
 
     Returns:
-      What `model.json` has, and `largest_difference`: that of the written model's outputs from the
-      run's, on the example.
+      `folder`, `step`, `inputs` and `outputs` as text, `platforms`, and `largest_difference`: that
+      of the written model's outputs from the run's, on the example.
 
     Raises:
       Refused: the folder is not empty, or the model cannot be called on a batch of any size.
@@ -100,7 +100,14 @@ def export_stablehlo(run: Run, folder: str | Path) -> dict[str, Any]:
             check_arrays(dict(read), arrays, partial / "parameters.npz")
         difference = stablehlo_loader.largest_difference(partial)
         check_difference(difference, outputs, getattr(run.experiment.model, "dtype", "float32"))
-    return {**described, "largest_difference": difference}
+    return {
+        "folder": str(folder),
+        "step": run.step,
+        "inputs": texts(described["inputs"]),
+        "outputs": texts(described["outputs"]),
+        "platforms": ", ".join(PLATFORMS),
+        "largest_difference": difference,
+    }
 
 
 def save_npz(file: Path, arrays: Arrays) -> None:
@@ -243,13 +250,16 @@ def shapes(arrays: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def texts(fields: dict[str, Any]) -> dict[str, str]:
+    """Arrays of `shapes` as {"inputs": "float32 [batch, 8, 8, 1]"}."""
+    return {name: f"{each['dtype']} [{each['shape']}]" for name, each in fields.items()}
+
+
 def readme(described: dict[str, Any]) -> str:
     """The text of `README.md`."""
 
     def listed(fields: dict[str, Any]) -> str:
-        return "\n".join(
-            f"- `{name}`: {each['dtype']} [{each['shape']}]" for name, each in fields.items()
-        )
+        return "\n".join(f"- `{name}`: {text}" for name, text in texts(fields).items())
 
     names = list(described["inputs"])
     call = "inputs" if names == ["inputs"] else ", ".join(f"{name}={name}" for name in names)
