@@ -5,15 +5,14 @@ Letters in shape comments: N examples to fit, M to classify, D features.
 
 import abc
 import dataclasses
+from typing import Any
 
 import numpy as np
 
 from jaxbig.config.evaluator import Evaluator
 from jaxbig.constraints import PositiveInt
 from jaxbig.data.core.dataset import Source
-from jaxbig.distributed.multihost import on_process_zero
 from jaxbig.errors import Refused
-from jaxbig.program.state import TrainState
 from jaxbig.train.passes import Evaluation, evenly
 
 
@@ -63,7 +62,7 @@ class FrozenFeatures(Evaluator):
         """The training examples to fit."""
         return evenly(evaluation.source("train"), self.most)
 
-    def run(self, evaluation: Evaluation, state: TrainState) -> dict[str, float]:
+    def run(self, evaluation: Evaluation, state: Any) -> dict[str, float]:
         fitted = evaluation.features(state, self.fitted(evaluation))
         others = evaluation.features(state, evaluation.source(self.of))
 
@@ -77,4 +76,4 @@ class FrozenFeatures(Evaluator):
             found = self.classify(features, targets, others["features"])
             return float(np.mean(found == others["targets"]))
 
-        return {"accuracy": on_process_zero(accuracy)}
+        return {"accuracy": evaluation.on_process_zero(accuracy)}

@@ -1,12 +1,11 @@
 """The evaluators of other splits and other data: the run's objective and metrics there."""
 
 import dataclasses
+from typing import Any
 
 from jaxbig.config.evaluator import Evaluator
 from jaxbig.constraints import PositiveInt
-from jaxbig.data.core.dataset import Data, Source
-from jaxbig.program.program import Program
-from jaxbig.program.state import TrainState
+from jaxbig.data.core.dataset import Data
 from jaxbig.train.passes import Evaluation
 
 
@@ -27,15 +26,15 @@ class Split(Evaluator):
         return self.name or f"{self.of}_split"
 
     def check(self, evaluation: Evaluation) -> None:
-        self.opened(evaluation)
+        self.on_data(evaluation).source(self.of)
 
-    def opened(self, evaluation: Evaluation) -> tuple[Program, Source]:
-        """The compiled functions for the data, and its examples."""
-        return evaluation.program, evaluation.source(self.of)
+    def on_data(self, evaluation: Evaluation) -> Evaluation:
+        """The evaluation on the data that is meant."""
+        return evaluation
 
-    def run(self, evaluation: Evaluation, state: TrainState) -> dict[str, float]:
-        program, source = self.opened(evaluation)
-        return evaluation.metrics(state, source, program, batches=self.batches)
+    def run(self, evaluation: Evaluation, state: Any) -> dict[str, float]:
+        there = self.on_data(evaluation)
+        return there.metrics(state, there.source(self.of), batches=self.batches)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +54,5 @@ class OtherData(Split):
     def split(self) -> str:
         return self.name or Evaluator.split.fget(self)  # type: ignore[misc]
 
-    def opened(self, evaluation: Evaluation) -> tuple[Program, Source]:
-        program = evaluation.program_on(self.data)
-        return program, evaluation.source(self.of, program)
+    def on_data(self, evaluation: Evaluation) -> Evaluation:
+        return evaluation.on(self.data)

@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -156,24 +156,22 @@ class Evaluation:
         self.experiment: Experiment = program.experiment
         self._heartbeat = heartbeat
         self._should_stop = should_stop
-        self._sources: dict[tuple[int, str], tuple[Data, Source]] = {}
-        self._programs: dict[int, tuple[Data, Program]] = {}
+        self._sources: dict[str, Source] = {}
+        self._on_others: dict[int, tuple[Data, Self]] = {}
         self._features: Any = None
 
-    def source(self, split: str, program: Program | None = None) -> Source:
-        """The examples of a split of the run's data, or of another program's.
+    def source(self, split: str) -> Source:
+        """The examples of a split of the data.
 
         Raises:
           Refused: the data has no such split.
         """
-        data = (program or self.program).experiment.data
-        key = (id(data), split)
-        if key not in self._sources:
-            self._sources[key] = (data, open_split(data, split))
-        return self._sources[key][1]
+        if split not in self._sources:
+            self._sources[split] = open_split(self.experiment.data, split)
+        return self._sources[split]
 
-    def program_on(self, data: Data) -> Program:
-        """The program of the run's model on other data, which is prepared if it is not.
+    def on(self, data: Data) -> Self:
+        """The same on other data, which is prepared if it is not.
 
         The other data gets what the run's data has learned, such as a tokenizer or the mean and
         standard deviation of columns.
@@ -181,12 +179,13 @@ class Evaluation:
         Raises:
           Refused: the model does not fit that data.
         """
-        if id(data) not in self._programs:
-            self._programs[id(data)] = (data, self._make_program_on(data))
-        return self._programs[id(data)][1]
+        if id(data) not in self._on_others:
+            program = self._program_on(with_learned(data, self.experiment.data))
+            other = type(self)(program, heartbeat=self._heartbeat, should_stop=self._should_stop)
+            self._on_others[id(data)] = (data, other)
+        return self._on_others[id(data)][1]
 
-    def _make_program_on(self, data: Data) -> Program:
-        data = with_learned(data, self.experiment.data)
+    def _program_on(self, data: Data) -> Program:
         alone = self.experiment.replace(data=data, evaluators=(), callbacks=())
         with self.program.activate():
             program = make_program(alone, list(self.program.mesh.devices.flat))
@@ -207,24 +206,32 @@ class Evaluation:
         on_process_zero(data.check)
         return program
 
+    def pause(self) -> None:
+        """To be called now and then by an evaluator that computes for long by itself.
+
+        Raises:
+          StopRequestedError: the run is asked to save and stop; let it pass.
+        """
+        self._heartbeat()
+        if self._should_stop():
+            raise StopRequestedError
+
+    def on_process_zero(self, act: Callable[[], Any]) -> Any:
+        """Calls a function on process 0 alone; its result, plain JSON, on every process."""
+        return on_process_zero(act)
+
     def metrics(
-        self,
-        state: TrainState,
-        source: Source,
-        program: Program | None = None,
-        *,
-        batches: int | None = None,
+        self, state: TrainState, source: Source, *, batches: int | None = None
     ) -> dict[str, float]:
         """The metrics of the run's objective and of its `metrics` over the examples of a source.
 
         Args:
           state: what is evaluated.
           source: the examples.
-          program: if they are of other data, that of `program_on`.
           batches: only the first ones; None: every example once.
         """
         found = evaluate(
-            limited(program or self.program, batches),
+            limited(self.program, batches),
             state,
             source,
             heartbeat=self._heartbeat,

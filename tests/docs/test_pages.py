@@ -297,12 +297,13 @@ def test_recipe_trains_and_predicts(
 
 TOGETHER = {
     "on_digits": """
-import own_callback, own_metric, own_model, own_optimizer
+import own_callback, own_evaluator, own_metric, own_model, own_optimizer
 
 
 def config():
     return own_model.config().replace(
         metrics=own_metric.config().metrics,
+        evaluators=own_evaluator.config().evaluators,
         optimizer=own_optimizer.config().optimizer,
         callbacks=own_callback.config().callbacks,
     )

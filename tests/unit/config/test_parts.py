@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from jaxbig import data, models, objectives, optim
+from jaxbig import data, evaluators, models, objectives, optim
 from jaxbig.cli.main import run
 from jaxbig.config.experiment import Experiment
 from jaxbig.config.parts import ROOMS, describe_part, format_type, list_parts
@@ -23,6 +23,7 @@ def test_every_public_class_is_in_a_room_and_has_a_summary() -> None:
     public = {name for package in (models, objectives, data, optim) for name in package.__all__}
     assert public - names == BASES and len(names) == len(found)
     assert {row["room"] for row in found} == {*ROOMS}
+    assert {*evaluators.__all__} - names == {"lm_eval_model"}
     assert all(20 < len(row["summary"]) < 300 for row in found)
     rooms = {row["class"]: row["room"] for row in found}
     assert rooms["Decoder"] == "models" and rooms["Conv"] == "layers"
