@@ -250,7 +250,14 @@ class Block(TransformerFields, kw_only=True):
             x,
             "attention",
             lambda y: attention(
-                y, None, c.segments, None, c.positions, scores, c.offset, cache, c.padding, windowed
+                y,
+                segments=c.segments,
+                positions=c.positions,
+                scores=scores,
+                offset=c.offset,
+                cache=cache,
+                padding=c.padding,
+                windowed=windowed,
             ),
         )
         if self.cross:

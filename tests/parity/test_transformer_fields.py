@@ -171,7 +171,7 @@ def test_mlp_bias_alone_is_on_the_mlp() -> None:
 
 def test_logits_are_capped_by_their_tanh() -> None:
     x = np.arange(10, dtype=np.int32).reshape(2, 5)
-    model = Decoder(**SMALL)
+    model = Decoder(**(SMALL | {"depth": 1}))
     p = weights(model, x)
     logits = run(model, p, x)
     capped = run(model.clone(logit_soft_cap=1.5), p, x)
@@ -181,7 +181,9 @@ def test_logits_are_capped_by_their_tanh() -> None:
 
 def test_scaled_logits_are_over_the_root_of_the_width() -> None:
     x = np.arange(1, 9, dtype=np.int32).reshape(2, 4)
-    model = EncoderDecoder(**SMALL, positions="relative", attention_scale=1.0, head_width=3)
+    model = EncoderDecoder(
+        **(SMALL | {"depth": 1}), positions="relative", attention_scale=1.0, head_width=3
+    )
     p = weights(model, x, x)
     scaled = run(model.clone(scale_logits=True), p, x, x)
     np.testing.assert_allclose(scaled, run(model, p, x, x) / 4, rtol=1e-5, atol=1e-5)
