@@ -12,7 +12,8 @@ from jaxbig.cli.experiment_command import RunCommand
 from jaxbig.cli.tables import pairs
 from jaxbig.config.options import Flag
 from jaxbig.errors import Refused
-from jaxbig.inference.import_pretrained import import_pretrained
+from jaxbig.inference.import_pretrained import WITHOUT, import_pretrained, own_experiment
+from jaxbig.pretrained.load import open_pretrained
 from jaxbig.system.exit_codes import DONE
 
 
@@ -25,10 +26,11 @@ class Import(RunCommand):
     """
 
     into: str = ""
-    """The experiment whose run it becomes."""
+    """The experiment whose run it becomes. Empty: one of the folder's language model, to generate
+    and export; its data are synthetic texts."""
     take_fields: Flag = False
-    """Give the experiment's model the fields of the folder's config.json; else they must be
-    equal."""
+    """Give the experiment's model the fields of the folder's config.json, and its data the folder's
+    tokenizer; else they must be equal."""
     source: tyro.conf.Suppress[Path] = Path()
 
     @classmethod
@@ -41,12 +43,8 @@ class Import(RunCommand):
             )
         source, *options = arguments
         words = [part for option in options for part in option.split("=", 1)]
-        if "--into" not in words[:-1]:
-            raise Refused(
-                f"{word} needs --into EXPERIMENT, whose run it makes; `jaxbig list` lists them."
-            )
-        name = words[words.index("--into") + 1]
-        parsed = super().from_arguments(word, [name, *options])
+        into = words[words.index("--into") + 1] if "--into" in words[:-1] else WITHOUT
+        parsed = super().from_arguments(word, [into, *options])
         return dataclasses.replace(parsed, source=Path(source))
 
     @property
@@ -56,11 +54,12 @@ class Import(RunCommand):
 
     def __call__(self) -> int:
         screen = self.screen()
-        run = import_pretrained(
-            self.source, self.experiment, self.folder, take_fields=self.take_fields
-        )
+        experiment = self.experiment
+        if not self.into:
+            experiment = own_experiment(open_pretrained(self.source), experiment)
+        run = import_pretrained(self.source, self.folder, experiment, take_fields=self.take_fields)
         result = {"workdir": str(run.directory), "step": run.step}
         self.emit(result, ("", pairs("imported", result)))
-        for command in ("evaluate", "train"):
+        for command in ("evaluate", "train") if self.into else ("generate",):
             screen.say(shlex.join(["jaxbig", command, str(run.directory)]))
         return DONE

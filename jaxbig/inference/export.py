@@ -1,6 +1,7 @@
 """`jb.export`: writes a run's model for other programs; the format of Hugging Face."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,6 +20,7 @@ from jaxbig.pretrained.find_family import family_of_model, find_family
 from jaxbig.pretrained.load import load, open_pretrained, table_name
 from jaxbig.pretrained.preprocessing import write_preprocessing
 from jaxbig.pretrained.side_files import CONFIG, FOLDER, copy_side_files
+from jaxbig.pretrained.vocabulary import FILE as TOKENIZER
 from jaxbig.pretrained.weight_files import SHARD_BYTES, read_object, write_tensors
 from jaxbig.pretrained.weight_table import Slot, Table
 from jaxbig.system.disk import new_folder
@@ -78,6 +80,7 @@ def export_huggingface(
     chosen = choose_family(run, original, family)
     with new_folder(folder) as partial:
         copy_side_files(original, partial, leave_out=(CONFIG,))
+        copy_tokenizer(run, partial)
         file = original / CONFIG
         config = read_object(file) if file.exists() else {}
         leaves = weights_of(run.state)
@@ -103,6 +106,21 @@ def choose_family(run: Run, original: Path, name: str) -> Family:
     if not name and (original / CONFIG).exists():
         return family_of_model(model, find_family(read_object(original / CONFIG)).model_type)
     return family_of_model(model, name)
+
+
+def copy_tokenizer(run: Run, folder: Path) -> None:
+    """Adds the tokenizer that a run's data has learned or read, where no other came along."""
+    kept = run.directory / TOKENIZER
+    if (folder / TOKENIZER).exists() or not kept.exists():
+        return
+    shutil.copyfile(kept, folder / TOKENIZER)
+    tokenizer: Any = getattr(run.experiment.data, "tokenizer", None)
+    names = {number: name for name, number in tokenizer.special_tokens.items()}
+    roles = {"end": "eos_token", "start": "bos_token", "pad": "pad_token", "mask": "mask_token"}
+    found = {key: tokenizer.special(role) for role, key in roles.items()}
+    described = {key: names[number] for key, number in found.items() if number is not None}
+    described["tokenizer_class"] = "PreTrainedTokenizerFast"
+    (folder / "tokenizer_config.json").write_text(json.dumps(described, indent=2) + "\n")
 
 
 def write_weights(

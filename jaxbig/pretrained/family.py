@@ -144,13 +144,15 @@ class Family(abc.ABC):
         """
         if not isinstance(model, self.module):
             return [f"model: {self.module.__name__} there, {type(model).__name__} here"]
-        there = resolved(self.fields(config))
+        fields = self.fields(config)
+        there = resolved(fields)
         here = field_values(model)
-        names = [name for name in self.fields(config) if name in here or name in there]
         return [
             f"{name}: {there.get(name)!r} there, {here.get(name)!r} here"
-            for name in names
-            if there.get(name) != here.get(name) and (heads or name not in self.of_heads)
+            for name, value in fields.items()
+            if there.get(name) != here.get(name)
+            and (heads or name not in self.of_heads)
+            and (value is not None or getattr(model, name) is not None)  # else it follows others
         ]
 
     def config_of(self, model: nn.Module) -> Config:

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,9 +12,14 @@ from flax.traverse_util import unflatten_dict
 from jaxbig.adapt.other_run import AVERAGES, FROZEN_PARAMETERS
 from jaxbig.adapt.weights import MASTERS
 from jaxbig.arrays.tree import flatten_with_paths
+from jaxbig.config.experiment import Experiment
+from jaxbig.data.core.dataset import Data
+from jaxbig.data.tokenize.tokenizers import BytePairs, Bytes
 from jaxbig.errors import Refused
 from jaxbig.pretrained.load import PARAMETERS, VARIABLES, Pretrained, load, table_name
 from jaxbig.pretrained.preprocessing import preprocessing_differences
+from jaxbig.pretrained.vocabulary import FILE as TOKENIZER
+from jaxbig.pretrained.vocabulary import first_difference, read_tokenizer, vocabulary
 from jaxbig.program.program import Program
 from jaxbig.program.state import TrainState
 
@@ -104,6 +110,18 @@ def draw(program: Program, leaves: dict[str, jax.ShapeDtypeStruct]) -> dict[str,
     return jax.jit(some, out_shardings={path: leaf.sharding for path, leaf in leaves.items()})()
 
 
+def refuse_misfit(source: Pretrained, experiment: Experiment, *, heads: bool = True) -> None:
+    """Raises `Refused` if a folder's model or its tokens are not the experiment's.
+
+    Args:
+      source: the folder.
+      experiment: with data that is prepared.
+      heads: whether the heads of the models are compared too.
+    """
+    refuse_differences(source, experiment.model, heads=heads)
+    refuse_other_tokens(source, experiment.data)
+
+
 def refuse_differences(source: Pretrained, model: Any, *, heads: bool = True) -> None:
     """Raises `Refused` if the folder's model is another; the message names every difference."""
     lines = source.differences(model, heads=heads)
@@ -111,4 +129,22 @@ def refuse_differences(source: Pretrained, model: Any, *, heads: bool = True) ->
         raise Refused(
             f"{source.folder} has another model ({'; '.join(lines)}): give the model these fields, "
             f"or name another folder."
+        )
+
+
+def refuse_other_tokens(source: Pretrained, data: Data) -> None:
+    """Raises `Refused` if the folder has a tokenizer.json, and the data another vocabulary."""
+    file = source.folder / TOKENIZER
+    tokenizer = getattr(data, "tokenizer", None)
+    if not file.exists() or not isinstance(tokenizer, BytePairs | Bytes):
+        return
+    there = vocabulary(read_tokenizer(file.read_bytes(), file))
+    here = {}
+    if isinstance(tokenizer, BytePairs):
+        here = vocabulary(read_tokenizer(tokenizer.data, Path(tokenizer.file)))
+    if difference := first_difference(there, here):
+        raise Refused(
+            f"{file} has {len(there):,} tokens, and {type(data).__name__} has others, "
+            f"{tokenizer.vocab:,} of {type(tokenizer).__name__} ({difference}): the model knows "
+            f"its own alone; take data with a tokenizer, and give it this file."
         )

@@ -35,6 +35,7 @@ from jaxbig.distributed.sharding import replicated
 from jaxbig.distributed.watchdog import COMPILES, PREPARES, Heartbeat
 from jaxbig.errors import Refused
 from jaxbig.pretrained.load import open_pretrained
+from jaxbig.pretrained.side_files import FOLDER, copy_side_files
 from jaxbig.program.bad_steps import as_asked, as_saved
 from jaxbig.program.mixed_precision import reset_master_weights
 from jaxbig.program.program import Program
@@ -43,7 +44,7 @@ from jaxbig.program.teacher import TEACHER
 from jaxbig.system.environment import RANDOM, config
 from jaxbig.system.json_files import write_atomically, write_json
 from jaxbig.train.bad_step_policy import LEFT_OUT
-from jaxbig.train.pretrained_state import pretrained_state, refuse_differences, weights_of
+from jaxbig.train.pretrained_state import pretrained_state, refuse_misfit, weights_of
 from jaxbig.train.rewind import is_rewound, keep_aside
 from jaxbig.train.run_description import ADOPT, describe, read_run
 from jaxbig.train.teacher import teacher_identity
@@ -239,7 +240,7 @@ def initialize(
     elif weights is None and source.run:
         weights = best_weights(program, report)
     elif weights is None and source.huggingface:
-        return initialize_from_folder(program, run)
+        return initialize_from_folder(program, workdir, run)
     refuse_other_weights(run, weights, source.run)
     heartbeat(0, COMPILES)
     state = program.init()
@@ -247,12 +248,13 @@ def initialize(
 
 
 def initialize_from_folder(
-    program: Program, run: dict[str, Any] | None
+    program: Program, workdir: Path, run: dict[str, Any] | None
 ) -> tuple[TrainState, Restored]:
     """The state before the first step with weights of a folder as Hugging Face has them.
 
     Args:
       program: of the run.
+      workdir: its directory, which keeps the folder's tokenizer.
       run: the content of its `run.json`, None if there is none.
 
     Returns:
@@ -260,11 +262,12 @@ def initialize_from_folder(
     """
     source = program.experiment.initialize_from
     pretrained = open_pretrained(source.huggingface)
-    refuse_differences(pretrained, program.experiment.model, heads=False)
+    refuse_misfit(pretrained, program.experiment, heads=False)
     state, fresh = pretrained_state(program, pretrained, pattern=source.pattern)
     refuse_frozen(program, dict.fromkeys(fresh, "missing"))
     weights = Restored(0, {}, digests(weights_of(state))[1])
     refuse_other_weights(run, weights, source.huggingface)
+    on_process_zero(lambda: copy_side_files(pretrained.folder, workdir / FOLDER))
     return state, weights
 
 
