@@ -13,7 +13,6 @@ from jaxbig.cli.tables import pairs
 from jaxbig.config.options import Flag
 from jaxbig.errors import Refused
 from jaxbig.inference.import_pretrained import WITHOUT, import_pretrained, own_experiment
-from jaxbig.pretrained.load import open_pretrained
 from jaxbig.system.exit_codes import DONE
 
 
@@ -56,7 +55,7 @@ class Import(RunCommand):
         screen = self.screen()
         experiment = self.experiment
         if not self.into:
-            experiment = own_experiment(open_pretrained(self.source), experiment)
+            experiment = own_experiment(self.source, experiment)
         run = import_pretrained(self.source, self.folder, experiment, take_fields=self.take_fields)
         result = {"workdir": str(run.directory), "step": run.step}
         self.emit(result, ("", pairs("imported", result)))

@@ -67,7 +67,7 @@ def import_pretrained(
         )
     pretrained = open_pretrained(source)
     if experiment is None:
-        experiment = own_experiment(pretrained, load(WITHOUT))
+        experiment = own_experiment(source, load(WITHOUT))
     elif take_fields:
         experiment = with_tokenizer(with_fields(experiment, pretrained), pretrained)
     refuse_differences(pretrained, experiment.model)
@@ -81,13 +81,14 @@ def import_pretrained(
     return make_run(Path(directory), program, state, 0)
 
 
-def own_experiment(pretrained: Pretrained, base: Experiment) -> Experiment:
+def own_experiment(source: str | Path, base: Experiment) -> Experiment:
     """An experiment with the causal language model of a folder, on synthetic texts.
 
     Args:
-      pretrained: the folder, which has a tokenizer too.
+      source: the folder, which has a tokenizer too.
       base: gives the rest.
     """
+    pretrained = open_pretrained(source)
     tokenizer = tokenizer_of(pretrained)
     if tokenizer is None or not isinstance(base.model, pretrained.family.module):
         raise Refused(
