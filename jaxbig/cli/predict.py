@@ -34,7 +34,7 @@ from jaxbig.system.accelerators import skip_absent_tpu
 from jaxbig.system.exit_codes import DONE
 from jaxbig.system.json_files import to_json_text
 from jaxbig.tracking.console import Screen
-from jaxbig.train.run import Run, restore
+from jaxbig.train.run import Run, open_run_split, restore
 from jaxbig.train.run_description import read_run
 
 log = logging.getLogger("jaxbig")
@@ -118,13 +118,16 @@ class Predict(Command):
         return restore(folder, step=step, experiment=experiment, for_training=False)
 
     def counted(self, run: Run) -> Generator[Prediction]:
-        """Yields the predictions, and shows how many there are."""
+        """The predictions; how many there are is shown unless they are."""
+        hidden = self.output is not None or self.json or not sys.stdout.isatty()
+        show = progress if hidden and not self.quiet else passed_on
         if self.split:
-            return progress(predict_split(run, self.split, top=self.top), None)
+            source = open_run_split(run, self.split)
+            return show(predict_split(run, source, self.split, top=self.top), len(source))
         data = run.experiment.data
         given = inputs_of(data, list(self.text)) if self.text else inputs_at(data, self.inputs)
         total = len(given) if isinstance(given, list) else None
-        return progress(predict_inputs(run, given, top=self.top), total)
+        return show(predict_inputs(run, given, top=self.top), total)
 
 
 def run_experiment(folder: Path, own: Iterable[type]) -> Experiment:
@@ -147,16 +150,22 @@ def print_line(prediction: Prediction) -> None:
 
 
 def progress(predictions: Iterator[Prediction], total: int | None) -> Generator[Prediction]:
-    """Yields the predictions; shows on standard error how many, unless they are on the terminal."""
+    """Yields the predictions, and shows on standard error how many of how many there are."""
     console = Console(stderr=True)
-    if console.is_terminal and not sys.stdout.isatty():
+    if console.is_terminal:
         columns = (MofNCompleteColumn(), BarColumn(bar_width=None), TimeRemainingColumn())
         with Progress("predicted", *columns, console=console, transient=True) as bar:
             yield from bar.track(predictions, total=total)
         return
-    shown = time.monotonic()
+    shown = 0.0
     for number, each in enumerate(predictions, 1):
         yield each
-        if time.monotonic() > shown + LOG_EVERY_S and not sys.stdout.isatty():
+        shown = shown or time.monotonic()
+        if time.monotonic() > shown + LOG_EVERY_S:
             shown = time.monotonic()
             log.info("%s%s predicted", f"{number:,}", f" of {total:,}" if total else "")
+
+
+def passed_on(predictions: Iterator[Prediction], total: int | None) -> Generator[Prediction]:
+    """Yields the predictions."""
+    yield from predictions

@@ -81,7 +81,7 @@ def predict(
         raise Refused("give either inputs, or a split of the run's data.")
     run = with_batch(run, batch)
     if split:
-        found = predict_split(run, split, top=top)
+        found = predict_split(run, open_run_split(run, split), split, top=top)
     else:
         found = predict_inputs(run, inputs_of(run.experiment.data, inputs), top=top)
     return [prediction.row for prediction in found]
@@ -105,9 +105,8 @@ def predict_inputs(run: Run, inputs: Iterable[Input], *, top: int = TOP) -> Iter
     return held_back(predict_batches(run, batches, top=top, known=False))
 
 
-def predict_split(run: Run, split: str, *, top: int = TOP) -> Iterator[Prediction]:
+def predict_split(run: Run, source: Source, split: str, *, top: int = TOP) -> Iterator[Prediction]:
     """Yields the prediction of each example of a split; what is known of it is in it too."""
-    source = open_run_split(run, split)
     batches = split_batches(source, split, run.experiment.data.batch)
     carried = is_contiguous(source)
     return held_back(predict_batches(run, batches, top=top, known=True, carried=carried))

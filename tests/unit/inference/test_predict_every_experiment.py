@@ -32,6 +32,7 @@ def shared(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Little data, and a run is compiled once though it is restored by a command."""
     joined = Library.joined
     monkeypatch.setattr(Library, "joined", lambda data, split: joined(data, split)[:TEXT])
+    monkeypatch.setattr(trainer, "draw_attention", lambda *arguments: False)  # slow to compile
     count = ArraySource.__len__
     monkeypatch.setattr(ArraySource, "__len__", lambda source: min(count(source), EXAMPLES))
     make = share_programs()
