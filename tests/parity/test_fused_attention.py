@@ -128,3 +128,15 @@ def test_fused_attention_that_cannot_be_is_refused_in_words(
     with pytest.raises(Refused, match=r"compute capability 8\.0"):
         attend(x, x, x, causal=True, kernel="fused")
     assert attend(x, x, x, causal=True).shape == x.shape  # auto takes the plain one
+
+
+def test_scores_with_a_soft_cap_are_computed_by_the_plain_kernel(gpu: list[Any]) -> None:
+    x = jnp.zeros((2, 8, 4, 16), jnp.bfloat16)
+
+    def program(**options: Any) -> str:
+        return str(jax.make_jaxpr(lambda x: attend(x, x, x, causal=True, **options))(x))
+
+    assert "tanh" not in program() and "dot_product_attention" in program()
+    assert "tanh" in program(cap=9.0) and "dot_product_attention" not in program(cap=9.0)
+    with pytest.raises(Refused, match="no soft cap"):
+        program(cap=9.0, kernel="fused")
