@@ -171,9 +171,14 @@ def named_classes(added: Config, before: Config, data: Any) -> Config:
       before: that of the folder that the run was imported from.
       data: of the run, or None.
     """
+    own = list(getattr(data, "names", ()))
+    if own and len(own) == added.get("num_classes"):  # of timm
+        return {"label_names": own}
     if "id2label" not in added:
         return {}
-    for names in (list(getattr(data, "names", ())), list(before.get("id2label", {}).values())):
+    labels = before.get("id2label", {})
+    numbers = sorted(labels, key=int)  # a file may have them in the order of their text
+    for names in (own, [labels[number] for number in numbers]):
         if len(names) == len(added["id2label"]):
             return class_names(names)
     return {}

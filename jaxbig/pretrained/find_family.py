@@ -49,13 +49,15 @@ def family_of_model(model: nn.Module, name: str = "") -> Family:
     if name and name not in known:
         raise Refused(f"--family {name}: it must be one of {', '.join(sorted(known))}.")
     reasons = []
-    for family in [known[name]] if name else known.values():
+    same = [family for family in known.values() if isinstance(model, family.module)]
+    for family in [known[name]] if name else same:
         try:
             family.config_of(model)
             return family
         except Refused as error:
             reasons.append(f"{family.model_type}: {error}")
+    why = f" ({'; '.join(reasons)})" if reasons else ""
     raise Refused(
-        f"the model is of no family that Hugging Face has ({'; '.join(reasons)}): "
+        f"the model, a {type(model).__name__}, is of no family that Hugging Face has{why}: "
         f"--format safetensors writes any model's parameters."
     )

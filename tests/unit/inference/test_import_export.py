@@ -16,6 +16,7 @@ from jaxbig.config.experiment import Experiment
 from jaxbig.distributed.mesh import Mesh
 from jaxbig.errors import Failed, Refused
 from jaxbig.inference import export as exporting
+from jaxbig.pretrained.family import class_names, numbered_classes
 from jaxbig.pretrained.load import open_pretrained
 from jaxbig.pretrained.weight_files import SINGLE
 from jaxbig.program.program import make_program
@@ -184,3 +185,26 @@ def test_commands_import_and_export(
     ):
         with pytest.raises(Refused, match=message):
             command(wrong)
+
+
+class Named:
+    """Data whose classes have names."""
+
+    names = ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("added", "before", "data", "expected"),
+    [
+        (numbered_classes(2), {}, Named(), class_names(("cat", "dog"))),
+        (numbered_classes(2), {"id2label": {"1": "b", "0": "a"}}, None, class_names(("a", "b"))),
+        (numbered_classes(3), class_names(("a", "b")), Named(), {}),
+        ({"num_classes": 2}, {}, Named(), {"label_names": ["cat", "dog"]}),
+        ({"num_classes": 3}, {}, Named(), {}),
+    ],
+    ids=["data", "folder", "other numbers", "timm", "timm, another number"],
+)
+def test_classes_of_an_export_are_named_by_the_data_or_the_folder_before(
+    added: Any, before: Any, data: Any, expected: Any
+) -> None:
+    assert exporting.named_classes(added, before, data) == expected
