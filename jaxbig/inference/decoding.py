@@ -147,7 +147,7 @@ def advance(
         if translates(decoding.model):
             return model.decode(tokens, rows.memory, cache=places)[:, -1]
         hidden = model.hidden(tokens, padding=rows.padding, cache=places)
-        return model.logits(hidden[:, -1:])[:, 0]
+        return model.next_logits(hidden[:, -1])
 
     given = variables if cache is None else {**variables, "cache": cache}
     apply: Any = nn.apply(last_logits, decoding.model, mutable=["cache"])

@@ -348,7 +348,7 @@ class Text:
 
 def check_model(model: Any) -> None:
     """Raises `Refused` for a model that writes no texts."""
-    continues = hasattr(model, "hidden") and hasattr(model, "logits")
+    continues = hasattr(model, "hidden") and hasattr(model, "next_logits")
     if not continues and not translates(model):
         raise Refused(
             f"{type(model).__name__} writes no texts: generate needs a run of a language model "

@@ -9,6 +9,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from jaxbig.arrays.dtypes import upcast
 from jaxbig.models.layers.basic import Embedding, Linear, constrain, soft_cap, to_logits
@@ -71,6 +72,17 @@ class TokenHead(TokenTables):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden states [B, L, D] -> logits [B, L, V], float32."""
         return soft_cap(to_logits(hidden, self.unembedding()), self.logit_soft_cap)
+
+    def next_logits(self, hidden: jax.Array) -> jax.Array:
+        """The last hidden state of each row [B, D] -> logits [B, V], float32.
+
+        The table is multiplied as it is stored. XLA:CPU needs three times as long for the product
+        with its transpose, which it would make of this one but for the barrier.
+        """
+        table = constrain(self.unembedding().T.astype(hidden.dtype), "vocab", "embed")
+        product = jnp.einsum("vd,bd->vb", constrain(table, "vocab", None), hidden)
+        logits = jax.lax.optimization_barrier(upcast(product)).T
+        return constrain(soft_cap(logits, self.logit_soft_cap), "batch", "vocab")
 
 
 def logits_of(hidden: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
