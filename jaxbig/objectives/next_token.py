@@ -78,7 +78,10 @@ class NextToken(Objective):
         return cross_entropy(logits, targets), jnp.argmax(logits, axis=-1) == targets, square
 
     def _chunked_values(self, forward: Any, batch: Batch, train: bool) -> tuple[jax.Array, ...]:
-        """Like `_values`, from the model's hidden states, with one chunk of logits in memory."""
+        """Like `_values`, from the model's hidden states, with one chunk of logits in memory.
+
+        A model's field `logit_soft_cap`, where it has one, bounds them as `Decoder` does.
+        """
         if not (hasattr(forward, "hidden") and hasattr(forward, "unembedding")):
             raise Refused(
                 f"chunks {self.chunks}: {type(forward).__name__} has no `hidden` and "
