@@ -21,6 +21,8 @@ PARAMETERS = "params/"
 VARIABLES = "variables/"
 SHOWN = 3
 """The most names in a message."""
+READ_BYTES = 2**26
+"""How much of a leaf is read at once, at most, but for one entry of its first axis."""
 FLOATS = tuple(name for name in DTYPES if "F" in name)
 """The dtypes of weights that are read."""
 
@@ -220,11 +222,34 @@ def place(leaf: jax.ShapeDtypeStruct, read: Callable[[Index], np.ndarray]) -> ja
         devices.setdefault(bounds, []).append(device)
     shards = []
     for bounds, places in devices.items():
-        part = read(tuple(slice(*each) for each in bounds)).astype(leaf.dtype, copy=False)
+        part = read_cast(bounds, leaf.dtype, read)
         for device in places:
             at = jax.sharding.SingleDeviceSharding(device, memory_kind=sharding.memory_kind)
             shards.append(jax.device_put(part, at))
     return jax.make_array_from_single_device_arrays(leaf.shape, sharding, shards, dtype=leaf.dtype)
+
+
+def read_cast(
+    bounds: tuple[tuple[int, int], ...], dtype: Any, read: Callable[[Index], np.ndarray]
+) -> np.ndarray:
+    """A part of a leaf in its dtype, of which `READ_BYTES` are read at once, in that of the file.
+
+    Args:
+      bounds: start and stop on each axis.
+      dtype: of the leaf.
+      read: gives the part at an index.
+    """
+    part = np.empty([stop - start for start, stop in bounds], dtype)
+    if not bounds:
+        part[...] = read(())
+        return part
+    (first, last), *others = bounds
+    rows = max(1, READ_BYTES * max(last - first, 1) // max(part.nbytes, 1))
+    for start in range(first, last, rows):
+        stop = min(start + rows, last)
+        index = (slice(start, stop), *(slice(*each) for each in others))
+        part[start - first : stop - first] = read(index)
+    return part
 
 
 def is_any(name: str, patterns: Sequence[str]) -> bool:

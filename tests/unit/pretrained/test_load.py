@@ -17,6 +17,7 @@ from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.errors import Refused
 from jaxbig.inference.export import write_weights
 from jaxbig.models.language_model import Decoder, Encoder
+from jaxbig.pretrained import load as loading
 from jaxbig.pretrained.find_family import all_families, family_of_model
 from jaxbig.pretrained.load import load, open_pretrained
 from jaxbig.pretrained.weight_files import SINGLE, WeightFolder
@@ -103,6 +104,23 @@ def test_each_shard_reads_its_part_alone(
             assert {shard.data.size for shard in leaf.addressable_shards} == {leaf.size // 8}
     assert max(sizes) <= 8 * 8 * 3  # the key and value of one layer, whose heads do not divide
     assert sum(sizes) < 1.1 * sum(each.size for each in weights(MODEL).values())
+
+
+def test_large_leaf_is_read_in_pieces(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "READ_BYTES", 64)
+    sizes: list[int] = []
+    read = WeightFolder.read
+
+    def count(self: WeightFolder, name: str, index: Any) -> np.ndarray:
+        part = read(self, name, index)
+        sizes.append(part.nbytes)
+        return part
+
+    monkeypatch.setattr(WeightFolder, "read", count)
+    loaded = load(open_pretrained(folder), MODEL, abstract(MODEL))
+    for path, each in weights(MODEL).items():
+        np.testing.assert_array_equal(loaded.leaves[path], each)
+    assert max(sizes) == 4 * 32  # one input's row of the largest kernel
 
 
 def change_config(**changes: Any) -> Callable[[Path], None]:
