@@ -327,3 +327,47 @@ def test_an_objective_of_ones_own_predicts_the_outputs_of_the_model(
     rows = jb.predict(run, images)
     outputs = np.array([row["outputs"] for row in rows], np.float32)
     assert np.array_equal(outputs, jb.apply(run, images))
+
+
+@pytest.mark.slow
+def test_a_command_takes_own_classes_from_the_file_of_the_experiment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(OWN)
+    experiment = jb.load("mine.py")
+    run = jb.fit(experiment, "runs/mine")
+    with pytest.raises(jb.Refused, match=r"not ship its Mine; give its file, as --experiment mine"):
+        command_line.run(["predict", "runs/mine", "--split", "eval"])
+    Path("new.jsonl").write_text(json.dumps({"image": np.zeros((8, 8)).tolist()}) + "\n")
+    rows = command(capsys, "runs/mine", "new.jsonl", "--experiment", "mine.py")
+    assert rows == command(capsys, "mine.py", "new.jsonl") == jb.predict(run, "new.jsonl")
+
+
+OWN = """
+import dataclasses
+
+import jaxbig as jb
+
+
+@dataclasses.dataclass(frozen=True)
+class Mine(jb.objectives.Classification):
+    def describe(self, found, words, *, top):
+        return {"answer": super().describe(found, words, top=top)["class"]}
+
+
+def config():
+    model = jb.models.ConvNet(layers=(jb.models.Dense(16),), classes=10)
+    parent = jb.load("digits_convnet").replace(model=model, objective=Mine(classes=10))
+    return parent.replace(steps=2, evaluate_every=2, checkpoint_every=2)
+"""
+
+
+def test_a_mask_token_is_read_where_its_name_stands_in_a_text_to_predict() -> None:
+    records = jb.data.Synthetic(texts=("text",))
+    data = jb.data.TokenRows(records=records, length=8, batch=2)
+    example = data.read_unlabeled({"text": "a<mask>c"})
+    assert example["inputs"].tolist() == [97, data.mask_token, 99, 0, 0, 0, 0, 0]
+    assert example["lengths"] == 4 and example["mask"].tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
+    plain = {"text": "a text that is cut"}
+    assert str(data.read_unlabeled(plain)) == str(data.read(plain))
