@@ -106,7 +106,7 @@ def test_each_shard_reads_its_part_alone(
     assert sum(sizes) < 1.1 * sum(each.size for each in weights(MODEL).values())
 
 
-def test_large_leaf_is_read_in_pieces(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_leaf_is_read_a_part_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "READ_BYTES", 64)
     sizes: list[int] = []
     read = WeightFolder.read
