@@ -103,6 +103,11 @@ class Translator(Model):
     ) -> jax.Array:
         """Target tokens before each position [B, T] -> logits [B, T, V], float32."""
 
+    @nn.nowrap
+    def features(self, *arguments: Any, **named: Any) -> jax.Array:
+        """Raises `Refused`: a translator has no classifier head."""
+        raise without_features(self)
+
     def __call__(
         self,
         inputs: jax.Array,
@@ -127,11 +132,16 @@ def head_input(model: Any, *arguments: Any, **named: Any) -> jax.Array:
     with nn.intercept_methods(keep):
         model(*arguments, **named)
     if not seen:
-        raise Refused(
-            f"{type(model).__name__} has no ClassifierHead, whose input would be its features: "
-            f"give it a method features(self, inputs, train=False) that returns them [B, D]."
-        )
+        raise without_features(model)
     return seen[-1]
+
+
+def without_features(model: nn.Module) -> Refused:
+    """The error for a model whose features are not known."""
+    return Refused(
+        f"{type(model).__name__} has no ClassifierHead, whose input would be its features: give it "
+        f"a method features(self, inputs, train=False) that returns them [B, D]."
+    )
 
 
 def model_class(model: nn.Module) -> Any:

@@ -49,6 +49,7 @@ def prompts(folder: Path, *lines: Any) -> str:
     return str(file)
 
 
+@pytest.mark.slow
 def test_language_model_that_knows_a_text_continues_it(tmp_path: Path) -> None:
     given = [
         {"prompt": "to", "reference": " be"},

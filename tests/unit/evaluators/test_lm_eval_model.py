@@ -61,6 +61,7 @@ def test_continuations_have_the_probabilities_of_the_logits(run: Run) -> None:
         assert greedy == likeliest
 
 
+@pytest.mark.slow
 def test_likeliest_token_is_greedy(run: Run) -> None:
     scores = LanguageModelScores(run)
     each = [scores.continuation("a", chr(number)) for number in range(1, 128)]

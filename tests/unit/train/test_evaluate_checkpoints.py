@@ -123,6 +123,7 @@ def test_damaged_checkpoint_is_an_error(run: Any) -> None:
         list(evaluate_checkpoints(experiment, folder))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shared_programs")
 def test_watching_waits_for_the_run_and_ends_with_it(
     tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -167,13 +168,13 @@ def test_options_that_contradict_each_other_are_refused(options: list[str], said
         command()
 
 
-@pytest.mark.usefixtures("shared_programs")
-def test_evaluators_of_an_experiment_without_any_are_refused(tiny: Make, tmp_path: Path) -> None:
-    fit(tiny(steps=1), tmp_path, Screen(quiet=True))
+def test_evaluators_of_an_experiment_without_any_are_refused(run: Any) -> None:
+    experiment, folder = run
     with pytest.raises(Refused, match="--evaluators: the experiment has none"):
-        evaluate_run(tiny(steps=1), tmp_path, evaluators=True)
+        evaluate_run(experiment.replace(evaluators=()), folder, evaluators=True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shared_programs")
 def test_command_prints_a_row_for_each_checkpoint(
     tiny: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]

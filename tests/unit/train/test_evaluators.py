@@ -166,7 +166,8 @@ def test_each_part_of_a_mixture_is_evaluated_apart() -> None:
 # -- interrupted and resumed
 
 
-@pytest.mark.parametrize("stop_at", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stop_at", [2, 3])
 def test_run_that_was_stopped_in_an_evaluator_has_the_same_rows_in_the_end(
     stop_at: int, tiny: Make, tmp_path: Path
 ) -> None:
@@ -228,6 +229,7 @@ WRONG = {
         "test_split: split test",
     ),
     "no head": ("pytext_transformer", KNEAREST(), "Decoder has no ClassifierHead"),
+    "a translator": ("dates_seq2seq", KNEAREST(), "RNNEncoderDecoder has no ClassifierHead"),
     "no classes": ("diabetes_mlp", KNEAREST(), "each example must have one class"),
     "no mixture": ("digits_convnet", jb.evaluators.MixtureParts(), "Digits are no Mixture"),
     "images of another size": (
