@@ -4,6 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
+
 from jaxbig.cli.experiment_command import ExperimentCommand
 from jaxbig.cli.tables import pairs
 from jaxbig.config.options import Flag, run_name
@@ -58,7 +60,16 @@ class DataInspect(ExperimentCommand):
             tables.append(("\nclasses", pairs("class", result["classes"])))
         if result["rows"]:
             escaped = [
-                {name: repr(text)[1:-1] for name, text in row.items()} for row in result["rows"]
+                {"text (what is learned is green)": colored(row["parts"])}
+                if "parts" in row
+                else {name: repr(text)[1:-1] for name, text in row.items()}
+                for row in result["rows"]
             ]
             tables.append(("\nrows", escaped))
         return self.emit(result, *tables)
+
+
+def colored(parts: list[tuple[str, bool]]) -> Text:
+    """Parts of a text as one, what is learned in green."""
+    styled = [(repr(text)[1:-1], "bold green" if learned else "dim") for text, learned in parts]
+    return Text.assemble(*styled)

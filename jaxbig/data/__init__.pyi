@@ -4,9 +4,11 @@ from .audio import Sounds as Sounds
 from .builtin.dates import Dates as Dates
 from .builtin.diabetes import Diabetes as Diabetes
 from .builtin.digits import Digits as Digits
+from .builtin.pychat import PyChat as PyChat
 from .builtin.pymodule import PyModule as PyModule
 from .builtin.pytext import PyText as PyText
 from .builtin.pytext import PyTextRows as PyTextRows
+from .chats import Chats as Chats
 from .core.dataset import Data as Data
 from .core.dataset import Records as Records
 from .core.examples import Examples as Examples

@@ -412,7 +412,7 @@ def decoding_of(
 
 def variables_of(run: Run, decoding: Decoding) -> Any:
     """The run's variables where `decoding` needs them; kept while the run is."""
-    variables = {"params": run.state.params, **run.state.variables}
+    variables = dict(run.variables)
     variables.pop("carry", None)
     if decoding.rules:
         return variables

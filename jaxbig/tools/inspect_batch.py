@@ -2,6 +2,7 @@
 
 import collections
 import hashlib
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -123,8 +124,11 @@ def described(name: str, field: np.ndarray) -> dict[str, Any]:
     }
 
 
-def texts(batch: Rows, data: Data) -> list[dict[str, str]]:
-    """The first rows: tokens as text, numbers as they are; what the mask leaves out is left out."""
+def texts(batch: Rows, data: Data) -> list[dict[str, Any]]:
+    """The first rows: tokens as text, numbers as they are; what the mask leaves out is left out.
+
+    Of rows that are learned in part also `parts`, as of `learned_parts`.
+    """
     shown = []
     for row in range(min(SHOWN, len(batch["mask"]))):
         fields = {name: batch[name][row] for name in ("inputs", "targets") if name in batch}
@@ -133,7 +137,23 @@ def texts(batch: Rows, data: Data) -> list[dict[str, str]]:
         if batch["mask"].ndim > 1 and "targets" in fields:
             fields["targets"] = fields["targets"][batch["mask"][row] > 0]
         shown.append({name: format_field(name, field, data) for name, field in fields.items()})
+        if parts := learned_parts(batch, row, data):
+            shown[-1]["parts"] = parts
     return shown
+
+
+def learned_parts(batch: Rows, row: int, data: Data) -> list[tuple[str, bool]]:
+    """The text of a row in parts, and whether each is learned; none if all of it is."""
+    mask = batch["mask"][row] > 0
+    if mask.ndim != 1 or "targets" not in batch or batch["targets"][row].shape != mask.shape:
+        return []
+    end = int(np.flatnonzero(mask)[-1]) + 1 if mask.any() else 0
+    if mask[:end].all():
+        return []
+    edges = [0, *(np.flatnonzero(np.diff(mask[:end])) + 1).tolist(), end]
+    pairs = itertools.pairwise(edges)
+    tokens = batch["targets"][row]
+    return [(data.text(tokens[start:stop]), bool(mask[start])) for start, stop in pairs]
 
 
 def format_field(name: str, field: np.ndarray, data: Data) -> str:

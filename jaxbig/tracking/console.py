@@ -175,7 +175,8 @@ def table(rows: list[dict[str, Any]], title: str = "") -> None:
         number = all(_is_number(row[name]) for row in rows)
         grid.add_column(name, justify="right" if number else "left", overflow="fold")
     for row in rows:
-        grid.add_row(*map(_cell, row.values()))
+        cells = row.values()
+        grid.add_row(*(cell if isinstance(cell, Text) else _cell(cell) for cell in cells))
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     if title:
         console.print(title, markup=False)
