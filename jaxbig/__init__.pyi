@@ -26,6 +26,7 @@ from .tools.examine import describe as describe
 from .tools.examine import inspect_batch as inspect_batch
 from .tools.examine import plan as plan
 from .train.apply import apply as apply
+from .train.average import average as average
 from .train.passes import Evaluation as Evaluation
 from .train.run import Run as Run
 from .train.run import evaluate as evaluate

@@ -1,0 +1,97 @@
+"""Averages the last checkpoints of a run into a run of its own."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxbig.adapt.other_run import AVERAGES, PARAMETERS, STATISTICS
+from jaxbig.adapt.weights import MASTERS
+from jaxbig.arrays.dtypes import upcast
+from jaxbig.arrays.tree import path_name
+from jaxbig.distributed.multihost import on_process_zero
+from jaxbig.errors import Refused
+from jaxbig.system.json_files import read_json, write_atomically, write_json
+from jaxbig.train.run import Run, restore
+from jaxbig.train.trainer import open_checkpoints
+
+AVERAGED = re.compile(f"^({PARAMETERS}|{STATISTICS}|{AVERAGES}|{MASTERS})")
+"""Paths of the leaves of a state that are averaged."""
+
+
+def average(run: str | Path, into: str | Path, *, last: int = 5) -> Run:
+    """Makes a run whose weights are the mean of a run's last checkpoints (Izmailov et al., 2018).
+
+    Parameters, batch statistics and moving averages are means; all else is that of the last step.
+    The new run can be evaluated, predicts and generates as any other.
+
+    Args:
+      run: the folder of a run that keeps that many checkpoints, as with `--keep-last 5`.
+      into: a new or empty folder.
+      last: how many checkpoints, 2 or more.
+
+    Raises:
+      Refused: the run has fewer checkpoints, or adapters, whose means are no mean of the model; or
+        the folder is not empty.
+      Failed: a checkpoint is corrupt.
+    """
+    source = Path(run)
+    folder = Path(into)
+    if last < 2:
+        raise Refused(f"last {last}: it must be 2 or more.")
+    if on_process_zero(lambda: folder.exists() and any(folder.iterdir())):
+        raise Refused(f"{folder} is not empty: give a new folder.")
+    newest = restore(source)
+    experiment = newest.experiment
+    if experiment.lora.rank:
+        raise Refused(
+            f"{source} has adapters, and the mean of adapters is not that of the merged models: "
+            f"train it with --ema 0.99 instead."
+        )
+    steps = on_process_zero(lambda: open_checkpoints(experiment, source).steps())
+    if len(steps) < last:
+        raise Refused(
+            f"{source} has {len(steps)} checkpoints, of steps {', '.join(map(str, steps))}, and "
+            f"last is {last}: give at most that, or train with --keep-last {last}."
+        )
+    steps = steps[-last:]
+    state: Any = newest.state
+    total = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: upcast(leaf) if AVERAGED.search(path_name(path)) else leaf, state
+    )
+    for step in steps[:-1]:
+        total = add(total, restore(source, step=step, experiment=experiment).state)
+    mean = jax.tree_util.tree_map_with_path(
+        lambda path, new, sums: (
+            (sums / last).astype(new.dtype) if AVERAGED.search(path_name(path)) else new
+        ),
+        state,
+        total,
+    )
+    on_process_zero(lambda: folder.mkdir(parents=True, exist_ok=True))
+    checkpoints = open_checkpoints(experiment, folder)
+    with newest.program.activate():
+        checkpoints.save(newest.step, mean, {})
+        checkpoints.wait()
+        checkpoints.close()
+    on_process_zero(lambda: describe(newest, folder, steps))
+    return restore(folder, experiment=experiment)
+
+
+def add(total: Any, state: Any) -> Any:
+    """The sums with another state's leaves, where they are averaged."""
+
+    def one(path: Any, sums: Any, leaf: Any) -> Any:
+        return jnp.add(sums, upcast(leaf)) if AVERAGED.search(path_name(path)) else sums
+
+    return jax.tree_util.tree_map_with_path(one, total, state)
+
+
+def describe(run: Run, folder: Path, steps: list[int]) -> None:
+    """Writes the new run's `run.json`, and what its data has learned."""
+    described = read_json(run.directory / "run.json")
+    write_json(folder / "run.json", {**(described or {}), "averaged": steps})
+    for name, content in run.experiment.data.kept().items():
+        write_atomically(folder / name, content)
