@@ -9,9 +9,11 @@ import tyro
 
 from jaxbig.cli.experiment_command import RunCommand
 from jaxbig.cli.tables import pairs
+from jaxbig.config.options import Flag
 from jaxbig.config.serialize import flat
 from jaxbig.errors import Refused
 from jaxbig.inference.export import Format, export
+from jaxbig.inference.verify import verify
 from jaxbig.train.run import restore
 
 
@@ -29,6 +31,9 @@ class Export(RunCommand):
     """Which checkpoint: last, best, or the number of its step."""
     family: str = ""
     """The model_type of huggingface, such as gpt2; empty: as imported, or the first that fits."""
+    verify: Flag = False
+    """Of huggingface: compare logits on random tokens with those of transformers, which must be
+    installed."""
     target: tyro.conf.Suppress[Path] = Path()
 
     @classmethod
@@ -47,5 +52,7 @@ class Export(RunCommand):
         self.screen()
         run = restore(self.folder, step=self.step, experiment=self.experiment)
         result = export(run, self.target, format=self.format, family=self.family)
+        if self.verify:
+            result["largest_difference"] = verify(run, self.target)
         rows = dict(flat(result))
         return self.emit(result, (f"{self.target}, from step {run.step}", pairs("export", rows)))

@@ -4,7 +4,7 @@ import dataclasses
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import tyro
 
@@ -13,6 +13,7 @@ from jaxbig.cli.tables import pairs
 from jaxbig.config.options import Flag
 from jaxbig.errors import Refused
 from jaxbig.inference.import_pretrained import WITHOUT, import_pretrained, own_experiment
+from jaxbig.inference.verify import verify
 from jaxbig.system.exit_codes import DONE
 
 
@@ -30,6 +31,8 @@ class Import(RunCommand):
     take_fields: Flag = False
     """Give the experiment's model the fields of the folder's config.json, and its data the folder's
     tokenizer; else they must be equal."""
+    verify: Flag = False
+    """Compare logits on random tokens with those of transformers, which must be installed."""
     source: tyro.conf.Suppress[Path] = Path()
 
     @classmethod
@@ -57,7 +60,9 @@ class Import(RunCommand):
         if not self.into:
             experiment = own_experiment(self.source, experiment)
         run = import_pretrained(self.source, self.folder, experiment, take_fields=self.take_fields)
-        result = {"workdir": str(run.directory), "step": run.step}
+        result: dict[str, Any] = {"workdir": str(run.directory), "step": run.step}
+        if self.verify:
+            result["largest_difference"] = verify(run, self.source)
         self.emit(result, ("", pairs("imported", result)))
         for command in ("evaluate", "train") if self.into else ("generate",):
             screen.say(shlex.join(["jaxbig", command, str(run.directory)]))
