@@ -19,7 +19,7 @@ PACKAGES = ("models", "objectives", "data", "optim", "evaluators")
 """The packages that name their public classes."""
 ROOMS = {
     "models": ("Model",),
-    "layers": ("Module",),
+    "layers": ("Module", "RotaryScaling"),
     "objectives": ("Objective",),
     "metrics": ("Metric",),
     "data": ("Data",),

@@ -26,7 +26,7 @@ GROUPS = {
     "optim": (Optimizer, Schedule),
     "evaluators": (Evaluator,),
 }
-PARTS = {"Block", "ClassFolder", "Stack", "Text", "TransformerFields"}
+PARTS = {"Block", "ClassFolder", "LibraryQuestions", "Stack", "Text", "TransformerFields"}
 """Classes that only other classes are made of."""
 
 
