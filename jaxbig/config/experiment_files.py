@@ -24,6 +24,11 @@ def run_folder(name: str) -> Path | None:
     return Path(name) if os.sep in name or Path(name).is_dir() else None
 
 
+def command_for(folder: Path) -> str:
+    """How to train the run of a folder that bears an experiment's name, in brackets; else empty."""
+    return f" (`jaxbig train {folder.name}`)" if folder.name in available() else ""
+
+
 def summary(file: Path) -> str:
     """The first line of an experiment file's docstring, without running it."""
     try:

@@ -108,11 +108,11 @@ class Distill(Objective):
         return self.objective.summarize(own) | extra
 
 
-def no_teacher(folder: str) -> Refused:
-    """The error for a teacher that is not there."""
+def no_teacher(folder: str, command: str = "") -> Refused:
+    """The error for a teacher that is not there; `command` says how to train it."""
     return Refused(
-        f"--objective.teacher {folder!r}: there is no run with a checkpoint: train it first, or "
-        f"name another folder."
+        f"--objective.teacher {folder!r}: there is no run with a checkpoint: train it first"
+        f"{command}, or name another folder."
     )
 
 

@@ -28,6 +28,7 @@ from jaxbig.arrays.tree import flatten_with_paths, path_name
 from jaxbig.checkpoint.digest import digests
 from jaxbig.checkpoint.manager import CheckpointManager, ReportActivity, Restored, shape_and_dtype
 from jaxbig.config.experiment import Experiment
+from jaxbig.config.experiment_files import command_for
 from jaxbig.config.fingerprint import ADDED_LATER, FREE, diff, fingerprint, identity, without_added
 from jaxbig.config.serialize import to_json
 from jaxbig.distributed.multihost import assert_same_on_all, is_process_zero, on_process_zero
@@ -311,7 +312,7 @@ def best_weights(program: Program, report: ReportActivity) -> Restored:
     if weights is None:
         raise Refused(
             f"--initialize-from.run {Path(source.run)}: there is no checkpoint in {folder}; train "
-            f"that run first, or name another folder."
+            f"that run first{command_for(Path(source.run))}, or name another folder."
         )
     return weights
 

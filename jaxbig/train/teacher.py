@@ -14,6 +14,7 @@ from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.checkpoint.manager import CheckpointManager, shape_and_dtype
 from jaxbig.config.deserialize import classes_of, load_run
 from jaxbig.config.experiment import Experiment
+from jaxbig.config.experiment_files import command_for
 from jaxbig.config.serialize import to_json
 from jaxbig.distributed.multihost import on_process_zero
 from jaxbig.distributed.sharding import replicated
@@ -40,7 +41,7 @@ def teacher_identity(experiment: Experiment) -> dict[str, Any]:
 
     found = on_process_zero(read)
     if found is None:
-        raise no_teacher(objective.teacher)
+        raise no_teacher(objective.teacher, command_for(Path(objective.teacher)))
     return {TEACHER: found}
 
 
@@ -59,7 +60,7 @@ def restore_teacher(experiment: Experiment, abstract: Any, mesh: jax.sharding.Me
     choose = functools.partial(_leaves_of, abstract, mesh, objective.teacher)
     restored = CheckpointManager(folder / "checkpoints").restore_some(choose, best=True)
     if restored is None:
-        raise no_teacher(objective.teacher)
+        raise no_teacher(objective.teacher, command_for(Path(objective.teacher)))
     found = plain_leaves(restored.state, scale)
     flat = {
         tuple(path.replace("variables/", "", 1).split("/")): leaf for path, leaf in found.items()

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.compiling import fully
-from support.experiments import EMBEDDED, EXPERIMENTS, ROOT, SPINE, small
+from support.experiments import ADAPTED, EMBEDDED, EXPERIMENTS, ROOT, SPINE, small
 
 from jaxbig.arrays.tree import flatten_with_paths, path_name
 from jaxbig.config.discover import load
@@ -63,7 +63,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "group": {"norm": "group", "groups": 4},
     "token": {"pooling": "token", "positions": "sincos"},
 }
-STEADY = [name for name in EMBEDDED if not name.startswith("pymodule")]
+STEADY = [name for name in EMBEDDED if name not in ADAPTED and not name.startswith("pymodule")]
 # every model; the first ones with every test, the others with the slow ones
 QUICK = [*SPINE, "pytext_griffin", "dates_transformer", "digits_vit"]
 # made small, the Llamas of 1B and 70B are the same program as that of 8B, and that of 7B is it with
@@ -71,7 +71,7 @@ QUICK = [*SPINE, "pytext_griffin", "dates_transformer", "digits_vit"]
 LONG = [
     name
     for name in EXPERIMENTS
-    if name not in QUICK and not name.startswith(("c4_llama_1b", "c4_llama_7"))
+    if name not in [*QUICK, *ADAPTED] and not name.startswith(("c4_llama_1b", "c4_llama_7"))
 ]
 LONG += [
     "pytext_transformer, scanned",

@@ -15,7 +15,13 @@ EXPERIMENTS = sorted(file.stem for file in (ROOT / "experiments").glob("[a-z]*.p
 EMBEDDED = [
     name
     for name in EXPERIMENTS
-    if name.split("_")[0] in ("dates", "diabetes", "digits", "pymodule", "pytext")
+    if name.split("_")[0] in ("dates", "diabetes", "digits", "pychat", "pymodule", "pytext")
+]
+# those that begin with another's run, and made small are its program again
+ADAPTED = [
+    name
+    for name in ("digits_distill", "digits_vit_probe", "pychat_sft", "pytext_llama_lora")
+    if name in EXPERIMENTS
 ]
 # one of each kind of loop: plain, with batch statistics, with a carried state, with decoding
 SPINE = ["digits_convnet", "digits_resnet", "digits_rnn", "pytext_transformer", "pytext_lstm"]

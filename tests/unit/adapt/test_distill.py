@@ -23,7 +23,7 @@ from jaxbig.objectives.distill import Distill, divergence
 from jaxbig.program.program import make_program
 from jaxbig.tools.shrink import random_batch
 from jaxbig.train import resume
-from jaxbig.train.teacher import restore_teacher
+from jaxbig.train.teacher import restore_teacher, teacher_identity
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
 FEW = {"steps": 2, "evaluate_every": 2, "checkpoint_every": 2, "evaluate_batches": 1}
@@ -115,7 +115,7 @@ def test_evaluation_is_that_of_the_objective_and_needs_no_teacher(
         metrics = jb.evaluate(run.directory)
         assert metrics["loss"] == pytest.approx(run.metrics["eval/loss"], rel=1e-6)
         assert "distillation" not in metrics and run.experiment.objective.criterion == "accuracy"
-        with pytest.raises(Refused, match=r"there is no run with a checkpoint: train it first"):
+        with pytest.raises(Refused, match=r"there is no run with a checkpoint: train it first, or"):
             jb.fit(run.experiment.replace(steps=3), run.directory)
     finally:
         moved.rename(teacher)
@@ -141,3 +141,9 @@ def test_number_out_of_range_is_refused(
 ) -> None:
     with pytest.raises(Refused, match=words):
         make_program(student(teacher, distill={field: value}))
+
+
+def test_teacher_named_as_an_experiment_is_refused_with_how_to_train_it(tmp_path: Path) -> None:
+    folder = tmp_path / "digits_convnet"
+    with pytest.raises(Refused, match=r"train it first \(`jaxbig train digits_convnet`\), or"):
+        teacher_identity(student(folder))

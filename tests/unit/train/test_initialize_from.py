@@ -146,7 +146,11 @@ def test_a_run_killed_before_its_first_save_begins_with_the_same_weights_or_not_
     [
         (
             InitializeFrom(run="nowhere"),
-            ["--initialize-from.run nowhere", "no checkpoint", "train that run first"],
+            ["--initialize-from.run nowhere", "no checkpoint", "train that run first, or"],
+        ),
+        (
+            InitializeFrom(run="runs/digits_vit"),
+            ["--initialize-from.run runs/digits_vit", "run first (`jaxbig train digits_vit`), or"],
         ),
         (
             InitializeFrom(run="nowhere", pattern="("),
