@@ -13,7 +13,7 @@ from jaxbig.cli.main import run as command_line
 from jaxbig.config.lora import LoRA
 from jaxbig.errors import Refused
 
-pytestmark = pytest.mark.usefixtures("shared_programs")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_programs")]
 
 
 @pytest.fixture(scope="module")

@@ -67,6 +67,7 @@ def test_divergence_is_that_of_the_two_softmaxes_at_the_temperature() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"accumulate": 2}, {"reproducible": 8}])
 def test_loss_of_a_step_is_the_weighted_sum_however_it_is_computed(
     teacher: Path, changes: dict[str, int]
@@ -90,6 +91,7 @@ def test_loss_of_a_step_is_the_weighted_sum_however_it_is_computed(
     assert float(metrics["loss"]) == pytest.approx(0.25 * float(hard) + 0.75 * soft, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_teacher_is_in_the_fingerprint_and_not_in_the_state(run: jb.Run, teacher: Path) -> None:
     described = json.loads((run.directory / "run.json").read_text())
     summary = json.loads((teacher / "summary.json").read_text())
@@ -98,6 +100,7 @@ def test_teacher_is_in_the_fingerprint_and_not_in_the_state(run: jb.Run, teacher
     assert not [name for name in names if "teacher" in name or "block_" in name]
 
 
+@pytest.mark.slow
 def test_run_does_not_resume_with_another_teacher(
     run: jb.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,6 +110,7 @@ def test_run_does_not_resume_with_another_teacher(
         jb.fit(run.experiment.replace(steps=3), run.directory)
 
 
+@pytest.mark.slow
 def test_evaluation_is_that_of_the_objective_and_needs_no_teacher(
     run: jb.Run, teacher: Path
 ) -> None:
@@ -121,6 +125,7 @@ def test_evaluation_is_that_of_the_objective_and_needs_no_teacher(
         moved.rename(teacher)
 
 
+@pytest.mark.slow
 def test_teacher_with_other_classes_is_refused_before_anything_is_compiled(teacher: Path) -> None:
     experiment = student(teacher)
     objective = Distill(Classification(classes=12), str(teacher))
@@ -136,11 +141,9 @@ def test_teacher_with_other_classes_is_refused_before_anything_is_compiled(teach
         ("hard_weight", 1.5, "--objective.hard-weight 1.5: it must be 0 to 1"),
     ],
 )
-def test_number_out_of_range_is_refused(
-    teacher: Path, field: str, value: float, words: str
-) -> None:
+def test_number_out_of_range_is_refused(field: str, value: float, words: str) -> None:
     with pytest.raises(Refused, match=words):
-        make_program(student(teacher, distill={field: value}))
+        make_program(student(Path("runs/none"), distill={field: value}))
 
 
 def test_teacher_named_as_an_experiment_is_refused_with_how_to_train_it(tmp_path: Path) -> None:

@@ -90,6 +90,7 @@ def unmerged_logits(model: Any, frozen: Any, adapters: Any, tokens: np.ndarray) 
         return model.apply({"params": frozen}, tokens)
 
 
+@pytest.mark.slow
 def test_merged_kernels_give_what_separate_adapters_give_on_eight_devices() -> None:
     experiment = tiny("pytext_llama", lora=LoRA(rank=4, alpha=16.0))
     program = make_program(experiment)
@@ -107,6 +108,7 @@ def test_merged_kernels_give_what_separate_adapters_give_on_eight_devices() -> N
     assert np.abs(found - plain).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_stacked_kernels_of_a_scan_have_the_adapters_of_each_layer() -> None:
     unrolled = tiny("pytext_llama", lora=LoRA(rank=4))
     scanned = unrolled.replace(**{"model.scan": True})
@@ -255,6 +257,7 @@ def test_frozen_parameters_that_the_other_run_lacks_are_refused(base: Path, tmp_
         jb.fit(wider, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_average_is_that_of_the_parameters_after_each_step(tmp_path: Path) -> None:
     experiment = tiny("digits_convnet", ema=0.15, steps=3)
     program = make_program(experiment)

@@ -1,5 +1,6 @@
 """Texts of runs with small models: what they depend on, where they end, and what is refused."""
 
+import contextlib
 import dataclasses
 import functools
 from pathlib import Path
@@ -37,6 +38,9 @@ MODELS = {
     "translator": EncoderDecoder(**SMALL, depth=1, heads=2),
     "recurrent translator": RNNEncoderDecoder(**SMALL, target_vocab=VOCAB),
 }
+ONE_AND_SLOW = [
+    name if name == "decoder" else pytest.param(name, marks=pytest.mark.slow) for name in MODELS
+]
 DRAW = np.random.RandomState(0)
 PROMPTS = [DRAW.randint(0, VOCAB, size) for size in (3, 20, 1, 9, 16, 17)]
 
@@ -92,17 +96,19 @@ def written(
     return texts
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ONE_AND_SLOW)
 def test_text_is_the_same_alone_and_among_longer_ones(name: str) -> None:
     together = written(MODELS[name], PROMPTS)
     assert [written(MODELS[name], [prompt])[0] for prompt in PROMPTS] == together
     assert len({tuple(text) for text in together}) > 4
 
 
+@pytest.mark.slow
 def test_text_is_the_same_over_eight_devices() -> None:
     assert written(DECODER, PROMPTS, devices=8) == written(DECODER, PROMPTS)
 
 
+@pytest.mark.slow
 def test_longer_text_begins_with_the_shorter_one_though_the_cache_grows() -> None:
     grown = written(DECODER, PROMPTS, max_tokens=40, cache=16)
     wide = written(DECODER, PROMPTS, max_tokens=12, cache=16)
@@ -110,7 +116,7 @@ def test_longer_text_begins_with_the_shorter_one_though_the_cache_grows() -> Non
     assert all(len(text) == 40 for text in grown)
 
 
-@pytest.mark.parametrize("name", ["decoder", "translator"])
+@pytest.mark.parametrize("name", ["decoder", pytest.param("translator", marks=pytest.mark.slow)])
 def test_likeliest_tokens_are_those_without_a_cache(name: str) -> None:
     model = MODELS[name]
     found = written(model, PROMPTS[:2], max_tokens=6, sampling=Sampling(temperature=0))
@@ -186,7 +192,7 @@ def run_of(model: Any, data: Any, objective: Any = None, **fields: Any) -> Run:
     """A run with random weights; nothing is compiled."""
     name = "dates_transformer" if isinstance(data, Dates) else "pytext_transformer"
     experiment = jb.load(name).replace(model=model, data=data, **fields)
-    made: Any = dataclasses.make_dataclass("Program", ["mesh", "rules"])
+    made: Any = dataclasses.make_dataclass("Program", ["mesh", "rules", "activate", "merged"])
     state: Any = dataclasses.make_dataclass("State", ["params", "variables"])
     mesh = experiment.mesh.build(jax.devices()[:1])
     return Run(
@@ -196,7 +202,7 @@ def run_of(model: Any, data: Any, objective: Any = None, **fields: Any) -> Run:
         state=state(weights(model)["params"], {}),
         metrics={},
         history=[],
-        program=made(mesh, RULES),
+        program=made(mesh, RULES, contextlib.nullcontext, lambda state: state),
     )
 
 

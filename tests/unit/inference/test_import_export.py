@@ -71,6 +71,7 @@ def test_exported_and_imported_weights_have_the_same_digest_and_logits(
     assert (tmp_path / "again" / SINGLE).read_bytes() == (folder / SINGLE).read_bytes()
 
 
+@pytest.mark.slow
 def test_training_continues_from_an_imported_run(folder: Path, tmp_path: Path) -> None:
     jb.import_pretrained(folder, tmp_path / "a", experiment())
     imported = jb.fit(experiment(), tmp_path / "a")
@@ -83,6 +84,7 @@ def test_training_continues_from_an_imported_run(folder: Path, tmp_path: Path) -
     assert (tmp_path / "b" / "pretrained" / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_weights_are_the_same_over_a_mesh(trained: jb.Run, folder: Path, tmp_path: Path) -> None:
     split = experiment(mesh=Mesh(data=2, fsdp=2, tensor=2))
     run = jb.import_pretrained(folder, tmp_path / "run", split)
@@ -165,6 +167,7 @@ def test_export_of_a_model_that_hugging_face_has_not_names_what_each_family_miss
         jb.export("runs/none", tmp_path / "folder", format="onnx")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_commands_import_and_export(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,9 +23,9 @@ from jaxbig.models.base import replaced
 from jaxbig.program.program import make_program
 
 # conv nets with and without batch statistics, an RNN, one with a memory, Transformers, experts
-KINDS = ["pytext_lstm", "pymodule_bert"]
+KINDS = ["pytext_lstm"]
 MORE_KINDS = ["digits_convnet", "digits_resnet", "digits_vit", "digits_rnn"]
-MORE_KINDS += ["pytext_moe", "pytext_griffin", "pytext_llama"]
+MORE_KINDS += ["pymodule_bert", "pytext_moe", "pytext_griffin", "pytext_llama"]
 UMASK = os.umask(0)
 os.umask(UMASK)
 WITHOUT_JAXBIG = """
