@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from jaxbig.adapt.weights import adapts
 from jaxbig.arrays.tree import to_host
 from jaxbig.config.options import refuse_url
 from jaxbig.errors import Failed, Refused
@@ -83,7 +84,7 @@ def export_huggingface(
         copy_tokenizer(run, partial)
         file = original / CONFIG
         config = read_object(file) if file.exists() else {}
-        leaves = weights_of(run.state)
+        leaves = exported_weights(run)
         model = run.experiment.model
         data = run.experiment.data
         write_weights(
@@ -92,6 +93,17 @@ def export_huggingface(
         compare(run, partial)
         files = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
     return {"folder": str(folder), "family": chosen.model_type, "step": run.step, "files": files}
+
+
+def exported_weights(run: Run) -> dict[str, jax.Array]:
+    """The weights of a run by their path in a state, as an evaluation uses them.
+
+    Averages are in place of parameters, and adapters merged; else master weights are taken.
+    """
+    if not adapts(run.experiment):
+        return weights_of(run.state)
+    variables = dict(run.variables)
+    return weights_of({"params": variables.pop("params"), "variables": variables})
 
 
 def choose_family(run: Run, original: Path, name: str) -> Family:
@@ -187,7 +199,7 @@ def named_classes(added: Config, before: Config, data: Any) -> Config:
 def compare(run: Run, folder: Path) -> None:
     """Reads an exported folder again; raises `Failed` if it is not the run's weights."""
     source = open_pretrained(folder)
-    leaves = weights_of(run.state)
+    leaves = exported_weights(run)
     abstract = {
         path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
         for path, leaf in leaves.items()

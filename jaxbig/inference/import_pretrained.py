@@ -70,6 +70,8 @@ def import_pretrained(
         experiment = own_experiment(source, load(WITHOUT))
     elif take_fields:
         experiment = with_tokenizer(with_fields(experiment, pretrained), pretrained)
+    if isinstance(experiment.model, pretrained.family.module):
+        refuse_differences(pretrained, experiment.model, how="take them with --take-fields")
     refuse_differences(pretrained, experiment.model)
     program = make_program(fitting(experiment))
     fixed = identity(to_json(experiment), prepare(experiment))

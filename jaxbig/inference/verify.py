@@ -46,7 +46,6 @@ def verify(run: Run, folder: str | Path) -> float:
     reference = kind.from_pretrained(str(folder), dtype=torch.float32).eval()
     with torch.no_grad():
         there = reference(torch.tensor(tokens, dtype=torch.int64)).logits.numpy()
-    variables = {"params": run.state.params, **run.state.variables}
-    whole = jax.tree.map(to_host, variables)  # without the mesh: two texts do not divide over it
+    whole = jax.tree.map(to_host, run.variables)  # no mesh: two texts do not divide over it
     here = jax.jit(model.clone(dtype="float32").apply)(whole, tokens)
     return float(np.abs(np.asarray(here) - there).max())

@@ -148,9 +148,10 @@ class Family(abc.ABC):
         there = resolved(fields)
         here = field_values(model)
         return [
-            f"{name}: {there.get(name)!r} there, {here.get(name)!r} here"
+            f"{name}: {there[name]!r} there, {here[name]!r} here"
             for name, value in fields.items()
-            if there.get(name) != here.get(name)
+            if name in there.keys() & here.keys()  # else it is unused
+            and there[name] != here[name]
             and (heads or name not in self.of_heads)
             and (value is not None or getattr(model, name) is not None)  # else it follows others
         ]

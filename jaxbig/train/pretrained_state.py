@@ -122,13 +122,22 @@ def refuse_misfit(source: Pretrained, experiment: Experiment, *, heads: bool = T
     refuse_other_tokens(source, experiment.data)
 
 
-def refuse_differences(source: Pretrained, model: Any, *, heads: bool = True) -> None:
-    """Raises `Refused` if the folder's model is another; the message names every difference."""
+def refuse_differences(
+    source: Pretrained, model: Any, *, heads: bool = True, how: str = "give the model these fields"
+) -> None:
+    """Raises `Refused` if the folder's model is another; the message names every difference.
+
+    Args:
+      source: the folder.
+      model: ours.
+      heads: whether the heads of the models are compared too.
+      how: the first thing that the message proposes.
+    """
     lines = source.differences(model, heads=heads)
     if lines:
         raise Refused(
-            f"{source.folder} has another model ({'; '.join(lines)}): give the model these fields, "
-            f"or name another folder."
+            f"{source.folder} has another model ({'; '.join(lines)}): {how}, or name another "
+            f"folder."
         )
 
 

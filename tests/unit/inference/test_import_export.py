@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from support.experiments import small
 
 import jaxbig as jb
@@ -115,6 +116,7 @@ def test_other_model_is_refused_with_every_difference_and_nothing_is_written(
         jb.import_pretrained(folder, tmp_path / "run", other)
     assert "depth: 1 there, 2 here" in str(error.value)
     assert "width: 16 there, 32 here" in str(error.value)
+    assert "take them with --take-fields" in str(error.value)
     source = jb.InitializeFrom(huggingface=str(folder))
     with pytest.raises(Refused, match="depth: 1 there, 2 here"):
         jb.fit(other.replace(initialize_from=source), tmp_path / "run")
@@ -156,6 +158,14 @@ def test_export_that_reads_differently_fails_and_leaves_nothing(
     with pytest.raises(Failed, match="is not what was written"):
         jb.export(trained, tmp_path / "folder")
     assert not list(tmp_path.iterdir())
+
+
+def test_export_has_averages_and_merged_adapters_as_an_evaluation_uses_them(tmp_path: Path) -> None:
+    run = jb.fit(experiment(**{"ema": 0.9, "lora.rank": 2}), tmp_path / "run")
+    jb.export(run, tmp_path / "out")
+    written = load_file(tmp_path / "out" / SINGLE)["transformer.h.0.mlp.c_fc.weight"]
+    used = run.variables["params"]["blocks"]["block_0"]["up"]["kernel"]
+    np.testing.assert_array_equal(written, used)
 
 
 def test_export_of_a_model_that_hugging_face_has_not_names_what_each_family_misses(

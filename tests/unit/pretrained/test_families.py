@@ -226,3 +226,10 @@ def test_model_of_another_family_is_refused_by_the_names_of_its_fields(
 ) -> None:
     with pytest.raises(Refused, match=words):
         family_of_model(model, family)
+
+
+def test_field_that_another_makes_unused_is_no_difference() -> None:
+    config = {**GEMMA2, "sliding_window": 4}
+    fields = find_family(config).fields(config)
+    model = Decoder(**fields | {"window": None})
+    assert find_family(config).differences(config, model) == ["window: 4 there, None here"]
