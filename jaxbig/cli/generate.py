@@ -82,7 +82,7 @@ class Generate(Command):
         Screen(True, quiet=self.quiet, verbose=self.verbose).with_log()
         folder = run_folder(self.run) or Path("runs") / run_name(self.run)
         step: Any = int(self.step) if self.step.isdecimal() else self.step
-        run = restore(folder, step=step)
+        run = restore(folder, step=step, for_training=False)
         try:
             if prompts is None:
                 self.answer(run)

@@ -80,7 +80,7 @@ def generate(
       Refused: the model writes no texts, a prompt is empty or too long, or a setting is wrong.
     """
     if not isinstance(run, Run):
-        run = restore(run)
+        run = restore(run, for_training=False)
     model: Any = run.experiment.model
     check_model(model)
     if temperature is None:
@@ -111,7 +111,12 @@ def generate(
         reproducible=reproducible,
     )
     limits = [room_of(model, each, max_tokens) for each in tokens]
-    texts = [Text(language if isinstance(each, str) else None, stops) for each in given]
+    texts = [
+        Text(language, stops, () if translates(model) else prompt.tolist())
+        if isinstance(each, str)
+        else Text(None, stops)
+        for each, prompt in zip(given, tokens, strict=True)
+    ]
 
     def after(number: int, new: np.ndarray) -> bool:
         """Adds tokens to a text; whether it has ended."""
@@ -301,8 +306,22 @@ class Language:
 class Text:
     """A text that grows; what may be the beginning of a stop string is held back."""
 
-    def __init__(self, language: Language | None, stops: tuple[list[str], list[int]]) -> None:
+    def __init__(
+        self,
+        language: Language | None,
+        stops: tuple[list[str], list[int]],
+        prompt: Sequence[int] = (),
+    ) -> None:
+        """
+        Args:
+          language: of the text; None: it is tokens.
+          stops: of `Language.stops`.
+          prompt: the tokens that it continues; a tokenizer may write a token otherwise where it is
+            the first one, such as without the space before it.
+        """
         self.language = language
+        self.prompt = prompt
+        self.before = len(language.required().decode(prompt)) if language and prompt else 0
         self.strings, self.stop_tokens = stops
         self.numbers: list[int] = []
         self.shown = 0
@@ -318,7 +337,8 @@ class Text:
             self.numbers.append(token)
         if self.language is None:
             return ""
-        self.text = self.language.required().decode(self.numbers)
+        whole = self.language.required().decode([*self.prompt, *self.numbers])
+        self.text = whole[self.before :]
         found = [at for each in self.strings if (at := self.text.find(each)) >= 0]
         if found:
             self.text = self.text[: min(found)]
@@ -331,7 +351,8 @@ class Text:
     def certain(self) -> int:
         """How much of the text no later token changes."""
         whole = self.text.rstrip("\ufffd")  # a character's first bytes
-        for size in range(max(map(len, self.strings), default=1) - 1, 0, -1):
+        longest = max(map(len, self.strings), default=1) - 1
+        for size in range(min(longest, len(whole)), 0, -1):
             if any(each.startswith(whole[-size:]) for each in self.strings if size < len(each)):
                 return len(whole) - size
         return len(whole)

@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import jaxbig as jb
 from jaxbig.data.builtin.dates import Dates
 from jaxbig.data.builtin.pytext import PyText
+from jaxbig.data.tokenize.tokenizers import BytePairs
 from jaxbig.distributed.logical_axes import RULES
 from jaxbig.inference import decoding as decoding_module
 from jaxbig.inference.decoding import Decoding, padded_length
@@ -172,6 +173,7 @@ def text_of(parts: list[str], stop: list[str]) -> tuple[list[str], str, bool]:
 def test_beginning_of_a_stop_string_is_not_shown_before_it_is_certain() -> None:
     assert text_of(["ab", "-", "-x", "c"], ["--x"]) == (["ab", "", "", ""], "ab", True)
     assert text_of(["ab", "-", "y"], ["--x"]) == (["ab", "", "-y"], "ab-y", False)
+    assert text_of(["abc", "z"], ["abcdef"]) == (["", "abcz"], "abcz", False)
 
 
 def test_first_stop_string_ends_the_text() -> None:
@@ -183,6 +185,20 @@ def test_half_a_character_is_not_shown() -> None:
     text = Text(language, ([], []))
     halves = np.frombuffer("é".encode(), np.uint8)
     assert [text.add(halves[:1], 0), text.add(halves[1:], 0)] == ["", "é"]
+
+
+def test_text_begins_with_the_space_between_its_prompt_and_it(tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    vocab = {"<end>": 0, "▁a": 1, "▁b": 2}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, "<end>"))
+    made.decoder = tokenizers.decoders.Metaspace()  # as Llama 2 has it
+    made.add_special_tokens(["<end>"])
+    made.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = BytePairs(file=str(tmp_path / "tokenizer.json"), vocab=3)
+    records = jb.data.Synthetic(texts=("text",))
+    data = jb.data.Tokens(records=records, tokenizer=tokenizer, batch=1, length=8)
+    text = Text(Language(data, DECODER), ([], []), [1])
+    assert [text.add(np.array([2]), 0), text.add(np.array([1]), 0)] == [" b", " a"]
 
 
 # -- runs
