@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxbig.arrays.dtypes import upcast
 from jaxbig.constraints import PositiveFloat, Probability
 from jaxbig.errors import Refused
-from jaxbig.objectives.base import Batch, Objective, Sum, Sums, masked
+from jaxbig.objectives.base import Batch, Found, Objective, Sum, Sums, Words, masked
 
 Teacher = Callable[..., jax.Array]
 """Called with what the model was called with; gives the teacher's outputs."""
@@ -106,6 +106,16 @@ class Distill(Objective):
         extra = {name: float(each.mean()) for name, each in sums.items() if name == "distillation"}
         own = {name: each for name, each in sums.items() if name not in extra}
         return self.objective.summarize(own) | extra
+
+    def predict(
+        self, forward: nn.Module, batch: Batch, *, key: jax.Array, top: int
+    ) -> dict[str, jax.Array]:
+        """What the objective predicts."""
+        return self.objective.predict(forward, batch, key=key, top=top)
+
+    def describe(self, found: Found, words: Words, *, top: int) -> dict[str, Any]:
+        """That in the objective's words."""
+        return self.objective.describe(found, words, top=top)
 
 
 def no_teacher(folder: str, command: str = "") -> Refused:

@@ -126,6 +126,12 @@ def test_evaluation_is_that_of_the_objective_and_needs_no_teacher(
 
 
 @pytest.mark.slow
+def test_prediction_is_that_of_the_objective(run: jb.Run) -> None:
+    [row] = jb.predict(run, {"image": np.zeros((8, 8))}, top=2)
+    assert {"class", "probability", "top"} <= set(row) and len(row["top"]) == 2
+
+
+@pytest.mark.slow
 def test_teacher_with_other_classes_is_refused_before_anything_is_compiled(teacher: Path) -> None:
     experiment = student(teacher)
     objective = Distill(Classification(classes=12), str(teacher))
