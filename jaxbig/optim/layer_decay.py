@@ -14,7 +14,7 @@ NUMBERED = re.compile(r"(?:^|/)[a-z]+(?:_[a-z]+)*_(\d+(?:_\d+)*)(?=/|_|$)")
 """The first part of a path that has a layer's number, as `block_3` or `block_1_0`."""
 STACKED = re.compile(r"(?:^|/)block(?=/)")
 """The part of a path whose arrays have the layers as first axis."""
-FIRST = re.compile(r"^(target_)?(tokens?|positions|types|patches|stem|stem_norm|embedding)(/|$)")
+FIRST = re.compile(r"^(target_)?(tokens?|positions|types|patches|stem(_norm|_\d+)?|embedding)(/|$)")
 """Paths of what comes before all layers."""
 Layers = dict[tuple[str, tuple[int, ...]], int]
 """How far each numbered layer is from the top, by the path above it and its number."""
@@ -49,6 +49,8 @@ def distances(leaves: dict[str, Any]) -> dict[str, int | range]:
     numbers: dict[str, tuple[str, tuple[int, ...]]] = {}
     stacked: dict[str, str] = {}
     for path in leaves:
+        if FIRST.search(path):
+            continue
         if match := NUMBERED.search(path):
             numbers[path] = (path[: match.start()], tuple(map(int, match[1].split("_"))))
         elif match := STACKED.search(path):

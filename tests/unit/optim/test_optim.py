@@ -308,6 +308,7 @@ def test_a_rate_rises_to_its_peak_and_then_falls(kind: Any, warmup: int, steps: 
 def test_layer_decay_multiplies_the_rate_of_each_lower_layer() -> None:
     tree = {
         "tokens": {"embedding": jnp.ones((2, 3))},
+        "stem_1": {"kernel": jnp.ones((2, 3))},
         "blocks": {
             "block_0": {"up": {"kernel": jnp.ones((2, 3))}},
             "block_10": {"norm_1": {"scale": jnp.ones(3)}},
@@ -324,6 +325,7 @@ def test_layer_decay_multiplies_the_rate_of_each_lower_layer() -> None:
     stacked = found.pop("scan/block/up/kernel")
     assert {path: float(leaf.mean()) for path, leaf in found.items()} == {
         "tokens/embedding": 0.5**4,
+        "stem_1/kernel": 0.5**4,
         "blocks/block_0/up/kernel": 0.5**3,
         "blocks/block_2/lstm_0/kernel": 0.5**2,
         "blocks/block_10/norm_1/scale": 0.5,
