@@ -35,7 +35,7 @@ class Evaluator(abc.ABC):
         """Raises `Refused` if it does not fit the run; called before anything is compiled.
 
         Args:
-          evaluation: an `Evaluation` (train/evaluation.py), as `run` takes it.
+          evaluation: an `Evaluation` (train/passes.py), as `run` takes it.
         """
 
     @abc.abstractmethod

@@ -189,8 +189,8 @@ class Evaluation:
         alone = self.experiment.replace(data=data, evaluators=(), callbacks=())
         with self.program.activate():
             program = make_program(alone, list(self.program.mesh.devices.flat))
-        here = shapes(self.program.abstract.params)
-        there = shapes(program.abstract.params)
+        here = shapes(self.program.plain.params)
+        there = shapes(program.plain.params)
         for path in here | there:
             if here.get(path) != there.get(path):
                 sizes = [list(each.batch["inputs"].shape[1:]) for each in (program, self.program)]

@@ -266,6 +266,16 @@ def test_evaluator_that_does_not_fit_is_refused_before_anything_is_compiled(what
         check_evaluators(Evaluation(program))
 
 
+def test_other_data_that_fits_the_adapters_but_not_the_frozen_parameters_is_refused(
+    tiny: Make,
+) -> None:
+    _, other, said = WRONG["images of another size"]
+    adapters = jb.LoRA(rank=1, pattern="head")
+    program = make_program(tiny(lora=adapters, evaluators=(jb.Every(10, other),)))
+    with program.activate(), pytest.raises(Refused, match=said):
+        check_evaluators(Evaluation(program))
+
+
 def test_refused_evaluator_leaves_no_run_behind(tiny: Make, tmp_path: Path) -> None:
     experiment = tiny(evaluators=(jb.Every(2, KNEAREST(k=10_000)),))
     with pytest.raises(Refused, match="k 10,000"):
