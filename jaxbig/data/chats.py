@@ -80,7 +80,7 @@ class Chats(Tokens):
         learned: list[np.ndarray] = []
         for role, content in self.messages(record):
             is_answer = role == self.answers
-            head = self.tokenizer.encode(self.header.format(role=role))
+            head = self.tokenizer.encode(self.header.replace("{role}", role))
             body = self.tokenizer.encode(content)
             tail = [self.tokenizer.end] if is_answer else self.tokenizer.encode(self.footer)
             tokens += [head, body, np.asarray(tail, np.int32)]

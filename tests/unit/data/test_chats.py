@@ -57,6 +57,11 @@ def test_template_and_role_are_fields(tmp_path: Path) -> None:
     )
 
 
+def test_other_braces_of_a_header_stay(tmp_path: Path) -> None:
+    data = chats(tmp_path, {"messages": TALK}, header='{"role": "{role}"}\n')
+    assert data.text(data.read({"messages": TALK})["targets"]).startswith('{"role": "system"}\n')
+
+
 def test_packed_rows_hold_the_same_answers_each_chat_a_segment(tmp_path: Path) -> None:
     records = [
         {
