@@ -120,16 +120,17 @@ def make_gradient(experiment: Experiment, mesh: jax.sharding.Mesh) -> Gradient:
 
 
 def of_adapters(find: Gradient, experiment: Experiment) -> Gradient:
-    """The gradient of adapters, through that of the merged parameters; the model sees none of the
-    state's variables that are not its own."""
+    """The gradient of adapters, if any, through that of the merged parameters; the model sees none
+    of the state's variables that are not its own."""
     adapters = experiment.lora
 
     def gradient(params: Any, variables: Any, batch: Batch, step: Any, scale: Any = None) -> Any:
         beside = beside_model(variables)
+        if not adapters.rank:  # a float32 gradient of bfloat16 parameters stays one
+            found, sums, variables = find(params, of_model(variables), batch, step, scale)
+            return found, sums, {**variables, **beside}
 
         def merged(params: Any) -> Any:
-            if not adapters.rank:
-                return params
             key = rng.at_step(experiment.seed, "adapters", step)
             frozen = beside[FROZEN]
             return lora.merge(
