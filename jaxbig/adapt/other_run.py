@@ -8,6 +8,7 @@ import jax
 from jaxbig.adapt import lora
 from jaxbig.adapt.weights import AVERAGE, FROZEN, MASTERS
 from jaxbig.arrays.dtypes import upcast
+from jaxbig.errors import Refused
 
 PARAMETERS = "params/"
 STATISTICS = "variables/batch_stats/"
@@ -44,7 +45,10 @@ def plain_leaves(leaves: dict[str, Any], scale: float) -> dict[str, Any]:
 
     Args:
       leaves: of the run's state, by path.
-      scale: the factor of its adapters.
+      scale: the factor of its adapters; 0: its `run.json`, which has it, cannot be read.
+
+    Raises:
+      Refused: there are adapters and no factor.
     """
     pattern = f"^({MASTERS}|{AVERAGES}|{FROZEN_PARAMETERS})"
     plain = {re.sub(pattern, PARAMETERS, path): leaf for path, leaf in leaves.items()}
@@ -53,6 +57,11 @@ def plain_leaves(leaves: dict[str, Any], scale: float) -> dict[str, Any]:
         a = plain.get("/".join([*above, lora.A, last]))
         b = plain.get("/".join([*above, lora.B, last]))
         if a is not None and b is not None:
+            if not scale:
+                raise Refused(
+                    "the other run has adapters, and its run.json, which has their factor, cannot "
+                    "be read: bring back a copy of it."
+                )
             merged = upcast(value) + scale * lora.product(upcast(a), upcast(b), value.ndim)
             plain[name] = jax.device_put(merged.astype(value.dtype), value.sharding)
     return {name: leaf for name, leaf in plain.items() if not is_adapter(name)}

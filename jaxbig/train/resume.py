@@ -242,7 +242,7 @@ def initialize(
         weights = best_weights(program, report)
     elif weights is None and source.huggingface:
         return initialize_from_folder(program, workdir, run)
-    refuse_other_weights(run, weights, source.run)
+    refuse_other_weights(run, weights, f"--initialize-from.run {source.run}")
     heartbeat(0, COMPILES)
     state = program.init()
     return with_weights(state, weights.state) if weights else state, weights
@@ -267,7 +267,7 @@ def initialize_from_folder(
     state, fresh = pretrained_state(program, pretrained, pattern=source.pattern)
     refuse_frozen(program, dict.fromkeys(fresh, "missing"))
     weights = Restored(0, {}, digests(weights_of(state))[1])
-    refuse_other_weights(run, weights, source.huggingface)
+    refuse_other_weights(run, weights, f"--initialize-from.huggingface {source.huggingface}")
     on_process_zero(lambda: copy_side_files(pretrained.folder, workdir / FOLDER))
     return state, weights
 
@@ -293,10 +293,10 @@ def refuse_other_weights(run: dict[str, Any] | None, weights: Restored | None, s
     """Raises if a run that ended before its first save started with other weights than now."""
     before = (run or {}).get("weights")
     if before and weights and before["state_sha256"] != weights.state_sha256:
+        steps = f", of step {before['step']} then and of step {weights.step} now"
         raise Refused(
-            f"--initialize-from {source}: this run began with its weights of step "
-            f"{before['step']}, and has saved nothing yet; now the best there are others, of step "
-            f"{weights.step}: give another --workdir."
+            f"{source}: this run began with other weights of it{steps if weights.step else ''}, "
+            f"and has saved nothing yet: give another --workdir."
         )
 
 
@@ -305,7 +305,7 @@ def best_weights(program: Program, report: ReportActivity) -> Restored:
     source = program.experiment.initialize_from
     folder = Path(source.run) / "checkpoints"
     described = None
-    with contextlib.suppress(Refused):  # it is only for a message
+    with contextlib.suppress(Refused):  # for messages, and for adapters, which ask for it
         described = read_run(Path(source.run))
     checkpoints = CheckpointManager(folder, report_activity=report)
     weights = other_weights(program, checkpoints, described, pattern=source.pattern, best=True)

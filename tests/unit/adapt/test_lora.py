@@ -25,6 +25,7 @@ from jaxbig.distributed.sharding import device_put_batch
 from jaxbig.errors import Failed, Refused
 from jaxbig.models.convnet import Dense
 from jaxbig.models.layers.basic import Linear
+from jaxbig.program.gradient import make_gradient
 from jaxbig.program.program import make_program
 from jaxbig.tools.shrink import random_batch
 from jaxbig.train.resume import initialize
@@ -202,6 +203,17 @@ def test_another_run_starts_from_the_merged_model(run: jb.Run, tmp_path: Path) -
         np.testing.assert_allclose(found[path], leaf, atol=1e-6, err_msg=path)
 
 
+def test_adapters_of_a_run_without_its_description_are_refused(run: jb.Run, tmp_path: Path) -> None:
+    plain = tiny("digits_convnet", initialize_from=InitializeFrom(run=str(run.directory)))
+    program = make_program(plain)
+    described = (run.directory / "run.json").rename(tmp_path / "kept")
+    try:
+        with program.activate(), pytest.raises(Refused, match=r"run.json, which has their factor"):
+            initialize(program, tmp_path, None)
+    finally:
+        described.rename(run.directory / "run.json")
+
+
 def test_resuming_without_adapters_or_with_others_is_refused(run: jb.Run) -> None:
     for changes in ({"lora": LoRA()}, {"lora": LoRA(rank=3, alpha=1.0, trained="^head")}):
         other = run.experiment.replace(**changes)
@@ -272,6 +284,21 @@ def test_average_is_that_of_the_parameters_after_each_step(tmp_path: Path) -> No
                 expected[path] = share * expected[path] + (1 - share) * leaf
         for path, leaf in leaves(program.merged(state).params).items():
             np.testing.assert_allclose(leaf, expected[path], atol=1e-6)
+
+
+def test_gradient_with_an_average_is_as_precise_as_without() -> None:
+    def gradient(ema: float) -> Any:
+        halved = {"precision.parameters": "bfloat16", "accumulate": 2}
+        experiment = tiny("digits_convnet", ema=ema).replace(**halved)
+        program = make_program(experiment)
+        state = program.abstract
+        with program.activate():
+            find = make_gradient(experiment, program.mesh)
+            return jax.eval_shape(find, state.params, state.variables, program.batch, state.step)[0]
+
+    found = jax.tree.map(lambda leaf: leaf.dtype, gradient(0.9))
+    assert found == jax.tree.map(lambda leaf: leaf.dtype, gradient(0.0))
+    assert jnp.float32 in jax.tree.leaves(found)
 
 
 def test_describes_what_was_run(run: jb.Run) -> None:
