@@ -293,10 +293,11 @@ def refuse_other_weights(run: dict[str, Any] | None, weights: Restored | None, s
     """Raises if a run that ended before its first save started with other weights than now."""
     before = (run or {}).get("weights")
     if before and weights and before["state_sha256"] != weights.state_sha256:
-        steps = f", of step {before['step']} then and of step {weights.step} now"
+        steps = f" (those of step {before['step']} then, of step {weights.step} now)"
         raise Refused(
-            f"{source}: this run began with other weights of it{steps if weights.step else ''}, "
-            f"and has saved nothing yet: give another --workdir."
+            f"{source}: its weights have changed since this run began"
+            f"{steps if weights.step else ''}, and the run has saved nothing yet: give another "
+            f"--workdir."
         )
 
 

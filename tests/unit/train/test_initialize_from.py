@@ -137,7 +137,7 @@ def test_a_run_killed_before_its_first_save_begins_with_the_same_weights_or_not_
     shutil.rmtree(folder / "checkpoints")
     step = read_json(folder / "run.json")["weights"]["step"]
     shutil.rmtree(other / "checkpoints" / str(step))
-    with pytest.raises(Refused, match=f"weights of step {step}.*another --workdir"):
+    with pytest.raises(Refused, match=f"of step {step} then.*another --workdir"):
         fit(experiment, folder, Screen())
 
 
