@@ -17,7 +17,7 @@ from jaxbig.cli.main import run
         ("data ", ["prepare", "inspect"]),
         ("data i", ["inspect"]),
         ("train digits_c", ["digits_convnet"]),
-        ("data inspect digits_v", ["digits_vit"]),
+        ("data inspect digits_v", ["digits_vit", "digits_vit_probe"]),
         ("train digits_convnet --optimizer.b", ["--optimizer.b1", "--optimizer.b2"]),
         ("train digits_convnet --optimizer SGD --optimizer.mo", ["--optimizer.momentum"]),
         ("train digits_convnet --workd", ["--workdir"]),

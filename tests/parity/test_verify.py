@@ -1,5 +1,6 @@
 """`--verify`: the logits of an imported run against those of transformers."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -23,5 +24,6 @@ def test_largest_difference_is_small_for_the_same_weights_alone(tmp_path: Path) 
         tmp_path / "folder", tmp_path / "run", small("pytext_transformer"), take_fields=True
     )
     assert verify(run, tmp_path / "folder") < 1e-4
-    vars(run)["state"] = run.state.replace(params=jax.tree.map(lambda x: 2 * x, run.state.params))
+    doubled = run.state.replace(params=jax.tree.map(lambda x: 2 * x, run.state.params))
+    run = dataclasses.replace(run, state=doubled)
     assert verify(run, tmp_path / "folder") > 1e-2
