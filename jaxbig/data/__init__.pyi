@@ -15,6 +15,7 @@ from .core.examples import Examples as Examples
 from .images import Images as Images
 from .masks import MaskFolder as MaskFolder
 from .masks import Masks as Masks
+from .preferences import Preferences as Preferences
 from .records.arrays import Arrays as Arrays
 from .records.audio_folder import AudioFolder as AudioFolder
 from .records.csv import Csv as Csv

@@ -48,6 +48,17 @@ class Chats(Tokens):
 
     def messages(self, record: Record) -> list[tuple[str, str]]:
         """The role and content of each message of a record; raises ValueError if it has none."""
+        found = self.listed(record)
+        if not any(role == self.answers for role, _ in found):
+            roles = ", ".join(dict.fromkeys(role for role, _ in found))
+            raise ValueError(
+                f"no message has the role {self.answers!r}, so there is no answer to learn: its "
+                f"roles are {roles}; --data.answers names another"
+            )
+        return found
+
+    def listed(self, record: Record) -> list[tuple[str, str]]:
+        """The same of a record that may have no answer."""
         messages: Any = present(record, self.feature, "--data.feature")
         if not isinstance(messages, list | tuple) or not messages:
             raise ValueError(f"its {self.feature!r} is no list of messages: {_short(messages)}")
@@ -62,12 +73,6 @@ class Chats(Tokens):
                     f"{_short(message)}"
                 )
             found.append((role, content))
-        if not any(role == self.answers for role, _ in found):
-            roles = ", ".join(dict.fromkeys(role for role, _ in found))
-            raise ValueError(
-                f"no message has the role {self.answers!r}, so there is no answer to learn: its "
-                f"roles are {roles}; --data.answers names another"
-            )
         return found
 
     def encoded(self, record: Record) -> tuple[np.ndarray, np.ndarray]:
@@ -76,17 +81,23 @@ class Chats(Tokens):
         Raises:
           ValueError: it has no answer, or none within `length`.
         """
+        return self.cut(*self.joined(self.messages(record)))
+
+    def joined(self, messages: list[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens of messages, int32 [n], and which of them are learned, bool [n]."""
         tokens: list[np.ndarray] = []
         learned: list[np.ndarray] = []
-        for role, content in self.messages(record):
+        for role, content in messages:
             is_answer = role == self.answers
             head = self.tokenizer.encode(self.header.replace("{role}", role))
             body = self.tokenizer.encode(content)
             tail = [self.tokenizer.end] if is_answer else self.tokenizer.encode(self.footer)
             tokens += [head, body, np.asarray(tail, np.int32)]
             learned += [np.zeros(len(head), bool), np.full(len(body) + len(tail), is_answer)]
-        whole = np.concatenate(tokens).astype(np.int32)
-        mask = np.concatenate(learned)
+        return np.concatenate(tokens).astype(np.int32), np.concatenate(learned)
+
+    def cut(self, whole: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens [n] and which of them are learned [n], cut to `length`; raises as `encoded`."""
         part = slice(self.length) if self.keep == "beginning" else slice(-self.length, None)
         if not mask[part].any():
             raise ValueError(
@@ -96,7 +107,10 @@ class Chats(Tokens):
         return whole[part], mask[part]
 
     def read(self, record: Record) -> Example:
-        tokens, learned = self.encoded(record)
+        return self.row(*self.encoded(record))
+
+    def row(self, tokens: np.ndarray, learned: np.ndarray) -> Example:
+        """The example of what `encoded` returned."""
         targets = self.padded(tokens)
         inputs = np.append(np.int32(self.tokenizer.end), targets[:-1])
         mask = self.padded(learned).astype(np.float32)

@@ -11,6 +11,7 @@ from .class_scores import MeanAveragePrecision as MeanAveragePrecision
 from .classification import Classification as Classification
 from .ctc import CTC as CTC
 from .distill import Distill as Distill
+from .dpo import DPO as DPO
 from .masked_token import MaskedToken as MaskedToken
 from .metric import Metric as Metric
 from .next_token import NextToken as NextToken

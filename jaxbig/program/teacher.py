@@ -1,5 +1,6 @@
 """The teacher of `Distill`: a run's model, whose parameters a train step gets beside its batch."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,16 @@ from jaxbig.distributed.sharding import parameter_shardings
 from jaxbig.errors import Refused
 from jaxbig.objectives.base import Batch, Objective, sums_of
 from jaxbig.objectives.distill import Distill
+from jaxbig.objectives.dpo import DPO
 
 TEACHER = "teacher"
 """The name beside a batch's fields under which a train step gets the teacher's variables."""
 
 
 def without_teacher(objective: Objective) -> Objective:
-    """The objective that an evaluation has."""
+    """The objective that needs no other run."""
+    if isinstance(objective, DPO):
+        return dataclasses.replace(objective, reference="")
     return objective.objective if isinstance(objective, Distill) else objective
 
 

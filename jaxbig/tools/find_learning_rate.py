@@ -24,6 +24,7 @@ from jaxbig.program.state import TrainState
 from jaxbig.tracking.console import Screen
 from jaxbig.tracking.figures import optional
 from jaxbig.train.batch_loader import host_batches
+from jaxbig.train.reference import give_reference, reference_identity
 from jaxbig.train.resume import best_weights, prepare, with_weights
 from jaxbig.train.trainer import compile_step
 
@@ -65,9 +66,9 @@ def find_learning_rate(
     program = make_program(
         dataclasses.replace(experiment, optimizer=optimizer, steps=steps, guard=Guard())
     )
-    prepare(experiment)
+    identity = prepare(experiment)
     with program.activate():
-        rates, losses = measure(program, screen)
+        rates, losses = measure(program, identity, screen)
     diverged = len(losses) < steps or not math.isfinite(losses[-1])
     finite = [loss for loss in losses if math.isfinite(loss)]
     if len(finite) < MIN_STEPS // 2:
@@ -92,11 +93,14 @@ def find_learning_rate(
     return result
 
 
-def measure(program: Program, screen: Screen) -> tuple[list[float], list[float]]:
+def measure(program: Program, identity: str, screen: Screen) -> tuple[list[float], list[float]]:
     """The learning rate and the loss of each step, to the last one or until the loss diverges."""
-    source = program.experiment.data.source("train")
     train_step, _ = compile_step(program)
     state = first_state(program)
+    experiment = program.experiment
+    of = {"data_identity": identity, **reference_identity(experiment)}
+    give_reference(program, None, of, start=state)
+    source = experiment.data.source("train")
     rates: list[float] = []
     losses: list[float] = []
     mean = 0.0

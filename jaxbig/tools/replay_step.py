@@ -23,6 +23,7 @@ from jaxbig.program.teacher import TEACHER
 from jaxbig.tools.nan_origin import bad_inputs, first_bad
 from jaxbig.train.bad_step_policy import BadStepHandler, left_out
 from jaxbig.train.batch_loader import host_batches
+from jaxbig.train.reference import REFERENCE, give_reference, lost_reference
 from jaxbig.train.resume import differences, initialize, other_draws, prepare
 from jaxbig.train.run_description import read_run
 from jaxbig.train.trainer import StepWithTeacher, compile_step, open_checkpoints
@@ -73,6 +74,8 @@ def replay(experiment: Experiment, workdir: Path, step: int) -> dict[str, Any]:
                 return state.replace(step=state.step + 1), {}
             return train_step(state, device_put_batch(rows, program.mesh))
 
+        if not give_reference(program, workdir, fixed | {REFERENCE: run.get(REFERENCE)}):
+            raise lost_reference(workdir)
         source = experiment.data.source("train")
         rows_ahead = host_batches(program, source, start=start, stop=step)
         with contextlib.closing(rows_ahead) as batches:

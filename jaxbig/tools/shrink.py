@@ -79,11 +79,12 @@ def random_batch(experiment: Experiment, seed: int = 0) -> Rows:
     spec = experiment.data.spec()
     kinds = {
         "inputs": "vocab",
+        "rejected": "vocab",
         "targets": "vocab" if hasattr(experiment.objective, "vocab") else "classes",
     }
     rows: Rows = {}
     for field, each in spec.items():
-        if field in ("mask", "starts"):
+        if field in ("mask", "starts", "rejected_mask"):
             rows[field] = np.ones(each.shape, each.dtype)
         elif field == "lengths":
             rows[field] = np.full(each.shape, spec["inputs"].shape[1] // 2, each.dtype)

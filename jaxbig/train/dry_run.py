@@ -15,6 +15,7 @@ from jaxbig.distributed.run_lock import check_free
 from jaxbig.program.program import all_parameters, make_program
 from jaxbig.train.epochs import describe_sizes
 from jaxbig.train.passes import Evaluation, check_evaluators
+from jaxbig.train.reference import check_reference, reference_identity
 from jaxbig.train.resume import (
     another_run,
     check_length,
@@ -59,6 +60,8 @@ def dry_run(
     check_memory(program)
     on_process_zero(lambda: check_free(workdir))
     fixed = identity(described, prepare(experiment)) | teacher_identity(experiment)
+    fixed |= reference_identity(experiment)
+    check_reference(program)
     with program.activate():
         check_evaluators(Evaluation(program))
     data = experiment.data

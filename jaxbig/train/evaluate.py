@@ -16,6 +16,7 @@ from jaxbig.objectives.metric import Collector
 from jaxbig.program.program import make_program
 from jaxbig.program.state import TrainState
 from jaxbig.train.passes import Evaluation, check_evaluators, evaluate, run_evaluator
+from jaxbig.train.reference import REFERENCE, give_reference, lost_reference
 from jaxbig.train.resume import differences, of_shapes, prepare
 from jaxbig.train.run_description import read_run
 from jaxbig.train.trainer import open_checkpoints
@@ -95,13 +96,15 @@ class SavedRun:
         heartbeat(0, PREPARES)
         self.program = make_program(experiment)
         fixed = of_shapes(experiment)
-        if lines := differences(run, fixed) or differences(
-            run, {"data_identity": prepare(experiment)}
-        ):
+        data = {"data_identity": prepare(experiment)}
+        if lines := differences(run, fixed) or differences(run, data):
             raise Refused(
                 f"{workdir} holds a run of another model or data ({'; '.join(lines)}): give the "
                 f"options it was trained with, or another --workdir."
             )
+        of = data | {REFERENCE: run.get(REFERENCE)}
+        if not give_reference(self.program, workdir, of, heartbeat=heartbeat):
+            raise lost_reference(workdir)
         heartbeat(0, OPENS)
         self.split = split
         self.source = open_split(experiment.data, split)

@@ -46,6 +46,13 @@ from jaxbig.system.environment import RANDOM, config
 from jaxbig.system.json_files import write_atomically, write_json
 from jaxbig.train.bad_step_policy import LEFT_OUT
 from jaxbig.train.pretrained_state import pretrained_state, refuse_misfit, weights_of
+from jaxbig.train.reference import (
+    REFERENCE,
+    check_reference,
+    give_reference,
+    lost_reference,
+    reference_identity,
+)
 from jaxbig.train.rewind import is_rewound, keep_aside
 from jaxbig.train.run_description import ADOPT, describe, read_run
 from jaxbig.train.teacher import teacher_identity
@@ -99,6 +106,8 @@ def initialize_or_resume(
     heartbeat(0, PREPARES)
     described = to_json(experiment)
     fixed = identity(described, prepare(experiment)) | teacher_identity(experiment)
+    fixed |= reference_identity(experiment)
+    check_reference(program)
     prepared()
     heartbeat(0, "looks for checkpoints")
     run, weights = claim_directory(
@@ -111,8 +120,15 @@ def initialize_or_resume(
     steps = checkpoints.choose(resume_from or "last", "--resume-from")
     if resume_from and not steps:
         raise Refused(f"--resume-from {resume_from}: {workdir} has no checkpoint.")
+    known = give_reference(program, workdir, fixed, heartbeat=heartbeat)
     restored = checkpoints.restore(program.abstract, as_saved, steps=steps)
     if restored is not None:
+        if not known:
+            if restored.step:
+                raise lost_reference(workdir)
+            give_reference(
+                program, None, fixed, start=restored.state, heartbeat=heartbeat
+            )  # an imported run
         check_length(experiment, workdir, restored.step)
         if resume_from:
             on_process_zero(lambda: keep_aside(workdir, checkpoints, restored.step))
@@ -123,6 +139,8 @@ def initialize_or_resume(
         log.info("resuming from step %s (%s)", restored.step, checkpoints.path(restored.step))
         return restored.step, as_asked(restored.state, program.abstract), restored.state_sha256
     state, weights = initialize(program, workdir, run, weights=weights, heartbeat=heartbeat)
+    if not known:
+        give_reference(program, None, fixed, start=state, heartbeat=heartbeat)
     heartbeat(0, "writes run.json")
     # last: a run that was refused has left nothing behind
     on_process_zero(lambda: write_run(program, workdir, run=run, fixed=fixed, weights=weights))
@@ -396,8 +414,7 @@ def write_run(
     for name, content in program.experiment.data.kept().items():
         write_atomically(workdir / name, content)
     now |= {"weights": noted, "starts": starts}
-    if TEACHER in fixed:
-        now[TEACHER] = fixed[TEACHER]
+    now |= {name: fixed[name] for name in (TEACHER, REFERENCE) if name in fixed}
     if rewound_to := rewound_to or (run or {}).get("rewound_to", ""):
         now["rewound_to"] = rewound_to
     write_json(workdir / "run.json", now)
@@ -407,7 +424,7 @@ def differences(run: dict[str, Any], fixed: dict[str, Any]) -> list[str]:
     """What differs between the run in `run.json` and this one's identity, one line each."""
     experiment = run["experiment"]
     before = {**ADDED_LATER, **experiment, **identity(experiment, run["data_identity"])}
-    before[TEACHER] = run.get(TEACHER)
+    before |= {name: run.get(name) for name in (TEACHER, REFERENCE)}
     now = dict(fixed)
     if "model" in fixed:  # what `identity` has left out may differ too
         for name in set(experiment) & set(ADDED_LATER) - {*FREE, *fixed}:
