@@ -112,10 +112,10 @@ def experiment(folder: Path, **changes: Any) -> Experiment:
     lines = [{"prompt": f"{n}", "chosen": f"{n}!", "rejected": f"{n % 7}?"} for n in range(40)]
     if not file.exists():
         file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    plain = small("pytext_llama", **FEW)
-    fields = {"batch": 8, "length": 32} | changes.pop("data", {})
+    plain: Any = small("pytext_llama", **FEW)
+    fields: dict[str, Any] = {"batch": 8, "length": 32, **changes.pop("data", {})}
     data = Preferences(records=JsonLines(files=(str(file),)), **fields)
-    dpo = DPO(**({"vocab": data.vocab} | changes.pop("dpo", {})))
+    dpo = DPO(vocab=data.vocab, **changes.pop("dpo", {}))
     model = dataclasses.replace(plain.model, depth=1, vocab=data.vocab)
     return plain.replace(model=model, data=data, objective=dpo, mesh=Mesh(data=8), **changes)
 
@@ -218,7 +218,7 @@ def test_reference_with_another_vocabulary_or_none_is_refused(run: jb.Run, tmp_p
 
 
 def test_data_without_pairs_is_refused() -> None:
-    plain = small("pytext_llama")
+    plain: Any = small("pytext_llama")
     with pytest.raises(Refused, match=r"gives no rejected, .* jb.data.Preferences"):
         make_program(plain.replace(objective=DPO(vocab=plain.data.vocab)))
 

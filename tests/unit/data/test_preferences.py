@@ -29,7 +29,8 @@ def preferences(folder: Path, *records: Any, **fields: Any) -> Preferences:
     file = folder / "pairs.jsonl"
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
     records_of = JsonLines(files=(str(file),), eval_share=0.5)
-    return Preferences(records=records_of, **({"batch": 2, "length": 64} | fields))
+    given: dict[str, Any] = {"batch": 2, "length": 64, **fields}
+    return Preferences(records=records_of, **given)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ def test_the_two_answers_alone_are_learned(
     ("changes", "words"),
     [
         ({"rejected": "4"}, r"line \d cannot be read: .*two answers are equal, so none is better"),
-        ({"prompt": "?" * 64}, r"begins after token 90, and --data.length is 64: there is no"),
+        ({"prompt": "?" * 64}, r"begins after token 88, and --data.length is 64: there is no"),
         (
             {"chosen": "n" * 40 + "a", "rejected": "n" * 40 + "b"},
             r"equal in the 64 tokens of --data.length",
