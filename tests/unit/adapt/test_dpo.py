@@ -86,7 +86,7 @@ def by_hand(
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_loss_and_gradient_are_those_by_hand(smoothing: float) -> None:
-    batch = batch_of_pairs()
+    batch: Any = batch_of_pairs()
     table = np.random.default_rng(1).standard_normal((V, V))
     objective = DPO(vocab=V, beta=0.7, label_smoothing=smoothing)
 
@@ -138,7 +138,7 @@ def test_reference_is_the_first_state_and_its_margin_is_0(run: jb.Run) -> None:
     with program.activate():
         state = program.init()
         sums, _ = program.eval_step(program.merged(state), rows)
-        logits = run.experiment.model.apply({"params": state.params}, rows["inputs"])
+        logits: Any = run.experiment.model.apply({"params": state.params}, rows["inputs"])
     nats = jnp.take_along_axis(jax.nn.log_softmax(logits), rows["targets"][..., None], -1)[..., 0]
     expected = jnp.sum(nats * rows["mask"], axis=1)
     np.testing.assert_allclose(kept(run).splits["train"][:8, 0], expected, rtol=1e-4)
