@@ -38,7 +38,8 @@ class ReferenceScores:
         """The content of `REFERENCE_FILE`."""
         file = io.BytesIO()
         key = np.frombuffer(json.dumps(self.of).encode(), np.uint8)
-        np.savez(file, allow_pickle=False, **{KEY: key, **self.splits})
+        arrays: dict[str, Any] = {KEY: key, **self.splits}
+        np.savez(file, **arrays)
         return file.getvalue()
 
     @classmethod
