@@ -170,6 +170,7 @@ def test_kept_file_is_used_and_its_loss_is_noticed(
         moved.rename(file)
 
 
+@pytest.mark.slow
 def test_adapters_in_parts_on_a_mesh_learn_from_another_run(
     run: jb.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
