@@ -11,6 +11,7 @@ On two cores that other work shared, with --depth 2 --prompt 16 --tokens 16: 40 
 """
 
 import argparse
+import importlib
 import json
 import statistics
 import time
@@ -93,10 +94,10 @@ def beside_transformers(given: argparse.Namespace) -> dict[str, Any]:
     batch = given.batch or 8
     prompt = given.prompt
     tokens = given.tokens
-    import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    reference: Any = GPT2LMHeadModel(GPT2Config(n_layer=given.depth)).eval()
+    torch: Any = importlib.import_module("torch")  # of the extra `parity`
+    transformers: Any = importlib.import_module("transformers")
+    config = transformers.GPT2Config(n_layer=given.depth)
+    reference = transformers.GPT2LMHeadModel(config).eval()
     model = Decoder(**{**GPT2, "depth": given.depth, "max_length": 1_024})
     decoding = decoding_of(model, batch)
     prompts = np.random.default_rng(0).integers(0, VOCAB, (batch, prompt))
