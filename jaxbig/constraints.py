@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import inspect
 import math
+import numbers
 import operator
 import types
 from collections.abc import Sequence
@@ -41,6 +42,8 @@ class Range(PrimitiveConstructorSpec[Any]):
 
     given: dict[str, float]
     """The bounds that there are, by their sign."""
+    kind: type[int] | type[float]
+    """The type of the field."""
 
     def __init__(
         self,
@@ -70,6 +73,7 @@ class Range(PrimitiveConstructorSpec[Any]):
             str_from_instance=lambda value: [str(value)],
         )
         object.__setattr__(self, "given", given)
+        object.__setattr__(self, "kind", kind)
 
     def __repr__(self) -> str:
         return f"Range({self.metavar})"
@@ -119,6 +123,9 @@ def validate(value: Any, path: str = "", annotation: Any = None) -> None:
     """
     if isinstance(value, int | float):
         _check_number(value, path, annotation)
+    elif _is_of_number(annotation) and not isinstance(value, numbers.Number):
+        [rule] = _alternatives(annotation)
+        raise Refused(f"{_option(path)} {value!r}: it must be a number, {rule[0]}.")
     elif isinstance(value, dict | list | tuple):
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, item in items:
@@ -164,6 +171,8 @@ def _check_number(value: float, path: str, annotation: Any) -> None:
 def _broken_rule(value: float, ranges: list[Range]) -> str | None:
     if not math.isfinite(value):
         return "a finite number"
+    if isinstance(value, float) and any(allowed.kind is int for allowed in ranges):
+        return f"a whole number, {ranges[0]}"
     return next((str(allowed) for allowed in ranges if value not in allowed), None)
 
 
@@ -176,6 +185,11 @@ def _alternatives(annotation: Any) -> list[list[Range]]:
     if get_origin(annotation) in (Union, types.UnionType):
         return [ranges for part in get_args(annotation) for ranges in _alternatives(part)]
     return [[]] if annotation in (int, float) else []
+
+
+def _is_of_number(annotation: Any) -> bool:
+    """Whether a type has numbers of a range alone."""
+    return get_origin(annotation) is Annotated and any(_alternatives(annotation))
 
 
 def _item_annotation(annotation: Any, key: Any) -> Any:

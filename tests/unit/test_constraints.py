@@ -61,6 +61,10 @@ WRONG = {
     "cap nan: it must be a finite number": {"cap": math.nan},
     "cap inf: it must be a finite number": {"cap": math.inf},
     "ratio inf: it must be a finite number": {"ratio": math.inf},
+    "num-heads None: it must be a number, 1 or more": {"num_heads": None},
+    "num-heads '8': it must be a number, 1 or more": {"num_heads": "8"},
+    "num-heads 8.0: it must be a whole number, 1 or more": {"num_heads": 8.0},
+    "cap []: it must be a number, 0 or more": {"cap": []},
     "inner.0.num-heads 0: it must be 1 or more": {"inner": (Own(num_heads=0),)},
     "inner.low 3: it must be at most its high, 2": {"inner": Own(low=3, high=2)},
 }
