@@ -62,8 +62,9 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
       Refused: something is there already, or nothing can be written there.
       Failed: a file cannot be written, as on a full disk.
     """
-    target = Path(folder)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    target = Path(os.path.abspath(folder))
+    is_link = target.is_symlink()
+    if is_link or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
         raise Refused(f"{target} is there already: give a new or an empty folder.")
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:

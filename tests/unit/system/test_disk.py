@@ -10,7 +10,7 @@ import pytest
 
 from jaxbig.checkpoint.manager import CheckpointManager
 from jaxbig.data.core import cache
-from jaxbig.errors import Failed
+from jaxbig.errors import Failed, Refused
 from jaxbig.system import disk
 from jaxbig.system.json_files import write_atomically, write_json
 
@@ -104,3 +104,20 @@ def test_a_disk_that_is_ill_is_reported_and_the_old_file_stays(
     with pytest.raises(Failed, match=r"cannot write .*run.json: Input/output error"):
         write_json(tmp_path / "run.json", {"seed": 1})
     assert (tmp_path / "run.json").read_text() == before
+
+
+def test_new_folder_may_be_the_current_one_and_no_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with disk.new_folder(".") as partial:
+        (partial / "file").write_text("x")
+    assert (tmp_path / "empty" / "file").read_text() == "x"
+    (tmp_path / "nothing").mkdir()
+    for target in ("nothing", "missing"):
+        link = tmp_path / f"to_{target}"
+        link.symlink_to(tmp_path / target)
+        with pytest.raises(Refused, match=f"to_{target} is there already"), disk.new_folder(link):
+            pass
+        assert link.is_symlink()
