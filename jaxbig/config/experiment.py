@@ -191,7 +191,7 @@ class Experiment:
             raise Refused(
                 f"evaluators {given!r}: it must be a tuple, as in (Every(500, KNearest()),)."
             )
-        taken = {"train", "eval"}
+        taken = {"train", "eval", "test"}
         for each in given:
             if not isinstance(each, Every) or not isinstance(each.evaluator, Evaluator):
                 raise Refused(

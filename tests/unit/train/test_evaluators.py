@@ -293,6 +293,7 @@ def test_refused_evaluator_leaves_no_run_behind(tiny: Make, tmp_path: Path) -> N
         ((jb.Every(1, KNEAREST),), "must be an Every"),
         ((jb.Every(1, KNEAREST()), jb.Every(2, KNEAREST(k=1))), "rows of the split 'k_nearest'"),
         ((jb.Every(1, KNEAREST(name="eval")),), "rows of the split 'eval'"),
+        ((jb.Every(1, KNEAREST(name="test")),), "rows of the split 'test'"),
         ((jb.Every(1, KNEAREST(name="a/b")),), "must be a word"),
         ((jb.Every(0, KNEAREST()),), "steps"),
     ],
