@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from jaxbig.constraints import validate
 from jaxbig.errors import Refused
 from jaxbig.pretrained.family import Config, Family
 from jaxbig.pretrained.find_family import find_family
@@ -76,8 +77,29 @@ def open_pretrained(folder: str | Path) -> Pretrained:
         raise Refused(f"{folder} has no config.json: give a folder as save_pretrained writes it.")
     config = read_object(folder / "config.json")
     family = find_family(config)
-    family.fields(config)
+    check_values(folder / "config.json", family, config)
     return Pretrained(folder, config, family, WeightFolder(folder))
+
+
+def check_values(file: Path, family: Family, config: Config) -> None:
+    """Raises `Refused` if a config has a value that no model of its family has."""
+    try:
+        model = family.module(**family.fields(config))
+        validate_in(file, model)
+        family.differences(config, model)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise Refused(
+            f"{file} has a value that no {family.model_type} model has ({error}): copy the folder "
+            f"again."
+        ) from error
+
+
+def validate_in(file: Path, model: nn.Module) -> None:
+    """Raises `Refused` for a number that the model of a config cannot have."""
+    try:
+        validate(model, "model")
+    except Refused as error:
+        raise Refused(f"{file}: {error}") from None
 
 
 def table_name(path: str) -> str:

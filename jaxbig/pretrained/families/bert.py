@@ -4,7 +4,7 @@ from typing import Any
 
 from jaxbig.errors import Refused
 from jaxbig.models.language_model import Encoder
-from jaxbig.pretrained.family import Config, Family, in_blocks
+from jaxbig.pretrained.family import Config, Family, count_classes, in_blocks, numbered_classes
 from jaxbig.pretrained.weight_table import Row
 
 ACTIVATIONS = {
@@ -102,7 +102,7 @@ class Bert(Family):
     def fields(self, config: Config) -> dict[str, Any]:
         fields = super().fields(config)
         if config.get("architectures") == [self.classifier]:
-            fields["classes"] = len(config.get("id2label", "01"))
+            fields["classes"] = count_classes(config)
         return fields
 
     def config(self, model: Any) -> Config:
@@ -113,12 +113,7 @@ class Bert(Family):
             if model.activation != "gelu":
                 raise Refused(f"it has activation {model.activation!r}, and gelu in its head")
             return config
-        labels = [f"LABEL_{number}" for number in range(model.classes)]
-        return {
-            **config,
-            "id2label": {str(number): label for number, label in enumerate(labels)},
-            "label2id": {label: number for number, label in enumerate(labels)},
-        }
+        return {**config, **numbered_classes(model.classes)}
 
     def architecture(self, model: Any) -> str:
         return self.masked if model.classes is None else self.classifier

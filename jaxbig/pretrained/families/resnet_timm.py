@@ -12,7 +12,7 @@ from jaxbig.pretrained.timm_family import TimmFamily
 from jaxbig.pretrained.weight_table import Row, Shape
 
 STAGES = 4
-MORE_DEPTHS = {26: ((2, 2, 2, 2), True), 200: ((3, 24, 36, 3), True)}
+THEIR_DEPTHS = {**DEPTHS, 26: ((2, 2, 2, 2), True), 200: ((3, 24, 36, 3), True)}
 LETTERS = {
     "": {},
     "c": {"stem_type": "deep", "stem_width": 32},
@@ -38,7 +38,7 @@ class TimmResNet(TimmFamily):
     }
 
     def of_architecture(self, match: re.Match[str]) -> dict[str, Any]:
-        layers, bottleneck = {**DEPTHS, **MORE_DEPTHS}[int(match[1])]
+        layers, bottleneck = THEIR_DEPTHS[int(match[1])]
         return {"layers": layers, "bottleneck": bottleneck, **LETTERS[match[2]]}
 
     def of_arguments(self, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Families of language models: configs as published give models as large as published."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -12,6 +13,7 @@ from jaxbig.errors import Refused
 from jaxbig.models.language_model import Decoder, EncoderDecoder
 from jaxbig.models.layers.rotary_scaling import LinearScaling, Llama3Scaling
 from jaxbig.pretrained.find_family import family_of_model, find_family
+from jaxbig.pretrained.load import check_values
 from jaxbig.pretrained.weight_table import Table
 
 LLAMA31 = {
@@ -202,6 +204,21 @@ def test_rotary_positions_are_read_from_older_and_newer_keys(key: str) -> None:
 def test_config_that_asks_for_more_is_refused(config: dict[str, Any], words: str) -> None:
     with pytest.raises(Refused, match=words):
         find_family(config).fields(config)
+
+
+@pytest.mark.parametrize("value", [None, "x", [], {}, 0, -1, 1.5], ids=repr)
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_config_with_a_wrong_value_is_refused_in_a_sentence(name: str, value: Any) -> None:
+    config = PUBLISHED[name][0]
+    family = find_family(config)
+    refused = 0
+    for key in config.keys() - {"model_type", "architectures"}:
+        try:
+            check_values(Path("config.json"), family, {**config, key: value})
+        except Refused as error:
+            assert "config.json" in str(error)
+            refused += 1
+    assert refused
 
 
 SMALL = {"vocab": 11, "depth": 2, "width": 16, "heads": 4, "activation": "swiglu"}
