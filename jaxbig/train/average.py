@@ -41,8 +41,8 @@ def average(run: str | Path, into: str | Path, *, last: int = 5) -> Run:
     folder = Path(into)
     if last < 2:
         raise Refused(f"last {last}: it must be 2 or more.")
-    if on_process_zero(lambda: folder.exists() and any(folder.iterdir())):
-        raise Refused(f"{folder} is not empty: give a new folder.")
+    if on_process_zero(lambda: folder.exists() and not is_empty(folder)):
+        raise Refused(f"{folder} is there already: give a new or an empty folder.")
     newest = restore(source)
     experiment = newest.experiment
     if experiment.lora.rank:
@@ -78,6 +78,11 @@ def average(run: str | Path, into: str | Path, *, last: int = 5) -> Run:
         checkpoints.close()
     on_process_zero(lambda: describe(newest, folder, steps))
     return restore(folder, experiment=experiment)
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether this is a folder with nothing in it."""
+    return folder.is_dir() and not any(folder.iterdir())
 
 
 def add(total: Any, state: Any) -> Any:

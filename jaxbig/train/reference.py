@@ -24,6 +24,7 @@ from jaxbig.objectives.dpo import DPO
 from jaxbig.program.program import Program, make_program
 from jaxbig.program.state import TrainState
 from jaxbig.train.passes import limited, step_over
+from jaxbig.train.teacher import best_checkpoint, check_is_best
 
 log = logging.getLogger("jaxbig")
 REFERENCE = "reference"
@@ -39,14 +40,7 @@ def reference_identity(experiment: Experiment) -> dict[str, Any]:
     objective = experiment.objective
     if not isinstance(objective, DPO) or not objective.reference:
         return {}
-    checkpoints = CheckpointManager(Path(objective.reference) / "checkpoints")
-
-    def read() -> dict[str, Any] | None:
-        steps = checkpoints.choose("best") if checkpoints.steps() else []
-        manifest = checkpoints.manifest(steps[0]) if steps else None
-        return manifest and {name: manifest[name] for name in ("step", "state_sha256")}
-
-    found = on_process_zero(read)
+    found = best_checkpoint(objective.reference)
     if found is None:
         raise Refused(
             f"--objective.reference {objective.reference!r}: there is no run with a checkpoint: "
@@ -160,6 +154,7 @@ def _restored(program: Program) -> tuple[Program, TrainState]:
     checkpoints = CheckpointManager(Path(objective.reference) / "checkpoints")
     with contextlib.closing(checkpoints):
         restored = checkpoints.restore(wanted, only=fields, steps=checkpoints.choose("best"))
+    check_is_best(restored, objective.reference, "--objective.reference")
     return found, TrainState(step=None, opt_state=None, **restored.state)
 
 

@@ -11,7 +11,7 @@ from flax.traverse_util import unflatten_dict
 from jaxbig.adapt import lora
 from jaxbig.adapt.other_run import adapters_of, place_of, plain_leaves
 from jaxbig.arrays.tree import flatten_with_paths
-from jaxbig.checkpoint.manager import CheckpointManager, shape_and_dtype
+from jaxbig.checkpoint.manager import CheckpointManager, Restored, shape_and_dtype
 from jaxbig.config.deserialize import classes_of, load_run
 from jaxbig.config.experiment import Experiment
 from jaxbig.config.experiment_files import command_for
@@ -32,17 +32,38 @@ def teacher_identity(experiment: Experiment) -> dict[str, Any]:
     objective = experiment.objective
     if not isinstance(objective, Distill):
         return {}
-    checkpoints = CheckpointManager(Path(objective.teacher) / "checkpoints")
+    found = best_checkpoint(objective.teacher)
+    if found is None:
+        raise no_teacher(objective.teacher, command_for(Path(objective.teacher)))
+    return {TEACHER: found}
+
+
+def best_checkpoint(folder: str) -> dict[str, Any] | None:
+    """The step and digest of the best checkpoint of another run; None if there is none."""
+    checkpoints = CheckpointManager(Path(folder) / "checkpoints")
 
     def read() -> dict[str, Any] | None:
         steps = checkpoints.choose("best") if checkpoints.steps() else []
         manifest = checkpoints.manifest(steps[0]) if steps else None
         return manifest and {name: manifest[name] for name in ("step", "state_sha256")}
 
-    found = on_process_zero(read)
-    if found is None:
-        raise no_teacher(objective.teacher, command_for(Path(objective.teacher)))
-    return {TEACHER: found}
+    return on_process_zero(read)
+
+
+def check_is_best(restored: Restored, folder: str, option: str) -> None:
+    """Raises `Refused` if another checkpoint than the best of another run was restored.
+
+    Args:
+      restored: of the run in that folder.
+      folder: the run's.
+      option: that names it.
+    """
+    best = best_checkpoint(folder) or {}
+    if (restored.step, restored.state_sha256) != (best.get("step"), best.get("state_sha256")):
+        raise Refused(
+            f"{option} {folder}: its best checkpoint, of step {best.get('step')}, is corrupt, so "
+            f"it is not what this run is named after: bring back a copy, or train it again."
+        )
 
 
 def restore_teacher(experiment: Experiment, abstract: Any, mesh: jax.sharding.Mesh) -> Any:
@@ -61,6 +82,7 @@ def restore_teacher(experiment: Experiment, abstract: Any, mesh: jax.sharding.Me
     restored = CheckpointManager(folder / "checkpoints").restore_some(choose, best=True)
     if restored is None:
         raise no_teacher(objective.teacher, command_for(Path(objective.teacher)))
+    check_is_best(restored, objective.teacher, "--objective.teacher")
     found = plain_leaves(restored.state, scale)
     flat = {
         tuple(path.replace("variables/", "", 1).split("/")): leaf for path, leaf in found.items()

@@ -49,7 +49,7 @@ def test_what_cannot_be_averaged_is_refused(run: jb.Run, tmp_path: Path) -> None
         jb.average(run.directory, tmp_path / "mean")
     with pytest.raises(Refused, match="last 1: it must be 2 or more"):
         jb.average(run.directory, tmp_path / "mean", last=1)
-    with pytest.raises(Refused, match="is not empty"):
+    with pytest.raises(Refused, match="is there already"):
         jb.average(run.directory, run.directory, last=2)
     assert not (tmp_path / "mean").exists()
     adapted = run.experiment.replace(lora=LoRA(rank=1, pattern="block"), steps=1)

@@ -12,6 +12,7 @@ from support.experiments import small
 
 import jaxbig as jb
 from jaxbig.arrays.tree import flatten_with_paths
+from jaxbig.checkpoint.manager import Restored
 from jaxbig.config.experiment import Experiment
 from jaxbig.config.lora import LoRA
 from jaxbig.distributed.mesh import Mesh
@@ -23,6 +24,7 @@ from jaxbig.objectives.distill import Distill, divergence
 from jaxbig.program.program import make_program
 from jaxbig.tools.shrink import random_batch
 from jaxbig.train import resume
+from jaxbig.train import teacher as teachers
 from jaxbig.train.teacher import restore_teacher, teacher_identity
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
@@ -156,3 +158,12 @@ def test_teacher_named_as_an_experiment_is_refused_with_how_to_train_it(tmp_path
     folder = tmp_path / "digits_convnet"
     with pytest.raises(Refused, match=r"train it first \(`jaxbig train digits_convnet`\), or"):
         teacher_identity(student(folder))
+
+
+def test_checkpoint_that_is_not_the_best_is_no_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    best = {"step": 4, "state_sha256": "a"}
+    monkeypatch.setattr(teachers, "best_checkpoint", lambda folder: best)
+    teachers.check_is_best(Restored(4, {}, "a"), "runs/x", "--objective.teacher")
+    for other in (Restored(2, {}, "b"), Restored(4, {}, "b")):
+        with pytest.raises(Refused, match=r"runs/x: its best checkpoint, of step 4, is corrupt"):
+            teachers.check_is_best(other, "runs/x", "--objective.teacher")
