@@ -20,6 +20,8 @@ from jaxbig.train.run import Run, restore
 
 SPLIT = ("fsdp", "tensor", "sequence", "expert")
 """The axes of a mesh that split a model or its rows' positions."""
+MOST = 2**24
+"""The most tokens of a text, places of a cache, and texts at once."""
 Prompt = str | Sequence[int] | np.ndarray
 placed: weakref.WeakKeyDictionary[Run, dict[Any, Any]] = weakref.WeakKeyDictionary()
 """The variables of each run on the devices that write, by how they are placed."""
@@ -97,11 +99,18 @@ def generate(
     sampling.check()
     named = {"max_tokens": max_tokens, "beams": beams, "batch": batch, "cache": cache}
     for name, value in named.items():
-        if value < 1:
-            raise Refused(f"{name} {value}: it must be 1 or more.")
+        if not 1 <= value <= MOST:
+            raise Refused(f"{name} {value}: it must be 1 to {MOST:,}.")
+    if not 0 <= seed < 2**32:
+        raise Refused(f"seed {seed}: it must be 0 to {2**32 - 1}.")
     language = Language(run.experiment.data, model)
     stops = language.stops([stop] if isinstance(stop, str) else stop)
     given = listed(prompts)
+    if stops[0] and not all(isinstance(each, str) for each in given):
+        raise Refused(
+            f"stop {stops[0][0]!r} with prompts of tokens: their texts are tokens, which end at "
+            f"special tokens alone: give texts, or leave the string out."
+        )
     tokens = [language.tokens(number, each) for number, each in enumerate(given)]
     decoding = decoding_of(
         run,
@@ -126,12 +135,15 @@ def generate(
         return texts[number].ended
 
     with decoding.activate():
-        given = decoding, variables_of(run, decoding), tokens, after
+        variables = variables_of(run, decoding)
         same = {"limits": limits, "start": start_of(run), "cache": cache}
         if beams > 1:
-            search_all(*given, **same, beams=beams, power=length_penalty)
+            search_all(
+                decoding, variables, tokens, after, **same, beams=beams, power=length_penalty
+            )
         else:
-            write_all(*given, **same, seed=seed, steps=4 if show else STEPS)
+            steps = 4 if show else STEPS
+            write_all(decoding, variables, tokens, after, **same, seed=seed, steps=steps)
     for number, text in enumerate(texts):
         if show is not None and (rest := text.rest()):
             show(number, rest)

@@ -1,11 +1,13 @@
 """What to predict: files, folders, tables, lines, texts, records or arrays, read one by one."""
 
 import dataclasses
+import functools
 import glob
 import itertools
 import json
 import os
 import sys
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +16,7 @@ import numpy as np
 
 from jaxbig.data.core.dataset import Data, Record
 from jaxbig.data.core.examples import Example, RecordSource
+from jaxbig.data.records.arrays import BROKEN
 from jaxbig.data.records.csv import Csv, table
 from jaxbig.data.records.named_files import NamedFiles
 from jaxbig.data.records.parquet import parquet_file
@@ -204,20 +207,26 @@ def inputs_of_lines(data: Data) -> Iterator[Input]:
 
     A line is a text where the data reads texts, and else a record as JSON, or the path of a file.
     """
-    for number, line in enumerate(sys.stdin, 1):
-        text = line.rstrip("\r\n")
-        if not text.strip():
+    for number, line in enumerate(sys.stdin.buffer, 1):
+        line = line.rstrip(b"\r\n")
+        if not line.strip():
             continue
+        name = f"line {number}"
         if data.reads_texts:
-            yield Input(
-                f"line {number}", reading(data, lambda text=text: data.record_of_text(text))
-            )
-        elif text.lstrip().startswith("{"):
-            yield Input(
-                f"line {number}", reading(data, lambda text=text: parse_line(text.encode()))
-            )
+            record = functools.partial(text_record, data, line)
+            yield Input(name, reading(data, record))
+        elif line.lstrip().startswith(b"{"):
+            yield Input(name, reading(data, functools.partial(parse_line, line)))
         else:
-            yield from inputs_of_path(data, text)
+            yield from inputs_of_path(data, os.fsdecode(line))
+
+
+def text_record(data: Data, line: bytes) -> Record:
+    """The record of a line of text."""
+    try:
+        return data.record_of_text(line.decode())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the line is not text in UTF-8: {error}") from error
 
 
 def numbered_lines(path: str) -> Iterator[tuple[int, bytes]]:
@@ -247,8 +256,8 @@ def arrays_of(path: str) -> list[Record]:
     try:
         with np.load(path) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError) as error:
-        raise Refused(f"{path} cannot be read as arrays: {error}.") from error
+    except (*BROKEN, zipfile.BadZipFile, AttributeError, TypeError) as error:  # also of an .npy
+        raise Refused(f"{path} cannot be read as arrays of .npz: {error}.") from error
     counts = {len(each) if each.ndim else 0 for each in arrays.values()}
     if len(counts) != 1:
         raise Refused(f"the arrays of {path} have {sorted(counts)} records: make them equal.")

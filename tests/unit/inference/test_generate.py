@@ -260,7 +260,10 @@ def test_translations_of_a_run_are_its_likeliest() -> None:
         (["a"], {"temperature": -1.0}, "temperature -1.0: it must be 0 or more"),
         (["a"], {"top_p": 0.0}, "top_p 0.0: it must be above 0"),
         (["a"], {"stop": [""]}, "stop '': the tokenizer writes no such text"),
-        (["a"], {"max_tokens": 0}, "max_tokens 0: it must be 1 or more"),
+        (["a"], {"max_tokens": 0}, "max_tokens 0: it must be 1 to 16,777,216"),
+        (["a"], {"max_tokens": 2**31}, "max_tokens 2147483648: it must be 1 to 16,777,216"),
+        (["a"], {"seed": 2**40}, "seed 1099511627776: it must be 0 to 4294967295"),
+        ([[97]], {"stop": "b"}, "stop 'b' with prompts of tokens"),
     ],
 )
 def test_wrong_prompt_or_setting_is_refused(

@@ -19,6 +19,7 @@ from support.sample_files import flowers, pictures
 
 import jaxbig as jb
 from jaxbig.cli import main as command_line
+from jaxbig.inference.inputs import arrays_of, inputs_of_lines
 from jaxbig.objectives.base import masked
 from jaxbig.train import evaluate, trainer
 from jaxbig.train import run as api_run
@@ -131,10 +132,35 @@ def test_lines_of_standard_input_are_paths_or_records(
     run: jb.Run, drawn: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     record = json.dumps({"image": np.zeros((8, 8)).tolist()})
-    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{drawn / '1.png'}\n\n{record}\n"))
+    lines = f"{drawn / '1.png'}\n\n{record}\n".encode()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
     rows = command(capsys, run.directory, "-")
     assert [row["record"] for row in rows] == [str(drawn / "1.png"), "line 3"]
     assert rows[0] == jb.predict(run, drawn / "1.png")[0]
+
+
+def test_line_that_is_no_text_is_named_and_the_others_are_predicted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines = io.TextIOWrapper(io.BytesIO(b"import os\n\xff\xfe\n"))
+    monkeypatch.setattr(sys, "stdin", lines)
+    data = jb.load("pymodule_bert").data
+    good, bad = inputs_of_lines(data)
+    assert good.read()["lengths"] == len("import os")
+    with pytest.raises(ValueError, match="the line is not text in UTF-8"):
+        bad.read()
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x93NUMPY\x01\x00", b"text"])
+def test_file_that_is_no_npz_is_refused(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "x.npz"
+    file.write_bytes(content)
+    with pytest.raises(jb.Refused, match=r"x.npz cannot be read as arrays of .npz"):
+        arrays_of(str(file))
+    with file.open("wb") as opened:
+        np.save(opened, np.zeros(3))
+    with pytest.raises(jb.Refused, match=r"x.npz cannot be read as arrays of .npz"):
+        arrays_of(str(file))
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet", "npz"])
