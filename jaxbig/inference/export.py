@@ -63,12 +63,25 @@ def export(
     if format not in get_args(Format):
         raise Refused(f"format {format!r}: it must be one of {', '.join(get_args(Format))}.")
     if not isinstance(run, Run):
-        run = restore(run)
+        run = restored(run)
     if format == "stablehlo":
         return export_stablehlo(run, folder)
     if format == "safetensors":
         return export_parameters(run, folder)
     return export_huggingface(run, folder, family=family, shard_bytes=shard_bytes)
+
+
+def restored(folder: str | Path, **given: Any) -> Run:
+    """A run with what an export needs: of the optimizer's state only master weights, if it has any.
+
+    Args:
+      folder: the run's.
+      **given: as for `restore`.
+    """
+    run = restore(folder, **given, for_training=False)
+    if run.experiment.precision.parameters != "bfloat16_master":
+        return run
+    return restore(folder, **given)
 
 
 def export_huggingface(

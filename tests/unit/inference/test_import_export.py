@@ -1,6 +1,7 @@
 """Runs from folders of pretrained weights and back: whole, or nothing is written."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,34 @@ def test_export_of_a_model_that_hugging_face_has_not_names_what_each_family_miss
         exporting.family_of_model(jb.load("digits_rnn").model)
     with pytest.raises(Refused, match="it must be one of"):
         jb.export("runs/none", tmp_path / "folder", format="onnx")  # type: ignore[arg-type]
+
+
+def test_printed_command_names_the_folder(
+    folder: Path, trained: jb.Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (
+        ["import", str(folder), "--into=pytext_transformer", "--seed", "3"],
+        ["export", str(trained.directory), "out", "--format", "safetensors"],
+    ):
+        printed = [words]
+        for _ in range(2):  # what is printed prints itself
+            with pytest.raises(SystemExit):
+                command([*printed[-1], "--print-command"])
+            printed.append(shlex.split(capsys.readouterr().out)[1:])
+        assert printed[1][: 2 + (words[0] == "export")] == words[: 2 + (words[0] == "export")]
+        assert printed[1] == printed[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["import", "gpt2", "--nothing", "1"], "import FOLDER --into pytext_transformer --help"),
+        (["export", "digits_rnn", "out", "--nothing"], "export digits_rnn FOLDER --help"),
+    ],
+)
+def test_wrong_option_is_answered_with_a_command_that_runs(words: list[str], hint: str) -> None:
+    with pytest.raises(Refused, match=f"`jaxbig {hint}` lists all options"):
+        command(words)
 
 
 @pytest.mark.slow
