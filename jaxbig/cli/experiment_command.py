@@ -37,7 +37,7 @@ class ExperimentCommand(ConfigOption, Command):
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
 
     @classmethod
-    def from_arguments(cls, word: str, arguments: Sequence[str]) -> Self:
+    def from_arguments(cls, word: str, arguments: Sequence[str], **given: Any) -> Self:
         if arguments[:1] in (["-h"], ["--help"]):
             parse(cls.without_experiment(word), ["--help"], f"{word} EXPERIMENT")
         if not arguments or arguments[0].startswith("-"):
@@ -50,18 +50,27 @@ class ExperimentCommand(ConfigOption, Command):
         experiment, words = load_with_config(name, options)
         with naming_config(options, words):
             experiment, left = change_types(experiment, words)
-            default = cls(name=name, options=tuple(options), experiment=experiment)
-            parsed = parse(cls, left, f"{word} {name}", default)
+            default = cls(name=name, options=tuple(options), experiment=experiment, **given)
+            parsed = parse(cls, left, cls.as_typed(word, name), default)
         if parsed.print_command:
             parsed.print_full(word)
             raise SystemExit
         set_deterministic(parsed.experiment.deterministic, parsed.experiment.reproducible)
         return parsed
 
+    @classmethod
+    def as_typed(cls, word: str, name: str) -> str:
+        """The beginning of the command with the experiment of that name, for messages."""
+        return f"{word} {name}"
+
+    def complete(self, word: str) -> list[str]:
+        """The words of the command, complete."""
+        return full_command(word, self.name, self.options, self.experiment)
+
     def print_full(self, word: str) -> None:
         """Prints the command, complete; checks its experiment first."""
         self.experiment.check()
-        words = full_command(word, self.name, self.options, self.experiment)
+        words = self.complete(word)
         print(to_json_text({"command": words}) if self.json else shlex.join(words))
 
     @classmethod

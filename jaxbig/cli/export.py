@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import tyro
 
@@ -12,9 +12,8 @@ from jaxbig.cli.tables import pairs
 from jaxbig.config.options import Flag
 from jaxbig.config.serialize import flat
 from jaxbig.errors import Refused
-from jaxbig.inference.export import Format, export
+from jaxbig.inference.export import Format, export, restored
 from jaxbig.inference.verify import verify
-from jaxbig.train.run import restore
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,20 +36,27 @@ class Export(RunCommand):
     target: tyro.conf.Suppress[Path] = Path()
 
     @classmethod
-    def from_arguments(cls, word: str, arguments: Sequence[str]) -> Self:
-        if arguments[:1] in (["-h"], ["--help"]) or not arguments:
+    def from_arguments(cls, word: str, arguments: Sequence[str], **given: Any) -> Self:
+        if not arguments or {"-h", "--help"} & {*arguments[:2]}:
             return super().from_arguments(word, arguments)
         if len(arguments) < 2 or arguments[1].startswith("-"):
             raise Refused(
                 f"{word} needs the folder to write second, as in jaxbig {word} RUN FOLDER."
             )
         name, target, *options = arguments
-        parsed = super().from_arguments(word, [name, *options])
-        return dataclasses.replace(parsed, target=Path(target))
+        return super().from_arguments(word, [name, *options], target=Path(target))
+
+    @classmethod
+    def as_typed(cls, word: str, name: str) -> str:
+        return f"{word} {name} FOLDER"
+
+    def complete(self, word: str) -> list[str]:
+        program, command, name, *options = super().complete(word)
+        return [program, command, name, str(self.target), *options]
 
     def __call__(self) -> int:
         self.screen()
-        run = restore(self.folder, step=self.step, experiment=self.experiment)
+        run = restored(self.folder, step=self.step, experiment=self.experiment)
         result = export(run, self.target, format=self.format, family=self.family)
         if self.verify:
             result["largest_difference"] = verify(run, self.target)

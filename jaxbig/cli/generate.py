@@ -7,38 +7,31 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import tyro
-
-from jaxbig.cli.command import Command
-from jaxbig.config.experiment_files import run_folder
-from jaxbig.config.options import Flag, run_name
+from jaxbig.cli.restored_run import RestoredRunCommand
+from jaxbig.config.options import Flag
 from jaxbig.errors import Refused
 from jaxbig.inference.decoding import translates
 from jaxbig.inference.generate import generate
-from jaxbig.system.accelerators import skip_absent_tpu
 from jaxbig.system.exit_codes import DONE
-from jaxbig.tracking.console import Screen
-from jaxbig.train.run import Run, restore
+from jaxbig.train.run import Run
 
 STDIN = "-"
 """The path that stands for standard input."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Generate(Command):
+class Generate(RestoredRunCommand):
     """Texts that a run's language model writes after prompts, or translations of its translator.
 
     A text depends on the seed, its prompt and the options alone, and not on the other prompts.
     """
 
-    run: tyro.conf.Positional[str]
-    """The run's folder, or an experiment's name for runs/NAME."""
     prompt: tuple[str, ...] = ()
     """Texts to continue, or to translate."""
     prompt_file: tuple[str, ...] = ()
     """Files with a prompt each, or - for standard input."""
     lines: str = ""
-    """A file with a prompt on each line, or - for standard input."""
+    """A file with a prompt on each line, or - for standard input; blank lines are none."""
     chat: Flag = False
     """Answer line by line, each after all lines before, until Ctrl-D."""
     seed: int = 0
@@ -69,20 +62,14 @@ class Generate(Command):
     reproducible: Flag = False
     """Each device holds the whole model, and the texts are the same over any mesh; always so where
     a mesh splits rows only."""
-    step: str = "last"
-    """Which checkpoint: last, best, or the number of its step."""
     json: Flag = False
     """Print a line of JSON for each prompt, with `prompt` and `text`, and nothing else there."""
 
     def __call__(self) -> int:
-        skip_absent_tpu()
         if self.chat and (self.prompt or self.prompt_file or self.lines):
             raise Refused("chat reads its prompts one by one: leave --chat out, or the prompts.")
         prompts = None if self.chat else self.prompts()
-        Screen(True, quiet=self.quiet, verbose=self.verbose).with_log()
-        folder = run_folder(self.run) or Path("runs") / run_name(self.run)
-        step: Any = int(self.step) if self.step.isdecimal() else self.step
-        run = restore(folder, step=step, for_training=False)
+        run = self.restored()
         try:
             if prompts is None:
                 self.answer(run)
@@ -100,7 +87,7 @@ class Generate(Command):
         """All prompts, in the order of the options."""
         prompts = list(self.prompt) + [read(path) for path in self.prompt_file]
         if self.lines:
-            prompts += read(self.lines).splitlines()
+            prompts += [line for line in read(self.lines).split("\n") if line.strip()]
         if not prompts:
             raise Refused(
                 "generate needs a prompt: give --prompt TEXT, --prompt-file FILE, --lines FILE or "
@@ -184,10 +171,11 @@ class Generate(Command):
 
 def read(path: str) -> str:
     """The text of a file, or of standard input for `-`."""
-    if path == STDIN:
-        return sys.stdin.read()
     try:
-        return Path(path).expanduser().read_text(encoding="utf-8")
+        file = Path(path).expanduser()
+        content = sys.stdin.buffer.read() if path == STDIN else file.read_bytes()
+        return content.decode().replace("\r\n", "\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise Refused(f"prompts of {path} cannot be read: {reason}.") from error
+        name = "standard input" if path == STDIN else path
+        raise Refused(f"prompts of {name} cannot be read: {reason}.") from error

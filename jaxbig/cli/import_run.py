@@ -13,7 +13,7 @@ from jaxbig.cli.tables import pairs
 from jaxbig.config.options import Flag
 from jaxbig.errors import Refused
 from jaxbig.inference.import_pretrained import WITHOUT, import_pretrained, own_experiment
-from jaxbig.inference.verify import verify
+from jaxbig.inference.verify import load_reference, verify
 from jaxbig.system.exit_codes import DONE
 
 
@@ -36,7 +36,7 @@ class Import(RunCommand):
     source: tyro.conf.Suppress[Path] = Path()
 
     @classmethod
-    def from_arguments(cls, word: str, arguments: Sequence[str]) -> Self:
+    def from_arguments(cls, word: str, arguments: Sequence[str], **given: Any) -> Self:
         if arguments[:1] in (["-h"], ["--help"]):
             return super().from_arguments(word, arguments)
         if not arguments or arguments[0].startswith("-"):
@@ -46,8 +46,15 @@ class Import(RunCommand):
         source, *options = arguments
         words = [part for option in options for part in option.split("=", 1)]
         into = words[words.index("--into") + 1] if "--into" in words[:-1] else WITHOUT
-        parsed = super().from_arguments(word, [into, *options])
-        return dataclasses.replace(parsed, source=Path(source))
+        return super().from_arguments(word, [into, *options], source=Path(source))
+
+    @classmethod
+    def as_typed(cls, word: str, name: str) -> str:
+        return f"{word} FOLDER --into {name}"
+
+    def complete(self, word: str) -> list[str]:
+        program, command, _, *options = super().complete(word)
+        return [program, command, str(self.source), *options]
 
     @property
     def folder(self) -> Path:
@@ -56,6 +63,8 @@ class Import(RunCommand):
 
     def __call__(self) -> int:
         screen = self.screen()
+        if self.verify:
+            load_reference(self.source)
         experiment = self.experiment
         if not self.into:
             experiment = own_experiment(self.source, experiment)

@@ -5,20 +5,14 @@ import dataclasses
 import logging
 import sys
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
 
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from jaxbig.cli.command import Command
-from jaxbig.config.deserialize import classes_of, experiment_file, from_run
-from jaxbig.config.discover import load
-from jaxbig.config.experiment import Experiment
-from jaxbig.config.experiment_files import run_folder
-from jaxbig.config.options import run_name
+from jaxbig.cli.restored_run import RestoredRunCommand
 from jaxbig.errors import Failed, Refused
 from jaxbig.inference.inputs import check_paths, inputs_at, inputs_of
 from jaxbig.inference.outputs import as_line, check_output, pictures_in, without_picture, written_to
@@ -30,12 +24,9 @@ from jaxbig.inference.predict import (
     predict_split,
     with_batch,
 )
-from jaxbig.system.accelerators import skip_absent_tpu
 from jaxbig.system.exit_codes import DONE
 from jaxbig.system.json_files import to_json_text
-from jaxbig.tracking.console import Screen
-from jaxbig.train.run import Run, open_run_split, restore
-from jaxbig.train.run_description import read_run
+from jaxbig.train.run import Run, open_run_split
 
 log = logging.getLogger("jaxbig")
 LOG_EVERY_S = 10
@@ -43,11 +34,9 @@ LOG_EVERY_S = 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Predict(Command):
+class Predict(RestoredRunCommand):
     """What a run predicts for files, texts or tables, as a line of JSON each."""
 
-    run: tyro.conf.Positional[str]
-    """The run's folder; or an experiment's name, or its file NAME.py, for runs/NAME."""
     inputs: tyro.conf.Positional[tuple[str, ...]] = ()
     """Files, folders, patterns, tables (.csv, .parquet, .jsonl, .npz), or - for lines of standard
     input: texts, or the paths of files."""
@@ -57,16 +46,12 @@ class Predict(Command):
     """Predict a split of the run's data in place of files: train, eval, or test if it has one."""
     top: int = TOP
     """How many classes or tokens to list, the likeliest first."""
-    step: str = "last"
-    """Which checkpoint: last, best, or the number of its step."""
     output: Path | None = None
     """A file to write in place of standard output: .jsonl, .npz (arrays) or .parquet."""
     pictures: Path | None = None
     """A new folder for the images that are answers, such as masks."""
     batch: int = 0
     """How many examples are computed at a time; 0: as in training."""
-    experiment: str = ""
-    """The experiment's file, where the run has classes of your own."""
 
     def __call__(self) -> int:
         if self.output is not None:
@@ -74,8 +59,6 @@ class Predict(Command):
         if bool(self.inputs) + bool(self.text) + bool(self.split) != 1:
             raise Refused("predict needs one of files (or - for lines), --text, and --split.")
         check_paths(self.inputs)
-        skip_absent_tpu()
-        Screen(True, quiet=self.quiet, verbose=self.verbose).with_log()
         run = with_batch(self.restored(), self.batch)
         good = 0
         bad: list[Prediction] = []
@@ -108,15 +91,6 @@ class Predict(Command):
             )
         return DONE
 
-    def restored(self) -> Run:
-        """The run at the checkpoint that was asked for, without what only training needs."""
-        found = run_folder(self.run)
-        folder = found or Path("runs") / run_name(self.run)
-        file = self.experiment or ("" if found else self.run)
-        experiment = run_experiment(folder, classes_of(load(file)).values() if file else ())
-        step: Any = int(self.step) if self.step.isdecimal() else self.step
-        return restore(folder, step=step, experiment=experiment, for_training=False)
-
     def counted(self, run: Run) -> Generator[Prediction]:
         """The predictions; how many there are is shown unless they are."""
         hidden = self.output is not None or self.json or not sys.stdout.isatty()
@@ -128,20 +102,6 @@ class Predict(Command):
         given = inputs_of(data, list(self.text)) if self.text else inputs_at(data, self.inputs)
         total = len(given) if isinstance(given, list) else None
         return show(predict_inputs(run, given, top=self.top), total)
-
-
-def run_experiment(folder: Path, own: Iterable[type]) -> Experiment:
-    """The experiment of a run, with its options; `own` are classes that jaxbig does not ship."""
-    described = read_run(folder)
-    if described is None:
-        raise Refused(f"{folder} holds no run: there is no file run.json.")
-    try:
-        return from_run(described, own, callbacks=False)
-    except Refused as error:
-        raise Refused(
-            f"the experiment of {folder} cannot be rebuilt from its run.json: {error}; give its "
-            f"file, as --experiment {experiment_file(described)}."
-        ) from None
 
 
 def print_line(prediction: Prediction) -> None:
