@@ -1,235 +1,58 @@
 """Generation against `transformers`: greedy, beam search, and the filters of sampling."""
 
-import functools
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
+from support.pretrained import read, save, untie
 
 from jaxbig.distributed.mesh import Mesh
 from jaxbig.inference.decoding import Decoding
 from jaxbig.inference.generate import search_all, write_all
 from jaxbig.inference.sampling import Sampling
-from jaxbig.models.language_model import Decoder, EncoderDecoder
 
 torch: Any = pytest.importorskip("torch")
 transformers: Any = pytest.importorskip("transformers")
 
 VOCAB = 40
 WIDTH = 16
-HEADS = 4
-HEAD = WIDTH // HEADS
 END = 2
 MAX_TOKENS = 12
 DRAW = np.random.RandomState(3)
 PROMPTS = [DRAW.randint(3, VOCAB, DRAW.randint(1, 30)) for _ in range(50)]
 
 
-def heads_in(matrix: Any) -> Any:
-    """A matrix [D, H K] as [D, H, K]."""
-    return matrix.reshape(WIDTH, -1, HEAD)
-
-
-def linear(weights: dict[str, Any], name: str) -> Any:
-    """The matrix [in, out] of a linear layer, which torch has as [out, in]."""
-    return weights[f"{name}.weight"].T
-
-
-def gpt2() -> tuple[Any, Any, Any]:
-    config = transformers.GPT2Config(
-        vocab_size=VOCAB,
-        n_positions=64,
-        n_embd=WIDTH,
-        n_layer=2,
-        n_head=HEADS,
-        eos_token_id=END,
-        pad_token_id=0,
-        bos_token_id=1,
-    )
-    reference = drawn(transformers.GPT2LMHeadModel(config))
-    w = state_of(reference)
-    model = Decoder(
-        vocab=VOCAB,
-        depth=2,
-        width=WIDTH,
-        heads=HEADS,
-        norm="layer",
-        epsilon=1e-5,
-        bias=True,
-        positions="learned",
-        max_length=64,
-        tie_embeddings=True,
-    )
-
-    def block(name: str) -> Any:
-        query, key, value = np.split(w[f"{name}.attn.c_attn.weight"], 3, axis=1)
-        of_query, of_key, of_value = np.split(w[f"{name}.attn.c_attn.bias"], 3)
-        return {
-            "attention_norm": norm(w, f"{name}.ln_1"),
-            "attention": {
-                "query": {"kernel": heads_in(query), "bias": of_query.reshape(HEADS, HEAD)},
-                "key_value": {
-                    "kernel": np.stack([heads_in(key), heads_in(value)], axis=1),
-                    "bias": np.stack([of_key.reshape(HEADS, HEAD), of_value.reshape(HEADS, HEAD)]),
-                },
-                "out": {
-                    "kernel": w[f"{name}.attn.c_proj.weight"].reshape(HEADS, HEAD, WIDTH),
-                    "bias": w[f"{name}.attn.c_proj.bias"],
-                },
-            },
-            "mlp_norm": norm(w, f"{name}.ln_2"),
-            "up": {"kernel": w[f"{name}.mlp.c_fc.weight"], "bias": w[f"{name}.mlp.c_fc.bias"]},
-            "down": {
-                "kernel": w[f"{name}.mlp.c_proj.weight"],
-                "bias": w[f"{name}.mlp.c_proj.bias"],
-            },
-        }
-
-    params = {
-        "tokens": {"embedding": w["transformer.wte.weight"]},
-        "positions": {"embedding": w["transformer.wpe.weight"]},
-        "blocks": {f"block_{n}": block(f"transformer.h.{n}") for n in range(2)}
-        | {"norm": norm(w, "transformer.ln_f")},
-    }
-    return reference, model, params
-
-
-def llama() -> tuple[Any, Any, Any]:
-    config = transformers.LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=WIDTH,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=HEADS,
-        num_key_value_heads=2,
-        eos_token_id=END,
-        pad_token_id=0,
-        bos_token_id=1,
-        rms_norm_eps=1e-5,
-    )
-    reference = drawn(transformers.LlamaForCausalLM(config))
-    w = state_of(reference)
-    model = Decoder(
-        vocab=VOCAB,
-        depth=2,
-        width=WIDTH,
-        heads=HEADS,
-        kv_heads=2,
-        mlp_width=24,
-        activation="swiglu",
-        epsilon=1e-5,
-    )
-
-    def block(name: str) -> Any:
-        key, value = (heads_in(linear(w, f"{name}.self_attn.{each}_proj")) for each in "kv")
-        return {
-            "attention_norm": {"scale": w[f"{name}.input_layernorm.weight"]},
-            "attention": {
-                "query": {"kernel": heads_in(linear(w, f"{name}.self_attn.q_proj"))},
-                "key_value": {"kernel": np.stack([key, value], axis=1)},
-                "out": {
-                    "kernel": linear(w, f"{name}.self_attn.o_proj").reshape(HEADS, HEAD, WIDTH)
-                },
-            },
-            "mlp_norm": {"scale": w[f"{name}.post_attention_layernorm.weight"]},
-            "up": {"kernel": linear(w, f"{name}.mlp.up_proj")},
-            "gate": {"kernel": linear(w, f"{name}.mlp.gate_proj")},
-            "down": {"kernel": linear(w, f"{name}.mlp.down_proj")},
-        }
-
-    params = {
-        "tokens": {"embedding": w["model.embed_tokens.weight"]},
-        "head": {"embedding": w["lm_head.weight"]},
-        "blocks": {f"block_{n}": block(f"model.layers.{n}") for n in range(2)}
-        | {"norm": {"scale": w["model.norm.weight"]}},
-    }
-    return reference, model, params
-
-
-def t5() -> tuple[Any, Any, Any]:
-    config = transformers.T5Config(
-        vocab_size=VOCAB,
-        d_model=WIDTH,
-        d_kv=HEAD,
-        d_ff=24,
-        num_layers=2,
-        num_heads=HEADS,
-        feed_forward_proj="relu",
-        tie_word_embeddings=False,
-        eos_token_id=END,
-        pad_token_id=0,
-        decoder_start_token_id=0,
-    )
-    reference = drawn(transformers.T5ForConditionalGeneration(config))
-    w = state_of(reference)
-    model = EncoderDecoder(
-        vocab=VOCAB,
-        depth=2,
-        width=WIDTH,
-        heads=HEADS,
-        mlp_width=24,
-        norm="rms",
-        pre_norm=True,
-        bias=False,
-        positions="relative",
-        tie_embeddings=False,
-        target_vocab=VOCAB,
-        scale_embedding=False,
-    )
-
-    def attention(name: str) -> Any:
-        key, value = (heads_in(linear(w, f"{name}.{each}")) for each in "kv")
-        return {
-            # T5 does not divide scores by the root of the head's width
-            "query": {"kernel": heads_in(linear(w, f"{name}.q")) * HEAD**0.5},
-            "key_value": {"kernel": np.stack([key, value], axis=1)},
-            "out": {"kernel": linear(w, f"{name}.o").reshape(HEADS, HEAD, WIDTH)},
-        }
-
-    def stack(side: str) -> Any:
-        blocks: dict[str, Any] = {
-            "norm": {"scale": w[f"{side}.final_layer_norm.weight"]},
-            "relative": {
-                "table": {
-                    "embedding": w[
-                        f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-                    ]
-                }
-            },
-        }
-        for number in range(2):
-            name = f"{side}.block.{number}.layer"
-            last = 1 if side == "encoder" else 2
-            block = {
-                "attention_norm": {"scale": w[f"{name}.0.layer_norm.weight"]},
-                "attention": attention(f"{name}.0.SelfAttention"),
-                "mlp_norm": {"scale": w[f"{name}.{last}.layer_norm.weight"]},
-                "up": {"kernel": linear(w, f"{name}.{last}.DenseReluDense.wi")},
-                "down": {"kernel": linear(w, f"{name}.{last}.DenseReluDense.wo")},
-            }
-            if side == "decoder":
-                block |= {
-                    "cross_norm": {"scale": w[f"{name}.1.layer_norm.weight"]},
-                    "cross": attention(f"{name}.1.EncDecAttention"),
-                }
-            blocks[f"block_{number}"] = block
-        return blocks
-
-    params = {
-        "tokens": {"embedding": w["shared.weight"]},
-        "target_tokens": {"embedding": w["shared.weight"]},
-        "head": {"embedding": w["lm_head.weight"]},
-        "encoder": stack("encoder"),
-        "decoder": stack("decoder"),
-    }
-    return reference, model, params
-
-
-def norm(weights: dict[str, Any], name: str) -> Any:
-    return {"scale": weights[f"{name}.weight"], "bias": weights[f"{name}.bias"]}
+GPT2 = {"n_positions": 64, "n_embd": WIDTH, "n_layer": 2, "n_head": 4, "pad_token_id": 0}
+LLAMA = {
+    "hidden_size": WIDTH,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+    "tie_word_embeddings": False,
+}
+T5 = {
+    "d_model": WIDTH,
+    "d_kv": 4,
+    "d_ff": 24,
+    "num_layers": 2,
+    "num_heads": 4,
+    "feed_forward_proj": "relu",
+    "pad_token_id": 0,
+    "decoder_start_token_id": 0,
+    "tie_word_embeddings": False,
+}
+FAMILIES = {
+    "gpt2": ("GPT2Config", "GPT2LMHeadModel", GPT2),
+    "llama": ("LlamaConfig", "LlamaForCausalLM", LLAMA),
+    "t5": ("T5Config", "T5ForConditionalGeneration", T5),
+}
 
 
 def drawn(reference: Any) -> Any:
@@ -245,17 +68,17 @@ def drawn(reference: Any) -> Any:
     return reference.eval()
 
 
-def state_of(reference: Any) -> dict[str, Any]:
-    return {name: value.numpy() for name, value in reference.state_dict().items()}
-
-
-FAMILIES = {"gpt2": gpt2, "llama": llama, "t5": t5}
-
-
-@functools.cache
-def made(family: str) -> tuple[Any, Any, Any]:
-    reference, model, params = FAMILIES[family]()
-    return reference, model, {"params": jax.tree.map(jnp.asarray, params)}
+def made(family: str, folder: Path) -> tuple[Any, Any, Any]:
+    """A model of transformers, and ours with its weights: the model and its variables."""
+    config, kind, fields = FAMILIES[family]
+    config = getattr(transformers, config)(vocab_size=VOCAB, eos_token_id=END, **fields)
+    reference = getattr(transformers, kind)(config)
+    if fields.get("tie_word_embeddings") is False:
+        untie(reference)
+    reference = drawn(reference)
+    save(reference, folder, tied=fields.get("tie_word_embeddings"))
+    _, model, loaded = read(folder)
+    return reference, model, unflatten_dict(loaded.leaves, sep="/")
 
 
 def expected(reference: Any, translates: bool, **options: Any) -> list[list[int]]:
@@ -286,8 +109,10 @@ def cut(text: list[int]) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("beams", "power"), [(1, 1.0), (3, 0.5)])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_fifty_texts_are_those_of_transformers(family: str, beams: int, power: float) -> None:
-    reference, model, params = made(family)
+def test_fifty_texts_are_those_of_transformers(
+    family: str, beams: int, power: float, tmp_path: Path
+) -> None:
+    reference, model, given = made(family, tmp_path)
     translates = family == "t5"
     mesh = Mesh().build(jax.devices()[:1])
     sampling = Sampling(temperature=0)
@@ -300,12 +125,11 @@ def test_fifty_texts_are_those_of_transformers(family: str, beams: int, power: f
 
     same = {"limits": [MAX_TOKENS] * len(PROMPTS), "start": 0 if translates else None, "cache": 64}
     with decoding.activate():
-        variables = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
-        given = decoding, variables, PROMPTS, after
+        variables = jax.device_put(given, NamedSharding(mesh, PartitionSpec()))
         if beams > 1:
-            search_all(*given, **same, beams=beams, power=power)
+            search_all(decoding, variables, PROMPTS, after, **same, beams=beams, power=power)
         else:
-            write_all(*given, **same, seed=0)
+            write_all(decoding, variables, PROMPTS, after, **same, seed=0)
     options = {} if beams == 1 else {"num_beams": beams, "length_penalty": power}
     wanted = expected(reference, translates, **options)
     assert [cut(text) for text in found] == wanted

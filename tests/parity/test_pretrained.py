@@ -5,21 +5,19 @@ lack. transformers makes random weights of each.
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 from flax.traverse_util import unflatten_dict
+from support.pretrained import read, save, untie
 
-from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.inference.export import write_weights
 from jaxbig.models.language_model import EncoderDecoder
-from jaxbig.pretrained.load import Loaded, Pretrained, load, open_pretrained
+from jaxbig.pretrained.load import Loaded
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -161,17 +159,12 @@ def make(reference: Reference, folder: Path) -> Any:
     config = getattr(transformers, reference.config)(**reference.fields)
     torch.manual_seed(0)
     model = getattr(transformers, reference.model)(config).eval()
-    if reference.fields.get("tie_word_embeddings") is False:  # transformers ties those of T5
-        head = model.get_output_embeddings()
-        head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    if reference.fields.get("tie_word_embeddings") is False:
+        untie(model)
     with torch.no_grad():
         for each in model.parameters():
             each.add_(torch.randn(each.shape) * 0.3)
-    model.save_pretrained(folder)
-    said = json.loads((folder / "config.json").read_text())
-    if "tie_word_embeddings" in reference.fields:  # as folders on the web have it
-        said["tie_word_embeddings"] = reference.fields["tie_word_embeddings"]
-    (folder / "config.json").write_text(json.dumps(said))
+    save(model, folder, tied=reference.fields.get("tie_word_embeddings"))
     return model
 
 
@@ -191,24 +184,6 @@ def theirs(model: Any) -> np.ndarray:
         more["decoder_input_ids"] = torch.tensor(tokens()[:, ::-2].copy())
     with torch.no_grad():
         return model(torch.tensor(tokens()), **more).logits.numpy()
-
-
-def abstract(model: nn.Module) -> dict[str, jax.ShapeDtypeStruct]:
-    """The leaves of a model on the first device."""
-    boxed = jax.eval_shape(lambda: model.init(jax.random.key(0), *inputs(model)))
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return {
-        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
-        for path, leaf in flatten_with_paths(nn.meta.unbox(boxed)).items()
-    }
-
-
-def read(folder: Path, **fields: Any) -> tuple[Pretrained, Any, Loaded]:
-    """A folder, our model of it, and its leaves."""
-    source = open_pretrained(folder)
-    model = source.family.module(**source.fields, **fields)
-    assert source.differences(model) == []
-    return source, model, load(source, model, abstract(model))
 
 
 def ours(model: Any, loaded: Loaded) -> np.ndarray:
