@@ -19,7 +19,6 @@ from .errors import Failed as Failed
 from .errors import Refused as Refused
 from .inference.export import export as export
 from .inference.generate import generate as generate
-from .inference.import_pretrained import import_pretrained as import_pretrained
 from .inference.predict import predict as predict
 from .tools.examine import check as check
 from .tools.examine import describe as describe
@@ -27,6 +26,7 @@ from .tools.examine import inspect_batch as inspect_batch
 from .tools.examine import plan as plan
 from .train.apply import apply as apply
 from .train.average import average as average
+from .train.import_pretrained import import_pretrained as import_pretrained
 from .train.passes import Evaluation as Evaluation
 from .train.run import Run as Run
 from .train.run import evaluate as evaluate

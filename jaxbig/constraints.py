@@ -1,4 +1,4 @@
-"""Allowed values of numeric fields, written in their types, and the function that checks them.
+"""Allowed values of fields: ranges of numbers, written in their types and checked, and choices.
 
 A constraint is part of the annotation, as in `depth: PositiveInt = 6` or
 `share: Annotated[float, Range(float, gt=0, le=1)] = 0.9`; `--help` shows it with the option.
@@ -242,3 +242,23 @@ def _option(path: str) -> str:
 
 def _join(path: str, name: Any) -> str:
     return f"{path}.{name}" if path else str(name)
+
+
+def choose(field: str, value: str, choices: Any) -> Any:
+    """Looks up the value of a field among its choices.
+
+    Args:
+      field: its name, for the message.
+      value: its value.
+      choices: a Literal, a tuple, or a table.
+
+    Returns:
+      The table's entry, or `value` itself.
+
+    Raises:
+      Refused: if the value is not one of the choices.
+    """
+    names = list(choices) if isinstance(choices, dict | tuple) else get_args(choices)
+    if value not in names:
+        raise Refused(f"{field} {value!r}: it must be one of {', '.join(map(str, names))}.")
+    return choices[value] if isinstance(choices, dict) else value

@@ -11,8 +11,8 @@ import flax.linen as nn
 import jax
 
 import jaxbig as jb
-from jaxbig.models.layers.basic import constrain
 from jaxbig.models.layers.convolution import Convolution
+from jaxbig.models.layers.parameters import constrain
 
 
 class PixelClassifier(jb.models.Model):

@@ -7,7 +7,8 @@ import flax.linen as nn
 import jax
 
 import jaxbig as jb
-from jaxbig.models.layers.basic import LayerNorm, Linear, constrain
+from jaxbig.models.layers.basic import LayerNorm, Linear
+from jaxbig.models.layers.parameters import constrain
 
 
 class Mixer(jb.models.Model):

@@ -12,9 +12,9 @@ from jaxbig.cli.experiment_command import RunCommand
 from jaxbig.cli.tables import pairs
 from jaxbig.config.options import Flag
 from jaxbig.errors import Refused
-from jaxbig.inference.import_pretrained import WITHOUT, import_pretrained, own_experiment
 from jaxbig.inference.verify import load_reference, verify
 from jaxbig.system.exit_codes import DONE
+from jaxbig.train.import_pretrained import WITHOUT, import_pretrained, own_experiment
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

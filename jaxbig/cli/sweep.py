@@ -11,13 +11,13 @@ import tyro
 from jaxbig.cli.experiment_command import ExperimentCommand
 from jaxbig.cli.tables import sweep_ranking
 from jaxbig.config.options import Flag, parse, run_name
-from jaxbig.distributed.run_lock import remove_empty
 from jaxbig.errors import Refused
 from jaxbig.launch.common import at_least
 from jaxbig.launch.slurm import Slurm
 from jaxbig.sweep import search_space, sweep
 from jaxbig.sweep.picture import draw
 from jaxbig.system.exit_codes import DONE, FAILED, INTERRUPTED
+from jaxbig.system.run_folder import remove_empty
 from jaxbig.tracking.console import Screen
 
 SPELLED = {"axes": "set", "file": "list"}

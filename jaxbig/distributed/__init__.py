@@ -1,1 +1,1 @@
-"""Devices and processes: meshes, shardings, and how the processes of a run watch each other."""
+"""Devices and processes: meshes, shardings, a run's lock, how its processes watch each other."""

@@ -14,9 +14,7 @@ import json
 import logging
 import os
 import secrets
-import shutil
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +23,7 @@ from typing import Any
 
 from jaxbig.distributed.multihost import on_process_zero
 from jaxbig.errors import Failed, Refused
+from jaxbig.system.run_folder import refuse_links, remove_empty, try_file_system
 
 log = logging.getLogger("jaxbig")
 HEARTBEAT_S = 2.0
@@ -35,8 +34,6 @@ late; where it shows one later than this, as some mounted buckets do, nothing lo
 machines."""
 NO_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 """Errors of a file system without `flock`."""
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
-"""Errors that any file system can give; they do not mean that it lacks an operation."""
 
 
 @contextlib.contextmanager
@@ -279,80 +276,3 @@ def in_use(workdir: Path, owner: dict[str, Any]) -> str:
     return (
         f"{workdir} is in use by {format_owner(owner)}: stop that run, or give another --workdir."
     )
-
-
-def try_file_system(workdir: Path) -> None:
-    """Tries what a run needs of its file system; removes everything that it wrote.
-
-    It must append to a file, overwrite a part of one, replace one by another, and rename a folder
-    that is not empty. Some mounted buckets cannot.
-
-    Raises:
-      Refused: one of these fails, or gives a wrong result.
-      OSError: an error of `NO_ROOM`.
-    """
-    trial = Path(tempfile.mkdtemp(dir=workdir, prefix=".trial-"))
-    file = trial / "folder" / "file"
-    other = trial / "folder" / "other"
-
-    def append() -> bool:
-        with file.open("ab") as stream:
-            stream.write(b"def")
-        return file.read_bytes() == b"abcdef"
-
-    def overwrite() -> bool:
-        with file.open("r+b") as stream:
-            stream.write(b"A")
-        return file.read_bytes() == b"Abcdef"
-
-    def replace() -> bool:
-        other.write_bytes(b"other")
-        other.replace(file)
-        return file.read_bytes() == b"other"
-
-    def rename() -> bool:
-        file.parent.rename(trial / "renamed")
-        return (trial / "renamed" / "file").read_bytes() == b"other"
-
-    attempts = {
-        "append to a file": append,
-        "overwrite a part of a file": overwrite,
-        "replace a file by another": replace,
-        "rename a folder": rename,
-    }
-    try:
-        file.parent.mkdir()
-        file.write_bytes(b"abc")
-        for what, attempt in attempts.items():
-            try:
-                why = "" if attempt() else "the result was wrong"
-            except OSError as error:
-                if error.errno in NO_ROOM:
-                    raise
-                why = error.strerror or str(error)
-            if why:
-                raise Refused(
-                    f"{workdir} is on a file system that cannot {what} ({why}), which checkpoints "
-                    f"and metrics need: mount a Cloud Storage bucket by "
-                    f"gcsfuse --rename-dir-limit 100000 or give it a hierarchical namespace "
-                    f"(goofys cannot store a run), or give a --workdir on another disk."
-                )
-    finally:
-        shutil.rmtree(trial, ignore_errors=True)
-
-
-def remove_empty(paths: list[Path]) -> None:
-    """Removes files, and folders that are empty; give inner paths before outer ones."""
-    for path in paths:
-        with contextlib.suppress(OSError):
-            path.rmdir() if path.is_dir() else path.unlink()
-
-
-def refuse_links(workdir: Path) -> None:
-    """Raises `Refused` if a folder contains a symbolic link: writes would end up elsewhere."""
-    for entry in workdir.iterdir():
-        if entry.is_symlink():
-            raise Refused(
-                f"{entry} is a link to {os.readlink(entry)}, and links in the folder of a run are "
-                f"not followed: put the whole folder there and give it as --workdir."
-            )

@@ -11,9 +11,10 @@ from jaxbig.constraints import DropRate, PositiveInt
 from jaxbig.errors import Refused
 from jaxbig.models.base import Classifier
 from jaxbig.models.convnet import Dense
-from jaxbig.models.layers.basic import cast, constrain, drop
+from jaxbig.models.layers.basic import cast, drop
 from jaxbig.models.layers.convolution import Convolution
 from jaxbig.models.layers.heads import ClassifierHead
+from jaxbig.models.layers.parameters import constrain
 
 KERNELS = (11, 5, 3, 3, 3)
 POOLED = (0, 1, 4)  # the convolutions that a max pool follows

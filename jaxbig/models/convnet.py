@@ -12,9 +12,10 @@ from jaxbig.arrays.dtypes import Dtype
 from jaxbig.constraints import DropRate, PositiveInt, validate
 from jaxbig.errors import Refused
 from jaxbig.models.base import Model
-from jaxbig.models.layers.basic import Linear, cast, constrain
+from jaxbig.models.layers.basic import Linear, cast
 from jaxbig.models.layers.convolution import Convolution, Padding
 from jaxbig.models.layers.heads import ClassifierHead
+from jaxbig.models.layers.parameters import constrain
 
 
 class Conv(nn.Module):

@@ -13,17 +13,10 @@ from jaxbig.arrays.dtypes import Dtype
 from jaxbig.constraints import DropRate, NonNegativeFloat, PositiveInt, validate
 from jaxbig.errors import Refused
 from jaxbig.models.base import Classifier
-from jaxbig.models.layers.basic import (
-    ACTIVATIONS,
-    LayerNorm,
-    Linear,
-    cast,
-    constrain,
-    drop_path,
-    parameter,
-)
+from jaxbig.models.layers.basic import ACTIVATIONS, LayerNorm, Linear, cast, drop_path
 from jaxbig.models.layers.convolution import Convolution
 from jaxbig.models.layers.heads import ClassifierHead
+from jaxbig.models.layers.parameters import constrain, parameter
 
 STD = 0.02  # of all initial kernels, as the paper's
 NORMAL = nn.initializers.normal(STD)

@@ -13,13 +13,14 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxbig.arrays.dtypes import HIGHEST, Dtype, upcast
-from jaxbig.constraints import DropRate, NonNegativeInt, PositiveInt, Range, validate
+from jaxbig.constraints import DropRate, NonNegativeInt, PositiveInt, Range, choose, validate
 from jaxbig.errors import Refused
 from jaxbig.models.base import Model
 from jaxbig.models.layers.attention import Attention
-from jaxbig.models.layers.basic import Linear, RMSNorm, cast, choose, constrain, drop, parameter
+from jaxbig.models.layers.basic import Linear, RMSNorm, cast, drop
 from jaxbig.models.layers.cache import Count, real_tokens
 from jaxbig.models.layers.heads import TokenHead, logits_of
+from jaxbig.models.layers.parameters import constrain, parameter
 
 Magnitude = Annotated[float, Range(float, gt=0, lt=1)]
 RecurrenceName = Literal["rglru", "lru"]

@@ -12,25 +12,15 @@ import jax.numpy as jnp
 
 from jaxbig.arrays.batch_mask import rows_only
 from jaxbig.arrays.dtypes import HIGHEST, accumulation_dtype
-from jaxbig.constraints import NonNegativeFloat, PositiveFloat, PositiveInt
+from jaxbig.constraints import NonNegativeFloat, PositiveFloat, PositiveInt, choose
 from jaxbig.errors import Refused
 from jaxbig.models.base import Translator
 from jaxbig.models.layers.attention import sinusoidal
 from jaxbig.models.layers.attention_mask import from_lengths
-from jaxbig.models.layers.basic import (
-    Embedding,
-    LayerNorm,
-    Linear,
-    Norm,
-    cast,
-    choose,
-    constrain,
-    drop,
-    parameter,
-    to_logits,
-)
+from jaxbig.models.layers.basic import Embedding, LayerNorm, Linear, Norm, cast, drop, to_logits
 from jaxbig.models.layers.cache import Count
 from jaxbig.models.layers.heads import ClassifierHead, TokenHead, TokenTables, logits_of
+from jaxbig.models.layers.parameters import constrain, parameter
 from jaxbig.models.transformer import Context, Gate, Positions, Stack, TransformerFields
 
 

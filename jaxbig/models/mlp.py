@@ -7,18 +7,11 @@ import flax.linen as nn
 import jax
 
 from jaxbig.arrays.dtypes import Dtype
-from jaxbig.constraints import DropRate, PositiveInt, validate
+from jaxbig.constraints import DropRate, PositiveInt, choose, validate
 from jaxbig.models.base import Model
-from jaxbig.models.layers.basic import (
-    ACTIVATIONS,
-    Activation,
-    Linear,
-    cast,
-    choose,
-    constrain,
-    drop,
-)
+from jaxbig.models.layers.basic import ACTIVATIONS, Activation, Linear, cast, drop
 from jaxbig.models.layers.heads import ClassifierHead
+from jaxbig.models.layers.parameters import constrain
 
 
 class MLP(Model):

@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxbig.arrays.dtypes import Dtype
-from jaxbig.constraints import PositiveInt, validate
+from jaxbig.constraints import PositiveInt, choose, validate
 from jaxbig.errors import Refused
 from jaxbig.models.base import Classifier
-from jaxbig.models.layers.basic import cast, choose, constrain
+from jaxbig.models.layers.basic import cast
 from jaxbig.models.layers.convolution import BatchNorm, Convolution, GroupNorm
 from jaxbig.models.layers.heads import ClassifierHead
+from jaxbig.models.layers.parameters import constrain
 
 Norm = Literal["batch", "group"]
 Stem = Literal["imagenet", "deep", "small"]

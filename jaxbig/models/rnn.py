@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxbig.arrays.dtypes import Dtype, accumulation_dtype, upcast
-from jaxbig.constraints import DropRate, PositiveInt, validate
+from jaxbig.constraints import DropRate, PositiveInt, choose, validate
 from jaxbig.errors import Refused
 from jaxbig.models.base import Model
-from jaxbig.models.layers.basic import Embedding, Linear, cast, choose, constrain, drop, length_mask
+from jaxbig.models.layers.basic import Embedding, Linear, cast, drop, length_mask
 from jaxbig.models.layers.cache import Count, real_tokens
 from jaxbig.models.layers.heads import ClassifierHead, TokenHead, logits_of
+from jaxbig.models.layers.parameters import constrain
 from jaxbig.models.layers.rnn_cells import EQUATIONS, Carry, CellName, Layer
 
 Pooling = Literal["last", "mean", "attention", "none"]

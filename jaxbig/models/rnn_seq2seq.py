@@ -13,18 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxbig.arrays.dtypes import Dtype, accumulation_dtype, upcast
-from jaxbig.constraints import DropRate, PositiveInt
+from jaxbig.constraints import DropRate, PositiveInt, choose
 from jaxbig.errors import Refused
 from jaxbig.models.base import Translator
-from jaxbig.models.layers.basic import (
-    Embedding,
-    Linear,
-    cast,
-    choose,
-    constrain,
-    length_mask,
-    parameter,
-)
+from jaxbig.models.layers.basic import Embedding, Linear, cast, length_mask
+from jaxbig.models.layers.parameters import constrain, parameter
 from jaxbig.models.layers.rnn_cells import (
     EQUATIONS,
     Carry,

@@ -19,26 +19,21 @@ from jaxbig.constraints import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    choose,
     validate,
 )
 from jaxbig.errors import Refused
 from jaxbig.models.base import Model, Remat
 from jaxbig.models.layers.attention import PROJECTION, Attention, Kernel, RelativePositions
-from jaxbig.models.layers.basic import (
-    ACTIVATIONS,
-    Linear,
-    Norm,
+from jaxbig.models.layers.basic import ACTIVATIONS, Linear, Norm, drop, drop_path, normalization
+from jaxbig.models.layers.mixture_of_experts import LOSSES, Experts
+from jaxbig.models.layers.parameters import (
     ShardedParameters,
     all_gather_parameter,
-    choose,
     chunked_sum,
     constrain,
-    drop,
-    drop_path,
-    normalization,
     parameter,
 )
-from jaxbig.models.layers.mixture_of_experts import LOSSES, Experts
 from jaxbig.models.layers.rotary_scaling import RotaryScaling
 
 Positions = Literal["rotary", "learned", "sinusoidal", "relative", "none"]

@@ -10,21 +10,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxbig.constraints import PositiveInt
+from jaxbig.constraints import PositiveInt, choose
 from jaxbig.errors import Refused
 from jaxbig.models.base import Classifier
 from jaxbig.models.layers.attention import Attention, sinusoidal
-from jaxbig.models.layers.basic import (
-    Embedding,
-    Linear,
-    Norm,
-    cast,
-    choose,
-    constrain,
-    drop,
-    parameter,
-)
+from jaxbig.models.layers.basic import Embedding, Linear, Norm, cast, drop
 from jaxbig.models.layers.heads import ClassifierHead
+from jaxbig.models.layers.parameters import constrain, parameter
 from jaxbig.models.transformer import Context, Gate, Stack, TransformerFields
 
 Pooling = Literal["token", "average", "attention"]

@@ -1,4 +1,4 @@
-"""The settings that a sweep runs: a grid, a list, or random draws from ranges."""
+"""The settings that a sweep runs: a grid, random draws, a list of a file or of an experiment."""
 
 import dataclasses
 import itertools

@@ -10,8 +10,9 @@ from jaxbig.config.experiment import Experiment
 from jaxbig.data.builtin.digits import Digits
 from jaxbig.distributed.mesh import Mesh
 from jaxbig.models.base import Model
-from jaxbig.models.layers.basic import Linear, cast, constrain
+from jaxbig.models.layers.basic import Linear, cast
 from jaxbig.models.layers.heads import ClassifierHead
+from jaxbig.models.layers.parameters import constrain
 from jaxbig.objectives.classification import Classification
 from jaxbig.optim.optimizers import SGD
 from jaxbig.optim.schedules import Constant

@@ -15,19 +15,19 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxbig.arrays.dtypes import accumulation_dtype, upcast
-from jaxbig.constraints import AtLeastOne, NonNegativeFloat, PositiveFloat, PositiveInt, validate
+from jaxbig.constraints import (
+    AtLeastOne,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    choose,
+    validate,
+)
 from jaxbig.distributed.logical_axes import active_axes, platform
 from jaxbig.errors import Refused
 from jaxbig.models.layers.attention_mask import Segments, places, visible, without_padding
-from jaxbig.models.layers.basic import (
-    Embedding,
-    Linear,
-    Norm,
-    choose,
-    constrain,
-    normalization,
-    soft_cap,
-)
+from jaxbig.models.layers.basic import Embedding, Linear, Norm, normalization, soft_cap
+from jaxbig.models.layers.parameters import constrain
 from jaxbig.models.layers.ring_attention import pieces, ring
 from jaxbig.models.layers.rotary_scaling import RotaryScaling
 from jaxbig.system.determinism import is_deterministic

@@ -17,7 +17,7 @@ from jaxbig.arrays.dtypes import upcast
 from jaxbig.constraints import FractionBelowOne, NonNegativeFloat, NonNegativeInt, PositiveInt
 from jaxbig.distributed.logical_axes import platform
 from jaxbig.errors import Refused
-from jaxbig.models.layers.basic import parameter
+from jaxbig.models.layers.parameters import parameter
 
 Padding = Literal["same", "valid"]
 

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxbig.arrays.dtypes import upcast
-from jaxbig.models.layers.basic import Embedding, Linear, constrain, soft_cap, to_logits
+from jaxbig.models.layers.basic import Embedding, Linear, soft_cap, to_logits
+from jaxbig.models.layers.parameters import constrain
 
 
 class ClassifierHead(nn.Module):

@@ -17,8 +17,8 @@ from jaxbig.arrays.dtypes import HIGHEST, upcast
 from jaxbig.constraints import NonNegativeFloat, NonNegativeInt, PositiveInt
 from jaxbig.distributed.logical_axes import as_tuple, platform
 from jaxbig.errors import Refused
-from jaxbig.models.layers.basic import (
-    ACTIVATIONS,
+from jaxbig.models.layers.basic import ACTIVATIONS
+from jaxbig.models.layers.parameters import (
     Axes,
     chunked_sum,
     constrain,

@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxbig.arrays.dtypes import accumulation_dtype
-from jaxbig.constraints import PositiveInt
-from jaxbig.models.layers.basic import Linear, choose, constrain, length_mask, parameter
+from jaxbig.constraints import PositiveInt, choose
+from jaxbig.models.layers.basic import Linear, length_mask
+from jaxbig.models.layers.parameters import constrain, parameter
 
 Carry = tuple[jax.Array, ...]
 """What a layer remembers: its state [B, W] first, then (LSTM) its cell [B, W]."""

@@ -1,4 +1,4 @@
-"""The splash attention kernel for TPUs (Pallas, comes with jax), placed on a mesh.
+"""The splash attention kernel for TPUs (Pallas, comes with jax), placed on the current mesh.
 
 Letters in shape comments: B batch, T queries, S keys, H heads, G heads of keys and values, K width
 of a head.

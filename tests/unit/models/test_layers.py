@@ -11,19 +11,12 @@ import numpy as np
 import pytest
 
 from jaxbig.arrays.tree import flatten_with_paths
+from jaxbig.constraints import choose
 from jaxbig.errors import Refused
 from jaxbig.models.convnet import Conv, ConvNet, Dense, Dropout, Pool
 from jaxbig.models.griffin import Griffin
 from jaxbig.models.language_model import Decoder, Encoder, EncoderDecoder
-from jaxbig.models.layers.basic import (
-    Embedding,
-    LayerNorm,
-    Linear,
-    RMSNorm,
-    cast,
-    choose,
-    drop_path,
-)
+from jaxbig.models.layers.basic import Embedding, LayerNorm, Linear, RMSNorm, cast, drop_path
 from jaxbig.models.mlp import MLP
 from jaxbig.models.rnn import RNN
 from jaxbig.models.rnn_seq2seq import RNNEncoderDecoder

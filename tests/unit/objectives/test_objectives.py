@@ -18,7 +18,7 @@ from sklearn import metrics as sklearn_metrics
 from jaxbig.distributed.mesh import Mesh, activate
 from jaxbig.distributed.sharding import device_put_batch
 from jaxbig.errors import Refused
-from jaxbig.models.layers.basic import parameter
+from jaxbig.models.layers.parameters import parameter
 from jaxbig.objectives import bleu
 from jaxbig.objectives.base import Objective, Sum, Sums, cross_entropy, masked
 from jaxbig.objectives.classification import Classification

@@ -1,4 +1,4 @@
-"""Makes the folder of a run from pretrained weights, as Hugging Face has them."""
+"""Makes a run of pretrained weights, at step 0, and its experiment where none is given."""
 
 import dataclasses
 from pathlib import Path
