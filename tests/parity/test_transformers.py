@@ -328,6 +328,7 @@ def test_attention_is_softmax_attention_within_its_window() -> None:
         close(attend(q, k, v, causal=causal, window=window)[0, :, 0], expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("causal", "window", "packed", "capped"),
     [
@@ -597,6 +598,7 @@ CHUNKED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "mesh"),
     [

@@ -145,6 +145,7 @@ PICTURES = {
 }
 
 
+@pytest.mark.slow
 @two_hundred
 @hypothesis.given(
     name=st.sampled_from(sorted(PICTURES)), damage=damages, canvas=st.sampled_from([0, 16])
@@ -185,6 +186,7 @@ def test_broken_lines_are_read_or_refused(folder: Path, damage: list[Damage]) ->
     read(sentences(JsonLines(files=str(folder / "a.jsonl"), eval_share=0)))
 
 
+@pytest.mark.slow
 @two_hundred
 @hypothesis.given(damage=damages, by=st.sampled_from(["file", "line", "paragraph"]))
 def test_broken_text_is_read_as_its_bytes_or_refused(
@@ -303,6 +305,7 @@ def numbered(labels: list[Any]) -> list[Any]:
     return [meant(label) for label in texts]
 
 
+@pytest.mark.slow
 @two_hundred
 @hypothesis.given(record=st.dictionaries(names, values, max_size=4), keep=st.booleans())
 def test_json_of_any_fields_and_types_is_what_it_says_or_refused(
@@ -323,6 +326,7 @@ def test_json_of_any_fields_and_types_is_what_it_says_or_refused(
         assert rows["targets"][0] == np.float32(record["label"])
 
 
+@pytest.mark.slow
 @two_hundred
 @hypothesis.given(first=values, second=values, name=names)
 def test_parquet_of_any_fields_and_types_is_what_it_says_or_refused(
@@ -362,6 +366,7 @@ MAKES: dict[str, Callable[[Any], Data]] = {
 }
 
 
+@pytest.mark.slow
 @two_hundred
 @hypothesis.given(array=some, name=st.sampled_from(sorted(MAKES)))
 def test_arrays_of_any_dtype_and_shape_are_what_they_say_or_refused(
@@ -389,6 +394,7 @@ odd = st.text(
 )
 
 
+@pytest.mark.slow
 @two_hundred
 @hypothesis.given(name=odd, kind=st.sampled_from(["folder", "lines", "texts", "arrays"]))
 def test_files_of_any_name_are_read(folder: Path, name: str, kind: str) -> None:

@@ -466,6 +466,7 @@ for number, _ in enumerate(batches):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=lambda each: each.name)
 def test_nothing_is_left_of_a_run_that_is_ended(file: Any, number: signal.Signals) -> None:
     """Ctrl-C goes to every process of a terminal; SIGKILL to one alone."""

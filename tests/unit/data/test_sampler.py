@@ -249,6 +249,7 @@ def all_images() -> list[bytes]:
     )
 
 
+@pytest.mark.slow
 def test_two_processes_may_prepare_at_once(prepared_by_two: tuple[Path, list[str]]) -> None:
     folder, (one, other) = prepared_by_two
     assert one == other and one.startswith(DIGITS)
@@ -306,6 +307,7 @@ def test_a_flipped_bit_in_prepared_data_is_never_read(
         Digits(batch=1).source("train")
 
 
+@pytest.mark.slow
 def test_tensorflow_is_not_imported_even_where_there_is_one(tmp_path: Path) -> None:
     (tmp_path / "tensorflow").mkdir()
     (tmp_path / "tensorflow" / "__init__.py").write_text("import os; os._exit(9)")

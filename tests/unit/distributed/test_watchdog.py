@@ -164,11 +164,12 @@ LONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "limit"),
     [
         ("each leaf's hash", 1.5),
-        *(pytest.param(what, 4.0, marks=pytest.mark.slow) for what in LONG),
+        *((what, 4.0) for what in LONG),
     ],
 )
 def test_save_longer_than_the_limit_is_not_ended_while_it_makes_progress(
@@ -182,6 +183,7 @@ def test_save_longer_than_the_limit_is_not_ended_while_it_makes_progress(
     assert not dog.message and calls[0] > 15 and time.monotonic() - began > 3 * limit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", LONG)
 def test_save_without_progress_is_ended(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -193,6 +195,7 @@ def test_save_without_progress_is_ended(
     assert dog.message.endswith(f"the run {doing} at step 7")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hangs", [False, True], ids=["slow", "hangs"])
 def test_restore_is_not_ended_while_files_are_verified_and_is_where_one_cannot_be_read(
     hangs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -218,6 +221,7 @@ def spin(seconds: float) -> None:
         sum(range(1000))
 
 
+@pytest.mark.slow
 def test_library_call_is_not_ended_while_it_computes_and_is_once_it_is_idle(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -329,6 +333,7 @@ def peers(folder: Path, how: str, which: int) -> list["subprocess.Popen[str]"]:
     return started
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", [0, 2])
 @pytest.mark.parametrize(
     ("how", "code", "words"),

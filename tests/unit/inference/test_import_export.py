@@ -161,6 +161,7 @@ def test_export_that_reads_differently_fails_and_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_export_has_averages_and_merged_adapters_as_an_evaluation_uses_them(tmp_path: Path) -> None:
     run = jb.fit(experiment(**{"ema": 0.9, "lora.rank": 2}), tmp_path / "run")
     jb.export(run, tmp_path / "out")

@@ -29,6 +29,7 @@ MODELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_padded_rows_with_a_cache_have_the_logits_of_each_row_alone(name: str) -> None:
     model = MODELS[name]

@@ -121,6 +121,7 @@ def starter(module: Any, inputs: Any) -> Callable[[int], dict[str, np.ndarray]]:
     return lambda seed: flatten_with_paths(init(jax.random.key(seed)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BEGIN)
 def test_a_seed_gives_the_same_parameters_and_each_path_its_own(name: str) -> None:
     start = starter(*BEGIN[name])

@@ -154,6 +154,7 @@ def test_a_search_compiles_for_real(jaxbig: Callable[..., Any]) -> None:
     assert len({tuple(plan["options"]) for plan in plans}) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=["SIGTERM", "SIGHUP"])
 def test_a_plan_that_is_asked_to_stop_leaves_no_child(
     tmp_path: Path, number: signal.Signals

@@ -34,6 +34,7 @@ open({done!r}, "w").write("to its end")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("json_only", [False, True])
 @pytest.mark.parametrize("closed", ["stdout", "stderr", "both"])
 def test_a_pipe_whose_reader_has_gone_ends_nothing(

@@ -65,6 +65,7 @@ def test_smoke_command_trains_a_shrunken_own_model(
     assert (model["blocks"], model["units"]) == (2, 512)
 
 
+@pytest.mark.slow
 def test_own_model_is_checked_in_float64() -> None:
     result = check(dataclasses.replace(resized(units=32), mesh=SPLIT))
     assert (result["dtype"], result["tolerance"], result["ok"]) == ("float64", 1e-8, True)

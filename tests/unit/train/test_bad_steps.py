@@ -241,6 +241,7 @@ def test_a_jump_is_that_many_deviations_above_the_mean_of_the_good_losses_before
     assert faults == expected and 3 < sum(map(bool, faults)) < 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["stop", "skip", "rollback"])
 def test_a_loss_that_jumps_is_a_bad_step(policy: str, tmp_path: Path) -> None:
     spiked = tiny((13, -1e3), policy=policy, spike_threshold=8.0, window=10)
