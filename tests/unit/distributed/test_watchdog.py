@@ -166,11 +166,7 @@ LONG = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("what", "limit"),
-    [
-        ("each leaf's hash", 1.5),
-        *((what, 4.0) for what in LONG),
-    ],
+    ("what", "limit"), [("each leaf's hash", 1.5), *((what, 4.0) for what in LONG)]
 )
 def test_save_longer_than_the_limit_is_not_ended_while_it_makes_progress(
     what: str, limit: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
