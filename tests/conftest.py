@@ -125,6 +125,21 @@ def noticed(record_property: Callable[[str, object], None]) -> Callable[[float],
     return lambda seconds: record_property("noticed", round(seconds, 1))
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Gives each worker its share of whole runs first: a long test that is last is waited for."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    of_runs = {"docs", "fault_tolerance", "launch"}
+    long = [item for item in items if of_runs & set(item.path.parts)]
+    short = [item for item in items if not of_runs & set(item.path.parts)]
+    items[:] = [
+        item
+        for worker in range(workers)
+        for kind in (long, short)
+        for item in kind[len(kind) * worker // workers : len(kind) * (worker + 1) // workers]
+    ]
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Prints the seconds that `noticed` recorded."""
     recorded = [
