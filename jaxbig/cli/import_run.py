@@ -14,7 +14,8 @@ from jaxbig.config.options import Flag
 from jaxbig.errors import Refused
 from jaxbig.inference.verify import load_reference, verify
 from jaxbig.system.exit_codes import DONE
-from jaxbig.train.import_pretrained import WITHOUT, import_pretrained, own_experiment
+from jaxbig.train.import_pretrained import import_pretrained
+from jaxbig.train.pretrained_experiment import WITHOUT, own_experiment
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""A run's parameters by path, in files that need no jaxbig to read: `.safetensors` and `.npz`."""
+"""A run's parameters as arrays by path, and their export as one `.safetensors`."""
 
 import json
 from pathlib import Path

@@ -84,7 +84,7 @@ def settings(
     The seed fixes the draws; the first draws do not depend on `count`.
 
     Args:
-      axes: what is swept, as `axis` reads it.
+      axes: what is swept, as `parse_axis` reads it.
       count: number of draws; None: the grid of all values.
       seed: of the draws.
       file: JSON lines, a setting each.

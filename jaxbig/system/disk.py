@@ -32,6 +32,18 @@ def write_file(file: Path, content: str | bytes) -> None:
     replace(temporary, file)
 
 
+def write_atomically(file: Path, content: str | bytes) -> None:
+    """Writes the complete file or leaves the old one, even at a power loss.
+
+    Raises:
+      Failed: the file cannot be written.
+    """
+    try:
+        write_file(file, content)
+    except OSError as error:
+        raise Failed(f"cannot write {file}: {error.strerror or error}.") from error
+
+
 def replace(temporary: Path, target: Path) -> None:
     """Renames a complete file or folder; a power loss leaves either the old or the new name.
 

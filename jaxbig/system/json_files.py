@@ -1,35 +1,12 @@
 """JSON files that are written atomically and read with clear errors."""
 
-import itertools
 import json
 import math
 from pathlib import Path
 from typing import Any
 
-from jaxbig.errors import Failed, Refused
-from jaxbig.system.disk import write_file
-
-
-def _copy_to_broken(file: Path, content: bytes) -> Path:
-    """Copies a file's old content into `broken/`, where corrupt checkpoints go too."""
-    folder = file.parent / "broken"
-    folder.mkdir(exist_ok=True)
-    names = (folder / f"{file.stem}-{number}{file.suffix}" for number in itertools.count())
-    copy = next(name for name in names if not name.exists())
-    write_atomically(copy, content)
-    return copy
-
-
-def write_atomically(file: Path, content: str | bytes) -> None:
-    """Writes the complete file or leaves the old one, even at a power loss.
-
-    Raises:
-      Failed: the file cannot be written.
-    """
-    try:
-        write_file(file, content)
-    except OSError as error:
-        raise Failed(f"cannot write {file}: {error.strerror or error}.") from error
+from jaxbig.errors import Refused
+from jaxbig.system.disk import write_atomically
 
 
 def to_json_text(value: Any, indent: int | None = None, *, ascii_only: bool = True) -> str:

@@ -1,6 +1,7 @@
 """Writes and reads the metrics of a run: `metrics.jsonl` and TensorBoard event files."""
 
 import contextlib
+import itertools
 import json
 import logging
 import time
@@ -9,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxbig.errors import Failed
-from jaxbig.system.json_files import _copy_to_broken, to_json_text, write_atomically
+from jaxbig.system.disk import write_atomically
+from jaxbig.system.json_files import to_json_text
 from jaxbig.tracking.figures import optional
 
 log = logging.getLogger("jaxbig")
@@ -117,7 +119,7 @@ def read_metrics(workdir: Path, keep_damaged: bool = False) -> list[dict[str, An
         which = f"line {numbers} cannot be read and is"
         if len(damaged) > 1:
             which = f"lines {numbers}{more} cannot be read and are"
-        copy = f"; the file is copied to {_copy_to_broken(file, content)}" if keep_damaged else ""
+        copy = f"; the file is copied to {copy_to_broken(file, content)}" if keep_damaged else ""
         log.warning("%s: %s left out%s", file, which, copy)
     return [line for line in lines.values() if line is not None]
 
@@ -146,3 +148,13 @@ def _metrics(text: str) -> dict[str, Any] | None:
         return None
     values = (value for name, value in line.items() if name != "split")
     return line if all(value is None or type(value) in (int, float) for value in values) else None
+
+
+def copy_to_broken(file: Path, content: bytes) -> Path:
+    """Copies a file's old content into `broken/`, where corrupt checkpoints go too."""
+    folder = file.parent / "broken"
+    folder.mkdir(exist_ok=True)
+    names = (folder / f"{file.stem}-{number}{file.suffix}" for number in itertools.count())
+    copy = next(name for name in names if not name.exists())
+    write_atomically(copy, content)
+    return copy

@@ -13,7 +13,8 @@ from jaxbig.arrays.dtypes import upcast
 from jaxbig.arrays.tree import path_name
 from jaxbig.distributed.multihost import on_process_zero
 from jaxbig.errors import Refused
-from jaxbig.system.json_files import read_json, write_atomically, write_json
+from jaxbig.system.disk import write_atomically
+from jaxbig.system.json_files import read_json, write_json
 from jaxbig.train.run import Run, restore
 from jaxbig.train.trainer import open_checkpoints
 

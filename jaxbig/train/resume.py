@@ -42,8 +42,9 @@ from jaxbig.program.mixed_precision import reset_master_weights
 from jaxbig.program.program import Program
 from jaxbig.program.state import TrainState
 from jaxbig.program.teacher import TEACHER
+from jaxbig.system.disk import write_atomically
 from jaxbig.system.environment import RANDOM, config
-from jaxbig.system.json_files import write_atomically, write_json
+from jaxbig.system.json_files import write_json
 from jaxbig.train.bad_step_policy import LEFT_OUT
 from jaxbig.train.pretrained_state import pretrained_state, refuse_misfit, weights_of
 from jaxbig.train.reference import (

@@ -1,4 +1,4 @@
-"""Random records with the features of real ones, to try an experiment without its data."""
+"""Synthetic images, texts, sounds and labels, in place of the records of a data set."""
 
 import dataclasses
 import io

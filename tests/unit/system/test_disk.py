@@ -12,7 +12,8 @@ from jaxbig.checkpoint.manager import CheckpointManager
 from jaxbig.data.core import cache
 from jaxbig.errors import Failed, Refused
 from jaxbig.system import disk
-from jaxbig.system.json_files import write_atomically, write_json
+from jaxbig.system.disk import write_atomically
+from jaxbig.system.json_files import write_json
 
 
 def save_checkpoint(folder: Path) -> Path:
