@@ -1,6 +1,6 @@
 """Baselines: simple methods on the held-out rows of the bundled data sets.
 
-    python benchmarks/baselines.py [--only text masked digits diabetes packages]
+    python benchmarks/baselines.py [--only text masked chats digits diabetes packages]
 
 Everything is fitted on the training rows only. The headers of the experiments quote the results.
 Takes 90 s of processor time.
@@ -23,6 +23,7 @@ from sklearn.svm import SVC
 
 from jaxbig.data.builtin.diabetes import Diabetes
 from jaxbig.data.builtin.digits import Digits
+from jaxbig.data.builtin.pychat import PyChat
 from jaxbig.data.builtin.pymodule import PyModule
 from jaxbig.data.builtin.pytext import PyText
 from jaxbig.data.core.dataset import Data
@@ -64,12 +65,18 @@ def look_up(keys: np.ndarray, counts: np.ndarray, wanted: np.ndarray) -> np.ndar
 
 
 def witten_bell(
-    train: np.ndarray, held_out: np.ndarray, longest: int
+    train: np.ndarray, held_out: np.ndarray, longest: int, *, counted: Any = slice(None)
 ) -> Iterator[tuple[int, float]]:
     """Bits per byte of the held-out text for n-grams of 1 to `longest` bytes.
 
     Interpolated as in Witten and Bell (1991): p(w | h) = (c(hw) + t(h) p(w | shorter h)) /
     (c(h) + t(h)), where t(h) is the number of different bytes after h.
+
+    Args:
+      train: the text that they are fitted on.
+      held_out: the text that is scored.
+      longest: the largest n.
+      counted: which bytes of it are scored; all are context.
 
     Yields:
       n, and the bits per byte.
@@ -88,7 +95,7 @@ def witten_bell(
         shorter = probability[length - 1 :]
         mixed = (seen + after * shorter) / np.maximum(total + after, 1)
         probability[length - 1 :] = np.where(total > 0, mixed, shorter)
-        yield length, float(-np.log2(probability).mean())
+        yield length, float(-np.log2(probability[counted]).mean())
 
 
 def text() -> Iterator[Result]:
@@ -105,6 +112,22 @@ def text() -> Iterator[Result]:
             len(compress(held_out.tobytes())) * 8 / len(held_out),
         )
     for length, bits in witten_bell(train, held_out, LONGEST):
+        yield f"{length}-grams, Witten-Bell", "bits per byte", bits
+
+
+def chats() -> Iterator[Result]:
+    """Predicts each byte of the held-out answers from those before it."""
+    data = PyChat(batch=1)
+    data.prepare()
+
+    def joined(split: str) -> tuple[np.ndarray, np.ndarray]:
+        chats = [data.encoded(record) for record in data.records.open(split)]
+        tokens, learned = zip(*chats, strict=True)
+        return np.concatenate(tokens).astype(np.uint8), np.concatenate(learned)
+
+    train, _ = joined("train")
+    held_out, answers = joined("eval")
+    for length, bits in witten_bell(train, held_out, LONGEST, counted=answers):
         yield f"{length}-grams, Witten-Bell", "bits per byte", bits
 
 
@@ -205,7 +228,7 @@ def packages() -> Iterator[Result]:
         yield name, "accuracy", float(model.fit(train, targets).score(held_out, truth))
 
 
-PARTS = {part.__name__: part for part in (text, masked, digits, diabetes, packages)}
+PARTS = {part.__name__: part for part in (text, masked, chats, digits, diabetes, packages)}
 
 
 def main() -> None:

@@ -54,9 +54,11 @@ ADDED_LATER = {
     "sandwich_norm": False,
     "scale_logits": False,
     "shortcut": "strided",
+    "start_token": False,
     "stride_first": False,
     "test_share": 0.0,
     "token_position": True,
+    "train_examples": 1437,
     "window_pattern": [True],
 }
 """Fields that runs before them do not have, with their defaults, at which they change nothing."""

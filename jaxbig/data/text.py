@@ -391,10 +391,20 @@ class Sentences(OneText, Labeled, Text):
 
     label: str = "label"
     """The record's field with the class."""
+    start_token: bool = False
+    """Begin each text with the tokenizer's start token, as BERT with [CLS]."""
 
     @property
     def label_field(self) -> str:
         return self.label
+
+    def ended(self, tokens: np.ndarray) -> np.ndarray:
+        tokens = super().ended(tokens)
+        if not self.start_token:
+            return tokens
+        over = max(len(tokens) + 1 - self.length, 0)
+        rest = tokens[: len(tokens) - over] if self.keep == "beginning" else tokens[over:]
+        return np.append(np.int32(self.tokenizer.start), rest)
 
     def spec(self) -> Spec:
         return self.batch_spec(inputs=(self.length,), lengths=(), targets=(), mask=())

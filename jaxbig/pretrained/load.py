@@ -64,6 +64,19 @@ class Loaded:
     """Names of tensors that the model does not have."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """What is read of a folder for a model."""
+
+    table: Table
+    found: Mapping[str, str]
+    """The leaves that are read: their path in a state, and their name in the table."""
+    stored: Mapping[str, str]
+    """The tensors that can be read: their name in the table, and in the folder."""
+    left_out: tuple[str, ...]
+    """Names of tensors that the model does not have."""
+
+
 def open_pretrained(folder: str | Path) -> Pretrained:
     """A folder as Hugging Face has them; no weights are read.
 
@@ -126,6 +139,26 @@ def load(
     Raises:
       Refused: a tensor is missing, left over, or of another shape.
     """
+    chosen = choose(source, model, leaves, pattern=pattern)
+
+    def read(tensor: str, index: Index) -> np.ndarray:
+        return source.weights.read(chosen.stored[tensor], index)
+
+    loaded = {
+        path: place(leaves[path], functools.partial(chosen.table.read, leaf, read=read))
+        for path, leaf in chosen.found.items()
+    }
+    return Loaded(loaded, tuple(path for path in leaves if path not in loaded), chosen.left_out)
+
+
+def choose(
+    source: Pretrained,
+    model: nn.Module,
+    leaves: Mapping[str, jax.ShapeDtypeStruct],
+    *,
+    pattern: str = ".*",
+) -> Chosen:
+    """Which tensors `load` reads; takes and raises what it does, and reads none."""
     table = Table(source.family.rows(model), {table_name(p): x.shape for p, x in leaves.items()})
     wanted = {path: table_name(path) for path in leaves if re.search(pattern, table_name(path))}
     stored, left_out = match(source, table, set(wanted.values()))
@@ -138,14 +171,7 @@ def load(
                 f"{source.folder} has no tensor {some(missing) or 'for it'}: {leaf} is made of it."
             )
 
-    def read(tensor: str, index: Index) -> np.ndarray:
-        return source.weights.read(stored[tensor], index)
-
-    loaded = {
-        path: place(leaves[path], functools.partial(table.read, leaf, read=read))
-        for path, leaf in found.items()
-    }
-    return Loaded(loaded, tuple(path for path in leaves if path not in found), tuple(left_out))
+    return Chosen(table, found, stored, tuple(left_out))
 
 
 def covered(table: Table, leaf: str, stored: Mapping[str, str]) -> bool:

@@ -18,6 +18,7 @@ from jaxbig.train.passes import Evaluation, check_evaluators
 from jaxbig.train.reference import check_reference, reference_identity
 from jaxbig.train.resume import (
     another_run,
+    check_first_state,
     check_length,
     differences,
     other_draws,
@@ -79,6 +80,8 @@ def dry_run(
     elif steps:
         check_length(experiment, workdir, steps[0])
         start = f"from step {steps[0]}"
+    elif weights := check_first_state(program, workdir, run):
+        start = f"from step 0, with the weights of {weights}"
     return {
         "experiment": described,
         "parameters": sum(leaf.size for leaf in all_parameters(program).values()),

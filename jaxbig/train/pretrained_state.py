@@ -16,7 +16,7 @@ from jaxbig.config.experiment import Experiment
 from jaxbig.data.core.dataset import Data
 from jaxbig.data.tokenize.tokenizers import BytePairs, Bytes
 from jaxbig.errors import Refused
-from jaxbig.pretrained.load import PARAMETERS, VARIABLES, Pretrained, load, table_name
+from jaxbig.pretrained.load import PARAMETERS, VARIABLES, Pretrained, choose, load, table_name
 from jaxbig.pretrained.preprocessing import preprocessing_differences
 from jaxbig.pretrained.vocabulary import FILE as TOKENIZER
 from jaxbig.pretrained.vocabulary import first_difference, read_tokenizer, vocabulary
@@ -66,6 +66,13 @@ def pretrained_state(
     if loaded.left_out:
         log.info("left out, as the model does not have them: %s", ", ".join(loaded.left_out))
     return program.begin(tree["params"], tree.get("variables", {})), fresh
+
+
+def missing_weights(program: Program, source: Pretrained, *, pattern: str = ".*") -> list[str]:
+    """The names that `pretrained_state` would return; raises as it does, and reads no weight."""
+    leaves = weights_of(program.plain)
+    chosen = choose(source, program.experiment.model, leaves, pattern=pattern)
+    return [table_name(path) for path in leaves if path not in chosen.found]
 
 
 def weights_of(state: Any) -> dict[str, Any]:

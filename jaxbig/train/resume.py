@@ -46,7 +46,12 @@ from jaxbig.system.disk import write_atomically
 from jaxbig.system.environment import RANDOM, config
 from jaxbig.system.json_files import write_json
 from jaxbig.train.bad_step_policy import LEFT_OUT
-from jaxbig.train.pretrained_state import pretrained_state, refuse_misfit, weights_of
+from jaxbig.train.pretrained_state import (
+    missing_weights,
+    pretrained_state,
+    refuse_misfit,
+    weights_of,
+)
 from jaxbig.train.reference import (
     REFERENCE,
     check_reference,
@@ -291,6 +296,32 @@ def initialize_from_folder(
     return state, weights
 
 
+def check_first_state(program: Program, workdir: Path, run: dict[str, Any] | None) -> str:
+    """Raises `Refused` as `initialize` would for the weights of another run or of a folder.
+
+    Args:
+      program: of the run.
+      workdir: its directory.
+      run: the content of its `run.json`, None if there is none.
+
+    Returns:
+      Whose weights the first state has; empty: they are random. None is read.
+    """
+    source = program.experiment.initialize_from
+    parent = parent_folder(workdir) if on_process_zero(workdir.is_dir) else None
+    if parent:
+        return str(parent)
+    if source.run:
+        weights = best_weights(program, lambda activity: None, read=False)
+        refuse_other_weights(run, weights, f"--initialize-from.run {source.run}")
+    elif source.huggingface:
+        pretrained = open_pretrained(source.huggingface)
+        refuse_misfit(pretrained, program.experiment, heads=False)
+        fresh = missing_weights(program, pretrained, pattern=source.pattern)
+        refuse_frozen(program, dict.fromkeys(fresh, "missing"))
+    return source.run or source.huggingface
+
+
 def prepare(experiment: Experiment) -> str:
     """Prepares the data, on process 0 first, then, where they have other disks, on the others.
 
@@ -320,15 +351,23 @@ def refuse_other_weights(run: dict[str, Any] | None, weights: Restored | None, s
         )
 
 
-def best_weights(program: Program, report: ReportActivity) -> Restored:
-    """The weights of the best checkpoint of the run that `initialize_from` names."""
+def best_weights(program: Program, report: ReportActivity, *, read: bool = True) -> Restored:
+    """The weights of the best checkpoint of the run that `initialize_from` names.
+
+    Args:
+      program: of this run.
+      report: called with what is done.
+      read: whether they are wanted; else the state is empty.
+    """
     source = program.experiment.initialize_from
     folder = Path(source.run) / "checkpoints"
     described = None
     with contextlib.suppress(Refused):  # for messages, and for adapters, which ask for it
         described = read_run(Path(source.run))
     checkpoints = CheckpointManager(folder, report_activity=report)
-    weights = other_weights(program, checkpoints, described, pattern=source.pattern, best=True)
+    weights = other_weights(
+        program, checkpoints, described, pattern=source.pattern, best=True, read=read
+    )
     if weights is None:
         raise Refused(
             f"--initialize-from.run {Path(source.run)}: there is no checkpoint in {folder}; train "
@@ -344,6 +383,7 @@ def other_weights(
     *,
     pattern: str = ".*",
     best: bool = False,
+    read: bool = True,
 ) -> Restored | None:
     """The weights of another run that this one takes, as its evaluation uses them.
 
@@ -353,13 +393,18 @@ def other_weights(
       described: the other run's `run.json`, if it can be read.
       pattern: a regular expression for the paths of the parameters to take.
       best: take the best checkpoint, not the newest.
+      read: whether the leaves are wanted; else only that they are there is checked.
 
     Returns:
       As state, leaves by the path that they have here; None if there is no checkpoint.
     """
     experiment = described["experiment"] if described else {}
     model = experiment["model"]["type"] if described and best else ""
-    choose = functools.partial(matching_leaves, program, pattern, model=model)
+
+    def choose(shapes: dict[str, str]) -> dict[str, Any]:
+        leaves = matching_leaves(program, pattern, shapes, model=model)
+        return leaves if read else {}
+
     weights = checkpoints.restore_some(choose, best=best)
     if weights is None:
         return None

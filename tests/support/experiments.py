@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxbig.config.discover import load
 from jaxbig.config.experiment import Experiment
+from jaxbig.data.chats import Chats
 from jaxbig.models.convnet import Conv, Dense, Dropout, Pool
 from jaxbig.program.teacher import without_teacher
 
@@ -19,9 +20,11 @@ EMBEDDED = [
 ]
 # those that begin with another's run, and made small are its program again
 ADAPTED = [
-    name
-    for name in ("digits_distill", "digits_vit_probe", "pychat_sft", "pytext_llama_lora")
-    if name in EXPERIMENTS
+    "digits_distill",
+    "digits_vit_probe",
+    "imdb_gpt2_finetune",
+    "pychat_sft",
+    "pytext_llama_lora",
 ]
 # one of each kind of loop: plain, with batch statistics, with a carried state, with decoding
 SPINE = ["digits_convnet", "digits_resnet", "digits_rnn", "pytext_transformer", "pytext_lstm"]
@@ -62,6 +65,8 @@ def small(name: str, **changes: Any) -> Experiment:
     objective: Any = without_teacher(experiment.objective)
     if hasattr(data, "length"):
         data = dataclasses.replace(data, length=32)
+    if isinstance(data, Chats):  # the answers
+        data = dataclasses.replace(data, keep="end")
     if getattr(data, "size", 0) > 32:
         size = {"AlexNet": 67}.get(type(model).__name__, 32)
         data = dataclasses.replace(data, size=size, canvas=2 * size)

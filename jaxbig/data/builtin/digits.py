@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import tensorflow_datasets as tfds
 
+from jaxbig.constraints import PositiveInt
 from jaxbig.data.core.array_source import ArraySource
 from jaxbig.data.core.dataset import Data, Rows, Source, Spec
 from jaxbig.data.images import central_square
@@ -17,6 +18,10 @@ from jaxbig.data.pipeline.sampler import epoch_order
 from jaxbig.data.records.image_folder import ENDINGS
 from jaxbig.data.records.tfds_builder import Builder, Record, columns, identity, prepared
 from jaxbig.data.transforms.pixels import decoding
+from jaxbig.errors import Refused
+
+TRAIN = 1437
+"""Training images."""
 
 
 class JaxbigDigits(Builder):
@@ -35,15 +40,22 @@ class JaxbigDigits(Builder):
         all_records = [
             {"image": images[i], "label": labels[i]} for i in epoch_order(0, 0, len(images))
         ]
-        return {"train": all_records[:1437], "eval": all_records[1437:]}
+        return {"train": all_records[:TRAIN], "eval": all_records[TRAIN:]}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Digits(Data):
     """scikit-learn's handwritten digits: `inputs` [B, 8, 8, 1] of 0 to 1, `targets` [B]."""
 
+    train_examples: PositiveInt = TRAIN
+    """The number of training images, the first ones."""
+
     classes = 10
     endings = ENDINGS
+
+    def check_fields(self) -> None:
+        if self.train_examples > TRAIN:
+            raise Refused(f"train_examples {self.train_examples}: there are {TRAIN}.")
 
     def record_of_file(self, content: bytes) -> Record:
         return {"image": content}
@@ -72,4 +84,6 @@ class Digits(Data):
     def source(self, split: str) -> Source:
         read = columns(prepared(JaxbigDigits), split)
         images = np.stack(read["image"]).astype(np.float32)[..., None] / 16
-        return ArraySource(inputs=images, targets=np.array(read["label"], np.int32))
+        labels = np.array(read["label"], np.int32)
+        count = self.train_examples if split == "train" else None
+        return ArraySource(inputs=images[:count], targets=labels[:count])

@@ -11,9 +11,11 @@ import sklearn.datasets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxbig.constraints import validate
 from jaxbig.data.builtin import dates
 from jaxbig.data.builtin.dates import FORMATS, Dates, decode, encode, written
 from jaxbig.data.builtin.diabetes import Diabetes
+from jaxbig.data.builtin.digits import Digits
 from jaxbig.data.builtin.pymodule import LONGEST, PACKAGES, PyModule
 from jaxbig.data.builtin.pytext import (
     PlainWindows,
@@ -27,6 +29,7 @@ from jaxbig.data.core.array_source import ArraySource
 from jaxbig.data.core.dataset import Data, Rows
 from jaxbig.data.pipeline.loader import eval_batch, train_batch, train_batches
 from jaxbig.data.pipeline.sampler import eval_steps
+from jaxbig.errors import Refused
 
 few = settings(max_examples=20, deadline=None)
 SOME = (
@@ -306,3 +309,14 @@ def test_lines_are_of_their_package_and_in_no_training_file() -> None:
             assert {package for package, _ in where[line]} == {PACKAGES[target]}
             assert split == ("eval" if all(held for _, held in where[line]) else "train")
     assert len(seen) == len(set(seen)) > 20_000
+
+
+def test_fewer_digits_are_the_first_ones_of_training_alone() -> None:
+    few = Digits(batch=4, train_examples=20)
+    few.prepare()
+    assert (len(few.source("train")), len(few.source("eval"))) == (20, 360)
+    rows = few.source("train").rows(np.arange(20))["inputs"]
+    all_rows = Digits(batch=4).source("train").rows(np.arange(20))["inputs"]
+    np.testing.assert_array_equal(rows, all_rows)
+    with pytest.raises(Refused, match="train-examples 1438: there are 1437"):
+        validate(Digits(batch=4, train_examples=1438), "data")

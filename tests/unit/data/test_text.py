@@ -368,6 +368,24 @@ def config():
     assert other.returncode == 2 and "data_identity" in other.stderr
 
 
+@pytest.mark.parametrize(
+    ("keep", "text", "expected"),
+    [
+        ("beginning", "ab", ["<start>", "a", "b", "<end>"]),
+        ("beginning", "abcdef", ["<start>", "a", "b", "c", "d"]),
+        ("end", "abcdef", ["<start>", "d", "e", "f", "<end>"]),
+    ],
+)
+def test_start_token_is_the_first_also_of_a_text_that_is_cut(
+    keep: Any, text: str, expected: list[str]
+) -> None:
+    tokenizer = Bytes(specials=("<start>", "<end>"))
+    kinds: dict[str, Any] = {"tokenizer": tokenizer, "start_token": True, "keep": keep}
+    data = Sentences(batch=1, length=5, classes=2, records=Synthetic(), **kinds)
+    row = data.read({"text": text, "label": 1})
+    assert data.words(row["inputs"][: row["lengths"]]) == expected
+
+
 @pytest.mark.parametrize("data", [Sentences, Pairs], ids=lambda kind: kind.__name__)
 def test_synthetic_records_have_the_required_fields(data: Any) -> None:
     more = {"classes": 2} if data is Sentences else {"source_feature": "en", "target_feature": "de"}

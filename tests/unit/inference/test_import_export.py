@@ -22,6 +22,7 @@ from jaxbig.pretrained.family import class_names, numbered_classes
 from jaxbig.pretrained.load import open_pretrained
 from jaxbig.pretrained.weight_files import SINGLE
 from jaxbig.program.program import make_program
+from jaxbig.train.dry_run import dry_run
 from jaxbig.train.pretrained_state import pretrained_state
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
@@ -121,6 +122,10 @@ def test_other_model_is_refused_with_every_difference_and_nothing_is_written(
     source = jb.InitializeFrom(huggingface=str(folder))
     with pytest.raises(Refused, match="depth: 1 there, 2 here"):
         jb.fit(other.replace(initialize_from=source), tmp_path / "run")
+    with pytest.raises(Refused, match="depth: 1 there, 2 here"):
+        dry_run(other.replace(initialize_from=source), tmp_path / "run")
+    found = dry_run(experiment(initialize_from=source), tmp_path / "run")
+    assert found["start"] == f"from step 0, with the weights of {folder}"
     assert not list(tmp_path.glob("run/checkpoints/*"))
     run = jb.import_pretrained(folder, tmp_path / "taken", other, take_fields=True)
     assert run.experiment.model == experiment().model

@@ -10,7 +10,7 @@ import pytest
 from support.experiments import small
 from unit.train.test_trainer import contents
 
-from jaxbig.config.experiment import Experiment
+from jaxbig.config.experiment import Experiment, InitializeFrom
 from jaxbig.distributed.mesh import Mesh
 from jaxbig.distributed.run_lock import lock_run_directory
 from jaxbig.errors import Refused
@@ -67,6 +67,18 @@ def test_run_that_would_be_refused_is_refused_in_the_same_words(made: Path, tmp_
     (folder / "run.json").unlink()
     with pytest.raises(Refused, match=r"no run\.json"):
         dry_run(experiment(), folder)
+
+
+def test_run_that_starts_from_another_is_refused_without_it(made: Path, tmp_path: Path) -> None:
+    there = experiment(initialize_from=InitializeFrom(run=str(made)))
+    found = dry_run(there, tmp_path / "run")
+    assert found["start"] == f"from step 0, with the weights of {made}"
+    missing = experiment(initialize_from=InitializeFrom(run=str(tmp_path / "diabetes_mlp")))
+    with pytest.raises(Refused, match="jaxbig train diabetes_mlp") as dry:
+        dry_run(missing, tmp_path / "run")
+    with pytest.raises(Refused) as real:
+        fit(missing, tmp_path / "run", Screen())
+    assert str(dry.value) == str(real.value)
 
 
 def test_folder_in_use_is_refused(tmp_path: Path) -> None:
