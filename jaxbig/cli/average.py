@@ -7,6 +7,7 @@ import tyro
 
 from jaxbig.cli.command import Command
 from jaxbig.cli.tables import pairs
+from jaxbig.distributed.multihost import refuse_started_together
 from jaxbig.train.average import average
 
 
@@ -22,6 +23,7 @@ class Average(Command):
     """The folder of the new run; RUN-average by default."""
 
     def __call__(self) -> int:
+        refuse_started_together("average")
         self.screen()
         folder = self.workdir or self.run.with_name(f"{self.run.name}-average")
         made = average(self.run, folder, last=self.last)

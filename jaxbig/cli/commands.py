@@ -78,7 +78,7 @@ def summary(command: str) -> str:
 def takes_experiment(command: str) -> bool:
     """Whether a command's first argument is an experiment, read likewise."""
     bases = {ast.unparse(base) for base in _definition(command).bases}
-    return not bases.isdisjoint(("ExperimentCommand", "RunCommand"))
+    return not bases.isdisjoint(("ExperimentCommand", "FolderCommand", "RunCommand"))
 
 
 def _definition(command: str) -> ast.ClassDef:

@@ -99,7 +99,17 @@ class ExperimentCommand(ConfigOption, Command):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunCommand(FolderOption, ExperimentCommand):
+class FolderCommand(FolderOption, ExperimentCommand):
+    """A command on a run of an experiment, in one process."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the run."""
+        return self.workdir or run_folder(self.name) or Path("runs") / run_name(self.name)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunCommand(FolderCommand):
     """A command on a run of an experiment, which may have several processes."""
 
     coordinator: str = ""
@@ -120,8 +130,3 @@ class RunCommand(FolderOption, ExperimentCommand):
         """
         initialize(self.coordinator, self.processes, self.process, saves=saves)
         return self.screen(quiet=not is_process_zero())
-
-    @property
-    def folder(self) -> Path:
-        """The folder of the run."""
-        return self.workdir or run_folder(self.name) or Path("runs") / run_name(self.name)

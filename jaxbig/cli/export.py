@@ -7,17 +7,18 @@ from typing import Any, Self
 
 import tyro
 
-from jaxbig.cli.experiment_command import RunCommand
+from jaxbig.cli.experiment_command import FolderCommand
 from jaxbig.cli.tables import pairs
 from jaxbig.config.options import Flag
 from jaxbig.config.serialize import flat
+from jaxbig.distributed.multihost import refuse_started_together
 from jaxbig.errors import Refused
 from jaxbig.inference.export import Format, export, restored
 from jaxbig.inference.verify import verify
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Export(RunCommand):
+class Export(FolderCommand):
     """Writes the weights of a run for other programs: jaxbig export RUN FOLDER.
 
     What is written is read again and compared with the run before the folder has its name.
@@ -55,6 +56,7 @@ class Export(RunCommand):
         return [program, command, name, str(self.target), *options]
 
     def __call__(self) -> int:
+        refuse_started_together("export")
         self.screen()
         run = restored(self.folder, step=self.step, experiment=self.experiment)
         result = export(run, self.target, format=self.format, family=self.family)

@@ -3,18 +3,23 @@
 import contextlib
 import dataclasses
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any
 
 from jaxbig.cli.restored_run import RestoredRunCommand
 from jaxbig.config.options import Flag
+from jaxbig.distributed.multihost import refuse_started_together
 from jaxbig.errors import Refused
+from jaxbig.inference.chat import answer_role
 from jaxbig.inference.decoding import translates
 from jaxbig.inference.generate import generate
 from jaxbig.system.exit_codes import DONE
 from jaxbig.train.run import Run
 
+log = logging.getLogger("jaxbig")
+USER = "user"
 STDIN = "-"
 """The path that stands for standard input."""
 
@@ -33,7 +38,12 @@ class Generate(RestoredRunCommand):
     lines: str = ""
     """A file with a prompt on each line, or - for standard input; blank lines are none."""
     chat: Flag = False
-    """Answer line by line, each after all lines before, until Ctrl-D."""
+    """Answer line by line, each after all lines before, until Ctrl-D. What the model sees is as the
+    chat template of the run's data has it, or that of the folder it was imported from."""
+    system: str = ""
+    """What the role system says before the chat."""
+    role: str = USER
+    """The role of your lines in the chat, as the model was trained on."""
     seed: int = 0
     """Of the random choices."""
     max_tokens: int = 100
@@ -66,8 +76,11 @@ class Generate(RestoredRunCommand):
     """Print a line of JSON for each prompt, with `prompt` and `text`, and nothing else there."""
 
     def __call__(self) -> int:
+        refuse_started_together("generate")
         if self.chat and (self.prompt or self.prompt_file or self.lines):
             raise Refused("chat reads its prompts one by one: leave --chat out, or the prompts.")
+        if not self.chat and (given := self.roles()):
+            raise Refused(f"{given} is of a chat: give --chat too.")
         prompts = None if self.chat else self.prompts()
         run = self.restored()
         try:
@@ -95,7 +108,7 @@ class Generate(RestoredRunCommand):
             )
         return prompts
 
-    def write(self, run: Run, prompts: list[str], **given: Any) -> list[str]:
+    def write(self, run: Run, prompts: list[Any], **given: Any) -> list[str]:
         """`generate` with the options of the command."""
         names = (
             "seed",
@@ -147,6 +160,12 @@ class Generate(RestoredRunCommand):
 
     def answer(self, run: Run) -> None:
         """Reads lines and prints an answer after each; the model sees all that came before."""
+        if translates(run.experiment.model):
+            raise Refused("a translator has no chats: leave --chat out, and give --lines -.")
+        answers = answer_role(run)
+        if not answers:
+            self.check_plain(run)
+        messages = [{"role": "system", "content": self.system}] if self.system else []
         said = ""
         while True:
             try:
@@ -155,6 +174,7 @@ class Generate(RestoredRunCommand):
                 return
             if not line:
                 continue
+            messages.append({"role": self.role, "content": line})
             said += f"{line}\n"
             pieces: list[str] = []
 
@@ -164,9 +184,22 @@ class Generate(RestoredRunCommand):
 
             # Ctrl-C ends the answer, and again at the next line the command
             with contextlib.suppress(KeyboardInterrupt):
-                self.write(run, [said], show=show)
+                self.write(run, [messages if answers else said], show=show)
             print(flush=True)
+            messages.append({"role": answers, "content": "".join(pieces)})
             said += "".join(pieces).rstrip("\n") + "\n"
+
+    def roles(self) -> str:
+        """The option that names a role, if one was given."""
+        if self.system:
+            return "--system"
+        return "--role" if self.role != USER else ""
+
+    def check_plain(self, run: Run) -> None:
+        """Says that a run has no chat template; raises `Refused` if an option needs one."""
+        if given := self.roles():
+            raise Refused(f"{given}: {run.directory} has no chat template, and so no roles.")
+        log.warning("%s has no chat template: the model continues the plain lines", run.directory)
 
 
 def read(path: str) -> str:

@@ -8,9 +8,10 @@ from typing import Any, Self
 
 import tyro
 
-from jaxbig.cli.experiment_command import RunCommand
+from jaxbig.cli.experiment_command import FolderCommand
 from jaxbig.cli.tables import pairs
 from jaxbig.config.options import Flag
+from jaxbig.distributed.multihost import refuse_started_together
 from jaxbig.errors import Refused
 from jaxbig.inference.verify import load_reference, verify
 from jaxbig.system.exit_codes import DONE
@@ -19,7 +20,7 @@ from jaxbig.train.pretrained_experiment import WITHOUT, own_experiment
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Import(RunCommand):
+class Import(FolderCommand):
     """Makes the folder of a run from pretrained weights: jaxbig import FOLDER --into EXPERIMENT.
 
     FOLDER has config.json and safetensors, as Hugging Face has them. The run is at step 0: it can
@@ -63,6 +64,7 @@ class Import(RunCommand):
         return self.workdir or Path("runs") / self.source.resolve().name
 
     def __call__(self) -> int:
+        refuse_started_together("import")
         screen = self.screen()
         if self.verify:
             load_reference(self.source)

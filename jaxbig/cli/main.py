@@ -1,7 +1,6 @@
 """The command line: `jaxbig COMMAND EXPERIMENT [--option value ...]`."""
 
 import contextlib
-import importlib.metadata
 import logging
 import os
 import shutil
@@ -11,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxbig.cli.commands import COMMANDS, load, split, summary
-from jaxbig.distributed.peer_monitor import announce_exit
 from jaxbig.errors import Failed, Refused
 from jaxbig.system.exit_codes import DONE, FAILED, REFUSED, STOPPED
 from jaxbig.system.signals import exit_on_ctrl_c
@@ -33,6 +31,8 @@ def main() -> None:
         code = STOPPED
         text = "stopped at once; what was saved before is unchanged"
     print(f"jaxbig: {text}", file=sys.stderr, flush=True)
+    from jaxbig.distributed.peer_monitor import announce_exit  # here: `list` does without it
+
     announce_exit(f"ended: {text}", at_once=code != REFUSED)
     if code == REFUSED:
         sys.exit(code)
@@ -47,6 +47,8 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Runs a command line; returns its exit code."""
     if arguments and arguments[0] in ("-V", "--version", "version"):
+        import importlib.metadata  # here: `list` does without it
+
         print(f"jaxbig {importlib.metadata.version('jaxbig')}")
         return DONE
     if not arguments or arguments[0] in ("-h", "--help", "help"):

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from jaxbig.cli.restored_run import RestoredRunCommand
+from jaxbig.distributed.multihost import refuse_started_together
 from jaxbig.errors import Failed, Refused
 from jaxbig.inference.inputs import check_paths, inputs_at, inputs_of
 from jaxbig.inference.outputs import as_line, check_output, pictures_in, without_picture, written_to
@@ -54,6 +55,7 @@ class Predict(RestoredRunCommand):
     """How many examples are computed at a time; 0: as in training."""
 
     def __call__(self) -> int:
+        refuse_started_together("predict")
         if self.output is not None:
             check_output(self.output)
         if bool(self.inputs) + bool(self.text) + bool(self.split) != 1:

@@ -180,11 +180,32 @@ def redirect_native_stdout() -> None:
     os.dup2(2, 1)
 
 
-def started_together() -> bool:
-    """Whether Slurm's srun or Open MPI's mpirun has started this process as one of several."""
-    names = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
-    counts = [os.environ.get(name, "1") for name in names]
-    return any(int(count) > 1 for count in counts if count.isdecimal())
+def started_together() -> str:
+    """The variable by which Slurm's srun or Open MPI's mpirun says that it has started this process
+    as one of several; empty if they have not."""
+    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
+        count = os.environ.get(name, "1")
+        if count.isdecimal() and int(count) > 1:
+            return name
+    return ""
+
+
+def refuse_started_together(command: str) -> None:
+    """Raises `Refused` if this process is one of several that run the same command."""
+    if name := started_together():
+        raise Refused(
+            f"{command} runs in one process, and {name} says that this is one of "
+            f"{os.environ[name]}: start one, or unset {name} where each has inputs of its own."
+        )
+
+
+def refuse_several(what: str) -> None:
+    """Raises `Refused` in one of several connected processes, before anything is read."""
+    if jax.process_count() > 1:
+        raise Refused(
+            f"{what} runs in one process, and this is one of {jax.process_count()}: call it in a "
+            f"process of its own, on the run's folder."
+        )
 
 
 def exit_on_error(

@@ -13,6 +13,7 @@ import numpy as np
 from jaxbig.adapt.weights import adapts
 from jaxbig.arrays.tree import to_host
 from jaxbig.config.options import refuse_url
+from jaxbig.distributed.multihost import refuse_several
 from jaxbig.errors import Failed, Refused
 from jaxbig.inference.parameter_files import export_parameters
 from jaxbig.inference.stablehlo import export_stablehlo
@@ -59,6 +60,7 @@ def export(
       Refused: there is such a folder, or the model is of no family.
       Failed: what was written is not what was read, or a file cannot be written.
     """
+    refuse_several("an export")
     refuse_url("folder", Path(folder))
     if format not in get_args(Format):
         raise Refused(f"format {format!r}: it must be one of {', '.join(get_args(Format))}.")
@@ -88,8 +90,6 @@ def export_huggingface(
     run: Run, folder: str | Path, *, family: str, shard_bytes: int
 ) -> dict[str, Any]:
     """Writes config.json, weights and tokenizer; arguments as of `export`."""
-    if jax.process_count() > 1:
-        raise Refused("an export runs in one process: run it on one host, on the run's folder.")
     original = run.directory / FOLDER
     chosen = choose_family(run, original, family)
     with new_folder(folder) as partial:

@@ -12,8 +12,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxbig.data.core.dataset import Data
 from jaxbig.data.text import Pairs, Tokens
 from jaxbig.data.tokenize.tokenizers import Tokenizer
+from jaxbig.distributed.multihost import refuse_several
 from jaxbig.errors import Refused
 from jaxbig.inference.beam_search import beam_search
+from jaxbig.inference.chat import Message, chat_tokens, ends, is_chat
 from jaxbig.inference.decoding import STEPS, Decoding, Writer, padded_length, translates
 from jaxbig.inference.sampling import Sampling
 from jaxbig.train.run import Run, restore
@@ -22,7 +24,9 @@ SPLIT = ("fsdp", "tensor", "sequence", "expert")
 """The axes of a mesh that split a model or its rows' positions."""
 MOST = 2**24
 """The most tokens of a text, places of a cache, and texts at once."""
-Prompt = str | Sequence[int] | np.ndarray
+STEEPEST = 8
+"""The largest power of a length."""
+Prompt = str | Sequence[int] | np.ndarray | Sequence[Message]
 placed: weakref.WeakKeyDictionary[Run, dict[Any, Any]] = weakref.WeakKeyDictionary()
 """The variables of each run on the devices that write, by how they are placed."""
 
@@ -53,7 +57,8 @@ def generate(
 
     Args:
       run: a run, or the folder of one, whose last checkpoint is taken.
-      prompts: a text, or several; or their tokens, as lists or arrays of integers.
+      prompts: a text, or several; or their tokens, as lists or arrays of integers; or a chat, as a
+        list of messages `{"role": "user", "content": "..."}`, whose next answer is written.
       seed: of the random choices.
       max_tokens: the most tokens of each text; a text ends earlier at the model's end token, or
         where the model has no more positions.
@@ -81,6 +86,7 @@ def generate(
     Raises:
       Refused: the model writes no texts, a prompt is empty or too long, or a setting is wrong.
     """
+    refuse_several("generate")
     if not isinstance(run, Run):
         run = restore(run, for_training=False)
     model: Any = run.experiment.model
@@ -101,17 +107,24 @@ def generate(
     for name, value in named.items():
         if not 1 <= value <= MOST:
             raise Refused(f"{name} {value}: it must be 1 to {MOST:,}.")
+    if not -STEEPEST <= length_penalty <= STEEPEST:
+        raise Refused(f"length_penalty {length_penalty}: it must be -{STEEPEST} to {STEEPEST}.")
     if not 0 <= seed < 2**32:
         raise Refused(f"seed {seed}: it must be 0 to {2**32 - 1}.")
     language = Language(run.experiment.data, model)
     stops = language.stops([stop] if isinstance(stop, str) else stop)
+    stops[1].extend(ends(run))
     given = listed(prompts)
-    if stops[0] and not all(isinstance(each, str) for each in given):
+    are_texts = [isinstance(each, str) or is_chat(each) for each in given]
+    if stops[0] and not all(are_texts):
         raise Refused(
             f"stop {stops[0][0]!r} with prompts of tokens: their texts are tokens, which end at "
             f"special tokens alone: give texts, or leave the string out."
         )
-    tokens = [language.tokens(number, each) for number, each in enumerate(given)]
+    tokens = [
+        language.tokens(number, chat_tokens(run, each) if is_chat(each) else each)
+        for number, each in enumerate(given)
+    ]
     decoding = decoding_of(
         run,
         sampling,
@@ -122,9 +135,9 @@ def generate(
     limits = [room_of(model, each, max_tokens) for each in tokens]
     texts = [
         Text(language, stops, () if translates(model) else prompt.tolist())
-        if isinstance(each, str)
+        if is_text
         else Text(None, stops)
-        for each, prompt in zip(given, tokens, strict=True)
+        for is_text, prompt in zip(are_texts, tokens, strict=True)
     ]
 
     def after(number: int, new: np.ndarray) -> bool:
@@ -397,6 +410,8 @@ def listed(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
     found: list[Any] = list(prompts)
     if found and all(isinstance(each, int | np.integer) for each in found):
         return [np.array(found)]
+    if is_chat(found):
+        return [found]
     if not found:
         raise Refused("there is no prompt: give a text, or several.")
     return found

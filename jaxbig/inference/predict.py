@@ -16,6 +16,7 @@ from jaxbig.data.core.examples import RecordSource
 from jaxbig.data.core.fields import MismatchError
 from jaxbig.data.pipeline.loader import part_reader
 from jaxbig.data.pipeline.sampler import eval_indices, eval_steps, is_contiguous
+from jaxbig.distributed.multihost import refuse_several
 from jaxbig.distributed.sharding import device_put_batch, local_rows
 from jaxbig.errors import Refused
 from jaxbig.inference.inputs import Input, inputs_of
@@ -75,6 +76,7 @@ def predict(
     Raises:
       Refused: a path does not exist, the records do not fit, or none can be read.
     """
+    refuse_several("predict")
     if not isinstance(run, Run):
         run = restore(run, for_training=False)
     if (inputs is None) != bool(split):

@@ -32,8 +32,11 @@ class Sampling:
     def check(self) -> None:
         """Raises `Refused` for a value out of its range."""
         wanted = {
-            "repetition_penalty": (self.repetition_penalty > 0, "above 0"),
-            "temperature": (self.temperature >= 0, "0 or more"),
+            "repetition_penalty": (1e-3 <= self.repetition_penalty <= 1e3, "0.001 to 1000"),
+            "temperature": (
+                self.temperature == 0 or 1e-3 <= self.temperature <= 1e3,
+                "0, or 0.001 to 1000",
+            ),
             "top_k": (self.top_k >= 0, "0 or more"),
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
             "min_p": (0 <= self.min_p <= 1, "0 to 1"),

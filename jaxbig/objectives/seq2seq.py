@@ -123,8 +123,9 @@ class Seq2Seq(Objective):
 def greedy(forward: nn.Module, batch: Batch, start: int, end: int, length: int) -> jax.Array:
     """The model's likeliest token each time, from `start` on -> [B, length], with 0 after `end`.
 
-    forward: bound to its variables; a token a step is decoded, with what the model keeps in the
-    collection "cache".
+    It is a part of the compiled evaluation, in the batch's own shapes; `jaxbig.inference` has the
+    loop that a host drives. forward: bound to its variables; a token a step is decoded, with what
+    the model keeps in the collection "cache".
     """
     model, variables = forward.unbind()
     apply: Any = model.apply

@@ -45,14 +45,14 @@ def import_pretrained(
     Raises:
       Refused: the folder is not whole, of a family that jaxbig does not have, or of another model.
     """
-    if experiment is not None:
-        check_experiment(experiment)
-    refuse_url("directory", Path(directory))
     if jax.process_count() > 1:
         raise Refused(
             "an import runs in one process: let the run read the folder itself, with "
             "--initialize-from.huggingface."
         )
+    if experiment is not None:
+        check_experiment(experiment)
+    refuse_url("directory", Path(directory))
     pretrained = open_pretrained(source)
     if experiment is None:
         experiment = own_experiment(source, load(WITHOUT))

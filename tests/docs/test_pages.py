@@ -53,6 +53,8 @@ PLACEHOLDERS = {
 }
 RUN_ELSEWHERE = {"data.md"}
 """Pages whose commands test_readme.py and test_own_data.py run."""
+BY_SECTION = {"use.md"}
+"""Long pages, each of whose sections runs by itself, beside the others."""
 SHORT = {"steps": 4, "evaluate_every": 2, "checkpoint_every": 2, "log_every": 2}
 LAUNCHERS = {"local": "Local", "slurm": "Slurm", "gke": "Gke", "tpu_vm": "TpuVm", "sky": "Sky"}
 
@@ -73,10 +75,11 @@ class Fence(NamedTuple):
         return self.language == "python" and self.title.endswith(".py")
 
 
-def fences(page: Path) -> list[Fence]:
-    """The blocks of code of a page, with files that it includes."""
+def fences(page: Path, section: str = "") -> list[Fence]:
+    """The blocks of code of a page, or of a section, with files that it includes."""
     found = []
-    for indent, head, code in FENCE.findall(page.read_text()):
+    text = sections(page)[section] if section else page.read_text()
+    for indent, head, code in FENCE.findall(text):
         match = HEAD.fullmatch(head)
         assert match, f"{page}: the fence ```{head} needs a language, and at most a title"
         lines = [line.removeprefix(indent) for line in code.splitlines(keepends=True)]
@@ -85,6 +88,12 @@ def fences(page: Path) -> list[Fence]:
         )
         found.append(Fence(match[1], match[3] or "", code))
     return found
+
+
+def sections(page: Path) -> dict[str, str]:
+    """The text of each section of a page by its heading; what comes before the first has none."""
+    parts = re.split(r"^## (.+)\n", page.read_text(), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
 def commands(code: str) -> Iterator[list[str]]:
@@ -263,16 +272,31 @@ def run_command(words: Sequence[str]) -> None:
         assert not end.code, words
 
 
+def what_runs() -> Iterator[Any]:
+    """The pages, or the sections of long ones, whose blocks are run."""
+    for page in PAGES:
+        if page.name in RUN_ELSEWHERE or page.parent.name == "api":
+            continue
+        for section in sections(page) if page.name in BY_SECTION else [""]:
+            name = f"{page.relative_to(ROOT)} {section}".strip()
+            yield pytest.param(page, section, id=name.lower().replace(" ", "-"))
+
+
+@pytest.mark.parametrize("name", BY_SECTION)
+def test_sections_have_all_blocks_of_their_page(name: str) -> None:
+    page = ROOT / "docs" / name
+    found = [fence for section in sections(page) for fence in fences(page, section)]
+    assert found == fences(page)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "page",
-    [page for page in PAGES if page.name not in RUN_ELSEWHERE and page.parent.name != "api"],
-    ids=lambda page: str(page.relative_to(ROOT)),
-)
-def test_what_stands_in_a_page_runs(page: Path, folder: Path, few_steps: None) -> None:
+@pytest.mark.parametrize(("page", "section"), what_runs())
+def test_what_stands_in_a_page_runs(
+    page: Path, section: str, folder: Path, few_steps: None
+) -> None:
     names: dict[str, Any] = {}
     shared = fences(ROOT / "docs" / "python.md") if page.name == "README.md" else []
-    for number, fence in enumerate(fences(page)):
+    for number, fence in enumerate(fences(page, section)):
         if fence in shared:
             continue  # it is run with that page
         if fence.is_file:

@@ -10,8 +10,10 @@ import pytest
 from flax.traverse_util import unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 from support.pretrained import read, save, untie
+from unit.inference.test_chat import NAMES, TALK, imported
 
 from jaxbig.distributed.mesh import Mesh
+from jaxbig.inference.chat import chat_tokens
 from jaxbig.inference.decoding import Decoding
 from jaxbig.inference.generate import search_all, write_all
 from jaxbig.inference.sampling import Sampling
@@ -172,3 +174,34 @@ def test_filters_together_leave_what_those_of_transformers_leave() -> None:
     sampling = Sampling(temperature=0.6, top_k=9, top_p=0.9, min_p=0.1)
     found = sampling.scores(jnp.asarray(logits), jnp.zeros((64, 0), bool))
     np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-6)
+
+
+TEMPLATES = {
+    "turns": (
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}"
+        "{{ m.content | trim }}{{ eos_token }}{% endgeneration %}{% else %}"
+        "[{{ m['role'] | upper }}] {{ m.content }} {% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}>{% endif %}"
+    ),
+    "lines": (
+        "{%- if messages[0].role == 'system' %}\n    {%- set rest = messages[1:] %}\n"
+        "    {{- messages[0] | tojson }}\n{%- endif %}\n{% for m in rest %}\n"
+        "{% if loop.index0 > 1 %}{% break %}{% endif %}\n"
+        "    <|s|>{{ m.role }}<|e|> {{ m.content }}\n{% endfor %}\n"
+        "{{ strftime_now('%Y') }} {{ messages | length }}"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_chat_has_the_tokens_of_transformers(tmp_path: Path, name: str) -> None:
+    tokens = {"bos_token": "<|s|>", "eos_token": "<|e|>"}
+    talk = [{**each, "content": each["content"] + " <é&" + NAMES[2]} for each in TALK[:4]]
+    run = imported(
+        tmp_path, {"chat_template.jinja": TEMPLATES[name], "tokenizer_config.json": tokens}
+    )
+    theirs = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(tmp_path / "tokenizer.json"), chat_template=TEMPLATES[name], **tokens
+    )
+    wanted = theirs.apply_chat_template(talk, add_generation_prompt=True, return_dict=False)
+    assert chat_tokens(run, talk).tolist() == wanted

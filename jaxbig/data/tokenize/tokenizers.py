@@ -314,18 +314,28 @@ class BytePairs(FileTokenizer):
         encodings = self.model.encode_batch_fast(unicode, add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
+    def encode_markup(self, text: str) -> np.ndarray:
+        """The tokens of a text, int32 [n], in which names of special tokens are these tokens."""
+        model = load_byte_pairs(self.data, literal=False)
+        return np.array(model.encode(text, add_special_tokens=False).ids, np.int32)
+
     def text(self, tokens: list[int]) -> str:
         return self.model.decode(tokens)
 
 
 @import_extra("tokenizers")
 @functools.lru_cache(maxsize=8)
-def load_byte_pairs(data: bytes) -> Any:
-    """The library's tokenizer of a `tokenizer.json`."""
+def load_byte_pairs(data: bytes, literal: bool = True) -> Any:
+    """The library's tokenizer of a `tokenizer.json`.
+
+    Args:
+      data: content of that file.
+      literal: whether the names of special tokens are text as any other.
+    """
     import tokenizers  # here: optional
 
     model = tokenizers.Tokenizer.from_str(data.decode())
-    model.encode_special_tokens = True  # as text: encode the names of special tokens literally
+    model.encode_special_tokens = literal
     model.no_padding()
     model.no_truncation()
     return model

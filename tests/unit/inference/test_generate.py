@@ -19,8 +19,8 @@ from jaxbig.data.builtin.pytext import PyText
 from jaxbig.data.tokenize.tokenizers import BytePairs
 from jaxbig.distributed.logical_axes import RULES
 from jaxbig.inference import decoding as decoding_module
-from jaxbig.inference.decoding import Decoding, padded_length
-from jaxbig.inference.generate import Language, Text, generate, write_all
+from jaxbig.inference.decoding import Decoding, Writer, padded_length
+from jaxbig.inference.generate import Language, Text, decoding_of, generate, variables_of, write_all
 from jaxbig.inference.sampling import Sampling
 from jaxbig.models.griffin import Griffin
 from jaxbig.models.language_model import Decoder, EncoderDecoder
@@ -257,7 +257,11 @@ def test_translations_of_a_run_are_its_likeliest() -> None:
         (["a" * 40], {}, "prompt 0 has 40 tokens, and the model 40 positions: give 39 or fewer"),
         ([[300]], {}, "prompt 0 has token 300, and the model reads 0 to 255"),
         ([[1.5]], {}, "prompt 0 is neither a text nor a list of tokens"),
-        (["a"], {"temperature": -1.0}, "temperature -1.0: it must be 0 or more"),
+        (["a"], {"temperature": -1.0}, "temperature -1.0: it must be 0, or 0.001 to 1000"),
+        (["a"], {"temperature": float("nan")}, "temperature nan: it must be 0, or 0.001"),
+        (["a"], {"temperature": 1e-40}, "temperature 1e-40: it must be 0, or 0.001"),
+        (["a"], {"repetition_penalty": float("inf")}, "repetition_penalty inf: it must be"),
+        (["a"], {"beams": 2, "length_penalty": 99.0}, "length_penalty 99.0: it must be -8 to 8"),
         (["a"], {"top_p": 0.0}, "top_p 0.0: it must be above 0"),
         (["a"], {"stop": [""]}, "stop '': the tokenizer writes no such text"),
         (["a"], {"max_tokens": 0}, "max_tokens 0: it must be 1 to 16,777,216"),
@@ -298,6 +302,33 @@ def test_sixty_four_texts_are_the_same_alone_in_batches_and_over_meshes() -> Non
     for mesh in (jb.Mesh(), jb.Mesh(data=1, fsdp=8), jb.Mesh(data=1, tensor=2)):
         devices = jax.devices()[: mesh.fsdp * mesh.tensor if mesh.data == 1 else 8]
         assert texts(over(run, mesh.build(devices)), prompts) == wanted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axes", [{"fsdp": 8}, {"tensor": 2}], ids=lambda axes: next(iter(axes)))
+def test_texts_of_split_weights_are_those_of_one_device_but_for_rounding(
+    axes: dict[str, int],
+) -> None:
+    model = Decoder(vocab=256, width=32, depth=1, heads=4)
+    prompts = [np.random.RandomState(7).randint(0, 256, 9) for _ in range(8)]
+    run = run_of(model, PyText(batch=8))
+    mesh = jb.Mesh(data=1, **axes).build(jax.devices()[: max(axes.values())])
+    split = over(run, mesh)
+
+    def logits(run: Run) -> np.ndarray:
+        given = {"batch": 8, "end": -1, "reproducible": False}
+        decoding = decoding_of(run, DRAWN, **given)
+        with decoding.activate():
+            writer = Writer(
+                decoding, variables_of(run, decoding), prompts, limits=[9] * len(prompts)
+            )
+        return np.asarray(writer.state.logits)[: len(prompts)]
+
+    np.testing.assert_allclose(logits(split), logits(run), rtol=0, atol=1e-4)
+    for temperature in (0.0, 1.0):
+        given = {"max_tokens": 12, "temperature": temperature, "reproducible": False}
+        one, other = (generate(each, prompts, **given) for each in (run, split))
+        assert [text.tolist() for text in other] == [text.tolist() for text in one]
 
 
 def over(run: Run, mesh: jax.sharding.Mesh) -> Run:
