@@ -37,6 +37,7 @@ ADDED_LATER = {
     "clip_value": None,
     "ema": 0.0,
     "evaluators": [],
+    "expert_dispatch": "gather",
     "head_epsilon": 1e-6,
     "head_width": None,
     "huggingface": "",

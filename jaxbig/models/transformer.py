@@ -26,7 +26,7 @@ from jaxbig.errors import Refused
 from jaxbig.models.base import Model, Remat
 from jaxbig.models.layers.attention import PROJECTION, Attention, Kernel, RelativePositions
 from jaxbig.models.layers.basic import ACTIVATIONS, Linear, Norm, drop, drop_path, normalization
-from jaxbig.models.layers.mixture_of_experts import LOSSES, Experts
+from jaxbig.models.layers.mixture_of_experts import LOSSES, Dispatch, Experts
 from jaxbig.models.layers.parameters import (
     ShardedParameters,
     all_gather_parameter,
@@ -71,6 +71,9 @@ class TransformerFields(Model, kw_only=True):
     router_z_loss: NonNegativeFloat = 0.0
     """Weight of the router's z-loss, logsumexp(scores)^2, which keeps scores small (ST-MoE: 1e-3).
     """
+    expert_dispatch: Dispatch = "gather"
+    """How tokens reach experts over the mesh's `expert`: all are gathered, or all_to_all, each goes
+    to its own; that sends less where experts_per_token is below the axis."""
     norm: Norm = "rms"
     """Layer normalization, or RMS normalization, which does not center; rms_plus_one multiplies by
     1 + its scale (Gemma)."""
@@ -123,8 +126,8 @@ class TransformerFields(Model, kw_only=True):
     """With scan, in training: checkpoints every k-th block only (Chen et al., 2016, section 4.3). A
     divisor of the depth; its square root saves most memory, for one more forward pass."""
     attention_kernel: Kernel = "auto"
-    """Attention implementation: plain, fused (cuDNN), splash (TPU), ring (long rows, sharded over
-    the mesh's `sequence`), or auto: the best for the device."""
+    """Attention implementation: plain, fused (cuDNN), splash (TPU), or auto, the best for the
+    device; over the mesh's `sequence`: ring, zigzag (a balanced ring) or ulysses (all-to-all)."""
     dtype: Dtype = "float32"
     """Of the computation; parameters, norms, softmax and logits are float32."""
 
@@ -279,6 +282,7 @@ class Block(TransformerFields, kw_only=True):
                 load_balance_loss=self.load_balance_loss,
                 router_z_loss=self.router_z_loss,
                 scale=self.out_scale,
+                dispatch=self.expert_dispatch,
                 name="experts",
             )
             return mixed(x, segments)

@@ -11,14 +11,8 @@ import numpy as np
 from jaxbig.cost.hardware import Topology
 from jaxbig.planning.hlo import Module
 
-KINDS = (
-    "all-reduce",
-    "all-gather",
-    "reduce-scatter",
-    "all-to-all",
-    "ragged-all-to-all",
-    "collective-permute",
-)
+RAGGED = "ragged-all-to-all"
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", RAGGED, "collective-permute")
 Groups = list[list[int]]
 MESHED = r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(?([^)]*\)?)\)?)? ?\{([^}]*)\}"
 
@@ -27,7 +21,7 @@ MESHED = r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(?([^)]*\)?)\)?)? ?\{
 class Collective:
     """A collective operation that runs `times` times a step.
 
-    `bytes`: of the array on one device, before or after, whichever is larger.
+    `bytes`: of the array on one device, before or after, whichever is larger (ragged: smaller).
     """
 
     kind: str
@@ -76,10 +70,13 @@ class Collective:
 def find_collectives(module: Module, devices: int, island: int = 0) -> list[Collective]:
     """The collectives between devices; parts of one asynchronous collective count once.
 
+    Such parts are in fusions and share a channel; outside of fusions, all those of a shard_map do.
+
     A transfer between slices of `island` chips appears as a send between hosts, from each chip to
     the chip with the same index in the other slices.
     """
     found: dict[Any, Collective] = {}
+    fused = {id(each) for name in module.fused() for each in module.computations[name]}
     for number, (each, times, known) in enumerate(module.run()):
         kind = each.opcode.removesuffix("-start")
         if between := re.search(
@@ -98,10 +95,11 @@ def find_collectives(module: Module, devices: int, island: int = 0) -> list[Coll
             given if each.opcode in ("all-gather-start", "collective-permute-start") else 0
         )
         channel = re.search(r"channel_id=(\d+)", each.attributes)
-        # collectives of a shard_map share a channel too, and each pass of a ring counts
-        key = (kind, channel[1]) if channel and kind != "collective-permute" else number
+        key = (kind, channel[1]) if channel and id(each) in fused else number
+        # what is ragged has room for the worst case on the side where it arrives
+        size = min(known[each.operands[0]].bytes, result) if kind == RAGGED else max(given, result)
         if len(groups[0]) > 1 and (key not in found or times > found[key].times):
-            found[key] = Collective(kind, groups, max(given, result), times)
+            found[key] = Collective(kind, groups, size, times)
     return list(found.values())
 
 
@@ -123,7 +121,8 @@ def table(collectives: Sequence[Collective], mesh: dict[str, int]) -> list[dict[
 def parse_groups(attributes: str, devices: int) -> Groups:
     """The device groups; HLO writes them as a list, a transposed range, mesh axes, or pairs."""
     if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", attributes):
-        return [list(map(int, pair.split(","))) for pair in re.findall(r"\{(\d+,\d+)", pairs[0])]
+        each = [list(map(int, pair.split(","))) for pair in re.findall(r"\{(\d+,\d+)", pairs[0])]
+        return [pair for pair in each if pair[0] != pair[1]] or [[0]]  # the others send nothing
     if listed := re.search(r"replica_groups=\{(\{.*?\})\}", attributes):
         return [
             list(map(int, group.split(","))) for group in re.findall(r"\{([\d,]+)\}", listed[1])

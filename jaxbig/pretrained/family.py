@@ -23,6 +23,7 @@ FREE = (
     "remat",
     "remat_group",
     "attention_kernel",
+    "expert_dispatch",
     "dtype",
     "mlp_chunks",
     "load_balance_loss",

@@ -45,6 +45,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "pieces": {"mlp_chunks": 3},
     "heads": {"heads": 8},
     "ring": {"attention_kernel": "ring", "kv_heads": 2, "window": 12},
+    "zigzag": {"attention_kernel": "zigzag", "kv_heads": 2},
+    "ulysses": {"attention_kernel": "ulysses", "kv_heads": 2, "window": 12},
+    "ulysses relative": {"attention_kernel": "ulysses", "positions": "relative"},
+    "all to all": {"expert_dispatch": "all_to_all"},
     "gemma": {
         "scan": True,
         "window": 12,
@@ -232,6 +236,12 @@ OVERRIDDEN = Mesh(
     overrides=(("embed", "none"), ("mlp", "tensor+fsdp"), ("vocab", "none")),
 )
 OVER_RING = ["digits_vit, ring", "pymodule_bert, ring"]
+IN_TURN = [
+    "pytext_transformer, zigzag",
+    "pytext_transformer, ulysses",
+    "pymodule_bert, ulysses",
+    "dates_transformer, ulysses relative",
+]
 TENSOR = Mesh(data=1, tensor=8)
 OVER_TENSOR = [name for name in SPINE if name != "pytext_transformer"] + [
     "pytext_transformer, heads",
@@ -261,6 +271,7 @@ CASES = [
     [("hastily", "pytext_transformer", OVER_LENGTH[1]), ("hastily", "pytext_moe", OVER_EXPERTS[1])]
     + [("hastily", "pytext_transformer, ring", OVER_LENGTH[1])]
     + [pytest.param("hastily", name, OVER_LENGTH[0], marks=SLOW) for name in OVER_RING]
+    + [pytest.param("hastily", name, OVER_LENGTH[1], marks=SLOW) for name in IN_TURN]
     + [
         pytest.param("hastily", "pytext_transformer", mesh, marks=SLOW)
         for mesh in (BETWEEN, OVERRIDDEN)
@@ -270,7 +281,10 @@ CASES = [
         pytest.param("hastily", "pytext_moe", mesh, marks=SLOW)
         for mesh in (*OVER_EXPERTS, OVER_LENGTH[0])
     ]
-    + [pytest.param("hastily", "pytext_moe, pieces", OVER_EXPERTS[1], marks=SLOW)]
+    + [
+        pytest.param("hastily", f"pytext_moe, {setting}", OVER_EXPERTS[1], marks=SLOW)
+        for setting in ("pieces", "all to all")
+    ]
     + [pytest.param("hastily", name, TENSOR, marks=SLOW) for name in OVER_TENSOR]
     + [
         pytest.param("hastily", name, mesh, marks=SLOW)

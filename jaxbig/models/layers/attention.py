@@ -30,9 +30,12 @@ from jaxbig.models.layers.basic import Embedding, Linear, Norm, normalization, s
 from jaxbig.models.layers.parameters import constrain
 from jaxbig.models.layers.ring_attention import pieces, ring
 from jaxbig.models.layers.rotary_scaling import RotaryScaling
+from jaxbig.models.layers.ulysses import by_heads
 from jaxbig.system.determinism import is_deterministic
 
-Kernel = Literal["auto", "plain", "fused", "splash", "ring"]
+Kernel = Literal["auto", "plain", "fused", "splash", "ring", "zigzag", "ulysses"]
+OVER_LENGTH = ("ring", "zigzag", "ulysses")
+"""Kernels that take keys and values split by length, as queries are."""
 PROJECTION = "projection"
 """The name of attention's products with its parameters, for a policy that keeps them alone."""
 
@@ -138,8 +141,9 @@ def attend(
 
     The one place that chooses the kernel. "auto" takes cuDNN's fused one on a GPU (`fused`, half
     precision), the splash kernel on a TPU (`splash`, lengths in 128s, no bias), and the plain one
-    elsewhere. "ring" is for a mesh that splits length; without one it is the plain kernel. All
-    compute scores and softmax in float32.
+    elsewhere. "ring" is for a mesh that splits length; without one it is the plain kernel.
+    "zigzag" is a ring with even work for all. "ulysses" splits heads where the mesh splits length,
+    and is "auto" within. All compute scores and softmax in float32.
 
     offset: where the queries begin among the keys (a cache); padding: [B], how many keys at the
     beginning of each row of a cache are not seen; window: how near a key must be, itself counted;
@@ -149,6 +153,25 @@ def attend(
     choose("kernel", kernel, Kernel)
     lengths = query.shape[1], key.shape[1]
     split = math.prod(pieces().values())
+    if kernel == "ulysses" and split > 1:
+        if offset is not None:
+            raise Refused(
+                "kernel 'ulysses' takes no cache: use --model.attention-kernel plain, or a mesh "
+                "that does not split length."
+            )
+        within = functools.partial(
+            attend,
+            causal=causal,
+            window=window,
+            segments=segments,
+            bias=bias,
+            scale=scale,
+            cap=cap,
+            remat=remat,
+        )
+        return by_heads(within, query, key, value)
+    if kernel == "ulysses":
+        kernel = "auto"
     fusible = (
         offset is None
         and query.dtype == jnp.bfloat16
@@ -169,16 +192,24 @@ def attend(
         )
         on = {"tpu": "splash" if whole else "plain", "gpu": "fused" if fusible else "plain"}
         kernel = on.get(platform(), "plain")
-    if kernel == "ring" and split == 1:
+    if kernel in ("ring", "zigzag") and split == 1:
         kernel = "plain"
-    if kernel in ("splash", "ring") and (offset is not None or bias is not None):
+    if kernel in ("splash", "ring", "zigzag") and (offset is not None or bias is not None):
         raise Refused(
             f"kernel {kernel!r} takes neither a cache nor relative positions: use "
             f"--model.attention-kernel plain."
         )
-    if kernel == "ring":
+    if kernel in ("ring", "zigzag"):
         return ring(
-            query, key, value, causal=causal, window=window, segments=segments, scale=scale, cap=cap
+            query,
+            key,
+            value,
+            causal=causal,
+            window=window,
+            segments=segments,
+            scale=scale,
+            cap=cap,
+            zigzag=kernel == "zigzag",
         )
     if kernel == "splash":
         from jaxbig.models.layers.splash_attention import (
@@ -368,7 +399,7 @@ class Attention(nn.Module, kw_only=True):
     scale: float = 1.0
     """Of the output projection's initial values."""
     kernel: Kernel = "auto"
-    """Implementation: plain, fused (cuDNN), splash (TPU), ring, or auto."""
+    """Implementation: plain, fused (cuDNN), splash (TPU), ring, zigzag, ulysses, or auto."""
     remat: bool = False
     """Recompute the scores in the backward pass."""
 
@@ -422,7 +453,7 @@ class Attention(nn.Module, kw_only=True):
         query = checkpoint_name(query, PROJECTION)
         both = checkpoint_name(both, PROJECTION)
         query = constrain(query, "batch", "length", "heads", None)
-        split = "length" if self.kernel == "ring" else None  # else each place has all keys
+        split = "length" if self.kernel in OVER_LENGTH else None  # else each place has all keys
         both = constrain(both, "batch", split, None, shared, None)
         # [B, S, G, K] each
         key = both[:, :, 0]

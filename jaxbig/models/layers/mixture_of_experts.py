@@ -1,11 +1,14 @@
 """The mixture-of-experts layer, dropless: a router sends each token to some MLPs, over any mesh.
 
 Letters in shape comments: B batch, L length, D width, F hidden width, E experts, K experts a token,
-T tokens here, N rows that are multiplied.
+T tokens here, N rows that are multiplied, C copies of tokens here (T K), M devices of a group over
+`expert`.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -14,7 +17,7 @@ from jax.sharding import PartitionSpec
 
 from jaxbig.arrays.batch_mask import real_positions
 from jaxbig.arrays.dtypes import HIGHEST, upcast
-from jaxbig.constraints import NonNegativeFloat, NonNegativeInt, PositiveInt
+from jaxbig.constraints import NonNegativeFloat, NonNegativeInt, PositiveInt, choose
 from jaxbig.distributed.logical_axes import as_tuple, platform
 from jaxbig.errors import Refused
 from jaxbig.models.layers.basic import ACTIVATIONS
@@ -30,6 +33,7 @@ INWARD = ("experts", "embed", "mlp")
 OUTWARD = ("experts", "mlp", "embed")
 LOSSES = "losses"
 """The collection of what a model adds to the loss in training: sums over tokens, as losses are."""
+Dispatch = Literal["gather", "all_to_all"]
 TILE = 32
 """Rows that one expert is given at a time on a CPU, where a ragged product is ten times slower than
 tiles."""
@@ -65,6 +69,8 @@ class Experts(nn.Module):
     """Weight of the router's z-loss."""
     scale: float = 1.0
     """Of the last product's initial values."""
+    dispatch: Dispatch = "gather"
+    """How tokens reach experts on other devices."""
 
     @nn.compact
     def __call__(self, x: jax.Array, segments: jax.Array | None = None) -> jax.Array:
@@ -103,7 +109,7 @@ class Experts(nn.Module):
         last = sharded_parameter(
             self, "down_kernel", _initial(self.scale), (self.experts, self.hidden, width), OUTWARD
         )
-        y = over_mesh(self._mix)(x, nn.softmax(best), numbers, *kernels, last)
+        y = over_mesh(self._mix, self.dispatch)(x, nn.softmax(best), numbers, *kernels, last)
         return constrain(y, "batch", "length", None)
 
     def _add_losses(self, scores: jax.Array, numbers: jax.Array, real: jax.Array | None) -> None:
@@ -144,7 +150,8 @@ class Experts(nn.Module):
         tokens = x.reshape(-1, x.shape[-1])
         experts = len(kernels[0])
         places, here, sizes, count = route(numbers.reshape(-1) - first, experts)
-        copies = jnp.arange(places.shape[0]) // self.chosen
+        chosen = numbers.shape[-1]
+        copies = jnp.arange(places.shape[0]) // chosen
         source = jnp.zeros(count, jnp.int32).at[places].set(copies)  # the token in each row
         real = (
             jnp.zeros(count, bool).at[places].set(here)[:, None]
@@ -164,11 +171,7 @@ class Experts(nn.Module):
         )
         y = upcast(y[places])  # [T K, D]
         y = jnp.where(here[:, None], y, 0) * weights.reshape(-1, 1)
-        return (
-            jnp.sum(y.reshape(-1, self.chosen, y.shape[-1]), axis=1)
-            .reshape(x.shape)
-            .astype(x.dtype)
-        )
+        return jnp.sum(y.reshape(-1, chosen, y.shape[-1]), axis=1).reshape(x.shape).astype(x.dtype)
 
 
 def _initial(scale: float) -> Any:
@@ -204,13 +207,17 @@ def grouped_matmul(rows: jax.Array, kernels: jax.Array, sizes: jax.Array) -> jax
     return jnp.einsum("ntd,ndf->ntf", tiles, each).reshape(rows.shape[0], -1)
 
 
-def over_mesh(mix: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+def over_mesh(
+    mix: Callable[..., jax.Array], dispatch: Dispatch = "gather"
+) -> Callable[..., jax.Array]:
     """`mix` on each device, with the rows of its group over `expert` and the experts that are here.
 
     A product of ragged groups cannot be split by the partitioner, so it is said who does what: over
-    `expert` the tokens are gathered and the outputs scattered again, over the axes of `mlp` each
-    has a piece of the hidden width.
+    `expert` the tokens are gathered and the outputs scattered again, or each copy of a token goes
+    to its expert's device and home (`exchanged`); over the axes of `mlp` each has a piece of the
+    hidden width. To gather, a device has M T D numbers in each of the two collectives.
     """
+    choose("expert_dispatch", dispatch, Dispatch)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size == 1 or not nn.get_logical_axis_rules():
         return lambda *arguments: mix(
@@ -229,9 +236,14 @@ def over_mesh(mix: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
             f"tokens, not over {'+'.join(spread)} and {'+'.join(wide)}: change --mesh.overrides."
         )
 
+    sends = spread and mesh.shape["expert"] > 1 and dispatch == "all_to_all"
+
     def local(
         x: jax.Array, weights: jax.Array, numbers: jax.Array, *kernels: jax.Array
     ) -> jax.Array:
+        if sends:
+            given = functools.partial(mix, first=0, gather=gather)
+            return jax.lax.psum(exchanged(given, x, weights, numbers, *kernels), wide)
         first = jax.lax.axis_index("expert") * len(kernels[0]) if spread else jnp.int32(0)
         if apart := spread and mesh.shape["expert"] > 1:
             x, weights, numbers = (
@@ -252,6 +264,97 @@ def over_mesh(mix: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         x: jax.Array, weights: jax.Array, numbers: jax.Array, *kernels: jax.Array
     ) -> jax.Array:
         specs = (rows, rows, rows, *[inward] * (len(kernels) - 1), outward)
-        return jax.shard_map(local, in_specs=specs, out_specs=rows)(x, weights, numbers, *kernels)
+        # jax 0.10.2 takes the result of a ragged all-to-all for the same on all devices, and sums
+        # its gradient over them if it checks what varies
+        placed = jax.shard_map(local, in_specs=specs, out_specs=rows, check_vma=not sends)
+        return placed(x, weights, numbers, *kernels)
 
     return mapped
+
+
+def exchanged(
+    mix: Callable[..., jax.Array],
+    x: jax.Array,
+    weights: jax.Array,
+    numbers: jax.Array,
+    *kernels: jax.Array,
+) -> jax.Array:
+    """Like `mix`, of rows [B, L, D] and all experts, with each copy sent to the device of its
+    expert, and what that makes of it sent home (Lepikhin et al., 2020, section 3.2; dropless as
+    Gale et al., 2022).
+
+    A device sends C D numbers there and C D back, and again in the backward pass: less than it
+    gathers where K is below M. There is room for all copies of the group, which may want one
+    expert.
+
+    Args:
+      mix: of rows [1, M C, D], their weights and numbers [1, M C, 1], and the kernels.
+      x: [B, L, D].
+      weights: [B, L, K].
+      numbers: [B, L, K], of all experts; as many as there are: none.
+      *kernels: of this device's experts.
+    """
+    here = len(kernels[0])
+    devices = jax.lax.axis_size("expert")
+    wanted = numbers.reshape(-1)  # [C]
+    copies = wanted.shape[0]
+    order = jnp.argsort(wanted, stable=True)
+    sizes = jnp.bincount(wanted, length=devices * here + 1)[:-1].reshape(devices, here)
+    arriving = jax.lax.all_to_all(sizes, "expert", 0, 0)  # [M, E / M], of each device
+    paths = Paths(sizes.sum(1).astype(jnp.int32), arriving.sum(1).astype(jnp.int32), copies)
+    rows = paths.there(x.reshape(-1, x.shape[-1])[order // numbers.shape[-1]])  # [M C, D]
+    ends = jnp.cumsum(arriving, axis=1)
+    whose = jax.vmap(lambda ends: jnp.searchsorted(ends, jnp.arange(copies), side="right"))(ends)
+    one = jnp.ones((1, devices * copies, 1), weights.dtype)
+    made = mix(rows[None], one, whose.reshape(1, -1, 1), *kernels)[0]
+    places = jnp.zeros_like(order).at[order].set(jnp.arange(copies))
+    y = upcast(paths.home(made)[places])  # [C, D]
+    y = jnp.where((wanted < devices * here)[:, None], y, 0) * weights.reshape(-1, 1)
+    y = jnp.sum(y.reshape(-1, numbers.shape[-1], y.shape[-1]), axis=1)
+    return y.reshape(x.shape).astype(x.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Paths:
+    """Rows [C, D], sorted by the device over `expert` that they go to, as each receives them: from
+    each device C, those that were sent first [M C, D].
+
+    XLA for CPUs has no ragged all-to-all: there each device sends all others room for C rows.
+    """
+
+    sent: jax.Array
+    """How many of the rows go to each device: [M]; those after them to none."""
+    received: jax.Array
+    """How many rows come from each device: [M]."""
+    copies: int
+    """C."""
+
+    def there(self, rows: jax.Array) -> jax.Array:
+        """[C, D] -> [M C, D]; what was not sent has any value."""
+        begins = jnp.cumsum(self.sent) - self.sent
+        if platform() == "cpu":
+            at = begins[:, None] + jnp.arange(self.copies)[None]
+            padded = jnp.take(rows, at, axis=0, mode="clip")  # [M, C, D]
+            return jax.lax.all_to_all(padded, "expert", 0, 0).reshape(-1, rows.shape[-1])
+        room = jnp.zeros((len(self.sent) * self.copies, rows.shape[-1]), rows.dtype)
+        mine = jnp.full_like(self.sent, jax.lax.axis_index("expert") * self.copies)
+        return jax.lax.ragged_all_to_all(
+            rows, room, begins, self.sent, mine, self.received, axis_name="expert"
+        )
+
+    def home(self, rows: jax.Array) -> jax.Array:
+        """[M C, D] -> [C, D]; what was not sent has any value."""
+        ends = jnp.cumsum(self.sent)
+        begins = ends - self.sent
+        devices = len(self.sent)
+        if platform() == "cpu":
+            back = jax.lax.all_to_all(rows.reshape(devices, self.copies, -1), "expert", 0, 0)
+            row = jnp.arange(self.copies)
+            device = jnp.minimum(jnp.searchsorted(ends, row, side="right"), devices - 1)
+            return back[device, row - begins[device]]
+        room = jnp.zeros((self.copies, rows.shape[-1]), rows.dtype)
+        blocks = jnp.arange(devices, dtype=jnp.int32) * self.copies
+        theirs = jax.lax.all_to_all(begins, "expert", 0, 0, tiled=True)
+        return jax.lax.ragged_all_to_all(
+            rows, room, blocks, self.received, theirs, self.sent, axis_name="expert"
+        )

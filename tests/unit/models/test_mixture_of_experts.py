@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.core import meta
+from jax.sharding import NamedSharding, PartitionSpec
 from support.experiments import small
 
 from jaxbig.arrays.tree import flatten_with_paths
@@ -20,6 +21,7 @@ from jaxbig.errors import Refused
 from jaxbig.models.griffin import LRU, RGLRU
 from jaxbig.models.layers import mixture_of_experts
 from jaxbig.models.layers.mixture_of_experts import LOSSES, Experts, route
+from jaxbig.planning import collectives, hlo
 from jaxbig.program.gradient import make_gradient
 from jaxbig.tools.shrink import random_batch
 
@@ -88,6 +90,75 @@ def test_tiles_and_the_ragged_product_have_one_gradient(monkeypatch: pytest.Monk
     monkeypatch.setattr(mixture_of_experts, "platform", lambda: "tpu")
     for path, leaf in flatten_with_paths(gradient()).items():
         np.testing.assert_allclose(leaf, tiled[path], rtol=1e-4, atol=1e-5, err_msg=path)
+
+
+def emulated(
+    rows: Any, room: Any, starts: Any, sent: Any, to: Any, received: Any, *, axis_name: str
+) -> jax.Array:
+    """`jax.lax.ragged_all_to_all`, not a number where nothing arrives or the sizes do not agree."""
+    every = [jax.lax.all_gather(each, axis_name) for each in (rows, starts, sent, to)]
+    here = jax.lax.axis_index(axis_name)
+    at = jnp.arange(room.shape[0])
+    result = jnp.full_like(room, jnp.nan)
+    agreed = jnp.all(every[2][:, here] == received)
+    for values, start, size, first in zip(*every, strict=True):
+        number = at - first[here]
+        inside = (number >= 0) & (number < size[here]) & agreed
+        found = jnp.take(values, start[here] + number, axis=0, mode="clip")
+        result = jnp.where(inside[:, None], found, result)
+    return result
+
+
+@pytest.mark.parametrize("ragged", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_what_is_sent_to_its_experts_is_what_one_device_makes_of_it(
+    ragged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, params, x = made(rows=4, experts=8, chosen=3)
+    real = jnp.arange(24)[None] < jnp.array([24, 5, 0, 17])[:, None]  # one row with none at all
+
+    def gradients(model: Experts) -> Any:
+        def total(params: Any, x: jax.Array) -> Any:
+            y = model.apply({"params": params}, x, real.astype(jnp.int32))
+            return jnp.sum(jnp.sin(y) * jnp.arange(y.size).reshape(y.shape)), y  # type: ignore
+
+        found = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))(params, x)
+        return jax.tree.leaves(found[0][1]) + jax.tree.leaves(found[1])
+
+    expected = gradients(model)
+    if ragged:
+        monkeypatch.setattr(mixture_of_experts, "platform", lambda: "tpu")
+        monkeypatch.setattr(jax.lax, "ragged_all_to_all", emulated)
+    with activate(Mesh(data=1, expert=4, tensor=2).build()):
+        found = gradients(model.clone(dispatch="all_to_all"))
+    for one, other in zip(found, expected, strict=True):
+        assert np.linalg.norm(one - other) < 1e-5 * np.linalg.norm(other)
+
+
+@pytest.mark.parametrize("dispatch", ["gather", "all_to_all"])
+def test_bytes_that_are_sent_to_experts_are_those_of_the_theory(dispatch: Any) -> None:
+    mesh = Mesh(data=2, expert=4).build()
+    model, params, x = made(rows=16, dispatch=dispatch)
+    at = NamedSharding(mesh, PartitionSpec(("data", "expert")))
+    by_expert = NamedSharding(mesh, PartitionSpec("expert"))
+    kernels = {name: by_expert if "router" not in name else None for name in params}
+
+    def total(params: Any, x: jax.Array) -> Any:
+        return jnp.sum(jnp.sin(model.apply({"params": params}, x)))  # type: ignore[arg-type]
+
+    with activate(mesh):
+        gradient = jax.jit(jax.grad(total, (0, 1)), in_shardings=(kernels, at))
+        module = hlo.parse(gradient.lower(params, x).compile().as_text())
+    rows = collectives.table(collectives.find_collectives(module, 8), dict(mesh.shape))
+    sent = {row["kind"]: row["bytes"] for row in rows if row["axes"] == "expert"}
+    devices, width, number = 4, 8, 4
+    tokens = 16 * 24 // 8
+    if dispatch == "gather":  # x, y and their gradients; with x weights and numbers
+        gathered = devices * tokens * number
+        assert sent["all-gather"] == gathered * (2 * width + 2 * model.chosen)
+        assert sent["reduce-scatter"] == gathered * (2 * width + model.chosen)
+    else:  # Lepikhin et al. (2020), section 3.2; on a CPU each copy has room on each device
+        copies = tokens * model.chosen * number
+        assert sent["all-to-all"] == 4 * devices * copies * width + model.experts * number
 
 
 def test_nothing_is_dropped_where_all_choose_the_same() -> None:
