@@ -29,8 +29,8 @@ class Mesh:
     tensor: int = 1
     """Tensor parallel: splits each layer's width."""
     sequence: int = 1
-    """Splits each row's length; attention all-gathers keys and values, or passes them around a ring
-    (`--model.attention-kernel ring`)."""
+    """Splits each row's length; attention all-gathers keys and values, or sends less
+    (`--model.attention-kernel` ring, zigzag or ulysses)."""
     expert: int = 1
     """Splits the rows of the batch, and the experts of a mixture."""
     rules: Preset = "standard"

@@ -48,7 +48,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "zigzag": {"attention_kernel": "zigzag", "kv_heads": 2},
     "ulysses": {"attention_kernel": "ulysses", "kv_heads": 2, "window": 12},
     "ulysses relative": {"attention_kernel": "ulysses", "positions": "relative"},
-    "all to all": {"expert_dispatch": "all_to_all"},
+    "all to all": {"expert_dispatch": "all_to_all", "mlp_chunks": 3},
     "gemma": {
         "scan": True,
         "window": 12,
@@ -240,7 +240,7 @@ IN_TURN = [
     "pytext_transformer, zigzag",
     "pytext_transformer, ulysses",
     "pymodule_bert, ulysses",
-    "dates_transformer, ulysses relative",
+    "pytext_transformer, ulysses relative",
 ]
 TENSOR = Mesh(data=1, tensor=8)
 OVER_TENSOR = [name for name in SPINE if name != "pytext_transformer"] + [

@@ -136,7 +136,7 @@ class Round:
         return [None] * many if x is None else jnp.split(x, many, axis)
 
     def deal(self, x: Any) -> Any:
-        """A piece [B, T, ...] -> the device's two halves of pieces, which its `starts` are of."""
+        """A piece [B, T, ...] -> the two halves of pieces at the device's `starts`."""
         return self.swap(x, lambda here, there: (here, there))
 
     def collect(self, x: Any) -> Any:
@@ -144,6 +144,8 @@ class Round:
         return self.swap(x, lambda here, there: (there, here))
 
     def swap(self, x: Any, order: Any) -> Any:
+        """Sends each half from a device that has it to its owner, or from there, as `order`
+        says."""
         if x is None:
             return None
         halves = []
@@ -224,8 +226,9 @@ def forward(
         at, key, value, key_segments = now  # [], twice [B, C, G, K], [B, C]
 
         def add(run: Any, state: Any) -> Any:
+            q, first, query_segments = run
             out, top, total = state
-            scores, _ = round.scores(*run, at, key, key_segments)
+            scores, _ = round.scores(q, first, query_segments, at, key, key_segments)
             higher = jnp.maximum(top, jnp.max(scores, axis=-1))  # [B, G, R, T]
             powers = jnp.exp(scores - higher[..., None])
             shrunk = jnp.exp(top - higher)
@@ -283,9 +286,9 @@ def backward(round: Round, saved: Any, gradient: jax.Array) -> tuple[Any, Any, A
         at, key, value, key_segments = now
 
         def add(run: Any, of_run: Any, d_query: jax.Array) -> Any:
-            q, _, _ = run
+            q, first, query_segments = run
             d_out, top, total, d_total = of_run
-            scores, seen = round.scores(*run, at, key, key_segments)
+            scores, seen = round.scores(q, first, query_segments, at, key, key_segments)
             shares = jnp.exp(scores - top[..., None]) / total[..., None]  # [B, G, R, T, C]
             d_shares = product("btgrk,bcgk->bgrtc", d_out, value)
             d_scores = shares * (d_shares - d_total[..., None]) * round.scale

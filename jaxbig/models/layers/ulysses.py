@@ -32,7 +32,8 @@ def by_heads(
 ) -> jax.Array:
     """`attend` of [B, T, H, K] and twice [B, S, G, K], all split by length, while each device has
     all positions of its heads -> [B, T, H, K]."""
-    [rows, length, heads, _] = nn.logical_to_mesh_axes(("batch", "length", "heads", None)) or ()
+    places: Any = nn.logical_to_mesh_axes(("batch", "length", "heads", None))
+    rows, length, heads, _ = places
     over = active_axes(length)
     count = math.prod(over.values())
     both = active_axes(heads) | over

@@ -150,7 +150,9 @@ def test_bytes_that_are_sent_to_experts_are_those_of_the_theory(dispatch: Any) -
         module = hlo.parse(gradient.lower(params, x).compile().as_text())
     rows = collectives.table(collectives.find_collectives(module, 8), dict(mesh.shape))
     sent = {row["kind"]: row["bytes"] for row in rows if row["axes"] == "expert"}
-    devices, width, number = 4, 8, 4
+    devices = 4
+    width = 8
+    number = 4
     tokens = 16 * 24 // 8
     if dispatch == "gather":  # x, y and their gradients; with x weights and numbers
         gathered = devices * tokens * number
