@@ -244,6 +244,7 @@ def test_the_fields_at_their_defaults_do_not_change_the_identity_of_older_runs()
         assert not fields & {
             "attention_scale",
             "attention_soft_cap",
+            "expert_dispatch",
             "head_width",
             "logit_soft_cap",
             "mlp_bias",
