@@ -3,9 +3,10 @@
 import dataclasses
 import functools
 import inspect
-from typing import Any
+from typing import Annotated, Any
 
 import docstring_parser
+import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
 
 HELP = ConstructorRegistry()
@@ -48,7 +49,11 @@ class _Rule:
         if not isinstance(found, StructConstructorSpec):
             return None
         fields = tuple(
-            dataclasses.replace(field, helptext=_help(info.type, field.name, field.default))
+            dataclasses.replace(
+                field,
+                helptext=_help(info.type, field.name, field.default),
+                type=_shown_in_a_line(field.type, field.default),
+            )
             for field in found.fields
         )
         return dataclasses.replace(found, fields=fields)
@@ -62,3 +67,10 @@ def _help(owner: Any, name: str, default: Any) -> str:
         text = f"{type(default).__name__}: {class_summary(type(default))}"
         return f"{text} {field_help(owner, name)}" if isinstance(owner, type) else text
     return field_help(owner, name) if isinstance(owner, type) else ""
+
+
+def _shown_in_a_line(annotation: Any, default: Any) -> Any:
+    """The type of a field, whose help quotes a default that has a line break."""
+    if not isinstance(default, str) or default.isprintable():
+        return annotation
+    return Annotated[annotation, tyro.conf.arg(help_behavior_hint=f"(default: {default!r})")]

@@ -20,6 +20,7 @@ from jaxbig.program.program import make_program
 from jaxbig.tracking.console import Screen
 from jaxbig.tracking.metrics_writer import MetricsWriter
 from jaxbig.train.batch_loader import BatchLoader, host_batches
+from jaxbig.train.reference import assume_reference
 from jaxbig.train.step_reporter import StepReporter, rates
 from jaxbig.train.trainer import compile_step
 
@@ -41,7 +42,7 @@ def bench(
     if steps < 1:
         raise Refused(f"--steps-a-round {steps}: it must be 1 or more.")
     program = make_program(experiment)
-    experiment.data.prepare()
+    assume_reference(experiment, experiment.data.prepare())
     source = experiment.data.source("train")
     ours = []
     bare = []

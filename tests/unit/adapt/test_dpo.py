@@ -232,3 +232,9 @@ def test_smoothing_of_a_half_is_refused(tmp_path: Path) -> None:
 def test_prediction_is_the_log_probability_of_both_answers(run: jb.Run) -> None:
     [found] = jb.predict(run, [{"prompt": "1", "chosen": "1!", "rejected": "1?"}])
     assert found["chosen"] < 0 and found["rejected"] < 0
+
+
+def test_steps_that_are_timed_have_a_finite_reference(tmp_path: Path) -> None:
+    timed = experiment(tmp_path)
+    reference.assume_reference(timed, timed.data.prepare())
+    assert not timed.data.source("train").rows(np.arange(8))["reference"].any()
