@@ -17,7 +17,15 @@ def config() -> Experiment:
     parent = c4_llama_7b.config()
     return dataclasses.replace(
         parent,
-        model=parent.model.clone(depth=80, width=8192, heads=64, kv_heads=8, mlp_width=28_672),
+        model=parent.model.clone(
+            depth=80,
+            width=8192,
+            heads=64,
+            kv_heads=8,
+            mlp_width=28_672,
+            mlp_chunks=2,
+            splash_fused=True,
+        ),
         optimizer=AdamW(
             learning_rate=WarmupCosine(peak=1.5e-4, warmup=2_000, end=1.5e-5),
             b2=0.95,

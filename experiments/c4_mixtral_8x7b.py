@@ -14,5 +14,5 @@ from jaxbig.experiments import c4_llama_7b
 def config() -> Experiment:
     parent = c4_llama_7b.config()
     model = parent.model.clone(kv_heads=8, mlp_width=14_336, rotary_base=1e6)
-    model = model.clone(experts=8, experts_per_token=2)
+    model = model.clone(experts=8, experts_per_token=2, mlp_chunks=4, weigh_hidden=True)
     return dataclasses.replace(parent, model=model)

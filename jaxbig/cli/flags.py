@@ -17,7 +17,7 @@ class Flags(Command):
     default."""
 
     chip: tyro.conf.Positional[str]
-    """v4, v5e, v5p, v6e, a100, h100 or h200."""
+    """v4, v5e, v5p, v6e, v7x, a100, h100, h200, b200, gb200, gb300 or mi355x."""
 
     def __call__(self) -> int:
         found = flags(self.chip)

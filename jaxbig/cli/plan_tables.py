@@ -24,6 +24,8 @@ def plan_tables(plan: dict[str, Any]) -> list[Table]:
         ("", pairs("step", _step_facts(plan))),
         ("\nlargest buffers", buffers),
     ]
+    if plan.get("time"):
+        tables.append(("\ntime of a step, by the compiler's cycles", _time(plan)))
     if plan["collectives"]:
         sent = [{**row, "bytes": f"{row['bytes'] / 2**20:,.1f} MiB"} for row in plan["collectives"]]
         tables.append(("\ncollectives a step, on each chip", sent))
@@ -42,14 +44,57 @@ def _step_facts(plan: dict[str, Any]) -> dict[str, str]:
         bounds = plan["bounds"]
         longest = max(bounds, key=bounds.get)
         each = ", ".join(f"{name} {seconds:.4g}" for name, seconds in bounds.items())
-        facts["seconds a step, at least"] = (
-            f"{plan['step_seconds']:.4g}, bound by {longest} ({each})"
-        )
-        facts["MFU, at most"] = f"{plan['mfu']:.1%}"
+        if plan.get("time"):
+            facts["seconds a step"] = f"{plan['step_seconds']:.4g}, by the compiler's cycles"
+            facts["at least"] = f"{bounds[longest]:.4g}, bound by {longest} ({each})"
+            facts["MFU"] = f"{plan['mfu']:.1%}"
+        else:
+            facts["seconds a step, at least"] = (
+                f"{plan['step_seconds']:.4g}, bound by {longest} ({each})"
+            )
+            facts["MFU, at most"] = f"{plan['mfu']:.1%}"
     if plan["estimate"]:
         facts["of a GPU's memory JAX takes"] = f"{plan['memory_fraction']:g} ({FRACTIONS[0]})"
     facts["compiled in"] = f"{plan['compile_seconds']:.0f} s"
     return facts
+
+
+def _time(plan: dict[str, Any]) -> Rows:
+    """Seconds by part, and what communication adds."""
+    found = plan["time"]
+    rows = [
+        *found["parts"].items(),
+        ("communication, exposed", found["exposed"]),
+        ("communication, overlapped", found["communication"] - found["exposed"]),
+    ]
+    rows_of = []
+    for part, seconds in rows:
+        share = f"{seconds / plan['step_seconds']:.1%}"
+        if part == "communication, overlapped":
+            share = ""  # no part of the sum
+        rows_of.append({"part": part, "seconds": f"{seconds:.4g}", "of the step": share})
+    return rows_of
+
+
+def plan_differences(rows: list[dict[str, Any]]) -> Rows:
+    """The rows of `differences`, as text."""
+
+    def text(value: float | None, unit: str) -> str:
+        if value is None:
+            return ""
+        if unit == "bytes":
+            return f"{value / GiB:,.3f} GiB"
+        return f"{value:,}" if isinstance(value, int) else f"{value:.4g} {unit}".strip()
+
+    return [
+        {
+            "": row["what"],
+            "before": text(row["before"], row["unit"]),
+            "now": text(row["now"], row["unit"]),
+            "now / before": _format(row["ratio"], ".3f"),
+        }
+        for row in rows
+    ]
 
 
 def plan_ranking(plans: list[dict[str, Any]]) -> Rows:

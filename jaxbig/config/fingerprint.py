@@ -42,6 +42,7 @@ ADDED_LATER = {
     "head_width": None,
     "huggingface": "",
     "layer_decay": 1.0,
+    "joint_key_value": True,
     "layer_scale": None,
     "logit_soft_cap": None,
     "lora": to_json(LoRA()),
@@ -57,9 +58,12 @@ ADDED_LATER = {
     "shortcut": "strided",
     "start_token": False,
     "stride_first": False,
+    "splash_block": 1024,
+    "splash_fused": False,
     "test_share": 0.0,
     "token_position": True,
     "train_examples": 1437,
+    "weigh_hidden": False,
     "window_pattern": [True],
 }
 """Fields that runs before them do not have, with their defaults, at which they change nothing."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -90,6 +91,13 @@ def _of(equation: Any) -> int:
     inner = [count_flops(jaxpr) for jaxpr in inner_jaxprs(equation)]
     if name == "cond":
         return max(inner)
+    return _times(equation) * sum(inner)
+
+
+def _times(equation: Any) -> int:
+    """How often an equation runs its inner jaxprs, over all devices."""
+    name = equation.primitive.name
+    params = equation.params
     times = 1
     if name == "scan":
         times = params["length"]
@@ -97,7 +105,31 @@ def _of(equation: Any) -> int:
         times = math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
     elif name == "pallas_call":
         times = math.prod(params["grid_mapping"].grid)
-    return times * sum(inner)
+    return times
+
+
+def named_flops(
+    jaxpr: Any, primitives: Sequence[str], *, above: str = ""
+) -> Iterator[tuple[str, int]]:
+    """The FLOPs of each operation of some primitives, over all devices, as `count_flops` counts.
+
+    Args:
+      jaxpr: the program.
+      primitives: the beginnings of the names of the primitives.
+      above: the name that the jaxpr's own names are within.
+
+    Yields:
+      The operation's name, which has those of its modules, and its FLOPs.
+    """
+    for equation in opened(jaxpr).eqns:
+        name = f"{above}/{equation.source_info.name_stack}"
+        if equation.primitive.name.startswith(tuple(primitives)):
+            yield name, _of(equation)
+            continue
+        times = _times(equation)
+        for inner in inner_jaxprs(equation):
+            for found, flops in named_flops(inner, primitives, above=name):
+                yield found, times * flops
 
 
 def _convolution(image: Any, kernel: Any, out: Any, params: Any) -> int:

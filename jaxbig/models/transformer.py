@@ -128,6 +128,17 @@ class TransformerFields(Model, kw_only=True):
     attention_kernel: Kernel = "auto"
     """Attention implementation: plain, fused (cuDNN), splash (TPU), or auto, the best for the
     device; over the mesh's `sequence`: ring, zigzag (a balanced ring) or ulysses (all-to-all)."""
+    splash_block: PositiveInt = 1024
+    """The most queries and keys in a step of the splash kernel, in 128s; less takes less of a TPU's
+    memory on the chip."""
+    splash_fused: bool = False
+    """Compute the gradients of the splash kernel in one kernel, not two: faster for long rows, for
+    a gradient of the queries in memory for each block of keys."""
+    joint_key_value: bool = True
+    """Make keys and values in one product. Two are faster on a TPU; the parameters are the same."""
+    weigh_hidden: bool = False
+    """With experts, multiply hidden activations by the router's weight, not the output: less to
+    recompute in the backward pass."""
     dtype: Dtype = "float32"
     """Of the computation; parameters, norms, softmax and logits are float32."""
 
@@ -218,6 +229,9 @@ class Block(TransformerFields, kw_only=True):
             "attention_soft_cap": self.attention_soft_cap,
             "scale": self.out_scale,
             "kernel": self.attention_kernel,
+            "splash_block": self.splash_block,
+            "splash_fused": self.splash_fused,
+            "joint_key_value": self.joint_key_value,
             "kv_heads": self.kv_heads,
             "head_width": self.head_width,
         }
@@ -283,6 +297,7 @@ class Block(TransformerFields, kw_only=True):
                 router_z_loss=self.router_z_loss,
                 scale=self.out_scale,
                 dispatch=self.expert_dispatch,
+                weigh_hidden=self.weigh_hidden,
                 name="experts",
             )
             return mixed(x, segments)

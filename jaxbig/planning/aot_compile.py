@@ -1,5 +1,6 @@
 """Compiles the train step for chips that are not attached, and measures the compiled program."""
 
+import dataclasses
 import re
 import time
 from collections.abc import Sequence
@@ -9,11 +10,11 @@ import jax
 
 from jaxbig.config.experiment import Experiment
 from jaxbig.cost.flops import count_flops, model_flops
-from jaxbig.cost.hardware import SERVER, GiB, Topology, gpu_fraction
+from jaxbig.cost.hardware import GiB, Topology, gpu_fraction
 from jaxbig.cost.memory import bytes_per_device, peak_bytes
 from jaxbig.distributed.placement import arrange_over_hosts
 from jaxbig.errors import Failed, Refused
-from jaxbig.planning import collectives, hlo, roofline
+from jaxbig.planning import collectives, cycles, hlo, roofline
 from jaxbig.planning.buffers import arguments, largest, largest_traced
 from jaxbig.program.program import all_parameters, make_program
 
@@ -31,13 +32,15 @@ def devices_of(topology: Topology) -> Sequence[Any]:
     # a host has 2 x 2 chips if the topology has; megacore makes both cores of a chip one device
     sides = (*topology.shape, 1)[:3]
     options: dict[str, Any] = {"chips_per_host_bounds": (min(2, sides[0]), min(2, sides[1]), 1)}
+    if any(topology.wrap):  # else the compiler gathers parameters by all-reduces of zeros
+        options["wrap"] = topology.wrap
     if topology.kind == "v4":
         options["chip_config_name"] = "megacore"
     if topology.slices > 1:
         options["num_slices"] = topology.slices
     try:
         described = topologies.get_topology_desc(
-            platform="tpu", topology_name=topology.name, **options
+            platform="tpu", topology_name=topology.name.replace("v7x", "tpu7x"), **options
         )
     except jax.errors.JaxRuntimeError as error:
         raise Refused(
@@ -95,6 +98,7 @@ def measure(experiment: Experiment, topology: Topology) -> dict[str, Any]:
             "fits": False,
             "buffers": buffers,
             "collectives": None,
+            "time": None,
             "step_seconds": None,
             "mfu": None,
         }
@@ -116,11 +120,18 @@ def measure(experiment: Experiment, topology: Topology) -> dict[str, Any]:
     placed = [each.renumbered(layout(topology, mesh)) for each in sent]
     bounds = roofline.seconds(flops, roofline.memory_traffic(module), placed, topology)
     seconds = max(bounds.values())
+    time_of_parts = None
+    if topology.is_tpu:
+        kernels = cycles.kernel_seconds(traced.jaxpr, topology)
+        time_of_parts = cycles.timeline(module, topology, kernels)
+    if time_of_parts is not None:
+        seconds = time_of_parts.seconds
     return plan | {
         "fits": peak <= chip.available_bytes,
         "buffers": largest(module, program),
         "collectives": collectives.table(sent, mesh),
         "bounds": bounds,
+        "time": None if time_of_parts is None else dataclasses.asdict(time_of_parts),
         "step_seconds": seconds,
         "mfu": flops_of_model / (seconds * topology.devices * chip.peak_flops),
     }
@@ -134,8 +145,8 @@ def layout(topology: Topology, mesh: dict[str, int]) -> list[int]:
     if topology.is_tpu:  # slices are in the order of `data` already
         return list(range(topology.devices))
     hosts = [
-        range(first, min(first + SERVER, topology.devices))
-        for first in range(0, topology.devices, SERVER)
+        range(first, min(first + topology.island, topology.devices))
+        for first in range(0, topology.devices, topology.island)
     ]
     return arrange_over_hosts(tuple(mesh.values()), hosts).reshape(-1).tolist()
 

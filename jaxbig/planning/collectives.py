@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxbig.cost.hardware import Topology
-from jaxbig.planning.hlo import Module
+from jaxbig.planning.hlo import Instruction, Module
 
 RAGGED = "ragged-all-to-all"
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", RAGGED, "collective-permute")
@@ -70,37 +70,58 @@ class Collective:
 def find_collectives(module: Module, devices: int, island: int = 0) -> list[Collective]:
     """The collectives between devices; parts of one asynchronous collective count once.
 
-    Such parts are in fusions and share a channel; outside of fusions, all those of a shard_map do.
+    The compiler may write one collective into several fusions, to run it beside them; these share
+    its channel. Elsewhere equal channels are different collectives: all of a shard_map have one.
+    """
+    found: dict[Any, Collective] = {}
+    fused = module.fused()
+    for name, times in module.times.items():
+        known = {each.name: each for each in module.computations[name]}
+        for each in module.computations[name]:
+            collective = of_instruction(each, known, devices, island)
+            if collective is None:
+                continue
+            channel = re.search(r"channel_id=(\d+)", each.attributes)
+            key = (collective.kind, channel[1]) if channel and name in fused else (name, each.name)
+            if key not in found or times > found[key].times:
+                found[key] = dataclasses.replace(collective, times=times)
+    return list(found.values())
+
+
+def of_instruction(
+    instruction: Instruction, known: dict[str, Instruction], devices: int, island: int = 0
+) -> Collective | None:
+    """The collective that an instruction runs or starts, once; None if it is none.
 
     A transfer between slices of `island` chips appears as a send between hosts, from each chip to
     the chip with the same index in the other slices.
+
+    Args:
+      instruction: of a computation.
+      known: the instructions of that computation by name.
+      devices: how many there are.
+      island: chips of a slice.
     """
-    found: dict[Any, Collective] = {}
-    fused = {id(each) for name in module.fused() for each in module.computations[name]}
-    for number, (each, times, known) in enumerate(module.run()):
-        kind = each.opcode.removesuffix("-start")
-        if between := re.search(
-            r'_xla_megascale_transfer_type="(\w+)"', each.attributes if kind == "send" else ""
-        ):
-            kind = between[1].lower().replace("_", "-")
-            size = known[each.operands[0]].bytes
-            same_index = [list(range(chip, devices, island)) for chip in range(island)]
-            found[number] = Collective(kind, same_index, size, times)
-            continue
-        if kind not in KINDS:
-            continue
-        groups = parse_groups(each.attributes, devices)
-        given = sum(known[name].bytes for name in each.operands)
-        result = each.bytes - (
-            given if each.opcode in ("all-gather-start", "collective-permute-start") else 0
-        )
-        channel = re.search(r"channel_id=(\d+)", each.attributes)
-        key = (kind, channel[1]) if channel and id(each) in fused else number
-        # what is ragged has room for the worst case on the side where it arrives
-        size = min(known[each.operands[0]].bytes, result) if kind == RAGGED else max(given, result)
-        if len(groups[0]) > 1 and (key not in found or times > found[key].times):
-            found[key] = Collective(kind, groups, size, times)
-    return list(found.values())
+    kind = instruction.opcode.removesuffix("-start")
+    attributes = instruction.attributes
+    if kind == "send" and (
+        between := re.search(r'_xla_megascale_transfer_type="(\w+)"', attributes)
+    ):
+        size = known[instruction.operands[0]].bytes
+        same_index = [list(range(chip, devices, island)) for chip in range(island)]
+        return Collective(between[1].lower().replace("_", "-"), same_index, size, 1)
+    if kind not in KINDS:
+        return None
+    groups = parse_groups(attributes, devices)
+    given = sum(known[name].bytes for name in instruction.operands)
+    both = instruction.opcode in ("all-gather-start", "collective-permute-start")
+    result = instruction.bytes - (given if both else 0)
+    if len(groups[0]) == 1:
+        return None
+    size = max(given, result)
+    if kind == RAGGED:  # it has room for the worst case on the side where it arrives
+        size = min(known[instruction.operands[0]].bytes, result)
+    return Collective(kind, groups, size, 1)
 
 
 def table(collectives: Sequence[Collective], mesh: dict[str, int]) -> list[dict[str, Any]]:

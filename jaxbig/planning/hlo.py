@@ -56,11 +56,13 @@ def arrays(text: str) -> Iterator[tuple[str, int, bool]]:
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """computations: the instructions of each by name; times: how often each runs in one step."""
+    """computations: the instructions of each by name; times: how often each runs in one step;
+    entry: the computation that is the step."""
 
     computations: dict[str, list[Instruction]]
     times: dict[str, int]
     header: str
+    entry: str
 
     def fused(self) -> set[str]:
         """The computations inside fusions, whose values never reach memory."""
@@ -120,7 +122,7 @@ def parse(text: str) -> Module:
             now.append(instruction)
     times: collections.Counter[str] = collections.Counter()
     _count(computations, entry, 1, times)
-    return Module(computations, dict(times), "\n".join(header))
+    return Module(computations, dict(times), "\n".join(header), entry)
 
 
 def _instruction(line: str) -> Instruction | None:

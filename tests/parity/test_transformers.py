@@ -330,16 +330,17 @@ def test_attention_is_softmax_attention_within_its_window() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("causal", "window", "packed", "capped"),
+    ("causal", "window", "packed", "capped", "fused"),
     [
-        (True, 32, True, False),
-        (False, 16, False, True),
-        pytest.param(True, None, False, False, marks=SLOW),
-        pytest.param(False, None, True, False, marks=SLOW),
+        (True, 32, True, False, False),
+        (False, 16, False, True, False),
+        pytest.param(True, None, False, False, False, marks=SLOW),
+        pytest.param(False, None, True, False, False, marks=SLOW),
+        pytest.param(True, 32, True, False, True, marks=SLOW),
     ],
 )
 def test_the_splash_kernel_is_the_plain_one(
-    causal: bool, window: int | None, packed: bool, capped: bool
+    causal: bool, window: int | None, packed: bool, capped: bool, fused: bool
 ) -> None:
     q = normal(8, 256, 4, 16)
     k = normal(8, 256, 2, 16, seed=1)
@@ -348,6 +349,8 @@ def test_the_splash_kernel_is_the_plain_one(
     options: dict[str, Any] = {"causal": causal, "window": window, "segments": pair}
     if capped:
         options |= {"scale": 0.4, "cap": 2.0}
+    if fused:
+        options |= {"splash_fused": True, "splash_block": 128}
 
     def by(kernel: str) -> Any:
         def total(q: Any, k: Any, v: Any) -> Any:

@@ -27,7 +27,7 @@ from jaxbig.distributed.logical_axes import active_axes, platform
 from jaxbig.errors import Refused
 from jaxbig.models.layers.attention_mask import Segments, places, visible, without_padding
 from jaxbig.models.layers.basic import Embedding, Linear, Norm, normalization, soft_cap
-from jaxbig.models.layers.parameters import constrain
+from jaxbig.models.layers.parameters import ShardedParameters, all_gather_parameter, constrain
 from jaxbig.models.layers.ring_attention import pieces, ring
 from jaxbig.models.layers.rotary_scaling import RotaryScaling
 from jaxbig.models.layers.ulysses import by_heads
@@ -135,6 +135,8 @@ def attend(
     cap: float | None = None,
     kernel: str = "auto",
     remat: bool = False,
+    splash_block: int = 1024,
+    splash_fused: bool = False,
 ) -> jax.Array:
     """softmax(query key^T / sqrt(K) + bias) value; [B, T, H, K] with keys and values [B, S, G, K]
     -> [B, T, H, K].
@@ -148,7 +150,8 @@ def attend(
     offset: where the queries begin among the keys (a cache); padding: [B], how many keys at the
     beginning of each row of a cache are not seen; window: how near a key must be, itself counted;
     scale: in place of 1 / sqrt(K); cap: the scores' `soft_cap`; remat: the plain kernel's scores
-    are computed again in the backward pass, as the other kernels do by themselves.
+    are computed again in the backward pass, as the other kernels do by themselves; splash_block:
+    the most queries and keys in a step of the splash kernel; splash_fused: its gradients in one.
     """
     choose("kernel", kernel, Kernel)
     lengths = query.shape[1], key.shape[1]
@@ -217,7 +220,16 @@ def attend(
         )
 
         return splash(
-            query, key, value, causal=causal, window=window, segments=segments, scale=scale, cap=cap
+            query,
+            key,
+            value,
+            causal=causal,
+            window=window,
+            segments=segments,
+            scale=scale,
+            cap=cap,
+            block=splash_block,
+            fused=splash_fused,
         )
     if kernel == "fused" and (not fusible or platform() != "gpu"):
         raise Refused(
@@ -402,6 +414,12 @@ class Attention(nn.Module, kw_only=True):
     """Implementation: plain, fused (cuDNN), splash (TPU), ring, zigzag, ulysses, or auto."""
     remat: bool = False
     """Recompute the scores in the backward pass."""
+    splash_block: PositiveInt = 1024
+    """The most queries and keys in a step of the splash kernel."""
+    splash_fused: bool = False
+    """Compute the splash kernel's gradients in one kernel."""
+    joint_key_value: bool = True
+    """Make keys and values in one product."""
 
     @nn.compact
     def __call__(
@@ -442,22 +460,29 @@ class Attention(nn.Module, kw_only=True):
         query = Linear((self.heads, head), axes, bias=bias, name="query")(x)  # [B, T, H, K]
         shared = None if kv_heads == 1 else "heads"  # a single head cannot be split over the mesh
         joint = ("embed", None, shared, None)
-        both = Linear((2, kv_heads, head), joint, bias=bias, name="key_value")(
-            source
-        )  # [B, S, 2, G, K]
         if cache and (segments is not None or x.shape[1] > cache):
             raise Refused(
                 f"a cache of {cache} takes at most {cache} tokens (here {x.shape[1]}), and no "
                 f"segments."
             )
         query = checkpoint_name(query, PROJECTION)
-        both = checkpoint_name(both, PROJECTION)
         query = constrain(query, "batch", "length", "heads", None)
         split = "length" if self.kernel in OVER_LENGTH else None  # else each place has all keys
-        both = constrain(both, "batch", split, None, shared, None)
         # [B, S, G, K] each
-        key = both[:, :, 0]
-        value = both[:, :, 1]
+        if self.joint_key_value:
+            both = Linear((2, kv_heads, head), joint, bias=bias, name="key_value")(source)
+            both = checkpoint_name(both, PROJECTION)  # [B, S, 2, G, K]
+            both = constrain(both, "batch", split, None, shared, None)
+            key = both[:, :, 0]
+            value = both[:, :, 1]
+        else:
+            stored = ShardedParameters(
+                (source.shape[-1], 2, kv_heads, head), joint, bias, name="key_value"
+            )()
+            key, value = (
+                constrain(checkpoint_name(each, PROJECTION), "batch", split, shared, None)
+                for each in _apart(source, *stored, shared)
+            )
         if self.qk_norm is not None:
             normalize = functools.partial(normalization, self.qk_norm, self.epsilon, self.bias)
             query = normalize(name="query_norm")(query)  # type: ignore[operator]
@@ -491,6 +516,8 @@ class Attention(nn.Module, kw_only=True):
                 cap=self.attention_soft_cap,
                 kernel=self.kernel,
                 remat=self.remat,
+                splash_block=self.splash_block,
+                splash_fused=self.splash_fused,
             )
 
         here = attend_within(self.window if memory is None else None)
@@ -518,3 +545,19 @@ class Attention(nn.Module, kw_only=True):
         at = (0, jnp.int32(0) if offset is None else offset, 0, 0)
         kept.value = jax.lax.dynamic_update_slice(kept.value, new, at)
         return kept.value
+
+
+def _apart(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, heads: str | None
+) -> list[jax.Array]:
+    """[B, S, D], a kernel [D, 2, G, K] and a bias [2, G, K] as stored -> two products [B, S, G,
+    K]."""
+    products = []
+    for which in range(2):
+        whole = all_gather_parameter(kernel[:, which], ("embed", heads, None), x.dtype)
+        y = jnp.tensordot(x, whole, axes=1)
+        if bias is not None:
+            whole = all_gather_parameter(bias[which], (heads, None), x.dtype)
+            y = y + jnp.broadcast_to(whole, y.shape)
+        products.append(y)
+    return products

@@ -160,16 +160,20 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., D] -> [..., D]. In float32: a mean of squares overflows and rounds in half."""
+        """[..., D] -> [..., D]. The mean of squares is in float32: it overflows and rounds in half.
+        The scale is multiplied in the dtype of x, as Llama does, but 1 + scale in float32, as Gemma
+        does."""
         init = nn.initializers.zeros if self.plus_one else nn.initializers.ones
         scale = parameter(self, "scale", init, (x.shape[-1],), (None,))
         if self.plus_one:
             scale = 1 + scale
         y = upcast(x)
         mean_square = jnp.mean(jnp.square(y), axis=-1, keepdims=True)
-        return (
-            y * jax.lax.rsqrt(mean_square + self.epsilon) * jnp.broadcast_to(scale, x.shape)
-        ).astype(x.dtype)
+        y = y * jax.lax.rsqrt(mean_square + self.epsilon)
+        if not self.plus_one:
+            y = y.astype(x.dtype)
+            scale = scale.astype(x.dtype)
+        return (y * jnp.broadcast_to(scale, x.shape)).astype(x.dtype)
 
 
 class LayerNorm(nn.Module):

@@ -71,6 +71,8 @@ class Experts(nn.Module):
     """Of the last product's initial values."""
     dispatch: Dispatch = "gather"
     """How tokens reach experts on other devices."""
+    weigh_hidden: bool = False
+    """Multiply the hidden activations by the router's weight, not the output."""
 
     @nn.compact
     def __call__(self, x: jax.Array, segments: jax.Array | None = None) -> jax.Array:
@@ -157,12 +159,17 @@ class Experts(nn.Module):
             jnp.zeros(count, bool).at[places].set(here)[:, None]
         )  # what no expert here is given must not be read
         rows = jnp.where(real, tokens[source], 0)  # [N, D]
+        of_rows = None
+        if self.weigh_hidden:
+            of_rows = jnp.zeros((count, 1), weights.dtype).at[places, 0].set(weights.reshape(-1))
 
         def work(rows: jax.Array, *kernels: jax.Array) -> jax.Array:
             # [N, F]
             y = grouped_matmul(rows, kernels[0], sizes)
             act = ACTIVATIONS[self.activation]
             y = y * act(grouped_matmul(rows, kernels[1], sizes)) if self.gated else act(y)
+            if of_rows is not None:
+                y = (upcast(y) * of_rows).astype(y.dtype)
             return grouped_matmul(y, kernels[-1], sizes)  # [N, D]
 
         axes = [INWARD] * (len(kernels) - 1) + [OUTWARD]
@@ -170,7 +177,9 @@ class Experts(nn.Module):
             self.chunks, "mlp", work, rows, list(zip(kernels, axes, strict=True)), gather
         )
         y = upcast(y[places])  # [T K, D]
-        y = jnp.where(here[:, None], y, 0) * weights.reshape(-1, 1)
+        y = jnp.where(here[:, None], y, 0)
+        if not self.weigh_hidden:
+            y = y * weights.reshape(-1, 1)
         return jnp.sum(y.reshape(-1, chosen, y.shape[-1]), axis=1).reshape(x.shape).astype(x.dtype)
 
 

@@ -129,10 +129,10 @@ def linear_init(scale: float, inputs: int, outputs: int) -> Initializer:
 class ShardedParameters(nn.Module):
     """Kernel and bias (or None) of a `Linear` of the same name, as stored; for `chunked_sum`."""
 
-    shape: tuple[PositiveInt, PositiveInt]
+    shape: tuple[PositiveInt, ...]
     """Of the kernel."""
     axes: Axes
-    """Logical names of the kernel's axes, input axis first."""
+    """Logical names of the kernel's axes, the one input axis first."""
     bias: bool = True
     """Whether there is one."""
     scale: float = 1.0
@@ -140,9 +140,8 @@ class ShardedParameters(nn.Module):
 
     @nn.compact
     def __call__(self) -> tuple[jax.Array, jax.Array | None]:
-        kernel = sharded_parameter(
-            self, "kernel", linear_init(self.scale, 1, 1), self.shape, self.axes
-        )
+        init = linear_init(self.scale, 1, len(self.shape) - 1)
+        kernel = sharded_parameter(self, "kernel", init, self.shape, self.axes)
         if not self.bias:
             return kernel, None
         zeros = nn.initializers.zeros

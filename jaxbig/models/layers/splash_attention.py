@@ -28,12 +28,17 @@ def splash(
     segments: Segments,
     scale: float | None = None,
     cap: float | None = None,
+    block: int = 1024,
+    fused: bool = False,
 ) -> jax.Array:
     """As `attend`: [B, T, H, K] and [B, S, G, K] -> [B, T, H, K]. Elsewhere than on a TPU it is
     interpreted, slowly.
 
     A kernel is a program for one device, so under a mesh it is given each device's rows, queries
     and heads by shard_map, all keys of these, and its own part of the mask.
+
+    block: the most queries, and the most keys, that a step of the kernel takes; fused: one kernel
+    makes all gradients, and the queries' for each block of keys, which are then added.
     """
     lengths = query.shape[1], key.shape[1]
     queries: Any = nn.logical_to_mesh_axes(("batch", "length", "heads", None)) or (None,) * 4
@@ -64,6 +69,7 @@ def splash(
         every_head,
         head_shards=over[2],
         q_seq_shards=parts,
+        block_sizes=block_sizes(lengths[0] // over[1], lengths[1], block, fused=fused),
         attn_logits_soft_cap=cap,
         interpret=platform() != "tpu",
     )
@@ -79,6 +85,36 @@ def splash(
         _local, in_specs=(of_kernel, queries, keys, keys, pair), out_specs=queries, check_vma=False
     )
     return placed(kernel, query, key, value, segments)
+
+
+def block_sizes(queries: int, keys: int, most: int, *, fused: bool = False) -> pallas.BlockSizes:
+    """The tiles of the three kernels (forward, gradients of queries, of keys and values).
+
+    jax's own are 128, at which more than half of a step's time is the loop's overhead.
+
+    Args:
+      queries: how many a device has, in 128s.
+      keys: how many a device has, in 128s.
+      most: the largest tile; each is a divisor of its length, in 128s.
+      fused: whether one kernel makes all gradients.
+    """
+    if most < 128:
+        raise Refused(f"splash_block {most}: the kernel takes blocks in 128s, so at least 128.")
+
+    def fitting(length: int) -> int:
+        return max(size for size in range(128, min(most, length) + 1, 128) if not length % size)
+
+    rows = fitting(queries)
+    columns = fitting(keys)
+    return pallas.BlockSizes(
+        block_q=rows,
+        block_kv=columns,
+        block_q_dkv=rows,
+        block_kv_dkv=columns,
+        block_q_dq=None if fused else rows,
+        block_kv_dq=None if fused else columns,
+        use_fused_bwd_kernel=fused,
+    )
 
 
 def _local(kernel: Any, query: Any, key: Any, value: Any, segments: Any) -> jax.Array:

@@ -16,7 +16,9 @@ from jaxbig.errors import Refused
 from jaxbig.models.convnet import Conv, ConvNet, Dense, Dropout, Pool
 from jaxbig.models.griffin import Griffin
 from jaxbig.models.language_model import Decoder, Encoder, EncoderDecoder
+from jaxbig.models.layers.attention import Attention
 from jaxbig.models.layers.basic import Embedding, LayerNorm, Linear, RMSNorm, cast, drop_path
+from jaxbig.models.layers.splash_attention import block_sizes
 from jaxbig.models.mlp import MLP
 from jaxbig.models.rnn import RNN
 from jaxbig.models.rnn_seq2seq import RNNEncoderDecoder
@@ -50,6 +52,59 @@ def test_rms_norm_is_its_equation() -> None:
     np.testing.assert_allclose(
         RMSNorm().apply({"params": {"scale": scale}}, x), expected, rtol=1e-5
     )
+
+
+def test_rms_norm_scales_in_the_dtype_of_its_input_but_gemmas_in_float32() -> None:
+    x = jnp.asarray(normal(4, 256), jnp.bfloat16)
+    p = {"params": {"scale": normal(256, seed=1)}}
+    for module, wide in ((RMSNorm(), jnp.bfloat16), (RMSNorm(plus_one=True), jnp.float32)):
+        wanted = jnp.float32(x) / jnp.sqrt((jnp.float32(x) ** 2).mean(-1, keepdims=True) + 1e-6)
+        scale = jnp.asarray(p["params"]["scale"] + (1 if module.plus_one else 0), wide)
+        wanted = (wanted.astype(wide) * scale[None]).astype(jnp.bfloat16)
+        np.testing.assert_array_equal(module.apply(p, x), wanted)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_keys_and_values_in_one_product_or_two_are_the_same(kv_heads: int, bias: bool) -> None:
+    x = normal(2, 5, 12)
+    joint = Attention(heads=4, kv_heads=kv_heads, bias=bias, causal=True)
+    apart = joint.clone(joint_key_value=False)
+    p = nn.meta.unbox(joint.init(KEY, x))
+    drawn = flatten_with_paths(nn.meta.unbox(apart.init(KEY, x)))
+    for path, leaf in flatten_with_paths(p).items():
+        np.testing.assert_array_equal(leaf, drawn[path])
+    p = jax.tree.map(lambda leaf: leaf + 0.1, p)  # a bias begins at 0
+
+    def total(module: nn.Module, p: Any) -> Any:
+        return jnp.sum(jnp.sin(module.apply(p, x)))  # type: ignore[arg-type]
+
+    found = [jax.value_and_grad(lambda p, m=m: total(m, p))(p) for m in (joint, apart)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), *found)
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "most", "sizes"),
+    [
+        (2048, 2048, 1024, (1024, 1024)),
+        (256, 384, 1024, (256, 384)),
+        (1280, 640, 1024, (640, 640)),
+        (1408, 256, 1024, (128, 256)),
+        (2048, 2048, 128, (128, 128)),
+        (2048, 2048, 200, (128, 128)),
+    ],
+)
+def test_the_blocks_of_the_splash_kernel_divide_the_lengths(
+    queries: int, keys: int, most: int, sizes: tuple[int, int]
+) -> None:
+    found = block_sizes(queries, keys, most)
+    assert (found.block_q, found.block_kv) == sizes
+    assert (found.block_q_dq, found.block_kv_dq, found.block_kv_dkv) == (*sizes, sizes[1])
+
+
+def test_a_block_of_less_than_a_tile_is_refused() -> None:
+    with pytest.raises(Refused, match="splash_block 64"):
+        block_sizes(256, 256, 64)
 
 
 @pytest.mark.parametrize("module", [RMSNorm(), LayerNorm()], ids=["rms", "layer"])

@@ -163,6 +163,31 @@ def test_bytes_that_are_sent_to_experts_are_those_of_the_theory(dispatch: Any) -
         assert sent["all-to-all"] == 4 * devices * copies * width + model.experts * number
 
 
+@pytest.mark.parametrize("ragged", [False, True])
+def test_hidden_activations_or_the_output_may_be_weighed(
+    ragged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The output is linear in them: values and gradients, also of the router, are the same."""
+    if ragged:
+        monkeypatch.setattr(mixture_of_experts, "platform", lambda: "tpu")
+    model, params, x = made()
+
+    def by(model: Experts) -> Any:
+        return jax.value_and_grad(
+            lambda p, x: jnp.sum(jnp.sin(model.apply({"params": p}, x))), (0, 1)
+        )(params, x)
+
+    found = [
+        by(model),
+        by(model.clone(weigh_hidden=True)),
+        by(model.clone(weigh_hidden=True, chunks=2)),
+    ]
+    for other in found[1:]:
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found[0], other
+        )
+
+
 def test_nothing_is_dropped_where_all_choose_the_same() -> None:
     model, params, x = made(chosen=1)
     params["router_kernel"] = jnp.zeros_like(params["router_kernel"])  # ties: top_k takes the first
