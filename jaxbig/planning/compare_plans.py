@@ -55,9 +55,9 @@ def _numbers(plan: Plan) -> dict[tuple[str, str], Any]:
         ("FLOPs", ""): plan["flops_per_step"],
         ("step", "s"): plan["step_seconds"],
     }
-    time = plan.get("time") or {"parts": {}}
-    found |= {(part, "s"): seconds for part, seconds in time["parts"].items()}
-    if "communication" in time:
+    time: dict[str, Any] = plan.get("time") or {}
+    found |= {(part, "s"): seconds for part, seconds in time.get("parts", {}).items()}
+    if time:
         found["communication, exposed", "s"] = time["exposed"]
         found["communication, overlapped", "s"] = time["communication"] - time["exposed"]
     for row in plan["collectives"] or []:

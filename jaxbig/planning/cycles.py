@@ -105,7 +105,7 @@ class _Walk:
     def __init__(self, module: Module, topology: Topology, kernels: Mapping[str, float]) -> None:
         self.module = module
         self.topology = topology
-        self.parts: collections.Counter[str] = collections.Counter()
+        self.parts: dict[str, float] = collections.defaultdict(float)
         self.part_of = {name: self._parts(name) for name in module.times}
         runs: collections.Counter[str] = collections.Counter()
         for name, times in module.times.items():
