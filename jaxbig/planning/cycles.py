@@ -158,18 +158,19 @@ class _Walk:
             if seconds:
                 self.communication += times * seconds
                 free = max(free, now) + seconds
-                if each.opcode.endswith(("-start", "-update")):
-                    running[each.name] = free
-                else:
-                    self.exposed += times * (free - now)
-                    now = free
-                continue
+            waits = seconds > 0
+            if each.opcode.endswith(("-start", "-update")):
+                running[each.name] = free
+                waits = False
             part = parts[each.name]
             seconds = cycles_of(each) / self.topology.chip.clock
             if is_kernel(each):
                 seconds = self.of_kernel[part]
             self.parts[part] += times * seconds
             now += seconds
+            if waits:  # a fusion works beside the collective inside it, others only wait
+                self.exposed += times * max(free - now, 0.0)
+                now = max(free, now)
         return now
 
     def _sent(self, computation: str, instruction: Instruction) -> float:
@@ -184,10 +185,12 @@ class _Walk:
                 found = collectives.of_instruction(
                     each, known, self.topology.devices, self.topology.island
                 )
-                channel = re.search(r"channel_id=(\d+)", each.attributes)
-                if found is None or (name != computation and channel and channel[1] in self.seen):
+                if found is None:
                     continue
-                if name != computation and channel:
+                channel = re.search(r"channel_id=(\d+)", each.attributes)
+                if instruction.opcode == "fusion" and channel:
+                    if channel[1] in self.seen:
+                        continue
                     self.seen.add(channel[1])
                 total += found.seconds(self.topology)
         return total
