@@ -65,7 +65,7 @@ def _time(plan: dict[str, Any]) -> Rows:
     rows = [
         *found["parts"].items(),
         ("communication, exposed", found["exposed"]),
-        ("communication, overlapped", found["communication"] - found["exposed"]),
+        ("communication, overlapped", found["overlapped"]),
     ]
     rows_of = []
     for part, seconds in rows:

@@ -48,12 +48,17 @@ def part_of(name: str) -> str:
 class Timeline:
     """What one device spends in a step, in seconds.
 
-    `parts`: computing, by part; `communication`: all collectives; `exposed`: waiting for them.
+    `parts`: computing, by part; `exposed`: waiting for collectives; `overlapped`: the rest of what
+    these take, beside which the device computes.
     """
 
     parts: dict[str, float]
-    communication: float
     exposed: float
+    overlapped: float
+
+    @property
+    def communication(self) -> float:
+        return self.exposed + self.overlapped
 
     @property
     def seconds(self) -> float:
@@ -85,7 +90,8 @@ def timeline(module: Module, topology: Topology, kernels: Mapping[str, float]) -
     walk = _Walk(module, topology, kernels)
     walk.duration(module.entry)
     parts = {part: walk.parts[part] for part in PARTS if walk.parts[part]}
-    return Timeline(parts, walk.communication, walk.exposed)
+    overlapped = walk.communication - walk.exposed
+    return Timeline(parts, walk.exposed, overlapped if overlapped > 1e-12 else 0.0)
 
 
 def cycles_of(instruction: Instruction) -> int:

@@ -18,7 +18,7 @@ def planned(seconds: float, sent: dict[str, int], **time: float) -> dict[str, An
         "memory": {"peak_bytes": int(seconds * 2**30), "argument_bytes": 2**30},
         "flops_per_step": 100,
         "step_seconds": seconds,
-        "time": {"parts": time, "communication": 0.5, "exposed": 0.25},
+        "time": {"parts": time, "exposed": 0.25, "overlapped": 0.25},
         "collectives": [
             {"kind": kind, "axes": "fsdp", "bytes": size} for kind, size in sent.items()
         ],

@@ -136,7 +136,7 @@ def test_a_collective_that_waits_is_exposed_and_equal_channels_are_different_one
         f"ROOT %x = f32[4096]{{0}} add(%a, %b), {cost(1, 'jit(train_step)/add')}",
     )
     found = cycles.timeline(lines, POD, {})
-    assert found is not None and found.exposed == found.communication > 0
+    assert found is not None and found.exposed == found.communication > 0 == found.overlapped
     [row] = table(find_collectives(lines, 4), {"data": 4})
     assert (row["count"], row["bytes"]) == (2, 2 * 4096 * 4)
 
