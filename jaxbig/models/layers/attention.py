@@ -171,6 +171,8 @@ def attend(
             scale=scale,
             cap=cap,
             remat=remat,
+            splash_block=splash_block,
+            splash_fused=splash_fused,
         )
         return by_heads(within, query, key, value)
     if kernel == "ulysses":
