@@ -1,6 +1,7 @@
 """The command line: `jaxbig COMMAND EXPERIMENT [--option value ...]`."""
 
 import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -15,18 +16,29 @@ from jaxbig.system.exit_codes import DONE, FAILED, REFUSED, STOPPED
 from jaxbig.system.signals import exit_on_ctrl_c
 from jaxbig.system.standard_streams import install_pipe_safe_streams
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a write to a full disk, or beyond a limit."""
+
 
 def main() -> None:
     """Runs the command line of this process and exits with its code."""
     install_pipe_safe_streams()
     try:
-        sys.exit(run(sys.argv[1:]))
+        code = run(sys.argv[1:])
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        sys.exit(code)
     except Refused as error:
         code = REFUSED
         text = str(error)
     except Failed as error:
         code = FAILED
         text = str(error)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        code = FAILED
+        text = f"{error.filename or 'the output'} cannot be written: {error.strerror}."
     except KeyboardInterrupt:
         code = STOPPED
         text = "stopped at once; what was saved before is unchanged"

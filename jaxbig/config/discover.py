@@ -150,6 +150,10 @@ def import_dotted(name: str) -> types.ModuleType:
         except ModuleNotFoundError as error:
             if error.name is None or not f"{name}.".startswith(f"{error.name}."):
                 raise  # the module exists, but imports one that does not
+            if Path(name).is_file():
+                raise Refused(
+                    f"{name} is a file, but neither NAME.py nor a run's folder: give one of these."
+                ) from None
             raise Refused(
                 f"no module {name!r} ({error}): name one that Python can import from here."
             ) from None

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 import safetensors.numpy
+from safetensors import SafetensorError
 
 from jaxbig.arrays.tree import path_name, to_host
 from jaxbig.config.serialize import to_json
@@ -40,9 +41,11 @@ def export_parameters(run: Run, folder: str | Path) -> dict[str, Any]:
     with new_folder(folder) as partial:
         arrays = model_arrays(run)
         model = json.dumps(to_json(run.experiment.model))
-        safetensors.numpy.save_file(
-            arrays, partial / FILE, metadata={"step": str(run.step), "model": model}
-        )
+        metadata = {"step": str(run.step), "model": model}
+        try:
+            safetensors.numpy.save_file(arrays, partial / FILE, metadata=metadata)
+        except SafetensorError as error:  # as on a full disk
+            raise Failed(f"cannot write {Path(folder) / FILE}: {error}.") from None
         # the library lets the user alone read it
         (partial / FILE).chmod(partial.stat().st_mode & 0o666)
         check_arrays(safetensors.numpy.load_file(partial / FILE), arrays, partial / FILE)

@@ -1,6 +1,8 @@
 """Averages the last checkpoints of a run into a run of its own."""
 
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from jaxbig.arrays.dtypes import upcast
 from jaxbig.arrays.tree import path_name
 from jaxbig.distributed.multihost import on_process_zero
 from jaxbig.errors import Refused
-from jaxbig.system.disk import write_atomically
+from jaxbig.system.disk import new_folder, write_atomically
 from jaxbig.system.json_files import read_json, write_json
 from jaxbig.train.run import Run, restore
 from jaxbig.train.trainer import open_checkpoints
@@ -71,14 +73,25 @@ def average(run: str | Path, into: str | Path, *, last: int = 5) -> Run:
         state,
         total,
     )
-    on_process_zero(lambda: folder.mkdir(parents=True, exist_ok=True))
-    checkpoints = open_checkpoints(experiment, folder)
-    with newest.program.activate():
-        checkpoints.save(newest.step, mean, {})
-        checkpoints.wait()
-        checkpoints.close()
-    on_process_zero(lambda: describe(newest, folder, steps))
+    with written(folder) as partial:
+        checkpoints = open_checkpoints(experiment, partial)
+        with newest.program.activate():
+            checkpoints.save(newest.step, mean, {})
+            checkpoints.wait()
+            checkpoints.close()
+        on_process_zero(lambda: describe(newest, partial, steps))
     return restore(folder, experiment=experiment)
+
+
+@contextlib.contextmanager
+def written(folder: Path) -> Iterator[Path]:
+    """The folder to write into; if this process is alone, it has its name once it is complete."""
+    if jax.process_count() == 1:
+        with new_folder(folder) as partial:
+            yield partial
+    else:
+        on_process_zero(lambda: folder.mkdir(parents=True, exist_ok=True))
+        yield folder
 
 
 def is_empty(folder: Path) -> bool:

@@ -54,6 +54,21 @@ def test_command_without_an_experiment_answers_without_jax(line: str, said: str)
     assert line == "--version" or "importlib.metadata" not in json.loads(modules)
 
 
+def test_full_disk_under_standard_output_is_one_sentence() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "jaxbig", "list"],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "jaxbig: the output cannot be written: No space left on device.\n"
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_summary_of_a_command_is_the_first_paragraph_of_its_docstring(name: str) -> None:
     command = load(name)

@@ -1,7 +1,9 @@
 """The mean of a run's last checkpoints, as a run of its own."""
 
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,6 +44,18 @@ def test_new_run_is_evaluated_as_any_other(run: jb.Run, tmp_path: Path) -> None:
     )
     assert 0 <= jb.evaluate(folder)["accuracy"] <= 1
     assert json.loads((folder / "run.json").read_text())["averaged"] == [1, 2, 3]
+
+
+def test_average_that_is_interrupted_leaves_nothing(
+    run: jb.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["jaxbig.train.average"], "describe", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        jb.average(run.directory, tmp_path / "mean", last=2)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_cannot_be_averaged_is_refused(run: jb.Run, tmp_path: Path) -> None:

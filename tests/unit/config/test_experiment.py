@@ -266,6 +266,11 @@ def test_an_unknown_name_is_refused_with_the_nearest(name: str, nearest: str, he
     )
 
 
+def test_a_file_that_is_no_experiment_is_named(here: Path) -> None:
+    (here / "train.log").write_text("")
+    assert refusal(load, "train.log").startswith("train.log is a file, but neither NAME.py nor")
+
+
 def test_a_name_like_no_other_is_refused_with_where_to_look(here: Path) -> None:
     assert "`jaxbig list`" in refusal(load, "xyzzy")
 
