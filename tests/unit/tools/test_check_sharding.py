@@ -54,7 +54,7 @@ def test_a_large_experiment_is_checked_by_a_shrunken_copy_with_the_same_placemen
     program = small_program(experiment, jax.devices(), 8)
     model: Any = program.experiment.model
     sizes = model.depth, model.width, model.mlp_width, model.heads, model.kv_heads, model.mlp_chunks
-    assert sizes == (3, 256, 896, 64, 8, 8)  # as many heads and pieces, a 32nd of the widths
+    assert sizes == (3, 256, 896, 64, 8, 2)  # as many heads and pieces, a 32nd of the widths
     data: Any = program.experiment.data
     assert (data.batch, data.length) == (8, 32)
     whole = flatten_with_paths(make_program(experiment, jax.devices()).abstract.params)
