@@ -290,7 +290,7 @@ def test_sections_have_all_blocks_of_their_page(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("page", "section"), what_runs())
+@pytest.mark.parametrize(("page", "section"), [*what_runs()])
 def test_what_stands_in_a_page_runs(
     page: Path, section: str, folder: Path, few_steps: None
 ) -> None:
