@@ -119,8 +119,8 @@ def of_instruction(
     if len(groups[0]) == 1:
         return None
     size = max(given, result)
-    if kind == RAGGED:  # it has room for the worst case on the side where it arrives
-        size = min(known[instruction.operands[0]].bytes, result)
+    if kind == RAGGED:  # of its rows and the room that they get, one is for the worst case
+        size = min(known[name].bytes for name in instruction.operands[:2])
     return Collective(kind, groups, size, 1)
 
 

@@ -216,6 +216,22 @@ def test_a_sum_over_an_axis_of_the_mesh_is_an_all_reduce_of_its_bytes() -> None:
     }
 
 
+def test_a_ragged_exchange_counts_what_is_sent_and_not_the_room_for_the_worst_case() -> None:
+    text = """HloModule m
+ENTRY %main (rows: bf16[16,4], room: bf16[64,4], n: s32[4]) -> bf16[64,4] {
+  %rows = bf16[16,4]{1,0} parameter(0)
+  %room = bf16[64,4]{1,0} parameter(1)
+  %n = s32[4]{0} parameter(2)
+  %go = ((bf16[64,4]{1,0}, bf16[16,4]{1,0}, s32[4]{0}), bf16[16,4]{1,0}) \
+ragged-all-to-all-start(%room, %rows, %n, %n, %n, %n), channel_id=1, replica_groups={{0,1,2,3}}
+  ROOT %sent = bf16[64,4]{1,0} \
+ragged-all-to-all(%rows, %room, %n, %n, %n, %n), channel_id=1, replica_groups={{0,1,2,3}}
+}
+"""
+    found = collectives.find_collectives(hlo.parse(text), 4)
+    assert [(each.kind, each.bytes) for each in found] == [("ragged-all-to-all", 16 * 4 * 2)] * 2
+
+
 def test_what_a_loop_sends_counts_as_often_as_it_runs() -> None:
     def loop(x: jax.Array, kernels: jax.Array) -> jax.Array:
         return jax.lax.scan(lambda x, k: (jnp.tanh(x @ k @ k.T), None), x, kernels)[0]
