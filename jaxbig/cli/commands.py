@@ -25,6 +25,7 @@ COMMANDS = {
     "lr-find": "jaxbig.cli.lr_find:LrFind",
     "replay": "jaxbig.cli.replay:Replay",
     "compare": "jaxbig.cli.compare:Compare",
+    "profile": "jaxbig.cli.profile:Profile",
     "bench": "jaxbig.cli.bench:Bench",
     "flags": "jaxbig.cli.flags:Flags",
     "sweep": "jaxbig.cli.sweep:Sweep",

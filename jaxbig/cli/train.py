@@ -17,6 +17,7 @@ from jaxbig.system.exit_codes import DONE, INTERRUPTED
 from jaxbig.tools.smoke_test import emptied, smoke
 from jaxbig.train.dry_run import dry_run
 from jaxbig.train.epochs import with_epochs
+from jaxbig.train.step_profiler import traced_steps
 from jaxbig.train.trainer import fit
 
 
@@ -29,15 +30,18 @@ class Train(TrainOptions, RunCommand):
         screen = self.join(saves=True)
         if self.smoke:
             folder = self.workdir or self.folder.with_name(f"{self.folder.name}-smoke")
-            result = fit(smoke(self.experiment), emptied(folder), screen)
+            shrunken = smoke(self.experiment)
+            profile = traced_steps(self.profile, shrunken.steps)
+            result = fit(shrunken, emptied(folder), screen, profile=profile, dump=self.dump)
             return self.emit(result, ("", pairs("smoke test", dict(flat(result["metrics"])))))
         experiment = self.experiment
         if self.epochs:
             experiment = with_epochs(experiment, self.epochs)
         how = {"fork": self.fork, "adopt": self.adopt, "resume_from": self.resume_from}
+        profile = traced_steps(self.profile, experiment.steps)
         if self.dry_run:
             return self.show_dry_run(dry_run(experiment, self.folder, **how))
-        result = fit(experiment, self.folder, screen, **how)
+        result = fit(experiment, self.folder, screen, profile=profile, dump=self.dump, **how)
         if not is_process_zero():
             return INTERRUPTED if result["interrupted"] else DONE
         self.emit(result)

@@ -84,6 +84,13 @@ class TrainOptions:
     """Check all that can be checked before the first compilation, say how the run would start, and
     end. Nothing is written but caches of the data."""
 
+    profile: str = ""
+    """Trace the steps START:STOP, without STOP, as 100:105, into profile/ of the run's folder. Open
+    it in XProf or Perfetto, or read it by jaxbig profile."""
+
+    dump: Flag = False
+    """Write the jaxpr and the optimized HLO of the train step into dump/ of the run's folder."""
+
     smoke: Flag = False
     """Smoke test: two steps and an evaluation of a shrunken copy, on synthetic records if the data
     is missing. It has a folder of its own, which is emptied first."""
@@ -257,8 +264,8 @@ def refuse_url(name: str, path: Path) -> None:
 
 def lasting(options: Sequence[str]) -> list[str]:
     """The options that another command on the same run needs too."""
-    once = ("--coordinator", "--processes", "--process", "--resume-from")
-    return without(options, once, flags=("--fork", "--adopt", "--dry-run"))
+    once = ("--coordinator", "--processes", "--process", "--resume-from", "--profile")
+    return without(options, once, flags=("--fork", "--adopt", "--dry-run", "--dump"))
 
 
 def option_words(path: str, value: Any) -> list[str]:

@@ -13,6 +13,7 @@ from jaxbig.distributed.multihost import processes_on_this_host
 from jaxbig.distributed.sharding import device_put_batch, local_rows
 from jaxbig.distributed.watchdog import Heartbeat
 from jaxbig.program.program import Program
+from jaxbig.train.step_profiler import READS_BATCH
 from jaxbig.train.step_reporter import StepReporter
 
 
@@ -74,11 +75,12 @@ class BatchLoader:
         if step >= self.stop:
             return
         self.heartbeat(step, "reads the next batch")
-        began = time.perf_counter()
-        rows = next(self.batches)
-        idle = metrics is None or metrics["loss"].is_ready()
-        self.reporter.record_batch(rows["mask"], time.perf_counter() - began if idle else 0.0)
-        self.ahead = device_put_batch(rows, self.mesh)
+        with jax.profiler.TraceAnnotation(READS_BATCH):
+            began = time.perf_counter()
+            rows = next(self.batches)
+            idle = metrics is None or metrics["loss"].is_ready()
+            self.reporter.record_batch(rows["mask"], time.perf_counter() - began if idle else 0.0)
+            self.ahead = device_put_batch(rows, self.mesh)
 
 
 def host_batches(program: Program, source: Source, *, start: int, stop: int) -> Generator[Rows]:

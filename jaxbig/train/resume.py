@@ -543,6 +543,8 @@ def move_aside(workdir: Path) -> None:
         "evaluations.jsonl",
         "summary.json",
         "tensorboard",
+        "profile",
+        "dump",
     ):
         if (workdir / name).exists():
             (workdir / name).rename(target / name)

@@ -52,6 +52,7 @@ from jaxbig.train.passes import (
 )
 from jaxbig.train.resume import initialize_or_resume
 from jaxbig.train.skipped_records import agree_on_skipped
+from jaxbig.train.step_profiler import StepProfiler, dump_step
 from jaxbig.train.step_reporter import StepReporter
 from jaxbig.train.teacher import restore_teacher
 
@@ -78,10 +79,19 @@ def fit(
     fork: bool = False,
     adopt: bool = False,
     resume_from: str = "",
+    profile: range = range(0),
+    dump: bool = False,
 ) -> Summary:
     """Trains as `train` does; returns the content of `summary.json`."""
     return train(
-        experiment, workdir, screen, fork=fork, adopt=adopt, resume_from=resume_from
+        experiment,
+        workdir,
+        screen,
+        fork=fork,
+        adopt=adopt,
+        resume_from=resume_from,
+        profile=profile,
+        dump=dump,
     ).summary
 
 
@@ -93,6 +103,8 @@ def train(
     fork: bool = False,
     adopt: bool = False,
     resume_from: str = "",
+    profile: range = range(0),
+    dump: bool = False,
 ) -> Trained:
     """Trains to `experiment.steps`, resuming from the last good checkpoint if there is one.
 
@@ -107,6 +119,8 @@ def train(
       adopt: if `run.json` is lost, take the checkpoints there for this run's.
       resume_from: last, best or a step: go back to that checkpoint, and keep what came after it
         aside.
+      profile: steps to trace into `profile/` of the directory.
+      dump: write the jaxpr and the HLO of the train step into `dump/` of the directory.
     """
     set_deterministic(experiment.deterministic, experiment.reproducible)
     given = {"workdir": str(workdir), "resume-from": resume_from}
@@ -128,6 +142,8 @@ def train(
             check_lock=check_lock,
             should_stop=should_stop,
             heartbeat=heartbeat,
+            profiler=StepProfiler(profile if is_process_zero() else range(0), workdir),
+            dump=dump,
         )
         while True:
             try:
@@ -156,6 +172,8 @@ class Trainer:
       check_lock: raises if the run no longer owns its directory.
       should_stop: whether the run was asked to save and stop.
       heartbeat: called with (step, activity) whenever something starts.
+      profiler: traces steps, if it was asked to.
+      dump: whether to write what the train step is compiled to.
       step: the last step that was made.
       digest: `state_sha256` of the last state that was restored or saved.
     """
@@ -179,6 +197,8 @@ class Trainer:
         check_lock: Callable[[], None],
         should_stop: Callable[[], bool],
         heartbeat: Heartbeat,
+        profiler: StepProfiler | None = None,
+        dump: bool = False,
     ):
         self.experiment = program.experiment
         self.program = program
@@ -187,6 +207,8 @@ class Trainer:
         self.check_lock = check_lock
         self.should_stop = should_stop
         self.heartbeat = heartbeat
+        self.profiler = profiler or StepProfiler()
+        self.dump = dump
         self.compiled: tuple[Any, int] | None = None
         """The compiled train step and its FLOPs."""
         self.evaluated = False
@@ -215,10 +237,13 @@ class Trainer:
                 return state, self.summarize()
             self.reporter.restart()
             for step, batch in () if self.out_of_patience() else loader:
-                state, metrics = self.train_step(step, state, batch)
+                self.profiler.before(step, state)
+                with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                    state, metrics = self.train_step(step, state, batch)
                 del batch  # its memory is free for an evaluation
                 loader.prefetch(step, metrics)  # while the devices make the step
                 self.reporter.record(step, metrics)
+                self.profiler.after(step, state)
                 self.heartbeat(step, "is in the loop")
                 self.step = step
                 self.call_after_step(metrics, state)
@@ -239,6 +264,8 @@ class Trainer:
                     due = self.evaluators_due(ending=True)
                 if due and not stopping:
                     stopping = not self.run_evaluators(state, due)
+                if stopping or ending:
+                    self.profiler.stop(state)
                 if saving or stopping or ending:
                     self.save(state, means)
                 self.checkpoints.wait(only_if_done=True)
@@ -296,6 +323,8 @@ class Trainer:
         self.heartbeat(self.step, COMPILES)
         if remaining and not stopping and self.compiled is None:
             self.compiled = compile_step(self.program)
+            if self.dump and is_process_zero():
+                dump_step(self.program, self.compiled[0], self.workdir / "dump")
         gather("compiled")  # others may compile for long: wait for them here, not in a collective
         return not (remaining and (stopping or self.should_stop()))
 
@@ -315,6 +344,8 @@ class Trainer:
         )
         self.screen.start(self.step, experiment.steps)
         stack.callback(self.screen.stop)
+        self.profiler.open(self.step, compiled)
+        stack.callback(self.profiler.close)
         stack.push(leave_at_once_unless_rolled_back)
         stack.enter_context(enough_memory(self.program, compiled))
         self.left_out = on_process_zero(lambda: left_out(self.workdir))
@@ -599,6 +630,7 @@ class StepWithTeacher:
         self.compiled = compiled
         self.teacher = teacher
         self.memory_analysis = compiled.memory_analysis
+        self.as_text = compiled.as_text
 
     def __call__(self, state: TrainState, batch: Any) -> Any:
         return self.compiled(state, {**batch, TEACHER: self.teacher})

@@ -49,7 +49,7 @@ def train(name: str, *options: str) -> Train:
         ("--LR", "--optimizer.learning-rate.peak"),
         ("--num-heads", ""),
         ("--early-stopping", "--patience"),
-        ("--profile", ""),
+        ("--profiler", "--profile"),
         ("--debug", ""),
         ("--gpus", ""),
         ("--configs", "--config"),
