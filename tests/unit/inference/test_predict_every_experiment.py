@@ -16,6 +16,7 @@ from support.programs import share_programs
 import jaxbig as jb
 from jaxbig.cli import main as command_line
 from jaxbig.data.builtin.pytext import Library
+from jaxbig.data.chats import Chats
 from jaxbig.data.core.array_source import ArraySource
 from jaxbig.train import evaluate, trainer
 from jaxbig.train import run as api_run
@@ -99,6 +100,9 @@ def test_predictions_have_the_numbers_of_the_evaluation(name: str, tmp_path: Pat
     chosen = [len(source) - 1, 3, 17, 0]
     fields = source.rows(np.array(chosen))
     records = [{name: each[i] for name, each in fields.items()} for i in range(len(chosen))]
+    if isinstance(experiment.data, Chats):  # reads messages alone
+        stored = experiment.data.records.open("eval")
+        records = [stored[i] for i in chosen]
     for index, answer in zip(chosen, jb.predict(run, records), strict=True):
         same = {name: value for name, value in rows[index].items() if name in answer}
         assert answer == {**same, "record": answer["record"]}
