@@ -1,39 +1,37 @@
-"""A schedule of your own: up in a line, constant, and down at the end (Hägele et al., 2024)."""
+"""A schedule of your own: half a cosine, again and again (Loshchilov and Hutter, 2017)."""
 
 import dataclasses
 
+import jax.numpy as jnp
 import optax
 
 import jaxbig as jb
 
 
 @dataclasses.dataclass(frozen=True)
-class Trapezoid(jb.optim.Schedule):
-    """Warmup, a constant rate, and a cooldown to 0."""
+class WarmRestarts(jb.optim.Schedule):
+    """From `peak` to 0 in each period."""
 
     peak: float
-    """The rate between."""
-    warmup: int = 50
-    """Steps up to it."""
-    cooldown: float = 0.2
-    """Share of the run in which it falls."""
+    """The rate at the start of a period."""
+    period: int = 100
+    """Steps of a period."""
 
     def build(self, steps: int) -> optax.Schedule:
-        warmup = min(self.warmup, steps)
-        down = int(self.cooldown * steps)
-        rise = optax.linear_schedule(0.0, self.peak, max(warmup, 1))
-        fall = optax.linear_schedule(self.peak, 0.0, max(down, 1))
-        constant = optax.constant_schedule(self.peak)
-        return optax.join_schedules([rise, constant, fall], [warmup, max(warmup, steps - down)])
+        def rate(step):
+            share = step % self.period / self.period
+            return self.peak / 2 * (1 + jnp.cos(jnp.pi * share))
+
+        return rate
 
 
 def config() -> jb.Experiment:
-    optimizer = jb.optim.AdamW(learning_rate=Trapezoid(peak=2e-3), weight_decay=0.05)
+    optimizer = jb.optim.AdamW(learning_rate=WarmRestarts(peak=2e-3), weight_decay=0.05)
     return jb.load("digits_convnet").replace(optimizer=optimizer, steps=300)
 
 
 def main() -> None:
-    run = jb.fit(config(), "runs/trapezoid")
+    run = jb.fit(config(), "runs/restarts")
     print(f"accuracy {run.metrics['eval/accuracy']:.3f}")
 
 

@@ -115,8 +115,8 @@ def adapter(
     b = jnp.zeros((*shape[:stack], rank, *shape[middle:]))
     *above, leaf = path
     return {
-        (*above, A, leaf): nn.LogicallyPartitioned(a, (*names[:middle], None)),
-        (*above, B, leaf): nn.LogicallyPartitioned(b, (*names[:stack], None, *names[middle:])),
+        (*above, A, leaf): nn.LogicallyPartitioned(a, (*names[:middle], "rank")),
+        (*above, B, leaf): nn.LogicallyPartitioned(b, (*names[:stack], "rank", *names[middle:])),
     }
 
 

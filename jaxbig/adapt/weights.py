@@ -15,7 +15,7 @@ from jaxbig.config.experiment import Experiment
 from jaxbig.config.lora import LoRA
 
 AVERAGE = "average"
-"""The moving average of the parameters that are trained."""
+"""The average of the parameters that are trained: a moving one, or that of the optimizer."""
 FROZEN = "frozen"
 """The parameters that adapters leave as they are; each checkpoint refers to one copy of them."""
 MASTERS = "opt_state/masters/"
@@ -24,7 +24,12 @@ MASTERS = "opt_state/masters/"
 
 def adapts(experiment: Experiment) -> bool:
     """Whether a run's state has more than the plain model's parameters and variables."""
-    return bool(experiment.lora.rank or experiment.ema)
+    return bool(experiment.lora.rank) or has_average(experiment)
+
+
+def has_average(experiment: Experiment) -> bool:
+    """Whether a run's state has an average of its parameters, which evaluation uses."""
+    return bool(experiment.ema) or experiment.optimizer.averages()
 
 
 def of_model(variables: Any) -> Any:

@@ -163,6 +163,11 @@ class Experiment:
         self.check_enough("classes", "classes")
         self.check_enough("vocab", "tokens")
         self.precision.check(getattr(self.model, "dtype", "float32"))
+        if self.ema and self.optimizer.averages():
+            raise Refused(
+                f"--ema {self.ema:g}: {type(self.optimizer).__name__} keeps an average of its own, "
+                f"which evaluation uses: give --ema 0."
+            )
 
     def check_kinds(self) -> None:
         """Raises `Refused` where a part is of another kind, such as a folder's name or a class."""

@@ -43,6 +43,7 @@ ADDED_LATER = {
     "huggingface": "",
     "layer_decay": 1.0,
     "joint_key_value": True,
+    "later": [],
     "layer_scale": None,
     "logit_soft_cap": None,
     "lora": to_json(LoRA()),

@@ -30,7 +30,7 @@ ROOMS = {
     "schedules": ("Schedule",),
     "evaluators": ("Evaluator",),
     "callbacks": ("Callback",),
-    "settings": ("Mesh", "Every", "Precision", "Guard", "InitializeFrom", "LoRA"),
+    "settings": ("Mesh", "Every", "Precision", "Guard", "InitializeFrom", "LoRA", "Weights"),
 }
 """The names of the base classes of each kind of part; a class is in the first room that fits."""
 

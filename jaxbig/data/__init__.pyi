@@ -23,6 +23,7 @@ from .records.hugging_face import HuggingFace as HuggingFace
 from .records.image_folder import ImageFolder as ImageFolder
 from .records.json_lines import JsonLines as JsonLines
 from .records.mixture import Mixture as Mixture
+from .records.mixture import Weights as Weights
 from .records.named_files import NamedFiles as NamedFiles
 from .records.parquet import Parquet as Parquet
 from .records.synthetic import Synthetic as Synthetic

@@ -325,7 +325,7 @@ class Tokens(OneText):
         parts = rows[split] if split in rows else self.packed_parts(split)
         records: Any = parts[0]
         if isinstance(self.records, Mixture):
-            records = OpenMixture(parts, self.records.weights)
+            records = OpenMixture(parts, self.records.weights, self.records.later)
         return RecordSource(records, self.example_of_row, self.empty(), self.skip_bad_records)
 
     def example_of_row(self, row: Record) -> Example:

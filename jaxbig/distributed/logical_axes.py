@@ -31,6 +31,7 @@ RULES: Rules = (
     ("hidden", "tensor"),
     ("classes", None),
     ("experts", "expert"),
+    ("rank", None),  # of adapters
 )
 OF_ROWS = ("batch", "copy")
 """Follow the rows of the batch as they are read, so they cannot be overridden."""

@@ -1,13 +1,20 @@
 """Optimizers and learning-rate schedules, as `jaxbig.optim.AdamW`."""
 
+from .adafactor import Adafactor as Adafactor
+from .lamb import LAMB as LAMB
+from .lion import Lion as Lion
+from .muon import Muon as Muon
 from .optax_optimizer import Optax as Optax
 from .optimizers import SGD as SGD
 from .optimizers import Adam as Adam
 from .optimizers import AdamW as AdamW
 from .optimizers import Optimizer as Optimizer
+from .schedule_free import ScheduleFree as ScheduleFree
 from .schedules import Constant as Constant
 from .schedules import Exponential as Exponential
 from .schedules import Schedule as Schedule
 from .schedules import WarmupCosine as WarmupCosine
 from .schedules import WarmupInverseRoot as WarmupInverseRoot
 from .schedules import WarmupLinear as WarmupLinear
+from .schedules import WarmupStableDecay as WarmupStableDecay
+from .soap import SOAP as SOAP

@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ import optax
 import optax.contrib
 
 from jaxbig.errors import Refused
+from jaxbig.optim.matrix_axes import Axes
 from jaxbig.optim.optimizers import Optimizer
 
 MASKS = ("mask", "weight_decay_mask")
@@ -34,9 +35,9 @@ class Optax(Optimizer):
     def direction(self) -> optax.GradientTransformation:
         return self.transformation()
 
-    def updates(self, steps: int) -> list[optax.GradientTransformation]:
+    def updates(self, steps: int, axes: Axes) -> list[optax.GradientTransformation]:
         if "learning_rate" not in self.parameters():
-            return super().updates(steps)
+            return super().updates(steps, axes)
         rate = self.learning_rate.build(steps)
         masks = {each: self.penalized() for each in MASKS if each in self.parameters()}
         return [self.transformation(learning_rate=rate, **masks)]
@@ -62,6 +63,9 @@ class Optax(Optimizer):
                 f"each step: {type(error).__name__}: {said}; write a class of your own with "
                 f"`direction()`."
             ) from error
+
+    def rule(self, path: str, shape: Sequence[int], axes: Axes) -> str:
+        return f"optax.{self.name.removeprefix('optax.')}"
 
     def function(self) -> Callable[..., Any]:
         """The function of optax."""

@@ -7,6 +7,7 @@ by rank.
 import abc
 import dataclasses
 import re
+from collections.abc import Sequence
 from typing import Any, Self
 
 import jax
@@ -17,6 +18,7 @@ from jaxbig.arrays.tree import path_name
 from jaxbig.constraints import Fraction, FractionBelowOne, NonNegativeFloat, PositiveFloat
 from jaxbig.errors import Refused
 from jaxbig.optim.layer_decay import decay_by_layer
+from jaxbig.optim.matrix_axes import Axes
 from jaxbig.optim.schedules import Exponential, Schedule
 
 
@@ -89,20 +91,49 @@ class Optimizer(abc.ABC):
     def direction(self) -> optax.GradientTransformation:
         """From the gradient to the update, before the learning rate."""
 
+    def direction_along(self, axes: Axes) -> optax.GradientTransformation:
+        """The same where it depends on the parameters' logical axes; `direction` by default."""
+        return self.direction()
+
+    def rule(self, path: str, shape: Sequence[int], axes: Axes) -> str:
+        """What updates a parameter, as `jaxbig show` prints it."""
+        return type(self).__name__
+
     def penalized(self) -> Any:
         """The mask of `decayed`; among those that are not frozen there may be none."""
         return chosen("decayed", self.decayed, needed=self.frozen is None)
 
-    def updates(self, steps: int) -> list[optax.GradientTransformation]:
+    def around(
+        self, transformation: optax.GradientTransformation, steps: int
+    ) -> optax.GradientTransformation:
+        """The transformation, with rates and all, in another, as one that averages its steps."""
+        return transformation
+
+    def averages(self) -> bool:
+        """Whether evaluation uses `average` in place of the parameters."""
+        return False
+
+    def average(self, params: Any, opt_state: Any) -> Any:
+        """The average of parameters after a step."""
+        raise NotImplementedError
+
+    def updates(self, steps: int, axes: Axes) -> list[optax.GradientTransformation]:
         """From the gradient to the update, in a run of `steps` steps."""
-        return [self.direction(), optax.scale_by_learning_rate(self.learning_rate.build(steps))]
+        rate = self.learning_rate.build(steps)
+        return [self.direction_along(axes), optax.scale_by_learning_rate(rate)]
 
     def rising(self, start: float, end: float) -> Self:
         """A copy whose learning rate rises exponentially over the steps of a run."""
         return dataclasses.replace(self, learning_rate=Exponential(start, end))
 
-    def build(self, steps: int) -> optax.GradientTransformation:
-        """The optax transformation for a run of `steps` steps."""
+    def build(self, steps: int, axes: Axes | None = None) -> optax.GradientTransformation:
+        """The optax transformation for a run of `steps` steps.
+
+        Args:
+          steps: the length of the run, which the schedule follows.
+          axes: the logical axes of the parameters; without them all axes of a parameter but the
+            last are the rows of a matrix.
+        """
         mask = self.penalized()
         with_penalties = optax.stateless(
             lambda grads, params: jax.tree.map(
@@ -112,23 +143,22 @@ class Optimizer(abc.ABC):
         parts = [optax.masked(with_penalties, mask)] if self.l1 or self.l2 else []
         parts += [] if self.clip_value is None else [optax.clip(self.clip_value)]
         parts += [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]
-        parts += self.updates(steps)
+        parts += self.updates(steps, axes or {})
         parts += [
             scaled(chosen("rate-factors", pattern, self.frozen is None), factor)
             for pattern, factor in self.rate_factors
         ]
         parts += [] if self.layer_decay == 1 else [decay_by_layer(self.layer_decay)]
+        whole = self.around(optax.chain(*parts), steps)
         if self.frozen is None:
-            return optax.chain(*parts)
+            return whole
         # frozen ones have no moments, and the clipping does not count them
         frozen = chosen("frozen", self.frozen)
 
         def trained(params: Any) -> Any:
             return jax.tree.map(lambda is_frozen: not is_frozen, frozen(params))
 
-        return optax.chain(
-            optax.masked(optax.chain(*parts), trained), optax.masked(optax.set_to_zero(), frozen)
-        )
+        return optax.chain(optax.masked(whole, trained), optax.masked(optax.set_to_zero(), frozen))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,13 +2,16 @@
 
 import abc
 import dataclasses
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxbig.constraints import NonNegativeFloat, NonNegativeInt, PositiveFloat
+from jaxbig.constraints import NonNegativeFloat, NonNegativeInt, PositiveFloat, Probability
+from jaxbig.errors import Refused
+
+Shape = Literal["root", "line"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +70,38 @@ class WarmupLinear(Warmup):
 
     def fall(self, steps: int) -> optax.Schedule:
         return optax.linear_schedule(self.peak, self.end, max(steps, 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmupStableDecay(Warmup):
+    """Up in a line, constant, and down at the end (Hu et al., 2024; Hägele et al., 2024).
+
+    A run may be continued from a checkpoint of the constant part for as long as one likes.
+    """
+
+    decay: Probability = 0.2
+    """The share of the run in which the rate falls, or less where the warmup takes the rest."""
+    shape: Shape = "root"
+    """How it falls: with the root of the time, as 1 - sqrt(t), or in a line."""
+
+    def check_fields(self) -> None:
+        if self.shape not in get_args(Shape):
+            raise Refused(f"shape {self.shape!r}: it must be one of {', '.join(get_args(Shape))}.")
+
+    def build(self, steps: int) -> optax.Schedule:
+        warmup = min(self.warmup, steps)
+        down = min(round(self.decay * steps), steps - warmup)
+        rise = optax.linear_schedule(0.0, self.peak, warmup)
+        constant = optax.constant_schedule(self.peak)
+        return optax.join_schedules([rise, constant, self.fall(down)], [warmup, steps - down])
+
+    def fall(self, steps: int) -> optax.Schedule:
+        def rate(step: Any) -> jax.Array:
+            share = jnp.clip(jnp.asarray(step, jnp.float32) / max(steps, 1), 0, 1)
+            share = jnp.sqrt(share) if self.shape == "root" else share
+            return self.peak + (self.end - self.peak) * share
+
+        return rate
 
 
 @dataclasses.dataclass(frozen=True)

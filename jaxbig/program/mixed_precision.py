@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from jaxbig.adapt.weights import AVERAGE, averaged
+from jaxbig.adapt.weights import AVERAGE
 from jaxbig.arrays.dtypes import upcast
 from jaxbig.arrays.tree import flatten_with_paths, path_name
 from jaxbig.config.precision import HIGHEST, LOWEST, Precision
@@ -136,7 +136,11 @@ def reset_master_weights(opt_state: Any, weights: dict[str, jax.Array]) -> Any:
 
 
 def make_update(
-    precision: Precision, optimizer: optax.GradientTransformation, seed: int, *, ema: float = 0.0
+    precision: Precision,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    *,
+    average: Callable[..., Any] | None = None,
 ) -> Callable[[TrainState, Any, Any], TrainState]:
     """Returns `(state, float32 gradient, variables) -> state` after one update.
 
@@ -144,7 +148,8 @@ def make_update(
       precision: how parameters are stored.
       optimizer: what `with_mixed_precision` returned.
       seed: of stochastic rounding.
-      ema: decay of the moving average of the parameters; 0: there is none.
+      average: `(average, float32 params, step, optimizer's state) -> average` of the parameters;
+        None: there is none.
     """
 
     def update(state: TrainState, gradient: Any, variables: Any) -> TrainState:
@@ -154,9 +159,9 @@ def make_update(
         params = jax.tree.map(upcast, params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, params)
         params = optax.apply_updates(params, updates)
-        if ema:
-            average = averaged(ema, state.variables[AVERAGE], params, state.step)
-            variables = {**variables, AVERAGE: average}
+        if average is not None:
+            after = average(state.variables[AVERAGE], params, state.step, opt_state)
+            variables = {**variables, AVERAGE: after}
         if isinstance(opt_state, MixedPrecisionState) and opt_state.masters is not None:
             opt_state = dataclasses.replace(opt_state, masters=params)
         if precision.parameters == "bfloat16":

@@ -15,9 +15,18 @@ import jax.numpy as jnp
 import optax
 
 from jaxbig.adapt import lora
-from jaxbig.adapt.weights import AVERAGE, FROZEN, adapts, beside_model, of_model, plain_parameters
+from jaxbig.adapt.weights import (
+    AVERAGE,
+    FROZEN,
+    adapts,
+    averaged,
+    beside_model,
+    has_average,
+    of_model,
+    plain_parameters,
+)
 from jaxbig.arrays.dtypes import upcast
-from jaxbig.arrays.tree import flatten_with_paths
+from jaxbig.arrays.tree import flatten_with_paths, path_name
 from jaxbig.config.experiment import Experiment
 from jaxbig.distributed.logical_axes import Rules
 from jaxbig.distributed.mesh import activate
@@ -109,8 +118,6 @@ def make_program(experiment: Experiment, devices: Sequence[Any] | None = None) -
     check_batch(experiment.data.batch, mesh)
     check_length(getattr(experiment.data, "length", 0), mesh)
     check_parts(experiment, mesh)
-    optimizer = track_losses(experiment.guard, experiment.optimizer.build(experiment.steps))
-    optimizer = with_mixed_precision(experiment.precision, optimizer)
     rows = batch_sharding(mesh)
     whole = replicated(mesh)
     batch = {
@@ -120,6 +127,13 @@ def make_program(experiment: Experiment, devices: Sequence[Any] | None = None) -
     teacher = find_teacher(experiment)
     of_teacher = None
     init_variables = with_adapters(make_init(experiment), experiment)
+    with activate(mesh, rules):
+        boxed = jax.eval_shape(init_variables)
+    axes = flatten_with_paths(nn.get_partition_spec(boxed["params"]))
+    optimizer = experiment.optimizer.build(experiment.steps, axes)
+    optimizer = with_mixed_precision(
+        experiment.precision, track_losses(experiment.guard, optimizer)
+    )
 
     def begin(params: Any, variables: Any) -> TrainState:
         if FROZEN in variables:
@@ -136,31 +150,11 @@ def make_program(experiment: Experiment, devices: Sequence[Any] | None = None) -
         variables = nn.meta.unbox(init_variables())
         return begin(variables.pop("params"), variables)
 
-    def frozen(leaf: Any) -> bool:
-        """Whether a leaf of the optimizer's state is that of a frozen parameter."""
-        return isinstance(leaf, optax.MaskedNode)
-
     with activate(mesh, rules):
-        boxed = jax.eval_shape(init_variables)
         shapes = jax.eval_shape(init)
     variables = parameter_shardings(boxed, mesh, rules)
     params = variables.pop("params")
-
-    def sharding_of(leaf: Any, sharding: Any, parameter: Any) -> Any:
-        if frozen(leaf):
-            return leaf
-        return sharding if leaf.shape == parameter.shape else whole
-
-    # an optimizer's moments are sharded as their parameters are; a factored one has other shapes
-    moments = optax.tree_map_params(
-        optimizer,
-        sharding_of,
-        shapes.opt_state,
-        params,
-        shapes.params,
-        transform_non_params=lambda _: whole,
-        is_leaf=frozen,
-    )
+    moments = moment_shardings(shapes.opt_state, shapes.params, params, whole=whole)
     if experiment.offload:
         moments = host_memory_shardings(shapes.opt_state, moments, mesh)
     shardings = TrainState(step=whole, params=params, variables=variables, opt_state=moments)
@@ -228,6 +222,31 @@ def make_program(experiment: Experiment, devices: Sequence[Any] | None = None) -
     return program
 
 
+def moment_shardings(opt_state: Any, params: Any, shardings: Any, *, whole: Any) -> Any:
+    """The shardings of an optimizer's state: moments are sharded as their parameters are.
+
+    A moment's path ends with that of its parameter. One of another shape, as the means over rows
+    that Adafactor keeps, is on every device.
+
+    Args:
+      opt_state: shapes of the state.
+      params: shapes of the parameters.
+      shardings: of the parameters.
+      whole: of all other leaves.
+    """
+    shapes = flatten_with_paths(params)
+    of_params = flatten_with_paths(shardings)
+
+    def place(path: Any, leaf: Any) -> Any:
+        ends = (path_name(path[at:]) for at in range(len(path)))
+        owner = next((end for end in ends if end in shapes), None)
+        if owner is None or leaf.shape != shapes[owner].shape:
+            return whole
+        return of_params[owner]
+
+    return jax.tree_util.tree_map_with_path(place, opt_state)
+
+
 def with_shardings(shapes: Any, shardings: Any) -> Any:
     """A tree of shapes and dtypes, each with its sharding."""
     return jax.tree.map(
@@ -270,7 +289,7 @@ def with_adapters(init_variables: Callable[[], Any], experiment: Experiment) -> 
             key = rng.stream(experiment.seed, "adapters")
             adapters, frozen = lora.split(experiment.lora, variables["params"], key)
             variables |= {"params": adapters, FROZEN: frozen}
-        if experiment.ema:
+        if has_average(experiment):
             # copies: a step may use the memory of both
             variables[AVERAGE] = jax.tree.map(jnp.copy, variables["params"])
         return variables
@@ -318,7 +337,9 @@ def make_train_step(
     float32 scalars, and `FAULT`, an int32.
     """
     compute_gradient = make_gradient(experiment, mesh)
-    update = make_update(experiment.precision, optimizer, experiment.seed, ema=experiment.ema)
+    update = make_update(
+        experiment.precision, optimizer, experiment.seed, average=make_average(experiment)
+    )
     check = make_bad_step_check(experiment.guard, scaled=experiment.precision.loss_scale > 0)
     rate = experiment.optimizer.learning_rate.build(experiment.steps)
 
@@ -347,6 +368,15 @@ def make_train_step(
         return after, metrics | loss_scale_metrics(after) | {FAULT: fault}
 
     return train_step
+
+
+def make_average(experiment: Experiment) -> Any:
+    """Returns `(average, params, step, optimizer's state) -> average` after a step, or None."""
+    if experiment.optimizer.averages():
+        return lambda _, params, step, opt_state: experiment.optimizer.average(params, opt_state)
+    if experiment.ema:
+        return lambda mean, params, step, _: averaged(experiment.ema, mean, params, step)
+    return None
 
 
 def make_eval_step(experiment: Experiment) -> Callable[[TrainState, Batch], tuple[Sums, Any]]:

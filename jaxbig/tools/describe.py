@@ -1,22 +1,25 @@
 """Describes an experiment without data: parameters, their sharding, and bytes per device."""
 
 import math
+import re
 from collections.abc import Iterable
 from typing import Any
 
 import jax
 
+from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.config.experiment import Experiment
 from jaxbig.config.serialize import to_json
 from jaxbig.cost.memory import bytes_per_device
-from jaxbig.program.program import all_parameters, logical_axes, make_program
+from jaxbig.program.program import Program, all_parameters, logical_axes, make_program
 
 
 def show(experiment: Experiment) -> dict[str, Any]:
-    """The resolved experiment, its parameters (path, shape, logical and mesh axes), and bytes on
-    each device; of adapters also how many numbers are trained."""
+    """The resolved experiment, its parameters (path, shape, logical and mesh axes, what updates
+    them), and bytes on each device; of adapters also how many numbers are trained."""
     program = make_program(experiment)
     logical = logical_axes(program)
+    rules = update_rules(program)
     rows = [
         {
             "parameter": path,
@@ -24,6 +27,7 @@ def show(experiment: Experiment) -> dict[str, Any]:
             "numbers": math.prod(leaf.shape),
             "logical axes": _axes(logical[path]),
             "split over": _axes(leaf.sharding.spec),
+            "update": rules[path],
         }
         for path, leaf in all_parameters(program).items()
     ]
@@ -40,6 +44,22 @@ def show(experiment: Experiment) -> dict[str, Any]:
         "bytes_per_device": bytes_per_device(program),
         "table": rows,
     }
+
+
+def update_rules(program: Program) -> dict[str, str]:
+    """What updates each parameter: an optimizer with its matrices; or that it is frozen."""
+    optimizer = program.experiment.optimizer
+    axes = logical_axes(program)
+    trained = flatten_with_paths(program.abstract.params)
+
+    def rule(path: str, shape: Any) -> str:
+        frozen = optimizer.frozen is not None and re.search(optimizer.frozen, path)
+        if path not in trained or frozen:
+            return "frozen"
+        decayed = getattr(optimizer, "weight_decay", 0) and re.search(optimizer.decayed, path)
+        return optimizer.rule(path, shape, axes) + (", decayed" if decayed else "")
+
+    return {path: rule(path, leaf.shape) for path, leaf in all_parameters(program).items()}
 
 
 def count(tree: Any) -> int:

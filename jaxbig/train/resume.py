@@ -35,6 +35,7 @@ from jaxbig.distributed.multihost import assert_same_on_all, is_process_zero, on
 from jaxbig.distributed.sharding import replicated
 from jaxbig.distributed.watchdog import COMPILES, PREPARES, Heartbeat
 from jaxbig.errors import Refused
+from jaxbig.optim.schedule_free import reset_steps
 from jaxbig.pretrained.load import open_pretrained
 from jaxbig.pretrained.side_files import FOLDER, copy_side_files
 from jaxbig.program.bad_steps import as_asked, as_saved
@@ -666,6 +667,6 @@ def with_weights(state: TrainState, weights: dict[str, jax.Array]) -> TrainState
         for path, leaf in weights.items()
         if path.startswith(PARAMETERS)
     }
-    opt_state = reset_master_weights(state.opt_state, params)
+    opt_state = reset_steps(reset_master_weights(state.opt_state, params), params)
     state = state.replace(opt_state=opt_state)  # type: ignore[attr-defined]
     return jax.tree_util.tree_map_with_path(take, state)

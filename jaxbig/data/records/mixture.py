@@ -7,6 +7,7 @@ before n that came from a part is a floor sum, computed without visiting them. S
 function of seed and step, and each pass over a part holds each of its records exactly once.
 """
 
+import bisect
 import dataclasses
 import itertools
 import math
@@ -15,12 +16,23 @@ from fractions import Fraction
 
 import numpy as np
 
+from jaxbig.constraints import NonNegativeInt
 from jaxbig.data.core.dataset import Record, Records
 from jaxbig.data.core.examples import fetch, where
 from jaxbig.data.core.permutation import GOLDEN, permuted, splitmix64
 from jaxbig.errors import Refused
 
 RANGE = 2**64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Weights of a mixture that hold from a sample on."""
+
+    start: NonNegativeInt
+    """The number of the first sample: `data.batch` times the number of its step."""
+    weights: tuple[float, ...]
+    """Relative frequency of each part from there on; 0: none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +49,8 @@ class Mixture(Records):
     weights: tuple[float, ...]
     """Relative frequency of each part: 7 2 1 and 0.7 0.2 0.1 are the same. They count records, or
     rows where texts are packed: then the weights are shares of the tokens."""
+    later: tuple[Weights, ...] = ()
+    """Other weights later in a run, such as `(Weights(start=64_000, weights=(1, 3)),)`."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -61,12 +75,18 @@ class Mixture(Records):
     def named(self, identities: list[str]) -> str:
         """The identity of a mixture of parts with these identities."""
         pairs = zip(self.weights, identities, strict=True)
-        return "mixture of " + "; ".join(f"{weight:g} x ({part})" for weight, part in pairs)
+        later = "".join(
+            f"; from {each.start} on {' '.join(f'{weight:g}' for weight in each.weights)}"
+            for each in self.later
+        )
+        return "mixture of " + "; ".join(f"{weight:g} x ({part})" for weight, part in pairs) + later
 
     def open(self, split: str) -> "OpenMixture":
         self.check()
         mixed = OpenMixture(
-            [relabel(part.open(split), part, self.classes) for part in self.parts], self.weights
+            [relabel(part.open(split), part, self.classes) for part in self.parts],
+            self.weights,
+            self.later,
         )
         for place, size in enumerate(mixed.sizes):
             if not size:
@@ -82,11 +102,12 @@ class Mixture(Records):
                 f"a mixture of {len(self.parts)} parts has {len(self.weights)} weights: give each "
                 f"part one."
             )
-        if not all(0 < weight < math.inf for weight in self.weights):
+        if not all(0 < weight < math.inf for weight in self.weights) and not self.later:
             raise Refused(
                 f"a mixture has the weights {self.weights}: each must be above 0; leave a part of "
                 f"0 out."
             )
+        self.check_later()
         for number, part in enumerate(self.parts, 1):
             if isinstance(part, Mixture):
                 raise Refused(
@@ -94,6 +115,28 @@ class Mixture(Records):
                     f"one."
                 )
         self.check_classes()
+
+    def check_later(self) -> None:
+        """Raises `Refused` if weights that change in a run are invalid."""
+        starts = [0, *(each.start for each in self.later)]
+        if starts != sorted(set(starts)):
+            raise Refused(
+                f"a mixture's later weights start at samples {', '.join(map(str, starts[1:]))}: "
+                f"each must be after the one before it, and the first after 0."
+            )
+        given = [self.weights, *(each.weights for each in self.later)]
+        for start, weights in zip(starts, given, strict=True):
+            valid = all(0 <= weight < math.inf for weight in weights) and sum(weights) > 0
+            if len(weights) != len(self.parts) or not valid:
+                raise Refused(
+                    f"a mixture of {len(self.parts)} parts has the weights {weights} from sample "
+                    f"{start} on: give each part one, 0 or more, and not all of them 0."
+                )
+        for number, of_part in enumerate(zip(*given, strict=True), 1):
+            if not any(of_part):
+                raise Refused(
+                    f"part {number} of a mixture has a weight of 0 all the time: leave it out."
+                )
 
     def check_classes(self) -> None:
         """Raises `Refused` if parts name different classes and another part has only numbers."""
@@ -147,14 +190,17 @@ class Relabeled(Sequence[Record]):
 class OpenMixture(Sequence[Record]):
     """The opened records of a mixture: those of its parts, concatenated."""
 
-    def __init__(self, parts: Sequence[Sequence[Record]], weights: Sequence[float]):
+    def __init__(
+        self,
+        parts: Sequence[Sequence[Record]],
+        weights: Sequence[float],
+        later: Sequence[Weights] = (),
+    ):
         self.parts = list(parts)
         self.sizes = [len(part) for part in parts]
         self.begins = np.cumsum([0, *self.sizes])
-        shares = [Fraction(weight) for weight in weights]
-        ends = itertools.accumulate(shares)
-        # bounds of the parts' intervals, in 0 .. 2**64
-        self.bounds = [0, *(int(RANGE * end / sum(shares)) for end in ends)]
+        self.starts = [0, *(each.start for each in later)]
+        self.bounds = [intervals(each) for each in (weights, *(each.weights for each in later))]
 
     def __len__(self) -> int:
         return int(self.begins[-1])
@@ -184,19 +230,43 @@ class OpenMixture(Sequence[Record]):
 
     def draw(self, seed: int, positions: np.ndarray) -> np.ndarray:
         """The records of consecutive global sample positions, [N]."""
+        spans = np.split(positions, np.searchsorted(positions, self.starts[1:]))
+        return np.concatenate([self.draw_span(seed, span) for span in spans if len(span)])
+
+    def draw_span(self, seed: int, positions: np.ndarray) -> np.ndarray:
+        """The same of positions at which the weights do not change."""
         first = int(positions[0])
         offset = int(splitmix64(np.array([seed], np.uint64))[0])
+        bounds = self.bounds[bisect.bisect_right(self.starts, first) - 1]
+        # a part that ends the range may be followed by parts of weight 0
+        ends = np.array([bound for bound in bounds[1:-1] if bound < RANGE], np.uint64)
         spread = positions.astype(np.uint64) * np.uint64(GOLDEN) + np.uint64(offset)
-        owners = np.searchsorted(np.array(self.bounds[1:-1], np.uint64), spread, side="right")
-        before = [below(first, offset, bound) for bound in self.bounds]
+        owners = np.searchsorted(ends, spread, side="right")
         indices = np.empty(len(positions), np.int64)
         for part in np.unique(owners).tolist():
             places = np.flatnonzero(owners == part)
-            ranks = before[part + 1] - before[part] + np.arange(len(places))
+            ranks = self.drawn_before(first, offset, part) + np.arange(len(places))
             epochs, ranks = np.divmod(ranks, self.sizes[part])
             own = seed + (part + 1) * 2**32  # seeds are below 2**32: parts differ in order
             indices[places] = self.begins[part] + permuted(ranks, self.sizes[part], own, epochs)
         return indices
+
+    def drawn_before(self, first: int, offset: int, part: int) -> int:
+        """The number of samples before `first` that came from a part."""
+        total = 0
+        stops = [*self.starts[1:], first]
+        for start, stop, bounds in zip(self.starts, stops, self.bounds, strict=True):
+            low, high = bounds[part : part + 2]
+            for end, sign in ((min(stop, first), 1), (min(start, first), -1)):
+                total += sign * (below(end, offset, high) - below(end, offset, low))
+        return total
+
+
+def intervals(weights: Sequence[float]) -> list[int]:
+    """The bounds of the parts' intervals, in 0 .. 2**64."""
+    shares = [Fraction(weight) for weight in weights]
+    ends = itertools.accumulate(shares)
+    return [0, *(int(RANGE * end / sum(shares)) for end in ends)]
 
 
 def below(count: int, offset: int, bound: int) -> int:

@@ -15,7 +15,15 @@ from jaxbig.data.core.examples import Example, Examples
 from jaxbig.data.core.permutation import GOLDEN, permuted
 from jaxbig.data.pipeline.loader import eval_batch, train_batch, train_batches
 from jaxbig.data.pipeline.sampler import eval_steps
-from jaxbig.data.records.mixture import RANGE, Mixture, OpenMixture, Relabeled, below, floor_sum
+from jaxbig.data.records.mixture import (
+    RANGE,
+    Mixture,
+    OpenMixture,
+    Relabeled,
+    Weights,
+    below,
+    floor_sum,
+)
 from jaxbig.errors import Failed, Refused
 
 few = settings(max_examples=40, deadline=None)
@@ -293,6 +301,54 @@ def test_invalid_mixture_is_refused(weights: Any, sizes: Any, said: str) -> None
 def test_a_mixture_of_mixtures_is_refused() -> None:
     with pytest.raises(Refused, match="part 1 of a mixture is a mixture itself"):
         Mixture(parts=(mixture(), Numbers()), weights=(1, 1)).open("train")
+
+
+# -- weights that change
+
+
+LATER = (Weights(start=300, weights=(0, 1, 1)), Weights(start=1_000, weights=(1, 1, 0)))
+
+
+def test_later_weights_hold_from_their_sample_on() -> None:
+    parts = tuple(Numbers(train=size) for size in (40, 50, 60))
+    mixed = Mixture(parts=parts, weights=(3, 1, 0), later=LATER).open("train")
+    indices = mixed.draw(5, np.arange(2_000))
+    found = mixed.owners(indices)
+    for begin, end, shares in (
+        (0, 300, (0.75, 0.25, 0)),
+        (300, 1_000, (0, 0.5, 0.5)),
+        (1_000, 2_000, (0.5, 0.5, 0)),
+    ):
+        counts = np.bincount(found[begin:end], minlength=3)
+        np.testing.assert_allclose(counts, np.array(shares) * (end - begin), atol=2.5)
+    batches = [mixed.draw(5, np.arange(begin, begin + 80)) for begin in range(0, 2_000, 80)]
+    assert np.array_equal(np.concatenate(batches), indices)
+    for part, size in enumerate((40, 50, 60)):
+        own = indices[found == part]
+        passes = own[: len(own) // size * size].reshape(-1, size)
+        assert all(len(set(each)) == size for each in passes.tolist())
+
+
+def test_identity_holds_later_weights_and_is_unchanged_without() -> None:
+    plain = mixture((1, 2), (3, 4))
+    later = dataclasses.replace(plain, later=(Weights(start=9, weights=(2, 1)),))
+    assert "from 9" not in plain.prepare() and "from 9 on 2 1" in later.prepare()
+
+
+@pytest.mark.parametrize(
+    ("later", "said"),
+    [
+        (((0, (1, 1)),), "start at samples 0: each must be after"),
+        (((9, (1, 1)), (9, (1, 2))), "start at samples 9, 9: each must be after"),
+        (((9, (1, 1, 1)),), r"2 parts has the weights \(1, 1, 1\) from sample 9 on"),
+        (((9, (0, 0)),), "not all of them 0"),
+        (((9, (1, -1)),), "0 or more"),
+    ],
+)
+def test_invalid_later_weights_are_refused(later: Any, said: str) -> None:
+    given = tuple(Weights(start=start, weights=weights) for start, weights in later)
+    with pytest.raises(Refused, match=said):
+        dataclasses.replace(mixture((1, 2), (3, 4)), later=given).open("train")
 
 
 # -- classes by name

@@ -24,7 +24,7 @@ from jaxbig.errors import Refused
 from jaxbig.models.mlp import MLP
 from jaxbig.optim.optax_optimizer import Optax
 from jaxbig.optim.optimizers import SGD, Adam, AdamW, Optimizer, chosen
-from jaxbig.optim.schedules import Constant, Schedule, WarmupCosine, WarmupLinear
+from jaxbig.optim.schedules import Constant, Schedule, WarmupCosine, WarmupLinear, WarmupStableDecay
 from jaxbig.program.program import make_init, make_program
 
 float32 = functools.partial(np.array, dtype=np.float32)
@@ -258,6 +258,8 @@ def test_a_pattern_that_matches_no_parameter_is_refused_by_name() -> None:
 
 COSINE = WarmupCosine(peak=1.0, warmup=10, end=0.1)
 LINEAR = WarmupLinear(peak=1.0, warmup=10, end=0.2)
+STABLE = WarmupStableDecay(peak=1.0, warmup=10, end=0.2, decay=0.2)
+ROOT = 1 - math.sqrt(0.95)
 QUARTER = 0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2
 
 
@@ -282,6 +284,14 @@ QUARTER = 0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2
         (WarmupLinear(peak=0.1, warmup=0, end=0.5), 10, {0: 0.1, 5: 0.3, 10: 0.5}),
         (WarmupCosine(peak=0.1, warmup=0, end=0.5), 10, {0: 0.1, 5: 0.3, 10: 0.5}),
         (COSINE, 1, {0: 0.0}),
+        (STABLE, 100, {0: 0.0, 5: 0.5, 10: 1.0, 80: 1.0, 85: 0.6, 99: 0.2 + 0.8 * ROOT, 100: 0.2}),
+        (
+            dataclasses.replace(STABLE, shape="line", warmup=0),
+            100,
+            {0: 1.0, 79: 1.0, 80: 1.0, 85: 0.8, 90: 0.6, 100: 0.2},
+        ),
+        (dataclasses.replace(STABLE, decay=0.0), 100, {10: 1.0, 50: 1.0, 99: 1.0}),
+        (dataclasses.replace(STABLE, decay=1.0), 20, {5: 0.5, 10: 1.0, 20: 0.2}),
     ],
     ids=str,
 )
