@@ -117,6 +117,13 @@ class Optimizer(abc.ABC):
         """The average of parameters after a step."""
         raise NotImplementedError
 
+    def begin_at(self, weights: dict[str, jax.Array], opt_state: Any) -> Any:
+        """A first state of a run that starts from trained weights, by path, if it depends on them.
+
+        Weights that are not given keep their initial values.
+        """
+        return opt_state
+
     def updates(self, steps: int, axes: Axes) -> list[optax.GradientTransformation]:
         """From the gradient to the update, in a run of `steps` steps."""
         rate = self.learning_rate.build(steps)

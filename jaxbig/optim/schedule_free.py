@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from optax.contrib import ScheduleFreeState, schedule_free
 
@@ -54,6 +55,19 @@ class ScheduleFree(AdamW):
 
         return jax.tree.map(mean, params, state.z)
 
+    def begin_at(self, weights: dict[str, jax.Array], opt_state: Any) -> Any:
+        def place(path: Any, fresh: jax.Array) -> jax.Array:
+            given = weights.get(path_name(path))
+            # a copy: a step may use the memory of a parameter and of this
+            return fresh if given is None else jnp.array(given, fresh.dtype)
+
+        def begin(state: Any) -> Any:
+            if not is_schedule_free(state):
+                return state
+            return state._replace(z=jax.tree_util.tree_map_with_path(place, state.z))
+
+        return jax.tree.map(begin, opt_state, is_leaf=is_schedule_free)
+
 
 def states_in(opt_state: Any) -> list[ScheduleFreeState]:
     """The states of schedule-free transformations in an optimizer's state: one or none."""
@@ -63,28 +77,3 @@ def states_in(opt_state: Any) -> list[ScheduleFreeState]:
 
 def is_schedule_free(state: Any) -> bool:
     return isinstance(state, ScheduleFreeState)
-
-
-def reset_steps(opt_state: Any, weights: dict[str, jax.Array]) -> Any:
-    """A new optimizer state whose steps begin at pretrained weights, if it is schedule-free.
-
-    Args:
-      opt_state: the state before the first step.
-      weights: pretrained weights by path; others keep their initial values.
-    """
-
-    def place(path: Any, fresh: jax.Array) -> jax.Array:
-        given = weights.get(path_name(path))
-        # a step may use the memory of both
-        return (
-            fresh
-            if given is None
-            else jax.device_put(given.astype(fresh.dtype), fresh.sharding, may_alias=False)
-        )
-
-    def reset(state: Any) -> Any:
-        if not is_schedule_free(state):
-            return state
-        return state._replace(z=jax.tree_util.tree_map_with_path(place, state.z))
-
-    return jax.tree.map(reset, opt_state, is_leaf=is_schedule_free)

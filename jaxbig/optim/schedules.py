@@ -2,14 +2,13 @@
 
 import abc
 import dataclasses
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxbig.constraints import NonNegativeFloat, NonNegativeInt, PositiveFloat, Probability
-from jaxbig.errors import Refused
+from jaxbig.constraints import NonNegativeFloat, NonNegativeInt, PositiveFloat, Probability, choose
 
 Shape = Literal["root", "line"]
 
@@ -85,8 +84,7 @@ class WarmupStableDecay(Warmup):
     """How it falls: with the root of the time, as 1 - sqrt(t), or in a line."""
 
     def check_fields(self) -> None:
-        if self.shape not in get_args(Shape):
-            raise Refused(f"shape {self.shape!r}: it must be one of {', '.join(get_args(Shape))}.")
+        choose("shape", self.shape, Shape)
 
     def build(self, steps: int) -> optax.Schedule:
         warmup = min(self.warmup, steps)

@@ -133,7 +133,7 @@ def first_state(program: Program) -> TrainState:
     state = program.init()
     if not program.experiment.initialize_from.run:
         return state
-    return with_weights(state, best_weights(program, lambda activity: None).state)
+    return with_weights(program, state, best_weights(program, lambda activity: None).state)
 
 
 def suggest(rates: Sequence[float], losses: Sequence[float]) -> dict[str, Any]:

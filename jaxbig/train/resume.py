@@ -35,7 +35,6 @@ from jaxbig.distributed.multihost import assert_same_on_all, is_process_zero, on
 from jaxbig.distributed.sharding import replicated
 from jaxbig.distributed.watchdog import COMPILES, PREPARES, Heartbeat
 from jaxbig.errors import Refused
-from jaxbig.optim.schedule_free import reset_steps
 from jaxbig.pretrained.load import open_pretrained
 from jaxbig.pretrained.side_files import FOLDER, copy_side_files
 from jaxbig.program.bad_steps import as_asked, as_saved
@@ -270,7 +269,7 @@ def initialize(
     refuse_other_weights(run, weights, f"--initialize-from.run {source.run}")
     heartbeat(0, COMPILES)
     state = program.init()
-    return with_weights(state, weights.state) if weights else state, weights
+    return with_weights(program, state, weights.state) if weights else state, weights
 
 
 def initialize_from_folder(
@@ -651,7 +650,7 @@ def refuse_frozen(program: Program, fresh: dict[str, str]) -> None:
         )
 
 
-def with_weights(state: TrainState, weights: dict[str, jax.Array]) -> TrainState:
+def with_weights(program: Program, state: TrainState, weights: dict[str, jax.Array]) -> TrainState:
     """A first state with other weights, by the path that they have in a plain model's state."""
 
     def take(path: Any, fresh: jax.Array) -> jax.Array:
@@ -667,6 +666,7 @@ def with_weights(state: TrainState, weights: dict[str, jax.Array]) -> TrainState
         for path, leaf in weights.items()
         if path.startswith(PARAMETERS)
     }
-    opt_state = reset_steps(reset_master_weights(state.opt_state, params), params)
+    opt_state = reset_master_weights(state.opt_state, params)
+    opt_state = program.experiment.optimizer.begin_at(params, opt_state)
     state = state.replace(opt_state=opt_state)  # type: ignore[attr-defined]
     return jax.tree_util.tree_map_with_path(take, state)

@@ -104,6 +104,7 @@ def test_a_floor_sum_is_the_sum_of_floors(count: int, divisor: int, slope: int, 
 
 
 @given(st.integers(0, 300), st.integers(0, 2**64 - 1), st.integers(0, 2**64))
+@settings(deadline=None)
 def test_below_counts_without_visiting_the_samples(count: int, offset: int, bound: int) -> None:
     assert below(count, offset, bound) == sum(
         (n * GOLDEN + offset) % RANGE < bound for n in range(count)

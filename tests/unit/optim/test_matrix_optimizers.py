@@ -364,7 +364,7 @@ def test_vector_of_several_axes_is_no_matrix(path: str, names: Any, shape: Any) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["Adafactor", "Muon", "SOAP", "ScheduleFree"])
+@pytest.mark.parametrize("name", ["Muon", "SOAP", "ScheduleFree"])
 def test_resumed_run_has_the_bits_of_one_that_never_stopped(name: str, tmp_path: Path) -> None:
     optimizer = dataclasses.replace(OPTIMIZERS[name], learning_rate=Constant(1e-2))
     every = {"evaluate_every": 2, "checkpoint_every": 2, "log_every": 2}
@@ -388,9 +388,8 @@ def test_evaluation_uses_the_average_of_a_schedule_free_optimizer(tmp_path: Path
         experiment.replace(ema=0.9).check()
 
 
-@pytest.mark.parametrize("name", ["scale_by_sm3", "sm3"])
-def test_state_of_several_arrays_a_parameter_is_placed(name: str) -> None:
-    optimizer = Optax(name=name, learning_rate=RATE)
+def test_state_of_several_arrays_a_parameter_is_placed() -> None:
+    optimizer = Optax(name="scale_by_sm3", learning_rate=RATE)
     program = make_program(small("diabetes_mlp", optimizer=optimizer))
     assert any(leaf.shape == (16,) for leaf in jax.tree.leaves(program.abstract.opt_state))
 
@@ -404,4 +403,4 @@ def test_show_says_what_updates_each_parameter() -> None:
     assert rules["blocks/block_0/attention/key_value/kernel"] == "Muon 2 x (32 x 32), decayed"
     assert rules["blocks/block_0/mlp_norm/scale"] == "AdamW"
     assert rules["tokens/embedding"] == "AdamW, decayed"
-    assert rules["norm/bias"] == "frozen"
+    assert rules["blocks/norm/bias"] == "frozen"
