@@ -190,6 +190,7 @@ def test_gathered_is_the_table_without_fsdp() -> None:
         "hidden": "tensor",
         "classes": None,
         "experts": "expert",
+        "rank": None,
     }
 
 
