@@ -1,4 +1,4 @@
-"""Command-line options, parsed by tyro, whose errors become one sentence. Needs no JAX."""
+"""The options that commands share, their parsing by tyro, and edits of command lines; no JAX."""
 
 import dataclasses
 import difflib

@@ -1,4 +1,4 @@
-"""The files of a user's own classes in an experiment, by which a changed one is noticed."""
+"""Names and hashes the files of a user's own classes in an experiment, to notice changed ones."""
 
 import hashlib
 import inspect

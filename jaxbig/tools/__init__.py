@@ -1,1 +1,1 @@
-"""What the commands call: check, bench, compare, describe, inspect, replay."""
+"""Functions that the commands call: check, bench, compare, describe, inspect, replay."""

@@ -1,4 +1,4 @@
-"""Reads a trace of JAX's profiler: where the time of its steps went, by module and source line."""
+"""Divides the time of traced steps by kind, module and source line, from a trace and the HLO."""
 
 import collections
 import re

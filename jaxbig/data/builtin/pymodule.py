@@ -1,4 +1,4 @@
-"""Data set of Python's library: source lines and their package; prepared once in TFDS's folder.
+"""Data set: lines of Python's library, classified by package, with the files and split of pytext.
 
 The packages are those with held-out files in the split of pytext, and lines for evaluation occur
 only in held-out files: so an encoder pretrained on pytext has seen none of them.

@@ -1,8 +1,8 @@
-"""Decodes image files on the host, and downscales JPEG files while it decodes them.
+"""Decodes image files on the host; JPEG files are downscaled while they are decoded.
 
 With the extra `images`, libjpeg-turbo decodes and OpenCV resizes, in less than half of the time of
 Pillow, which does both otherwise. Their pixels differ by a gray level or two, so `decoder` is part
-of a data set's identity.
+of a data set's identity. A thread keeps a buffer, and OpenCV is set to one thread.
 """
 
 import functools

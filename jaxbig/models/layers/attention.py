@@ -1,4 +1,4 @@
-"""The attention layer: projections, position encodings, and the choice of the attention kernel.
+"""The attention layer: projections, positions, plain attention, and which kernel takes its place.
 
 Letters in shape comments: B batch, T queries, S keys, D width, H heads, G heads of keys and values,
 K width of a head.
