@@ -85,6 +85,7 @@ ONLY = {
     "experiments": {
         "jaxbig.config.experiment",
         "jaxbig.config.guard",
+        "jaxbig.config.lora",
         "jaxbig.config.precision",
         "jaxbig.config.evaluator",
         "jaxbig.data",
