@@ -2,6 +2,7 @@
 
 import collections
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,7 +72,14 @@ def read_profile(path: Path) -> dict[str, Any]:
     Raises:
       Refused: there is no trace, or it has no operation of a device.
     """
-    file = find_trace(path)
+    with warnings.catch_warnings():
+        # jaxlib makes types when they are first used, with a warning of Python 3.12; where warnings
+        # are errors, that would abort the process
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return _read(find_trace(path))
+
+
+def _read(file: Path) -> dict[str, Any]:
     try:
         planes = list(ProfileData.from_file(str(file)).planes)
     except Exception as error:  # jaxlib's, of no public class
