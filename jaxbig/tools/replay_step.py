@@ -81,6 +81,7 @@ def replay(experiment: Experiment, workdir: Path, step: int) -> dict[str, Any]:
         with contextlib.closing(rows_ahead) as batches:
             for number in range(start + 1, step):
                 state, _ = made(state, next(batches), number)
+                jax.block_until_ready(state)  # many at once may wait for each other's threads
             rows = next(batches)
         before = jax.tree.map(jnp.copy, state)  # the step donates its state
         batch = device_put_batch(rows, program.mesh)
