@@ -41,8 +41,8 @@ class Muon(AdamW):
     iterations: PositiveInt = 5
     """Newton-Schulz iterations, which make a matrix nearly orthogonal."""
     rms: PositiveFloat = 0.2
-    """Root mean square of a matrix's update before the learning rate; 0.2 is that of Adam, so that
-    a rate for AdamW fits (Liu et al., 2025)."""
+    """Root mean square of a matrix's update before the learning rate; 0.2 is near that of Adam in a
+    long run (Liu et al., 2025); a short one may need a higher learning rate."""
     adam: str = BY_ADAM
     """Pattern of the matrices that Adam updates, besides all vectors: embeddings, the last layer,
     convolutions of each channel alone."""
