@@ -114,8 +114,8 @@ class Optimizer(abc.ABC):
         return False
 
     def average(self, params: Any, opt_state: Any) -> Any:
-        """The average of parameters after a step."""
-        raise NotImplementedError
+        """What evaluation uses after a step: the parameters, or an average of them."""
+        return params
 
     def begin_at(self, weights: dict[str, jax.Array], opt_state: Any) -> Any:
         """A first state of a run that starts from trained weights, by path, if it depends on them.

@@ -156,6 +156,13 @@ def attend(
     choose("kernel", kernel, Kernel)
     lengths = query.shape[1], key.shape[1]
     split = math.prod(pieces().values())
+    shared: dict[str, Any] = {
+        "causal": causal,
+        "window": window,
+        "segments": segments,
+        "scale": scale,
+        "cap": cap,
+    }
     if kernel == "ulysses" and split > 1:
         if offset is not None:
             raise Refused(
@@ -164,12 +171,8 @@ def attend(
             )
         within = functools.partial(
             attend,
-            causal=causal,
-            window=window,
-            segments=segments,
+            **shared,
             bias=bias,
-            scale=scale,
-            cap=cap,
             remat=remat,
             splash_block=splash_block,
             splash_fused=splash_fused,
@@ -205,34 +208,12 @@ def attend(
             f"--model.attention-kernel plain."
         )
     if kernel in ("ring", "zigzag"):
-        return ring(
-            query,
-            key,
-            value,
-            causal=causal,
-            window=window,
-            segments=segments,
-            scale=scale,
-            cap=cap,
-            zigzag=kernel == "zigzag",
-        )
+        return ring(query, key, value, **shared, zigzag=kernel == "zigzag")
     if kernel == "splash":
-        from jaxbig.models.layers.splash_attention import (
-            splash,  # here: Pallas takes a second to import
-        )
+        # here: Pallas takes a second to import
+        from jaxbig.models.layers.splash_attention import splash
 
-        return splash(
-            query,
-            key,
-            value,
-            causal=causal,
-            window=window,
-            segments=segments,
-            scale=scale,
-            cap=cap,
-            block=splash_block,
-            fused=splash_fused,
-        )
+        return splash(query, key, value, **shared, block=splash_block, fused=splash_fused)
     if kernel == "fused" and (not fusible or platform() != "gpu"):
         raise Refused(
             f"attention kernel 'fused' needs an NVIDIA GPU of compute capability 8.0 or more, "
