@@ -13,8 +13,8 @@
 Both sides train the same parameters with AdamW on the same random batch in float32. Their first
 losses must agree, or the exit code is 1. Then they step in turn; a ratio is that of two steps next
 to each other, theirs / ours, so above 1 ours is faster; the median of all is printed. Processor
-time is that of all threads; PyTorch's spin while they wait, so beside other programs both of its
-clocks are too high. Rivals in PyTorch need the extra `parity`.
+time is that of all threads, those that spin while they wait too; no ratio is to be trusted that was
+taken beside other programs. Rivals in PyTorch need the extra `parity`.
 """
 
 import argparse
