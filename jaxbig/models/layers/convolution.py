@@ -183,17 +183,18 @@ class BatchNorm(nn.Module):
                 )
             real = real_rows(x.shape[0])
             mean = average(y, real)
-            variance = average(jnp.square(y - jnp.broadcast_to(mean, y.shape)), real)
+            # the variance's gradient by its mean is zero, and is not computed
+            at_rest = jnp.broadcast_to(jax.lax.stop_gradient(mean), y.shape)
+            variance = average(jnp.square(y - at_rest), real)
             if not self.is_initializing():
                 count, some = (count, True) if real is None else (of_rows(real, y), jnp.any(real))
                 unbiased = variance * count / jnp.maximum(count - 1, 1)
                 for name, now in (("mean", mean), ("var", unbiased)):
                     after = self.momentum * running[name].value + (1 - self.momentum) * now
                     running[name].value = jnp.where(some, after, running[name].value)
-        y = (y - jnp.broadcast_to(mean, y.shape)) * jnp.broadcast_to(
-            jax.lax.rsqrt(variance + self.epsilon), y.shape
-        )
-        return scaled(self, y, self.zero).astype(x.dtype)
+        y = y - jnp.broadcast_to(mean, y.shape)
+        factor = jax.lax.rsqrt(variance + self.epsilon)
+        return scaled(self, y, self.zero, factor).astype(x.dtype)
 
 
 def average(y: jax.Array, real: jax.Array | None) -> jax.Array:
@@ -230,14 +231,21 @@ class GroupNorm(nn.Module):
                 f"equal groups."
             )
         y = upcast(x).reshape(x.shape[0], -1, self.groups, x.shape[-1] // self.groups)
-        y = y - jnp.mean(y, axis=(1, 3), keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=(1, 3), keepdims=True) + self.epsilon)
+        mean = jnp.mean(y, axis=(1, 3), keepdims=True)
+        square = jnp.square(y - jax.lax.stop_gradient(mean))  # as in BatchNorm
+        variance = jnp.mean(square, axis=(1, 3), keepdims=True)
+        y = (y - mean) * jax.lax.rsqrt(variance + self.epsilon)
         return scaled(self, y.reshape(x.shape), self.zero).astype(x.dtype)
 
 
-def scaled(module: nn.Module, y: jax.Array, zero: bool) -> jax.Array:
-    """`y * scale + bias`, a channel: parameters of the module; y [..., C]."""
+def scaled(
+    module: nn.Module, y: jax.Array, zero: bool, factor: jax.Array | None = None
+) -> jax.Array:
+    """`y * factor * scale + bias`, a channel: scale and bias are parameters of the module; y [...,
+    C], factor [C]. The factors are multiplied first, so that y is passed over once."""
     init = nn.initializers.zeros if zero else nn.initializers.ones
     scale = parameter(module, "scale", init, y.shape[-1:], ("channels",))
     bias = parameter(module, "bias", nn.initializers.zeros, y.shape[-1:], ("channels",))
+    if factor is not None:
+        scale = scale * factor
     return y * jnp.broadcast_to(scale, y.shape) + jnp.broadcast_to(bias, y.shape)
