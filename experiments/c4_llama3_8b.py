@@ -18,7 +18,6 @@ def config() -> Experiment:
     parent = c4_llama_7b.config()
     vocab = 128_256
     model = parent.model.clone(vocab=vocab, kv_heads=8, mlp_width=14_336, rotary_base=500_000.0)
-    model = model.clone(splash_fused=True)
     tokenizer = BytePairs(vocab=vocab)
     text: Any = parent.data
     data = dataclasses.replace(text, length=8192, tokenizer=tokenizer)

@@ -192,8 +192,8 @@ class LayerNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., D]. In float32, like `RMSNorm`."""
         scale = parameter(self, "scale", nn.initializers.ones, (x.shape[-1],), (None,))
-        y = upcast(x)
-        y = standardize(y, self.epsilon) * jnp.broadcast_to(scale, x.shape)
+        y: Any = standardize(upcast(x), self.epsilon)
+        y = y * jnp.broadcast_to(scale, x.shape)
         if self.bias:
             bias = parameter(self, "bias", nn.initializers.zeros, (x.shape[-1],), (None,))
             y = y + jnp.broadcast_to(bias, x.shape)
