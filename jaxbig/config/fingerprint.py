@@ -35,6 +35,7 @@ ADDED_LATER = {
     "callbacks": [],
     "class_token": None,
     "clip_value": None,
+    "compute": "dtype",
     "ema": 0.0,
     "evaluators": [],
     "expert_dispatch": "gather",

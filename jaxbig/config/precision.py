@@ -1,12 +1,14 @@
-"""The field `precision` of an experiment: dtypes of parameters and reductions, and loss scaling."""
+"""The field `precision` of an experiment: dtypes of parameters, products and sums; loss scaling."""
 
 import dataclasses
+import importlib.util
 from typing import Literal, get_args
 
 from jaxbig.constraints import NonNegativeFloat, PositiveInt
 from jaxbig.errors import Refused
 
 Parameters = Literal["float32", "bfloat16", "bfloat16_master"]
+Compute = Literal["dtype", "float8", "int8"]
 Sums = Literal["dtype", "float32"]
 LOWEST = 2.0**-24
 """The least loss scale."""
@@ -24,6 +26,10 @@ class Precision:
     parameters: Parameters = "float32"
     """The dtype of stored parameters. bfloat16: updates are rounded stochastically.
     bfloat16_master: the optimizer updates float32 master weights."""
+    compute: Compute = "dtype"
+    """The dtype in which dense layers (attention's projections, MLPs) multiply in training and
+    evaluation: the model's, or 8 bits by Qwix, scaled by rows and columns. float8: e4m3 forward,
+    e5m2 gradients."""
     sums: Sums = "dtype"
     """The dtype in which products and sums, such as gradients, are reduced over devices: the
     model's, or float32."""
@@ -36,11 +42,17 @@ class Precision:
 
     def check(self, dtype: str) -> None:
         """Raises `Refused` where a model of this dtype cannot be trained with these settings."""
-        for field, choices in (("parameters", get_args(Parameters)), ("sums", get_args(Sums))):
+        fields = {"parameters": Parameters, "compute": Compute, "sums": Sums}
+        for field, choices in ((name, get_args(kind)) for name, kind in fields.items()):
             if (value := getattr(self, field)) not in choices:
                 raise Refused(
                     f"--precision.{field} {value!r}: it must be one of {', '.join(choices)}."
                 )
+        if self.compute != "dtype" and importlib.util.find_spec("qwix") is None:
+            raise Refused(
+                f"--precision.compute {self.compute} is by Qwix, which is not installed: "
+                f"pip install 'jaxbig[quantized]'."
+            )
         if dtype == "float16" and not self.loss_scale:
             raise Refused(
                 "--model.dtype float16 loses small gradients: "

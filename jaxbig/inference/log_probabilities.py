@@ -24,6 +24,7 @@ from jaxbig.distributed.sharding import (
 from jaxbig.errors import Refused
 from jaxbig.inference.decoding import padded_length, translates
 from jaxbig.inference.generate import check_model, generate, most_positions
+from jaxbig.program.apply_model import make_apply
 from jaxbig.program.program import Program
 from jaxbig.train.run import Run
 
@@ -170,7 +171,7 @@ def make_log_probabilities(program: Program) -> Any:
             with batch_mask(rows["mask"]):
                 return called(rows["inputs"], train=False)
 
-        apply: Any = nn.apply(outputs, program.experiment.model, mutable=True)
+        apply = make_apply(program.experiment, outputs, mutable=True)
         logits = upcast(apply(variables)[0])  # [R, L, V]
         chosen = jnp.take_along_axis(logits, rows["targets"][..., None], axis=-1)[..., 0]
         nats = (chosen - jax.nn.logsumexp(logits, axis=-1)) * rows["asked"]

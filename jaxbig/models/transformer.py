@@ -34,6 +34,7 @@ from jaxbig.models.layers.parameters import (
     constrain,
     parameter,
 )
+from jaxbig.models.layers.quantized import dense_product
 from jaxbig.models.layers.rotary_scaling import RotaryScaling
 
 Positions = Literal["rotary", "learned", "sinusoidal", "relative", "none"]
@@ -337,11 +338,11 @@ class Block(TransformerFields, kw_only=True):
             down = kernels[len(parts)]
             biases = kernels[len(parts) + 1 :]
             # up and gate, [B, L, F/C] each
-            ys = [constrain(x @ kernel[None], "batch", "length", "mlp") for kernel in into]
+            ys = [constrain(dense_product(x, kernel), "batch", "length", "mlp") for kernel in into]
             if biases:
                 ys = [y + bias[None, None] for y, bias in zip(ys, biases, strict=True)]
             y = ys[0] * activation(ys[1]) if gated else activation(ys[0])
-            return constrain(y @ down[None], "batch", "length", None)
+            return constrain(dense_product(y, down), "batch", "length", None)
 
         y = chunked_sum(self.mlp_chunks, "mlp", work, x, kernels)
         if bias is None:

@@ -26,6 +26,7 @@ from jaxbig.errors import Refused
 from jaxbig.models.layers.mixture_of_experts import LOSSES
 from jaxbig.objectives.base import Batch, Sum, Sums, sums_of
 from jaxbig.program import rng
+from jaxbig.program.apply_model import make_apply
 from jaxbig.program.float32_reductions import float32_sums
 
 PLACE = "place"
@@ -73,7 +74,7 @@ def make_loss(
         def objective(forward: nn.Module) -> Sums:
             return sums_of(experiment.objective, forward, rows, key=key, train=True)
 
-        apply = nn.apply(objective, experiment.model, mutable=[*variables, LOSSES])
+        apply = make_apply(experiment, objective, [*variables, LOSSES])
         with every_row_real(not experiment.data.may_leave_out()):
             sums, variables = apply({"params": params, **variables}, rngs=rngs)
         sums = with_losses(sums, variables.pop(LOSSES, {}))

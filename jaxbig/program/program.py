@@ -43,6 +43,7 @@ from jaxbig.models.base import Model
 from jaxbig.objectives.base import Batch, Sums, call, sums_of
 from jaxbig.objectives.distill import Distill, taught_by
 from jaxbig.program import rng
+from jaxbig.program.apply_model import make_apply
 from jaxbig.program.bad_steps import FAULT, make_bad_step_check, track_losses, unchanged
 from jaxbig.program.gradient import check_parts, make_gradient, row_keys
 from jaxbig.program.mixed_precision import (
@@ -392,7 +393,7 @@ def make_eval_step(experiment: Experiment) -> Callable[[TrainState, Batch], tupl
         def objective(forward: nn.Module) -> Sums:
             return sums_of(experiment.objective, forward, rows, key=key, train=False)
 
-        apply = nn.apply(objective, experiment.model, mutable=list(state.variables))
+        apply = make_apply(experiment, objective, list(state.variables))
         return apply({"params": state.params, **state.variables})
 
     return eval_step
@@ -407,7 +408,7 @@ def make_forward(experiment: Experiment) -> Callable[[TrainState, Batch], Any]:
         def outputs(model: nn.Module) -> Any:
             return call(model, rows, train=False)
 
-        apply = nn.apply(outputs, experiment.model, mutable=list(state.variables))
+        apply = make_apply(experiment, outputs, list(state.variables))
         return apply({"params": state.params, **state.variables})[0]
 
     return forward
@@ -427,7 +428,7 @@ def make_features(experiment: Experiment) -> Callable[[TrainState, Batch], Any]:
         def features(model: nn.Module) -> Any:
             return call(model, rows, train=False, method=method)
 
-        apply = nn.apply(features, experiment.model, mutable=list(state.variables))
+        apply = make_apply(experiment, features, list(state.variables))
         found, variables = apply({"params": state.params, **state.variables})
         fields = {name: rows[name] for name in ("targets", "mask") if name in rows}
         return {**fields, "features": upcast(found)}, variables
@@ -448,7 +449,7 @@ def make_predict(experiment: Experiment) -> Callable[[TrainState, Batch, int], A
         def predictions(forward: nn.Module) -> dict[str, jax.Array]:
             return experiment.objective.predict(forward, rows, key=key, top=top)
 
-        apply = nn.apply(predictions, experiment.model, mutable=list(state.variables))
+        apply = make_apply(experiment, predictions, list(state.variables))
         return apply({"params": state.params, **state.variables})
 
     return predict
@@ -470,7 +471,7 @@ def make_eval_step_with_outputs(experiment: Experiment) -> Callable[[TrainState,
             with collecting(outputs):
                 return sums_of(experiment.objective, forward, rows, key=key, train=False)
 
-        apply = nn.apply(objective, experiment.model, mutable=list(state.variables))
+        apply = make_apply(experiment, objective, list(state.variables))
         sums, variables = apply({"params": state.params, **state.variables})
         if not outputs:
             raise Refused(

@@ -16,6 +16,7 @@ from jaxbig.errors import Refused
 from jaxbig.objectives.base import Batch, Objective, sums_of
 from jaxbig.objectives.distill import Distill
 from jaxbig.objectives.dpo import DPO
+from jaxbig.program.apply_model import make_apply
 
 TEACHER = "teacher"
 """The name beside a batch's fields under which a train step gets the teacher's variables."""
@@ -90,6 +91,6 @@ def teacher_of(teacher: Experiment | None, variables: Any) -> Any:
         return None
 
     def answer(*arguments: Any, **named: Any) -> Any:
-        return nn.apply(lambda model: model(*arguments, **named), teacher.model)(variables)
+        return make_apply(teacher, lambda model: model(*arguments, **named))(variables)
 
     return answer

@@ -5,7 +5,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 
@@ -15,6 +14,7 @@ from jaxbig.data.pipeline.loader import eval_batch
 from jaxbig.distributed.sharding import device_put_batch
 from jaxbig.objectives.base import sums_of
 from jaxbig.program import rng
+from jaxbig.program.apply_model import make_apply
 from jaxbig.program.program import Program, collecting, transformed
 from jaxbig.program.state import TrainState
 from jaxbig.tracking.figures import PLAIN, grid, printable
@@ -61,7 +61,7 @@ def attention_of(
             rows = transformed(experiment, batch)
             return sums_of(experiment.objective, forward, rows, key=key, train=False)
 
-    apply = nn.apply(evaluate, experiment.model, mutable=["intermediates", *state.variables])
+    apply = make_apply(experiment, evaluate, ["intermediates", *state.variables])
     _, variables = apply({"params": state.params, **state.variables})
     sown = flatten_with_paths(variables.get("intermediates", {}))
     maps = {path: leaf for path, leaf in sown.items() if "attention" in path and leaf.ndim == 3}

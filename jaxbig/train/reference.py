@@ -6,7 +6,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 
@@ -21,6 +20,7 @@ from jaxbig.distributed.watchdog import Heartbeat
 from jaxbig.errors import Refused
 from jaxbig.objectives.base import Batch
 from jaxbig.objectives.dpo import DPO
+from jaxbig.program.apply_model import make_apply
 from jaxbig.program.program import Program, make_program
 from jaxbig.program.state import TrainState
 from jaxbig.train.passes import limited, step_over
@@ -173,7 +173,7 @@ def _scores(program: Program, state: TrainState, heartbeat: Heartbeat) -> dict[s
     rows = batch_sharding(program.mesh)
     at = jax.tree.map(lambda each: each.sharding, program.plain)
     step = jax.jit(
-        functools.partial(_log_probabilities, experiment.model, objective),
+        functools.partial(_log_probabilities, experiment, objective),
         in_shardings=(at, dict.fromkeys(program.batch, rows)),
         out_shardings=(replicated(program.mesh), at.variables),
     )
@@ -196,11 +196,11 @@ def _scores(program: Program, state: TrainState, heartbeat: Heartbeat) -> dict[s
 
 
 def _log_probabilities(
-    model: nn.Module, objective: DPO, state: Any, batch: Batch
+    experiment: Experiment, objective: DPO, state: Any, batch: Batch
 ) -> tuple[jax.Array, Any]:
-    apply = nn.apply(
+    apply = make_apply(
+        experiment,
         lambda forward: objective.log_probabilities(forward, batch, train=False),
-        model,
-        mutable=list(state.variables),
+        list(state.variables),
     )
     return apply({"params": state.params, **state.variables})

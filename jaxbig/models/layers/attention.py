@@ -28,6 +28,7 @@ from jaxbig.errors import Refused
 from jaxbig.models.layers.attention_mask import Segments, places, visible, without_padding
 from jaxbig.models.layers.basic import Embedding, Linear, Norm, normalization, soft_cap
 from jaxbig.models.layers.parameters import ShardedParameters, all_gather_parameter, constrain
+from jaxbig.models.layers.quantized import dense_product
 from jaxbig.models.layers.ring_attention import pieces, ring
 from jaxbig.models.layers.rotary_scaling import RotaryScaling
 from jaxbig.models.layers.ulysses import by_heads
@@ -540,7 +541,7 @@ def _apart(
     products = []
     for which in range(2):
         whole = all_gather_parameter(kernel[:, which], ("embed", heads, None), x.dtype)
-        y = jnp.tensordot(x, whole, axes=1)
+        y = dense_product(x, whole)
         if bias is not None:
             whole = all_gather_parameter(bias[which], (heads, None), x.dtype)
             y = y + jnp.broadcast_to(whole, y.shape)

@@ -19,6 +19,7 @@ from jaxbig.constraints import NonNegativeFloat, PositiveInt, Range, choose
 from jaxbig.distributed.logical_axes import rules_without_fsdp
 from jaxbig.errors import Refused
 from jaxbig.models.layers.parameters import Axes, constrain, linear_init, parameter
+from jaxbig.models.layers.quantized import dense_product
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh"]
 Norm = Literal["layer", "rms", "rms_plus_one"]
@@ -85,7 +86,9 @@ class Linear(nn.Module):
         kernel_shape = (*x.shape[x.ndim - self.inputs :], *self.shape)
         init = linear_init(self.scale, self.inputs, len(self.shape))
         kernel = parameter(self, "kernel", init, kernel_shape, self.axes, x.dtype)
-        y = jnp.tensordot(x, kernel, axes=self.inputs)
+        to_logits = {"classes", "vocab"} & {*self.axes}  # which are not quantized
+        multiply = jnp.tensordot if to_logits else dense_product
+        y = multiply(x, kernel, self.inputs)
         if self.bias:
             bias = parameter(
                 self, "bias", nn.initializers.zeros, self.shape, self.axes[self.inputs :], x.dtype
