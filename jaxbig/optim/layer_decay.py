@@ -1,6 +1,7 @@
 """Layer-wise decay of the learning rate: lower layers of a trained model change less."""
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -20,17 +21,21 @@ Layers = dict[tuple[str, tuple[int, ...]], int]
 """How far each numbered layer is from the top, by the path above it and its number."""
 
 
-def decay_by_layer(decay: float) -> optax.GradientTransformation:
+def decay_by_layer(decay: float, paths: Iterable[str] = ()) -> optax.GradientTransformation:
     """The updates times `decay` to the power of the number of layers above (Clark et al., 2020).
 
     What is above all layers, such as a head, keeps its updates; what is below, such as an
     embedding, counts as a layer of its own.
+
+    Args:
+      decay: the factor from a layer to the one below.
+      paths: of the model's parameters, also of those without updates, whose layers count too.
     """
 
     def scaled(updates: Any, params: Any) -> Any:
         leaves, structure = jax.tree_util.tree_flatten_with_path(updates)
         named = {path_name(path): leaf for path, leaf in leaves}
-        below = distances(named)
+        below = distances(named, paths)
         return jax.tree.unflatten(
             structure, [leaf * factors(decay, leaf, below[path]) for path, leaf in named.items()]
         )
@@ -38,22 +43,22 @@ def decay_by_layer(decay: float) -> optax.GradientTransformation:
     return optax.stateless(scaled)
 
 
-def distances(leaves: dict[str, Any]) -> dict[str, int | range]:
+def distances(leaves: dict[str, Any], paths: Iterable[str] = ()) -> dict[str, int | range]:
     """The number of layers from each parameter to the top, by path: 0 for a head.
 
-    It is a range for stacked layers, from the first to the last.
+    It is a range for stacked layers, from the first to the last. Layers of `paths` count too.
 
     Raises:
       Refused: no path has a layer's number.
     """
     numbers: dict[str, tuple[str, tuple[int, ...]]] = {}
     stacked: dict[str, str] = {}
-    for path in leaves:
+    for path in [*leaves, *paths]:
         if FIRST.search(path):
             continue
         if match := NUMBERED.search(path):
             numbers[path] = (path[: match.start()], tuple(map(int, match[1].split("_"))))
-        elif match := STACKED.search(path):
+        elif path in leaves and (match := STACKED.search(path)):
             stacked[path] = path[: match.start()]
     stacks: dict[str, list[tuple[int, ...]]] = {}
     for above, number in sorted(set(numbers.values())):

@@ -44,6 +44,11 @@ class Optax(Optimizer):
 
     def check_fields(self) -> None:
         """Tries the transformation on one small parameter."""
+        if "schedule_free" in self.name:
+            raise Refused(
+                f"name {self.name!r}: evaluation needs its average of the parameters: give "
+                f"--optimizer ScheduleFree."
+            )
         params = {"kernel": jnp.zeros((2, 2))}
         rate = {"learning_rate": self.learning_rate.build(1)}
         given = rate if "learning_rate" in self.parameters() else {}

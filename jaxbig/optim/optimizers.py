@@ -138,8 +138,8 @@ class Optimizer(abc.ABC):
 
         Args:
           steps: the length of the run, which the schedule follows.
-          axes: the logical axes of the parameters; without them all axes of a parameter but the
-            last are the rows of a matrix.
+          axes: the logical axes of the model's parameters, trained or not; without them all axes
+            of a parameter but the last are the rows of a matrix.
         """
         mask = self.penalized()
         with_penalties = optax.stateless(
@@ -155,7 +155,7 @@ class Optimizer(abc.ABC):
             scaled(chosen("rate-factors", pattern, self.frozen is None), factor)
             for pattern, factor in self.rate_factors
         ]
-        parts += [] if self.layer_decay == 1 else [decay_by_layer(self.layer_decay)]
+        parts += [] if self.layer_decay == 1 else [decay_by_layer(self.layer_decay, axes or {})]
         whole = self.around(optax.chain(*parts), steps)
         if self.frozen is None:
             return whole

@@ -130,7 +130,8 @@ def make_program(experiment: Experiment, devices: Sequence[Any] | None = None) -
     init_variables = with_adapters(make_init(experiment), experiment)
     with activate(mesh, rules):
         boxed = jax.eval_shape(init_variables)
-    axes = flatten_with_paths(nn.get_partition_spec(boxed["params"]))
+    axes = flatten_with_paths(nn.get_partition_spec(boxed.get(FROZEN, {})))
+    axes |= flatten_with_paths(nn.get_partition_spec(boxed["params"]))
     optimizer = experiment.optimizer.build(experiment.steps, axes)
     optimizer = with_mixed_precision(
         experiment.precision, track_losses(experiment.guard, optimizer)

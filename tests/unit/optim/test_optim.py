@@ -149,6 +149,7 @@ def test_each_number_of_a_gradient_is_clipped_to_a_value() -> None:
         ("lion", {"beta": 0.9}, "--arguments 'beta': optax.lion has no argument of that name; it"),
         ("lion", {"learning_rate": 1.0}, "--arguments 'learning_rate': it is set by --optimizer.l"),
         ("lion", {"b1": "x"}, "--name 'lion' does not work as a plain optimizer"),
+        ("contrib.schedule_free_sgd", {}, "evaluation needs its average .* --optimizer Schedul"),
         ("lbfgs", {}, "--name 'lbfgs' does not work as a plain optimizer"),
         ("cosine_decay_schedule", {"init_value": 1.0, "decay_steps": 2}, "is no gradient transfor"),
         (optax.lion(0.1), {}, "optax has no function of that name"),
