@@ -5,13 +5,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from cases import CLASSES
 
 NAMES = {"layers_0": "conv_1", "layers_1": "conv_2", "layers_3/linear": "dense", "head": "head"}
 
 
 class Model(nn.Module):
     """Images [B, 28, 28, 1] -> logits [B, classes]."""
+
+    classes: int
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -20,7 +21,7 @@ class Model(nn.Module):
         x = nn.max_pool(x, (2, 2), strides=(2, 2))
         x = x.reshape((x.shape[0], -1))
         x = nn.relu(nn.Dense(128, name="dense")(x))
-        return nn.Dense(CLASSES, name="head")(x)
+        return nn.Dense(self.classes, name="head")(x)
 
 
 def from_ours(ours: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -5,28 +5,29 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from cases import VOCAB
-
-WIDTH = 128
-LAYERS = 2
 
 
 class Model(nn.Module):
     """Tokens [B, L] -> logits [B, L, V]."""
 
+    vocab: int
+    width: int
+    layers: int
+
     @nn.compact
     def __call__(self, tokens: jax.Array, train: bool) -> jax.Array:
-        x = nn.Embed(VOCAB, WIDTH, name="tokens")(tokens)
-        for i in range(LAYERS):
-            layer: Any = nn.RNN(nn.OptimizedLSTMCell(WIDTH, name=f"lstm_{i}"))
+        x = nn.Embed(self.vocab, self.width, name="tokens")(tokens)
+        for i in range(self.layers):
+            layer: Any = nn.RNN(nn.OptimizedLSTMCell(self.width, name=f"lstm_{i}"))
             x = layer(x)
-        return nn.Dense(VOCAB, use_bias=False, name="head")(x)
+        return nn.Dense(self.vocab, use_bias=False, name="head")(x)
 
 
 def from_ours(ours: dict[str, np.ndarray]) -> dict[str, Any]:
     """Our parameters by path under flax's names, which has a matrix a gate."""
     found = {"tokens/embedding": ours["tokens/embedding"], "head/kernel": ours["head/embedding"].T}
-    for layer in (f"lstm_{i}" for i in range(LAYERS)):
+    for path in (path for path in ours if path.endswith("/recurrent")):
+        layer = path.split("/")[1]
         for number, gate in enumerate("ifgo"):
             inward = ours[f"trunk/{layer}/input/kernel"]
             recurrent = ours[f"trunk/{layer}/recurrent"]

@@ -7,7 +7,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from cases import CLASSES
 
 Conv = partial(nn.Conv, use_bias=False, padding=1)
 Norm = partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
@@ -36,6 +35,8 @@ class Block(nn.Module):
 class Model(nn.Module):
     """Images [B, 32, 32, 3] -> logits [B, classes]."""
 
+    classes: int
+
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         x = Conv(64, (3, 3), name="conv_stem")(x)
@@ -44,7 +45,7 @@ class Model(nn.Module):
             for i in range(2):
                 stride = 2 if stage > 0 and i == 0 else 1
                 x = Block(64 * 2**stage, stride, name=f"block_{stage}_{i}")(x, train)
-        return nn.Dense(CLASSES, name="head")(jnp.mean(x, axis=(1, 2)))
+        return nn.Dense(self.classes, name="head")(jnp.mean(x, axis=(1, 2)))
 
 
 def from_ours(ours: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import optax
 from cases import DECAY, RATE
 from flax import traverse_util
 from flax.training import train_state
-from side import Side
+from side import Side, with_sizes
 
 
 class TrainState(train_state.TrainState):
@@ -23,40 +23,45 @@ def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainSta
     def loss_fn(params: Any) -> Any:
         variables = {"params": params, "batch_stats": state.batch_stats}
         logits, changed = state.apply_fn(
-            variables, batch["inputs"], train=True, mutable=["batch_stats"]
+            variables, batch["inputs"], train=True, mutable=["batch_stats", "losses"]
         )
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
-        return losses.mean(), (logits, changed.get("batch_stats", {}))
+        loss = jnp.average(losses, weights=batch.get("mask"))
+        loss += sum(jax.tree.leaves(changed.get("losses", {})))
+        return loss, (logits, changed.get("batch_stats", {}))
 
     (loss, (logits, stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     state = state.apply_gradients(grads=grads, batch_stats=stats)
-    accuracy = jnp.mean(jnp.argmax(logits, -1) == batch["targets"])
+    right = jnp.argmax(logits, -1) == batch["targets"]
+    accuracy = jnp.average(right, weights=batch.get("mask"))
     return state, {"loss": loss, "accuracy": accuracy}
 
 
-def make(case: str, ours: dict[str, np.ndarray], rows: dict[str, np.ndarray]) -> Side:
-    """The rival of a case, with our parameters.
+def make(case: str, model: Any, ours: dict[str, np.ndarray], rows: dict[str, np.ndarray]) -> Side:
+    """The rival of a case and our model, with our parameters.
 
     Raises:
       ValueError: its parameters have other names or shapes.
     """
     module = importlib.import_module(f"flax_{case}")
-    model = module.Model()
-    batch = {name: jnp.asarray(rows[name]) for name in ("inputs", "targets")}
-    variables = jax.jit(model.init, static_argnames="train")(
-        jax.random.key(0), batch["inputs"], train=True
-    )
+    rival = with_sizes(module.Model, model)
+    names = ["inputs", "targets"] + ([] if rows["mask"].all() else ["mask"])
+    batch = {name: jnp.asarray(rows[name]) for name in names}
+
+    def init() -> Any:
+        return rival.init(jax.random.key(0), batch["inputs"], train=True)
+
     params = traverse_util.unflatten_dict(module.from_ours(ours), sep="/")
     params = jax.tree.map(jnp.array, params)
-    wanted = jax.tree.map(jnp.shape, variables["params"])
+    wanted = jax.tree.map(jnp.shape, jax.eval_shape(init)["params"])
     given = jax.tree.map(jnp.shape, params)
     if wanted != given:
         raise ValueError(f"{case}: flax's parameters are {wanted}, ours give {given}.")
     state = TrainState.create(
-        apply_fn=model.apply,
+        apply_fn=rival.apply,
         params=params,
         tx=optax.adamw(RATE, weight_decay=DECAY),
-        batch_stats=variables.get("batch_stats", {}),
+        batch_stats=jax.jit(lambda: init().get("batch_stats", {}))(),
     )
     compiled = jax.jit(train_step, donate_argnums=0).lower(state, batch).compile()
 

@@ -4,23 +4,19 @@ import importlib
 from typing import Any
 
 import numpy as np
-from cases import VOCAB
 
 torch: Any = importlib.import_module("torch")
 nn: Any = torch.nn
-
-WIDTH = 128
-LAYERS = 2
 
 
 class Model(nn.Module):
     """Tokens [B, L] -> logits [B, L, V]."""
 
-    def __init__(self) -> None:
+    def __init__(self, vocab: int, width: int, layers: int) -> None:
         super().__init__()
-        self.tokens = nn.Embedding(VOCAB, WIDTH)
-        self.lstm = nn.LSTM(WIDTH, WIDTH, LAYERS, batch_first=True)
-        self.head = nn.Linear(WIDTH, VOCAB, bias=False)
+        self.tokens = nn.Embedding(vocab, width)
+        self.lstm = nn.LSTM(width, width, layers, batch_first=True)
+        self.head = nn.Linear(width, vocab, bias=False)
         for name, each in self.lstm.named_parameters():
             # PyTorch adds two biases; one is enough
             each.requires_grad_(not name.startswith("bias_ih"))
@@ -32,12 +28,14 @@ class Model(nn.Module):
 def from_ours(ours: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Our parameters by path under PyTorch's names."""
     found = {"tokens.weight": ours["tokens/embedding"], "head.weight": ours["head/embedding"]}
-    for i in range(LAYERS):
-        layer = f"trunk/lstm_{i}"
+    for path in (path for path in ours if path.endswith("/recurrent")):
+        layer = path.removesuffix("/recurrent")
+        i = layer.removeprefix("trunk/lstm_")
+        width = len(ours[path])
         bias = ours[f"{layer}/bias"].ravel()
         found |= {
-            f"lstm.weight_ih_l{i}": ours[f"{layer}/input/kernel"].reshape(WIDTH, -1).T,
-            f"lstm.weight_hh_l{i}": ours[f"{layer}/recurrent"].reshape(WIDTH, -1).T,
+            f"lstm.weight_ih_l{i}": ours[f"{layer}/input/kernel"].reshape(width, -1).T,
+            f"lstm.weight_hh_l{i}": ours[f"{layer}/recurrent"].reshape(width, -1).T,
             f"lstm.bias_ih_l{i}": np.zeros_like(bias),
             f"lstm.bias_hh_l{i}": bias,
         }

@@ -10,6 +10,7 @@ import sys
 import pytest
 from support.experiments import ROOT
 
+from jaxbig.cli.bench import BenchAgainst
 from jaxbig.cli.command import Command
 from jaxbig.cli.commands import COMMANDS, summary
 from jaxbig.cli.main import load, split
@@ -87,7 +88,8 @@ def test_every_command_is_in_the_table() -> None:
         if inspect.isclass(each) and each.__module__ == module
     ]
     runnable = {each for each in defined if issubclass(each, Command) and "__call__" in vars(each)}
-    assert runnable - {Command} == {load(name) for name in COMMANDS}
+    against = BenchAgainst  # what `bench --against` becomes
+    assert runnable - {Command, against} == {load(name) for name in COMMANDS}
 
 
 def test_command_of_two_words_is_split_from_its_arguments() -> None:
