@@ -181,7 +181,9 @@ def print_program(name: str, side: Side) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        usage=argparse.SUPPRESS,  # an error is its sentence alone
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("cases", nargs="*", metavar="case", help=f"{', '.join(CASES)}; all")
     parser.add_argument("--against", nargs="+", choices=RIVALS, default=["flax"])

@@ -342,12 +342,12 @@ def test_simulated_topologies_are_those_of_the_compiler() -> None:
     ]
     program = """if True:
         import json, sys
-        from jaxbig.distributed.placement import place
+        from jaxbig.distributed.placement import arrange_devices
         from jaxbig.cost.hardware import parse_topology
         from jaxbig.planning.aot_compile import devices_of
         for kind, shape, slices, sizes in json.load(sys.stdin):
             devices = devices_of(parse_topology(f"{kind}:{shape}", slices))
-            chips = place(tuple(sizes), devices).flat
+            chips = arrange_devices(tuple(sizes), devices).flat
             placed = [(getattr(each, "slice_index", 0), *each.coords) for each in chips]
             print(json.dumps([len(devices), devices[0].device_kind, placed]))
         """

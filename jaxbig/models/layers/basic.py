@@ -207,7 +207,7 @@ class LayerNorm(nn.Module):
 def standardize(x: jax.Array, epsilon: float) -> jax.Array:
     """`(x - mean) / sqrt(variance + epsilon)` over the last axis.
 
-    Its derivative is written out: the one that JAX finds passes over memory more often.
+    Its derivative is written out: from the one that JAX finds, XLA makes more passes over memory.
     """
     return standardize_forward(x, epsilon)[0]
 

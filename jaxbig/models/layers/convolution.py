@@ -231,10 +231,8 @@ class GroupNorm(nn.Module):
                 f"equal groups."
             )
         y = upcast(x).reshape(x.shape[0], -1, self.groups, x.shape[-1] // self.groups)
-        mean = jnp.mean(y, axis=(1, 3), keepdims=True)
-        square = jnp.square(y - jax.lax.stop_gradient(mean))  # as in BatchNorm
-        variance = jnp.mean(square, axis=(1, 3), keepdims=True)
-        y = (y - mean) * jax.lax.rsqrt(variance + self.epsilon)
+        y = y - jnp.mean(y, axis=(1, 3), keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=(1, 3), keepdims=True) + self.epsilon)
         return scaled(self, y.reshape(x.shape), self.zero).astype(x.dtype)
 
 
@@ -242,7 +240,7 @@ def scaled(
     module: nn.Module, y: jax.Array, zero: bool, factor: jax.Array | None = None
 ) -> jax.Array:
     """`y * factor * scale + bias`, a channel: scale and bias are parameters of the module; y [...,
-    C], factor [C]. The factors are multiplied first, so that y is passed over once."""
+    C], factor [C]. The factors are multiplied first, so that y is multiplied once."""
     init = nn.initializers.zeros if zero else nn.initializers.ones
     scale = parameter(module, "scale", init, y.shape[-1:], ("channels",))
     bias = parameter(module, "bias", nn.initializers.zeros, y.shape[-1:], ("channels",))
