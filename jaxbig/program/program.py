@@ -191,7 +191,9 @@ def make_program(experiment: Experiment, devices: Sequence[Any] | None = None) -
         plain=with_shardings(abstract_plain, plain),
         batch=batch,
         teacher=of_teacher,
-        init=jax.jit(init, out_shardings=shardings),
+        init=jax.jit(
+            init, out_shardings=shardings, compiler_options=environment.compile_sooner(mesh)
+        ),
         begin=jax.jit(
             begin, in_shardings=(params, variables), out_shardings=shardings, donate_argnums=(0, 1)
         ),

@@ -69,6 +69,19 @@ def check() -> None:
             raise Refused(f"{name.upper()}={value}: {why}: unset it.")
 
 
+def compile_sooner(mesh: jax.sharding.Mesh) -> dict[str, str]:
+    """The compiler's options for a program that runs once.
+
+    On a CPU, LLVM's first level compiles random numbers in a third of the time, to the same bits.
+    """
+    if (
+        mesh.devices.flat[0].platform != "cpu"
+        or jax.config.values["jax_disable_most_optimizations"]
+    ):
+        return {}
+    return {"xla_backend_optimization_level": "1"}
+
+
 def versions() -> dict[str, str]:
     """The versions of Python and of the packages that a run's numbers depend on."""
     return {

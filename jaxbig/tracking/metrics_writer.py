@@ -4,8 +4,9 @@ import contextlib
 import itertools
 import json
 import logging
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,10 @@ class TensorBoardWriter:
 
     def __init__(self, folder: Path, start: int):
         # here: it looks for cloud libraries, which a launcher does not need
-        from tensorboardX import summary
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto import event_pb2
+        with _without_torch():
+            from tensorboardX import summary
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto import event_pb2
 
         session = event_pb2.SessionLog  # type: ignore[attr-defined]
         self._scalar = summary.scalar
@@ -87,6 +89,19 @@ class TensorBoardWriter:
 
     def close(self) -> None:
         self._writer.close()
+
+
+@contextlib.contextmanager
+def _without_torch() -> Iterator[None]:
+    """tensorboardX imports PyTorch where it is installed, which takes seconds, and we never use."""
+    if "torch" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]  # an import of it fails
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]
 
 
 @contextlib.contextmanager
