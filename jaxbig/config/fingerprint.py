@@ -49,6 +49,7 @@ ADDED_LATER = {
     "logit_soft_cap": None,
     "lora": to_json(LoRA()),
     "metrics": [],
+    "microbatches": 0,
     "mlp_bias": None,
     "norm_after_pooling": False,
     "patience": 0,

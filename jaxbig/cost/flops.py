@@ -39,7 +39,7 @@ def model_flops(experiment: Experiment, program: Program, jaxpr: Any = None) -> 
     """
     model = experiment.model
     remat, policies = model_class(model).remat_choices(model)
-    settings: dict[str, Any] = {"chunks": 0, "mlp_chunks": 0}
+    settings: dict[str, Any] = {"chunks": 0, "mlp_chunks": 0, "microbatches": 0}
     if policies:
         settings[remat] = policies[0]
     # a CPU's attention kernel is the plain one already

@@ -9,19 +9,21 @@ import jax.numpy as jnp
 
 from jaxbig.errors import Refused
 
-ROWS = ("data", "fsdp", "expert")
+STAGE = "stage"
+ROWS = ("data", "fsdp", "expert", STAGE)
 """The axes that split the rows of a batch."""
 MeshAxes = str | tuple[str, ...] | None
 Rules = tuple[tuple[str, MeshAxes], ...]
 Preset = Literal["standard", "length_over_tensor"]
 
 # logical axis -> mesh axes. `fsdp` also splits stored parameters (all-gathered when used), `tensor`
-# the work inside a layer, `sequence` the positions of each row, `expert` the experts of a mixture.
+# the work inside a layer, `sequence` the positions of each row, `expert` the experts of a mixture,
+# `stage` the layers of a stack.
 RULES: Rules = (
     ("batch", ROWS),
-    ("copy", ("data", "expert")),  # rows, where `fsdp` splits something else
+    ("copy", ("data", "expert", STAGE)),  # rows, where `fsdp` splits something else
     ("length", "sequence"),
-    ("layers", None),
+    ("layers", STAGE),
     ("embed", "fsdp"),
     # a convolution has few input channels, so its outputs are split twice
     ("channels", ("tensor", "fsdp")),
@@ -51,16 +53,21 @@ def as_tuple(axes: MeshAxes) -> tuple[str, ...]:
     return (axes,) if isinstance(axes, str) else axes or ()
 
 
-def without_fsdp(axes: MeshAxes) -> MeshAxes:
-    """These mesh axes but `fsdp`."""
+def without(name: str, axes: MeshAxes) -> MeshAxes:
+    """These mesh axes but one."""
     if isinstance(axes, tuple):
-        return tuple(axis for axis in axes if axis != "fsdp")
-    return None if axes == "fsdp" else axes
+        return tuple(axis for axis in axes if axis != name)
+    return None if axes == name else axes
 
 
 def rules_without_fsdp() -> Rules:
     """The active rules for a parameter that is used: all-gathered over `fsdp`."""
-    return tuple((logical, without_fsdp(axes)) for logical, axes in nn.get_logical_axis_rules())
+    return rules_without("fsdp")
+
+
+def rules_without(name: str) -> Rules:
+    """The active rules without one mesh axis."""
+    return tuple((logical, without(name, axes)) for logical, axes in nn.get_logical_axis_rules())
 
 
 def active_axes(names: MeshAxes) -> dict[str, int]:

@@ -13,7 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from jaxbig.distributed.logical_axes import OF_ROWS, PRESETS, RULES, Preset, Rules, without_fsdp
+from jaxbig.distributed.logical_axes import OF_ROWS, PRESETS, RULES, Preset, Rules, without
 from jaxbig.distributed.placement import AXES, arrange_devices
 from jaxbig.errors import Refused
 
@@ -33,6 +33,9 @@ class Mesh:
     (`--model.attention-kernel` ring, zigzag or ulysses)."""
     expert: int = 1
     """Splits the rows of the batch, and the experts of a mixture."""
+    stage: int = 1
+    """Pipeline parallel: splits the layers of a scanned Transformer, which microbatches of rows
+    pass one part after another (`--model.microbatches`); outside them the rows of the batch."""
     rules: Preset = "standard"
     """Which mesh axes split what. length_over_tensor: `tensor` also splits the length between the
     products whose width it splits, so that the inputs of layers take less memory (Korthikanti et
@@ -79,7 +82,7 @@ class Mesh:
             place = names.index(logical)
             chosen = axes[0] if len(axes) == 1 else axes or None
             # the second rule is for activations, whose rows may be split over `fsdp` already
-            new = dict.fromkeys([(logical, chosen), (logical, without_fsdp(chosen))])
+            new = dict.fromkeys([(logical, chosen), (logical, without("fsdp", chosen))])
             rules = (*rules[:place], *new, *(rule for rule in rules[place:] if rule[0] != logical))
         return rules
 

@@ -13,14 +13,14 @@ from jax.experimental import mesh_utils
 
 from jaxbig.errors import Refused
 
-AXES = ("data", "fsdp", "tensor", "sequence", "expert")
-BETWEEN_HOSTS = ("data", "fsdp", "expert", "sequence", "tensor")
+AXES = ("data", "fsdp", "tensor", "sequence", "expert", "stage")
+BETWEEN_HOSTS = ("stage", "data", "fsdp", "expert", "sequence", "tensor")
 """The axes in the order in which they cross hosts: those that send least first."""
 Sizes = tuple[int, ...]
 
 
 def arrange_devices(sizes: Sizes, devices: Sequence[Any]) -> np.ndarray:
-    """The devices as an array [data, fsdp, tensor, sequence, expert].
+    """The devices as an array [data, fsdp, tensor, sequence, expert, stage].
 
     Raises:
       Refused: TPUs cannot be arranged like this.
@@ -52,8 +52,7 @@ def arrange_over_hosts(sizes: Sizes, hosts: Sequence[Sequence[Any]]) -> np.ndarr
         left //= between[axis]
     outer = [between[axis] for axis in AXES]
     inner = [size // count for size, count in zip(sizes, outer, strict=True)]
-    paired = [axis + offset for axis in range(len(AXES)) for offset in (0, len(AXES))]
-    return devices.reshape(*outer, *inner).transpose(paired).reshape(sizes)
+    return _nested(devices, outer, inner)
 
 
 def count_slices(devices: Sequence[Any]) -> int:
@@ -62,13 +61,13 @@ def count_slices(devices: Sequence[Any]) -> int:
 
 
 def check_slices(sizes: Sizes, slices: int) -> None:
-    """Raises `Refused` unless all slices have the same number of replicas of the model.
+    """Raises `Refused` unless `stage` and `data` divide over the slices.
 
-    The network between slices is slow, and replicas send least.
+    The network between slices is slow, and these send least.
     """
-    if sizes[0] % slices:
+    if sizes[0] % between_slices(sizes, slices)[0]:
         rows = sizes[0] * sizes[1]
-        fitting = (slices, math.prod(sizes) // slices, 1, 1, 1)
+        fitting = (slices, math.prod(sizes) // slices, *[1] * (len(AXES) - 2))
         if rows % slices == 0:
             fitting = (slices, rows // slices, *sizes[2:])
         options = " ".join(
@@ -76,8 +75,23 @@ def check_slices(sizes: Sizes, slices: int) -> None:
         )
         raise Refused(
             f"mesh data={sizes[0]} does not divide over {slices} slices: make it a multiple of "
-            f"{slices}, as {options}."
+            f"{slices}, as {options}, or --mesh.stage."
         )
+
+
+def between_slices(sizes: Sizes, slices: int) -> Sizes:
+    """How many parts of each axis are on different slices: of `stage` as many as can be, and of
+    `data` what is left."""
+    stages = math.gcd(sizes[AXES.index("stage")], slices)
+    parts = {"data": slices // stages, "stage": stages}
+    return tuple(parts.get(axis, 1) for axis in AXES)
+
+
+def _nested(devices: np.ndarray, outer: Sequence[int], inner: Sequence[int]) -> np.ndarray:
+    """Devices in the order [*outer, *inner], as an array with one axis for each pair of those."""
+    paired = [axis + offset for axis in range(len(outer)) for offset in (0, len(outer))]
+    sizes = [a * b for a, b in zip(outer, inner, strict=True)]
+    return devices.reshape(*outer, *inner).transpose(paired).reshape(sizes)
 
 
 def _host(device: Any) -> int:
@@ -95,7 +109,7 @@ def _slices(devices: Sequence[Any]) -> list[list[Any]]:
 
 
 def _over_slices(sizes: Sizes, devices: Sequence[Any]) -> np.ndarray:
-    """`data` between slices, everything else inside one."""
+    """`stage` and `data` between slices, everything else inside one."""
     slices = _slices(devices)
     check_slices(sizes, len(slices))
     if len({len(chips) for chips in slices}) > 1:
@@ -103,8 +117,9 @@ def _over_slices(sizes: Sizes, devices: Sequence[Any]) -> np.ndarray:
             f"the slices have {', '.join(str(len(chips)) for chips in slices)} chips: they must "
             f"have the same number."
         )
-    inside = (sizes[0] // len(slices), *sizes[1:])
-    return np.concatenate([_over_torus(inside, chips) for chips in slices])
+    outer = between_slices(sizes, len(slices))
+    inside = tuple(size // count for size, count in zip(sizes, outer, strict=True))
+    return _nested(np.stack([_over_torus(inside, chips) for chips in slices]), outer, inside)
 
 
 def _over_torus(sizes: Sizes, chips: Sequence[Any]) -> np.ndarray:

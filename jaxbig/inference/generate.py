@@ -20,7 +20,7 @@ from jaxbig.inference.decoding import STEPS, Decoding, Writer, padded_length, tr
 from jaxbig.inference.sampling import Sampling
 from jaxbig.train.run import Run, restore
 
-SPLIT = ("fsdp", "tensor", "sequence", "expert")
+SPLIT = ("fsdp", "tensor", "sequence", "expert", "stage")
 """The axes of a mesh that split a model or its rows' positions."""
 MOST = 2**24
 """The most tokens of a text, places of a cache, and texts at once."""

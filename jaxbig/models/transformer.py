@@ -4,6 +4,7 @@ Letters in shape comments: B batch, L length, S length of the memory, D width, F
 """
 
 import dataclasses
+import functools
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -11,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxbig.arrays.dtypes import Dtype
+from jaxbig.arrays.batch_mask import batch_mask, real_positions
+from jaxbig.arrays.dtypes import Dtype, accumulation_dtype
 from jaxbig.constraints import (
     AtLeastOne,
     DropRate,
@@ -34,6 +36,7 @@ from jaxbig.models.layers.parameters import (
     constrain,
     parameter,
 )
+from jaxbig.models.layers.pipeline import stages, through_stages
 from jaxbig.models.layers.quantized import dense_product
 from jaxbig.models.layers.rotary_scaling import RotaryScaling
 
@@ -126,6 +129,9 @@ class TransformerFields(Model, kw_only=True):
     remat_group: PositiveInt = 1
     """With scan, in training: checkpoints every k-th block only (Chen et al., 2016, section 4.3). A
     divisor of the depth; its square root saves most memory, for one more forward pass."""
+    microbatches: NonNegativeInt = 0
+    """With scan: parts of the batch that pass the blocks one after another, over the mesh's `stage`
+    several at a time (a pipeline). Each draws its own dropout. 0: the whole batch at once."""
     attention_kernel: Kernel = "auto"
     """Attention implementation: plain, fused (cuDNN), splash (TPU), or auto, the best for the
     device; over the mesh's `sequence`: ring, zigzag (a balanced ring) or ulysses (all-to-all)."""
@@ -371,6 +377,8 @@ class Stack(TransformerFields, kw_only=True):
                 f"remat_group {self.remat_group}: it needs scan, and must divide the depth, which "
                 f"is {self.depth}."
             )
+        if self.microbatches:
+            self.check_pipeline()
         choose("remat", self.remat, Remat)
         choose("positions", self.positions, Positions)
         scores = None
@@ -422,7 +430,12 @@ class Stack(TransformerFields, kw_only=True):
                 jnp.array(rates) if self.drop_path else None,
                 jnp.array([window is not None for window in windows]) if mixed else None,
             )
-            block = Block(**fields, window=self.window if mixed else windows[0], name="block")
+            fields["window"] = self.window if mixed else windows[0]
+            if self.pipelined(x.shape[0], train, cache):
+                block = Block(**fields, name="block", parent=None)
+                x = self.in_stages(block, x, context, scores, varying, train)
+                return self.normalize("norm")(x) if self.pre_norm and self.final_norm else x  # type: ignore
+            block = Block(**fields, name="block")
             grouped = self.remat_group > 1 and train and not self.is_initializing()
 
             def one(
@@ -442,6 +455,88 @@ class Stack(TransformerFields, kw_only=True):
                 block = Block(**fields, window=window, name=f"block_{layer}")
                 x = run(block, x, context, scores, rate)
         return self.normalize("norm")(x) if self.pre_norm and self.final_norm else x  # type: ignore
+
+    @nn.nowrap
+    def check_pipeline(self) -> None:
+        """Raises `Refused` unless the blocks can be in stages."""
+        if not self.scan:
+            raise Refused(
+                f"microbatches {self.microbatches}: they need the blocks scanned: turn on scan."
+            )
+        if self.depth % (stages() * self.remat_group):
+            groups = f" in groups of remat_group {self.remat_group}" * (self.remat_group > 1)
+            raise Refused(
+                f"depth {self.depth} does not divide over stage={stages()}{groups}: make it a "
+                f"multiple of {stages() * self.remat_group}, or change --mesh.stage."
+            )
+
+    @nn.nowrap
+    def pipelined(self, rows: int, train: bool, cache: int) -> bool:
+        """Whether these rows pass in microbatches: not those of a cache, of a capture of
+        intermediates, or, but in training, of a number that does not divide."""
+        if not self.microbatches or cache or self.is_initializing():
+            return False
+        if train and rows % self.microbatches:
+            raise Refused(
+                f"{rows} rows do not divide into microbatches {self.microbatches}: make it a "
+                f"divisor, or --data.batch a multiple."
+            )
+        return not (rows % self.microbatches or self.is_mutable_collection("intermediates"))
+
+    def in_stages(
+        self, block: Block, x: jax.Array, context: Context, scores: Any, varying: Any, train: bool
+    ) -> jax.Array:
+        """The blocks, over the mesh's `stage`; see `through_stages`."""
+        leaves, structure = jax.tree.flatten(context)
+        of_rows = [leaf.shape[:1] == x.shape[:1] for leaf in leaves]
+        real = real_positions(*x.shape[:2]) if self.experts else None
+        keys = None
+        if train and self.has_rng("dropout"):
+            numbers = jnp.arange(self.depth)
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("dropout"), numbers)
+
+        def one(x: jax.Array, layer: Any, rows: Any, number: jax.Array) -> Any:
+            params, (rate, windowed), key = layer
+            mine, real = rows
+            mine = iter(mine)
+            c = structure.unflatten(
+                next(mine) if by_row else leaf for leaf, by_row in zip(leaves, of_rows, strict=True)
+            )
+            rngs = {} if key is None else {"dropout": jax.random.fold_in(key, number)}
+            rate = 0.0 if rate is None else rate
+            with batch_mask(real):
+                x, changed = block.apply(
+                    {"params": params},
+                    *(x, c, scores, rate, train, 0, windowed),
+                    rngs=rngs,
+                    mutable=[LOSSES],
+                )
+            losses = [jnp.zeros((), accumulation_dtype(x.dtype)), *jax.tree.leaves(changed)]
+            return x, functools.reduce(jnp.add, losses)
+
+        if self.remat in POLICIES:
+            one = jax.checkpoint(one, prevent_cse=False, policy=POLICIES[self.remat])
+
+        def some(layers: Any, x: jax.Array, rows: Any, number: jax.Array) -> Any:
+            x, losses = jax.lax.scan(lambda x, layer: one(x, layer, rows, number), x, layers)
+            return x, jnp.sum(losses)
+
+        def groups(layers: Any, x: jax.Array, rows: Any, number: jax.Array) -> Any:
+            group = jax.checkpoint(some, prevent_cse=False)
+            layers = jax.tree.map(
+                lambda leaf: leaf.reshape(-1, self.remat_group, *leaf.shape[1:]), layers
+            )
+            x, losses = jax.lax.scan(lambda x, layer: group(layer, x, rows, number), x, layers)
+            return x, jnp.sum(losses)
+
+        layers = (nn.meta.unbox(self.variables["params"]["block"]), varying, keys)
+        rows = ([leaf for leaf, by_row in zip(leaves, of_rows, strict=True) if by_row], real)
+        function = groups if self.remat_group > 1 and train else some
+        x, losses = through_stages(function, layers, x, rows, self.microbatches)
+        if self.experts:
+            zero = functools.partial(jnp.zeros_like, losses)
+            self.sow(LOSSES, "router", losses, init_fn=zero, reduce_fn=jnp.add)
+        return x
 
 
 def scanned(one: Any, length: int) -> Any:

@@ -13,7 +13,7 @@ from jaxbig.cost.hardware import Topology
 from jaxbig.cost.remedies import remat_options, remat_policies
 from jaxbig.distributed.logical_axes import ROWS
 from jaxbig.distributed.mesh import format_mesh
-from jaxbig.distributed.placement import AXES
+from jaxbig.distributed.placement import AXES, between_slices
 from jaxbig.errors import Failed, Refused
 from jaxbig.planning.planner import Plan, check_possible, compile_in_child
 
@@ -116,7 +116,8 @@ def meshes(own: tuple[int, ...], devices: int, slices: int = 1) -> Iterator[tupl
     """
     yield own
     fixed = dict(zip(AXES, own, strict=True))
-    left = devices // (fixed["sequence"] * fixed["expert"] * slices)
+    slices = between_slices(own, slices)[0]
+    left = devices // (fixed["sequence"] * fixed["expert"] * fixed["stage"] * slices)
     for tensor in (size for size in TENSOR if not left % size):
         each = left // tensor
         for data in sorted({1, each, *(size for size in (2, 4, 8) if not each % size)}):

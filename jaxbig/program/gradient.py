@@ -20,8 +20,9 @@ from jaxbig.adapt.weights import FROZEN, adapts, beside_model, of_model
 from jaxbig.adapt.weights import scale as adapt_scale
 from jaxbig.arrays.batch_mask import every_row_real
 from jaxbig.arrays.dtypes import upcast
+from jaxbig.arrays.row_parts import strided, unstrided
 from jaxbig.config.experiment import Experiment
-from jaxbig.distributed.logical_axes import ROWS
+from jaxbig.distributed.logical_axes import ROWS, STAGE
 from jaxbig.errors import Refused
 from jaxbig.models.layers.mixture_of_experts import LOSSES
 from jaxbig.objectives.base import Batch, Sum, Sums, sums_of
@@ -178,6 +179,28 @@ def check_parts(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
         )
 
 
+def check_stages(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
+    """Raises `Refused` unless the model runs in stages where the mesh has some, and the batch
+    divides into its microbatches."""
+    model = experiment.model
+    batch = experiment.data.batch
+    microbatches = getattr(model, "microbatches", 0)
+    if mesh.shape[STAGE] > 1 and not microbatches:
+        fix = "--model.scan --model.microbatches 8, or another axis"
+        if not hasattr(model, "microbatches"):
+            fix = f"another axis, as --mesh.data: {type(model).__name__} does not run in stages"
+        raise Refused(
+            f"mesh stage={mesh.shape[STAGE]} needs microbatches of the model: give {fix}."
+        )
+    rows = math.prod(mesh.shape[axis] for axis in ROWS if axis != STAGE)
+    unit = microbatches * (experiment.reproducible or rows * experiment.accumulate)
+    if unit and batch % unit:
+        raise Refused(
+            f"--data.batch {batch} does not divide into --model.microbatches {microbatches} of "
+            f"each of its {unit // microbatches} parts: make it a multiple of {unit}."
+        )
+
+
 def at_once(experiment: Experiment) -> Gradient:
     """The gradient of the whole batch at once; the partitioner orders the sums."""
 
@@ -296,25 +319,6 @@ def of_total(scale: jax.Array | None, batch: Batch) -> jax.Array | None:
 
 def unscaled(gradient: Any, scale: jax.Array | None) -> Any:
     return gradient if scale is None else jax.tree.map(lambda leaf: upcast(leaf) / scale, gradient)
-
-
-def strided(count: int, x: jax.Array) -> jax.Array:
-    """[B, ...] -> [count, B / count, ...]: every count-th pair of rows, or row where parts are odd.
-
-    So each device keeps the rows it has.
-    """
-    rows = x.shape[0] // count
-    pair = 2 if rows % 2 == 0 else 1
-    x = jnp.moveaxis(x.reshape(rows // pair, count, pair, *x.shape[1:]), 1, 0)
-    return x.reshape(count, rows, *x.shape[3:])
-
-
-def unstrided(x: jax.Array) -> jax.Array:
-    """The inverse: [count, B / count, ...] -> [B, ...]."""
-    count, rows = x.shape[:2]
-    pair = 2 if rows % 2 == 0 else 1
-    x = jnp.moveaxis(x.reshape(count, rows // pair, pair, *x.shape[2:]), 0, 1)
-    return x.reshape(-1, *x.shape[3:])
 
 
 def in_turn(function: Callable[[jax.Array], jax.Array], tree: Any) -> Any:

@@ -45,7 +45,7 @@ from jaxbig.objectives.distill import Distill, taught_by
 from jaxbig.program import rng
 from jaxbig.program.apply_model import make_apply
 from jaxbig.program.bad_steps import FAULT, make_bad_step_check, track_losses, unchanged
-from jaxbig.program.gradient import check_parts, make_gradient, row_keys
+from jaxbig.program.gradient import check_parts, check_stages, make_gradient, row_keys
 from jaxbig.program.mixed_precision import (
     loss_scale,
     loss_scale_metrics,
@@ -119,6 +119,7 @@ def make_program(experiment: Experiment, devices: Sequence[Any] | None = None) -
     check_batch(experiment.data.batch, mesh)
     check_length(getattr(experiment.data, "length", 0), mesh)
     check_parts(experiment, mesh)
+    check_stages(experiment, mesh)
     rows = batch_sharding(mesh)
     whole = replicated(mesh)
     batch = {
@@ -510,7 +511,7 @@ def unsharded_matrices(program: Program) -> list[str]:
 
     Plain layers of Flax, as `nn.Dense`, name none, so each device has all of them.
     """
-    if all(program.mesh.shape[axis] == 1 for axis in ("fsdp", "tensor", "expert")):
+    if all(program.mesh.shape[axis] == 1 for axis in ("fsdp", "tensor", "expert", "stage")):
         return []
     specs = logical_axes(program)
     shapes = all_parameters(program)

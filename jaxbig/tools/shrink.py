@@ -19,7 +19,7 @@ PARAMETERS = 2**25
 LENGTH = 32
 """The length of its rows, or the least multiple of the mesh's `sequence` above that."""
 DEPTH = 3
-"""The most layers of a shrunken copy."""
+"""The most layers of a shrunken copy, or the least multiple of the mesh's `stage` above that."""
 
 
 def small_program(experiment: Experiment, devices: Sequence[Any], rows: int) -> Program:
@@ -51,14 +51,13 @@ def narrow_program(
 def fewer(experiment: Experiment, mesh: Any, rows: int) -> Experiment:
     """The experiment with fewer rows, shorter rows and fewer layers."""
     model = experiment.model
-    unit = math.lcm(
-        math.prod(mesh[axis] for axis in ROWS) * experiment.accumulate, experiment.reproducible or 1
-    )
+    parts = experiment.accumulate * (getattr(model, "microbatches", 0) or 1)
+    unit = math.lcm(math.prod(mesh[axis] for axis in ROWS) * parts, experiment.reproducible or 1)
     batch = least(experiment.data.batch, unit, rows)
     data = dataclasses.replace(experiment.data, batch=batch)
     return dataclasses.replace(
         experiment,
-        model=model_class(model).shallower(model, DEPTH),
+        model=model_class(model).shallower(model, round_up(DEPTH, mesh["stage"])),
         data=data.shorter(round_up(LENGTH, mesh["sequence"])),
     )
 

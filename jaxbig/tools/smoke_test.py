@@ -11,6 +11,7 @@ import jax
 from jaxbig.config.experiment import Experiment, InitializeFrom
 from jaxbig.data.core.dataset import Data
 from jaxbig.distributed.multihost import on_process_zero
+from jaxbig.distributed.placement import AXES
 from jaxbig.errors import Refused
 from jaxbig.models.base import model_class
 from jaxbig.program.teacher import find_teacher, without_teacher
@@ -27,7 +28,7 @@ ROWS = 8
 LENGTH = 64
 """The most positions of a row."""
 DEPTH = 2
-"""The most layers."""
+"""The most layers, or one for each of the mesh's stages."""
 
 
 def smoke(experiment: Experiment) -> Experiment:
@@ -51,7 +52,9 @@ def smoke(experiment: Experiment) -> Experiment:
     few |= {"evaluate_batches": EVALUATED, "accumulate": 1, "initialize_from": InitializeFrom()}
     if find_teacher(experiment) is None:
         few["objective"] = without_teacher(experiment.objective)
-    model = model_class(experiment.model).shallower(experiment.model, DEPTH)
+    sizes = dict(zip(AXES, experiment.mesh.sizes(jax.device_count()), strict=True))
+    depth = max(DEPTH, sizes["stage"])
+    model = model_class(experiment.model).shallower(experiment.model, depth)
     small = dataclasses.replace(experiment, model=model, data=data, **few)
     return narrow_program(small, None, PARAMETERS).experiment
 

@@ -43,6 +43,9 @@ TEXT = np.frombuffer(
 SETTINGS: dict[str, dict[str, Any]] = {
     "scanned": {"scan": True, "remat": "full", "drop_path": 0.1},
     "pieces": {"mlp_chunks": 3},
+    "stages": {"scan": True, "depth": 4, "microbatches": 4, "remat": "full", "drop_path": 0.1},
+    "stages, grouped": {"scan": True, "depth": 4, "microbatches": 2, "remat_group": 2},
+    "stages, ring": {"scan": True, "depth": 2, "microbatches": 2, "attention_kernel": "ring"},
     "heads": {"heads": 8},
     "ring": {"attention_kernel": "ring", "kv_heads": 2, "window": 12},
     "zigzag": {"attention_kernel": "zigzag", "kv_heads": 2},
@@ -228,6 +231,17 @@ OVER_EXPERTS = [
     Mesh(data=1, expert=2, sequence=4),
 ]
 OVER_LENGTH = [Mesh(data=1, sequence=8), Mesh(data=2, tensor=2, sequence=2)]
+OVER_STAGES = [
+    ("pytext_transformer, stages", Mesh(data=4, stage=2)),
+    ("pytext_transformer, stages", Mesh(data=2, stage=4)),
+    ("pytext_transformer, stages", Mesh(data=2, fsdp=2, stage=2)),
+    ("pytext_llama, stages, grouped", Mesh(data=2, tensor=2, stage=2)),
+    ("pytext_llama, stages, ring", Mesh(data=1, tensor=2, sequence=2, stage=2)),
+    ("pytext_moe, stages", Mesh(data=1, fsdp=2, expert=2, stage=2)),
+    ("pytext_bert, stages", Mesh(data=2, stage=4)),
+    ("dates_transformer, stages", Mesh(data=2, tensor=2, stage=2)),
+    ("digits_vit, stages", Mesh(data=2, fsdp=2, stage=2)),
+]
 BETWEEN = Mesh(data=2, tensor=2, sequence=2, rules="length_over_tensor")
 OVERRIDDEN = Mesh(
     data=2,
@@ -286,6 +300,7 @@ CASES = [
         for setting in ("pieces", "all to all")
     ]
     + [pytest.param("hastily", name, TENSOR, marks=SLOW) for name in OVER_TENSOR]
+    + [pytest.param("hastily", name, mesh, marks=SLOW) for name, mesh in OVER_STAGES]
     + [
         pytest.param("hastily", name, mesh, marks=SLOW)
         for name in ATTENTIVE

@@ -46,6 +46,7 @@ ONLY = {
     "models": {
         "jaxbig.arrays.batch_mask",
         "jaxbig.arrays.dtypes",
+        "jaxbig.arrays.row_parts",
         "jaxbig.constraints",
         "jaxbig.distributed.logical_axes",
         "jaxbig.errors",

@@ -390,7 +390,7 @@ def test_json_of_an_experiment_has_all_its_numbers() -> None:
         "warmup": 5,
         "end": 0.0,
     }
-    sizes = {"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1, "expert": 1}
+    sizes = {"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1, "expert": 1, "stage": 1}
     assert found["mesh"] == {"type": "Mesh", **sizes, "rules": "standard", "overrides": []}
     assert to_json({"folder": Path("a/b"), 3: (None, True)}) == {"folder": "a/b", "3": [None, True]}
 

@@ -97,7 +97,9 @@ def test_a_batch_is_split_over_data_and_fsdp_in_order() -> None:
     rows = np.arange(24, dtype=np.int32).reshape(8, 3)
     placed: Any = device_put_batch({"inputs": rows, "mask": np.ones(8, np.float32)}, mesh)
     assert (
-        placed["inputs"].sharding.spec == batch_sharding(mesh).spec == P(("data", "fsdp", "expert"))
+        placed["inputs"].sharding.spec
+        == batch_sharding(mesh).spec
+        == P(("data", "fsdp", "expert", "stage"))
     )
     for shard in placed["inputs"].addressable_shards:
         # `tensor` is the innermost axis: adjacent devices have the same rows
@@ -144,7 +146,7 @@ def boxed(shape: tuple[int, ...], *names: str | None) -> Any:
         (("heads", None, "embed"), P("tensor", None, "fsdp")),
         ((None, None, None, "channels"), P(None, None, None, ("tensor", "fsdp"))),
         (("embed", None, "hidden"), P("fsdp", None, "tensor")),
-        (("layers", "embed", "mlp"), P(None, "fsdp", "tensor")),
+        (("layers", "embed", "mlp"), P("stage", "fsdp", "tensor")),
         (("embed", "classes"), P("fsdp", None)),
         ((None,), P(None)),
     ],
@@ -178,10 +180,10 @@ def test_gathered_is_the_table_without_fsdp() -> None:
     with activate(Mesh().build()):
         rules = rules_without_fsdp()
     assert rules_without_fsdp() == () and dict(rules) == {
-        "batch": ("data", "expert"),
-        "copy": ("data", "expert"),
+        "batch": ("data", "expert", "stage"),
+        "copy": ("data", "expert", "stage"),
         "length": "sequence",
-        "layers": None,
+        "layers": "stage",
         "embed": None,
         "channels": ("tensor",),
         "mlp": "tensor",
@@ -233,7 +235,7 @@ def test_an_override_takes_the_place_of_a_rule() -> None:
         assert dict(rules_without_fsdp())["mlp"] == ("tensor",)
     assert specs == [
         P(None, ("tensor", "fsdp")),
-        P(("data", "fsdp", "expert"), "sequence", ("tensor",)),
+        P(("data", "fsdp", "expert", "stage"), "sequence", ("tensor",)),
     ]
     found = flatten_with_paths(parameter_shardings(boxed((8, 8), "embed", "mlp"), mesh, rules))
     assert found["params/block_0/up/kernel"].spec == P(None, ("tensor", "fsdp"))
@@ -249,7 +251,7 @@ def test_an_override_takes_the_place_of_a_rule() -> None:
         (Mesh(overrides=(("batch", "data"),)), ["'batch'", "vocab"]),
         (
             Mesh(overrides=(("mlp", "tensor+model"),)),
-            ["'tensor+model'", "data, fsdp, tensor, sequence, expert"],
+            ["'tensor+model'", "data, fsdp, tensor, sequence, expert, stage"],
         ),
         (Mesh(overrides=(("mlp", "tensor+tensor"),)), ["'tensor+tensor'", "each once"]),
         (Mesh(overrides=(("mlp", ""),)), ["''", "none"]),

@@ -43,6 +43,7 @@ def test_what_ships_passes_in_float64(name: str) -> None:
         "tensor": 2,
         "sequence": 1,
         "expert": 1,
+        "stage": 1,
     }
     assert (result["dtype"], result["tolerance"]) == ("float64", 1e-8)
     assert 0 <= result["loss_relative_error"] < 1e-13

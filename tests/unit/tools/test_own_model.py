@@ -141,6 +141,6 @@ class Series(Data):
 
 def test_own_data_is_cut_by_its_method() -> None:
     experiment = dataclasses.replace(config(), data=Series(batch=64))
-    mesh = {"data": 2, "fsdp": 1, "expert": 1, "sequence": 5}
+    mesh = {"data": 2, "fsdp": 1, "expert": 1, "sequence": 5, "stage": 1}
     data: Any = fewer(experiment, mesh, 8).data
     assert (data.batch, data.hours) == (8, 35)  # 32, up to a multiple of `sequence`
