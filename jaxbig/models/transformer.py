@@ -463,6 +463,11 @@ class Stack(TransformerFields, kw_only=True):
             raise Refused(
                 f"microbatches {self.microbatches}: they need the blocks scanned: turn on scan."
             )
+        if self.experts and stages() > 1:
+            raise Refused(
+                f"experts {self.experts} do not run in stages, and the mesh has stage={stages()}: "
+                f"use --mesh.expert."
+            )
         if self.depth % (stages() * self.remat_group):
             groups = f" in groups of remat_group {self.remat_group}" * (self.remat_group > 1)
             raise Refused(

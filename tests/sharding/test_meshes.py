@@ -237,7 +237,6 @@ OVER_STAGES = [
     ("pytext_transformer, stages", Mesh(data=2, fsdp=2, stage=2)),
     ("pytext_llama, stages, grouped", Mesh(data=2, tensor=2, stage=2)),
     ("pytext_llama, stages, ring", Mesh(data=1, tensor=2, sequence=2, stage=2)),
-    ("pytext_moe, stages", Mesh(data=1, fsdp=2, expert=2, stage=2)),
     ("pytext_bert, stages", Mesh(data=2, stage=4)),
     ("dates_transformer, stages", Mesh(data=2, tensor=2, stage=2)),
     ("digits_vit, stages", Mesh(data=2, fsdp=2, stage=2)),

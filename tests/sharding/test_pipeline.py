@@ -65,6 +65,8 @@ def test_microbatches_in_stages_compute_what_the_whole_batch_does(
     case: str, mesh: Mesh | None
 ) -> None:
     model, inputs = CASES[case]
+    if case == "experts" and mesh:
+        pytest.skip("experts do not run in stages")
     loss, gradient = outcome(model, inputs)
     found_loss, found = outcome(model.clone(microbatches=4), inputs, mesh)
     np.testing.assert_allclose(found_loss, loss, rtol=1e-5)
@@ -91,7 +93,7 @@ def test_bytes_between_stages_are_those_of_the_theory() -> None:
     model = Decoder(**FIELDS, microbatches=microbatches, remat="full")
     tokens = jnp.ones((rows, LENGTH), jnp.int32)
     boxed = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
-    shapes = nn.meta.unbox(boxed)
+    shapes = jax.eval_shape(lambda: nn.meta.unbox(model.init(jax.random.key(0), tokens)["params"]))
     with activate(mesh):
         at = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh)
         gradient = jax.jit(
@@ -106,7 +108,6 @@ def test_bytes_between_stages_are_those_of_the_theory() -> None:
     ticks = microbatches + stages - 1
     [permute] = [row["bytes"] for row in of_stages if row["kind"] == "collective-permute"]
     assert permute == 2 * ticks * microbatch  # forward and backward
-    print(sent)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +121,12 @@ def test_bytes_between_stages_are_those_of_the_theory() -> None:
             {"scan": True, "microbatches": 2, "depth": 3},
             Mesh(data=4, stage=2),
             "depth 3 does not divide over stage=2",
+        ),
+        (
+            "pytext_moe",
+            {"scan": True, "microbatches": 2},
+            Mesh(data=4, stage=2),
+            "experts 8 do not run in stages",
         ),
         (
             "pytext_llama",

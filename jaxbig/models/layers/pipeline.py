@@ -25,6 +25,16 @@ def stages() -> int:
     return active_axes(STAGE).get(STAGE, 1)
 
 
+@jax.custom_vjp
+def handed_on(x: jax.Array) -> jax.Array:
+    """[S, ...] -> what each stage gets from the one before it, and the first from the last."""
+    return jnp.roll(x, 1, axis=0)
+
+
+# jax's own gradient is a sum of two padded slices, each of which would be sent
+handed_on.defvjp(lambda x: (handed_on(x), None), lambda _, dx: (jnp.roll(dx, -1, axis=0),))
+
+
 def through_stages(
     function: Callable[..., tuple[jax.Array, jax.Array]],
     layers: Any,
@@ -85,7 +95,7 @@ def through_stages(
             )
             made, more = work(layers, given, theirs, number)
             losses += jnp.sum(jnp.where((mine >= 0) & (mine < microbatches), more, 0))
-            given = place(jnp.roll(made, 1, axis=0), "layers")  # what the last made is at the first
+            given = place(handed_on(made), "layers")
             done = turn - (count - 1)  # which is this microbatch
             at = done % microbatches
             old = jax.lax.dynamic_index_in_dim(waiting, at, 1, keepdims=False)
@@ -103,5 +113,6 @@ def through_stages(
         )[1]
         start = (given, waiting, jnp.zeros((), sum_type.dtype))
         (_, waiting, losses), _ = jax.lax.scan(tick, start, jnp.arange(ticks))
-        x = unstrided(waiting[0])
+        # a sum, as the partitioner would gather what is of all stages to take that of the first
+        x = unstrided(jnp.sum(jnp.where(first[:, None], waiting, 0), axis=0))
     return constrain(x, "batch", "length", None), losses
