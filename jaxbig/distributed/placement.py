@@ -74,8 +74,8 @@ def check_slices(sizes: Sizes, slices: int) -> None:
             f"--mesh.{axis}={size}" for axis, size in zip(AXES, fitting, strict=True)
         )
         raise Refused(
-            f"mesh data={sizes[0]} does not divide over {slices} slices: make it a multiple of "
-            f"{slices}, as {options}, or --mesh.stage."
+            f"mesh data={sizes[0]} does not divide over {slices} slices: make it, or stage, a "
+            f"multiple of {slices}, as {options}."
         )
 
 

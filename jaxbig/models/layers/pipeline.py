@@ -114,5 +114,5 @@ def through_stages(
         start = (given, waiting, jnp.zeros((), sum_type.dtype))
         (_, waiting, losses), _ = jax.lax.scan(tick, start, jnp.arange(ticks))
         # a sum, as the partitioner would gather what is of all stages to take that of the first
-        x = unstrided(jnp.sum(jnp.where(first[:, None], waiting, 0), axis=0))
+        x = place(unstrided(jnp.sum(jnp.where(first[:, None], waiting, 0), axis=0)))
     return constrain(x, "batch", "length", None), losses
