@@ -434,22 +434,24 @@ class Stack(TransformerFields, kw_only=True):
             if self.pipelined(x.shape[0], train, cache):
                 block = Block(**fields, name="block", parent=None)
                 x = self.in_stages(block, x, context, scores, varying, train)
-                return self.normalize("norm")(x) if self.pre_norm and self.final_norm else x  # type: ignore
-            block = Block(**fields, name="block")
-            grouped = self.remat_group > 1 and train and not self.is_initializing()
+            else:
+                block = Block(**fields, name="block")
+                grouped = self.remat_group > 1 and train and not self.is_initializing()
 
-            def one(
-                block: Block, x: jax.Array, varying: Any, context: Context, scores: Any
-            ) -> tuple[jax.Array, None]:
-                rate, windowed = varying
-                return run(block, x, context, scores, 0.0 if rate is None else rate, windowed), None
+                def one(
+                    block: Block, x: jax.Array, varying: Any, context: Context, scores: Any
+                ) -> tuple[jax.Array, None]:
+                    rate, windowed = varying
+                    return run(
+                        block, x, context, scores, 0.0 if rate is None else rate, windowed
+                    ), None
 
-            stack = (
-                in_groups(one, self.depth, self.remat_group)
-                if grouped
-                else scanned(one, self.depth)
-            )
-            x, _ = stack(block, x, varying, context, scores)
+                stack = (
+                    in_groups(one, self.depth, self.remat_group)
+                    if grouped
+                    else scanned(one, self.depth)
+                )
+                x, _ = stack(block, x, varying, context, scores)
         else:
             for layer, (rate, window) in enumerate(zip(rates, windows, strict=True)):
                 block = Block(**fields, window=window, name=f"block_{layer}")

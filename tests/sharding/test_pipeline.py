@@ -57,7 +57,9 @@ def outcome(model: nn.Module, inputs: Any, mesh: Mesh | None = None) -> Any:
     return jax.tree.map(np.asarray, found)
 
 
-@pytest.mark.parametrize("mesh", [None, Mesh(data=2, stage=4)], ids=str)
+@pytest.mark.parametrize(
+    "mesh", [pytest.param(None, marks=pytest.mark.slow), Mesh(data=2, stage=4)], ids=str
+)
 @pytest.mark.parametrize(
     "case", ["packed", *(pytest.param(name, marks=pytest.mark.slow) for name in list(CASES)[1:])]
 )
@@ -86,8 +88,11 @@ def test_parts_of_rows_have_each_row_once(rows: int, count: int) -> None:
     assert parts.shape == (count, rows // count, 2) and np.array_equal(unstrided(parts), x)
 
 
+@pytest.mark.slow
 def test_bytes_between_stages_are_those_of_the_theory() -> None:
-    data, stages, microbatches = 2, 4, 8
+    data = 2
+    stages = 4
+    microbatches = 8
     rows = 2 * data * microbatches
     mesh = Mesh(data=data, stage=stages).build()
     model = Decoder(**FIELDS, microbatches=microbatches, remat="full")
