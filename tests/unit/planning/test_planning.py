@@ -398,6 +398,7 @@ def test_remedies_cost_little_first() -> None:
         "--mesh.tensor=1",
         "--mesh.sequence=1",
         "--mesh.expert=1",
+        "--mesh.stage=1",
     ]
     assert list(remedies.remedies(plain, 4)) == [
         ["--model.remat=attention"],
