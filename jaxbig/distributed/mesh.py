@@ -34,8 +34,8 @@ class Mesh:
     expert: int = 1
     """Splits the rows of the batch, and the experts of a mixture."""
     stage: int = 1
-    """Pipeline parallel: splits the layers of a scanned Transformer, which microbatches of rows
-    pass one part after another (`--model.microbatches`); outside them the rows of the batch."""
+    """Pipeline parallel: splits a scanned Transformer's layers, for `--model.microbatches`; outside
+    of them the rows of the batch."""
     rules: Preset = "standard"
     """Which mesh axes split what. length_over_tensor: `tensor` also splits the length between the
     products whose width it splits, so that the inputs of layers take less memory (Korthikanti et

@@ -48,19 +48,19 @@ def test_what_fits_is_ranked_first_and_then_the_least_seconds_an_example() -> No
 def test_meshes_share_the_devices_out_and_keep_what_sequence_and_expert_take() -> None:
     own = Mesh(data=1, fsdp=4, sequence=2).sizes(8)
     assert list(meshes(own, 8)) == [
-        (1, 4, 1, 2, 1),
-        (2, 2, 1, 2, 1),
-        (4, 1, 1, 2, 1),
-        (1, 2, 2, 2, 1),
-        (2, 1, 2, 2, 1),
-        (1, 1, 4, 2, 1),
+        (1, 4, 1, 2, 1, 1),
+        (2, 2, 1, 2, 1, 1),
+        (4, 1, 1, 2, 1, 1),
+        (1, 2, 2, 2, 1, 1),
+        (2, 1, 2, 2, 1, 1),
+        (1, 1, 4, 2, 1, 1),
     ]
 
 
 def test_the_own_setting_is_tried_first_and_then_what_differs_in_one_thing() -> None:
     experiment = small("pytext_llama", mesh=Mesh(data=-1))
     found = settings(experiment, 8)
-    assert found[0] == Setting((8, 1, 1, 1, 1), 0, 16)
+    assert found[0] == Setting((8, 1, 1, 1, 1, 1), 0, 16)
     differing = [
         (each.mesh != found[0].mesh) + (each.remat > 0) + (each.batch != 16) for each in found
     ]
@@ -70,14 +70,14 @@ def test_the_own_setting_is_tried_first_and_then_what_differs_in_one_thing() -> 
 
 
 def test_what_takes_at_least_the_memory_of_another_is_known() -> None:
-    one = Setting((8, 1, 1, 1, 1), 1, 16)
+    one = Setting((8, 1, 1, 1, 1, 1), 1, 16)
     assert dataclasses.replace(one, batch=32).needs(one) and dataclasses.replace(
         one, remat=0
     ).needs(one)
     assert not dataclasses.replace(one, batch=8).needs(one) and not dataclasses.replace(
         one, remat=2
     ).needs(one)
-    assert not dataclasses.replace(one, mesh=(4, 2, 1, 1, 1)).needs(one)
+    assert not dataclasses.replace(one, mesh=(4, 2, 1, 1, 1, 1)).needs(one)
 
 
 @pytest.fixture
