@@ -108,6 +108,7 @@ def compiled(request: pytest.FixtureRequest) -> Iterator[None]:
     with fully() if request.param == "fully" else contextlib.nullcontext():
         yield
     on_one_device.cache_clear()
+    initial.cache_clear()
     over.cache_clear()
 
 
@@ -169,43 +170,48 @@ def arrays(tree: Any) -> Gradients:
 
 
 @functools.cache
-def on_one_device(name: str) -> tuple[Gradients, Gradients]:
-    """The initial parameters and the gradient of the first step, on one device."""
+def initial(name: str) -> tuple[Any, Any]:
+    """The initial parameters and other variables, drawn on one device."""
+    with activate(one_device()), hastily():
+        variables = nn.meta.unbox(jax.jit(make_init(in_full_precision(name)))())
+    variables = jax.tree.map(np.asarray, variables)
+    return variables.pop("params"), variables
+
+
+@functools.cache
+def on_one_device(name: str) -> Gradients:
+    """The gradient of the first step on one device."""
     experiment = in_full_precision(name)
     mesh = one_device()
     with activate(mesh):
-        with hastily():
-            variables = nn.meta.unbox(jax.jit(make_init(experiment))())
-        params = variables.pop("params")
+        params, variables = jax.device_put(initial(name))
         rows = device_put_batch(batch(name, experiment, 0), mesh)
         inputs = (perturbed(params), variables, rows, jnp.int32(0))
         gradient = jax.jit(make_gradient(experiment, mesh)).lower(*inputs).compile()
         found, _, _ = gradient(*inputs)
         assert all(len(leaf.devices()) == 1 for leaf in jax.tree.leaves(found))
-    return arrays(params), arrays(found)
+    return arrays(found)
 
 
 @functools.cache
-def over(name: str, mesh: Mesh) -> tuple[Gradients, Gradients]:
-    """The same from the compiled train step of a run: the momentum after a first step of SGD is the
-    gradient."""
+def over(name: str, mesh: Mesh) -> Gradients:
+    """The same over a mesh, from the compiled train step of a run: the momentum after a first step
+    of SGD is the gradient."""
     optimizer = SGD(learning_rate=Constant(0.1), momentum=0.9)
     experiment = dataclasses.replace(in_full_precision(name), mesh=mesh, optimizer=optimizer)
     program = make_program(experiment)
     with program.activate():
         with hastily():
-            state = program.init()
-        params = arrays(state.params)
+            state = program.begin(*initial(name))
         state = state.replace(params=perturbed(state.params))  # type: ignore[attr-defined]
         inputs = (state, device_put_batch(batch(name, experiment, 0), program.mesh))
         state, _ = program.train_step.lower(*inputs).compile()(*inputs)
         assert all(len(leaf.devices()) == 8 for leaf in jax.tree.leaves(state))
-    trace = {
+    return {
         path.split("trace/")[1]: leaf
         for path, leaf in arrays(state.opt_state).items()
         if "trace/" in path
     }
-    return params, trace
 
 
 def worst(found: Gradients, expected: Gradients) -> tuple[str, float]:
@@ -319,24 +325,24 @@ def test_gradients_over_a_mesh_are_those_of_one_device(name: str, mesh: Mesh) ->
 
 
 def same_as_on_one_device(name: str, mesh: Mesh) -> None:
-    params, gradient = over(name, mesh)
-    expected_params, expected = on_one_device(name)
+    expected = on_one_device(name)
     assert all(np.linalg.norm(leaf) > 0 for leaf in expected.values())
-    assert params.keys() == expected_params.keys()
-    for path, leaf in params.items():
-        np.testing.assert_array_equal(leaf, expected_params[path], err_msg=path)
-    path, error = worst(gradient, expected)
+    path, error = worst(over(name, mesh), expected)
     assert error < 1e-5, f"{path} is off by {error:.2e}"
 
 
-@pytest.mark.slow
+# a model of each kind
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize(
     ("compiled", "name"),
-    [("fully", "digits_convnet"), ("fully", "pytext_lstm")],
+    [
+        *(("hastily", name) for name in SPINE),
+        *(pytest.param("hastily", name, marks=SLOW) for name in (*QUICK[len(SPINE) :], *OTHERS)),
+        *(pytest.param("fully", name, marks=SLOW) for name in ("digits_convnet", "pytext_lstm")),
+    ],
     indirect=["compiled"],
 )
-def test_parameters_drawn_by_the_full_compiler_are_the_same_over_a_mesh(name: str) -> None:
+def test_initial_parameters_over_a_mesh_are_those_of_one_device(name: str) -> None:
     experiment = dataclasses.replace(in_full_precision(name), mesh=SPLIT)
     alone = dataclasses.replace(experiment, mesh=Mesh(data=1))
     program = make_program(experiment)
@@ -376,7 +382,7 @@ def test_over_fsdp_a_device_holds_an_eighth_of_parameters_and_moments(name: str)
     ],
 )
 def test_a_wrong_gradient_of_a_single_leaf_is_caught_and_named(damage: Any) -> None:
-    _, expected = on_one_device("digits_rnn")
+    expected = on_one_device("digits_rnn")
     assert worst(expected, expected)[1] == 0
     for wrong in expected:
         path, error = worst({**expected, wrong: damage(expected[wrong])}, expected)
@@ -384,8 +390,8 @@ def test_a_wrong_gradient_of_a_single_leaf_is_caught_and_named(damage: Any) -> N
 
 
 def test_a_gradient_summed_twice_over_a_mesh_axis_is_caught() -> None:
-    _, gradient = over("digits_rnn", Mesh(data=2, fsdp=2, tensor=2))
-    _, expected = on_one_device("digits_rnn")
+    gradient = over("digits_rnn", Mesh(data=2, fsdp=2, tensor=2))
+    expected = on_one_device("digits_rnn")
     assert worst({path: 2 * leaf for path, leaf in gradient.items()}, expected)[1] == pytest.approx(
         1, abs=1e-4
     )
