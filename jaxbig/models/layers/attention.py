@@ -279,21 +279,24 @@ def one_for_each_device(x: jax.Array, heads: int) -> jax.Array:
 
 @jax.custom_vjp
 def softmax(scores: jax.Array) -> jax.Array:
-    """Over the last axis. Its derivative is written out, since XLA makes a quotient's in one way or
-    another by what else is in the program, and the last bit with it (`Experiment.reproducible`)."""
+    """Over the last axis.
+
+    Its derivative is written out, to keep one array of the scores' size, not two, and because XLA
+    makes a quotient's in one way or another by what else is in the program, and the last bit with
+    it (`Experiment.reproducible`).
+    """
     return softmax_forward(scores)[0]
 
 
-def softmax_forward(scores: jax.Array) -> tuple[jax.Array, Any]:
+def softmax_forward(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
     powers = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
-    total = jnp.sum(powers, axis=-1, keepdims=True)
-    return powers / total, (powers, total)
+    weights = powers / jnp.sum(powers, axis=-1, keepdims=True)
+    return weights, weights
 
 
-def softmax_backward(saved: Any, gradient: jax.Array) -> tuple[jax.Array]:
-    powers, total = saved
-    d_total = -jnp.sum(gradient * total**-2 * powers, axis=-1, keepdims=True)
-    return ((gradient * (1 / total) + d_total) * powers,)
+def softmax_backward(weights: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    mean = jnp.sum(gradient * weights, axis=-1, keepdims=True)
+    return ((gradient - mean) * weights,)
 
 
 softmax.defvjp(softmax_forward, softmax_backward)
@@ -313,6 +316,9 @@ def plain(
     S]."""
     (batch, length, heads, width) = query.shape
     groups = key.shape[2]
+    scored = functools.partial(of_heads, scale=scale, cap=cap)
+    if groups == heads:
+        return scored(query, key, value, bias, mask)
 
     def grouped(x: jax.Array | None) -> jax.Array | None:
         """[1 or B, 1 or H, T, S] -> [1 or B, 1 or G, H / G, T, S]."""
@@ -325,7 +331,6 @@ def plain(
         return x.reshape(x.shape[0], groups, heads // groups, *x.shape[2:])
 
     query = query.reshape(batch, length, groups, heads // groups, width)
-    scored = functools.partial(of_heads, scale=scale, cap=cap)
     each = jax.vmap(scored, in_axes=(3, None, None, 2, 2), out_axes=3)
     return each(query, key, value, grouped(bias), grouped(mask)).reshape(
         batch, length, heads, width
