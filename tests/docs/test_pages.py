@@ -55,7 +55,13 @@ RUN_ELSEWHERE = {"data.md"}
 """Pages whose commands test_readme.py and test_own_data.py run."""
 BY_SECTION = {"use.md"}
 """Long pages, each of whose sections runs by itself, beside the others."""
-SHORT = {"steps": 4, "evaluate_every": 2, "checkpoint_every": 2, "log_every": 2}
+SHORT = {
+    "steps": 4,
+    "evaluate_every": 2,
+    "evaluate_batches": 2,
+    "checkpoint_every": 2,
+    "log_every": 2,
+}
 LAUNCHERS = {"local": "Local", "slurm": "Slurm", "gke": "Gke", "tpu_vm": "TpuVm", "sky": "Sky"}
 
 

@@ -184,6 +184,7 @@ def test_the_same_command_twice_gives_the_same_run(
             name,
             "--steps=30",
             "--checkpoint-every=20",
+            "--evaluate-batches=2",
             f"--workdir={folder}",
             *options,
         ]

@@ -202,6 +202,7 @@ def test_a_run_resumes_as_another_number_of_processes(small_file: str, tmp_path:
 REPRODUCIBLE = [
     "--steps=4",
     "--checkpoint-every=2",
+    "--evaluate-batches=2",
     "--reproducible=8",
     "--optimizer.learning-rate.warmup=1",
     "--data.batch=64",
