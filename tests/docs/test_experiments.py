@@ -67,6 +67,8 @@ def test_its_header_says_what_it_is_and_how_to_run_it(name: str) -> None:
 )
 def test_shrunk_it_takes_steps_over_a_mesh_with_one_compilation(name: str) -> None:
     experiment = small(name, mesh=Mesh(data=2, fsdp=2, tensor=2))
+    if name not in QUICK and getattr(experiment.model, "depth", 0) == 2:
+        experiment = experiment.replace(**{"model.depth": 1})  # the second block is the first again
     program = make_program(experiment)
     with program.activate():
         state = program.init()
