@@ -316,9 +316,6 @@ def plain(
     S]."""
     (batch, length, heads, width) = query.shape
     groups = key.shape[2]
-    scored = functools.partial(of_heads, scale=scale, cap=cap)
-    if groups == heads:
-        return scored(query, key, value, bias, mask)
 
     def grouped(x: jax.Array | None) -> jax.Array | None:
         """[1 or B, 1 or H, T, S] -> [1 or B, 1 or G, H / G, T, S]."""
@@ -331,6 +328,7 @@ def plain(
         return x.reshape(x.shape[0], groups, heads // groups, *x.shape[2:])
 
     query = query.reshape(batch, length, groups, heads // groups, width)
+    scored = functools.partial(of_heads, scale=scale, cap=cap)
     each = jax.vmap(scored, in_axes=(3, None, None, 2, 2), out_axes=3)
     return each(query, key, value, grouped(bias), grouped(mask)).reshape(
         batch, length, heads, width
