@@ -75,7 +75,7 @@ STEADY = [name for name in EMBEDDED if name not in ADAPTED and not name.startswi
 QUICK = [*SPINE, "pytext_griffin", "dates_transformer", "digits_vit"]
 # made small, these are the program of another one: the Llamas of 1B and 70B that of 8B, and that of
 # 7B is it with a head for each
-ALIKE = [
+SAME_PROGRAM = [
     "c4_llama_1b",
     "c4_llama_7b",
     "c4_llama_70b",
@@ -83,7 +83,7 @@ ALIKE = [
     "imagenet_resnet50_finetune",
     "mnist_convnet",
 ]
-LONG = [name for name in EXPERIMENTS if name not in [*QUICK, *ADAPTED, *ALIKE]]
+LONG = [name for name in EXPERIMENTS if name not in [*QUICK, *ADAPTED, *SAME_PROGRAM]]
 LONG += [
     "pytext_transformer, scanned",
     "pytext_moe, pieces",
