@@ -70,6 +70,15 @@ class Model(nn.Module):
         return "remat", get_args(Remat) if hasattr(self, "remat") else ()
 
     @nn.nowrap
+    def microbatch_count(self) -> int | None:
+        """How many parts of a batch pass the mesh's `stage` one after another.
+
+        0: the whole batch at once; None: the model does not run in stages. By default the field
+        `microbatches`.
+        """
+        return getattr(self, "microbatches", None)
+
+    @nn.nowrap
     def features(self, *arguments: Any, **named: Any) -> jax.Array:
         """The features of each example [B, D], to fit something else on the frozen model.
 

@@ -24,6 +24,7 @@ from jaxbig.arrays.row_parts import strided, unstrided
 from jaxbig.config.experiment import Experiment
 from jaxbig.distributed.logical_axes import ROWS, STAGE
 from jaxbig.errors import Refused
+from jaxbig.models.base import model_class
 from jaxbig.models.layers.mixture_of_experts import LOSSES
 from jaxbig.objectives.base import Batch, Sum, Sums, sums_of
 from jaxbig.program import rng
@@ -184,17 +185,19 @@ def check_stages(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
     divides into its microbatches."""
     model = experiment.model
     batch = experiment.data.batch
-    microbatches = getattr(model, "microbatches", 0)
+    microbatches = model_class(model).microbatch_count(model)
     if mesh.shape[STAGE] > 1 and not microbatches:
         fix = "--model.scan --model.microbatches 8, or another axis"
-        if not hasattr(model, "microbatches"):
+        if microbatches is None:
             fix = f"another axis, as --mesh.data: {type(model).__name__} does not run in stages"
         raise Refused(
             f"mesh stage={mesh.shape[STAGE]} needs microbatches of the model: give {fix}."
         )
     rows = math.prod(mesh.shape[axis] for axis in ROWS if axis != STAGE)
+    if not microbatches:
+        return
     unit = microbatches * (experiment.reproducible or rows * experiment.accumulate)
-    if unit and batch % unit:
+    if batch % unit:
         raise Refused(
             f"--data.batch {batch} does not divide into --model.microbatches {microbatches} of "
             f"each of its {unit // microbatches} parts: make it a multiple of {unit}."

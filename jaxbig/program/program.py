@@ -193,7 +193,7 @@ def make_program(experiment: Experiment, devices: Sequence[Any] | None = None) -
         batch=batch,
         teacher=of_teacher,
         init=jax.jit(
-            init, out_shardings=shardings, compiler_options=environment.compile_sooner(mesh)
+            init, out_shardings=shardings, compiler_options=environment.init_compiler_options(mesh)
         ),
         begin=jax.jit(
             begin, in_shardings=(params, variables), out_shardings=shardings, donate_argnums=(0, 1)

@@ -69,10 +69,11 @@ def check() -> None:
             raise Refused(f"{name.upper()}={value}: {why}: unset it.")
 
 
-def compile_sooner(mesh: jax.sharding.Mesh) -> dict[str, str]:
-    """The compiler's options for a program that runs once.
+def init_compiler_options(mesh: jax.sharding.Mesh) -> dict[str, str]:
+    """The compiler's options for the program of the first parameters, which runs once.
 
-    On a CPU, LLVM's first level compiles random numbers in a third of the time, to the same bits.
+    On a CPU, LLVM's first level of optimization compiles random numbers in a third of the time, to
+    the same bits.
     """
     if (
         mesh.devices.flat[0].platform != "cpu"

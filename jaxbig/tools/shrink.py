@@ -51,7 +51,7 @@ def narrow_program(
 def fewer(experiment: Experiment, mesh: Any, rows: int) -> Experiment:
     """The experiment with fewer rows, shorter rows and fewer layers."""
     model = experiment.model
-    parts = experiment.accumulate * (getattr(model, "microbatches", 0) or 1)
+    parts = experiment.accumulate * (model_class(model).microbatch_count(model) or 1)
     unit = math.lcm(math.prod(mesh[axis] for axis in ROWS) * parts, experiment.reproducible or 1)
     batch = least(experiment.data.batch, unit, rows)
     data = dataclasses.replace(experiment.data, batch=batch)

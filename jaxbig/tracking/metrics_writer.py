@@ -93,7 +93,7 @@ class TensorBoardWriter:
 
 @contextlib.contextmanager
 def _without_torch() -> Iterator[None]:
-    """tensorboardX imports PyTorch where it is installed, which takes seconds, and we never use."""
+    """tensorboardX imports PyTorch where it is installed: that takes seconds, and is not used."""
     if "torch" in sys.modules:
         yield
         return

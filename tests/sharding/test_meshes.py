@@ -73,8 +73,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 STEADY = [name for name in EMBEDDED if name not in ADAPTED and not name.startswith("pymodule")]
 # every model; the first ones with every test, the others with the slow ones
 QUICK = [*SPINE, "pytext_griffin", "dates_transformer", "digits_vit"]
-# made small, these are the program of another one: the Llamas of 1B and 70B that of 8B, and that of
-# 7B is it with a head for each
+# made small, these are the program of another one: the Llamas that of 8B (7B with a head of keys
+# for each of queries), the others that of digits_resnet, imagenet_resnet50 and digits_convnet
 SAME_PROGRAM = [
     "c4_llama_1b",
     "c4_llama_7b",

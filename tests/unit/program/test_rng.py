@@ -2,8 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from support.compiling import fully
+from support.experiments import small
 
+from jaxbig.distributed.mesh import Mesh
 from jaxbig.program import rng
+from jaxbig.program.program import make_program
+from jaxbig.system.environment import init_compiler_options
 
 
 def data(key: jax.Array) -> tuple[int, ...]:
@@ -32,3 +38,15 @@ def test_a_step_on_the_device_has_the_key_of_its_number() -> None:
         jnp.int32(7)
     )
     assert tuple(on_device.tolist()) == data(rng.at_step(3, "dropout", 7))
+
+
+def test_first_parameters_have_the_bits_of_the_compiler_with_all_optimizations() -> None:
+    with fully():
+        experiment = small("digits_convnet", mesh=Mesh(data=1))
+        program = make_program(experiment, jax.devices()[:1])
+        assert init_compiler_options(program.mesh)
+        with program.activate():
+            lowered = program.init.lower()
+            found = lowered.compile()().params
+            expected = lowered.compile({"xla_backend_optimization_level": "3"})().params
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, found, expected)))
