@@ -18,7 +18,6 @@ import gc
 import logging
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from unittest import mock
 
 import jax
 import pytest
+from support import fork_server
 from support.compiling import COMPILED, OLD_EMITTERS
 from support.programs import share_programs
 
@@ -101,8 +101,8 @@ def jaxbig(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
             arguments[0] in ("train", "evaluate")
             and environment.get("JAX_NUM_CPU_DEVICES", "1") == "1"
         )
-        return subprocess.run(
-            [sys.executable, "-m", "jaxbig", *map(str, arguments)],
+        return fork_server.run(
+            *arguments,
             cwd=tmp_path,
             env={
                 **os.environ,
@@ -110,10 +110,7 @@ def jaxbig(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
                 **(COMPILED if alone else {}),
                 **environment,
             },
-            capture_output=True,
-            text=True,
             timeout=500,
-            check=False,
         )
 
     return run

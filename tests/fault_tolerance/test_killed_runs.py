@@ -9,7 +9,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 from support.compiling import COMPILED, HASTY
+from support.fork_server import Process
 from support.timing import crowded
 
 pytestmark = pytest.mark.slow
@@ -42,9 +42,9 @@ def start(
     core: int | None = None,
     hasty: bool = True,
     cached: bool = False,
-    before: Callable[[], None] | None = None,
-) -> "subprocess.Popen[str]":
-    """`jaxbig ...` in that folder, on that many CPU devices, on one core if asked to.
+    memory: int | None = None,
+) -> Process:
+    """`jaxbig ...` in that folder, on that many CPU devices, on one core, in that many bytes.
 
     hasty: compiled with fewer optimizations.
 
@@ -54,18 +54,15 @@ def start(
     settings = {"JAX_NUM_CPU_DEVICES": str(devices)}
     settings |= HASTY if hasty else {}
     settings |= COMPILED if cached else {}
-    return subprocess.Popen(
-        [sys.executable, "-m", "jaxbig", *arguments],
-        cwd=folder,
-        env={**os.environ, **settings},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=before if core is None else lambda: os.sched_setaffinity(0, {core}),
-    )
+    process = Process(*arguments, cwd=folder, env={**os.environ, **settings})
+    if core is not None:
+        os.sched_setaffinity(process.pid, {core})
+    if memory is not None:
+        resource.prlimit(process.pid, resource.RLIMIT_AS, (memory, memory))
+    return process
 
 
-def finish(process: "subprocess.Popen[str]", seconds: float = 200) -> tuple[int, str, str]:
+def finish(process: Process, seconds: float = 200) -> tuple[int, str, str]:
     """Exit code, standard output and standard error; a process that hangs is killed."""
     try:
         out, err = process.communicate(timeout=seconds)
@@ -74,7 +71,7 @@ def finish(process: "subprocess.Popen[str]", seconds: float = 200) -> tuple[int,
     return process.returncode, out, err
 
 
-def until(process: "subprocess.Popen[str]", condition: Callable[[], bool]) -> None:
+def until(process: Process, condition: Callable[[], bool]) -> None:
     """Waits until the condition holds while the process lives."""
     while not condition():
         assert process.poll() is None, process.communicate()
@@ -246,7 +243,7 @@ def fill_with_names(disk: Path) -> None:
             (disk / f"filler-{number}").touch()
 
 
-def paused_between_saves(process: "subprocess.Popen[str]", checkpoints: Path) -> bool:
+def paused_between_saves(process: Process, checkpoints: Path) -> bool:
     """Stops the process; lets it continue unless there is a save and none is in progress."""
     process.send_signal(signal.SIGSTOP)
     names = [entry.name for entry in checkpoints.iterdir()] if checkpoints.exists() else []
@@ -338,11 +335,6 @@ def test_a_folder_that_is_removed_ends_the_run(
     assert not (tmp_path / "run").exists()
 
 
-def limited() -> None:
-    """As a machine with less memory than it says."""
-    resource.setrlimit(resource.RLIMIT_AS, (7 << 30, 7 << 30))
-
-
 def test_memory_that_does_not_suffice_is_reported_in_the_words_of_plan(
     tmp_path: Path, noticed: Callable[[float], None]
 ) -> None:
@@ -350,14 +342,15 @@ def test_memory_that_does_not_suffice_is_reported_in_the_words_of_plan(
     wide = ["--model.width=32768", "--model.heads=64"]
     many = ["--data.batch=65536", "--model.depth=2"]
     short = ["--data.batch=16384", "--model.depth=1", "--steps=2", "--data.length=32"]
+    less = 7 << 30  # than the machine says
     for options, limit, words in (
         (wide, None, ["the state and a batch need", "a smaller model, or more devices"]),
         (many, None, ["a step needs", "--model.remat=full", "--accumulate=2", "`jaxbig plan`"]),
-        (short, limited, ["a step needs", "--model.remat=full", "--accumulate=2", "`jaxbig plan`"]),
+        (short, less, ["a step needs", "--model.remat=full", "--accumulate=2", "`jaxbig plan`"]),
     ):
         began = time.monotonic()
         process = start(
-            tmp_path, "train", "pytext_transformer", "--workdir=run", *options, before=limit
+            tmp_path, "train", "pytext_transformer", "--workdir=run", *options, memory=limit
         )
         code, _, err = finish(process)
         noticed(time.monotonic() - began)

@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from support import fork_server
 from support.compiling import HASTY
 from support.timing import crowded
 
@@ -91,31 +92,32 @@ class Run:
         reported = reported or (count,) * count
         before = before or ("",) * count
         together = ["--coordinator", f"127.0.0.1:{port}", "--processes"]
-        self.processes = [
-            subprocess.Popen(
-                [
-                    sys.executable,
-                    "-c",
-                    f"{before[number]}\nfrom jaxbig.__main__ import main; main()",
-                    *map(str, arguments),
-                ]
-                + (
-                    [*together, str(reported[number]), "--process", str(number)]
-                    if count > 1
-                    else []
+        environment = {
+            **os.environ,
+            **(HASTY if hasty else {}),
+            "JAX_NUM_CPU_DEVICES": str(devices),
+        }
+        self.processes: list[Any] = []
+        for number in range(count):
+            command = [*map(str, arguments)]
+            if count > 1:
+                command += [*together, str(reported[number]), "--process", str(number)]
+            command += differing if number else ()
+            if before[number]:  # it must come before the imports
+                code = f"{before[number]}\nfrom jaxbig.__main__ import main; main()"
+                pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+                process: Any = subprocess.Popen(
+                    [sys.executable, "-c", code, *command],
+                    cwd=folder,
+                    env=environment,
+                    text=True,
+                    **pipes,  # type: ignore[arg-type]
                 )
-                + list(differing if number else ()),
-                cwd=folder,
-                env={**os.environ, **(HASTY if hasty else {}), "JAX_NUM_CPU_DEVICES": str(devices)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                preexec_fn=(lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}))
-                if one_core
-                else None,
-            )
-            for number in range(count)
-        ]
+            else:
+                process = fork_server.Process(*command, cwd=folder, env=environment, number=number)
+            self.processes.append(process)
+            if one_core:
+                os.sched_setaffinity(process.pid, {min(os.sched_getaffinity(0))})
 
     def end(self, *codes: int) -> list[tuple[str, str]]:
         """What each printed to standard output and error.

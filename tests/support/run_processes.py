@@ -3,13 +3,12 @@
 import json
 import os
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from support import fork_server
 from support.compiling import COMPILED, HASTY_BITS
 from support.timing import crowded
 
@@ -55,18 +54,15 @@ class Life:
         cached |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
         self.run = folder / "run"
         self.processes = [
-            subprocess.Popen(
-                [
-                    sys.executable,
-                    *(["-m", "jaxbig"] if number not in struck else [STRUCK, *struck[number]]),
-                    *arguments,
-                ]
-                + ([*together, "--process", str(number)] if count > 1 else []),
+            fork_server.Process(
+                *struck.get(number, ()),
+                *arguments,
+                *([*together, "--process", str(number)] if count > 1 else []),
                 cwd=folder,
                 env={**settings(devices), **cached},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
+                script=STRUCK if number in struck else "",
+                together=True,
+                number=number,
             )
             for number in range(count)
         ]
