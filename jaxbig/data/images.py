@@ -7,7 +7,7 @@ step and depends only on its PRNG keys.
 import dataclasses
 import io
 import os
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -102,6 +102,13 @@ class Images(Labeled):
         """The same data set with synthetic records."""
         records = Synthetic(images=("image",), labels=(("label", self.classes),))
         return dataclasses.replace(self, records=records)
+
+    def smaller(self, side: int) -> Self:
+        """The images and their canvas; not where an operation has a size of its own."""
+        if any(getattr(each, "size", None) is not None for each in (*self.augment, *self.center)):
+            return self
+        size = min(self.size, side)
+        return dataclasses.replace(self, size=size, canvas=self.canvas * size // self.size)
 
     def transform(self, batch: Batch, keys: jax.Array, train: bool) -> Batch:
         batch = dict(batch)

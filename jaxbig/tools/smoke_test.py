@@ -27,6 +27,8 @@ ROWS = 8
 """The most rows of a batch for each device."""
 LENGTH = 64
 """The most positions of a row."""
+SIDE = 96
+"""The most pixels of a side of an image."""
 DEPTH = 2
 """The most layers, or one for each of the mesh's stages."""
 
@@ -43,6 +45,7 @@ def smoke(experiment: Experiment) -> Experiment:
     data = dataclasses.replace(data, batch=min(data.batch, ROWS * jax.device_count()))
     if data.cuts_to_length:
         data = data.shorter(LENGTH)
+    data = data.smaller(SIDE)
     few: dict[str, Any] = {
         "steps": EVALUATED,
         "log_every": 1,

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from support.experiments import EMBEDDED, EXPERIMENTS, small
+from support.experiments import EMBEDDED, EXPERIMENTS, one_of_each_kind, small
 
 from jaxbig.config.discover import load
 from jaxbig.config.experiment_files import available, summary
@@ -63,7 +63,15 @@ def test_its_header_says_what_it_is_and_how_to_run_it(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in EXPERIMENTS]
+    "name",
+    [
+        *QUICK,
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in [*one_of_each_kind(EXPERIMENTS), "pytext_moe"]
+            if name not in QUICK
+        ),
+    ],
 )
 def test_shrunk_it_takes_steps_over_a_mesh_with_one_compilation(name: str) -> None:
     experiment = small(name, mesh=Mesh(data=2, fsdp=2, tensor=2))

@@ -271,58 +271,41 @@ OVER_TENSOR = [name for name in SPINE if name != "pytext_transformer"] + [
     "pytext_transformer, heads",
     "pytext_moe, heads",
 ]
+OTHER_AXES = [
+    ("pytext_transformer, ring", OVER_LENGTH[1]),
+    *((name, OVER_LENGTH[0]) for name in [*OVER_RING, "pytext_moe"]),
+    *((name, OVER_LENGTH[1]) for name in IN_TURN),
+    *((name, mesh) for name in ATTENTIVE for mesh in OVER_LENGTH),
+    *(
+        (name, mesh)
+        for name in ("pytext_transformer", "pytext_moe")
+        for mesh in (BETWEEN, OVERRIDDEN)
+    ),
+    *(("pytext_moe", mesh) for mesh in OVER_EXPERTS),
+    *((f"pytext_moe, {setting}", OVER_EXPERTS[1]) for setting in ("pieces", "all to all")),
+    *((name, TENSOR) for name in OVER_TENSOR),
+    *OVER_STAGES,
+]
+HASTY = [
+    *((name, SPLIT) for name in [*QUICK[len(SPINE) :], *LONG]),
+    *((name, Mesh(data=8)) for name in SPINE),
+    *((name, Mesh(data=1, fsdp=8)) for name in MODELS),
+    *OTHER_AXES,
+]
+# the meshes of a model follow one another: its gradient on one device is computed once
 CASES = [
     *(("hastily", name, SPLIT) for name in SPINE),
-    *(pytest.param("hastily", name, SPLIT, marks=SLOW) for name in QUICK[len(SPINE) :]),
-    *(pytest.param("hastily", name, SPLIT, marks=SLOW) for name in LONG),
-    *(pytest.param("hastily", name, Mesh(data=8), marks=SLOW) for name in SPINE),
-    *(pytest.param("hastily", name, Mesh(data=1, fsdp=8), marks=SLOW) for name in MODELS),
+    *(
+        pytest.param("hastily", *case, marks=SLOW)
+        for case in sorted(HASTY, key=lambda case: case[0])
+    ),
     *(pytest.param("fully", name, SPLIT, marks=SLOW) for name in SPINE),
 ]
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("compiled")
-@pytest.mark.parametrize(
-    ("compiled", "name", "mesh"),
-    [("hastily", "pytext_transformer", OVER_LENGTH[1]), ("hastily", "pytext_moe", OVER_EXPERTS[1])]
-    + [("hastily", "pytext_transformer, ring", OVER_LENGTH[1])]
-    + [pytest.param("hastily", name, OVER_LENGTH[0], marks=SLOW) for name in OVER_RING]
-    + [pytest.param("hastily", name, OVER_LENGTH[1], marks=SLOW) for name in IN_TURN]
-    + [
-        pytest.param("hastily", "pytext_transformer", mesh, marks=SLOW)
-        for mesh in (BETWEEN, OVERRIDDEN)
-    ]
-    + [pytest.param("hastily", "pytext_moe", mesh, marks=SLOW) for mesh in (BETWEEN, OVERRIDDEN)]
-    + [
-        pytest.param("hastily", "pytext_moe", mesh, marks=SLOW)
-        for mesh in (*OVER_EXPERTS, OVER_LENGTH[0])
-    ]
-    + [
-        pytest.param("hastily", f"pytext_moe, {setting}", OVER_EXPERTS[1], marks=SLOW)
-        for setting in ("pieces", "all to all")
-    ]
-    + [pytest.param("hastily", name, TENSOR, marks=SLOW) for name in OVER_TENSOR]
-    + [pytest.param("hastily", name, mesh, marks=SLOW) for name, mesh in OVER_STAGES]
-    + [
-        pytest.param("hastily", name, mesh, marks=SLOW)
-        for name in ATTENTIVE
-        for mesh in OVER_LENGTH
-    ],
-    indirect=["compiled"],
-    ids=str,
-)
-def test_gradients_over_other_axes_are_those_of_one_device(name: str, mesh: Mesh) -> None:
-    same_as_on_one_device(name, mesh)
 
 
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize(("compiled", "name", "mesh"), CASES, indirect=["compiled"], ids=str)
 def test_gradients_over_a_mesh_are_those_of_one_device(name: str, mesh: Mesh) -> None:
-    same_as_on_one_device(name, mesh)
-
-
-def same_as_on_one_device(name: str, mesh: Mesh) -> None:
     expected = on_one_device(name)
     assert all(np.linalg.norm(leaf) > 0 for leaf in expected.values())
     path, error = worst(over(name, mesh), expected)

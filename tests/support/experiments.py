@@ -1,6 +1,7 @@
 """The experiments that come with jaxbig, and small copies of them."""
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,18 @@ ADAPTED = [
     "pychat_sft",
     "pytext_llama_lora",
 ]
+
+
+def one_of_each_kind(names: Iterable[str]) -> list[str]:
+    """The first of those that have the same kinds of model, data, objective and optimizer."""
+    first: dict[tuple[type, ...], str] = {}
+    for name in names:
+        loaded = load(name)
+        parts = (loaded.model, loaded.data, loaded.objective, loaded.optimizer)
+        first.setdefault(tuple(map(type, parts)), name)
+    return list(first.values())
+
+
 # one of each kind of loop: plain, with batch statistics, with a carried state, with decoding
 SPINE = ["digits_convnet", "digits_resnet", "digits_rnn", "pytext_transformer", "pytext_lstm"]
 

@@ -144,6 +144,14 @@ class Data(abc.ABC):
         data: Any = self
         return dataclasses.replace(data, length=min(data.length, length))
 
+    def smaller(self, side: int) -> Self:
+        """A copy whose images have at most this many pixels a side, for a quick test.
+
+        By default nothing changes.
+        """
+        del side
+        return self
+
     def may_leave_out(self) -> bool:
         """Whether a row of a training batch may be empty: its `mask` is 0, and it never counts."""
         return False

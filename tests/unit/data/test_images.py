@@ -10,6 +10,7 @@ import pytest
 from support.experiments import small
 
 from jaxbig.arrays.tree import flatten_with_paths
+from jaxbig.config.discover import load
 from jaxbig.config.experiment import Experiment
 from jaxbig.data.core.dataset import Batch
 from jaxbig.data.images import Images
@@ -149,6 +150,16 @@ class Broken(Synthetic):
         records[2]["image"] = b"no image"
         records[3].pop("label")
         return records
+
+
+def test_smaller_images_have_a_smaller_canvas_unless_a_crop_has_its_own_size() -> None:
+    images = load("imagenet_resnet50").data
+    assert isinstance(images, Images)
+    found = images.smaller(96)
+    assert (images.size, images.canvas) == (224, 384) and (found.size, found.canvas) == (96, 164)
+    assert images.smaller(300) == images
+    cropped = dataclasses.replace(images, augment=(ResizedCrop(size=224),))
+    assert cropped.smaller(96) == cropped
 
 
 def test_broken_image_is_named_or_skipped() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from jaxbig.distributed.sharding import device_put_batch
 from jaxbig.errors import Refused
 from jaxbig.program import gradient
 from jaxbig.program.gradient import Gradient, make_gradient
-from jaxbig.program.program import make_program
+from jaxbig.program.program import Program, make_program
 from jaxbig.tools.shrink import random_batch
 
 BATCH = 64
@@ -99,22 +100,44 @@ def test_more_parts_need_less_memory() -> None:
 # -- the same bits on any number of devices
 
 
-def trained(experiment: Experiment, devices: list[int]) -> str:
-    """The digest of the state after one step on each of these numbers of devices, in turn."""
-    state: Any = None
-    for step, count in enumerate(devices):
+@pytest.fixture
+def trained() -> Callable[[Experiment, list[int]], str]:
+    """The digest of the state after one step on each of these numbers of devices, in turn.
+
+    What it compiles for a number of devices it compiles once.
+    """
+
+    @functools.cache
+    def compiled(experiment: Experiment, count: int) -> tuple[Program, Any]:
         program = make_program(experiment, jax.devices()[:count])
         with program.activate():
-            if state is None:
-                state = program.init.lower().compile()()
-            shardings = jax.tree.map(lambda leaf: leaf.sharding, program.abstract)
-            state = jax.device_put(jax.device_get(state), shardings)
-            rows = device_put_batch(random_batch(experiment, step), program.mesh)
-            state, _ = program.train_step.lower(state, rows).compile()(state, rows)
-    return digests(state)[1]
+            rows = device_put_batch(random_batch(experiment), program.mesh)
+            return program, program.train_step.lower(program.abstract, rows).compile()
+
+    @functools.cache
+    def initial(experiment: Experiment, count: int) -> Any:
+        program, _ = compiled(experiment, count)
+        with program.activate():
+            return jax.device_get(program.init.lower().compile()())
+
+    def digest(experiment: Experiment, devices: list[int]) -> str:
+        state = initial(experiment, devices[0])
+        for step, count in enumerate(devices):
+            program, train_step = compiled(experiment, count)
+            with program.activate():
+                shardings = jax.tree.map(lambda leaf: leaf.sharding, program.abstract)
+                state = jax.device_put(state, shardings)
+                rows = device_put_batch(random_batch(experiment, step), program.mesh)
+                state, _ = train_step(state, rows)
+                state = jax.device_get(state)
+        return digests(state)[1]
+
+    return digest
 
 
-def test_the_bits_of_a_step_do_not_depend_on_its_devices() -> None:
+def test_the_bits_of_a_step_do_not_depend_on_its_devices(
+    trained: Callable[[Experiment, list[int]], str],
+) -> None:
     experiment = small("digits_convnet", reproducible=8)
     assert trained(experiment, [1]) == trained(experiment, [8])
 
@@ -153,7 +176,7 @@ def test_chunks_are_added_in_order_whether_whole_or_in_slices(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["digits_convnet", "digits_rnn", "pytext_transformer"])
 def test_the_bits_of_a_run_do_not_depend_on_its_devices(
-    name: str, monkeypatch: pytest.MonkeyPatch
+    name: str, trained: Callable[[Experiment, list[int]], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gradient, "SMALL", 256)  # kernels are added in slices, biases whole
     experiment = small(name, reproducible=8)

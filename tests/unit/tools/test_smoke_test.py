@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from support.compiling import HASTY
-from support.experiments import EMBEDDED, EXPERIMENTS
+from support.experiments import EMBEDDED, EXPERIMENTS, one_of_each_kind
 
 from jaxbig.config.experiment import Experiment
 from jaxbig.data.builtin.pytext import PyText, PyTextRows
@@ -26,12 +26,15 @@ from jaxbig.optim.optimizers import Adam
 from jaxbig.optim.schedules import Constant
 from jaxbig.tools.smoke_test import smoke
 
+MIXTRAL = "c4_mixtral_8x7b"  # another decoder, with experts
 LINES = Tokens(records=Synthetic(texts=("text",)), batch=4, length=100)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name not in EMBEDDED])
-def test_every_full_size_experiment_takes_real_steps_without_its_data(
+@pytest.mark.parametrize(
+    "name", [*one_of_each_kind(name for name in EXPERIMENTS if name not in EMBEDDED), MIXTRAL]
+)
+def test_full_size_experiment_takes_real_steps_without_its_data(
     name: str, jaxbig: Callable[..., Any], tmp_path: Path
 ) -> None:
     here = {"TFDS_DATA_DIR": str(tmp_path / "data"), "JAXBIG_CACHE": str(tmp_path / "cache")}
