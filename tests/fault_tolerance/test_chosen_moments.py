@@ -46,10 +46,10 @@ def alone(place: Path) -> Callable[[int], dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def begun(place: Path) -> Path:
+def started(place: Path) -> Path:
     """The folder of a run of two processes after its first step."""
-    done(place / "begun", 2, 1, *RUN, "--steps=1")
-    return place / "begun"
+    done(place / "started", 2, 1, *RUN, "--steps=1")
+    return place / "started"
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def test_one_that_is_stuck_is_named_within_the_limit(
 )
 @pytest.mark.parametrize("which", [0, 1])
 def test_one_that_is_stuck_before_the_first_step_is_named_within_the_limit(
-    which: int, stuck: tuple[str, str], doing: str, begun: Path, folder: Path
+    which: int, stuck: tuple[str, str], doing: str, started: Path, folder: Path
 ) -> None:
     """As one that is blocked in a file system.
 
@@ -191,7 +191,7 @@ def test_one_that_is_stuck_before_the_first_step_is_named_within_the_limit(
     """
     if which == 1 and stuck[1] == "_file_digest":
         pytest.skip("the first process alone verifies files")
-    shutil.copytree(begun, folder, dirs_exist_ok=True)
+    shutil.copytree(started, folder, dirs_exist_ok=True)
     limit = round(crowded(4))
     how = [*RUN, "--steps=2", f"--guard.stuck-after={limit}"]
     codes, said, seconds = ended(Life(folder, 2, 1, *how, struck={which: (*stuck, "1", "sleep")}))

@@ -1,9 +1,9 @@
 """`jaxbig ...` as a process of its own that has its imports already, which take three seconds.
 
-A server with jaxbig imported, and nothing begun, forks for each. It is a process beside each worker
-of pytest. What is forked has its own arguments, environment, folder, files and process id, and ends
-as any process does. Only Python's random seed of hashes is the server's: the processes of one run
-are forked from two servers, so that they differ in it as on a cluster.
+A server with jaxbig imported, which touches no device, forks for each. It is a process beside each
+worker of pytest. What is forked has its own arguments, environment, folder, files and process id,
+and ends as any process does. Only Python's random seed of hashes is the server's: the processes of
+one run are forked from two servers, so that they differ in it as on a cluster.
 """
 
 import atexit

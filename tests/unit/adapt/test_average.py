@@ -66,7 +66,7 @@ def test_what_cannot_be_averaged_is_refused(run: jb.Run, tmp_path: Path) -> None
     with pytest.raises(Refused, match="is there already"):
         jb.average(run.directory, run.directory, last=2)
     assert not (tmp_path / "mean").exists()
-    adapted = run.experiment.replace(lora=LoRA(rank=1, pattern="block"), steps=1)
+    adapted = small("diabetes_mlp", lora=LoRA(rank=1, pattern="head"), steps=1)
     jb.fit(adapted, tmp_path / "lora")
     with pytest.raises(Refused, match="has adapters"):
         jb.average(tmp_path / "lora", tmp_path / "mean", last=2)

@@ -33,8 +33,8 @@ from jaxbig.data.text import Sentences, Tokens
 from jaxbig.errors import Failed, Refused
 
 CLASSES = 3
-two_hundred = hypothesis.settings(
-    max_examples=200,
+one_hundred = hypothesis.settings(
+    max_examples=100,
     derandomize=True,
     database=None,
     deadline=datetime.timedelta(seconds=20),  # a hang, not a slow machine
@@ -146,7 +146,7 @@ PICTURES = {
 
 
 @pytest.mark.slow
-@two_hundred
+@one_hundred
 @hypothesis.given(
     name=st.sampled_from(sorted(PICTURES)), damage=damages, canvas=st.sampled_from([0, 16])
 )
@@ -179,7 +179,7 @@ def sentences(records: Any) -> Sentences:
     return Sentences(records=records, batch=2, length=16, classes=CLASSES)
 
 
-@two_hundred
+@one_hundred
 @hypothesis.given(damage=damages)
 def test_broken_lines_are_read_or_refused(folder: Path, damage: list[Damage]) -> None:
     (emptied(folder) / "a.jsonl").write_bytes(damaged(LINES, damage))
@@ -187,7 +187,7 @@ def test_broken_lines_are_read_or_refused(folder: Path, damage: list[Damage]) ->
 
 
 @pytest.mark.slow
-@two_hundred
+@one_hundred
 @hypothesis.given(damage=damages, by=st.sampled_from(["file", "line", "paragraph"]))
 def test_broken_text_is_read_as_its_bytes_or_refused(
     folder: Path, damage: list[Damage], by: Any
@@ -224,7 +224,7 @@ def columns(records: Any, **fields: Any) -> Columns:
     )
 
 
-@two_hundred
+@one_hundred
 @hypothesis.given(damage=damages, compressed=st.booleans())
 def test_broken_arrays_are_read_or_refused(
     folder: Path, damage: list[Damage], compressed: bool
@@ -245,7 +245,7 @@ def parquet(**table: Any) -> bytes:
 ROWS = parquet(**{name: [record[name] for record in RECORDS] for name in RECORDS[0]})
 
 
-@two_hundred
+@one_hundred
 @hypothesis.given(damage=damages)
 @hypothesis.example(damage=[("flip", 0.375, 7)])  # a name that is no UTF-8
 def test_broken_parquet_is_read_or_refused(folder: Path, damage: list[Damage]) -> None:
@@ -260,7 +260,7 @@ def sounds(records: Any) -> Sounds:
     return Sounds(records=records, batch=2, samples=600, classes=CLASSES)
 
 
-@two_hundred
+@one_hundred
 @hypothesis.given(damage=damages)
 def test_broken_sounds_are_read_or_refused(folder: Path, damage: list[Damage]) -> None:
     (emptied(folder) / "a.npz").write_bytes(damaged(SOUNDS, damage))
@@ -306,7 +306,7 @@ def numbered(labels: list[Any]) -> list[Any]:
 
 
 @pytest.mark.slow
-@two_hundred
+@one_hundred
 @hypothesis.given(record=st.dictionaries(names, values, max_size=4), keep=st.booleans())
 def test_json_of_any_fields_and_types_is_what_it_says_or_refused(
     folder: Path, record: dict[str, Any], keep: bool
@@ -327,7 +327,7 @@ def test_json_of_any_fields_and_types_is_what_it_says_or_refused(
 
 
 @pytest.mark.slow
-@two_hundred
+@one_hundred
 @hypothesis.given(first=values, second=values, name=names)
 def test_parquet_of_any_fields_and_types_is_what_it_says_or_refused(
     folder: Path, first: Any, second: Any, name: str
@@ -367,7 +367,7 @@ MAKES: dict[str, Callable[[Any], Data]] = {
 
 
 @pytest.mark.slow
-@two_hundred
+@one_hundred
 @hypothesis.given(array=some, name=st.sampled_from(sorted(MAKES)))
 def test_arrays_of_any_dtype_and_shape_are_what_they_say_or_refused(
     folder: Path, array: np.ndarray, name: str
@@ -395,7 +395,7 @@ odd = st.text(
 
 
 @pytest.mark.slow
-@two_hundred
+@one_hundred
 @hypothesis.given(name=odd, kind=st.sampled_from(["folder", "lines", "texts", "arrays"]))
 def test_files_of_any_name_are_read(folder: Path, name: str, kind: str) -> None:
     here = emptied(folder)

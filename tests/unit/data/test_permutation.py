@@ -25,10 +25,10 @@ def even(counts: np.ndarray) -> bool:
 
 
 @pytest.mark.slow
-def test_ten_thousand_sizes_and_seeds_are_bijections() -> None:
+def test_two_thousand_sizes_and_seeds_are_bijections() -> None:
     draw = np.random.default_rng(0)
     sizes = np.concatenate(
-        [np.arange(1, 300), np.exp(draw.uniform(0, np.log(1_000), 9_690)).astype(int) + 1]
+        [np.arange(1, 300), np.exp(draw.uniform(0, np.log(1_000), 1_690)).astype(int) + 1]
     )
     sizes = np.concatenate(
         [
@@ -36,9 +36,9 @@ def test_ten_thousand_sizes_and_seeds_are_bijections() -> None:
             [4_096, 4_097, 65_536, 99_991, 2**17, 300_007, 640_000, 999_983, 999_999, 10**6, 2**20],
         ]
     )
-    assert len(sizes) == 10_000
+    assert len(sizes) == 2_000
     for size, seed, epoch in zip(
-        sizes, draw.integers(0, 2**32, 10_000), draw.integers(0, 2**40, 10_000), strict=True
+        sizes, draw.integers(0, 2**32, 2_000), draw.integers(0, 2**40, 2_000), strict=True
     ):
         found = whole(int(size), int(seed), int(epoch))
         assert found.min() == 0 and np.array_equal(np.bincount(found), np.ones(size, int)), (

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.compiling import HASTY
 from support.experiments import small
 
 from jaxbig.config.experiment import Experiment
@@ -142,7 +143,7 @@ def test_a_search_compiles_for_real(jaxbig: Callable[..., Any]) -> None:
         "--data.length",
         64,
     ]
-    done = jaxbig("plan", *tiny, "--topology", "h100:8", "--search", 3, "--json")
+    done = jaxbig("plan", *tiny, "--topology", "h100:8", "--search", 3, "--json", **HASTY)
     assert done.returncode == 0, done.stderr
     plans = json.loads(done.stdout)["plans"]
     assert len(plans) == 3 and all(
