@@ -1,12 +1,12 @@
 """`jaxbig ...` as a process of its own that has its imports already, which take three seconds.
 
 A server with jaxbig imported, which touches no device, forks for each. It is a process beside each
-worker of pytest. What is forked has its own arguments, environment, folder, files and process id,
-and ends as any process does. Only Python's random seed of hashes is the server's: the processes of
-one run are forked from two servers, so that they differ in it as on a cluster.
+worker of pytest, and no child of it: tests look at their children. What is forked has its own
+arguments, environment, folder, files and process id, and ends as any process does. Only Python's
+random seed of hashes is the server's: the processes of one run are forked from two servers, so that
+they differ in it as on a cluster.
 """
 
-import atexit
 import functools
 import json
 import os
@@ -103,16 +103,15 @@ def run(
 def _server(number: int) -> socket.socket:
     """A connection to one of the servers of this process."""
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    server = subprocess.Popen(
+    subprocess.run(
         [sys.executable, "-P", __file__, str(its.fileno())],
         pass_fds=[its.fileno()],
         env={name: os.environ[name] for name in os.environ if not name.startswith("JAX_")},
         stdin=subprocess.DEVNULL,
+        check=True,
     )
     its.close()
-    atexit.register(server.wait)
-    atexit.register(ours.close)
-    return ours
+    return ours  # when it is closed, as this process ends, the server ends
 
 
 def _ask(server: socket.socket, request: dict[str, Any], files: Sequence[int] = ()) -> int:
@@ -165,6 +164,8 @@ def _parsed(text: str, kind: type) -> Any:
 
 
 if __name__ == "__main__":
+    if os.fork():
+        os._exit(0)
     import gc
     import importlib
     import pkgutil

@@ -421,7 +421,7 @@ def test_a_worker_that_is_killed_is_noticed_at_the_next_batch_though_many_are_ah
     for _ in range(3):
         next(batches)
     time.sleep(0.5)  # a long step, in which all that is ahead is read
-    worker = psutil.Process().children()[1].pid
+    worker = psutil.Process().children()[-1].pid
     with soon():
         os.kill(worker, signal.SIGKILL)
         os.waitid(os.P_PID, worker, os.WEXITED | os.WNOWAIT)  # it is dead, and not yet asked for
