@@ -125,7 +125,9 @@ def test_a_kill_in_the_midst_of_a_save_costs_that_save_alone(
             struck={each: (*SAVES, str(min(turn + 1, 2)), "SIGKILL") for each in killed},
         )
         codes, said, seconds = ended(life)
-        assert all(codes[each] == -signal.SIGKILL for each in killed), said
+        # of two, the later one may have seen the other die before its own moment
+        assert -signal.SIGKILL in codes, said
+        assert {codes[each] for each in killed} <= {-signal.SIGKILL, PEER_LOST}, said
         for each in {0, 1} - set(killed):
             assert (
                 codes[each] == PEER_LOST

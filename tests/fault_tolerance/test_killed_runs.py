@@ -25,9 +25,9 @@ MODEL = [
     f"--model.layers.{layer}=8" for layer in ("0.channels", "1.channels", "4.channels", "7.width")
 ]
 EVERY = [
-    "--steps=600",
+    "--steps=300",
     "--log-every=5",
-    "--evaluate-every=200",
+    "--evaluate-every=100",
     "--checkpoint-every=20",
     "--data.batch=32",
 ]
@@ -121,7 +121,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_the_same_command_resumes(
     code, out, err = finish(process)
     assert code == 75 and "Traceback" not in err
     stopped = summary(tmp_path / "run")
-    assert stopped["interrupted"] and 50 < stopped["step"] < 600
+    assert stopped["interrupted"] and 50 < stopped["step"] < 300
     assert (tmp_path / "run" / "checkpoints" / str(stopped["step"])).is_dir()
     assert number.name in err and f"saved at step {stopped['step']}" in out
     code, out, err = finish(start(tmp_path, *TRAIN))
@@ -167,7 +167,7 @@ def test_a_folder_in_use_is_refused_and_named_by_its_owner(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("digits_convnet", []),
+        ("digits_convnet", MODEL),
         ("digits_rnn", ["--model.width=32"]),
         ("pytext_transformer", ["--model.depth=1", "--model.width=32", "--model.dropout=0.1"]),
     ],

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.compiling import fully
-from support.experiments import ADAPTED, EMBEDDED, EXPERIMENTS, ROOT, SPINE, small
+from support.experiments import ADAPTED, EMBEDDED, EXPERIMENTS, ROOT, SPINE, one_of_each_kind, small
 
 from jaxbig.arrays.tree import flatten_with_paths, path_name
 from jaxbig.config.discover import load
@@ -71,19 +71,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "token": {"pooling": "token", "positions": "sincos"},
 }
 STEADY = [name for name in EMBEDDED if name not in ADAPTED and not name.startswith("pymodule")]
-# every model; the first ones with every test, the others with the slow ones
+# the first ones with every test, the others with the slow ones
 QUICK = [*SPINE, "pytext_griffin", "dates_transformer", "digits_vit"]
-# made small, these are the program of another one: the Llamas that of 8B (7B with a head of keys
-# for each of queries), the others that of digits_resnet, imagenet_resnet50 and digits_convnet
-SAME_PROGRAM = [
-    "c4_llama_1b",
-    "c4_llama_7b",
-    "c4_llama_70b",
-    "cifar10_resnet18",
-    "imagenet_resnet50_finetune",
-    "mnist_convnet",
-]
-LONG = [name for name in EXPERIMENTS if name not in [*QUICK, *ADAPTED, *SAME_PROGRAM]]
+# one of each kind of model and objective, those that differ within a kind, and settings
+LONG = one_of_each_kind([*QUICK, *(name for name in EXPERIMENTS if name not in ADAPTED)])
+LONG = [name for name in LONG if name not in QUICK]
+LONG += ["pytext_llama", "pytext_moe", "c4_llama3_8b", "c4_mixtral_8x7b", "imdb_attention_rnn"]
 LONG += [
     "pytext_transformer, scanned",
     "pytext_moe, pieces",
@@ -244,13 +237,11 @@ OVER_EXPERTS = [
 OVER_LENGTH = [Mesh(data=1, sequence=8), Mesh(data=2, tensor=2, sequence=2)]
 OVER_STAGES = [
     ("pytext_transformer, stages", Mesh(data=4, stage=2)),
-    ("pytext_transformer, stages", Mesh(data=2, stage=4)),
     ("pytext_transformer, stages", Mesh(data=2, fsdp=2, stage=2)),
     ("pytext_llama, stages, grouped", Mesh(data=2, tensor=2, stage=2)),
     ("pytext_llama, stages, ring", Mesh(data=1, tensor=2, sequence=2, stage=2)),
     ("pytext_bert, stages", Mesh(data=2, stage=4)),
     ("dates_transformer, stages", Mesh(data=2, tensor=2, stage=2)),
-    ("digits_vit, stages", Mesh(data=2, fsdp=2, stage=2)),
 ]
 BETWEEN = Mesh(data=2, tensor=2, sequence=2, rules="length_over_tensor")
 OVERRIDDEN = Mesh(
@@ -275,12 +266,9 @@ OTHER_AXES = [
     ("pytext_transformer, ring", OVER_LENGTH[1]),
     *((name, OVER_LENGTH[0]) for name in [*OVER_RING, "pytext_moe"]),
     *((name, OVER_LENGTH[1]) for name in IN_TURN),
-    *((name, mesh) for name in ATTENTIVE for mesh in OVER_LENGTH),
-    *(
-        (name, mesh)
-        for name in ("pytext_transformer", "pytext_moe")
-        for mesh in (BETWEEN, OVERRIDDEN)
-    ),
+    *((name, OVER_LENGTH[1]) for name in ATTENTIVE),
+    *(("pytext_transformer", mesh) for mesh in (OVER_LENGTH[0], BETWEEN, OVERRIDDEN)),
+    ("pytext_moe", BETWEEN),
     *(("pytext_moe", mesh) for mesh in OVER_EXPERTS),
     *((f"pytext_moe, {setting}", OVER_EXPERTS[1]) for setting in ("pieces", "all to all")),
     *((name, TENSOR) for name in OVER_TENSOR),
@@ -289,7 +277,7 @@ OTHER_AXES = [
 HASTY = [
     *((name, SPLIT) for name in [*QUICK[len(SPINE) :], *LONG]),
     *((name, Mesh(data=8)) for name in SPINE),
-    *((name, Mesh(data=1, fsdp=8)) for name in MODELS),
+    *((name, Mesh(data=1, fsdp=8)) for name in SPINE),
     *OTHER_AXES,
 ]
 # the meshes of a model follow one another: its gradient on one device is computed once
@@ -404,7 +392,7 @@ def first_losses(name: str, steps: int = 5) -> list[float]:
     [
         *(("hastily", name) for name in SPINE),
         *(pytest.param("hastily", name, marks=SLOW) for name in STEADY if name not in SPINE),
-        *(pytest.param("fully", name, marks=SLOW) for name in SPINE),
+        *(pytest.param("fully", name, marks=SLOW) for name in ("digits_rnn", "pytext_transformer")),
     ],
     indirect=["compiled"],
 )

@@ -30,12 +30,11 @@ ADAPTED = [
 
 
 def one_of_each_kind(names: Iterable[str]) -> list[str]:
-    """The first of those that have the same kinds of model, data, objective and optimizer."""
-    first: dict[tuple[type, ...], str] = {}
+    """The first of those that have the same kinds of model and objective."""
+    first: dict[tuple[type, type], str] = {}
     for name in names:
         loaded = load(name)
-        parts = (loaded.model, loaded.data, loaded.objective, loaded.optimizer)
-        first.setdefault(tuple(map(type, parts)), name)
+        first.setdefault((type(loaded.model), type(loaded.objective)), name)
     return list(first.values())
 
 

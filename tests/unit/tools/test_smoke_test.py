@@ -26,13 +26,14 @@ from jaxbig.optim.optimizers import Adam
 from jaxbig.optim.schedules import Constant
 from jaxbig.tools.smoke_test import smoke
 
-MIXTRAL = "c4_mixtral_8x7b"  # another decoder, with experts
+# other data, and experts
+MORE = ["speech_commands_conv", "imdb_lstm", "c4_mixtral_8x7b"]
 LINES = Tokens(records=Synthetic(texts=("text",)), batch=4, length=100)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [*one_of_each_kind(name for name in EXPERIMENTS if name not in EMBEDDED), MIXTRAL]
+    "name", [*one_of_each_kind(name for name in EXPERIMENTS if name not in EMBEDDED), *MORE]
 )
 def test_full_size_experiment_takes_real_steps_without_its_data(
     name: str, jaxbig: Callable[..., Any], tmp_path: Path
