@@ -1,4 +1,4 @@
-"""Every experiment that ships: it is shown, refused without its data, and takes steps."""
+"""Every experiment that ships: it is shown and refused without its data; one of each kind steps."""
 
 import ast
 import dataclasses

@@ -86,7 +86,7 @@ LONG += [
     "digits_rnn, elman",
 ]
 LONG += ["pytext_griffin, lru", "digits_resnet, group", "digits_vit, token"]
-# one of each kind of model, over more meshes; the others over the mesh that splits all
+# one of each kind of model: their first parameters are compared, and they keep a second block
 MODELS = [
     *QUICK,
     "imagenet_alexnet",

@@ -121,7 +121,7 @@ def trained() -> Callable[[Experiment, list[int]], str]:
             return jax.device_get(program.init.lower().compile()())
 
     def digest(experiment: Experiment, devices: list[int]) -> str:
-        state = initial(experiment, devices[0])
+        state = jax.tree.map(np.array, initial(experiment, devices[0]))  # a step may take its place
         for step, count in enumerate(devices):
             program, train_step = compiled(experiment, count)
             with program.activate():

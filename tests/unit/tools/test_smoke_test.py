@@ -12,6 +12,7 @@ import pytest
 from support.compiling import HASTY
 from support.experiments import EMBEDDED, EXPERIMENTS, one_of_each_kind
 
+from jaxbig.config.discover import load
 from jaxbig.config.experiment import Experiment
 from jaxbig.data.builtin.pytext import PyText, PyTextRows
 from jaxbig.data.core.dataset import Record, Spec
@@ -26,8 +27,8 @@ from jaxbig.optim.optimizers import Adam
 from jaxbig.optim.schedules import Constant
 from jaxbig.tools.smoke_test import smoke
 
-# other data, and experts
-MORE = ["speech_commands_conv", "imdb_lstm", "c4_mixtral_8x7b"]
+# of other data, and with experts
+MORE = ["speech_commands_conv", "c4_mixtral_8x7b"]
 LINES = Tokens(records=Synthetic(texts=("text",)), batch=4, length=100)
 
 
@@ -47,6 +48,13 @@ def test_full_size_experiment_takes_real_steps_without_its_data(
     run = tmp_path / "runs" / f"{name}-smoke"
     kept = json.loads((run / "run.json").read_text())["experiment"]["data"].get("tokenizer", {})
     assert (run / "tokenizer.json").exists() == ("BytePairs" in str(kept))
+
+
+def test_images_are_smaller_unless_the_model_takes_one_size_alone() -> None:
+    experiment = load("imagenet_vit_s16")
+    assert smoke(experiment).data.size == 96  # type: ignore[attr-defined]
+    of_14 = experiment.replace(**{"model.patch": 14})
+    assert smoke(of_14).data.size == 224  # type: ignore[attr-defined]
 
 
 @pytest.mark.slow
