@@ -417,11 +417,13 @@ def test_a_worker_that_is_killed_ends_the_run_and_the_record_is_named(file: Any)
 def test_a_worker_that_is_killed_is_noticed_at_the_next_batch_though_many_are_ahead(
     file: Any,
 ) -> None:
+    others = psutil.Process().children()  # such as Python's tracker of shared memory
     batches = train_batches(data(file), range(10**6), seed=5, batch=8, threads=1, workers=2)
     for _ in range(3):
         next(batches)
     time.sleep(0.5)  # a long step, in which all that is ahead is read
-    worker = psutil.Process().children()[-1].pid
+    # not the last child: process ids start anew at their limit
+    worker = next(child for child in psutil.Process().children() if child not in others).pid
     with soon():
         os.kill(worker, signal.SIGKILL)
         os.waitid(os.P_PID, worker, os.WEXITED | os.WNOWAIT)  # it is dead, and not yet asked for
