@@ -170,7 +170,6 @@ def test_a_folder_in_use_is_refused_and_named_by_its_owner(tmp_path: Path) -> No
     ("name", "options"),
     [
         ("digits_convnet", MODEL),
-        ("digits_rnn", ["--model.width=32"]),
         ("pytext_transformer", ["--model.depth=1", "--model.width=32", "--model.dropout=0.1"]),
     ],
 )

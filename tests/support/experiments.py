@@ -38,6 +38,14 @@ def one_of_each_kind(names: Iterable[str]) -> list[str]:
     return list(first.values())
 
 
+def one_of_each_objective(names: Iterable[str]) -> list[str]:
+    """The first of those that have the same kind of objective."""
+    first: dict[type, str] = {}
+    for name in names:
+        first.setdefault(type(load(name).objective), name)
+    return list(first.values())
+
+
 # one of each kind of loop: plain, with batch statistics, with a carried state, with decoding
 SPINE = ["digits_convnet", "digits_resnet", "digits_rnn", "pytext_transformer", "pytext_lstm"]
 

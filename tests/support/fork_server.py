@@ -179,6 +179,7 @@ if __name__ == "__main__":
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
     gc.freeze()  # collections do not write to what is shared
+    gc.set_threshold(100_000, 20, 20)  # as in conftest.py
     request = _serve(socket.socket(fileno=int(sys.argv[1])))
     _become(request)
     if request["script"]:

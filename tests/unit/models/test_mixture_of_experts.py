@@ -257,9 +257,10 @@ def test_nothing_is_added_in_an_evaluation_or_kept_in_the_state() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "setting", [{}, {"scan": True, "remat": "full"}], ids=["unrolled", "scanned"]
+    ("parts", "setting"),
+    [({"accumulate": 4}, {"scan": True, "remat": "full"}), ({"reproducible": 8}, {})],
+    ids=["accumulate, scanned", "reproducible, unrolled"],
 )
-@pytest.mark.parametrize("parts", [{"accumulate": 4}, {"reproducible": 8}], ids=str)
 def test_parts_of_a_batch_have_the_loss_and_gradient_of_the_whole(parts: Any, setting: Any) -> None:
     experiment = small("pytext_moe", mesh=Mesh(data=1))
     experiment = dataclasses.replace(

@@ -128,10 +128,9 @@ def losses(experiment: Experiment, devices: int = 1, steps: int = 2) -> list[flo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("compute", TYPES)
-def test_scales_are_of_the_whole_array_on_a_mesh(compute: str) -> None:
-    one = losses(transformer(compute))
-    split = losses(transformer(compute, mesh=Mesh(fsdp=2, tensor=2)), 4)
+def test_scales_are_of_the_whole_array_on_a_mesh() -> None:
+    one = losses(transformer("int8"))
+    split = losses(transformer("int8", mesh=Mesh(fsdp=2, tensor=2)), 4)
     np.testing.assert_allclose(split, one, rtol=2e-4)
     assert np.abs(np.subtract(one, losses(transformer("dtype")))).min() > 1e-6
 

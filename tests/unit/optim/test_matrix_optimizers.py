@@ -364,7 +364,7 @@ def test_vector_of_several_axes_is_no_matrix(path: str, names: Any, shape: Any) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["Muon", "SOAP", "ScheduleFree"])
+@pytest.mark.parametrize("name", ["Muon", "ScheduleFree"])
 def test_resumed_run_has_the_bits_of_one_that_never_stopped(name: str, tmp_path: Path) -> None:
     optimizer = dataclasses.replace(OPTIMIZERS[name], learning_rate=Constant(1e-2))
     every = {"evaluate_every": 2, "checkpoint_every": 2, "log_every": 2}

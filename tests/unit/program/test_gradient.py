@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.compiling import fully
-from support.experiments import SPINE, small
+from support.experiments import small
 
 from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.checkpoint.digest import digests
@@ -66,7 +66,10 @@ def uneven(experiment: Experiment) -> Any:
     return {**batch, "mask": mask}
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in SPINE if name != "digits_convnet"]
+SLOW = [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ("digits_resnet", "pytext_transformer", "pytext_lstm")
+]
 
 
 @pytest.mark.parametrize("name", ["digits_convnet", *SLOW])

@@ -1,4 +1,4 @@
-"""Embedded experiments, of each kind one: a split's predictions have its evaluation's numbers."""
+"""One embedded experiment of each objective: its predictions have its evaluation's numbers."""
 
 import contextlib
 import io
@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from support.experiments import EMBEDDED, one_of_each_kind, small
+from support.experiments import EMBEDDED, one_of_each_objective, small
 from support.programs import share_programs
 
 import jaxbig as jb
@@ -79,7 +79,7 @@ def close(rows: Rows) -> dict[str, float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*one_of_each_kind(EMBEDDED), "pychat_sft", "pytext_moe"])
+@pytest.mark.parametrize("name", [*one_of_each_objective(EMBEDDED), "pychat_sft", "pytext_lstm"])
 def test_predictions_have_the_numbers_of_the_evaluation(name: str, tmp_path: Path) -> None:
     experiment = small(name, steps=3, evaluate_every=3, checkpoint_every=3)
     run = jb.fit(experiment, tmp_path / "run")
