@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import os
 import signal
 import subprocess
@@ -33,15 +34,17 @@ def spawn(command: Sequence[str], environment: dict[str, str], stdout: Any, stde
         env={**os.environ, **environment},
         stdin=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=_die_with_parent,
+        preexec_fn=functools.partial(_die_with, os.getpid()),
         stdout=stdout,
         stderr=stderr,
     )
 
 
-def _die_with_parent() -> None:
+def _die_with(parent: int) -> None:
     if LIBC is not None:
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before this was asked for
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def terminate(processes: Iterable[Process]) -> None:
