@@ -1,11 +1,13 @@
 """Sets XLA's flags for bitwise equal runs, before JAX starts its backend.
 
-On a CPU the number of threads decides the order of sums in a product. On a GPU XLA measures which
+On a CPU the number of threads decides the order of sums in a product, and what else is in a program
+whether a product and a sum become one operation, which rounds once. On a GPU XLA measures which
 kernels are fastest, and some of these sum by atomic operations, in the order in which threads
 finish.
 """
 
 import os
+import platform
 
 import jax
 from jax._src import xla_bridge  # whether a backend has started has no public name
@@ -14,6 +16,8 @@ from jaxbig.errors import Refused
 
 FLAG = "--xla_gpu_deterministic_ops"
 """XLA's flag: no kernels that sum by atomics, and none chosen by measuring."""
+UNFUSED = "--xla_cpu_max_isa=AVX"
+"""XLA's flag: instructions of x86 without the fused multiply-add."""
 
 
 def set_deterministic(deterministic: bool, chunks: int) -> None:
@@ -28,11 +32,14 @@ def set_deterministic(deterministic: bool, chunks: int) -> None:
     Raises:
       Refused: a GPU backend has started without the flag.
     """
-    if chunks:
-        os.environ["NPROC"] = str(chunks)  # XLA's number of threads on a CPU
     if not (deterministic or chunks):
         return
     flags = os.environ.get("XLA_FLAGS", "").split()
+    if chunks:
+        os.environ["NPROC"] = str(chunks)  # XLA's number of threads on a CPU
+        if is_x86() and not any(flag.startswith("--xla_cpu_max_isa=") for flag in flags):
+            flags = [*flags, UNFUSED]
+            os.environ["XLA_FLAGS"] = " ".join(flags)
     if FLAG not in [flag.split("=")[0] for flag in flags]:
         if started() and jax.default_backend() == "gpu":
             raise Refused(
@@ -44,22 +51,24 @@ def set_deterministic(deterministic: bool, chunks: int) -> None:
 
 
 def check_threads(chunks: int) -> None:
-    """Raises `Refused` if JAX computes on a CPU with another number of threads than these chunks.
+    """Raises `Refused` if JAX computes on a CPU that was started without what these chunks need.
 
     Args:
       chunks: as of `set_deterministic`.
     """
-    if (
-        chunks
-        and started()
-        and jax.default_backend() == "cpu"
-        and os.environ.get("NPROC") != str(chunks)
-    ):
+    if not (chunks and started() and jax.default_backend() == "cpu"):
+        return
+    found = os.environ.get("XLA_FLAGS", "")
+    if os.environ.get("NPROC") != str(chunks) or (is_x86() and "--xla_cpu_max_isa=" not in found):
         raise Refused(
-            f"reproducible {chunks} needs {chunks} threads, and JAX has started its CPU with "
-            f"another number already: set NPROC={chunks} before Python starts, or start the run "
-            f"before any other JAX call."
+            f"reproducible {chunks} needs {chunks} threads and XLA's flag {UNFUSED}, and JAX has "
+            f"started its CPU already: set NPROC={chunks} and XLA_FLAGS={UNFUSED} before Python "
+            f"starts, or start the run before any other JAX call."
         )
+
+
+def is_x86() -> bool:
+    return platform.machine().lower() in ("x86_64", "amd64")
 
 
 def is_deterministic() -> bool:

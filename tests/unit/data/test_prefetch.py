@@ -422,7 +422,7 @@ def test_a_worker_that_is_killed_is_noticed_at_the_next_batch_though_many_are_ah
     for _ in range(3):
         next(batches)
     time.sleep(0.5)  # a long step, in which all that is ahead is read
-    # not the last child: process ids start anew at their limit
+    # not the last child: process ids wrap around
     worker = next(child for child in psutil.Process().children() if child not in others).pid
     with soon():
         os.kill(worker, signal.SIGKILL)

@@ -209,6 +209,6 @@ def test_a_reproducible_run_needs_the_threads_that_jax_started_with(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("NPROC", raising=False)
-    with pytest.raises(jb.Refused, match="set NPROC=8 before Python starts"):
+    with pytest.raises(jb.Refused, match="set NPROC=8 and XLA_FLAGS=--xla_cpu_max_isa=AVX before"):
         jb.fit(tiny(reproducible=8), tmp_path)
     assert "NPROC" not in os.environ
