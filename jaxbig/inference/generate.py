@@ -398,7 +398,7 @@ def check_model(model: Any) -> None:
     if not continues and not translates(model):
         raise Refused(
             f"{type(model).__name__} writes no texts: generate needs a run of a language model "
-            f"(Decoder, Griffin, RNNLanguageModel) or a translator (EncoderDecoder, "
+            f"(Decoder, DeltaNet, Griffin, RNNLanguageModel) or a translator (EncoderDecoder, "
             f"RNNEncoderDecoder)."
         )
 

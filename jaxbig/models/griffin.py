@@ -1,7 +1,7 @@
 """Models of linear recurrences (LRU, RG-LRU), scanned in parallel: the Griffin language model.
 
 Letters in shape comments: B batch, L length, D width of the input, W width of the state, H heads, K
-width of a head, V vocabulary.
+width of a head.
 """
 
 import math
@@ -10,38 +10,17 @@ from typing import Annotated, Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import struct
 
-from jaxbig.arrays.dtypes import HIGHEST, Dtype, upcast
-from jaxbig.constraints import DropRate, NonNegativeInt, PositiveInt, Range, choose, validate
+from jaxbig.arrays.dtypes import HIGHEST, upcast
+from jaxbig.constraints import NonNegativeInt, PositiveInt, Range, choose, validate
 from jaxbig.errors import Refused
-from jaxbig.models.base import Model
 from jaxbig.models.layers.attention import Attention
-from jaxbig.models.layers.basic import Linear, RMSNorm, cast, drop
-from jaxbig.models.layers.cache import Count, real_tokens
-from jaxbig.models.layers.heads import TokenHead, logits_of
+from jaxbig.models.layers.basic import Linear
 from jaxbig.models.layers.parameters import constrain, parameter
+from jaxbig.models.linear_recurrent import CausalConv, Continued, LinearRecurrentModel
 
 Magnitude = Annotated[float, Range(float, gt=0, lt=1)]
 RecurrenceName = Literal["rglru", "lru"]
-
-
-@struct.dataclass
-class Continued:
-    """What a call with a cache knows of its tokens.
-
-    cache: how many places the cache has; offset: [], how many tokens are in it; padding: [B], how
-    many of a row's first ones are padding, or None.
-    """
-
-    cache: int = struct.field(pytree_node=False)
-    offset: jax.Array
-    padding: jax.Array | None
-
-    def without_padding(self, x: jax.Array) -> jax.Array:
-        """[B, L, W], 0 where the token is padding."""
-        real = real_tokens(self.padding, self.offset, x.shape[1])
-        return x if real is None else jnp.where(real[..., None], x, 0)
 
 
 def recurrence(
@@ -209,34 +188,6 @@ class RGLRU(nn.Module):
         return constrain(states.astype(x.dtype), "batch", "length", "hidden")
 
 
-class CausalConv(nn.Module):
-    """A convolution over time of each channel alone: y_t = b + sum_k w_k x_(t-k), k below
-    `size`."""
-
-    size: PositiveInt = 4
-    """Positions that the kernel sees, itself included."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array, continued: Continued | None = None) -> jax.Array:
-        """[B, L, W] -> [B, L, W]."""
-        length, width = x.shape[1:]
-        init = nn.initializers.normal(self.size**-0.5)
-        kernel = parameter(self, "kernel", init, (self.size, width), (None, "hidden"), x.dtype)
-        bias = parameter(self, "bias", nn.initializers.zeros, (width,), ("hidden",), x.dtype)
-        past = jnp.pad(x, ((0, 0), (self.size - 1, 0), (0, 0)))
-        if continued is not None:
-            x = continued.without_padding(x)
-            before = past[:, : self.size - 1]
-            kept = self.variable("cache", "inputs", lambda: jnp.zeros_like(before))
-            past = jnp.concatenate([kept.value, x], axis=1)
-            kept.value = past[:, length:]
-        shifts = (
-            past[:, self.size - 1 - k :][:, :length] * kernel[k][None, None]
-            for k in range(self.size)
-        )
-        return sum(shifts, jnp.broadcast_to(bias, x.shape))
-
-
 class RecurrentMixing(nn.Module):
     """Griffin's recurrent block (De et al., 2024, section 2.3): GELU branch times convolution and
     recurrence."""
@@ -256,7 +207,7 @@ class RecurrentMixing(nn.Module):
         y = constrain(y, "batch", "length", "hidden")
         y = (
             RGLRU(self.heads, name="recurrence")(y, continued)
-            if self.recurrence == "rglru"
+            if choose("recurrence", self.recurrence, RecurrenceName) == "rglru"
             else LRU(width, name="recurrence")(y, continued)
         )
         return Linear((width,), ("hidden", "embed"), name="out")(
@@ -264,16 +215,10 @@ class RecurrentMixing(nn.Module):
         )
 
 
-class Griffin(TokenHead, Model):
+class Griffin(LinearRecurrentModel):
     """A language model of gated linear recurrences and local attention (De et al., 2024), two
     blocks to one."""
 
-    vocab: PositiveInt
-    """Number of tokens in the vocabulary."""
-    depth: PositiveInt = 6
-    """Number of blocks, each a recurrence or attention and a gated MLP."""
-    width: PositiveInt = 256
-    """Width of each token's vector."""
     heads: PositiveInt = 4
     """Of the attention's queries, and blocks of the recurrence's gates."""
     kv_heads: PositiveInt = 1
@@ -282,62 +227,21 @@ class Griffin(TokenHead, Model):
     """Positions that attention sees, itself included."""
     attention_every: NonNegativeInt = 3
     """Every k-th block is local attention; 0: never (Hawk)."""
-    expansion: PositiveInt = 3
-    """The gated MLP's width over that of the model."""
     recurrence: RecurrenceName = "rglru"
     """rglru (De et al., 2024), gated, or lru (Orvieto et al., 2023)."""
-    dropout: DropRate = 0.0
-    """Share of values dropped after each part of a block."""
-    tie_embeddings: bool = True
-    """Use the token embedding as the output matrix too (Press and Wolf, 2017)."""
-    dtype: Dtype = "float32"
-    """Of the computation; parameters and logits are float32."""
 
-    def setup(self) -> None:
-        choose("recurrence", self.recurrence, RecurrenceName)
-        validate(self)
-        self.tokens = self.token_table("tokens")
-        self.head = self.output_table(self.tokens)
-        self.cached = Count()
-
-    @nn.compact
-    def hidden(
-        self,
-        tokens: jax.Array,
-        train: bool = False,
-        cache: int = 0,
-        padding: jax.Array | None = None,
-    ) -> jax.Array:
-        """Tokens [B, L] -> hidden states [B, L, D]; cache and padding as in `Decoder.hidden`."""
-        continued = None
-        if cache:
-            continued = Continued(cache, self.cached(tokens.shape[1]), padding)
-        x = cast(self.tokens(tokens), self.dtype) * (
-            self.width**0.5 if self.tie_embeddings else 1.0
-        )
-        for block in range(self.depth):
-            y = RMSNorm(name=f"norm_{block}_mixing")(x)
-            if self.attention_every and block % self.attention_every == self.attention_every - 1:
-                fields = {
-                    "kv_heads": self.kv_heads,
-                    "causal": True,
-                    "window": self.window,
-                    "rotary": True,
-                }
-                attention = Attention(heads=self.heads, **fields, name=f"attention_{block}")
-                places = {} if continued is None else vars(continued)
-                y = attention(y, **places)
-            else:
-                mixing = RecurrentMixing(self.heads, self.recurrence, name=f"recurrent_{block}")
-                y = mixing(y, continued)
-            x = constrain(x + drop(y, self.dropout, train), "batch", "length", None)
-            y = RMSNorm(name=f"norm_{block}_mlp")(x)
-            both = Linear(
-                (2, self.expansion * self.width), ("embed", None, "mlp"), name=f"up_{block}"
-            )(y)
-            y = constrain(nn.gelu(both[..., 0, :]) * both[..., 1, :], "batch", "length", "mlp")
-            y = Linear((self.width,), ("mlp", "embed"), name=f"down_{block}")(y)
-            x = constrain(x + drop(y, self.dropout, train), "batch", "length", None)
-        return RMSNorm(name="norm")(x)
-
-    __call__ = logits_of(hidden)
+    @nn.nowrap
+    def mixing(self, block: int, x: jax.Array, continued: Continued | None) -> jax.Array:
+        """[B, L, D] -> [B, L, D], by attention in every k-th block."""
+        if self.attention_every and block % self.attention_every == self.attention_every - 1:
+            fields = {
+                "kv_heads": self.kv_heads,
+                "causal": True,
+                "window": self.window,
+                "rotary": True,
+            }
+            attention = Attention(heads=self.heads, **fields, name=f"attention_{block}")
+            places = {} if continued is None else vars(continued)
+            return attention(x, **places)
+        mixing = RecurrentMixing(self.heads, self.recurrence, name=f"recurrent_{block}")
+        return mixing(x, continued)

@@ -19,8 +19,10 @@ from scipy.special import expit, softmax
 from jaxbig.distributed.mesh import Mesh, activate
 from jaxbig.distributed.sharding import parameter_shardings
 from jaxbig.errors import Refused
-from jaxbig.models.griffin import LRU, RGLRU, CausalConv, Griffin, associative
+from jaxbig.models.deltanet import DeltaNet
+from jaxbig.models.griffin import LRU, RGLRU, Griffin, associative
 from jaxbig.models.layers.rnn_cells import EQUATIONS, GRU, LSTM, Elman, Layer
+from jaxbig.models.linear_recurrent import CausalConv
 from jaxbig.models.rnn import RNN, Recurrence, RNNLanguageModel, masked_softmax
 
 Array = np.ndarray
@@ -31,6 +33,7 @@ CELLS = list(EQUATIONS)
 TWO = RNN(width=6, classes=3, layers=2)
 LANGUAGE = RNNLanguageModel(vocab=11, width=6, layers=2)
 GRIFFIN = Griffin(vocab=11, depth=3, width=8, heads=2, window=3)
+DELTA = DeltaNet(vocab=11, depth=2, width=8, heads=2, key_width=2, value_width=4, chunk=3)
 
 
 def normal(*shape: int, seed: int = 0) -> Array:
@@ -308,7 +311,9 @@ def test_an_rnn_has_as_many_parameters_as_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", [TWO, LANGUAGE, GRIFFIN, dataclasses.replace(GRIFFIN, recurrence="lru")], ids=repr
+    "module",
+    [TWO, LANGUAGE, GRIFFIN, dataclasses.replace(GRIFFIN, recurrence="lru"), DELTA],
+    ids=repr,
 )
 def test_bfloat16_gives_float32_logits_near_those_of_float32(module: Any) -> None:
     x = normal(3, 5, 4) if module is TWO else tokens(3, 5)
@@ -330,7 +335,7 @@ def test_the_carry_stays_float32_in_bfloat16() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", [LANGUAGE, GRIFFIN, dataclasses.replace(GRIFFIN, recurrence="lru")], ids=repr
+    "module", [LANGUAGE, GRIFFIN, dataclasses.replace(GRIFFIN, recurrence="lru"), DELTA], ids=repr
 )
 def test_logits_see_no_later_token(module: Any) -> None:
     module = dataclasses.replace(module, tie_embeddings=False)

@@ -92,6 +92,7 @@ MODELS = [
     "imagenet_alexnet",
     "imagenet_convnext_t",
     "diabetes_mlp",
+    "pytext_deltanet",
     "pytext_bert",
     "pytext_moe",
     "dates_seq2seq",
@@ -222,7 +223,7 @@ def worst(found: Gradients, expected: Gradients) -> tuple[str, float]:
 
 SLOW = pytest.mark.slow
 SPLIT = Mesh(data=2, fsdp=2, tensor=2)
-ATTENTIVE = ["pytext_transformer", "digits_vit", "pytext_griffin", "pytext_bert"]
+ATTENTIVE = ["pytext_transformer", "digits_vit", "pytext_griffin", "pytext_deltanet", "pytext_bert"]
 OVER_EXPERTS = [
     Mesh(data=2, expert=4),
     Mesh(data=1, fsdp=2, tensor=2, expert=2),

@@ -55,6 +55,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "ConvNet": {"layers": (Conv(8), Pool(), Dropout(0.25), Conv(16), Pool(), Dense(16))},
     "ConvNeXt": {"stages": (1, 1, 1, 1), "widths": (8, 8, 16, 16), "layer_scale": 0.5},
     "Decoder": {"depth": 2, "width": 32, "heads": 4, "mlp_width": 48},
+    "DeltaNet": {"depth": 2, "width": 16, "heads": 2, "key_width": 4, "value_width": 8, "chunk": 8},
     "Encoder": {"depth": 2, "width": 32, "heads": 4},
     "EncoderDecoder": {"depth": 2, "width": 32, "heads": 4},
     "Griffin": {"depth": 3, "width": 16, "heads": 2, "window": 8},

@@ -22,6 +22,7 @@ from jaxbig.inference import decoding as decoding_module
 from jaxbig.inference.decoding import Decoding, Writer, padded_length
 from jaxbig.inference.generate import Language, Text, decoding_of, generate, variables_of, write_all
 from jaxbig.inference.sampling import Sampling
+from jaxbig.models.deltanet import DeltaNet
 from jaxbig.models.griffin import Griffin
 from jaxbig.models.language_model import Decoder, EncoderDecoder
 from jaxbig.models.rnn import RNNLanguageModel
@@ -35,6 +36,7 @@ DECODER = Decoder(**SMALL, depth=2, heads=2, kv_heads=1)
 MODELS = {
     "decoder": DECODER,
     "griffin": Griffin(**SMALL, depth=2, heads=2, attention_every=2),
+    "delta": DeltaNet(**SMALL, depth=2, heads=2, key_width=4, value_width=8, chunk=4),
     "lstm": RNNLanguageModel(**SMALL),
     "translator": EncoderDecoder(**SMALL, depth=1, heads=2),
     "recurrent translator": RNNEncoderDecoder(**SMALL, target_vocab=VOCAB),

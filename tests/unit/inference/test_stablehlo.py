@@ -25,7 +25,7 @@ from jaxbig.program.program import make_program
 # conv nets with and without batch statistics, an RNN, one with a memory, Transformers, experts
 KINDS = ["pytext_lstm"]
 MORE_KINDS = ["digits_convnet", "digits_resnet", "digits_vit", "digits_rnn"]
-MORE_KINDS += ["pymodule_bert", "pytext_moe", "pytext_griffin", "pytext_llama"]
+MORE_KINDS += ["pymodule_bert", "pytext_moe", "pytext_griffin", "pytext_deltanet", "pytext_llama"]
 UMASK = os.umask(0)
 os.umask(UMASK)
 WITHOUT_JAXBIG = """

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxbig.models.deltanet import DeltaNet
 from jaxbig.models.griffin import Griffin
 from jaxbig.models.language_model import Decoder
 from jaxbig.models.rnn import RNNLanguageModel
@@ -24,6 +25,7 @@ MODELS = {
     "experts": Decoder(vocab=20, depth=1, width=16, heads=2, experts=4),
     "griffin": Griffin(vocab=20, depth=3, width=16, heads=2, window=5),
     "lru": Griffin(vocab=20, depth=1, width=16, heads=2, recurrence="lru"),
+    "delta": DeltaNet(vocab=20, depth=2, width=16, heads=2, key_width=4, value_width=8, chunk=3),
     "lstm": RNNLanguageModel(vocab=20, width=16, layers=2),
     "gru": RNNLanguageModel(vocab=20, width=16, cell="gru"),
 }

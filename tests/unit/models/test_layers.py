@@ -14,6 +14,7 @@ from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.constraints import choose
 from jaxbig.errors import Refused
 from jaxbig.models.convnet import Conv, ConvNet, Dense, Dropout, Pool
+from jaxbig.models.deltanet import DeltaNet
 from jaxbig.models.griffin import Griffin
 from jaxbig.models.language_model import Decoder, Encoder, EncoderDecoder
 from jaxbig.models.layers.attention import Attention
@@ -165,6 +166,10 @@ BEGIN: dict[str, tuple[nn.Module, tuple[Any, ...]]] = {
         (TOKENS, TOKENS),
     ),
     "griffin": (Griffin(vocab=11, depth=3, width=16, heads=2), (TOKENS,)),
+    "delta": (
+        DeltaNet(vocab=11, depth=2, width=16, heads=2, key_width=4, value_width=8),
+        (TOKENS,),
+    ),
     "vit": (ViT(classes=3, patch=4, depth=1, width=16, heads=2), (IMAGE,)),
     "mlp": (MLP(widths=(5, 4)), (normal(1, 6),)),
 }

@@ -19,6 +19,7 @@ from jaxbig.data.tabular import Columns
 from jaxbig.data.text import TokenRows
 from jaxbig.distributed.mesh import Mesh
 from jaxbig.distributed.sharding import device_put_batch
+from jaxbig.models.deltanet import DeltaNet
 from jaxbig.models.griffin import Griffin
 from jaxbig.models.language_model import Decoder, Encoder, EncoderDecoder
 from jaxbig.models.layers.convolution import BatchNorm
@@ -170,6 +171,12 @@ CASES: dict[str, Case] = {
     "recurrent language": Case(RNNLanguageModel(vocab=VOCAB, width=4), NEXT, texts(), TOKENS),
     "linear recurrent": Case(
         Griffin(vocab=VOCAB, depth=1, width=8, heads=2, window=3), NEXT, texts(), TOKENS
+    ),
+    "delta rule": Case(
+        DeltaNet(vocab=VOCAB, depth=1, width=8, heads=2, key_width=2, value_width=4, chunk=3),
+        NEXT,
+        texts(),
+        TOKENS,
     ),
     "recurrent translation": Case(
         RNNEncoderDecoder(vocab=VOCAB, target_vocab=VOCAB, width=4), PAIR, texts("lengths"), TOKENS
