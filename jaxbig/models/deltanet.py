@@ -136,7 +136,7 @@ class GatedDelta(nn.Module):
         bias = parameter(self, "bias", small_steps, *one)
         log_decay = -jnp.exp(rate)[None, None] * nn.softplus(of_heads("decay") + bias[None, None])
 
-        state = jnp.zeros_like(keys, shape=(batch, self.heads, self.key_width, self.value_width))
+        state = jnp.zeros((batch, self.heads, self.key_width, self.value_width), keys.dtype)
         state = constrain(state, "batch", "heads", None, None)
         chunk = min(self.chunk, length)
         if continued is None:
