@@ -120,7 +120,7 @@ def test_it_is_that_of_qwen3_next() -> None:
         initial_state=state,
         output_final_state=True,
     )
-    close(jax.jit(lambda: gated_delta(*arguments, 64))(), [x.numpy() for x in expected])
+    close(jax.jit(lambda: gated_delta(*arguments, 64))(), tuple(x.numpy() for x in expected))
 
 
 def test_the_layer_is_a_loop_over_its_equations() -> None:
