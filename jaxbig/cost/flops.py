@@ -21,11 +21,10 @@ def count_flops(jaxpr: Any) -> int:
     dot_general: 2 * (elements of the result) * (size of the contracted axes). conv_general_dilated:
     2 * (rows) * (output channels) * (input channels per group) * (pairs of an output and a kernel
     position that meet a real input, neither padding nor a dilation hole). ragged_dot: 2 * (elements
-    of the left operand) * (last axis of the result). triangular_solve: (elements of the result) *
-    (size of the system). scan multiplies its body by its length, shard_map by its devices, a Pallas
-    kernel by its grid (an upper bound: all blocks of causal attention, though the kernel skips
-    those above the diagonal); the costliest branch of a cond counts; a while loop of unknown length
-    counts once. Element-wise operations are left out.
+    of the left operand) * (last axis of the result). scan multiplies its body by its length,
+    shard_map by its devices, a Pallas kernel by its grid (an upper bound: all blocks of causal
+    attention, though the kernel skips those above the diagonal); the costliest branch of a cond
+    counts; a while loop of unknown length counts once. Element-wise operations are left out.
     """
     return sum(_of(equation) for equation in opened(jaxpr).eqns)
 
@@ -89,8 +88,6 @@ def _of(equation: Any) -> int:
         return _convolution(shapes[0], shapes[1], equation.outvars[0].aval.shape, params)
     if name.startswith("ragged_dot"):
         return 2 * math.prod(shapes[0]) * equation.outvars[0].aval.shape[-1]
-    if name == "triangular_solve":
-        return math.prod(equation.outvars[0].aval.shape) * shapes[0][-1]
     inner = [count_flops(jaxpr) for jaxpr in inner_jaxprs(equation)]
     if name == "cond":
         return max(inner)

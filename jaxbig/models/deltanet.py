@@ -11,12 +11,66 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxbig.arrays.dtypes import HIGHEST, upcast
 from jaxbig.constraints import PositiveInt
 from jaxbig.models.layers.basic import Linear, RMSNorm
 from jaxbig.models.layers.parameters import constrain, parameter
 from jaxbig.models.linear_recurrent import CausalConv, Continued, LinearRecurrentModel
+
+
+product = functools.partial(jnp.matmul, precision=HIGHEST)
+
+
+@jax.custom_vjp
+def solve(system: jax.Array, sides: jax.Array) -> jax.Array:
+    """x of (I + T) x = sides, T being what is below the diagonal of a system [..., C, C].
+
+    By products alone: as `triangular_solve`, jaxlib 0.10 waits forever on a CPU of two cores where
+    two systems are solved at once.
+
+    Args:
+      system: [..., C, C]; its diagonal, and what is above it, is not read.
+      sides: [..., C, S].
+
+    Returns:
+      [..., C, S].
+    """
+    return solve_forward(system, sides)[0]
+
+
+def solve_forward(system: jax.Array, sides: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    inverse = unit_lower_inverse(system)
+    solved = product(inverse, sides)
+    return solved, (inverse, solved)
+
+
+def solve_backward(saved: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, ...]:
+    inverse, solved = saved
+    sides = product(jnp.swapaxes(inverse, -1, -2), gradient)
+    return jnp.tril(-product(sides, jnp.swapaxes(solved, -1, -2)), -1), sides
+
+
+solve.defvjp(solve_forward, solve_backward)
+
+
+def unit_lower_inverse(system: jax.Array) -> jax.Array:
+    """(I + T)^-1, T being what is below the diagonal, [..., C, C].
+
+    The inverses of two neighboring blocks on the diagonal give that of the block of both:
+    [[A, 0], [B, D]]^-1 = [[A^-1, 0], [-D^-1 B A^-1, D^-1]]. The first blocks are single numbers.
+    """
+    size = system.shape[-1]
+    inverse = jnp.broadcast_to(jnp.eye(size, dtype=system.dtype), system.shape)
+    block = 1
+    while block < size:
+        number = np.arange(size) // block
+        pairs = (number[:, None] == number + 1) & (number % 2 == 0)  # the B of all pairs
+        between = jnp.where(pairs, system, 0)
+        inverse = inverse - product(inverse, product(between, inverse))
+        block *= 2
+    return inverse
 
 
 def gated_delta(
@@ -49,7 +103,6 @@ def gated_delta(
       o [B, L, H, V] and the last S [B, H, K, V].
     """
     batch, length, heads, width = values.shape
-    product = functools.partial(jnp.matmul, precision=HIGHEST)
 
     def chunks(x: jax.Array) -> jax.Array:
         """[B, L, H, ...] -> [N, B, H, C, ...]; with 0 behind the end, which leaves S as it is."""
@@ -67,9 +120,7 @@ def gated_delta(
     transposed = jnp.swapaxes(k, -1, -2)  # [N, B, H, K, C]
     system = product(beta * k, transposed) * decay  # its diagonal is not read: that is of ones
     sides = jnp.concatenate([beta * v, beta * from_start * k], axis=-1)
-    solved = jax.lax.linalg.triangular_solve(
-        system, sides, left_side=True, lower=True, unit_diagonal=True
-    )
+    solved = solve(system, sides)
 
     def step(state: jax.Array, now: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         q, scores, written, erased, keys, kept = now
