@@ -216,10 +216,10 @@ REPRODUCIBLE = [
     ("name", "options"),
     [
         ("digits_convnet", []),
-        ("digits_rnn", []),
+        ("pytext_deltanet", ["--model.depth=1"]),
         ("pytext_transformer", ["--model.depth=1", "--data.length=128"]),
     ],
-    ids=["digits_convnet", "digits_rnn", "pytext_transformer"],
+    ids=["digits_convnet", "pytext_deltanet", "pytext_transformer"],
 )
 def test_reproducible_run_has_one_digest_on_any_processes_and_when_it_moves(
     name: str, options: list[str], tmp_path: Path
