@@ -19,7 +19,6 @@ from jaxbig.models.layers.basic import Linear, RMSNorm
 from jaxbig.models.layers.parameters import constrain, parameter
 from jaxbig.models.linear_recurrent import CausalConv, Continued, LinearRecurrentModel
 
-
 product = functools.partial(jnp.matmul, precision=HIGHEST)
 
 

@@ -46,7 +46,8 @@ def looped(
     state = np.float64(state)
     outputs = np.zeros(values.shape)
     for b, t, h in np.ndindex(*beta.shape):
-        k, rate = np.float64(keys[b, t, h]), np.float64(beta[b, t, h])
+        k = np.float64(keys[b, t, h])
+        rate = np.float64(beta[b, t, h])
         kept = np.exp(np.float64(log_decay[b, t, h])) * (np.eye(k.size) - rate * np.outer(k, k))
         state[b, h] = kept @ state[b, h] + rate * np.outer(k, values[b, t, h])
         outputs[b, t, h] = queries[b, t, h] @ state[b, h]

@@ -26,7 +26,15 @@ GROUPS = {
     "optim": (Optimizer, Schedule),
     "evaluators": (Evaluator,),
 }
-PARTS = {"Block", "ClassFolder", "LibraryQuestions", "Stack", "Text", "TransformerFields"}
+PARTS = {
+    "Block",
+    "ClassFolder",
+    "LibraryQuestions",
+    "LinearRecurrentModel",
+    "Stack",
+    "Text",
+    "TransformerFields",
+}
 """Classes that only other classes are made of."""
 
 

@@ -238,6 +238,7 @@ def test_every_matrix_of_every_experiment_is_decayed_and_no_bias_or_scale(name: 
         "scale",
         "layer_scale",
         "lambda",
+        "rate",
         "token",
     } and not any(  # vectors all, written down by hand
         decayed[path] for path in decayed if path.endswith(("bias", "scale"))
