@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.linalg import solve_triangular
 from scipy.special import expit
 
-from jaxbig.models.deltanet import GatedDelta, gated_delta
+from jaxbig.models.deltanet import GatedDelta, gated_delta, solve
 
 Array = np.ndarray
 CHUNKS = (1, 3, 4, 16)
@@ -104,6 +105,16 @@ def test_equal_keys_that_are_never_forgotten_are_still_solved() -> None:
     keys = np.broadcast_to(keys[:, :1], keys.shape)
     arguments = queries, keys, values, np.ones_like(beta), np.zeros_like(log_decay), state
     close(jax.jit(lambda: gated_delta(*arguments, 64))(), looped(*arguments))
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 64])
+def test_a_system_of_any_size_is_solved_as_by_scipy(size: int) -> None:
+    system = 0.3 * normal(size, size)  # what is not below its diagonal is not read
+    sides = normal(size, 3, seed=1)
+    expected = solve_triangular(
+        np.float64(system), np.float64(sides), lower=True, unit_diagonal=True
+    )
+    close(jax.jit(solve)(system, sides) / np.abs(expected).max(), expected / np.abs(expected).max())
 
 
 @pytest.mark.slow
