@@ -1,9 +1,9 @@
 """Sets XLA's flags for bitwise equal runs, before JAX starts its backend.
 
-On a CPU the number of threads decides the order of sums in a product, and what else is in a program
-whether a product and a sum become one operation, which rounds once. On a GPU XLA measures which
-kernels are fastest, and some of these sum by atomic operations, in the order in which threads
-finish.
+On a CPU the number of threads decides the order of sums in a product. XLA may also fuse a product
+and a sum into one instruction, which rounds once; whether it does depends on the rest of the
+program. On a GPU XLA measures which kernels are fastest, and some of these sum by atomic
+operations, in the order in which threads finish.
 """
 
 import os
@@ -23,7 +23,7 @@ UNFUSED = "--xla_cpu_max_isa=AVX"
 def set_deterministic(deterministic: bool, chunks: int) -> None:
     """Sets the environment for a deterministic run.
 
-    Call it before any device is used. A value of the flag that the user has set stays.
+    Call it before any device is used. A flag that the user has set keeps its value.
 
     Args:
       deterministic: use only deterministic kernels.
