@@ -18,7 +18,9 @@ import yaml
 from jaxbig.config.options import Flag, parse, run_name
 from jaxbig.config.overrides import resolve
 from jaxbig.errors import Failed, Refused
+from jaxbig.system.signals import exit_on_ctrl_c
 from jaxbig.system.standard_streams import install_pipe_safe_streams
+from jaxbig.system.unraisable import install_unraisable_hook
 
 NAME = r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?"
 """The name of a run, and so of a job, a pod, a machine and a folder."""
@@ -156,6 +158,7 @@ def main(launcher: type[Launcher], module: str, arguments: Sequence[str] | None 
       An exit code.
     """
     install_pipe_safe_streams()
+    install_unraisable_hook()
     try:
         return _main(launcher, module, sys.argv[1:] if arguments is None else arguments)
     except (Refused, Failed) as error:
@@ -172,10 +175,11 @@ def _main(launcher: type[Launcher], module: str, arguments: Sequence[str]) -> in
         own = own[:at]
     job = parse(launcher, own, module, program="python -m")
     job = dataclasses.replace(job, overrides=tuple(overrides))
-    job.check()
-    if not job.unchecked:
-        resolve(job.experiment, job.overrides).check()
-    print(job.render(), flush=True)
+    with exit_on_ctrl_c():  # nothing is started yet
+        job.check()
+        if not job.unchecked:
+            resolve(job.experiment, job.overrides).check()
+        print(job.render(), flush=True)
     if job.submit:
         return job.start()
     print(f"{module}: nothing was started: add --submit", file=sys.stderr)

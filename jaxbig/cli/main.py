@@ -8,13 +8,13 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
-from typing import Any
 
 from jaxbig.cli.commands import COMMANDS, load, split, summary
 from jaxbig.errors import Failed, Refused
 from jaxbig.system.exit_codes import DONE, FAILED, REFUSED, STOPPED
 from jaxbig.system.signals import exit_on_ctrl_c
 from jaxbig.system.standard_streams import install_pipe_safe_streams
+from jaxbig.system.unraisable import install_unraisable_hook
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of a write to a full disk, or beyond a limit."""
@@ -23,6 +23,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def main() -> None:
     """Runs the command line of this process and exits with its code."""
     install_pipe_safe_streams()
+    install_unraisable_hook()
     try:
         code = run(sys.argv[1:])
         if sys.stdout is not None:
@@ -69,22 +70,10 @@ def run(arguments: Sequence[str]) -> int:
     with exit_on_ctrl_c():
         command = load(word)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # TFDS and Orbax log their internals
-    hide_closed_event_loops()
     parsed = command.from_arguments(word, rest)
     if parsed.quiet or parsed.verbose:
         parsed.screen()  # for the log of commands that show nothing else
     return parsed()
-
-
-def hide_closed_event_loops() -> None:
-    """Hides the "Event loop is closed" that Orbax's threads repeat after a failed save."""
-    if sys.unraisablehook is sys.__unraisablehook__:
-        sys.unraisablehook = _report_unraisable
-
-
-def _report_unraisable(unraisable: Any) -> None:
-    if str(unraisable.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(unraisable)
 
 
 def print_commands() -> int:

@@ -81,7 +81,9 @@ ONLY = {
         "jaxbig.system.exit_codes",
         "jaxbig.system.child_processes",
         "jaxbig.system.local_gpus",
+        "jaxbig.system.signals",
         "jaxbig.system.standard_streams",
+        "jaxbig.system.unraisable",
     },
     "experiments": {
         "jaxbig.config.experiment",
