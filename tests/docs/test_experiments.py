@@ -9,7 +9,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from support.experiments import EMBEDDED, EXPERIMENTS, one_of_each_objective, small
+from support.experiments import (
+    EMBEDDED,
+    EXPERIMENTS,
+    one_of_each_kind,
+    one_of_each_objective,
+    small,
+)
 
 from jaxbig.config.discover import load
 from jaxbig.config.experiment_files import available, summary
@@ -42,7 +48,7 @@ PARAMETERS = {
         *PARAMETERS,
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in EXPERIMENTS
+            for name in one_of_each_kind([*PARAMETERS, *EXPERIMENTS])
             if name not in PARAMETERS
         ),
     ],

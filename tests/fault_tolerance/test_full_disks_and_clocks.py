@@ -83,12 +83,7 @@ def test_a_clock_that_jumps(plain: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "environment",
-    [
-        ASCII,
-        {**ASCII, "PYTHONIOENCODING": "ascii"},
-        {"TERM": "dumb", "COLUMNS": "40"},
-        {"TERM": ""},
-    ],
+    [{**ASCII, "PYTHONIOENCODING": "ascii", "TERM": "dumb", "COLUMNS": "40"}, {"TERM": ""}],
 )
 def test_a_locale_and_a_terminal_that_know_little(
     environment: dict[str, str], plain: str, tmp_path: Path
@@ -139,7 +134,7 @@ def test_a_home_that_cannot_be_written(plain: str, tmp_path: Path) -> None:
         )
 
 
-@pytest.mark.parametrize(("term", "columns"), [("xterm", 40), ("xterm", 200), ("dumb", 40)])
+@pytest.mark.parametrize(("term", "columns"), [("xterm", 200), ("dumb", 40)])
 def test_a_terminal(term: str, columns: int, plain: str, tmp_path: Path) -> None:
     """Nothing is wider than it, and a dumb one gets no codes."""
     ours, theirs = pty.openpty()

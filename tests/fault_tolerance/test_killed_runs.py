@@ -113,30 +113,28 @@ def same(run: Path, other: Path) -> None:
     assert all(entry.name.isdigit() for entry in (run / "checkpoints").iterdir())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_a_run_that_is_asked_to_stop_saves_and_the_same_command_resumes(
-    number: signal.Signals, alone: tuple[Path, float], tmp_path: Path
+    alone: tuple[Path, float], tmp_path: Path
 ) -> None:
     process = start(tmp_path, *TRAIN)
     until(process, lambda: len(lines(tmp_path / "run")) > 10)
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     code, out, err = finish(process)
     assert code == 75 and "Traceback" not in err
     stopped = summary(tmp_path / "run")
     assert stopped["interrupted"] and 50 < stopped["step"] < 300
     assert (tmp_path / "run" / "checkpoints" / str(stopped["step"])).is_dir()
-    assert number.name in err and f"saved at step {stopped['step']}" in out
+    assert "SIGTERM" in err and f"saved at step {stopped['step']}" in out
     code, out, err = finish(start(tmp_path, *TRAIN))
     assert code == 0, err
     assert f"resuming from step {stopped['step']}" in out
     same(tmp_path / "run", alone[0])
 
 
-@pytest.mark.parametrize("seed", [0, 1])
 def test_a_run_killed_at_five_random_moments_ends_as_one_left_alone(
-    seed: int, alone: tuple[Path, float], tmp_path: Path
+    alone: tuple[Path, float], tmp_path: Path
 ) -> None:
-    moments = random.Random(seed)
+    moments = random.Random(0)
     for _ in range(5):
         process = start(tmp_path, *TRAIN)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -166,26 +164,19 @@ def test_a_folder_in_use_is_refused_and_named_by_its_owner(tmp_path: Path) -> No
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes cannot be pinned here")
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("digits_convnet", MODEL),
-        ("pytext_transformer", ["--model.depth=1", "--model.width=32", "--model.dropout=0.1"]),
-    ],
-)
-def test_the_same_command_twice_gives_the_same_run(
-    name: str, options: list[str], tmp_path: Path
-) -> None:
+def test_the_same_command_twice_gives_the_same_run(tmp_path: Path) -> None:
     core = min(os.sched_getaffinity(0))
     for folder in ("one", "other"):
         command = [
             "train",
-            name,
+            "pytext_transformer",
+            "--model.depth=1",
+            "--model.width=32",
+            "--model.dropout=0.1",
             "--steps=30",
             "--checkpoint-every=20",
             "--evaluate-batches=2",
             f"--workdir={folder}",
-            *options,
         ]
         code, _, err = finish(
             start(tmp_path, *command, core=core, hasty=False, cached=False), seconds=500

@@ -57,20 +57,20 @@ def test_random_kills_over_one_run_need_no_repair(tmp_path: Path) -> None:
     print(f"{killed} kills, the slowest end {longest:.1f} s after: {reported}")
 
 
-def test_a_run_preempted_five_times_and_moved_has_the_digest_of_one_left_alone(
+def test_a_run_preempted_three_times_and_moved_has_the_digest_of_one_left_alone(
     tmp_path: Path,
 ) -> None:
-    """Two processes, then one, two, four, two and one: the cluster gives what it has."""
+    """Two processes, then one, four and one: the cluster gives what it has."""
     arguments = [
         *RUN,
-        "--steps=400",
+        "--steps=300",
         "--evaluate-every=200",
         "--checkpoint-every=100",
         "--reproducible=8",
     ]
     alone = done(tmp_path / "alone", 2, 1, *arguments)
     (folder := tmp_path / "moved").mkdir()
-    for turn, count in enumerate((2, 1, 2, 4, 2)):
+    for turn, count in enumerate((2, 1, 4)):
         life = Life(folder, count, 1, *arguments)
         started = life.step()  # by the one before: until there is more, this one has not started
         assert life.until(lambda life=life, started=started: life.step() > started + 5), life.end()
@@ -78,4 +78,4 @@ def test_a_run_preempted_five_times_and_moved_has_the_digest_of_one_left_alone(
         said = life.end()
         assert [code for code, _ in said] == [75] * count, said
     assert done(folder, 1, 1, *arguments)["state_sha256"] == alone["state_sha256"]
-    assert len(json.loads((folder / "run" / "run.json").read_text())["starts"]) == 6
+    assert len(json.loads((folder / "run" / "run.json").read_text())["starts"]) == 4

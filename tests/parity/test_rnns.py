@@ -524,7 +524,6 @@ def gradient(name: str, mesh: Mesh | None) -> Any:
         return jax.tree.map(np.array, jax.jit(jax.grad(loss), out_shardings=shardings)(p, rows))
 
 
-# test_meshes.py asks an LSTM, an LSTM language model and Griffin over rows alone, as they ship
 OVER = [
     *((name, Mesh(data=2, fsdp=2, tensor=2)) for name in MODELS),
     ("gru", Mesh(data=8)),

@@ -334,9 +334,7 @@ def test_attention_is_softmax_attention_within_its_window() -> None:
     [
         (True, 32, True, False, False),
         (False, 16, False, True, False),
-        pytest.param(True, None, False, False, False, marks=SLOW),
-        pytest.param(False, None, True, False, False, marks=SLOW),
-        pytest.param(True, 32, True, False, True, marks=SLOW),
+        (True, 32, True, False, True),
     ],
 )
 def test_the_splash_kernel_is_the_plain_one(
@@ -607,8 +605,6 @@ CHUNKED = {
     [
         ("gated", Mesh(data=1)),
         *((name, Mesh(data=1, fsdp=2, tensor=2, expert=2)) for name in ("scanned", "experts")),
-        pytest.param("gated", Mesh(data=1, fsdp=2, tensor=2, expert=2), marks=SLOW),
-        *(pytest.param(name, Mesh(data=1), marks=SLOW) for name in ("scanned", "experts")),
     ],
     ids=str,
 )

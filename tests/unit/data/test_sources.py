@@ -181,6 +181,7 @@ def test_threads_and_processes_of_a_run_share_the_same_bytes(data: Data) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("data", ["folder", "mixed", "sounds", "masked"], indirect=True)
 def test_workers_read_the_same_bytes(data: Data) -> None:
     source = data.source("train")
     for start, workers in ((0, 1), (1_000, 4)):

@@ -79,7 +79,7 @@ def close(rows: Rows) -> dict[str, float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*one_of_each_objective(EMBEDDED), "pychat_sft", "pytext_lstm"])
+@pytest.mark.parametrize("name", [*one_of_each_objective(EMBEDDED), "pytext_lstm"])
 def test_predictions_have_the_numbers_of_the_evaluation(name: str, tmp_path: Path) -> None:
     experiment = small(name, steps=3, evaluate_every=3, checkpoint_every=3)
     run = jb.fit(experiment, tmp_path / "run")

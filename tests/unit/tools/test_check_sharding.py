@@ -22,7 +22,7 @@ from jaxbig.tools.check_sharding import apart, check, devices_for
 from jaxbig.tools.shrink import fewer, least, small_program
 
 SPLIT = Mesh(data=2, fsdp=2, tensor=2)
-NAMES = ["digits_convnet", "digits_resnet", "pytext_deltanet", "dates_seq2seq", "c4_mixtral_8x7b"]
+NAMES = ["digits_convnet", "digits_resnet", "c4_mixtral_8x7b"]
 
 
 @pytest.mark.slow
