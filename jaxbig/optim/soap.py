@@ -1,6 +1,8 @@
 """`SOAP`: Adam in the eigenbasis of each matrix's gradients."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -123,7 +125,7 @@ class SOAP(AdamW):
     def next_bases(self, covariances: Any, bases: Any, count: jax.Array) -> Any:
         """The eigenvectors of the first covariances; then one power iteration now and then."""
         which = jnp.where(count == 0, 1, jnp.where(count % self.basis_every == 0, 2, 0))
-        branches = (lambda _, basis: basis, lambda c, _: jnp.linalg.eigh(c)[1], power_iteration)
+        branches = (lambda _, basis: basis, lambda c, _: eigenvectors(c), power_iteration)
         return tuple(
             basis
             if isinstance(basis, optax.MaskedNode)
@@ -134,7 +136,20 @@ class SOAP(AdamW):
 
 def power_iteration(covariance: jax.Array, basis: jax.Array) -> jax.Array:
     """A basis [N, K, K] nearer to the eigenvectors (algorithm 4 of the paper)."""
-    return jnp.linalg.qr(jnp.matmul(covariance, basis, precision=HIGHEST))[0]
+    product = jnp.matmul(covariance, basis, precision=HIGHEST)
+    return of_each(lambda matrix: jnp.linalg.qr(matrix)[0], product)
+
+
+def eigenvectors(covariance: jax.Array) -> jax.Array:
+    """Of matrices [N, K, K]."""
+    return of_each(lambda matrix: jnp.linalg.eigh(matrix)[1], covariance)
+
+
+def of_each(function: Callable[[jax.Array], jax.Array], stack: jax.Array) -> jax.Array:
+    """The function of each matrix of [N, K, K]. On a CPU one after the other: two calls of LAPACK
+    for stacks can wait for each other without end there (jaxlib 0.10)."""
+    in_a_loop = functools.partial(jax.lax.map, function)
+    return jax.lax.platform_dependent(stack, cpu=in_a_loop, default=function)
 
 
 def turned(x: jax.Array, bases: Pair) -> jax.Array:

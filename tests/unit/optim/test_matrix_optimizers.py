@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +267,21 @@ def test_soap_is_the_algorithm_of_the_paper() -> None:
         soap = SOAP(learning_rate=RATE, b1=0.9, b2=0.8, basis_decay=0.7, basis_every=3)
         found = run(soap.build(9), {"kernel": start}, 9)["kernel"]
     np.testing.assert_allclose(found, w, rtol=1e-5)
+
+
+STACKS = """
+import jax
+from jaxbig.optim.soap import power_iteration
+stacks = [jax.random.normal(jax.random.key(n), (4, 128, 128)) for n in range(4)]
+turn = jax.jit(lambda stacks: [power_iteration(each, each) for each in stacks])
+for _ in range(20):
+    stacks = jax.block_until_ready(turn(stacks))
+"""
+
+
+def test_bases_of_several_stacks_at_once_do_not_wait_for_each_other() -> None:
+    """In a process that is ended where they do."""
+    subprocess.run([sys.executable, "-c", STACKS], timeout=120, check=True)
 
 
 def test_schedule_free_is_the_algorithm_of_the_paper() -> None:
