@@ -141,7 +141,7 @@ def power_iteration(covariance: jax.Array, basis: jax.Array) -> jax.Array:
 
 
 def eigenvectors(covariance: jax.Array) -> jax.Array:
-    """Of matrices [N, K, K]."""
+    """The eigenvectors of matrices [N, K, K]."""
     return of_each(lambda matrix: jnp.linalg.eigh(matrix)[1], covariance)
 
 
