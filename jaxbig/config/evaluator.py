@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 import re
-from typing import Any
+from typing import Any, Self
 
 from jaxbig.constraints import PositiveInt
 
@@ -30,6 +30,10 @@ class Evaluator(abc.ABC):
     def split(self) -> str:
         """The split of its rows."""
         return self.name or re.sub(WORDS, "_", type(self).__name__).lower()
+
+    def standalone(self) -> Self:
+        """A copy that needs no other run, for a quick test; by default the same."""
+        return self
 
     def check(self, evaluation: Any) -> None:  # noqa: B027
         """Raises `Refused` if it does not fit the run; called before anything is compiled.

@@ -171,8 +171,8 @@ class TransformerFields(Model, kw_only=True):
                 f"not {self.positions}."
             )
 
-    def normalize(self, name: str) -> nn.Module:
-        return normalization(self.norm, self.epsilon, self.bias, name)
+    def normalize(self, name: str, *, learned: bool = True) -> nn.Module:
+        return normalization(self.norm, self.epsilon, self.bias, name, learned=learned)
 
 
 @struct.dataclass
@@ -181,7 +181,8 @@ class Context:
 
     memory: [B, S, D] to attend to; segments: [B, L] and memory_segments: [B, S], who sees whom;
     positions: [B, L]; offset: [], how many tokens are in the cache; padding: [B], how many of a
-    row's first tokens in the cache are padding.
+    row's first tokens in the cache are padding; condition: [B, D], by which each branch of a block
+    is scaled, shifted and gated.
     """
 
     memory: Any = None
@@ -190,6 +191,15 @@ class Context:
     positions: Any = None
     offset: Any = None
     padding: Any = None
+    condition: Any = None
+
+
+def modulation(condition: jax.Array, count: int, width: int, name: str) -> list[jax.Array]:
+    """A condition [B, D] -> `count` arrays [B, 1, width], 0 at first, to shift, scale or gate with
+    (adaLN-zero; Peebles and Xie, 2023, section 3.2)."""
+    y = Linear((count, width), ("embed", None, None), scale=0.0, name=name)(condition)
+    y = constrain(y, "batch", None, None)
+    return [y[:, i : i + 1] for i in range(count)]
 
 
 def default_mlp_width(width: int, gated: bool) -> int:
@@ -201,6 +211,7 @@ class Block(TransformerFields, kw_only=True):
     """Attention, cross-attention to a memory with `cross`, then an MLP; each is added to
     what it was given.
 
+    With a condition each branch is shifted, scaled and gated by it, and norms learn nothing.
     `out_scale` shrinks the initial values of what is added, so that the sum over all blocks keeps
     its size (Radford et al., 2019).
     """
@@ -245,8 +256,14 @@ class Block(TransformerFields, kw_only=True):
         same["remat"] = self.remat == "attention"
 
         def add(x: jax.Array, name: str, branch: Any) -> jax.Array:
-            norm = self.normalize(f"{name}_norm")
-            y = branch(norm(x) if self.pre_norm else x)  # type: ignore[operator]
+            conditioned = c.condition is not None
+            norm = self.normalize(f"{name}_norm", learned=not conditioned)
+            y = norm(x) if self.pre_norm else x  # type: ignore[operator]
+            if conditioned:
+                shift, factor, gate = modulation(c.condition, 3, width, f"{name}_modulation")
+                y = branch(y * (1 + factor) + shift) * gate
+            else:
+                y = branch(y)
             if self.sandwich_norm:
                 y = self.normalize(f"{name}_out_norm")(y)  # type: ignore[operator]
             if self.layer_scale is not None:

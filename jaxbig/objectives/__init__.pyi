@@ -10,6 +10,7 @@ from .class_scores import Accuracy as Accuracy
 from .class_scores import MeanAveragePrecision as MeanAveragePrecision
 from .classification import Classification as Classification
 from .ctc import CTC as CTC
+from .diffusion import Diffusion as Diffusion
 from .distill import Distill as Distill
 from .dpo import DPO as DPO
 from .masked_token import MaskedToken as MaskedToken

@@ -3,13 +3,14 @@
 import dataclasses
 import math
 import os
+import zlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbig.arrays.tree import flatten_with_paths
+from jaxbig.arrays.tree import flatten_with_paths, path_name
 from jaxbig.config.experiment import Experiment
 from jaxbig.config.fingerprint import diff
 from jaxbig.config.precision import Precision
@@ -128,20 +129,33 @@ def compared_in(
 
 
 def step(program: Program, batch: Rows) -> tuple[float, dict[str, np.ndarray]]:
-    """The loss of a batch at the initial parameters, and its gradient by path."""
+    """The loss of a batch near the initial parameters, and its gradient by path."""
     with program.activate():
-        state = program.init()
+        state: Any = program.init()
+        params = perturbed(state.params)
         gradient = make_gradient(program.experiment, program.mesh)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, program.abstract.params)
         compiled = jax.jit(
             lambda *arguments: gradient(*arguments)[:2], out_shardings=(shardings, None)
         )
         found, sums = compiled(
-            state.params, state.variables, device_put_batch(batch, program.mesh), jnp.int32(0)
+            params, state.variables, device_put_batch(batch, program.mesh), jnp.int32(0)
         )
         return float(sums["loss"].mean()), {
             path: np.asarray(leaf) for path, leaf in flatten_with_paths(found).items()
         }
+
+
+def perturbed(params: Any) -> Any:
+    """The parameters a little elsewhere, where none is 0 and every one has a gradient: a branch
+    whose gate is 0 at first would hide a wrong one."""
+
+    def move(path: Any, leaf: jax.Array) -> jax.Array:
+        draw = np.random.default_rng(zlib.crc32(path_name(path).encode()))
+        noise = 0.1 * draw.standard_normal(leaf.shape).astype(leaf.dtype)
+        return jax.device_put(np.asarray(leaf) + noise, leaf.sharding)
+
+    return jax.tree_util.tree_map_with_path(move, params)
 
 
 def apart(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> dict[str, float]:

@@ -51,6 +51,10 @@ def smoke(experiment: Experiment) -> Experiment:
         "evaluate_every": 2,
         "checkpoint_every": 2,
     }
+    few["evaluators"] = tuple(
+        dataclasses.replace(each, evaluator=each.evaluator.standalone())
+        for each in experiment.evaluators
+    )
     few |= {"evaluate_batches": EVALUATED, "accumulate": 1, "initialize_from": InitializeFrom()}
     if find_teacher(experiment) is None:
         few["objective"] = without_teacher(experiment.objective)

@@ -137,6 +137,7 @@ class Evaluation:
     Attributes:
       program: the compiled functions of the run.
       experiment: the run's.
+      folder: of the run that trains, where an evaluator may put pictures; None: none is written.
     """
 
     def __init__(
@@ -145,14 +146,17 @@ class Evaluation:
         *,
         heartbeat: Callable[[], None] = lambda: None,
         should_stop: Callable[[], bool] = lambda: False,
+        folder: Path | None = None,
     ):
         """
         Args:
           program: of the run, whose data is prepared.
           heartbeat: called before each batch.
           should_stop: asked before each batch.
+          folder: where pictures may be written, if anywhere.
         """
         self.program = program
+        self.folder = folder
         self.experiment: Experiment = program.experiment
         self._heartbeat = heartbeat
         self._should_stop = should_stop
@@ -260,6 +264,21 @@ class Evaluation:
         if found is None:
             raise StopRequestedError
         return collector.joined()
+
+    def predictions(self, state: TrainState, source: Source) -> Kept:
+        """What the objective predicts for each example of a source, [N, ...] by name, on every
+        process."""
+        parts = step_over(
+            limited(self.program, None),
+            lambda state, batch: self.program.predict(state, batch, 1),
+            state,
+            source=source,
+            heartbeat=self._heartbeat,
+            should_stop=self._should_stop,
+        )
+        kept: list[Kept] = [found for (found,) in parts]
+        # the last batch is padded
+        return {name: np.concatenate([p[name] for p in kept])[: len(source)] for name in kept[0]}
 
     def features(self, state: TrainState, source: Source) -> Kept:
         """The model's features of each example of a source, with its target, without dropout.

@@ -312,7 +312,10 @@ class Trainer:
         """Opens the data of all evaluators; raises `Refused` if one does not fit the run."""
         self.heartbeat(self.step, OPENS)
         self.evaluation = Evaluation(
-            self.program, heartbeat=self.report_evaluation_batch, should_stop=self.should_stop
+            self.program,
+            heartbeat=self.report_evaluation_batch,
+            should_stop=self.should_stop,
+            folder=self.workdir,
         )
         check_evaluators(self.evaluation)
 

@@ -33,6 +33,7 @@ PARAMETERS = {
     "imagenet_alexnet": 62_378_344,
     "imagenet_resnet50": 25_557_032,
     "imagenet_convnext_t": 28_589_128,
+    "imagenet64_dit_s2": 32_855_820,
     "wikipedia_bert_base": 109_514_298,
     "wmt14_transformer_base": 63_082_496,
     "c4_gpt2_124m": 124_439_808,

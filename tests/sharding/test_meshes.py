@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +19,7 @@ import pytest
 from support.compiling import fully
 from support.experiments import ADAPTED, EMBEDDED, ROOT, SPINE, small
 
-from jaxbig.arrays.tree import flatten_with_paths, path_name
+from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.config.discover import load
 from jaxbig.config.experiment import Experiment
 from jaxbig.data.builtin.pytext import PlainWindows, PyText, PyTextRows, Windows
@@ -33,7 +32,7 @@ from jaxbig.optim.schedules import Constant
 from jaxbig.program.gradient import make_gradient
 from jaxbig.program.program import make_init, make_program, make_train_step
 from jaxbig.program.state import TrainState
-from jaxbig.tools.check_sharding import apart
+from jaxbig.tools.check_sharding import apart, perturbed
 from jaxbig.tools.shrink import random_batch
 
 GOLDEN = ROOT / "tests" / "golden" / "losses.json"
@@ -141,17 +140,6 @@ def batch(name: str, experiment: Experiment, step: int) -> Rows:
 
 def one_device() -> jax.sharding.Mesh:
     return Mesh(data=1).build(jax.devices()[:1])
-
-
-def perturbed(params: Any) -> Any:
-    """The parameters a little elsewhere, where none is 0 and every one has a gradient."""
-
-    def move(path: Any, leaf: jax.Array) -> jax.Array:
-        draw = np.random.default_rng(zlib.crc32(path_name(path).encode()))
-        noise = 0.1 * draw.standard_normal(leaf.shape).astype(leaf.dtype)
-        return jax.device_put(np.asarray(leaf) + noise, leaf.sharding)
-
-    return jax.tree_util.tree_map_with_path(move, params)
 
 
 def arrays(tree: Any) -> Gradients:

@@ -9,6 +9,7 @@ from jaxbig.config.discover import load
 from jaxbig.config.experiment import Experiment
 from jaxbig.data.chats import Chats
 from jaxbig.models.convnet import Conv, Dense, Dropout, Pool
+from jaxbig.objectives.diffusion import Diffusion
 from jaxbig.program.teacher import without_teacher
 
 ROOT = Path(__file__).parents[2]
@@ -56,6 +57,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "ConvNeXt": {"stages": (1, 1, 1, 1), "widths": (8, 8, 16, 16), "layer_scale": 0.5},
     "Decoder": {"depth": 2, "width": 32, "heads": 4, "mlp_width": 48},
     "DeltaNet": {"depth": 2, "width": 16, "heads": 2, "key_width": 4, "value_width": 8, "chunk": 8},
+    "DiT": {"depth": 2, "width": 32, "heads": 2},
     "Encoder": {"depth": 2, "width": 32, "heads": 4},
     "EncoderDecoder": {"depth": 2, "width": 32, "heads": 4},
     "Griffin": {"depth": 3, "width": 16, "heads": 2, "window": 8},
@@ -84,6 +86,8 @@ def small(name: str, **changes: Any) -> Experiment:
         fields["width"] = 8
     data: Any = dataclasses.replace(experiment.data, batch=16)
     objective: Any = without_teacher(experiment.objective)
+    if isinstance(objective, Diffusion):
+        objective = dataclasses.replace(objective, sample_steps=2)
     if hasattr(data, "length"):
         data = dataclasses.replace(data, length=32)
     if isinstance(data, Chats):  # the answers
@@ -101,4 +105,5 @@ def small(name: str, **changes: Any) -> Experiment:
     model = dataclasses.replace(model, **fields)
     initialize_from = dataclasses.replace(experiment.initialize_from, run="", huggingface="")
     few = {"model": model, "objective": objective, "data": data, "initialize_from": initialize_from}
+    few["evaluators"] = ()  # they may need another run
     return dataclasses.replace(experiment, **(few | changes))

@@ -161,19 +161,23 @@ class RMSNorm(nn.Module):
     """Added to the mean square."""
     plus_one: bool = False
     """Multiply by 1 + scale, where scale starts at 0 (Gemma)."""
+    learned: bool = True
+    """Multiply by a learned scale."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., D]. The mean of squares is in float32: it overflows and rounds in half.
         The scale is multiplied in the dtype of x, as Llama does, but 1 + scale in float32, as Gemma
         does."""
+        y = upcast(x)
+        mean_square = jnp.mean(jnp.square(y), axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(mean_square + self.epsilon)
+        if not self.learned:
+            return y.astype(x.dtype)
         init = nn.initializers.zeros if self.plus_one else nn.initializers.ones
         scale = parameter(self, "scale", init, (x.shape[-1],), (None,))
         if self.plus_one:
             scale = 1 + scale
-        y = upcast(x)
-        mean_square = jnp.mean(jnp.square(y), axis=-1, keepdims=True)
-        y = y * jax.lax.rsqrt(mean_square + self.epsilon)
         if not self.plus_one:
             y = y.astype(x.dtype)
             scale = scale.astype(x.dtype)
@@ -190,12 +194,16 @@ class LayerNorm(nn.Module):
     """Added to the variance."""
     bias: bool = True
     """Add a learned bias."""
+    learned: bool = True
+    """Multiply by a learned scale, and add the bias."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., D]. In float32, like `RMSNorm`."""
-        scale = parameter(self, "scale", nn.initializers.ones, (x.shape[-1],), (None,))
         y: Any = standardize(upcast(x), self.epsilon)
+        if not self.learned:
+            return y.astype(x.dtype)
+        scale = parameter(self, "scale", nn.initializers.ones, (x.shape[-1],), (None,))
         y = y * jnp.broadcast_to(scale, x.shape)
         if self.bias:
             bias = parameter(self, "bias", nn.initializers.zeros, (x.shape[-1],), (None,))
@@ -229,11 +237,13 @@ def standardize_backward(epsilon: float, saved: Any, gradient: jax.Array) -> tup
 standardize.defvjp(standardize_forward, standardize_backward)
 
 
-def normalization(kind: str, epsilon: float, bias: bool, name: str) -> nn.Module:
+def normalization(
+    kind: str, epsilon: float, bias: bool, name: str, *, learned: bool = True
+) -> nn.Module:
     """The normalization layer of a kind of `Norm`; a bias is LayerNorm's alone."""
     if choose("norm", kind, Norm) == "layer":
-        return LayerNorm(epsilon, bias, name=name)
-    return RMSNorm(epsilon, kind == "rms_plus_one", name=name)
+        return LayerNorm(epsilon, bias, learned, name=name)
+    return RMSNorm(epsilon, kind == "rms_plus_one", learned, name=name)
 
 
 def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:

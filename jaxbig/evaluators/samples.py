@@ -1,0 +1,153 @@
+"""The evaluator of images that a diffusion model samples: a picture, and a classifier's judgement.
+
+Letters in shape comments: N examples, M samples, Y and X height and width, C channels, D features,
+K classes.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxbig.config.evaluator import Evaluator
+from jaxbig.constraints import PositiveInt
+from jaxbig.data.core.array_source import ArraySource
+from jaxbig.data.core.dataset import Source
+from jaxbig.errors import Refused
+from jaxbig.inference.outputs import as_image
+from jaxbig.objectives.diffusion import Diffusion, eight_bits
+from jaxbig.tracking.figures import optional
+from jaxbig.train.passes import Evaluation, evenly
+from jaxbig.train.run import restore
+
+FILE = "samples.png"
+SHOWN = 10
+"""The most classes in the picture, and the most samples of each."""
+SIDE = 32
+"""Smaller images are enlarged to about this many pixels."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples(Evaluator):
+    """Draws a sample for each example of a split, of its class.
+
+    The first ones are in `samples.png` in the run's folder, a row for each class. With a classifier
+    there are `recognized`, the share of samples that it takes for what was asked, and `frechet`,
+    the distance of their features from those of the split's images.
+    """
+
+    classifier: str = ""
+    """The folder of a classifier's run on the same images, whose best checkpoint judges; empty: a
+    picture alone."""
+    of: str = "eval"
+    """The split whose classes are asked for: train, eval, or test where the data has such a split.
+    """
+    most: PositiveInt = 10_000
+    """The most samples, evenly spread over the split."""
+
+    def standalone(self) -> "Samples":
+        return dataclasses.replace(self, classifier="")
+
+    def check(self, evaluation: Evaluation) -> None:
+        objective = evaluation.experiment.objective
+        if not isinstance(objective, Diffusion):
+            raise Refused(
+                f"the objective {type(objective).__name__} draws no samples: it must be Diffusion."
+            )
+        evaluation.source(self.of)
+        if self.classifier:
+            Judge(self.classifier).check(evaluation)
+
+    def run(self, evaluation: Evaluation, state: Any) -> dict[str, float]:
+        source = evenly(evaluation.source(self.of), self.most)
+        found = evaluation.predictions(state, source)
+        images, asked = found["samples"], found["asked"]
+        if evaluation.folder is not None:
+            file = evaluation.folder / FILE
+            with optional(f"no picture {file}"):
+                evaluation.on_process_zero(lambda: draw(images, asked, file))
+        if not self.classifier:
+            return {}
+        return Judge(self.classifier).scores(images, asked, source)
+
+
+class Judge:
+    """A trained classifier, which scores images."""
+
+    def __init__(self, folder: str):
+        """
+        Args:
+          folder: of its run.
+
+        Raises:
+          Refused: there is no such run, or it has no checkpoint.
+        """
+        self._folder = folder
+        self._run = restore(folder, step="best", for_training=False)
+        self._evaluation = Evaluation(self._run.program)
+
+    def check(self, evaluation: Evaluation) -> None:
+        """Raises `Refused` if it sees other images than those of a run, or has no features."""
+        here, there = (each.program.batch["inputs"] for each in (self._evaluation, evaluation))
+        if (here.shape[1:], here.dtype) != (there.shape[1:], there.dtype):
+            raise Refused(
+                f"classifier {self._folder} sees {here.dtype} {list(here.shape[1:])}, and this "
+                f"run's images are {there.dtype} {list(there.shape[1:])}: name another run."
+            )
+        self._evaluation.feature_shapes()
+
+    def scores(self, images: np.ndarray, asked: np.ndarray, real: Source) -> dict[str, float]:
+        """`recognized` and `frechet`.
+
+        Args:
+          images: [M, Y, X, C] of 0 to 1.
+          asked: the class that each was to be, [M].
+          real: examples, whose features are compared with those of the images.
+        """
+        if not np.isfinite(images).all():
+            return {"recognized": np.nan, "frechet": np.nan}
+        dtype = self._evaluation.program.batch["inputs"].dtype
+        inputs = np.round(255 * images) if dtype == np.uint8 else images
+        source = ArraySource(inputs=inputs.astype(dtype), targets=asked.astype(np.int32))
+        judge = self._evaluation
+        with judge.program.activate():
+            seen = judge.outputs(self._run.state, source)["outputs"].argmax(axis=-1)
+            features, others = (
+                judge.features(self._run.state, each)["features"] for each in (source, real)
+            )
+        return {
+            "recognized": float(np.mean(seen == asked)),
+            "frechet": judge.on_process_zero(lambda: frechet_distance(features, others)),
+        }
+
+
+def frechet_distance(features: np.ndarray, others: np.ndarray) -> float:
+    """The Frechet distance of two Gaussians with the means and covariances of features (Heusel et
+    al., 2017, eq. 6): |m - n|^2 + tr(A + B - 2 (A B)^(1/2)).
+
+    Args:
+      features: [M, D].
+      others: [N, D].
+    """
+    one, two = (np.asarray(each, np.float64) for each in (features, others))
+    a, b = (np.cov(each, rowvar=False, ddof=1).reshape(each.shape[1], -1) for each in (one, two))
+    values, vectors = np.linalg.eigh(a)
+    root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
+    # A B has the eigenvalues of the symmetric A^(1/2) B A^(1/2)
+    shared = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ b @ root), 0)).sum()
+    means = np.square(one.mean(axis=0) - two.mean(axis=0)).sum()
+    return float(means + np.trace(a) + np.trace(b) - 2 * shared)
+
+
+def draw(images: np.ndarray, asked: np.ndarray, file: Path) -> None:
+    """Writes the first samples [M, Y, X, C] of 0 to 1 as a PNG, a row for each class asked for."""
+    height, width = images.shape[1:3]
+    rows = []
+    for number in np.unique(asked)[:SHOWN]:
+        row = eight_bits(images[asked == number][:SHOWN])
+        blank = np.zeros((SHOWN - len(row), *row.shape[1:]), np.uint8)
+        rows.append(np.concatenate([*row, *blank], axis=1))  # [Y, 10 X, 3]
+    picture = as_image(np.concatenate(rows))
+    times = max(1, SIDE // max(height, width))
+    picture.resize((picture.width * times, picture.height * times), 0).save(file)  # 0: nearest
