@@ -6,7 +6,7 @@ K classes.
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -22,8 +22,8 @@ from jaxbig.train.passes import Evaluation, evenly
 from jaxbig.train.run import restore
 
 FILE = "samples.png"
-SHOWN = 10
-"""The most classes in the picture, and the most samples of each."""
+ACROSS = 10
+"""Samples in a row of the picture, which has at most as many rows."""
 SIDE = 32
 """Smaller images are enlarged to about this many pixels."""
 
@@ -32,8 +32,7 @@ SIDE = 32
 class Samples(Evaluator):
     """Draws a sample for each example of a split, of its class.
 
-    The first ones are in `samples.png` in the run's folder, a row for each class. With a classifier
-    there are `recognized`, the share of samples that it takes for what was asked, and `frechet`,
+    The first ten of each class are in `samples.png` in the run's folder. With a classifier there are `recognized`, the share of samples that it takes for what was asked, and `frechet`,
     the distance of their features from those of the split's images.
     """
 
@@ -46,7 +45,7 @@ class Samples(Evaluator):
     most: PositiveInt = 10_000
     """The most samples, evenly spread over the split."""
 
-    def standalone(self) -> "Samples":
+    def standalone(self) -> Self:
         return dataclasses.replace(self, classifier="")
 
     def check(self, evaluation: Evaluation) -> None:
@@ -141,13 +140,12 @@ def frechet_distance(features: np.ndarray, others: np.ndarray) -> float:
 
 
 def draw(images: np.ndarray, asked: np.ndarray, file: Path) -> None:
-    """Writes the first samples [M, Y, X, C] of 0 to 1 as a PNG, a row for each class asked for."""
-    height, width = images.shape[1:3]
-    rows = []
-    for number in np.unique(asked)[:SHOWN]:
-        row = eight_bits(images[asked == number][:SHOWN])
-        blank = np.zeros((SHOWN - len(row), *row.shape[1:]), np.uint8)
-        rows.append(np.concatenate([*row, *blank], axis=1))  # [Y, 10 X, 3]
-    picture = as_image(np.concatenate(rows))
+    """Writes samples [M, Y, X, C] of 0 to 1 as a PNG, in rows: the first ten of each class [M]."""
+    first = [np.flatnonzero(asked == number)[:ACROSS] for number in np.unique(asked)]
+    tiles = eight_bits(images[np.concatenate(first)[: ACROSS**2]])
+    blank = np.zeros((-len(tiles) % ACROSS, *tiles.shape[1:]), np.uint8)
+    height, width = tiles.shape[1:3]
+    rows = np.concatenate([tiles, blank]).reshape(-1, ACROSS, height, width, 3)
+    picture = as_image(rows.swapaxes(1, 2).reshape(-1, ACROSS * width, 3))
     times = max(1, SIDE // max(height, width))
     picture.resize((picture.width * times, picture.height * times), 0).save(file)  # 0: nearest

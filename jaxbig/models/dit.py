@@ -14,7 +14,7 @@ from jaxbig.arrays.dtypes import upcast
 from jaxbig.constraints import PositiveInt
 from jaxbig.errors import Refused
 from jaxbig.models.layers.attention import sinusoidal
-from jaxbig.models.layers.basic import Embedding, Linear, drop
+from jaxbig.models.layers.basic import Embedding, Linear, cast, drop
 from jaxbig.models.layers.parameters import constrain
 from jaxbig.models.transformer import Context, Gate, Stack, modulation
 from jaxbig.models.vit import PatchFields, Positions
@@ -53,7 +53,7 @@ class DiT(PatchFields, kw_only=True):
         if self.positions == "learned":
             x = self.with_positions(x)
         x = constrain(drop(x, self.dropout, train), "batch", "length", None)
-        condition = self.condition(times, labels).astype(x.dtype)  # [B, D]
+        condition = self.condition(times, labels)  # [B, D]
         fields: dict[str, Any] = self.common_fields() | {"positions": "none"}
         stack = Stack(**fields, depth=self.depth, final_norm=False, name="blocks")
         x = stack(x, Context(condition=condition), train)
@@ -67,9 +67,9 @@ class DiT(PatchFields, kw_only=True):
 
     def condition(self, times: jax.Array, labels: jax.Array) -> jax.Array:
         """Times [B] and classes [B] -> [B, D]."""
-        wave = sinusoidal(TIMES * times, FREQUENCIES)
+        wave = cast(sinusoidal(TIMES * times, FREQUENCIES), self.dtype)
         time = Linear((self.width,), (None, "embed"), name="time")(wave)
         time = Linear((self.width,), ("embed", None), name="time_out")(nn.silu(time))
         table = Embedding(self.classes + 1, self.width, 0.02, axis=None, name="labels")
         label = table(jnp.where(labels < 0, self.classes, labels))
-        return nn.silu(constrain(time + label, "batch", None))
+        return nn.silu(constrain(time + label.astype(time.dtype), "batch", None))

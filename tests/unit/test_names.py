@@ -31,6 +31,7 @@ PARTS = {
     "ClassFolder",
     "LibraryQuestions",
     "LinearRecurrentModel",
+    "PatchFields",
     "Stack",
     "Text",
     "TransformerFields",
