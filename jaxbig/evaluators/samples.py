@@ -32,8 +32,9 @@ SIDE = 32
 class Samples(Evaluator):
     """Draws a sample for each example of a split, of its class.
 
-    The first ten of each class are in `samples.png` in the run's folder. With a classifier there are `recognized`, the share of samples that it takes for what was asked, and `frechet`,
-    the distance of their features from those of the split's images.
+    The first ten of each class are in `samples.png` in the run's folder. With a classifier there
+    are `recognized`, the share of samples that it takes for what was asked, and `frechet`, the
+    distance of their features from those of the split's images.
     """
 
     classifier: str = ""
