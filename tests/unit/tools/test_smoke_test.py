@@ -20,6 +20,7 @@ from jaxbig.data.pipeline.loader import train_batch
 from jaxbig.data.records.arrays import Arrays
 from jaxbig.data.records.synthetic import Synthetic
 from jaxbig.data.text import Tokens
+from jaxbig.evaluators.samples import Samples
 from jaxbig.models.rnn import RNN
 from jaxbig.objectives.classification import Classification
 from jaxbig.optim.optimizers import Adam
@@ -59,6 +60,12 @@ def test_images_are_smaller_unless_the_model_takes_one_size_alone() -> None:
     assert smoke(experiment).data.size == 96  # type: ignore[attr-defined]
     of_14 = experiment.replace(**{"model.patch": 14})
     assert smoke(of_14).data.size == 224  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+def test_a_smoke_test_needs_no_other_run() -> None:
+    assert load("digits_diffusion").evaluators[0].evaluator != Samples()
+    assert smoke(load("digits_diffusion")).evaluators[0].evaluator == Samples()
 
 
 @pytest.mark.slow
