@@ -2,7 +2,8 @@
 
     jaxbig train digits_convnet && jaxbig train digits_diffusion
 
-MEASURE
+Not measured yet. What it has to beat: `python benchmarks/baselines.py --only samples`, by the same
+`frechet` and `recognized`.
 """
 
 from jaxbig.config.evaluator import Every

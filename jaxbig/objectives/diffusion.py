@@ -139,7 +139,8 @@ class Diffusion(Objective):
             number, now, then = at
             now, then = (jnp.broadcast_to(time, labels.shape) for time in (now, then))
             image, old = self.parts(seen, self.predicted(model, seen, now, labels), now)
-            return self.before(image, old, noise(number), now, then), None
+            new = noise(number) if self.fresh_noise else jnp.zeros_like(seen)
+            return self.before(image, old, new, now, then), None
 
         times = jnp.linspace(1, 0, self.sample_steps + 1, dtype=jnp.float32)
         steps = (jnp.arange(self.sample_steps), times[:-1], times[1:])

@@ -142,7 +142,7 @@ class Exact(nn.Module):
 def test_samples_of_a_normal_target_have_its_mean_and_deviation(
     kind: Any, fresh_noise: float
 ) -> None:
-    objective = Diffusion(kind=kind, sample_steps=100, guidance=1.0, fresh_noise=fresh_noise)
+    objective = Diffusion(kind=kind, sample_steps=1000, guidance=1.0, fresh_noise=fresh_noise)
     labels = jnp.arange(1000) % 2
     keys = jax.random.split(jax.random.key(0), 1000)
     model = Exact(kind, (-0.2, 0.4), 0.15)
