@@ -16,6 +16,7 @@ from jaxbig.data.core.array_source import ArraySource
 from jaxbig.data.core.dataset import Source
 from jaxbig.errors import Refused
 from jaxbig.inference.outputs import as_image
+from jaxbig.objectives.classification import Classification
 from jaxbig.objectives.diffusion import Diffusion, eight_bits
 from jaxbig.tracking.figures import optional
 from jaxbig.train.passes import Evaluation, evenly
@@ -32,14 +33,15 @@ SIDE = 32
 class Samples(Evaluator):
     """Draws a sample for each example of a split, of its class.
 
-    The first ten of each class are in `samples.png` in the run's folder. With a classifier there
-    are `recognized`, the share of samples that it takes for what was asked, and `frechet`, the
-    distance of their features from those of the split's images.
+    The first ten of each class, at most 100, are in `samples.png` in the folder of a run that
+    trains. With a classifier there are `recognized`, the share of samples that it takes for what
+    was asked, and `frechet`, the distance of their features from those of the split's images: the
+    formula of FID, on the classifier's features.
     """
 
     classifier: str = ""
     """The folder of a classifier's run on the same images, whose best checkpoint judges; empty: a
-    picture alone."""
+    picture of at most 100 alone."""
     of: str = "eval"
     """The split whose classes are asked for: train, eval, or test where the data has such a split.
     """
@@ -57,10 +59,20 @@ class Samples(Evaluator):
             )
         evaluation.source(self.of)
         if self.classifier:
-            Judge(self.classifier).check(evaluation)
+            if self.most < 2:
+                raise Refused(f"most {self.most}: a distance needs 2 samples or more.")
+            self.judge(evaluation)
+
+    def judge(self, evaluation: Evaluation) -> "Judge":
+        """Restored once, at the start of a run."""
+        folder = self.classifier
+        return evaluation.once(f"judge {folder}", lambda: Judge(folder, evaluation))
 
     def run(self, evaluation: Evaluation, state: Any) -> dict[str, float]:
-        source = evenly(evaluation.source(self.of), self.most)
+        if evaluation.folder is None and not self.classifier:
+            return {}
+        most = self.most if self.classifier else min(self.most, ACROSS**2)
+        source = evenly(evaluation.source(self.of), most)
         found = evaluation.predictions(state, source)
         images, asked = found["samples"], found["asked"]
         if evaluation.folder is not None:
@@ -69,33 +81,45 @@ class Samples(Evaluator):
                 evaluation.on_process_zero(lambda: draw(images, asked, file))
         if not self.classifier:
             return {}
-        return Judge(self.classifier).scores(images, asked, source)
+        return self.judge(evaluation).scores(images, asked, source)
 
 
 class Judge:
     """A trained classifier, which scores images."""
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str, evaluation: Evaluation):
         """
         Args:
           folder: of its run.
+          evaluation: of the run that draws the images.
 
         Raises:
-          Refused: there is no such run, or it has no checkpoint.
+          Refused: there is no such run, it has no checkpoint, is no classifier of one class an
+            image, sees other images or classes, or has no features [batch, features].
         """
-        self._folder = folder
         self._run = restore(folder, step="best", for_training=False)
-        self._evaluation = Evaluation(self._run.program)
-
-    def check(self, evaluation: Evaluation) -> None:
-        """Raises `Refused` if it sees other images than those of a run, or has no features."""
-        here, there = (each.program.batch["inputs"] for each in (self._evaluation, evaluation))
-        if (here.shape[1:], here.dtype) != (there.shape[1:], there.dtype):
+        self._evaluation = evaluation.of(self._run.program)
+        here, there = (
+            [
+                *({name: list(each.shape[1:]) for name, each in batch.items()}.items()),
+                str(batch["inputs"].dtype),
+            ]
+            for batch in (self._run.program.batch, evaluation.program.batch)
+        )
+        objective = self._run.experiment.objective
+        classes = getattr(evaluation.experiment.data, "classes", None)
+        if not isinstance(objective, Classification) or objective.multi_label:
+            raise Refused(f"classifier {folder} is no run of a Classification of one class each.")
+        if here != there:
+            raise Refused(f"classifier {folder} sees {here}, and this run {there}: name another.")
+        if classes not in (None, objective.classes):
             raise Refused(
-                f"classifier {self._folder} sees {here.dtype} {list(here.shape[1:])}, and this "
-                f"run's images are {there.dtype} {list(there.shape[1:])}: name another run."
+                f"classifier {folder} knows {objective.classes} classes, and this run's data has "
+                f"{classes}: name another."
             )
-        self._evaluation.feature_shapes()
+        features = self._evaluation.feature_shapes()["features"].shape
+        if len(features) != 2:
+            raise Refused(f"classifier {folder} has features {list(features)}: name another.")
 
     def scores(self, images: np.ndarray, asked: np.ndarray, real: Source) -> dict[str, float]:
         """`recognized` and `frechet`.
@@ -116,10 +140,10 @@ class Judge:
             features, others = (
                 judge.features(self._run.state, each)["features"] for each in (source, real)
             )
-        return {
-            "recognized": float(np.mean(seen == asked)),
-            "frechet": judge.on_process_zero(lambda: frechet_distance(features, others)),
-        }
+        both = (features, others)
+        known = all(len(each) > 1 and np.isfinite(each).all() for each in both)
+        frechet = judge.on_process_zero(lambda: frechet_distance(*both) if known else np.nan)
+        return {"recognized": float(np.mean(seen == asked)), "frechet": frechet}
 
 
 def frechet_distance(features: np.ndarray, others: np.ndarray) -> float:
@@ -141,7 +165,8 @@ def frechet_distance(features: np.ndarray, others: np.ndarray) -> float:
 
 
 def draw(images: np.ndarray, asked: np.ndarray, file: Path) -> None:
-    """Writes samples [M, Y, X, C] of 0 to 1 as a PNG, in rows: the first ten of each class [M]."""
+    """Writes samples [M, Y, X, C] of 0 to 1 as a PNG, ten in a row: the first ten of each class
+    [M], at most 100."""
     first = [np.flatnonzero(asked == number)[:ACROSS] for number in np.unique(asked)]
     tiles = eight_bits(images[np.concatenate(first)[: ACROSS**2]])
     blank = np.zeros((-len(tiles) % ACROSS, *tiles.shape[1:]), np.uint8)

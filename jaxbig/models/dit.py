@@ -13,16 +13,18 @@ import jax.numpy as jnp
 from jaxbig.arrays.dtypes import upcast
 from jaxbig.constraints import PositiveInt
 from jaxbig.errors import Refused
+from jaxbig.models.base import without_features
 from jaxbig.models.layers.attention import sinusoidal
 from jaxbig.models.layers.basic import Embedding, Linear, cast, drop
 from jaxbig.models.layers.parameters import constrain
 from jaxbig.models.transformer import Context, Gate, Stack, modulation
 from jaxbig.models.vit import PatchFields, Positions
 
+NO_CLASS = -1
 FREQUENCIES = 256
 """Sines and cosines of the time."""
 TIMES = 1000.0
-"""What time 1 is to them, as in 1,000 steps of DDPM."""
+"""Time 1 is embedded as position 1,000, DDPM's last step."""
 
 
 class DiT(PatchFields, kw_only=True):
@@ -34,7 +36,7 @@ class DiT(PatchFields, kw_only=True):
     """
 
     classes: PositiveInt
-    """Number of classes; there is one embedding more, of no class."""
+    """Number of classes; there is one embedding more, the first, of no class."""
 
     patch: PositiveInt = 2
     activation: Gate = "gelu_tanh"
@@ -48,6 +50,8 @@ class DiT(PatchFields, kw_only=True):
         float32."""
         if not self.pre_norm:
             raise Refused("pre_norm is off: a condition scales what is normalized, so turn it on.")
+        if self.sandwich_norm:
+            raise Refused("sandwich_norm would undo the gates, which scale what a branch adds.")
         shape = x.shape
         x = self.embed_patches(x)  # [B, N, D]
         if self.positions == "learned":
@@ -65,11 +69,16 @@ class DiT(PatchFields, kw_only=True):
         x = upcast(x).reshape(shape[0], shape[1] // p, shape[2] // p, p, p, shape[-1])
         return constrain(jnp.moveaxis(x, 3, 2).reshape(shape), "batch", None, None, None)
 
+    @nn.nowrap
+    def features(self, *arguments: Any, **named: Any) -> jax.Array:
+        """Raises `Refused`: it is no classifier."""
+        raise without_features(self)
+
     def condition(self, times: jax.Array, labels: jax.Array) -> jax.Array:
         """Times [B] and classes [B] -> [B, D]."""
         wave = cast(sinusoidal(TIMES * times, FREQUENCIES), self.dtype)
         time = Linear((self.width,), (None, "embed"), name="time")(wave)
         time = Linear((self.width,), ("embed", None), name="time_out")(nn.silu(time))
         table = Embedding(self.classes + 1, self.width, 0.02, axis=None, name="labels")
-        label = table(jnp.where(labels < 0, self.classes, labels))
+        label = table(jnp.maximum(labels, NO_CLASS) + 1)
         return nn.silu(constrain(time + label.astype(time.dtype), "batch", None))

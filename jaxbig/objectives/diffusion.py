@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbig.arrays.batch_mask import batch_mask
+from jaxbig.arrays.dtypes import upcast
 from jaxbig.constraints import NonNegativeFloat, PositiveInt, Probability, choose
 from jaxbig.errors import Refused
 from jaxbig.objectives.base import Batch, Found, Objective, Sums, Words, as_numbers, masked
@@ -21,21 +22,22 @@ from jaxbig.objectives.masked_token import fingerprint
 Kind = Literal["flow", "ddpm"]
 NO_CLASS = -1
 DDPM_STEPS = 1000
-SHARES = np.cumprod(1 - np.concatenate([[0.0], np.linspace(1e-4, 0.02, DDPM_STEPS)]))
-"""Of an image's variance after each step of DDPM, in what is seen (Ho et al., 2020, section 4)."""
+ALPHA_BAR = np.cumprod(1 - np.concatenate([[0.0], np.linspace(1e-4, 0.02, DDPM_STEPS)]))
+"""The image's share of the variance after each step of DDPM (Ho et al., 2020, section 4)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Diffusion(Objective):
-    """The squared error of what the model sees in noisy images, a mean over their numbers.
+    """The squared error of what the model predicts from noisy images, a mean over their numbers.
 
-    What is seen is a share of an image, in -1 to 1, plus a share of noise: `flow` is rectified flow
-    (Liu et al., 2022), 1 - time of the image and time of the noise, where the model predicts noise
-    minus image; `ddpm` (Ho et al., 2020) has 1,000 steps, and the model predicts the noise. An
-    evaluation has one time and one noise an image, always the same.
+    A noisy image is a share of an image, in -1 to 1, plus a share of noise: `flow` is rectified
+    flow (Liu et al., 2022), 1 - time of the image and time of the noise, where the model predicts
+    noise minus image; `ddpm` (Ho et al., 2020) has 1,000 steps, and the model predicts the noise.
+    An evaluation has one time and one noise an image, always the same.
 
-    Reads `inputs` [B, Y, X, C] of 0 to 1, `targets` [B], their classes, and `mask` [B]. The model
-    is called with noisy images, times [B] of 0 to 1, and classes [B], below 0 for none.
+    Reads `inputs` [B, Y, X, C] of 0 to 1 (without `Normalize`), `targets` [B], their classes, and
+    `mask` [B]. The model is called with noisy images, times [B] of 0 to 1, and classes [B], below 0
+    for none.
     """
 
     kind: Kind = "flow"
@@ -46,11 +48,11 @@ class Diffusion(Objective):
     sample_steps: PositiveInt = 50
     """Of a sample, from noise to image: Euler's for flow, DDIM's for ddpm (Song et al., 2021)."""
     guidance: NonNegativeFloat = 1.5
-    """How far samples go from the prediction without a class to that with it, and beyond it above 1
-    (classifier-free guidance); 1: the class alone, in half the time."""
-    fresh_noise: Probability = 0.0
-    """Share of new noise in a step of a sample: 0 none, so that the first noise decides; 1 that of
-    the posterior, as DDPM's own sampler (the eta of DDIM)."""
+    """The scale of classifier-free guidance: a sample follows the prediction without a class plus
+    so many times what the class changes; 1: the class alone, in half the time."""
+    eta: Probability = 0.0
+    """New noise in a step of a sample (Song et al., 2021, eq. 16): 0 none, so that the first noise
+    decides; 1 that of the posterior, as DDPM's own sampler."""
 
     def __call__(self, forward: nn.Module, batch: Batch, key: jax.Array, train: bool) -> Sums:
         return {"loss": masked(self.losses(forward, batch, key, train), batch["mask"])}
@@ -58,54 +60,64 @@ class Diffusion(Objective):
     def losses(self, forward: Any, batch: Batch, key: jax.Array, train: bool) -> jax.Array:
         """The loss of each example [B]. Its time and noise follow from the key and its own pixels,
         in whatever batch, row or mesh it comes."""
-        choose("kind", self.kind, Kind)
-        image = batch["inputs"]
-        if image.ndim != 4 or batch["targets"].ndim != 1:
-            raise Refused(
-                f"inputs are {list(image.shape)} and targets {list(batch['targets'].shape)}: "
-                f"diffusion needs images [B, Y, X, C] with one class each, [B]."
-            )
+        image = self.checked(batch)
+        labels = batch["targets"]
 
         def draw(key: jax.Array) -> tuple[jax.Array, ...]:
             of_time, of_noise = jax.random.split(key)
             noise = jax.random.normal(of_noise, image.shape[1:], image.dtype)
             return (*jax.random.uniform(of_time, (2,), image.dtype), noise)
 
-        image = 2 * image - 1
         time, chance, noise = jax.vmap(draw)(row_keys(key, image))
+        image = 2 * image - 1
         if self.kind == "ddpm":
             time = jnp.floor(time * DDPM_STEPS + 1) / DDPM_STEPS  # steps 1 to 1,000
-        of_image, of_noise = self.shares(time)
+        alpha, sigma = self.shares(time)
         target = noise if self.kind == "ddpm" else noise - image
-        labels = batch["targets"]
         if train:
             labels = jnp.where(chance < self.label_dropout, NO_CLASS, labels)
         with batch_mask(batch["mask"]):
-            found = forward(of_image * image + of_noise * noise, time, labels, train=train)
+            found = forward(alpha * image + sigma * noise, time, labels, train=train)
         return jnp.mean(jnp.square(found - target), axis=(1, 2, 3))
 
+    def checked(self, batch: Batch) -> jax.Array:
+        """The images of a batch, in float32 or float64."""
+        choose("kind", self.kind, Kind)
+        if self.kind == "ddpm" and self.sample_steps > DDPM_STEPS:
+            raise Refused(f"sample_steps {self.sample_steps}: ddpm has {DDPM_STEPS} at most.")
+        image = batch["inputs"]
+        if not jnp.issubdtype(image.dtype, jnp.floating):
+            raise Refused(f"inputs are {image.dtype}: diffusion needs images of 0.0 to 1.0.")
+        if image.ndim != 4 or batch["targets"].ndim != 1:
+            raise Refused(
+                f"inputs are {list(image.shape)} and targets {list(batch['targets'].shape)}: "
+                f"diffusion needs images [B, Y, X, C] with one class each, [B]."
+            )
+        return upcast(image)
+
     def shares(self, time: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """How much of the image and of the noise is seen at times of 0 to 1: [B] -> [B, 1, 1, 1]
-        each."""
+        """alpha and sigma, how much of the image and of the noise a noisy image has at times of 0
+        to 1: [B] -> [B, 1, 1, 1] each."""
         time = time.reshape(-1, 1, 1, 1)
         if self.kind == "flow":
             return 1 - time, time
-        left = jnp.asarray(SHARES, time.dtype)[jnp.round(time * DDPM_STEPS).astype(jnp.int32)]
-        return jnp.sqrt(left), jnp.sqrt(1 - left)
+        step = jnp.round(time * DDPM_STEPS).astype(jnp.int32)
+        alpha, sigma = (jnp.asarray(np.sqrt(x), time.dtype) for x in (ALPHA_BAR, 1 - ALPHA_BAR))
+        return alpha[step], sigma[step]
 
     def parts(
-        self, seen: jax.Array, predicted: jax.Array, time: jax.Array
+        self, noisy: jax.Array, predicted: jax.Array, time: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """The image and the noise that a prediction says are in what is seen, [B, Y, X, C] each."""
-        of_image, of_noise = self.shares(time)
+        """The image and the noise that the prediction finds in noisy images, [B, Y, X, C] each."""
+        alpha, sigma = self.shares(time)
         if self.kind == "flow":
-            return seen - of_noise * predicted, seen + of_image * predicted
-        return (seen - of_noise * predicted) / of_image, predicted
+            return noisy - sigma * predicted, noisy + alpha * predicted
+        return (noisy - sigma * predicted) / alpha, predicted
 
-    def before(
+    def step_back(
         self, image: jax.Array, noise: jax.Array, new: jax.Array, now: jax.Array, then: jax.Array
     ) -> jax.Array:
-        """What is seen at an earlier time, [B, Y, X, C] (Song et al., 2021, eq. 12 and 16).
+        """The noisy images of an earlier time, [B, Y, X, C] (Song et al., 2021, eq. 12 and 16).
 
         Args:
           image: what is predicted of it.
@@ -116,7 +128,7 @@ class Diffusion(Objective):
         """
         a, s = self.shares(now)
         b, r = self.shares(then)
-        spread = self.fresh_noise * r / s * jnp.sqrt(jnp.maximum(s**2 - (a / b * r) ** 2, 0))
+        spread = self.eta * r / s * jnp.sqrt(jnp.maximum(s**2 - (a / b * r) ** 2, 0))
         return b * image + jnp.sqrt(jnp.maximum(r**2 - spread**2, 0)) * noise + spread * new
 
     def sample(
@@ -135,27 +147,29 @@ class Diffusion(Objective):
             each = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
             return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(each)
 
-        def step(model: Any, seen: jax.Array, at: Any) -> tuple[jax.Array, None]:
+        def step(model: Any, noisy: jax.Array, at: Any) -> tuple[jax.Array, None]:
             number, now, then = at
             now, then = (jnp.broadcast_to(time, labels.shape) for time in (now, then))
-            image, old = self.parts(seen, self.predicted(model, seen, now, labels), now)
-            new = noise(number) if self.fresh_noise else jnp.zeros_like(seen)
-            return self.before(image, old, new, now, then), None
+            image, old = self.parts(noisy, self.predicted(model, noisy, now, labels), now)
+            new = noise(number) if self.eta else jnp.zeros_like(noisy)
+            return self.step_back(image, old, new, now, then), None
 
         times = jnp.linspace(1, 0, self.sample_steps + 1, dtype=jnp.float32)
+        if self.kind == "ddpm":
+            times = jnp.round(times * DDPM_STEPS) / DDPM_STEPS
         steps = (jnp.arange(self.sample_steps), times[:-1], times[1:])
         scan = nn.scan(step, variable_broadcast=True, split_rngs={})
-        seen, _ = scan(forward, noise(self.sample_steps), steps)
-        return jnp.clip((seen + 1) / 2, 0, 1)
+        found, _ = scan(forward, noise(self.sample_steps), steps)
+        return jnp.clip((found + 1) / 2, 0, 1)
 
-    def predicted(self, model: Any, seen: jax.Array, now: jax.Array, labels: jax.Array) -> Any:
+    def predicted(self, model: Any, noisy: jax.Array, now: jax.Array, labels: jax.Array) -> Any:
         """The model's prediction with guidance, [B, Y, X, C]."""
         if self.guidance == 1:
-            return model(seen, now, labels, train=False)
+            return model(noisy, now, labels, train=False)
         # pairs of rows, with and without the class: each device has both of its rows
         pairs = jnp.stack([labels, jnp.full_like(labels, NO_CLASS)], axis=1).reshape(-1)  # [2B]
-        found = model(jnp.repeat(seen, 2, axis=0), jnp.repeat(now, 2), pairs, train=False)
-        found = found.reshape(-1, 2, *seen.shape[1:])
+        found = model(jnp.repeat(noisy, 2, axis=0), jnp.repeat(now, 2), pairs, train=False)
+        found = found.reshape(-1, 2, *noisy.shape[1:])
         return found[:, 1] + self.guidance * (found[:, 0] - found[:, 1])
 
     def predict(
@@ -165,7 +179,7 @@ class Diffusion(Objective):
 
         A sample's noise follows from the key and the pixels of the input.
         """
-        image = batch["inputs"]
+        image = self.checked(batch)
         losses = self.losses(forward, batch, key, False)
         keys = row_keys(jax.random.fold_in(key, 1), image)
         samples = self.sample(forward, batch["targets"], keys, image.shape[1:])
@@ -184,10 +198,20 @@ def row_keys(key: jax.Array, images: jax.Array) -> jax.Array:
     """A key for each of the images [B, ...], from its own pixels."""
     flat = images.astype(jnp.float32).reshape(len(images), math.prod(images.shape[1:]))
     bits = jax.lax.bitcast_convert_type(flat, jnp.uint32)
+    # of images of few levels the low bits are 0, and so would be those of a sum
+    for factor in (0x85EBCA6B, 0xC2B2AE35):  # MurmurHash3's last step
+        bits = (bits ^ (bits >> 16)) * jnp.uint32(factor)
+    bits = bits ^ (bits >> 16)
     return jax.vmap(jax.random.fold_in, (None, 0))(key, fingerprint(bits, jnp.ones_like(flat)))
 
 
 def eight_bits(images: np.ndarray) -> np.ndarray:
-    """Images [..., Y, X, C] of 0 to 1 as uint8 [..., Y, X, 3]."""
+    """Images [..., Y, X, C] of 0 to 1 as uint8 [..., Y, X, 3].
+
+    Raises:
+      Refused: they have other channels than 1 or 3.
+    """
+    if images.shape[-1] not in (1, 3):
+        raise Refused(f"a sample has {images.shape[-1]} channels, and a picture 1 or 3.")
     levels = np.round(255 * np.asarray(images, np.float32)).astype(np.uint8)
     return np.broadcast_to(levels, (*levels.shape[:-1], 3)).copy()

@@ -147,13 +147,15 @@ def step(program: Program, batch: Rows) -> tuple[float, dict[str, np.ndarray]]:
 
 
 def perturbed(params: Any) -> Any:
-    """The parameters a little elsewhere, where none is 0 and every one has a gradient: a branch
-    whose gate is 0 at first would hide a wrong one."""
+    """The parameters with small random numbers for those that are all 0: a branch whose gate is 0
+    at first would hide a wrong gradient."""
 
     def move(path: Any, leaf: jax.Array) -> jax.Array:
+        if np.any(np.asarray(leaf)):
+            return leaf
         draw = np.random.default_rng(zlib.crc32(path_name(path).encode()))
         noise = 0.1 * draw.standard_normal(leaf.shape).astype(leaf.dtype)
-        return jax.device_put(np.asarray(leaf) + noise, leaf.sharding)
+        return jax.device_put(noise, leaf.sharding)
 
     return jax.tree_util.tree_map_with_path(move, params)
 

@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxbig.arrays.tree import flatten_with_paths
@@ -18,7 +19,7 @@ from jaxbig.data.pipeline.loader import eval_batches
 from jaxbig.distributed.multihost import assert_same_on_all, is_process_zero, on_process_zero
 from jaxbig.distributed.sharding import batch_sharding, device_put_batch, local_rows, replicated
 from jaxbig.errors import Failed, Refused
-from jaxbig.objectives.base import Sums
+from jaxbig.objectives.base import Batch, Sums
 from jaxbig.objectives.metric import Collector, Kept, Metric
 from jaxbig.program.program import Program, make_features, make_program
 from jaxbig.program.state import TrainState
@@ -162,6 +163,7 @@ class Evaluation:
         self._should_stop = should_stop
         self._sources: dict[str, Source] = {}
         self._on_others: dict[int, tuple[Data, Self]] = {}
+        self._made: dict[str, Any] = {}
         self._features: Any = None
 
     def source(self, split: str) -> Source:
@@ -185,9 +187,18 @@ class Evaluation:
         """
         if id(data) not in self._on_others:
             program = self._program_on(with_learned(data, self.experiment.data))
-            other = type(self)(program, heartbeat=self._heartbeat, should_stop=self._should_stop)
-            self._on_others[id(data)] = (data, other)
+            self._on_others[id(data)] = (data, self.of(program))
         return self._on_others[id(data)][1]
+
+    def of(self, program: Program) -> Self:
+        """The same of another program, such as another run's."""
+        return type(self)(program, heartbeat=self._heartbeat, should_stop=self._should_stop)
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """What an evaluator makes once for all evaluations of a run, by a name of its own."""
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
 
     def _program_on(self, data: Data) -> Program:
         alone = self.experiment.replace(data=data, evaluators=(), callbacks=())
@@ -268,17 +279,24 @@ class Evaluation:
     def predictions(self, state: TrainState, source: Source) -> Kept:
         """What the objective predicts for each example of a source, [N, ...] by name, on every
         process."""
+        real_rows = jax.jit(
+            lambda mask: jnp.any(mask.reshape(len(mask), -1) > 0, axis=1),
+            out_shardings=replicated(self.program.mesh),
+        )
+
+        def step(state: TrainState, batch: Batch) -> tuple[Any, ...]:
+            return *self.program.predict(state, batch, 1), real_rows(batch["mask"])
+
         parts = step_over(
             limited(self.program, None),
-            lambda state, batch: self.program.predict(state, batch, 1),
+            step,
             state,
             source=source,
             heartbeat=self._heartbeat,
             should_stop=self._should_stop,
         )
-        kept: list[Kept] = [found for (found,) in parts]
-        # the last batch is padded
-        return {name: np.concatenate([p[name] for p in kept])[: len(source)] for name in kept[0]}
+        kept = [{name: field[real] for name, field in found.items()} for found, real in parts]
+        return {name: np.concatenate([part[name] for part in kept]) for name in kept[0]}
 
     def features(self, state: TrainState, source: Source) -> Kept:
         """The model's features of each example of a source, with its target, without dropout.

@@ -46,7 +46,7 @@ def reference(params: dict, x: np.ndarray, times: np.ndarray, labels: np.ndarray
     angle = 1000 * torch.tensor(times)[:, None] * 10_000 ** (-torch.arange(0, 256, 2) / 256)
     time = linear("time", torch.cat([angle.sin(), angle.cos()], dim=1))
     time = linear("time_out", F.silu(time))
-    c = F.silu(time + p["labels/embedding"][torch.tensor(labels)])  # -1: the last one
+    c = F.silu(time + p["labels/embedding"][torch.tensor(labels) + 1])  # the first: no class
     for layer in range(2):
         block = f"blocks/block_{layer}"
         for branch in ("attention", "mlp"):
@@ -82,6 +82,22 @@ def test_at_first_it_gives_0() -> None:
     assert found.shape == given[0].shape and not np.any(found)
 
 
-def test_without_pre_norm_it_is_refused() -> None:
-    with pytest.raises(Refused, match="pre_norm is off"):
-        jax.eval_shape(MODEL.clone(pre_norm=False).init, jax.random.key(0), *inputs())
+def test_a_class_beyond_those_it_has_is_not_a_number() -> None:
+    x, times, _ = inputs()
+    params = perturbed(initial(MODEL, *inputs())["params"])
+    found = MODEL.apply({"params": params}, x, times, jnp.array([9, 10, -5]))
+    assert np.isfinite(found).all(axis=(1, 2, 3)).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"pre_norm": False}, "pre_norm is off"), ({"sandwich_norm": True}, "would undo the gates")],
+)
+def test_what_a_condition_cannot_scale_is_refused(change: dict, said: str) -> None:
+    with pytest.raises(Refused, match=said):
+        jax.eval_shape(MODEL.clone(**change).init, jax.random.key(0), *inputs())
+
+
+def test_it_has_no_features() -> None:
+    with pytest.raises(Refused, match="DiT has no ClassifierHead"):
+        MODEL.features(*inputs())

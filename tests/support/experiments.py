@@ -94,7 +94,7 @@ def small(name: str, **changes: Any) -> Experiment:
         data = dataclasses.replace(data, keep="end")
     if getattr(data, "size", 0) > 32:
         size = {"AlexNet": 67}.get(type(model).__name__, 32)
-        data = dataclasses.replace(data, size=size, canvas=2 * size)
+        data = dataclasses.replace(data, size=size, canvas=2 * size if data.canvas else 0)
     if getattr(data, "vocab", 0) > 300:
         data = dataclasses.replace(data, tokenizer=dataclasses.replace(data.tokenizer, vocab=128))
         fields["vocab"] = 128

@@ -11,6 +11,7 @@ from PIL import Image
 from support.experiments import small
 
 import jaxbig as jb
+from jaxbig.data.builtin.digits import Digits
 from jaxbig.errors import Refused
 from jaxbig.evaluators.samples import Judge, Samples, draw, frechet_distance
 from jaxbig.program.program import make_program
@@ -53,6 +54,7 @@ def test_picture_has_samples_by_class_ten_in_a_row(tmp_path: Path) -> None:
         ("digits_convnet", Samples(), "the objective Classification draws no samples"),
         ("digits_diffusion", Samples(classifier="nowhere"), "nowhere holds no run"),
         ("digits_diffusion", Samples(of="test"), "split test"),
+        ("digits_diffusion", Samples(classifier="nowhere", most=1), "needs 2 samples or more"),
     ],
 )
 def test_what_does_not_fit_is_refused(name: str, evaluator: Samples, said: str) -> None:
@@ -61,6 +63,10 @@ def test_what_does_not_fit_is_refused(name: str, evaluator: Samples, said: str) 
     program = make_program(experiment, jax.devices()[:1])
     with pytest.raises(Refused, match=said):
         check_evaluators(Evaluation(program))
+
+
+class Eleven(Digits):
+    classes = 11
 
 
 @pytest.mark.slow
@@ -78,10 +84,26 @@ def test_a_run_draws_its_samples_and_asks_its_judge(tmp_path: Path) -> None:
 
     real = experiment.data.source("eval")
     examples = real.rows(np.arange(len(real)))
-    judge = Judge(str(tmp_path / "classifier"))
+    evaluation = Evaluation(make_program(experiment))
+    judge = samples.judge(evaluation)
+    assert samples.judge(evaluation) is judge  # restored once
     own = judge.scores(examples["inputs"], examples["targets"], real)
     assert own["frechet"] == pytest.approx(0, abs=1e-3)
     assert own["recognized"] == pytest.approx(trained.metrics["eval/accuracy"])
     wrong = judge.scores(examples["inputs"], (examples["targets"] + 1) % 10, real)
     assert wrong["recognized"] < 1 - own["recognized"] + 1e-9
     assert np.isnan(judge.scores(np.full((3, 8, 8, 1), np.nan), np.zeros(3), real)["frechet"])
+    one = judge.scores(examples["inputs"][:1], examples["targets"][:1], real)
+    assert np.isnan(one["frechet"])  # of a single sample there is no covariance
+
+    for folder, name, said in (
+        ("run", "digits_diffusion", "is no run of a Classification"),
+        ("classifier", "imagenet64_dit_s2", r"sees \[.*'inputs', \[8, 8, 1\].* and this run "),
+    ):
+        of_run = Evaluation(make_program(small(name)))
+        with pytest.raises(Refused, match=said):
+            Judge(str(tmp_path / folder), of_run)
+    eleven = experiment.replace(**{"data": Eleven(batch=16), "model.classes": 11})
+    more = Evaluation(make_program(eleven))
+    with pytest.raises(Refused, match="knows 10 classes, and this run's data has 11"):
+        Judge(str(tmp_path / "classifier"), more)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxbig.errors import Refused
-from jaxbig.objectives.diffusion import Diffusion, eight_bits
+from jaxbig.objectives.diffusion import Diffusion, eight_bits, row_keys
 
 SHAPE = (2, 4, 4, 1)
 BETAS = np.linspace(1e-4, 0.02, 1000)  # of steps 1 to 1,000
@@ -38,13 +38,13 @@ def test_a_step_of_flow_is_eulers() -> None:
     seen, velocity = arrays(0, 1)
     flow = Diffusion()
     image, noise = flow.parts(seen, velocity, full(0.8))
-    after = flow.before(image, noise, jnp.zeros(SHAPE), full(0.8), full(0.7))
+    after = flow.step_back(image, noise, jnp.zeros(SHAPE), full(0.8), full(0.7))
     np.testing.assert_allclose(after, seen - 0.1 * velocity, atol=1e-5)
 
 
 def test_a_step_of_ddpm_with_fresh_noise_is_its_posterior() -> None:
     image, seen, new = arrays(0, 1, 2)
-    ddpm = Diffusion(kind="ddpm", fresh_noise=1.0)
+    ddpm = Diffusion(kind="ddpm", eta=1.0)
     step = 300
     beta = BETAS[step - 1]
     left = np.prod(1 - BETAS[:step])
@@ -57,9 +57,9 @@ def test_a_step_of_ddpm_with_fresh_noise_is_its_posterior() -> None:
     now, then = full(step / 1000), full((step - 1) / 1000)
     for each, expected in zip(ddpm.parts(seen, noise, now), (image, noise), strict=True):
         np.testing.assert_allclose(each, expected, atol=1e-4)
-    found = ddpm.before(image, noise, new, now, then)
+    found = ddpm.step_back(image, noise, new, now, then)
     np.testing.assert_allclose(found, mean + deviation * new, atol=1e-4)
-    np.testing.assert_allclose(ddpm.before(image, noise, 0 * new, now, then), mean, atol=1e-4)
+    np.testing.assert_allclose(ddpm.step_back(image, noise, 0 * new, now, then), mean, atol=1e-4)
 
 
 def batch(rows: int) -> dict[str, Any]:
@@ -138,11 +138,9 @@ class Exact(nn.Module):
 
 
 @pytest.mark.parametrize("kind", ["flow", "ddpm"])
-@pytest.mark.parametrize("fresh_noise", [0.0, 1.0])
-def test_samples_of_a_normal_target_have_its_mean_and_deviation(
-    kind: Any, fresh_noise: float
-) -> None:
-    objective = Diffusion(kind=kind, sample_steps=1000, guidance=1.0, fresh_noise=fresh_noise)
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_samples_of_a_normal_target_have_its_mean_and_deviation(kind: Any, eta: float) -> None:
+    objective = Diffusion(kind=kind, sample_steps=1000, guidance=1.0, eta=eta)
     labels = jnp.arange(1000) % 2
     keys = jax.random.split(jax.random.key(0), 1000)
     model = Exact(kind, (-0.2, 0.4), 0.15)
@@ -168,18 +166,57 @@ def test_guidance_goes_beyond_the_class() -> None:
         np.testing.assert_allclose((found - seen)[:, 0, 0, 0], added, atol=1e-5)
 
 
-def test_images_without_one_class_each_are_refused() -> None:
+@pytest.mark.parametrize("levels", [2, 17, 256])
+def test_images_of_few_levels_have_keys_of_their_own(levels: int) -> None:
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, levels, (2_000, 8, 8, 1)) / np.float32(levels - 1)
+    keys = jax.random.key_data(row_keys(jax.random.key(0), jnp.asarray(images)))
+    assert len(np.unique(np.asarray(keys), axis=0)) == 2_000
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("flow", 7), ("ddpm", 7), ("ddpm", 1000)])
+def test_a_sample_is_asked_at_times_of_training(kind: Any, steps: int) -> None:
+    seen: list[np.ndarray] = []
+
+    class Listening(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any, times: Any, labels: Any, train: bool) -> Any:
+            jax.debug.callback(lambda times: seen.append(np.asarray(times)), times, ordered=True)
+            return x
+
+    objective = Diffusion(kind=kind, sample_steps=steps, guidance=1.0)
+    keys = jax.random.split(jax.random.key(0), 1)
+    labels = jnp.zeros(1, jnp.int32)
+    sample = nn.apply(lambda bound: objective.sample(bound, labels, keys, (2, 2, 1)), Listening())
+    samples = sample({})
+    jax.effects_barrier()
+    assert np.isfinite(samples).all()
+    times = np.concatenate(seen)
+    assert len(times) == steps and times[0] == 1 and np.all(np.diff(times) < 0)
+    if kind == "ddpm":
+        np.testing.assert_allclose(1000 * times, np.round(1000 * times), atol=1e-3)
+
+
+def test_what_is_no_image_of_one_class_is_refused() -> None:
     rows = batch(4)
     mixed = {**rows, "targets": jax.nn.one_hot(rows["targets"], 10)}
     flat = {**rows, "inputs": rows["inputs"].reshape(4, -1)}
-    for each in (mixed, flat):
-        with pytest.raises(Refused, match="with one class each"):
-            Diffusion().losses(None, each, jax.random.key(0), True)
-    with pytest.raises(Refused, match="kind"):
-        wrong: Any = dataclasses.replace(Diffusion(), kind="score")
-        wrong.losses(None, rows, jax.random.key(0), True)
+    whole = {**rows, "inputs": rows["inputs"].astype(jnp.uint8)}
+    wrong: Any = dataclasses.replace(Diffusion(), kind="score")
+    long = Diffusion(kind="ddpm", sample_steps=1001)
+    for objective, each, said in (
+        (Diffusion(), mixed, "with one class each"),
+        (Diffusion(), flat, "with one class each"),
+        (Diffusion(), whole, "inputs are uint8"),
+        (wrong, rows, "kind"),
+        (long, rows, "sample_steps 1001: ddpm has 1000 at most"),
+    ):
+        with pytest.raises(Refused, match=said):
+            objective.losses(None, each, jax.random.key(0), True)
 
 
 def test_gray_samples_are_pictures_in_gray() -> None:
+    with pytest.raises(Refused, match="a sample has 2 channels, and a picture 1 or 3"):
+        eight_bits(np.zeros((4, 4, 2)))
     picture = eight_bits(np.array([[[0.0], [0.5], [1.0]]]))
     np.testing.assert_array_equal(picture, np.array([[[0] * 3, [128] * 3, [255] * 3]]))
