@@ -82,6 +82,7 @@ LONG = [
     "pytext_llama, gemma",
     "digits_rnn, gru",
     "digits_resnet, group",
+    "digits_diffusion",
 ]
 # those whose first parameters are compared
 MODELS = [*QUICK, "imagenet_convnext_t", "pytext_deltanet", "pytext_moe", "dates_seq2seq"]
