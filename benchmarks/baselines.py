@@ -23,6 +23,7 @@ from sklearn.neighbors import KernelDensity, KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import SVC
 
+from jaxbig.config.discover import load
 from jaxbig.data.builtin.diabetes import Diabetes
 from jaxbig.data.builtin.digits import Digits
 from jaxbig.data.builtin.pychat import PyChat
@@ -30,6 +31,8 @@ from jaxbig.data.builtin.pymodule import PyModule
 from jaxbig.data.builtin.pytext import PyText
 from jaxbig.data.core.dataset import Data
 from jaxbig.evaluators.samples import Judge
+from jaxbig.program.program import make_program
+from jaxbig.train.passes import Evaluation
 
 Result = tuple[str, str, float]  # method, metric, value
 LONGEST = 6  # bytes of the longest n-grams
@@ -244,7 +247,7 @@ def samples() -> Iterator[Result]:
     inputs, targets, _ = table(data, "train")
     rows = inputs.reshape(len(inputs), -1)
     truth = table(data, "eval")[1]
-    judge = Judge(CLASSIFIER)
+    judge = Judge(CLASSIFIER, Evaluation(make_program(load("digits_diffusion"))))
     of_class = [rows[targets == number] for number in range(data.classes)]
     kernels = [
         GridSearchCV(KernelDensity(), {"bandwidth": np.logspace(-2, 0, 13)}).fit(each)
