@@ -21,7 +21,7 @@ def config() -> Experiment:
     data = Digits(batch=128)
     return Experiment(
         model=DiT(classes=data.classes, patch=2, depth=4, width=96, heads=4),
-        objective=Diffusion(sample_steps=20, guidance=1.5),
+        objective=Diffusion(sample_steps=20, guidance=1.05, eta=1.0),
         data=data,
         optimizer=AdamW(
             learning_rate=WarmupCosine(peak=2e-3, warmup=100), weight_decay=0.01, clip_norm=1.0
