@@ -28,8 +28,8 @@ def config() -> Experiment:
         ),
         ema=0.99,
         mesh=Mesh(data=-1),
-        steps=2_000,
-        evaluate_every=500,
-        checkpoint_every=500,
-        evaluators=(Every(1_000, Samples(classifier="runs/digits_convnet")),),
+        steps=1_200,
+        evaluate_every=400,
+        checkpoint_every=400,
+        evaluators=(Every(600, Samples(classifier="runs/digits_convnet")),),
     )
