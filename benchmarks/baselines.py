@@ -255,7 +255,8 @@ def samples() -> Iterator[Result]:
     ]
 
     def normal(number: int, count: int, draw: np.random.Generator) -> np.ndarray:
-        mean, covariance = of_class[number].mean(axis=0), np.cov(of_class[number], rowvar=False)
+        mean = of_class[number].mean(axis=0)
+        covariance = np.cov(of_class[number], rowvar=False)
         return draw.multivariate_normal(mean, covariance, count)
 
     def kernel(number: int, count: int, draw: np.random.Generator) -> np.ndarray:

@@ -18,18 +18,18 @@ from jaxbig.optim.schedules import WarmupCosine
 
 
 def config() -> Experiment:
-    data = Digits(batch=128)
+    data = Digits(batch=64)
     return Experiment(
         model=DiT(classes=data.classes, patch=2, depth=4, width=96, heads=4),
-        objective=Diffusion(sample_steps=20, guidance=1.05, eta=1.0),
+        objective=Diffusion(sample_steps=20, guidance=1.1, eta=1.0),
         data=data,
         optimizer=AdamW(
             learning_rate=WarmupCosine(peak=2e-3, warmup=100), weight_decay=0.01, clip_norm=1.0
         ),
         ema=0.99,
         mesh=Mesh(data=-1),
-        steps=1_200,
-        evaluate_every=400,
-        checkpoint_every=400,
-        evaluators=(Every(600, Samples(classifier="runs/digits_convnet")),),
+        steps=2_000,
+        evaluate_every=500,
+        checkpoint_every=500,
+        evaluators=(Every(1_000, Samples(classifier="runs/digits_convnet")),),
     )

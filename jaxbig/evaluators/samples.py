@@ -16,15 +16,14 @@ from jaxbig.data.core.array_source import ArraySource
 from jaxbig.data.core.dataset import Source
 from jaxbig.errors import Refused
 from jaxbig.inference.outputs import as_image
-from jaxbig.objectives.classification import Classification
-from jaxbig.objectives.diffusion import Diffusion, eight_bits
-from jaxbig.tracking.figures import optional
 from jaxbig.train.passes import Evaluation, evenly
 from jaxbig.train.run import restore
 
 FILE = "samples.png"
 ACROSS = 10
 """Samples in a row of the picture, which has at most as many rows."""
+LINE = 96
+"""Gray level of the line around a sample."""
 SIDE = 32
 """Smaller images are enlarged to about this many pixels."""
 
@@ -52,11 +51,9 @@ class Samples(Evaluator):
         return dataclasses.replace(self, classifier="")
 
     def check(self, evaluation: Evaluation) -> None:
-        objective = evaluation.experiment.objective
-        if not isinstance(objective, Diffusion):
-            raise Refused(
-                f"the objective {type(objective).__name__} draws no samples: it must be Diffusion."
-            )
+        if not {"samples", "asked"} <= set(evaluation.prediction_shapes()):
+            name = type(evaluation.experiment.objective).__name__
+            raise Refused(f"the objective {name} predicts no `samples`, as Diffusion does.")
         evaluation.source(self.of)
         if self.classifier:
             if self.most < 2:
@@ -74,11 +71,9 @@ class Samples(Evaluator):
         most = self.most if self.classifier else min(self.most, ACROSS**2)
         source = evenly(evaluation.source(self.of), most)
         found = evaluation.predictions(state, source)
-        images, asked = found["samples"], found["asked"]
-        if evaluation.folder is not None:
-            file = evaluation.folder / FILE
-            with optional(f"no picture {file}"):
-                evaluation.on_process_zero(lambda: draw(images, asked, file))
+        images = found["samples"]
+        asked = found["asked"]
+        evaluation.picture(FILE, lambda file: draw(images, asked, file))
         if not self.classifier:
             return {}
         return self.judge(evaluation).scores(images, asked, source)
@@ -106,16 +101,19 @@ class Judge:
             ]
             for batch in (self._run.program.batch, evaluation.program.batch)
         )
-        objective = self._run.experiment.objective
-        classes = getattr(evaluation.experiment.data, "classes", None)
-        if not isinstance(objective, Classification) or objective.multi_label:
-            raise Refused(f"classifier {folder} is no run of a Classification of one class each.")
         if here != there:
             raise Refused(f"classifier {folder} sees {here}, and this run {there}: name another.")
-        if classes not in (None, objective.classes):
+        best = self._evaluation.prediction_shapes().get("best")
+        if best is None or best.ndim != 1:
+            raise Refused(f"classifier {folder} does not predict one class an image: name another.")
+        classes = [
+            getattr(each.data, "classes", None)
+            for each in (self._run.experiment, evaluation.experiment)
+        ]
+        if classes[0] != classes[1]:
             raise Refused(
-                f"classifier {folder} knows {objective.classes} classes, and this run's data has "
-                f"{classes}: name another."
+                f"classifier {folder} knows {classes[0]} classes, and this run's data has "
+                f"{classes[1]}: name another."
             )
         features = self._evaluation.feature_shapes()["features"].shape
         if len(features) != 2:
@@ -136,7 +134,7 @@ class Judge:
         source = ArraySource(inputs=inputs.astype(dtype), targets=asked.astype(np.int32))
         judge = self._evaluation
         with judge.program.activate():
-            seen = judge.outputs(self._run.state, source)["outputs"].argmax(axis=-1)
+            seen = judge.predictions(self._run.state, source)["best"]
             features, others = (
                 judge.features(self._run.state, each)["features"] for each in (source, real)
             )
@@ -168,7 +166,9 @@ def draw(images: np.ndarray, asked: np.ndarray, file: Path) -> None:
     """Writes samples [M, Y, X, C] of 0 to 1 as a PNG, ten in a row: the first ten of each class
     [M], at most 100."""
     first = [np.flatnonzero(asked == number)[:ACROSS] for number in np.unique(asked)]
-    tiles = eight_bits(images[np.concatenate(first)[: ACROSS**2]])
+    tiles = np.round(255 * images[np.concatenate(first)[: ACROSS**2]]).astype(np.uint8)
+    tiles = np.broadcast_to(tiles, (*tiles.shape[:3], 3))  # gray or RGB
+    tiles = np.pad(tiles, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=LINE)
     blank = np.zeros((-len(tiles) % ACROSS, *tiles.shape[1:]), np.uint8)
     height, width = tiles.shape[1:3]
     rows = np.concatenate([tiles, blank]).reshape(-1, ACROSS, height, width, 3)

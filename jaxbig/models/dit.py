@@ -62,7 +62,8 @@ class DiT(PatchFields, kw_only=True):
         stack = Stack(**fields, depth=self.depth, final_norm=False, name="blocks")
         x = stack(x, Context(condition=condition), train)
         shift, factor = modulation(condition, 2, self.width, "modulation")
-        x = self.normalize("norm", learned=False)(x) * (1 + factor) + shift  # type: ignore[operator]
+        norm: Any = self.normalize("norm", learned=False)
+        x = norm(x) * (1 + factor) + shift
         p = self.patch
         axes = ("embed", None, None, None)
         x = Linear((p, p, shape[-1]), axes, scale=0.0, name="head")(x)  # [B, N, P, P, C]

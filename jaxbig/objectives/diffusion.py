@@ -48,8 +48,8 @@ class Diffusion(Objective):
     sample_steps: PositiveInt = 50
     """Of a sample, from noise to image: Euler's for flow, DDIM's for ddpm (Song et al., 2021)."""
     guidance: NonNegativeFloat = 1.5
-    """The scale of classifier-free guidance: a sample follows the prediction without a class plus
-    so many times what the class changes; 1: the class alone, in half the time."""
+    """The scale of classifier-free guidance, which multiplies what the class changes in the
+    prediction; 1: the class alone, in half the time."""
     eta: Probability = 0.0
     """New noise in a step of a sample (Song et al., 2021, eq. 16): 0 none, so that the first noise
     decides; 1 that of the posterior, as DDPM's own sampler."""

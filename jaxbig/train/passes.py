@@ -23,6 +23,7 @@ from jaxbig.objectives.base import Batch, Sums
 from jaxbig.objectives.metric import Collector, Kept, Metric
 from jaxbig.program.program import Program, make_features, make_program
 from jaxbig.program.state import TrainState
+from jaxbig.tracking.figures import optional
 from jaxbig.train.batch_loader import read_ahead_limit
 
 Values = dict[str, float]
@@ -297,6 +298,24 @@ class Evaluation:
         )
         kept = [{name: field[real] for name, field in found.items()} for found, real in parts]
         return {name: np.concatenate([part[name] for part in kept]) for name in kept[0]}
+
+    def prediction_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of what the objective predicts for a batch; nothing is compiled."""
+        program = self.program
+
+        def predict(state: TrainState, batch: Batch) -> Any:
+            return program.predict(state, batch, 1)[0]
+
+        with program.activate():
+            return jax.eval_shape(predict, program.plain, program.batch)
+
+    def picture(self, name: str, write: Callable[[Path], None]) -> None:
+        """Has process 0 write a picture to the run's folder, if there is one; the log says if it
+        cannot."""
+        if self.folder is not None:
+            file = self.folder / name
+            with optional(f"no picture {file}"):
+                on_process_zero(lambda: write(file))
 
     def features(self, state: TrainState, source: Source) -> Kept:
         """The model's features of each example of a source, with its target, without dropout.

@@ -39,7 +39,8 @@ def reference(params: dict, x: np.ndarray, times: np.ndarray, labels: np.ndarray
         return F.layer_norm(x, x.shape[-1:], eps=1e-6)
 
     batch, height, across, channels = x.shape
-    rows, columns = height // 2, across // 2
+    rows = height // 2
+    columns = across // 2
     cut = torch.tensor(x).reshape(batch, rows, 2, columns, 2, channels).transpose(2, 3)
     h = linear("patches", cut.reshape(batch, rows * columns, 4 * channels))
     h = h + torch.tensor(np.asarray(PatchFields.grid(MODEL, rows, columns)))

@@ -23,7 +23,8 @@ def test_frechet_distance_is_that_of_scipys_root(count: int) -> None:
     draw = np.random.default_rng(0)
     one = draw.standard_normal((count, 12)) @ draw.standard_normal((12, 12))
     two = 0.5 + draw.standard_normal((80, 12))
-    a, b = np.cov(one, rowvar=False), np.cov(two, rowvar=False)
+    a = np.cov(one, rowvar=False)
+    b = np.cov(two, rowvar=False)
     root = scipy.linalg.sqrtm(a @ b).real
     expected = np.sum((one.mean(0) - two.mean(0)) ** 2) + np.trace(a + b - 2 * root)
     assert frechet_distance(one, two) == pytest.approx(expected, rel=1e-5)
@@ -44,14 +45,15 @@ def test_picture_has_samples_by_class_ten_in_a_row(tmp_path: Path) -> None:
     images = np.stack([np.full((8, 8, 1), k / 10) for k in (1, 2, 3, 4)])
     draw(images, asked, tmp_path / "samples.png")
     pixels = np.asarray(Image.open(tmp_path / "samples.png"))
-    assert pixels.shape == (32, 320, 3)
-    assert pixels[16, 16::32, 0].tolist() == [51, 26, 76, 102, 0, 0, 0, 0, 0, 0]
+    assert pixels.shape == (30, 300, 3)  # 8 pixels and a line around them, three times
+    assert pixels[15, 15::30, 0].tolist() == [51, 26, 76, 102, 0, 0, 0, 0, 0, 0]
+    assert pixels[15, :2, 0].tolist() == [96, 96]
 
 
 @pytest.mark.parametrize(
     ("name", "evaluator", "said"),
     [
-        ("digits_convnet", Samples(), "the objective Classification draws no samples"),
+        ("digits_convnet", Samples(), "the objective Classification predicts no"),
         ("digits_diffusion", Samples(classifier="nowhere"), "nowhere holds no run"),
         ("digits_diffusion", Samples(of="test"), "split test"),
         ("digits_diffusion", Samples(classifier="nowhere", most=1), "needs 2 samples or more"),
@@ -80,7 +82,7 @@ def test_a_run_draws_its_samples_and_asks_its_judge(tmp_path: Path) -> None:
     rows = [line for line in lines if line["split"] == "samples"]
     assert [row["step"] for row in rows] == [2, 4]
     assert all(0 <= row["recognized"] <= 1 and row["frechet"] > 0 for row in rows)
-    assert Image.open(tmp_path / "run" / "samples.png").width == 320
+    assert Image.open(tmp_path / "run" / "samples.png").width == 300
 
     real = experiment.data.source("eval")
     examples = real.rows(np.arange(len(real)))
@@ -97,7 +99,7 @@ def test_a_run_draws_its_samples_and_asks_its_judge(tmp_path: Path) -> None:
     assert np.isnan(one["frechet"])  # of a single sample there is no covariance
 
     for folder, name, said in (
-        ("run", "digits_diffusion", "is no run of a Classification"),
+        ("run", "digits_diffusion", "does not predict one class an image"),
         ("classifier", "imagenet64_dit_s2", r"sees \[.*'inputs', \[8, 8, 1\].* and this run "),
     ):
         of_run = Evaluation(make_program(small(name)))

@@ -54,7 +54,8 @@ def test_a_step_of_ddpm_with_fresh_noise_is_its_posterior() -> None:
     mean += np.sqrt(1 - beta) * (1 - before) / (1 - left) * seen
     deviation = np.sqrt((1 - before) / (1 - left) * beta)
     noise = (seen - np.sqrt(left) * image) / np.sqrt(1 - left)
-    now, then = full(step / 1000), full((step - 1) / 1000)
+    now = full(step / 1000)
+    then = full((step - 1) / 1000)
     for each, expected in zip(ddpm.parts(seen, noise, now), (image, noise), strict=True):
         np.testing.assert_allclose(each, expected, atol=1e-4)
     found = ddpm.step_back(image, noise, new, now, then)
@@ -84,11 +85,13 @@ def test_the_loss_is_the_squared_error_of_what_is_predicted(kind: Any) -> None:
     losses = objective.losses(model, rows, jax.random.key(0), True)
     noisy, times, labels = map(np.asarray, seen)
     if kind == "flow":
-        of_image, of_noise = 1 - times, times
+        of_image = 1 - times
+        of_noise = times
         assert 0 <= times.min() < 0.05 and 0.95 < times.max() < 1
     else:
         left = np.cumprod(1 - BETAS)[np.round(times * 1000).astype(int) - 1]
-        of_image, of_noise = np.sqrt(left), np.sqrt(1 - left)
+        of_image = np.sqrt(left)
+        of_noise = np.sqrt(1 - left)
         assert times.min() >= 0.001 and times.max() <= 1
     at = (slice(None), None, None, None)
     noise = (noisy - of_image[at] * image) / of_noise[at]
