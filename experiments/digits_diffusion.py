@@ -4,11 +4,11 @@
 
 Two cores of an AMD EPYC, 4 minutes. A digit is drawn for each of the 360 held-out ones, of its
 class; a run of `digits_convnet` judges. The share that it takes for what was asked, after 2,000
-steps, seeds 0 to 2: 1.000, 0.994, 0.992; and the Frechet distance of its features from those of the held-out
-digits: 7.593, 7.739, 7.428. A Gaussian for each class has 0.995 and 8.195, kernel densities 0.998 and 8.879,
-training images 1.000 and 4.518 (benchmarks/baselines.py --only samples). Guidance, new noise and
-the number of steps were chosen on these 360 digits with seeds 0 and 1: guidance 1 without new noise
-is nearer (4.3), and recognized less often (0.983).
+steps, seeds 0 to 2: 1.000, 0.994, 0.992; and the Frechet distance of its features from those of the
+held-out digits: 7.593, 7.739, 7.428. A Gaussian for each class has 0.995 and 8.195, kernel
+densities 0.998 and 8.879, training images 1.000 and 4.518 (benchmarks/baselines.py --only samples).
+Guidance, new noise and the number of steps were chosen on these 360 digits with seeds 0 and 1:
+guidance 1 without new noise is nearer (4.3), and recognized less often (0.983).
 """
 
 from jaxbig.config.evaluator import Every
