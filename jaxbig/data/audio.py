@@ -1,21 +1,26 @@
-"""Data set of sounds with classes, from any records: log-mel spectrograms.
+"""Data sets of sounds with classes or with texts, from any records: log-mel spectrograms.
 
 The spectrogram (log_mel.py) is computed in the compiled step.
+
+Legend: B batch, F frames, M mel bands, T letters.
 """
 
 import dataclasses
+from typing import Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxbig.constraints import PositiveInt
-from jaxbig.data.core.dataset import Batch, Record, Spec
-from jaxbig.data.core.examples import Example
-from jaxbig.data.core.fields import MismatchError, array, finite, kind, present
+from jaxbig.data.core.dataset import Batch, Data, Record, Spec
+from jaxbig.data.core.examples import Example, Examples
+from jaxbig.data.core.fields import MismatchError, array, as_bytes, finite, kind, present
 from jaxbig.data.labeled import Labeled
 from jaxbig.data.records.audio_folder import ENDINGS, decode_sound
 from jaxbig.data.records.synthetic import Synthetic
 from jaxbig.data.transforms.log_mel import LogMel
+from jaxbig.data.transforms.spec_augment import SpecAugment
 
 FULL_SCALE = {"int8": 2**7, "int16": 2**15, "int32": 2**31, "int64": 2**15}
 """Largest sample of a dtype; int64 comes from Python lists or TFDS, and means 16 bits."""
@@ -66,6 +71,118 @@ class Sounds(Labeled):
         """The same data set with synthetic records."""
         records = Synthetic(waves=(self.feature,), labels=(("label", self.classes),))
         return dataclasses.replace(self, records=records)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Transcripts(Examples):
+    """Sounds with the texts that are heard in them.
+
+    A batch has the spectrograms `inputs` [B, F, M, 1], of which the first `lengths` [B] frames are
+    sound, and the letters `targets` [B, T] with their `mask` [B, T]: 1 is the first of `alphabet`,
+    and 0 the blank of CTC. Each band has mean 0 and variance 1 over the frames of an example, and
+    padding is 0. A record has `audio`, samples as those of `Sounds`, and `text`.
+    """
+
+    samples: PositiveInt
+    """Most samples of an example: shorter sounds are padded, longer ones are refused."""
+    letters: PositiveInt
+    """Most letters of a text: T."""
+    alphabet: str = " 'ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    """The letters of texts, which are read in upper case."""
+    spectrogram: LogMel = LogMel()
+    """How the spectrogram is computed."""
+    masks: SpecAugment = SpecAugment()
+    """Which bands and frames are masked in training; none by default."""
+    feature: str = "audio"
+    """The record's field with the samples."""
+    text_feature: str = "text"
+    """The record's field with the text."""
+
+    endings = ENDINGS
+
+    @property
+    def classes(self) -> int:
+        """How many tokens there are, the blank among them."""
+        return 1 + len(self.alphabet)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tokens by name."""
+        return ("blank", *self.alphabet)
+
+    @property
+    def space(self) -> int:
+        """The token between words."""
+        return 1 + self.alphabet.index(" ")
+
+    def record_of_file(self, content: bytes) -> Record:
+        rate = getattr(self.records, "sample_rate", self.spectrogram.sample_rate)
+        return {self.feature: decode_sound(content, rate)}
+
+    def spec(self) -> Spec:
+        return {
+            "inputs": jax.ShapeDtypeStruct((self.batch, self.samples), np.float32),
+            "lengths": jax.ShapeDtypeStruct((self.batch,), np.int32),  # samples; later frames
+            "targets": jax.ShapeDtypeStruct((self.batch, self.letters), np.int32),
+            "mask": jax.ShapeDtypeStruct((self.batch, self.letters), np.float32),
+        }
+
+    def read(self, record: Record) -> Example:
+        text = as_bytes(record, self.text_feature).decode(errors="replace").strip().upper()
+        if unknown := sorted({*text} - {*self.alphabet}):
+            raise MismatchError(f"its text has {unknown[0]!r}, which --data.alphabet has not")
+        if len(text) > self.letters:
+            raise MismatchError(
+                f"its text has {len(text)} letters, and --data.letters is {self.letters}"
+            )
+        targets = np.zeros(self.letters, np.int32)
+        targets[: len(text)] = [1 + self.alphabet.index(letter) for letter in text]
+        mask = (np.arange(self.letters) < len(text)).astype(np.float32)
+        return {**self.heard(record), "targets": targets, "mask": mask}
+
+    def read_unlabeled(self, record: Record) -> Example:
+        if "inputs" in record:
+            return Data.read_unlabeled(self, record)
+        known = self.text_feature in record
+        return self.read(record) if known else Data.read_unlabeled(self, self.heard(record))
+
+    def heard(self, record: Record) -> Example:
+        """The fields `inputs` and `lengths` of a record."""
+        wave = waveform(record, self.feature, "--data.feature")
+        if len(wave) > self.samples:
+            raise MismatchError(
+                f"its {self.feature!r} has {len(wave)} samples, and --data.samples is "
+                f"{self.samples}"
+            )
+        padded = np.pad(wave, (0, self.samples - len(wave)))
+        return {"inputs": padded, "lengths": np.int32(len(wave))}
+
+    def transform(self, batch: Batch, keys: jax.Array, train: bool) -> Batch:
+        mel = self.spectrogram
+        x = mel(batch["inputs"])  # [B, F, M]
+        lengths = jnp.maximum(0, (batch["lengths"] - mel.window) // mel.hop + 1)
+        inside = (jnp.arange(x.shape[1])[None] < lengths[:, None])[..., None]  # [B, F, 1]
+        count = jnp.maximum(lengths, 1)[:, None, None]
+        x = x - jnp.where(inside, x, 0).sum(1, keepdims=True) / count
+        x = jnp.where(inside, x, 0)
+        x = x * jax.lax.rsqrt((x**2).sum(1, keepdims=True) / count + 1e-5)
+        if train:
+            x = jax.vmap(self.masks)(x, lengths, keys)
+        return {**batch, "inputs": x[..., None], "lengths": lengths}
+
+    def text(self, tokens: np.ndarray) -> str:
+        return "".join(self.alphabet[int(token) - 1] for token in tokens if token > 0)
+
+    def synthetic(self) -> "Transcripts":
+        """The same data set with synthetic records, of which some are too short for their text."""
+        records = Synthetic(waves=(self.feature,), texts=(self.text_feature,), words=4)
+        return dataclasses.replace(self, records=records, samples=16_000, letters=32)
+
+    def shorter(self, length: int) -> Self:
+        """A copy with few letters, and eight frames for each of `length`."""
+        mel = self.spectrogram
+        samples = min(self.samples, mel.window + mel.hop * (8 * length - 1))
+        return dataclasses.replace(self, samples=samples, letters=min(self.letters, length // 4))
 
 
 def waveform(record: Record, name: str, option: str = "") -> np.ndarray:

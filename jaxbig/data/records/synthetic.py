@@ -3,10 +3,11 @@
 import dataclasses
 import io
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 
-from jaxbig.constraints import PositiveInt
+from jaxbig.constraints import PositiveInt, Range
 from jaxbig.data.core.dataset import Record, Records
 
 WORDS = [
@@ -37,7 +38,9 @@ class Synthetic(Records):
     images: tuple[str, ...] = ()
     """JPEG images of sizes around 100 x 100."""
     texts: tuple[str, ...] = ()
-    """Texts of 3 to 60 words."""
+    """Texts of 3 words or more."""
+    words: Annotated[int, Range(int, ge=4)] = 60
+    """Words that a text stays below."""
     waves: tuple[str, ...] = ()
     """Sounds of up to 16,000 int16 samples."""
     labels: tuple[tuple[str, int], ...] = ()
@@ -50,7 +53,8 @@ class Synthetic(Records):
     def record(self, draw: np.random.Generator) -> Record:
         record: Record = {name: image(draw) for name in self.images}
         record |= {
-            name: " ".join(draw.choice(WORDS, draw.integers(3, 60))).encode() for name in self.texts
+            name: " ".join(draw.choice(WORDS, draw.integers(3, self.words))).encode()
+            for name in self.texts
         }
         for name in self.waves:
             pitch = draw.uniform(100, 4000)

@@ -1,0 +1,42 @@
+"""Convolutions and a bidirectional LSTM that write down Morse code which they hear, with CTC.
+
+jaxbig train morse_ctc
+"""
+
+from jaxbig.config.experiment import Experiment
+from jaxbig.data.audio import Transcripts
+from jaxbig.data.builtin.morse import ALPHABET, LETTERS, RATE, SAMPLES, Morse
+from jaxbig.data.transforms.log_mel import LogMel
+from jaxbig.data.transforms.spec_augment import SpecAugment
+from jaxbig.distributed.mesh import Mesh
+from jaxbig.models.speech import DeepSpeech
+from jaxbig.objectives.ctc import CTC
+from jaxbig.optim.optimizers import AdamW
+from jaxbig.optim.schedules import WarmupCosine
+
+
+def config() -> Experiment:
+    data = Transcripts(
+        records=Morse(),
+        batch=32,
+        samples=SAMPLES,
+        letters=LETTERS,
+        alphabet=ALPHABET,
+        spectrogram=LogMel(
+            sample_rate=RATE, window=64, hop=25, mels=16, lowest=200.0, highest=1_000.0
+        ),
+        masks=SpecAugment(band_masks=1, band_width=3, frame_masks=1, frame_width=4),
+    )
+    model = DeepSpeech(classes=data.classes, width=96, layers=1, channels=16)
+    return Experiment(
+        model=model,
+        objective=CTC(classes=data.classes, stride=4, beam=8, space=data.space),
+        data=data,
+        optimizer=AdamW(
+            learning_rate=WarmupCosine(peak=3e-3, warmup=100), weight_decay=0.01, clip_norm=1.0
+        ),
+        mesh=Mesh(data=-1),
+        steps=1_000,
+        evaluate_every=250,
+        checkpoint_every=250,
+    )

@@ -1,0 +1,143 @@
+"""Records of Morse code as sound, made from texts: at any speed and pitch, with noise and fading.
+
+Texts are common words of telegraphy and random groups of letters and digits. A record is made when
+it is read, from its split and number alone, and is the same on every machine: what is random comes
+from a counter-based generator's bits.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from jaxbig.constraints import NonNegativeFloat, PositiveInt, Probability
+from jaxbig.data.core.content_digest import digest_records
+from jaxbig.data.core.dataset import Record, Records
+
+RATE = 2_000  # samples a second
+SAMPLES = 12_000  # at most
+LETTERS = 12  # of a text at most
+CODES = {
+    "A": ".-", "B": "-...", "C": "-.-.", "D": "-..", "E": ".", "F": "..-.", "G": "--.",
+    "H": "....", "I": "..", "J": ".---", "K": "-.-", "L": ".-..", "M": "--", "N": "-.",
+    "O": "---", "P": ".--.", "Q": "--.-", "R": ".-.", "S": "...", "T": "-", "U": "..-",
+    "V": "...-", "W": ".--", "X": "-..-", "Y": "-.--", "Z": "--..", "0": "-----",
+    "1": ".----", "2": "..---", "3": "...--", "4": "....-", "5": ".....", "6": "-....",
+    "7": "--...", "8": "---..", "9": "----.",
+}  # fmt: skip
+ALPHABET = " " + "".join(CODES)
+WORDS = (
+    "THE", "AND", "FOR", "YOU", "ARE", "NAME", "HERE", "RST", "QTH", "QSL", "QRM", "QRZ",
+    "QSO", "TNX", "FER", "CALL", "GOOD", "DAY", "OLD", "MAN", "WX", "RIG", "ANT", "PWR",
+    "WATTS", "RAIN", "SUN", "COLD", "WARM", "TEMP", "HPE", "CUAGN", "BEST", "DX", "CQ",
+    "DE", "TEST", "KEY", "SHIP", "SOS", "PORT", "STAR", "NORTH", "SOUTH", "EAST", "WEST",
+    "WIND", "SEA", "ICE", "HELP", "COME", "AT", "ONCE", "WE", "HAVE", "TIME", "LOST",
+    "LIGHT", "NIGHT", "HOME", "WORK", "RADIO",
+)  # fmt: skip
+SPLITS = {"train": 0, "eval": 1}
+
+
+def keyed(text: str) -> np.ndarray:
+    """Whether the key is down in each unit of time, bool [units]: a dot is one unit, a dash three,
+    and one, three and seven are between signs, letters and words (ITU-R M.1677-1)."""
+    signs = "   ".join(" ".join(CODES.get(letter, " ")) for letter in text)
+    return np.array([*signs.replace("-", "...")]) == "."
+
+
+class Numbers:
+    """Random numbers of one record, the same with every version of NumPy."""
+
+    def __init__(self, split: str, index: int):
+        self.bits = np.random.Philox(key=np.array([SPLITS[split], index], np.uint64))
+
+    def within(self, low: float, high: float) -> float:
+        return low + (high - low) * (self.bits.random_raw() >> 11) / 2**53
+
+    def below(self, count: int) -> int:
+        return int(self.within(0, count))
+
+    def noise(self, count: int) -> np.ndarray:
+        """[count], nearly normal: sums of four uniform numbers, of variance 1."""
+        fours = self.bits.random_raw(count).view(np.uint16).reshape(count, 4)
+        return (fours.astype(np.float64) @ np.ones(4) / 2**16 - 2) * 3**0.5  # the sum is exact
+
+
+def some_text(numbers: Numbers) -> str:
+    """Words and groups, as many as fit, of `LETTERS` at most."""
+
+    def parts() -> Iterator[str]:
+        while True:
+            if numbers.below(3):
+                yield WORDS[numbers.below(len(WORDS))]
+            else:
+                size = 2 + numbers.below(4)
+                yield "".join(ALPHABET[1 + numbers.below(len(CODES))] for _ in range(size))
+
+    text = ""
+    for part in parts():
+        longer = f"{text} {part}".strip()
+        if len(longer) > LETTERS:
+            return text
+        text = longer
+    raise AssertionError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Morse(Records):
+    """Sounds of Morse code, `audio` int16 of 2,000 samples a second, and what they say, `text`.
+
+    A unit of time is 30 to 60 ms (40 to 20 words a minute), the pitch 300 to 900 Hz.
+    """
+
+    train_examples: PositiveInt = 20_000
+    """Number of training records."""
+    eval_examples: PositiveInt = 500
+    """Number of records held out."""
+    noise: NonNegativeFloat = 1.0
+    """Most white noise: its standard deviation over the amplitude of the tone."""
+    fading: Probability = 0.9
+    """How much of the tone fading takes away at most."""
+
+    sample_rate = RATE
+
+    def prepare(self) -> str:
+        few = [OpenMorse(self, split, 16) for split in SPLITS]
+        return f"{self}, first records: {', '.join(map(digest_records, few))}"
+
+    def open(self, split: str) -> Sequence[Record]:
+        count = {"train": self.train_examples, "eval": self.eval_examples}[split]
+        return OpenMorse(self, split, count)
+
+
+class OpenMorse(Sequence[Record]):
+    """The records of a split."""
+
+    def __init__(self, morse: Morse, split: str, count: int):
+        self.morse = morse
+        self.split = split
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Record:  # type: ignore[override]
+        numbers = Numbers(self.split, index)
+        text = some_text(numbers)
+        return {"text": text.encode(), "audio": self.sound(text, numbers)}
+
+    def sound(self, text: str, numbers: Numbers) -> np.ndarray:
+        """The text as int16 [samples]."""
+        units = keyed(text)
+        unit = RATE * numbers.within(0.03, 0.06)  # samples
+        before, after = (int(RATE * numbers.within(0.1, 0.4)) for _ in range(2))
+        unit = min(unit, (SAMPLES - before - after) / len(units))
+        down = units[(np.arange(int(len(units) * unit)) / unit).astype(int)]
+        down = np.pad(down.astype(float), (before, after))
+        down = np.convolve(down, np.hanning(11) / np.hanning(11).sum(), "same")  # 5 ms: no clicks
+        turns = np.arange(len(down)) / RATE
+        tone = np.sin(2 * np.pi * (numbers.within(300, 900) * turns + numbers.within(0, 1)))
+        waves = np.cos(2 * np.pi * (numbers.within(0.1, 0.6) * turns + numbers.within(0, 1)))
+        strength = 1 - numbers.within(0, self.morse.fading) * (1 - waves) / 2
+        heard = strength * down * tone
+        heard += numbers.within(0.05, 1) * self.morse.noise * numbers.noise(len(down))
+        return np.round(4_000 * heard).clip(-(2**15), 2**15 - 1).astype(np.int16)
