@@ -1,6 +1,6 @@
 """Baselines: simple methods on the held-out rows of the bundled data sets.
 
-    python benchmarks/baselines.py [--only text masked chats digits diabetes packages]
+    python benchmarks/baselines.py [--only text masked chats digits diabetes packages morse]
     python benchmarks/baselines.py --only samples
 
 Everything is fitted on the training rows only. The headers of the experiments quote the results.
@@ -10,11 +10,14 @@ Takes 90 s of processor time. `samples` needs the run that `jaxbig train digits_
 import argparse
 import bz2
 import gzip
+import itertools
 import lzma
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import scipy.ndimage
+import scipy.signal
 from sklearn.dummy import DummyClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, RidgeCV
@@ -26,6 +29,7 @@ from sklearn.svm import SVC
 from jaxbig.config.discover import load
 from jaxbig.data.builtin.diabetes import Diabetes
 from jaxbig.data.builtin.digits import Digits
+from jaxbig.data.builtin.morse import CODES, RATE, Morse
 from jaxbig.data.builtin.pychat import PyChat
 from jaxbig.data.builtin.pymodule import PyModule
 from jaxbig.data.builtin.pytext import PyText
@@ -39,6 +43,8 @@ LONGEST = 6  # bytes of the longest n-grams
 FEW = 50  # the images that digits_distill sees
 CLASSIFIER = "runs/digits_convnet"
 DRAWS = 3  # of as many samples as there are held-out digits
+WINDOW = 64  # samples of Morse code in a Fourier transform
+HOP = 8  # samples between two
 
 
 def table(data: Data, split: str) -> tuple[np.ndarray, np.ndarray, Any]:
@@ -284,7 +290,61 @@ def samples() -> Iterator[Result]:
             yield name, metric, float(np.mean([each[metric] for each in found]))
 
 
-PARTS = {part.__name__: part for part in (text, masked, chats, digits, diabetes, packages, samples)}
+# -- sounds
+
+
+def morse() -> Iterator[Result]:
+    """Reads Morse code by the strength of its tone and by how long it is on and off."""
+    import jiwer  # here: the others do without it
+
+    records = list(Morse().open("eval"))
+    truth = [record["text"].decode() for record in records]
+    found = [decoded(record["audio"]) for record in records]
+    method = "threshold and run lengths"
+    yield method, "character error rate", jiwer.cer(truth, found)
+    yield method, "word error rate", jiwer.wer(truth, found)
+    yield method, "exact match", float(np.mean([a == b for a, b in zip(truth, found, strict=True)]))
+
+
+def decoded(audio: np.ndarray) -> str:
+    """The text of a sound of Morse code [N]."""
+    overlap = WINDOW - HOP
+    _, _, power = scipy.signal.spectrogram(audio, RATE, "hann", WINDOW, overlap, 2 * WINDOW)
+    strength = np.sqrt(power[power.sum(axis=1).argmax()])  # in the loudest band
+    on = strength > otsu(strength)
+    unit = min(np.linspace(0.025, 0.065, 41) * RATE / HOP, key=lambda unit: misfit(on, unit))
+    on = scipy.ndimage.median_filter(on, 1 + 2 * int(unit / 4))  # no run below half a unit
+    letters = {signs: letter for letter, signs in CODES.items()}
+    written = ""
+    for key, length in runs(on):
+        units = length / unit
+        written += (".", "-")[units > 2] if key else ("", " ", "  ")[(units > 2) + (units > 5)]
+    words = [word.split() for word in written.split("  ")]
+    return " ".join("".join(letters.get(signs, "") for signs in word) for word in words).strip()
+
+
+def runs(on: np.ndarray) -> list[tuple[bool, int]]:
+    """Each run of equal values of [N] and its length."""
+    return [(bool(key), len(list(group))) for key, group in itertools.groupby(on)]
+
+
+def misfit(on: np.ndarray, unit: float) -> float:
+    """How far the runs between the first and the last are from 1, 3 or 7 units: a mean in units."""
+    lengths = np.array([length for _, length in runs(on)][1:-1]) / unit
+    return float(np.abs(lengths[:, None] - [1, 3, 7]).min(axis=1).mean()) if len(lengths) else 0.0
+
+
+def otsu(values: np.ndarray) -> float:
+    """The threshold that parts values [N] into two groups of least variance (Otsu, 1979)."""
+    ordered = np.sort(values)
+    count = np.arange(1, len(values))
+    below = ordered.cumsum()[:-1] / count
+    above = (ordered.sum() - ordered.cumsum()[:-1]) / count[::-1]
+    return float(ordered[(count * count[::-1] * (above - below) ** 2).argmax()])
+
+
+EVERY = (text, masked, chats, digits, diabetes, packages, morse, samples)
+PARTS = {part.__name__: part for part in EVERY}
 
 
 def main() -> None:
@@ -294,7 +354,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS)[:-1])
     for name in parser.parse_args().only:
         for method, metric, value in PARTS[name]():
-            print(f"{name:<9} {method:<48} {metric:<19} {value:.4f}", flush=True)
+            print(f"{name:<9} {method:<48} {metric:<20} {value:.4f}", flush=True)
 
 
 if __name__ == "__main__":

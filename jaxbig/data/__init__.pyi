@@ -1,9 +1,11 @@
 """Data sets, records, tokenizers and augmentations, as `jaxbig.data.Images`."""
 
 from .audio import Sounds as Sounds
+from .audio import Transcripts as Transcripts
 from .builtin.dates import Dates as Dates
 from .builtin.diabetes import Diabetes as Diabetes
 from .builtin.digits import Digits as Digits
+from .builtin.morse import Morse as Morse
 from .builtin.pychat import PyChat as PyChat
 from .builtin.pymodule import PyModule as PyModule
 from .builtin.pytext import PyText as PyText
@@ -53,3 +55,4 @@ from .transforms.augment import RandomCrop as RandomCrop
 from .transforms.augment import ResizedCrop as ResizedCrop
 from .transforms.log_mel import LogMel as LogMel
 from .transforms.randaugment import RandAugment as RandAugment
+from .transforms.spec_augment import SpecAugment as SpecAugment

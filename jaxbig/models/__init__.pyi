@@ -26,4 +26,6 @@ from .rnn import RNNLanguageModel as RNNLanguageModel
 from .rnn_seq2seq import Additive as Additive
 from .rnn_seq2seq import Multiplicative as Multiplicative
 from .rnn_seq2seq import RNNEncoderDecoder as RNNEncoderDecoder
+from .speech import Conformer as Conformer
+from .speech import DeepSpeech as DeepSpeech
 from .vit import ViT as ViT

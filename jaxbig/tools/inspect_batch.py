@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbig.config.experiment import Experiment
-from jaxbig.data.audio import Sounds
+from jaxbig.data.audio import Sounds, Transcripts
 from jaxbig.data.core.dataset import Data, Rows, class_name, open_split
 from jaxbig.data.pipeline.loader import eval_batch, train_batch
 from jaxbig.data.pipeline.sampler import eval_steps
@@ -171,7 +171,7 @@ def draw(batch: Rows, data: Data, file: Path) -> None:
     A spectrogram is drawn upright: time across, the lowest band at the bottom.
     """
     images = drawable(batch["inputs"][:SHOWN])
-    upright = isinstance(data, Sounds)
+    upright = isinstance(data, Sounds | Transcripts)
     if upright:
         images = images.swapaxes(1, 2)  # [B, bands, frames, 1]
     targets = batch.get("targets", np.empty((SHOWN, 0)))[:SHOWN]
@@ -223,7 +223,10 @@ def drawable(images: np.ndarray) -> np.ndarray:
 
 
 def label(target: np.ndarray, data: Data) -> str:
-    """A class, the two greatest shares of a mixed one, or numbers that are to be learned."""
+    """A class, a text, the two greatest shares of a mixed class, or numbers that are to be
+    learned."""
+    if isinstance(data, Transcripts):
+        return data.text(target)
     if target.ndim == 0 and np.issubdtype(target.dtype, np.integer):
         return class_name(data, int(target))
     if target.ndim > 1:

@@ -18,7 +18,8 @@ EXPERIMENTS = sorted(file.stem for file in (ROOT / "experiments").glob("[a-z]*.p
 EMBEDDED = [
     name
     for name in EXPERIMENTS
-    if name.split("_")[0] in ("dates", "diabetes", "digits", "pychat", "pymodule", "pytext")
+    if name.split("_")[0]
+    in ("dates", "diabetes", "digits", "morse", "pychat", "pymodule", "pytext")
 ]
 # those that begin with another's run, and made small are its program again
 ADAPTED = [
@@ -53,11 +54,13 @@ SPINE = ["digits_convnet", "digits_resnet", "digits_rnn", "pytext_transformer", 
 # What makes a model small, by field; counts that must fit its data or each other are set elsewhere
 SMALL: dict[str, dict[str, Any]] = {
     "AlexNet": {"channels": (8, 8, 16, 16, 8), "width": 16},
+    "Conformer": {"depth": 2, "width": 16, "heads": 2, "kernel": 5},
     "ConvNet": {"layers": (Conv(8), Pool(), Dropout(0.25), Conv(16), Pool(), Dense(16))},
     "ConvNeXt": {"stages": (1, 1, 1, 1), "widths": (8, 8, 16, 16), "layer_scale": 0.5},
     "Decoder": {"depth": 2, "width": 32, "heads": 4, "mlp_width": 48},
     "DeltaNet": {"depth": 2, "width": 16, "heads": 2, "key_width": 4, "value_width": 8, "chunk": 8},
     "DiT": {"depth": 2, "width": 32, "heads": 2},
+    "DeepSpeech": {"width": 16, "channels": 8},
     "Encoder": {"depth": 2, "width": 32, "heads": 4},
     "EncoderDecoder": {"depth": 2, "width": 32, "heads": 4},
     "Griffin": {"depth": 3, "width": 16, "heads": 2, "window": 8},
@@ -92,6 +95,8 @@ def small(name: str, **changes: Any) -> Experiment:
         data = dataclasses.replace(data, length=32)
     if isinstance(data, Chats):  # the answers
         data = dataclasses.replace(data, keep="end")
+    if getattr(data, "samples", 0) > 16_000:
+        data = dataclasses.replace(data, samples=16_000, letters=8)
     if getattr(data, "size", 0) > 32:
         size = {"AlexNet": 67}.get(type(model).__name__, 32)
         data = dataclasses.replace(data, size=size, canvas=2 * size if data.canvas else 0)

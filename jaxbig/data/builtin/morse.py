@@ -6,7 +6,7 @@ from a counter-based generator's bits.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -64,22 +64,16 @@ class Numbers:
 
 def some_text(numbers: Numbers) -> str:
     """Words and groups, as many as fit, of `LETTERS` at most."""
-
-    def parts() -> Iterator[str]:
-        while True:
-            if numbers.below(3):
-                yield WORDS[numbers.below(len(WORDS))]
-            else:
-                size = 2 + numbers.below(4)
-                yield "".join(ALPHABET[1 + numbers.below(len(CODES))] for _ in range(size))
-
     text = ""
-    for part in parts():
+    while True:
+        part = WORDS[numbers.below(len(WORDS))]
+        if not numbers.below(3):
+            letters = range(2 + numbers.below(4))
+            part = "".join(ALPHABET[1 + numbers.below(len(CODES))] for _ in letters)
         longer = f"{text} {part}".strip()
         if len(longer) > LETTERS:
             return text
         text = longer
-    raise AssertionError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

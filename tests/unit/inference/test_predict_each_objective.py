@@ -55,6 +55,8 @@ def exact(rows: Rows) -> dict[str, float]:
     """The metrics of an evaluation that are counts, computed from the rows."""
     if "exact_match" in rows[0]:
         return {"exact_match": mean(rows, "exact_match")}
+    if "edits" in rows[0]:
+        return {"exact_match": np.mean([row["edits"] == 0 for row in rows])}
     if "masked" in rows[0]:
         counted = [{**row, "tokens": len(row["masked"])} for row in rows if row["masked"]]
         return {"accuracy": mean(counted, "accuracy", "tokens")}

@@ -28,6 +28,7 @@ from jaxbig.models.mlp import MLP
 from jaxbig.models.resnet import ResNet
 from jaxbig.models.rnn import RNN, RNNLanguageModel
 from jaxbig.models.rnn_seq2seq import RNNEncoderDecoder
+from jaxbig.models.speech import Conformer, DeepSpeech
 from jaxbig.models.vit import ViT
 from jaxbig.objectives.classification import Classification
 from jaxbig.objectives.ctc import CTC
@@ -101,6 +102,7 @@ HEARD = {
     "inputs": of((ROWS, LENGTH, 3)),
     "lengths": np.array([5, 3, 4], np.int32),
 }
+SPOKEN = {**HEARD, "inputs": of((ROWS, LENGTH, 3, 1))}
 FLAT = {"inputs": of((ROWS, 6)), "targets": of((ROWS, 2)), "mask": np.ones(ROWS, np.float32)}
 PIXELS = {"targets": of((ROWS, 4, 4), 4), "mask": np.ones((ROWS, 4, 4), np.float32)}
 
@@ -182,6 +184,27 @@ CASES: dict[str, Case] = {
         RNNEncoderDecoder(vocab=VOCAB, target_vocab=VOCAB, width=4), PAIR, texts("lengths"), TOKENS
     ),
     "heard": Case(RNN(width=4, classes=VOCAB, pooling="none"), CTC(classes=VOCAB), HEARD, TOKENS),
+    "heard, convolutions": Case(
+        DeepSpeech(classes=VOCAB, width=4, layers=1, channels=2, convolutions=1),
+        CTC(classes=VOCAB, stride=2, beam=2, space=1),
+        SPOKEN,
+        TOKENS,
+    ),
+    "heard, Conformer": Case(
+        Conformer(
+            classes=VOCAB,
+            depth=1,
+            width=8,
+            heads=2,
+            kernel=3,
+            channels=2,
+            convolutions=1,
+            dropout=0,
+        ),
+        CTC(classes=VOCAB, stride=2, space=1),
+        SPOKEN,
+        TOKENS,
+    ),
 }
 
 

@@ -2,6 +2,7 @@
 hand."""
 
 import functools
+import itertools
 import math
 from typing import Any
 
@@ -22,9 +23,10 @@ from jaxbig.models.layers.parameters import parameter
 from jaxbig.objectives import bleu
 from jaxbig.objectives.base import Objective, Sum, Sums, cross_entropy, masked
 from jaxbig.objectives.classification import Classification
-from jaxbig.objectives.ctc import CTC, edit_distance
+from jaxbig.objectives.ctc import CTC, edit_distance, words_of
 from jaxbig.objectives.masked_token import MaskedToken, fingerprint
 from jaxbig.objectives.next_token import NextToken
+from jaxbig.objectives.prefix_search import prefix_search
 from jaxbig.objectives.regression import Regression
 from jaxbig.objectives.seq2seq import Seq2Seq, greedy
 
@@ -1001,6 +1003,92 @@ def test_fewer_frames_than_the_inputs_have_are_refused_with_both() -> None:
         outcome(CTC(classes=4), **{**batch, "logits": batch["logits"][:, ::2]})
 
 
+def test_a_model_of_fewer_frames_has_a_stride() -> None:
+    batch = frames()
+    whole = outcome(CTC(classes=4), train=False, **batch)
+    inputs = jnp.zeros((6, 23))  # each second frame, and one more
+    lengths = 2 * batch["lengths"] - 1
+    half = {**batch, "inputs": inputs, "lengths": lengths}
+    jax.tree.map(close, outcome(CTC(classes=4, stride=2), train=False, **half), whole)
+    with pytest.raises(Refused, match="12 frames for 23: CTC needs 8, with stride 3"):
+        outcome(CTC(classes=4, stride=3), **half)
+
+
+SEARCH = jax.jit(prefix_search, static_argnums=2)
+
+
+def spelled(logits: np.ndarray) -> dict[tuple[int, ...], float]:
+    """The log probability of each sequence, by the sum over all paths of [L, K]."""
+    logs = log_softmax(logits, axis=-1)
+    found: dict[tuple[int, ...], list[float]] = {}
+    for path in itertools.product(range(logits.shape[1]), repeat=len(logits)):
+        sequence = tuple(label for label, _ in itertools.groupby(path) if label)
+        found.setdefault(sequence, []).append(float(logs[np.arange(len(path)), path].sum()))
+    return {sequence: float(logsumexp(paths)) for sequence, paths in found.items()}
+
+
+def test_a_wide_beam_is_the_sum_over_all_paths() -> None:
+    logits = np.float32(2 * RANDOM.standard_normal((4, 5, 3)))
+    lengths = np.array([5, 4, 1, 0])
+    absent = np.arange(5)[None] >= lengths[:, None]
+    prefixes, sizes, logs = (np.asarray(each) for each in SEARCH(logits, absent, 40))
+    for row, length in enumerate(lengths):
+        expected = spelled(logits[row, :length])
+        there = np.isfinite(logs[row])
+        found = [
+            tuple(prefix[:size].tolist())
+            for prefix, size in zip(prefixes[row], sizes[row], strict=True)
+        ]
+        found = dict(zip(np.array(found, object)[there], logs[row][there].tolist(), strict=True))
+        assert len(found) == there.sum() == len(expected)
+        assert found == pytest.approx(expected, abs=1e-5)
+        assert np.all(np.diff(logs[row][there]) <= 0)
+        assert not np.any(prefixes[row] * (np.arange(5)[None] >= sizes[row][:, None]))
+
+
+def test_a_beam_finds_what_the_likeliest_path_misses() -> None:
+    """Of two frames with (blank, a) at (0.6, 0.4): the path of two blanks has 0.36, and a 0.64."""
+    logits = np.log(np.array([[[0.6, 0.4], [0.6, 0.4]]], np.float32))
+    batch = {"logits": logits, "targets": np.array([[1]]), "mask": np.ones((1, 1), np.float32)}
+    batch |= {"lengths": np.array([2]), "inputs": jnp.zeros((1, 2))}
+    rates = [
+        summary(CTC(classes=2, beam=beam), outcome(CTC(classes=2, beam=beam), train=False, **batch))
+        for beam in (0, 2)
+    ]
+    assert [rate["error_rate"] for rate in rates] == [1, 0]
+    _, _, logs = SEARCH(logits, np.zeros((1, 2), bool), 2)
+    np.testing.assert_allclose(np.exp(logs), [[0.64, 0.36]], rtol=1e-5)
+
+
+@given(st.lists(st.text(" ab", max_size=9), min_size=2, max_size=2), st.randoms())
+@settings(max_examples=40, deadline=None)
+def test_word_errors_are_plain_pythons(texts: list[str], random: Any) -> None:
+    heard, said = texts
+    given_tokens = RANDOM.integers(1, 4, (1, 12))  # what is not present does not count
+    present = np.zeros((1, 12), bool)
+    places = sorted(random.sample(range(12), len(heard)))
+    given_tokens[0, places] = [1 + " ab".index(letter) for letter in heard]
+    present[0, places] = True
+    logits = np.float32(99 * np.eye(4)[np.where(present, given_tokens, 0)])
+    targets = np.array([[1 + " ab".index(letter) for letter in said.ljust(9)]])
+    mask = np.float32(np.arange(9)[None] < len(said))
+    words, ends = WORDS(given_tokens, present, 1)
+    assert int(ends.sum()) == len(heard.split())
+    assert len({*np.asarray(words)[np.asarray(ends)].tolist()}) == len({*heard.split()})
+    logits = np.repeat(logits, 2, axis=1)  # a blank after each frame, that all are heard
+    logits[:, 1::2] = 99 * np.eye(4)[0]
+    batch = {"logits": logits, "targets": targets, "mask": mask, "inputs": jnp.zeros((1, 24))}
+    sums = outcome(CTC(classes=4, space=1), train=False, lengths=np.array([24]), **batch)
+    numbers: dict[str, int] = {}
+    coded = [[numbers.setdefault(word, len(numbers)) for word in text.split()] for text in texts]
+    assert int(sums["word_error_rate"].weight) == len(said.split())
+    if said.split():
+        assert int(sums["word_error_rate"].total) == levenshtein(*coded)
+
+
+WORDS = jax.jit(words_of, static_argnums=2)
+
+
 def test_the_sums_are_the_same_on_a_mesh() -> None:
     heard = frames(rows=8)
     logits = np.float32(RANDOM.standard_normal((8, 6)))
@@ -1013,7 +1101,7 @@ def test_the_sums_are_the_same_on_a_mesh() -> None:
     }
     mesh = Mesh(data=2, fsdp=4).build()
     for objective, batch in (
-        (CTC(classes=4), heard),
+        (CTC(classes=4, space=1, beam=3), heard),
         (Classification(classes=6, macro=True), classified),
     ):
         expected = outcome(objective, train=False, **batch)
