@@ -312,8 +312,13 @@ def decoded(audio: np.ndarray) -> str:
     _, _, power = scipy.signal.spectrogram(audio, RATE, "hann", WINDOW, overlap, 2 * WINDOW)
     strength = np.sqrt(power[power.sum(axis=1).argmax()])  # in the loudest band
     on = strength > otsu(strength)
-    unit = min(np.linspace(0.025, 0.065, 41) * RATE / HOP, key=lambda unit: misfit(on, unit))
-    on = scipy.ndimage.median_filter(on, 1 + 2 * int(unit / 4))  # no run below half a unit
+    # at each speed without the runs that are too short for it
+    smoothed = {
+        unit: scipy.ndimage.median_filter(on, 1 + 2 * int(unit / 3))
+        for unit in np.linspace(0.02, 0.065, 24) * RATE / HOP
+    }
+    unit = min(smoothed, key=lambda unit: misfit(smoothed[unit], unit))
+    on = smoothed[unit]
     letters = {signs: letter for letter, signs in CODES.items()}
     written = ""
     for key, length in runs(on):

@@ -1,6 +1,9 @@
-"""Convolutions and a bidirectional LSTM that write down Morse code which they hear, with CTC.
+"""Convolutions and a bidirectional LSTM that read the sound of Morse code, with CTC.
 
-jaxbig train morse_ctc
+    jaxbig train morse_ctc
+
+Speed, pitch, noise and fading differ from one example to the next. `--objective.beam 0` decodes
+greedily.
 """
 
 from jaxbig.config.experiment import Experiment

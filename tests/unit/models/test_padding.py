@@ -199,7 +199,7 @@ CASES: dict[str, Case] = {
             kernel=3,
             channels=2,
             convolutions=1,
-            dropout=0,
+            dropout=0.0,
         ),
         CTC(classes=VOCAB, stride=2, space=1),
         SPOKEN,

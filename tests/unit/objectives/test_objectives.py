@@ -1023,7 +1023,9 @@ def spelled(logits: np.ndarray) -> dict[tuple[int, ...], float]:
     found: dict[tuple[int, ...], list[float]] = {}
     for path in itertools.product(range(logits.shape[1]), repeat=len(logits)):
         sequence = tuple(label for label, _ in itertools.groupby(path) if label)
-        found.setdefault(sequence, []).append(float(logs[np.arange(len(path)), path].sum()))
+        found.setdefault(sequence, []).append(
+            float(sum(logs[place, label] for place, label in enumerate(path)))
+        )
     return {sequence: float(logsumexp(paths)) for sequence, paths in found.items()}
 
 
@@ -1035,11 +1037,10 @@ def test_a_wide_beam_is_the_sum_over_all_paths() -> None:
     for row, length in enumerate(lengths):
         expected = spelled(logits[row, :length])
         there = np.isfinite(logs[row])
-        found = [
-            tuple(prefix[:size].tolist())
-            for prefix, size in zip(prefixes[row], sizes[row], strict=True)
-        ]
-        found = dict(zip(np.array(found, object)[there], logs[row][there].tolist(), strict=True))
+        found = {
+            tuple(prefixes[row, place, : sizes[row, place]].tolist()): float(logs[row, place])
+            for place in np.flatnonzero(there)
+        }
         assert len(found) == there.sum() == len(expected)
         assert found == pytest.approx(expected, abs=1e-5)
         assert np.all(np.diff(logs[row][there]) <= 0)
