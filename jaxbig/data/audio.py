@@ -128,7 +128,8 @@ class Transcripts(Examples):
         }
 
     def read(self, record: Record) -> Example:
-        text = as_bytes(record, self.text_feature).decode(errors="replace").strip().upper()
+        written = as_bytes(record, self.text_feature, "--data.text-feature")
+        text = written.decode(errors="replace").strip().upper()
         if unknown := sorted({*text} - {*self.alphabet}):
             raise MismatchError(f"its text has {unknown[0]!r}, which --data.alphabet has not")
         if len(text) > self.letters:
