@@ -12,7 +12,7 @@ from jaxbig.data.builtin.morse import ALPHABET, LETTERS, RATE, SAMPLES, Morse
 from jaxbig.data.transforms.log_mel import LogMel
 from jaxbig.data.transforms.spec_augment import SpecAugment
 from jaxbig.distributed.mesh import Mesh
-from jaxbig.models.speech import DeepSpeech
+from jaxbig.models.speech import DeepSpeech2
 from jaxbig.objectives.ctc import CTC
 from jaxbig.optim.optimizers import AdamW
 from jaxbig.optim.schedules import WarmupCosine
@@ -28,9 +28,9 @@ def config() -> Experiment:
         spectrogram=LogMel(
             sample_rate=RATE, window=64, hop=25, mels=16, lowest=200.0, highest=1_000.0
         ),
-        masks=SpecAugment(band_masks=1, band_width=3, frame_masks=1, frame_width=4),
+        masks=SpecAugment(frequency_masks=1, frequency_width=3, time_masks=1, time_width=4),
     )
-    model = DeepSpeech(classes=data.classes, width=96, layers=1, channels=16)
+    model = DeepSpeech2(classes=data.classes, width=96, layers=1, channels=16)
     return Experiment(
         model=model,
         objective=CTC(classes=data.classes, stride=4, beam=8, space=data.space),

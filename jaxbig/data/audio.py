@@ -21,6 +21,7 @@ from jaxbig.data.records.audio_folder import ENDINGS, decode_sound
 from jaxbig.data.records.synthetic import Synthetic
 from jaxbig.data.transforms.log_mel import LogMel
 from jaxbig.data.transforms.spec_augment import SpecAugment
+from jaxbig.errors import Refused
 
 FULL_SCALE = {"int8": 2**7, "int16": 2**15, "int32": 2**31, "int64": 2**15}
 """Largest sample of a dtype; int64 comes from Python lists or TFDS, and means 16 bits."""
@@ -100,6 +101,14 @@ class Transcripts(Examples):
 
     endings = ENDINGS
 
+    def check_fields(self) -> None:
+        if len({*self.alphabet.upper()}) < len(self.alphabet):
+            raise Refused(
+                f"alphabet {self.alphabet!r} has a letter twice: texts are in upper case."
+            )
+        if self.alphabet != self.alphabet.upper():
+            raise Refused(f"alphabet {self.alphabet!r}: give its letters in upper case.")
+
     @property
     def classes(self) -> int:
         """How many tokens there are, the blank among them."""
@@ -111,9 +120,9 @@ class Transcripts(Examples):
         return ("blank", *self.alphabet)
 
     @property
-    def space(self) -> int:
-        """The token between words."""
-        return 1 + self.alphabet.index(" ")
+    def space(self) -> int | None:
+        """The token between words, if the alphabet has one."""
+        return 1 + self.alphabet.index(" ") if " " in self.alphabet else None
 
     def record_of_file(self, content: bytes) -> Record:
         rate = getattr(self.records, "sample_rate", self.spectrogram.sample_rate)
@@ -130,6 +139,8 @@ class Transcripts(Examples):
     def read(self, record: Record) -> Example:
         written = as_bytes(record, self.text_feature, "--data.text-feature")
         text = written.decode(errors="replace").strip().upper()
+        if not text:
+            raise MismatchError("its text is empty")
         if unknown := sorted({*text} - {*self.alphabet}):
             raise MismatchError(f"its text has {unknown[0]!r}, which --data.alphabet has not")
         if len(text) > self.letters:
@@ -139,15 +150,13 @@ class Transcripts(Examples):
         targets = np.zeros(self.letters, np.int32)
         targets[: len(text)] = [1 + self.alphabet.index(letter) for letter in text]
         mask = (np.arange(self.letters) < len(text)).astype(np.float32)
-        return {**self.heard(record), "targets": targets, "mask": mask}
+        return {**self.audio_fields(record), "targets": targets, "mask": mask}
 
     def read_unlabeled(self, record: Record) -> Example:
-        if "inputs" in record:
-            return Data.read_unlabeled(self, record)
-        known = self.text_feature in record
-        return self.read(record) if known else Data.read_unlabeled(self, self.heard(record))
+        given = record if "inputs" in record else self.audio_fields(record)
+        return Data.read_unlabeled(self, given)
 
-    def heard(self, record: Record) -> Example:
+    def audio_fields(self, record: Record) -> Example:
         """The fields `inputs` and `lengths` of a record."""
         wave = waveform(record, self.feature, "--data.feature")
         if len(wave) > self.samples:

@@ -27,5 +27,5 @@ from .rnn_seq2seq import Additive as Additive
 from .rnn_seq2seq import Multiplicative as Multiplicative
 from .rnn_seq2seq import RNNEncoderDecoder as RNNEncoderDecoder
 from .speech import Conformer as Conformer
-from .speech import DeepSpeech as DeepSpeech
+from .speech import DeepSpeech2 as DeepSpeech2
 from .vit import ViT as ViT

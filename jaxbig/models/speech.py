@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbig.arrays.dtypes import Dtype
-from jaxbig.constraints import DropRate, NonNegativeInt, PositiveInt
+from jaxbig.constraints import DropRate, NonNegativeInt, PositiveInt, validate
 from jaxbig.errors import Refused
 from jaxbig.models.base import Classifier
 from jaxbig.models.layers.attention import Attention
@@ -58,7 +58,7 @@ def lengths_of(x: jax.Array, lengths: jax.Array | None) -> jax.Array:
     return jnp.full(x.shape[:1], x.shape[1]) if lengths is None else lengths
 
 
-class DeepSpeech(Classifier, kw_only=True):
+class DeepSpeech2(Classifier, kw_only=True):
     """Convolutions, then recurrent layers in both directions, then logits of each frame (Amodei et
     al., 2016, Deep Speech 2; without its batch normalization)."""
 
@@ -82,6 +82,7 @@ class DeepSpeech(Classifier, kw_only=True):
         self, x: jax.Array, lengths: jax.Array | None = None, train: bool = False
     ) -> jax.Array:
         """Spectrograms [B, F, M, 1], lengths [B] -> logits [B, L, classes], float32."""
+        validate(self)
         front = Subsampling(self.width, self.channels, self.convolutions, name="front")
         x, lengths = front(cast(x, self.dtype), lengths_of(x, lengths))
         trunk = Recurrence(self.width, self.cell, self.layers, True, self.dropout, name="trunk")
@@ -191,6 +192,7 @@ class Conformer(Classifier, kw_only=True):
         self, x: jax.Array, lengths: jax.Array | None = None, train: bool = False
     ) -> jax.Array:
         """Spectrograms [B, F, M, 1], lengths [B] -> logits [B, L, classes], float32."""
+        validate(self)
         channels = self.channels or self.width
         front = Subsampling(self.width, channels, self.convolutions, name="front")
         x, lengths = front(cast(x, self.dtype), lengths_of(x, lengths))

@@ -44,7 +44,7 @@ class CTC(Objective):
     classes: PositiveInt
     """How many tokens there are, the blank (0) among them."""
     stride: PositiveInt = 1
-    """Frames of the inputs for each that the model gives."""
+    """Frames of the inputs for each frame of logits: how much the model subsamples."""
     beam: NonNegativeInt = 0
     """Prefixes that decoding keeps (beam search); 0: greedy, the likeliest token of each frame."""
     space: PositiveInt | None = None
@@ -52,6 +52,10 @@ class CTC(Objective):
     None: there is none."""
 
     criterion = "error_rate"
+
+    def check_fields(self) -> None:
+        if self.space is not None and self.space >= self.classes:
+            raise Refused(f"space {self.space}: it must be below classes, {self.classes}.")
 
     def __call__(self, forward: nn.Module, batch: Batch, key: jax.Array, train: bool) -> Sums:
         logits = self._logits(forward, batch, train)

@@ -12,6 +12,7 @@ from jaxbig.data.core.dataset import Rows
 from jaxbig.distributed.logical_axes import ROWS
 from jaxbig.errors import Refused
 from jaxbig.models.base import model_class
+from jaxbig.objectives.ctc import CTC
 from jaxbig.program.program import Program, all_parameters, make_program
 
 PARAMETERS = 2**25
@@ -96,9 +97,10 @@ def random_batch(experiment: Experiment, seed: int = 0) -> Rows:
         elif each.dtype == np.uint8:
             rows[field] = draw.integers(0, 256, each.shape, np.uint8)
         elif np.issubdtype(each.dtype, np.integer):
-            rows[field] = draw.integers(
-                0, getattr(experiment.data, kinds[field]), each.shape
-            ).astype(each.dtype)
+            # CTC's targets are no blanks
+            first = int(field == "targets" and isinstance(experiment.objective, CTC))
+            count = getattr(experiment.data, kinds[field])
+            rows[field] = draw.integers(first, count, each.shape).astype(each.dtype)
         else:
             rows[field] = draw.standard_normal(each.shape).astype(each.dtype)
     return rows

@@ -83,6 +83,8 @@ LONG = [
     "digits_rnn, gru",
     "digits_resnet, group",
     "digits_diffusion",
+    "morse_ctc",
+    "librispeech_conformer",
 ]
 # those whose first parameters are compared
 MODELS = [*QUICK, "imagenet_convnext_t", "pytext_deltanet", "pytext_moe", "dates_seq2seq"]

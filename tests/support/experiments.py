@@ -7,6 +7,8 @@ from typing import Any
 
 from jaxbig.config.discover import load
 from jaxbig.config.experiment import Experiment
+from jaxbig.data.audio import Transcripts
+from jaxbig.data.builtin.morse import Morse
 from jaxbig.data.chats import Chats
 from jaxbig.models.convnet import Conv, Dense, Dropout, Pool
 from jaxbig.objectives.diffusion import Diffusion
@@ -60,7 +62,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "Decoder": {"depth": 2, "width": 32, "heads": 4, "mlp_width": 48},
     "DeltaNet": {"depth": 2, "width": 16, "heads": 2, "key_width": 4, "value_width": 8, "chunk": 8},
     "DiT": {"depth": 2, "width": 32, "heads": 2},
-    "DeepSpeech": {"width": 16, "channels": 8},
+    "DeepSpeech2": {"width": 16, "channels": 8},
     "Encoder": {"depth": 2, "width": 32, "heads": 4},
     "EncoderDecoder": {"depth": 2, "width": 32, "heads": 4},
     "Griffin": {"depth": 3, "width": 16, "heads": 2, "window": 8},
@@ -95,8 +97,10 @@ def small(name: str, **changes: Any) -> Experiment:
         data = dataclasses.replace(data, length=32)
     if isinstance(data, Chats):  # the answers
         data = dataclasses.replace(data, keep="end")
-    if getattr(data, "samples", 0) > 16_000:
+    if isinstance(data, Transcripts) and data.samples > 16_000:
         data = dataclasses.replace(data, samples=16_000, letters=8)
+    if isinstance(getattr(data, "records", None), Morse):
+        data = dataclasses.replace(data, records=Morse(eval_examples=40))
     if getattr(data, "size", 0) > 32:
         size = {"AlexNet": 67}.get(type(model).__name__, 32)
         data = dataclasses.replace(data, size=size, canvas=2 * size if data.canvas else 0)

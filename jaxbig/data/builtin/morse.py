@@ -35,12 +35,13 @@ WORDS = (
     "LIGHT", "NIGHT", "HOME", "WORK", "RADIO",
 )  # fmt: skip
 SPLITS = {"train": 0, "eval": 1}
+SIGNS = {" ": " ", **CODES}
 
 
 def keyed(text: str) -> np.ndarray:
     """Whether the key is down in each unit of time, bool [units]: a dot is one unit, a dash three,
     and one, three and seven are between signs, letters and words (ITU-R M.1677-1)."""
-    signs = "   ".join(" ".join(CODES.get(letter, " ")) for letter in text)
+    signs = "   ".join(" ".join(SIGNS[letter]) for letter in text)
     return np.array([*signs.replace("-", "...")]) == "."
 
 
@@ -50,11 +51,12 @@ class Numbers:
     def __init__(self, split: str, index: int):
         self.bits = np.random.Philox(key=np.array([SPLITS[split], index], np.uint64))
 
-    def within(self, low: float, high: float) -> float:
+    def uniform(self, low: float, high: float) -> float:
         return low + (high - low) * (self.bits.random_raw() >> 11) / 2**53
 
-    def below(self, count: int) -> int:
-        return int(self.within(0, count))
+    def integer(self, count: int) -> int:
+        """From 0 to count - 1."""
+        return int(self.uniform(0, count))
 
     def noise(self, count: int) -> np.ndarray:
         """[count], nearly normal: sums of four uniform numbers, of variance 1."""
@@ -66,10 +68,10 @@ def some_text(numbers: Numbers) -> str:
     """Words and groups, as many as fit, of `LETTERS` at most."""
     text = ""
     while True:
-        part = WORDS[numbers.below(len(WORDS))]
-        if not numbers.below(3):
-            letters = range(2 + numbers.below(4))
-            part = "".join(ALPHABET[1 + numbers.below(len(CODES))] for _ in letters)
+        part = WORDS[numbers.integer(len(WORDS))]
+        if not numbers.integer(3):
+            letters = range(2 + numbers.integer(4))
+            part = "".join(ALPHABET[1 + numbers.integer(len(CODES))] for _ in letters)
         longer = f"{text} {part}".strip()
         if len(longer) > LETTERS:
             return text
@@ -80,7 +82,9 @@ def some_text(numbers: Numbers) -> str:
 class Morse(Records):
     """Sounds of Morse code, `audio` int16 of 2,000 samples a second, and what they say, `text`.
 
-    A unit of time is 30 to 60 ms (40 to 20 words a minute), the pitch 300 to 900 Hz.
+    A unit of time is 30 to 60 ms (40 to 20 words a minute), less where a text would not fit in
+    `SAMPLES`; the pitch is 300 to 900 Hz. All texts are of the same words and random groups, so
+    some of those held out are said in training too, by other sounds.
     """
 
     train_examples: PositiveInt = 20_000
@@ -115,23 +119,23 @@ class OpenMorse(Sequence[Record]):
         return self.count
 
     def __getitem__(self, index: int) -> Record:  # type: ignore[override]
-        numbers = Numbers(self.split, index)
+        numbers = Numbers(self.split, range(self.count)[index])
         text = some_text(numbers)
         return {"text": text.encode(), "audio": self.sound(text, numbers)}
 
     def sound(self, text: str, numbers: Numbers) -> np.ndarray:
         """The text as int16 [samples]."""
         units = keyed(text)
-        unit = RATE * numbers.within(0.03, 0.06)  # samples
-        before, after = (int(RATE * numbers.within(0.1, 0.4)) for _ in range(2))
+        unit = RATE * numbers.uniform(0.03, 0.06)  # samples
+        before, after = (int(RATE * numbers.uniform(0.1, 0.4)) for _ in range(2))
         unit = min(unit, (SAMPLES - before - after) / len(units))
         down = units[(np.arange(int(len(units) * unit)) / unit).astype(int)]
         down = np.pad(down.astype(float), (before, after))
         down = np.convolve(down, np.hanning(11) / np.hanning(11).sum(), "same")  # 5 ms: no clicks
         turns = np.arange(len(down)) / RATE
-        tone = np.sin(2 * np.pi * (numbers.within(300, 900) * turns + numbers.within(0, 1)))
-        waves = np.cos(2 * np.pi * (numbers.within(0.1, 0.6) * turns + numbers.within(0, 1)))
-        strength = 1 - numbers.within(0, self.morse.fading) * (1 - waves) / 2
+        tone = np.sin(2 * np.pi * (numbers.uniform(300, 900) * turns + numbers.uniform(0, 1)))
+        waves = np.cos(2 * np.pi * (numbers.uniform(0.1, 0.6) * turns + numbers.uniform(0, 1)))
+        strength = 1 - numbers.uniform(0, self.morse.fading) * (1 - waves) / 2
         heard = strength * down * tone
-        heard += numbers.within(0.05, 1) * self.morse.noise * numbers.noise(len(down))
+        heard += numbers.uniform(0.05, 1) * self.morse.noise * numbers.noise(len(down))
         return np.round(4_000 * heard).clip(-(2**15), 2**15 - 1).astype(np.int16)

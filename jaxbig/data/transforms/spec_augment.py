@@ -19,25 +19,25 @@ class SpecAugment:
     kind, 27 bands and 100 frames wide at most.
     """
 
-    band_masks: NonNegativeInt = 0
+    frequency_masks: NonNegativeInt = 0
     """How many masks of bands."""
-    band_width: NonNegativeInt = 27
+    frequency_width: NonNegativeInt = 27
     """Most bands of a mask."""
-    frame_masks: NonNegativeInt = 0
+    time_masks: NonNegativeInt = 0
     """How many masks of frames."""
-    frame_width: NonNegativeInt = 100
+    time_width: NonNegativeInt = 100
     """Most frames of a mask."""
-    frame_share: Fraction = 1.0
+    time_share: Fraction = 1.0
     """Most frames of a mask, as a share of those of the example."""
 
     def __call__(self, x: jax.Array, length: jax.Array, key: jax.Array) -> jax.Array:
         """Masks an example: spectrogram [F, M], its frames [], a key -> [F, M]."""
         of_frames, of_bands = jax.random.split(key)
         frames, bands = x.shape
-        widest = jnp.minimum(self.frame_width, (self.frame_share * length).astype(jnp.int32))
-        masked = spans(of_frames, frames, self.frame_masks, widest, length)[:, None]
-        most = jnp.minimum(self.band_width, bands)
-        masked |= spans(of_bands, bands, self.band_masks, most, jnp.int32(bands))[None]
+        widest = jnp.minimum(self.time_width, (self.time_share * length).astype(jnp.int32))
+        masked = spans(of_frames, frames, self.time_masks, widest, length)[:, None]
+        most = jnp.minimum(self.frequency_width, bands)
+        masked |= spans(of_bands, bands, self.frequency_masks, most, jnp.int32(bands))[None]
         return jnp.where(masked, 0, x)
 
 

@@ -1,5 +1,6 @@
 """Sounds with texts: Morse code by hand, spectrograms of what is heard alone, SpecAugment."""
 
+import re
 from typing import Any
 
 import jax
@@ -10,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxbig.config.discover import load
+from jaxbig.constraints import validate
 from jaxbig.data.audio import Transcripts
 from jaxbig.data.builtin.morse import ALPHABET, LETTERS, RATE, SAMPLES, Morse, keyed
-from jaxbig.data.core.fields import MismatchError
 from jaxbig.data.records.synthetic import Synthetic
 from jaxbig.data.transforms.log_mel import LogMel
 from jaxbig.data.transforms.spec_augment import SpecAugment
+from jaxbig.errors import Refused
 
 few = settings(max_examples=30, deadline=None)
 CLEAR = Morse(noise=0.0, fading=0.0)
@@ -71,6 +73,11 @@ def test_records_are_a_function_of_split_and_number_and_fit() -> None:
     assert len(texts) == 40 and not texts & {held_out[index]["text"] for index in range(40)}
     assert len({len(record["audio"]) for record in records}) > 20  # speeds differ
     assert morse.prepare() == morse.prepare() != Morse(noise=0.5).prepare()
+    few = Morse(eval_examples=3).open("eval")
+    assert [record["text"] for record in few] == [held_out[n]["text"] for n in range(3)]
+    assert few[-1]["text"] == few[2]["text"]
+    with pytest.raises(IndexError):
+        few[3]
 
 
 def test_its_noise_is_white_of_variance_one() -> None:
@@ -101,12 +108,30 @@ def test_letters_are_numbered_from_one_and_come_back() -> None:
             "13 letters, and --data.letters is 12",
         ),
         ({"audio": np.zeros(12_001, np.int16), "text": "A"}, "12001 samples, and --data.samples"),
-        ({"audio": np.zeros(9, np.int16)}, "text"),
+        ({"audio": np.zeros(9, np.int16), "text": "  "}, "its text is empty"),
+        ({"audio": np.zeros(9, np.int16)}, "no 'text', which --data.text-feature names"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_numbers(record: Any, says: str) -> None:
-    with pytest.raises((MismatchError, KeyError), match=says.replace("?", r"\?")):
+    with pytest.raises(ValueError, match=re.escape(says)):
         small().read(record)
+
+
+@pytest.mark.parametrize(
+    ("alphabet", "says"), [("AAB", "has a letter twice"), ("ab", "in upper case")]
+)
+def test_an_alphabet_that_no_text_fits_is_refused(alphabet: str, says: str) -> None:
+    with pytest.raises(Refused, match=says):
+        validate(small(alphabet=alphabet))
+
+
+def test_an_alphabet_without_a_space_has_no_words() -> None:
+    assert small(alphabet="AB").space is None and small().space == 1
+
+
+def test_a_text_that_is_not_in_the_alphabet_does_not_keep_a_sound_from_being_predicted() -> None:
+    row = small().read_unlabeled({"audio": np.ones(300, np.int16), "text": "?!"})
+    assert row["lengths"] == 300
 
 
 def test_a_sound_without_a_text_is_read_to_be_predicted() -> None:
@@ -129,6 +154,12 @@ def test_a_spectrogram_is_of_the_sound_alone() -> None:
         np.testing.assert_allclose(x.mean(0), 0, atol=1e-5)
         np.testing.assert_allclose(x.std(0), 1, atol=1e-4)
         assert not np.any(made["inputs"][row, frames:])
+    # what is behind a sound is silence, but counts in no mean whatever it is
+    behind = np.random.default_rng(0).normal(size=batch["inputs"].shape)
+    ends = batch["lengths"][:, None] <= np.arange(behind.shape[1])
+    noisy = {**batch, "inputs": np.where(ends, behind, batch["inputs"]).astype(np.float32)}
+    again = data.transform(noisy, keys, train=False)["inputs"]
+    np.testing.assert_allclose(again, made["inputs"], atol=1e-4)
     longer = {**batch, "inputs": np.pad(batch["inputs"], ((0, 0), (0, 640)))}
     again = data.transform(longer, keys, train=False)["inputs"][:, : made["inputs"].shape[1]]
     np.testing.assert_allclose(again, made["inputs"], atol=1e-4)
@@ -146,7 +177,9 @@ def test_records_of_synthetic_sounds_are_read() -> None:
 # -- SpecAugment
 
 
-LD = SpecAugment(band_masks=2, band_width=3, frame_masks=2, frame_width=5, frame_share=0.5)
+MASKS = SpecAugment(
+    frequency_masks=2, frequency_width=3, time_masks=2, time_width=5, time_share=0.5
+)
 
 
 def masked(masks: SpecAugment, length: int, count: int) -> np.ndarray:
@@ -162,16 +195,16 @@ def test_masks_depend_on_the_key_alone() -> None:
     x = jnp.ones((3, 20, 8))
     keys = jax.random.split(jax.random.key(1), 3)
     lengths = jnp.full(3, 20)
-    whole = jax.vmap(LD)(x, lengths, keys)
-    alone = jnp.stack([LD(*row) for row in zip(x, lengths, keys, strict=True)])
-    turned = jax.vmap(LD)(x[::-1], lengths, keys[::-1])[::-1]
+    whole = jax.vmap(MASKS)(x, lengths, keys)
+    alone = jnp.stack([MASKS(*row) for row in zip(x, lengths, keys, strict=True)])
+    turned = jax.vmap(MASKS)(x[::-1], lengths, keys[::-1])[::-1]
     np.testing.assert_array_equal(whole, alone)
     np.testing.assert_array_equal(whole, turned)
     assert not np.array_equal(whole[0], whole[1])
 
 
 def test_masks_are_whole_bands_and_frames_of_every_width_at_every_place() -> None:
-    one = SpecAugment(band_masks=1, band_width=3, frame_masks=1, frame_width=5)
+    one = SpecAugment(frequency_masks=1, frequency_width=3, time_masks=1, time_width=5)
     bands: set[Any] = set()
     frames: set[Any] = set()
     for gone in masked(one, 9, 1_000):
@@ -187,13 +220,13 @@ def test_masks_are_whole_bands_and_frames_of_every_width_at_every_place() -> Non
 
 
 def test_a_mask_of_frames_is_at_most_a_share_of_the_example() -> None:
-    short = SpecAugment(frame_masks=1, frame_width=5, frame_share=0.25)
+    short = SpecAugment(time_masks=1, time_width=5, time_share=0.25)
     assert masked(short, 9, 60).all(2).sum(1).max() == 2
     assert not masked(short, 0, 9).any() and not masked(SpecAugment(), 20, 9).any()
 
 
 def test_only_training_is_masked() -> None:
-    data = small(masks=LD)
+    data = small(masks=MASKS)
     batch = {name: np.zeros(each.shape, each.dtype) for name, each in data.spec().items()}
     batch |= {"inputs": np.random.default_rng(0).normal(size=batch["inputs"].shape)}
     batch |= {"lengths": np.full(2, SAMPLES, np.int32)}

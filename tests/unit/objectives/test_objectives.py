@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax, logsumexp, softmax
 from sklearn import metrics as sklearn_metrics
 
+from jaxbig.constraints import validate
 from jaxbig.distributed.mesh import Mesh, activate
 from jaxbig.distributed.sharding import device_put_batch
 from jaxbig.errors import Refused
@@ -1047,6 +1048,44 @@ def test_a_wide_beam_is_the_sum_over_all_paths() -> None:
         assert not np.any(prefixes[row] * (np.arange(5)[None] >= sizes[row][:, None]))
 
 
+def searched(logits: np.ndarray, beam: int) -> dict[tuple[int, ...], float]:
+    """The same search of [L, K] with a dictionary of prefixes: log probabilities of those kept."""
+    logs = log_softmax(np.float64(logits), axis=-1)
+    never = -np.inf
+    kept: dict[tuple[int, ...], tuple[float, float]] = {(): (0.0, never)}  # ends in a blank; not
+    for log in logs:
+        found: dict[tuple[int, ...], tuple[float, float]] = {}
+        for prefix, (blank, other) in kept.items():
+            total = np.logaddexp(blank, other)
+            for label, more in enumerate(log):
+                if not label:
+                    changes = [(prefix, 0, total + more)]
+                elif prefix and label == prefix[-1]:
+                    changes = [(prefix, 1, other + more), ((*prefix, label), 1, blank + more)]
+                else:
+                    changes = [((*prefix, label), 1, total + more)]
+                for key, place, value in changes:
+                    pair = list(found.get(key, (never, never)))
+                    pair[place] = np.logaddexp(pair[place], value)
+                    found[key] = (pair[0], pair[1])
+        best = sorted(found, key=lambda key: np.logaddexp(*found[key]), reverse=True)[:beam]
+        kept = {key: found[key] for key in best}
+    return {key: float(np.logaddexp(*pair)) for key, pair in kept.items()}
+
+
+@pytest.mark.parametrize("beam", [1, 2, 3, 7])
+def test_a_narrow_beam_is_that_of_a_dictionary(beam: int) -> None:
+    logits = np.float32(2 * RANDOM.standard_normal((6, 9, 4)))
+    prefixes, sizes, logs = map(np.asarray, SEARCH(logits, np.zeros((6, 9), bool), beam))
+    for row in range(6):
+        found = {
+            tuple(prefixes[row, place, : sizes[row, place]].tolist()): float(logs[row, place])
+            for place in range(beam)
+            if np.isfinite(logs[row, place])
+        }
+        assert found == pytest.approx(searched(logits[row], beam), abs=1e-4)
+
+
 def test_a_beam_finds_what_the_likeliest_path_misses() -> None:
     """Of two frames with (blank, a) at (0.6, 0.4): the path of two blanks has 0.36, and a 0.64."""
     logits = np.log(np.array([[[0.6, 0.4], [0.6, 0.4]]], np.float32))
@@ -1088,6 +1127,24 @@ def test_word_errors_are_plain_pythons(texts: list[str], random: Any) -> None:
 
 
 WORDS = jax.jit(words_of, static_argnums=2)
+
+
+def test_word_errors_are_summed_before_they_are_divided() -> None:
+    """Of texts of 3 words with 1 wrong, of 1 word with 1 wrong, and of none."""
+    heard = np.array([[2, 1, 3, 1, 2, 0], [2, 0, 0, 0, 0, 0], [2, 0, 0, 0, 0, 0]])
+    said = np.array([[2, 1, 2, 1, 2], [3, 0, 0, 0, 0], [3, 0, 0, 0, 0]])
+    mask = np.float32([[1, 1, 1, 1, 1], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]])
+    batch = {"logits": np.float32(99 * np.eye(4)[heard]), "targets": said, "mask": mask}
+    batch |= {"lengths": np.full(3, 6), "inputs": jnp.zeros((3, 6))}
+    objective = CTC(classes=4, space=1)
+    found = summary(objective, outcome(objective, train=False, **batch))
+    assert found["word_error_rate"] == 2 / 4 and found["error_rate"] == 2 / 6
+    assert found["exact_match"] == 0
+
+
+def test_a_space_that_is_no_class_is_refused() -> None:
+    with pytest.raises(Refused, match="space 4: it must be below classes, 4"):
+        validate(CTC(classes=4, space=4))
 
 
 def test_the_sums_are_the_same_on_a_mesh() -> None:
