@@ -13,6 +13,7 @@ import numpy as np
 from jaxbig.constraints import NonNegativeFloat, PositiveInt, Probability
 from jaxbig.data.core.content_digest import digest_records
 from jaxbig.data.core.dataset import Record, Records
+from jaxbig.data.core.record_random import Numbers
 
 RATE = 2_000  # samples a second
 SAMPLES = 12_000  # at most
@@ -43,25 +44,6 @@ def keyed(text: str) -> np.ndarray:
     and one, three and seven are between signs, letters and words (ITU-R M.1677-1)."""
     signs = "   ".join(" ".join(SIGNS[letter]) for letter in text)
     return np.array([*signs.replace("-", "...")]) == "."
-
-
-class Numbers:
-    """Random numbers of one record, the same with every version of NumPy."""
-
-    def __init__(self, split: str, index: int):
-        self.bits = np.random.Philox(key=np.array([SPLITS[split], index], np.uint64))
-
-    def uniform(self, low: float, high: float) -> float:
-        return low + (high - low) * (self.bits.random_raw() >> 11) / 2**53
-
-    def integer(self, count: int) -> int:
-        """From 0 to count - 1."""
-        return int(self.uniform(0, count))
-
-    def noise(self, count: int) -> np.ndarray:
-        """[count], nearly normal: sums of four uniform numbers, of variance 1."""
-        fours = self.bits.random_raw(count).view(np.uint16).reshape(count, 4)
-        return (fours.astype(np.float64) @ np.ones(4) / 2**16 - 2) * 3**0.5  # the sum is exact
 
 
 def some_text(numbers: Numbers) -> str:
@@ -119,7 +101,7 @@ class OpenMorse(Sequence[Record]):
         return self.count
 
     def __getitem__(self, index: int) -> Record:  # type: ignore[override]
-        numbers = Numbers(self.split, range(self.count)[index])
+        numbers = Numbers(SPLITS[self.split], range(self.count)[index])
         text = some_text(numbers)
         return {"text": text.encode(), "audio": self.sound(text, numbers)}
 

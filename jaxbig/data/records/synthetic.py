@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxbig.constraints import PositiveInt, Range
 from jaxbig.data.core.dataset import Record, Records
+from jaxbig.data.transforms.pixels import height_width
 
 WORDS = [
     "the",
@@ -37,6 +38,8 @@ class Synthetic(Records):
     """Records of each split."""
     images: tuple[str, ...] = ()
     """JPEG images of sizes around 100 x 100."""
+    masks: tuple[tuple[str, int, int], ...] = ()
+    """Names of masks of the first image, each with its least value and how many there are."""
     texts: tuple[str, ...] = ()
     """Texts of 3 words or more."""
     words: Annotated[int, Range(int, ge=4)] = 60
@@ -56,6 +59,9 @@ class Synthetic(Records):
             name: " ".join(draw.choice(WORDS, draw.integers(3, self.words))).encode()
             for name in self.texts
         }
+        for name, first, count in self.masks:
+            shape = height_width(record[self.images[0]])
+            record[name] = draw.integers(first, first + count, shape).astype(np.uint8)
         for name in self.waves:
             pitch = draw.uniform(100, 4000)
             samples = draw.integers(8_000, 16_001)

@@ -14,6 +14,7 @@ from jaxbig.config.discover import load
 from jaxbig.constraints import validate
 from jaxbig.data.audio import Transcripts
 from jaxbig.data.builtin.morse import ALPHABET, LETTERS, RATE, SAMPLES, Morse, keyed
+from jaxbig.data.core.record_random import Numbers
 from jaxbig.data.records.synthetic import Synthetic
 from jaxbig.data.transforms.log_mel import LogMel
 from jaxbig.data.transforms.spec_augment import SpecAugment
@@ -81,9 +82,7 @@ def test_records_are_a_function_of_split_and_number_and_fit() -> None:
 
 
 def test_its_noise_is_white_of_variance_one() -> None:
-    from jaxbig.data.builtin.morse import Numbers
-
-    noise = Numbers("train", 0).noise(100_000)
+    noise = Numbers(0, 0).noise(100_000)
     assert abs(noise.mean()) < 0.02 and noise.std() == pytest.approx(1, abs=0.01)
     assert abs(np.mean(noise[1:] * noise[:-1])) < 0.02 and np.abs(noise).max() <= 2 * 3**0.5
 
