@@ -52,6 +52,7 @@ class CTC(Objective):
     None: there is none."""
 
     criterion = "error_rate"
+    least_target = 1  # no target is a blank
 
     def check_fields(self) -> None:
         if self.space is not None and self.space >= self.classes:

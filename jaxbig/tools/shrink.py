@@ -12,7 +12,6 @@ from jaxbig.data.core.dataset import Rows
 from jaxbig.distributed.logical_axes import ROWS
 from jaxbig.errors import Refused
 from jaxbig.models.base import model_class
-from jaxbig.objectives.ctc import CTC
 from jaxbig.program.program import Program, all_parameters, make_program
 
 PARAMETERS = 2**25
@@ -97,10 +96,9 @@ def random_batch(experiment: Experiment, seed: int = 0) -> Rows:
         elif each.dtype == np.uint8:
             rows[field] = draw.integers(0, 256, each.shape, np.uint8)
         elif np.issubdtype(each.dtype, np.integer):
-            # CTC's targets are no blanks
-            first = int(field == "targets" and isinstance(experiment.objective, CTC))
+            least = getattr(experiment.objective, "least_target", 0) if field == "targets" else 0
             count = getattr(experiment.data, kinds[field])
-            rows[field] = draw.integers(first, count, each.shape).astype(each.dtype)
+            rows[field] = draw.integers(least, count, each.shape).astype(each.dtype)
         else:
             rows[field] = draw.standard_normal(each.shape).astype(each.dtype)
     return rows

@@ -22,7 +22,7 @@ LENGTH = 9
 
 
 def parameters(module: nn.Module, *given: Any) -> Any:
-    return perturbed(nn.meta.unbox(jax.jit(module.init)(jax.random.key(0), *given))["params"])
+    return perturbed(nn.meta.unbox(module.init(jax.random.key(0), *given))["params"])
 
 
 def tensors(params: Any) -> dict[str, torch.Tensor]:

@@ -9,7 +9,6 @@ import numpy as np
 
 from jaxbig.constraints import PositiveInt, Range
 from jaxbig.data.core.dataset import Record, Records
-from jaxbig.data.transforms.pixels import height_width
 
 WORDS = [
     "the",
@@ -60,7 +59,7 @@ class Synthetic(Records):
             for name in self.texts
         }
         for name, first, count in self.masks:
-            shape = height_width(record[self.images[0]])
+            shape = size_of(record[self.images[0]])
             record[name] = draw.integers(first, first + count, shape).astype(np.uint8)
         for name in self.waves:
             pitch = draw.uniform(100, 4000)
@@ -68,6 +67,14 @@ class Synthetic(Records):
             wave = 8_000 * np.sin(2 * np.pi * pitch / 16_000 * np.arange(samples))
             record[name] = wave.astype(np.int16)
         return record | {name: int(draw.integers(count)) for name, count in self.labels}
+
+
+def size_of(image: bytes) -> tuple[int, int]:
+    """Height and width of an image file."""
+    from PIL import Image  # here: slow to import, and not every data set needs it
+
+    with Image.open(io.BytesIO(image)) as picture:
+        return picture.height, picture.width
 
 
 def image(draw: np.random.Generator) -> bytes:

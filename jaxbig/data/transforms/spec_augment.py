@@ -48,4 +48,5 @@ def spans(key: jax.Array, size: int, count: int, widest: jax.Array, end: jax.Arr
     widths = jax.random.randint(of_widths, (count,), 0, widest + 1)
     starts = jax.random.randint(of_starts, (count,), 0, end - widths + 1)
     places = jnp.arange(size)[:, None]
-    return jnp.any((places >= starts) & (places < starts + widths), axis=1)
+    inside = (places >= starts[None]) & (places < (starts + widths)[None])  # [size, count]
+    return jnp.any(inside, axis=1)
