@@ -50,7 +50,8 @@ def block(p: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         return x @ p[f"{name}/kernel"].reshape(x.shape[-1], -1) + bias
 
     def norm(name: str, x: torch.Tensor) -> torch.Tensor:
-        scale, bias = p[f"{name}/scale"], p[f"{name}/bias"]
+        scale = p[f"{name}/scale"]
+        bias = p[f"{name}/bias"]
         return F.layer_norm(x, x.shape[-1:], scale, bias, eps=1e-6)
 
     def feed_forward(name: str, x: torch.Tensor) -> torch.Tensor:

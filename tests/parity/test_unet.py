@@ -21,7 +21,8 @@ def reference(params: dict, x: np.ndarray) -> np.ndarray:
 
     def layer(name: str, x: torch.Tensor) -> torch.Tensor:
         y = F.conv2d(x, p[f"{name}/conv/kernel"].permute(3, 2, 0, 1), padding=1)
-        scale, bias = p[f"{name}/norm/scale"], p[f"{name}/norm/bias"]
+        scale = p[f"{name}/norm/scale"]
+        bias = p[f"{name}/norm/bias"]
         return F.relu(F.batch_norm(y, None, None, scale, bias, training=True))
 
     def twice(x: torch.Tensor, name: str) -> torch.Tensor:
