@@ -359,7 +359,7 @@ def decoded(audio: np.ndarray) -> str:
     letters = {signs: letter for letter, signs in CODES.items()}
     written = ""
     for key, length in runs(on):
-        units = length / unit
+        units = float(length / unit)
         written += (".", "-")[units > 2] if key else ("", " ", "  ")[(units > 2) + (units > 5)]
     words = [word.split() for word in written.split("  ")]
     return " ".join("".join(letters.get(signs, "") for signs in word) for word in words).strip()

@@ -1,4 +1,4 @@
-"""Convolutions and a bidirectional LSTM that read the sound of Morse code, with CTC.
+"""Convolutions that read the sound of Morse code, with CTC.
 
     jaxbig train morse_ctc
 
@@ -12,7 +12,7 @@ from jaxbig.data.builtin.morse import ALPHABET, LETTERS, RATE, SAMPLES, Morse
 from jaxbig.data.transforms.log_mel import LogMel
 from jaxbig.data.transforms.spec_augment import SpecAugment
 from jaxbig.distributed.mesh import Mesh
-from jaxbig.models.speech import DeepSpeech2
+from jaxbig.models.speech import Jasper
 from jaxbig.objectives.ctc import CTC
 from jaxbig.optim.optimizers import AdamW
 from jaxbig.optim.schedules import WarmupCosine
@@ -26,20 +26,21 @@ def config() -> Experiment:
         letters=LETTERS,
         alphabet=ALPHABET,
         spectrogram=LogMel(
-            sample_rate=RATE, window=64, hop=25, mels=16, lowest=200.0, highest=1_000.0
+            sample_rate=RATE, window=80, hop=40, mels=16, lowest=200.0, highest=1_000.0, floor=0.05
         ),
-        masks=SpecAugment(frequency_masks=1, frequency_width=3, time_masks=1, time_width=4),
+        normalize="example",
+        masks=SpecAugment(frequency_masks=1, frequency_width=2, time_masks=1, time_width=2),
     )
-    model = DeepSpeech2(classes=data.classes, width=96, layers=1, channels=16)
+    model = Jasper(classes=data.classes, width=96, depth=3, kernel=9)
     return Experiment(
         model=model,
         objective=CTC(classes=data.classes, stride=4, beam=8, space=data.space),
         data=data,
         optimizer=AdamW(
-            learning_rate=WarmupCosine(peak=3e-3, warmup=100), weight_decay=0.01, clip_norm=1.0
+            learning_rate=WarmupCosine(peak=5e-3, warmup=100), weight_decay=0.01, clip_norm=1.0
         ),
         mesh=Mesh(data=-1),
-        steps=1_000,
-        evaluate_every=250,
-        checkpoint_every=250,
+        steps=2_000,
+        evaluate_every=500,
+        checkpoint_every=500,
     )

@@ -6,7 +6,7 @@ Legend: B batch, F frames, M mel bands, T letters.
 """
 
 import dataclasses
-from typing import Self
+from typing import Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -92,6 +92,8 @@ class Transcripts(Examples):
     """The letters of texts, which are read in upper case."""
     spectrogram: LogMel = LogMel()
     """How the spectrogram is computed."""
+    normalize: Literal["band", "example"] = "band"
+    """Over what the mean is 0 and the variance 1: each band of an example, or all of an example."""
     masks: SpecAugment = SpecAugment()
     """Which bands and frames are masked in training; none by default."""
     feature: str = "audio"
@@ -172,10 +174,11 @@ class Transcripts(Examples):
         x = mel(batch["inputs"])  # [B, F, M]
         lengths = jnp.maximum(0, (batch["lengths"] - mel.window) // mel.hop + 1)
         inside = (jnp.arange(x.shape[1])[None] < lengths[:, None])[..., None]  # [B, F, 1]
-        count = jnp.maximum(lengths, 1)[:, None, None]
-        x = x - jnp.where(inside, x, 0).sum(1, keepdims=True) / count
+        over = {"band": 1, "example": (1, 2)}[self.normalize]
+        inside = jnp.broadcast_to(inside, x.shape)
+        x = x - x.mean(over, keepdims=True, where=inside)
         x = jnp.where(inside, x, 0)
-        x = x * jax.lax.rsqrt((x**2).sum(1, keepdims=True) / count + 1e-5)
+        x = x * jax.lax.rsqrt(x.var(over, keepdims=True, where=inside) + 1e-5)
         if train:
             x = jax.vmap(self.masks)(x, lengths, keys)
         return {**batch, "inputs": x[..., None], "lengths": lengths}

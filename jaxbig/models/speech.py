@@ -17,8 +17,6 @@ from jaxbig.models.layers.basic import LayerNorm, Linear, cast, drop, length_mas
 from jaxbig.models.layers.convolution import Convolution
 from jaxbig.models.layers.heads import ClassifierHead
 from jaxbig.models.layers.parameters import constrain, parameter
-from jaxbig.models.layers.rnn_cells import CellName
-from jaxbig.models.rnn import Recurrence
 
 
 class Subsampling(nn.Module):
@@ -58,36 +56,71 @@ def lengths_of(x: jax.Array, lengths: jax.Array | None) -> jax.Array:
     return jnp.full(x.shape[:1], x.shape[1]) if lengths is None else lengths
 
 
-class DeepSpeech2(Classifier, kw_only=True):
-    """Convolutions, then recurrent layers in both directions, then logits of each frame (Amodei et
-    al., 2016, Deep Speech 2; without its batch normalization)."""
+def check_odd(kernel: int) -> None:
+    """Refuses a kernel without a center."""
+    if kernel % 2 == 0:
+        raise Refused(f"kernel {kernel} is even, and has no center: make it odd.")
+
+
+class TimeConvolution(nn.Module):
+    """A convolution over time alone, centered, layer normalization and ReLU."""
+
+    width: PositiveInt
+    """Width of each frame's vector."""
+    size: PositiveInt
+    """Frames that the kernel sees; odd."""
+    stride: PositiveInt = 1
+    """Frames between two places of the kernel."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """[B, F, C], lengths [B] -> [B, L, D], their lengths [B], with L = ceil(F / stride)."""
+        frames = x.shape[1]
+        padded = jnp.pad(within(x, lengths), ((0, 0), (self.size // 2, self.size // 2), (0, 0)))
+        seen = [padded[:, k : k + frames : self.stride] for k in range(self.size)]
+        x = Linear((self.width,), (None, "embed"), name="linear")(jnp.concatenate(seen, axis=-1))
+        x = nn.relu(LayerNorm(name="norm")(constrain(x, "batch", "length", None)))
+        return x, -(-lengths // self.stride)
+
+
+class Jasper(Classifier, kw_only=True):
+    """Convolutions over time, each but the first added to its input, then logits of each frame (Li
+    et al., 2019; with one convolution a block, and layer normalization in place of batch
+    normalization, so that no frame of padding and no other example counts)."""
 
     width: PositiveInt = 256
-    """Of each recurrent layer's state."""
-    layers: PositiveInt = 3
-    """Number of recurrent layers."""
-    cell: CellName = "lstm"
-    """The recurrent cell: LSTM, GRU, or Elman's with tanh or ReLU."""
-    channels: PositiveInt = 32
-    """Channels of the convolutions."""
-    convolutions: NonNegativeInt = 2
-    """Number of convolutions; each halves the frames."""
+    """Width of each frame's vector."""
+    depth: PositiveInt = 10
+    """Number of blocks."""
+    kernel: PositiveInt = 11
+    """Frames that a convolution sees; odd."""
+    convolutions: PositiveInt = 2
+    """Number of convolutions before the blocks; each halves the frames."""
     dropout: DropRate = 0.0
-    """Share of values dropped between layers and before the logits."""
+    """Share of values dropped at the end of each block."""
     dtype: Dtype = "float32"
-    """Of the computation; parameters and logits are float32."""
+    """Of the computation; parameters, norms and logits are float32."""
+
+    def check_fields(self) -> None:
+        check_odd(self.kernel)
 
     @nn.compact
     def __call__(
         self, x: jax.Array, lengths: jax.Array | None = None, train: bool = False
     ) -> jax.Array:
-        """Spectrograms [B, F, M, 1], lengths [B] -> logits [B, L, classes], float32."""
+        """Spectrograms [B, F, M, 1], lengths [B] -> logits [B, L, classes], float32, with L =
+        ceil(F / 2^convolutions)."""
         validate(self)
-        front = Subsampling(self.width, self.channels, self.convolutions, name="front")
-        x, lengths = front(cast(x, self.dtype), lengths_of(x, lengths))
-        trunk = Recurrence(self.width, self.cell, self.layers, True, self.dropout, name="trunk")
-        x, _, _ = trunk(x, lengths, train=train)
-        return ClassifierHead(self.classes, name="head")(drop(x, self.dropout, train))
+        lengths = lengths_of(x, lengths)
+        x = cast(x, self.dtype).reshape(*x.shape[:2], -1)  # [B, F, M]: each band is a channel
+        for layer in range(self.convolutions):
+            convolution = TimeConvolution(self.width, self.kernel, 2, name=f"convolution_{layer}")
+            x, lengths = convolution(x, lengths)
+        for layer in range(self.depth):
+            block = TimeConvolution(self.width, self.kernel, name=f"block_{layer}")
+            y, _ = block(x, lengths)
+            x = x + drop(y, self.dropout, train)
+        return ClassifierHead(self.classes, name="head")(x)
 
 
 class DepthwiseConvolution(nn.Module):
@@ -184,8 +217,7 @@ class Conformer(Classifier, kw_only=True):
     """Of the computation; parameters, norms, softmax and logits are float32."""
 
     def check_fields(self) -> None:
-        if self.kernel % 2 == 0:
-            raise Refused(f"kernel {self.kernel} is even, and has no center: make it odd.")
+        check_odd(self.kernel)
 
     @nn.compact
     def __call__(

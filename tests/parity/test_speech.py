@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.errors import Refused
-from jaxbig.models.speech import Conformer, ConformerBlock, Subsampling
+from jaxbig.models.speech import Conformer, ConformerBlock, Jasper, Subsampling
 from jaxbig.tools.check_sharding import perturbed
 
 HEADS = 2
@@ -102,7 +102,37 @@ def test_first_convolutions_are_pytorchs_and_see_no_padding() -> None:
         np.testing.assert_allclose(found[row, : len(expected)], expected, atol=1e-5)
 
 
-def test_an_even_kernel_is_refused() -> None:
+def test_jasper_is_pytorchs_and_sees_no_padding() -> None:
+    bands = 7
+    x = jax.random.normal(jax.random.key(1), (2, 12, bands, 1))
+    lengths = jnp.array([12, 6])
+    module = Jasper(classes=3, width=WIDTH, depth=2, kernel=KERNEL)
+    params = parameters(module, x, lengths)
+    found = module.apply({"params": params}, x, lengths)
+    assert found.shape == (2, 3, 3)
+    p = tensors(params)
+
+    def convolved(name: str, x: torch.Tensor, stride: int) -> torch.Tensor:
+        """[L, C] -> [L', D]."""
+        kernel = p[f"{name}/linear/kernel"].unflatten(0, (KERNEL, -1)).permute(2, 1, 0)
+        bias = p[f"{name}/linear/bias"]
+        y = F.conv1d(x.T[None], kernel, bias, stride, padding=KERNEL // 2)[0].T
+        return F.relu(
+            F.layer_norm(y, [WIDTH], p[f"{name}/norm/scale"], p[f"{name}/norm/bias"], eps=1e-6)
+        )
+
+    for row, length in enumerate(lengths.tolist()):
+        y = torch.tensor(np.asarray(x[row, :length, :, 0]))
+        for layer in range(2):
+            y = convolved(f"convolution_{layer}", y, 2)
+        for layer in range(2):
+            y = y + convolved(f"block_{layer}", y, 1)
+        expected = y @ p["head/kernel"] + p["head/bias"]
+        np.testing.assert_allclose(found[row, : len(expected)], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", [Conformer(classes=3, kernel=4), Jasper(classes=3, kernel=4)])
+def test_an_even_kernel_is_refused(model: nn.Module) -> None:
     x = jnp.zeros((1, 8, 8, 1))
     with pytest.raises(Refused, match="kernel 4 is even, and has no center"):
-        jax.eval_shape(Conformer(classes=3, kernel=4).init, jax.random.key(0), x)
+        jax.eval_shape(model.init, jax.random.key(0), x)

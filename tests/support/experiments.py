@@ -63,7 +63,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "Decoder": {"depth": 2, "width": 32, "heads": 4, "mlp_width": 48},
     "DeltaNet": {"depth": 2, "width": 16, "heads": 2, "key_width": 4, "value_width": 8, "chunk": 8},
     "DiT": {"depth": 2, "width": 32, "heads": 2},
-    "DeepSpeech2": {"width": 16, "channels": 8},
+    "Jasper": {"width": 16, "depth": 2},
     "Encoder": {"depth": 2, "width": 32, "heads": 4},
     "EncoderDecoder": {"depth": 2, "width": 32, "heads": 4},
     "Griffin": {"depth": 3, "width": 16, "heads": 2, "window": 8},

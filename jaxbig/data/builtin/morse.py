@@ -16,8 +16,8 @@ from jaxbig.data.core.dataset import Record, Records
 from jaxbig.data.core.record_random import Numbers
 
 RATE = 2_000  # samples a second
-SAMPLES = 12_000  # at most
-LETTERS = 12  # of a text at most
+SAMPLES = 9_600  # at most
+LETTERS = 8  # of a text at most
 CODES = {
     "A": ".-", "B": "-...", "C": "-.-.", "D": "-..", "E": ".", "F": "..-.", "G": "--.",
     "H": "....", "I": "..", "J": ".---", "K": "-.-", "L": ".-..", "M": "--", "N": "-.",
@@ -47,24 +47,26 @@ def keyed(text: str) -> np.ndarray:
 
 
 def some_text(numbers: Numbers) -> str:
-    """Words and groups, as many as fit, of `LETTERS` at most."""
+    """Words and groups, as many as fit, of 1 to `LETTERS` letters and spaces."""
+    most = 1 + numbers.integer(LETTERS)
     text = ""
     while True:
         part = WORDS[numbers.integer(len(WORDS))]
         if not numbers.integer(3):
-            letters = range(2 + numbers.integer(4))
+            letters = range(1 + numbers.integer(5))
             part = "".join(ALPHABET[1 + numbers.integer(len(CODES))] for _ in letters)
         longer = f"{text} {part}".strip()
-        if len(longer) > LETTERS:
+        if len(longer) <= most:
+            text = longer
+        elif text:
             return text
-        text = longer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Morse(Records):
     """Sounds of Morse code, `audio` int16 of 2,000 samples a second, and what they say, `text`.
 
-    A unit of time is 30 to 60 ms (40 to 20 words a minute), less where a text would not fit in
+    A unit of time is 40 to 70 ms (30 to 17 words a minute), less where a text would not fit in
     `SAMPLES`; the pitch is 300 to 900 Hz. All texts are of the same words and random groups, so
     some of those held out are said in training too, by other sounds.
     """
@@ -108,7 +110,7 @@ class OpenMorse(Sequence[Record]):
     def sound(self, text: str, numbers: Numbers) -> np.ndarray:
         """The text as int16 [samples]."""
         units = keyed(text)
-        unit = RATE * numbers.uniform(0.03, 0.06)  # samples
+        unit = RATE * numbers.uniform(0.04, 0.07)  # samples
         before, after = (int(RATE * numbers.uniform(0.1, 0.4)) for _ in range(2))
         unit = min(unit, (SAMPLES - before - after) / len(units))
         down = units[(np.arange(int(len(units) * unit)) / unit).astype(int)]

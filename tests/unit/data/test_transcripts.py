@@ -71,7 +71,8 @@ def test_records_are_a_function_of_split_and_number_and_fit() -> None:
         assert record["audio"].dtype == np.int16 and len(record["audio"]) <= SAMPLES
         assert 0 < len(record["text"]) <= LETTERS and {*record["text"].decode()} <= {*ALPHABET}
     texts = {record["text"] for record in records}
-    assert len(texts) == 40 and not texts & {held_out[index]["text"] for index in range(40)}
+    assert len(texts) > 30 and len(texts - {record["text"] for record in held_out}) > 10
+    assert {len(text) for text in texts} == {*range(1, LETTERS + 1)}
     assert len({len(record["audio"]) for record in records}) > 20  # speeds differ
     assert morse.prepare() == morse.prepare() != Morse(noise=0.5).prepare()
     few = Morse(eval_examples=3).open("eval")
@@ -93,7 +94,7 @@ def test_its_noise_is_white_of_variance_one() -> None:
 def test_letters_are_numbered_from_one_and_come_back() -> None:
     data = small(alphabet=" ABC")
     row = data.read({"audio": np.zeros(100, np.int16), "text": b" cab a\n"})
-    assert row["targets"].tolist() == [4, 2, 3, 1, 2] + 7 * [0] and row["mask"].sum() == 5
+    assert row["targets"].tolist() == [4, 2, 3, 1, 2] + 3 * [0] and row["mask"].sum() == 5
     assert data.text(row["targets"]) == "CAB A" and (data.classes, data.space) == (5, 1)
     assert data.names == ("blank", " ", "A", "B", "C") and row["lengths"] == 100
 
@@ -103,10 +104,10 @@ def test_letters_are_numbered_from_one_and_come_back() -> None:
     [
         ({"audio": np.zeros(9, np.int16), "text": "A?"}, "its text has '?'"),
         (
-            {"audio": np.zeros(9, np.int16), "text": 13 * "A"},
-            "13 letters, and --data.letters is 12",
+            {"audio": np.zeros(9, np.int16), "text": 9 * "A"},
+            "9 letters, and --data.letters is 8",
         ),
-        ({"audio": np.zeros(12_001, np.int16), "text": "A"}, "12001 samples, and --data.samples"),
+        ({"audio": np.zeros(9_601, np.int16), "text": "A"}, "9601 samples, and --data.samples"),
         ({"audio": np.zeros(9, np.int16), "text": "  "}, "its text is empty"),
         ({"audio": np.zeros(9, np.int16)}, "no 'text', which --data.text-feature names"),
     ],

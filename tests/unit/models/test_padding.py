@@ -28,7 +28,7 @@ from jaxbig.models.mlp import MLP
 from jaxbig.models.resnet import ResNet
 from jaxbig.models.rnn import RNN, RNNLanguageModel
 from jaxbig.models.rnn_seq2seq import RNNEncoderDecoder
-from jaxbig.models.speech import Conformer, DeepSpeech2
+from jaxbig.models.speech import Conformer, Jasper
 from jaxbig.models.vit import ViT
 from jaxbig.objectives.classification import Classification
 from jaxbig.objectives.ctc import CTC
@@ -185,7 +185,7 @@ CASES: dict[str, Case] = {
     ),
     "heard": Case(RNN(width=4, classes=VOCAB, pooling="none"), CTC(classes=VOCAB), HEARD, TOKENS),
     "heard, convolutions": Case(
-        DeepSpeech2(classes=VOCAB, width=4, layers=1, channels=2, convolutions=1),
+        Jasper(classes=VOCAB, width=4, depth=1, kernel=3, convolutions=1),
         CTC(classes=VOCAB, stride=2, beam=2, space=1),
         SPOKEN,
         TOKENS,
