@@ -103,10 +103,7 @@ def test_letters_are_numbered_from_one_and_come_back() -> None:
     ("record", "says"),
     [
         ({"audio": np.zeros(9, np.int16), "text": "A?"}, "its text has '?'"),
-        (
-            {"audio": np.zeros(9, np.int16), "text": 9 * "A"},
-            "9 letters, and --data.letters is 8",
-        ),
+        ({"audio": np.zeros(9, np.int16), "text": 9 * "A"}, "9 letters, and --data.letters is 8"),
         ({"audio": np.zeros(9_601, np.int16), "text": "A"}, "9601 samples, and --data.samples"),
         ({"audio": np.zeros(9, np.int16), "text": "  "}, "its text is empty"),
         ({"audio": np.zeros(9, np.int16)}, "no 'text', which --data.text-feature names"),
