@@ -4,6 +4,11 @@
 
 Speed, pitch, noise and fading differ from one example to the next. `--objective.beam 0` decodes
 greedily.
+
+Two cores of an AMD EPYC, under 5 minutes. Character error rate on 500 held-out sounds after 2,000
+steps, seeds 0 to 2: 0.226, 0.229, 0.222; word error rate 0.392, 0.397, 0.382; exact match 0.602,
+0.594, 0.606. A threshold and run lengths have 0.345, 0.514 and 0.596 (benchmarks/baselines.py
+--only morse).
 """
 
 from jaxbig.config.experiment import Experiment
