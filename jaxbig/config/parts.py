@@ -25,7 +25,7 @@ ROOMS = {
     "data": ("Data",),
     "records": ("Records",),
     "tokenizers": ("Tokenizer",),
-    "transforms": ("Augmentation", "Mixing", "LogMel"),
+    "transforms": ("Augmentation", "Mixing", "LogMel", "SpecAugment"),
     "optimizers": ("Optimizer",),
     "schedules": ("Schedule",),
     "evaluators": ("Evaluator",),
