@@ -94,16 +94,16 @@ class Morse(Records):
 class OpenMorse(Sequence[Record]):
     """The records of a split."""
 
-    def __init__(self, morse: Morse, split: str, count: int):
+    def __init__(self, morse: Morse, split: str, size: int):
         self.morse = morse
         self.split = split
-        self.count = count
+        self.size = size
 
     def __len__(self) -> int:
-        return self.count
+        return self.size
 
     def __getitem__(self, index: int) -> Record:  # type: ignore[override]
-        numbers = Numbers(SPLITS[self.split], range(self.count)[index])
+        numbers = Numbers(SPLITS[self.split], range(self.size)[index])
         text = some_text(numbers)
         return {"text": text.encode(), "audio": self.sound(text, numbers)}
 
