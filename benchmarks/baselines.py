@@ -1,6 +1,6 @@
 """Baselines: simple methods on the held-out rows of the bundled data sets.
 
-    python benchmarks/baselines.py [--only text masked chats digits diabetes packages morse]
+    python benchmarks/baselines.py [--only text masked chats digits diabetes packages canvas morse]
     python benchmarks/baselines.py --only samples
 
 Everything is fitted on the training rows only. The headers of the experiments quote the results.
@@ -19,8 +19,10 @@ import numpy as np
 import scipy.ndimage
 import scipy.signal
 from sklearn.dummy import DummyClassifier
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.metrics import f1_score, jaccard_score
 from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KernelDensity, KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
@@ -28,6 +30,7 @@ from sklearn.svm import SVC
 
 from jaxbig.config.discover import load
 from jaxbig.data.builtin.diabetes import Diabetes
+from jaxbig.data.builtin.digit_canvas import DigitCanvas
 from jaxbig.data.builtin.digits import Digits
 from jaxbig.data.builtin.morse import CODES, RATE, Morse
 from jaxbig.data.builtin.pychat import PyChat
@@ -45,6 +48,8 @@ CLASSIFIER = "runs/digits_convnet"
 DRAWS = 3  # of as many samples as there are held-out digits
 WINDOW = 64  # samples of Morse code in a Fourier transform
 HOP = 8  # samples between two
+PAPERS = 300  # of digits, whose pixels a forest is fitted on
+AROUND = 15  # side of the square around a pixel
 
 
 def table(data: Data, split: str) -> tuple[np.ndarray, np.ndarray, Any]:
@@ -290,6 +295,38 @@ def samples() -> Iterator[Result]:
             yield name, metric, float(np.mean([each[metric] for each in found]))
 
 
+def canvas() -> Iterator[Result]:
+    """Takes the digit of each pixel from what is around it."""
+    records = {split: DigitCanvas().open(split) for split in ("train", "eval")}
+    train = [windows_of(records["train"][index]["image"]) for index in range(PAPERS)]
+    targets = np.concatenate([records["train"][index]["mask"].ravel() for index in range(PAPERS)])
+    forest = RandomForestClassifier(100, max_depth=20, max_samples=0.5, n_jobs=-1, random_state=0)
+    forest.fit(np.concatenate(train), targets)
+    truth = np.concatenate([record["mask"].ravel() for record in records["eval"]])
+    for name, found in (
+        ("paper everywhere", np.zeros_like(truth)),
+        (
+            f"random forest on {AROUND} x {AROUND} pixels",
+            np.concatenate(
+                [forest.predict(windows_of(record["image"])) for record in records["eval"]]
+            ),
+        ),
+    ):
+        iou = jaccard_score(truth, found, average="macro", labels=range(11), zero_division=0)
+        f1 = f1_score(truth, found, average="macro", labels=range(11), zero_division=0)
+        yield name, "mean IoU", float(iou)
+        yield name, "mean Dice", float(f1)
+        yield name, "accuracy", float(np.mean(truth == found))
+
+
+def windows_of(image: np.ndarray) -> np.ndarray:
+    """What is around each pixel of an image [Y, X, 3], without its mean: [Y * X, pixels]."""
+    gray = np.pad(image[..., 0].astype(np.float32), AROUND // 2, mode="reflect")
+    windows = np.lib.stride_tricks.sliding_window_view(gray, (AROUND, AROUND))
+    windows = windows.reshape(-1, AROUND**2)
+    return windows - windows.mean(axis=1, keepdims=True)
+
+
 # -- sounds
 
 
@@ -348,7 +385,7 @@ def otsu(values: np.ndarray) -> float:
     return float(ordered[(count * count[::-1] * (above - below) ** 2).argmax()])
 
 
-EVERY = (text, masked, chats, digits, diabetes, packages, morse, samples)
+EVERY = (text, masked, chats, digits, diabetes, packages, canvas, morse, samples)
 PARTS = {part.__name__: part for part in EVERY}
 
 

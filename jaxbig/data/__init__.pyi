@@ -4,6 +4,7 @@ from .audio import Sounds as Sounds
 from .audio import Transcripts as Transcripts
 from .builtin.dates import Dates as Dates
 from .builtin.diabetes import Diabetes as Diabetes
+from .builtin.digit_canvas import DigitCanvas as DigitCanvas
 from .builtin.digits import Digits as Digits
 from .builtin.morse import Morse as Morse
 from .builtin.pychat import PyChat as PyChat

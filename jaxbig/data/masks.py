@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbig.constraints import FractionBelowOne, PositiveInt
+from jaxbig.constraints import FractionBelowOne, NonNegativeInt, PositiveInt
 from jaxbig.data.core.cache import digest_once
 from jaxbig.data.core.dataset import Batch, Record, Records, Spec
 from jaxbig.data.core.examples import Example, Examples
@@ -19,7 +19,8 @@ from jaxbig.data.core.fields import MismatchError, array, kind, present
 from jaxbig.data.images import central_square, image_of
 from jaxbig.data.records.file_index import hashes, readable
 from jaxbig.data.records.image_folder import ENDINGS
-from jaxbig.data.transforms.pixels import ORIENTATION, decoding
+from jaxbig.data.records.synthetic import Synthetic
+from jaxbig.data.transforms.pixels import decoding, height_width
 from jaxbig.errors import Refused
 
 
@@ -128,6 +129,10 @@ class Masks(Examples):
     """Height and width of the model's input, in pixels."""
     classes: PositiveInt
     """Number of classes."""
+    mask_feature: str = "mask"
+    """The record's field with the mask."""
+    first: NonNegativeInt = 0
+    """Value in masks of the first class."""
     ignore: int | None = 255
     """Value in masks of pixels without a class; None: every pixel has one."""
     flip: bool = False
@@ -149,28 +154,29 @@ class Masks(Examples):
     def read(self, record: Record) -> Example:
         with decoding():
             image = image_of(record)
-            mask = pixel_classes(record)
+            mask = pixel_classes(record, self.mask_feature)
             check_aspect_ratios(height_width(image), mask.shape)
             inputs = central_square(image, self.size, 3)
             targets = central_square_nearest(mask, self.size)
         labeled = np.ones(targets.shape, bool) if self.ignore is None else targets != self.ignore
-        classes = targets[labeled]
+        classes = targets[labeled] - self.first
         if classes.size and (classes.min() < 0 or classes.max() >= self.classes):
-            beyond = classes.min() if classes.min() < 0 else classes.max()
+            beyond = self.first + (classes.min() if classes.min() < 0 else classes.max())
             raise MismatchError(
-                f"its mask has a pixel of {beyond}, but --data.classes {self.classes} means 0 to "
-                f"{self.classes - 1}: set more classes, or --data.ignore {beyond}"
+                f"its mask has a pixel of {beyond}, but --data.classes {self.classes} means "
+                f"{self.first} to {self.first + self.classes - 1}: set more classes, or "
+                f"--data.ignore {beyond}"
             )
         return {
             "inputs": inputs,
-            "targets": np.where(labeled, targets, 0),
+            "targets": np.where(labeled, targets - self.first, 0),
             "mask": labeled.astype(np.float32),
         }
 
     def read_unlabeled(self, record: Record) -> Example:
         with decoding():
             shape = height_width(image_of(record))
-        return self.read({"mask": np.zeros(shape, np.uint8), **record})
+        return self.read({self.mask_feature: np.full(shape, self.first, np.uint8), **record})
 
     def transform(self, batch: Batch, keys: jax.Array, train: bool) -> Batch:
         batch = {**batch, "inputs": batch["inputs"].astype(jnp.float32) / 255}
@@ -183,17 +189,10 @@ class Masks(Examples):
 
         return {name: flip_some(batch[name]) for name in ("inputs", "targets", "mask")}
 
-
-def height_width(image: bytes | np.ndarray) -> tuple[int, int]:
-    """Height and width of an image after its EXIF orientation is applied."""
-    if isinstance(image, np.ndarray):
-        return image.shape[0], image.shape[1]
-    from PIL import Image  # here: slow to import, and not every data set needs it
-
-    with Image.open(io.BytesIO(image)) as picture:
-        width, height = picture.size
-        on_its_side = picture.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
-    return (width, height) if on_its_side else (height, width)
+    def synthetic(self) -> "Masks":
+        """The same data set with synthetic records."""
+        masks = ((self.mask_feature, self.first, self.classes),)
+        return dataclasses.replace(self, records=Synthetic(images=("image",), masks=masks))
 
 
 def check_aspect_ratios(image: tuple[int, int], mask: tuple[int, ...]) -> None:
@@ -208,11 +207,11 @@ def check_aspect_ratios(image: tuple[int, int], mask: tuple[int, ...]) -> None:
         )
 
 
-def pixel_classes(record: Record) -> np.ndarray:
-    """The class of each pixel of a record, integers [Y, X]."""
+def pixel_classes(record: Record, name: str) -> np.ndarray:
+    """The values of a record's mask, the field `name`, integers [Y, X]."""
     from PIL import Image  # here: slow to import, and not every data set needs it
 
-    value: Any = present(record, "mask")
+    value: Any = present(record, name, "--data.mask-feature")
     if isinstance(value, bytes):
         with Image.open(io.BytesIO(value)) as picture:
             if picture.mode not in ("1", "L", "P", "I", "I;16"):
@@ -222,7 +221,7 @@ def pixel_classes(record: Record) -> np.ndarray:
                 )
             values = np.asarray(picture).astype(np.int64)
     else:
-        values = array(value, "mask")
+        values = array(value, name)
     if values.ndim != 2 or values.dtype.kind not in "biu":
         raise MismatchError(
             f"its mask is {kind(values)} of shape {values.shape}: it must be integers [Y, X]"

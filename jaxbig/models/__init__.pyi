@@ -28,4 +28,5 @@ from .rnn_seq2seq import Multiplicative as Multiplicative
 from .rnn_seq2seq import RNNEncoderDecoder as RNNEncoderDecoder
 from .speech import Conformer as Conformer
 from .speech import Jasper as Jasper
+from .unet import UNet as UNet
 from .vit import ViT as ViT

@@ -53,8 +53,8 @@ class Classification(Objective):
     class_weights: tuple[float, ...] = ()
     """What each class counts in the loss, a weighted mean; none: each counts 1."""
     macro: bool = False
-    """Adds precision, recall and F1 in evaluation, each a plain mean over all classes (0 where
-    undefined)."""
+    """Adds precision, recall, F1 and intersection over union (IoU) in evaluation, each a plain mean
+    over all classes (0 where undefined). Of pixels F1 is also called Dice's coefficient."""
 
     criterion = "accuracy"
     higher_is_better = True
@@ -144,7 +144,13 @@ class Classification(Objective):
         precision = right / np.maximum(predicted, 1)
         recall = right / np.maximum(actual, 1)
         f1 = 2 * right / np.maximum(predicted + actual, 1)
-        macro = {"macro_precision": precision, "macro_recall": recall, "macro_f1": f1}
+        iou = right / np.maximum(predicted + actual - right, 1)
+        macro = {
+            "macro_precision": precision,
+            "macro_recall": recall,
+            "macro_f1": f1,
+            "macro_iou": iou,
+        }
         return metrics | {name: float(each.mean()) for name, each in macro.items()}
 
     def predict(

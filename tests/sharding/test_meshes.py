@@ -85,6 +85,7 @@ LONG = [
     "digits_diffusion",
     "morse_ctc",
     "librispeech_conformer",
+    "digits_segmentation",
 ]
 # those whose first parameters are compared
 MODELS = [*QUICK, "imagenet_convnext_t", "pytext_deltanet", "pytext_moe", "dates_seq2seq"]

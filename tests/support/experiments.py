@@ -8,6 +8,7 @@ from typing import Any
 from jaxbig.config.discover import load
 from jaxbig.config.experiment import Experiment
 from jaxbig.data.audio import Transcripts
+from jaxbig.data.builtin.digit_canvas import DigitCanvas
 from jaxbig.data.builtin.morse import Morse
 from jaxbig.data.chats import Chats
 from jaxbig.models.convnet import Conv, Dense, Dropout, Pool
@@ -71,6 +72,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "RNN": {"width": 16},
     "RNNEncoderDecoder": {"width": 16},
     "RNNLanguageModel": {"width": 16},
+    "UNet": {"levels": 2, "width": 8},
     "ViT": {"depth": 2, "width": 32, "heads": 2},
 }
 
@@ -101,9 +103,13 @@ def small(name: str, **changes: Any) -> Experiment:
         data = dataclasses.replace(data, samples=16_000, letters=8)
     if isinstance(getattr(data, "records", None), Morse):
         data = dataclasses.replace(data, records=Morse(eval_examples=40))
+    if isinstance(getattr(data, "records", None), DigitCanvas):
+        data = dataclasses.replace(data, records=DigitCanvas(eval_examples=40))
     if getattr(data, "size", 0) > 32:
         size = {"AlexNet": 67}.get(type(model).__name__, 32)
-        data = dataclasses.replace(data, size=size, canvas=2 * size if data.canvas else 0)
+        data = dataclasses.replace(data, size=size)
+        if getattr(data, "canvas", 0):
+            data = dataclasses.replace(data, canvas=2 * size)
     if getattr(data, "vocab", 0) > 300:
         data = dataclasses.replace(data, tokenizer=dataclasses.replace(data.tokenizer, vocab=128))
         fields["vocab"] = 128

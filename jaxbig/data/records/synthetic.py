@@ -37,6 +37,8 @@ class Synthetic(Records):
     """Records of each split."""
     images: tuple[str, ...] = ()
     """JPEG images of sizes around 100 x 100."""
+    masks: tuple[tuple[str, int, int], ...] = ()
+    """Names of masks of the first image, each with its least value and how many there are."""
     texts: tuple[str, ...] = ()
     """Texts of 3 words or more."""
     words: Annotated[int, Range(int, ge=4)] = 60
@@ -56,12 +58,23 @@ class Synthetic(Records):
             name: " ".join(draw.choice(WORDS, draw.integers(3, self.words))).encode()
             for name in self.texts
         }
+        for name, first, count in self.masks:
+            shape = size_of(record[self.images[0]])
+            record[name] = draw.integers(first, first + count, shape).astype(np.uint8)
         for name in self.waves:
             pitch = draw.uniform(100, 4000)
             samples = draw.integers(8_000, 16_001)
             wave = 8_000 * np.sin(2 * np.pi * pitch / 16_000 * np.arange(samples))
             record[name] = wave.astype(np.int16)
         return record | {name: int(draw.integers(count)) for name, count in self.labels}
+
+
+def size_of(image: bytes) -> tuple[int, int]:
+    """Height and width of an image file."""
+    from PIL import Image  # here: slow to import, and not every data set needs it
+
+    with Image.open(io.BytesIO(image)) as picture:
+        return picture.height, picture.width
 
 
 def image(draw: np.random.Generator) -> bytes:

@@ -4,6 +4,7 @@ Of a file with several images (GIF, WebP, TIFF) the first is used.
 """
 
 import contextlib
+import io
 import struct
 import zlib
 from collections.abc import Iterator
@@ -120,3 +121,15 @@ def decoding() -> Iterator[None]:
     except (*DECODE_ERRORS, Image.DecompressionBombError) as error:
         reason = str(error).split(" <_io.")[0]  # without the address of the file object
         raise ValueError(f"it is not a complete image: {reason}") from error
+
+
+def height_width(image: bytes | np.ndarray) -> tuple[int, int]:
+    """Height and width of an image after its EXIF orientation is applied."""
+    if isinstance(image, np.ndarray):
+        return image.shape[0], image.shape[1]
+    from PIL import Image  # here: slow to import, and not every data set needs it
+
+    with Image.open(io.BytesIO(image)) as picture:
+        width, height = picture.size
+        on_its_side = picture.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+    return (width, height) if on_its_side else (height, width)

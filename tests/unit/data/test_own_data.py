@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from support.experiments import ROOT
 
+from jaxbig.config.discover import load
 from jaxbig.data.core.fields import MismatchError
 from jaxbig.data.masks import MaskFolder, Masks
 from jaxbig.data.pipeline.loader import eval_batch
@@ -712,6 +713,31 @@ def test_mask_that_is_none_is_refused(mask: np.ndarray, words: str) -> None:
     data = Masks(records=MaskFolder(folder="x"), size=4, classes=3, batch=2)
     with pytest.raises(MismatchError, match=re.escape(words)):
         data.read({"image": np.zeros((4, 4, 3), np.uint8), "mask": mask})
+
+
+def test_masks_may_begin_with_another_value_and_have_another_name() -> None:
+    data = Masks(
+        records=MaskFolder(folder="x"),
+        size=4,
+        classes=2,
+        batch=2,
+        mask_feature="labels",
+        first=1,
+        ignore=3,
+    )
+    labels = np.array([[1, 2, 3, 1]] * 4)
+    row = data.read({"image": np.zeros((4, 4, 3), np.uint8), "labels": labels})
+    assert row["targets"].tolist() == [[0, 1, 0, 0]] * 4
+    assert row["mask"].tolist() == [[1, 1, 0, 1]] * 4
+    with pytest.raises(MismatchError, match=r"a pixel of 0, but --data\.classes 2 means 1 to 2"):
+        data.read({"image": np.zeros((4, 4, 3), np.uint8), "labels": labels - 1})
+    assert not data.read_unlabeled({"image": np.zeros((4, 4, 3), np.uint8)})["targets"].any()
+
+
+def test_synthetic_masks_are_read() -> None:
+    data = load("pets_unet").data.synthetic()  # type: ignore[attr-defined]
+    rows = data.source("train").rows(np.arange(3))
+    assert np.unique(rows["targets"]).tolist() == [0, 1] and rows["mask"].all()
 
 
 def test_image_and_mask_of_other_shapes_are_refused() -> None:

@@ -314,6 +314,8 @@ def test_top_five_and_macro_scores_are_scikit_learns() -> None:
     assert [ours[f"macro_{name}"] for name in ("precision", "recall", "f1")] == pytest.approx(
         expected[:3], rel=1e-6
     )
+    iou = sklearn_metrics.jaccard_score(kept, best, **options)
+    assert ours["macro_iou"] == pytest.approx(iou, rel=1e-6)
     five = sklearn_metrics.top_k_accuracy_score(kept, logits[:43], k=5, labels=range(8))
     assert ours["top5_accuracy"] == pytest.approx(five, rel=1e-6)
     assert all(
