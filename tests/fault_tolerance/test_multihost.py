@@ -178,7 +178,7 @@ def test_four_processes_make_the_run_of_one_over_any_mesh(
 @pytest.mark.slow
 def test_a_run_resumes_as_another_number_of_processes(small_file: str, tmp_path: Path) -> None:
     train(tmp_path, 1, 8, small_file, "--steps", 24, "--workdir", "one").end()
-    for steps, (count, devices) in {6: (2, 2), 12: (4, 2), 24: (1, 4)}.items():
+    for steps, (count, devices) in {12: (4, 2), 24: (1, 4)}.items():
         train(tmp_path, count, devices, small_file, "--steps", steps, "--workdir", "moved").end()
     train(
         tmp_path, 2, 1, small_file, "--steps", 24, "--workdir", "moved"
@@ -192,8 +192,8 @@ def test_a_run_resumes_as_another_number_of_processes(small_file: str, tmp_path:
         curve(tmp_path / "moved")[:3], curve(tmp_path / "one")[:3], rtol=1e-2
     )
     assert (
-        len(evaluated) == 4
-        and len(json.loads((tmp_path / "moved" / "run.json").read_text())["starts"]) == 4
+        len(evaluated) == 3
+        and len(json.loads((tmp_path / "moved" / "run.json").read_text())["starts"]) == 3
     )
     [(out, _), _] = Run(
         tmp_path, 2, 1, "evaluate", small_file, "--steps", 24, "--workdir", "moved", "--json"
@@ -222,11 +222,12 @@ def test_reproducible_run_has_one_digest_on_any_processes_and_when_it_moves(
 ) -> None:
     """By the full compiler, whose liberties `--reproducible` has to bind.
 
-    The conv net runs as one process, as four, and as a run that moves, the other as one process
-    and as two. (test_gradient.py: small copies of each, on one device and on eight.)
+    The conv net runs as one process, and as four that are resumed by one with four devices; the
+    other as one process and as two. (test_gradient.py: small copies of each, on one device and on
+    eight.)
     """
     options = [name, *REPRODUCIBLE, *options]
-    layouts = [(1, 1), (4, 2)] if name == "digits_convnet" else [(1, 1), (2, 4)]
+    layouts = [(1, 1)] if name == "digits_convnet" else [(1, 1), (2, 4)]
     for count, devices in layouts:
         how = {"one_core": devices == 1, "hasty": False}
         train(tmp_path, count, devices, *options, "--workdir", f"{count}x{devices}", **how).end()
@@ -240,9 +241,9 @@ def test_reproducible_run_has_one_digest_on_any_processes_and_when_it_moves(
 
 
 def move(folder: Path, options: list[str]) -> None:
-    """A run of two processes that is stopped and resumed by one, with other devices."""
+    """A run of four processes that is stopped and resumed by one, with other devices."""
     options = [*options, "--workdir=moved", "--checkpoint-every=1"]
-    moving = train(folder, 2, 2, *options, hasty=False)
+    moving = train(folder, 4, 2, *options, hasty=False)
     saved = folder / "moved" / "checkpoints"
     while not (saved / "1").exists() and moving.processes[0].poll() is None:
         time.sleep(0.01)
