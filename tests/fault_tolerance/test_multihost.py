@@ -192,7 +192,7 @@ def test_a_run_resumes_as_another_number_of_processes(small_file: str, tmp_path:
         curve(tmp_path / "moved")[:3], curve(tmp_path / "one")[:3], rtol=1e-2
     )
     assert (
-        len(evaluated) == 3
+        len(evaluated) == 4
         and len(json.loads((tmp_path / "moved" / "run.json").read_text())["starts"]) == 3
     )
     [(out, _), _] = Run(

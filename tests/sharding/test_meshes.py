@@ -85,7 +85,8 @@ LONG = [
     "digits_diffusion",
     "morse_ctc",
     "librispeech_conformer",
-    "digits_segmentation",
+    # with batch statistics the rounding of a mesh changes which pixel a max pool takes
+    "digits_segmentation, group",
 ]
 # those whose first parameters are compared
 MODELS = [*QUICK, "imagenet_convnext_t", "pytext_deltanet", "pytext_moe", "dates_seq2seq"]
