@@ -28,5 +28,6 @@ from .rnn_seq2seq import Multiplicative as Multiplicative
 from .rnn_seq2seq import RNNEncoderDecoder as RNNEncoderDecoder
 from .speech import Conformer as Conformer
 from .speech import Jasper as Jasper
+from .two_tower import TwoTower as TwoTower
 from .unet import UNet as UNet
 from .vit import ViT as ViT

@@ -22,7 +22,7 @@ EMBEDDED = [
     name
     for name in EXPERIMENTS
     if name.split("_")[0]
-    in ("dates", "diabetes", "digits", "morse", "pychat", "pymodule", "pytext")
+    in ("dates", "diabetes", "digits", "morse", "pychat", "pyimports", "pymodule", "pytext")
 ]
 # those that begin with another's run, and made small are its program again
 ADAPTED = [
@@ -72,6 +72,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "RNN": {"width": 16},
     "RNNEncoderDecoder": {"width": 16},
     "RNNLanguageModel": {"width": 16},
+    "TwoTower": {"width": 16, "query_widths": (32,)},
     "UNet": {"levels": 2, "width": 8},
     "ViT": {"depth": 2, "width": 32, "heads": 2},
 }
@@ -110,7 +111,7 @@ def small(name: str, **changes: Any) -> Experiment:
         data = dataclasses.replace(data, size=size)
         if getattr(data, "canvas", 0):
             data = dataclasses.replace(data, canvas=2 * size)
-    if getattr(data, "vocab", 0) > 300:
+    if getattr(data, "vocab", 0) > 300 and hasattr(data, "tokenizer"):
         data = dataclasses.replace(data, tokenizer=dataclasses.replace(data.tokenizer, vocab=128))
         fields["vocab"] = 128
         tokens = {"vocab": 128, "chunks": 8}
