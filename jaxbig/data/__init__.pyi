@@ -34,6 +34,7 @@ from .records.parquet import Parquet as Parquet
 from .records.synthetic import Synthetic as Synthetic
 from .records.text_files import TextFiles as TextFiles
 from .records.tfds import Tfds as Tfds
+from .tabular import Categories as Categories
 from .tabular import Columns as Columns
 from .text import Pairs as Pairs
 from .text import Sentences as Sentences

@@ -12,6 +12,7 @@ from .convnet import Pool as Pool
 from .convnext import ConvNeXt as ConvNeXt
 from .deltanet import DeltaNet as DeltaNet
 from .dit import DiT as DiT
+from .dlrm import DLRM as DLRM
 from .griffin import Griffin as Griffin
 from .language_model import Decoder as Decoder
 from .language_model import Encoder as Encoder
