@@ -1,6 +1,6 @@
 """Baselines: simple methods on the held-out rows of the bundled data sets.
 
-    python benchmarks/baselines.py [--only text masked chats digits diabetes packages imports canvas ...]
+    python benchmarks/baselines.py [--only text masked chats digits diabetes packages ...]
     python benchmarks/baselines.py --only samples
 
 Everything is fitted on the training rows only. The headers of the experiments quote the results.

@@ -15,16 +15,16 @@ from jaxbig.optim.schedules import WarmupCosine
 
 
 def config() -> Experiment:
-    data = PyImports(batch=128)
+    data = PyImports(batch=256)
     return Experiment(
         model=TwoTower(vocab=data.vocab, items=data.classes, dropout=0.2),
         objective=Retrieval(items=data.classes),
         data=data,
         optimizer=AdamW(
-            learning_rate=WarmupCosine(peak=1e-2, warmup=50), weight_decay=0.05, clip_norm=1.0
+            learning_rate=WarmupCosine(peak=1e-2, warmup=50), weight_decay=0.2, clip_norm=1.0
         ),
         mesh=Mesh(data=-1),
-        steps=2_000,
+        steps=3_000,
         evaluate_every=500,
         checkpoint_every=500,
     )

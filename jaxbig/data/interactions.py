@@ -4,7 +4,6 @@ Letters in shape comments: N items an example at most.
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -55,20 +54,24 @@ class Interactions(Labeled):
         }
 
     def read(self, record: Record) -> Example:
-        shown = self.numbers_of(record)[: self.most]
+        example = self.read_unlabeled(record)
+        target = self.class_of(record, "--data.target")
+        if target in example["inputs"][: example["lengths"]]:
+            raise ValueError(f"its target {self.class_name(int(target))} is shown already")
+        return example | {"targets": target}
+
+    def read_unlabeled(self, record: Record) -> Example:
+        shown = self.shown(record)[: self.most]
         if not shown.size:
             raise ValueError(f"its {self.items!r} are none")
-        target = self.class_of(record, "--data.target")
-        if target in shown and self.target in record:
-            raise ValueError(f"its target {self.class_name(int(target))} is shown already")
         return {
             "inputs": np.pad(shown, (0, self.most - len(shown))),
             "lengths": np.int32(len(shown)),
-            "targets": target,
+            "targets": np.int32(0),
             "mask": np.float32(1),
         }
 
-    def numbers_of(self, record: Record) -> np.ndarray:
+    def shown(self, record: Record) -> np.ndarray:
         """The items of a record, int32 [n]; raises ValueError if there is no such item."""
         given = array(present(record, self.items, "--data.items"), self.items)
         if given.ndim == 1 and given.dtype.kind in "SUO":
@@ -92,12 +95,6 @@ class Interactions(Labeled):
                 f"{self.classes - 1}"
             )
         return given.astype(np.int32)
-
-    def read_unlabeled(self, record: Record) -> Example:
-        if self.target in record:
-            return self.read(record)
-        # without a target none is shown already
-        return self.read({**record, self.target: 0} | {})
 
     def transform(self, batch: Batch, keys: jax.Array, train: bool) -> Batch:
         if not train:

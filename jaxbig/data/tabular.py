@@ -14,13 +14,7 @@ from jaxbig.constraints import PositiveInt
 from jaxbig.data.core.cache import cache_folder, sha256, write_atomically
 from jaxbig.data.core.dataset import Record, Source, Spec
 from jaxbig.data.core.examples import AT_ONCE, Example, RecordSource
-from jaxbig.data.core.fields import (
-    MismatchError,
-    field,
-    format_value,
-    numbers,
-    whole_number,
-)
+from jaxbig.data.core.fields import MismatchError, field, format_value, numbers, whole_number
 from jaxbig.data.labeled import Labeled
 from jaxbig.data.records.synthetic import Synthetic
 from jaxbig.errors import Refused

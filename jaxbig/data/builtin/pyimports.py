@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from jaxbig.constraints import PositiveInt
+from jaxbig.constraints import PositiveInt, Probability
 from jaxbig.data.builtin.pytext import LEFT_OUT, library_files
 from jaxbig.data.core.dataset import Record, Records
 from jaxbig.data.interactions import Interactions
@@ -154,6 +154,9 @@ class PyImports(Interactions):
     """Number of known modules."""
     most: PositiveInt = 48
     """Modules that are shown at most; the later ones of a file are left out."""
+
+    least_shown: Probability = 0.0
+    """In training the share of the other modules that is shown is drawn from this to 1."""
 
     endings = (".py",)
 
