@@ -44,6 +44,10 @@ class Interactions(Labeled):
         """How many items there are."""
         return self.classes
 
+    def words(self, tokens: np.ndarray) -> list[str]:
+        """The names of items [n]."""
+        return [self.class_name(int(item)) for item in tokens]
+
     def spec(self) -> Spec:
         number = jax.ShapeDtypeStruct((self.batch,), np.int32)
         return {
@@ -64,8 +68,10 @@ class Interactions(Labeled):
         shown = self.shown(record)[: self.most]
         if not shown.size:
             raise ValueError(f"its {self.items!r} are none")
+        inputs = np.zeros(self.most, np.int32)
+        inputs[: len(shown)] = shown
         return {
-            "inputs": np.pad(shown, (0, self.most - len(shown))),
+            "inputs": inputs,
             "lengths": np.int32(len(shown)),
             "targets": np.int32(0),
             "mask": np.float32(1),

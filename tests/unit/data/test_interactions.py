@@ -114,6 +114,7 @@ def test_records_are_a_function_of_the_files(
     assert modules == ["abc", "io", "os", "re"]
     row = data.source("eval").rows(np.arange(1))
     assert row["lengths"] == 3 and row["targets"] == held_out["target"]
+    assert data.text(np.array([0])) == "os"
     record = data.record_of_file(b"import os, unknown")
     assert data.read_unlabeled(record)["lengths"] == 1
     again = PyImports(batch=2, classes=7, records=LibraryImports())
