@@ -1,6 +1,6 @@
 """Baselines: simple methods on the held-out rows of the bundled data sets.
 
-    python benchmarks/baselines.py [--only text masked chats digits diabetes packages canvas morse]
+    python benchmarks/baselines.py [--only text masked chats digits diabetes packages ...]
     python benchmarks/baselines.py --only samples
 
 Everything is fitted on the training rows only. The headers of the experiments quote the results.
@@ -35,6 +35,7 @@ from jaxbig.data.builtin.digit_canvas import DigitCanvas
 from jaxbig.data.builtin.digits import Digits
 from jaxbig.data.builtin.morse import CODES, RATE, Morse
 from jaxbig.data.builtin.pychat import PyChat
+from jaxbig.data.builtin.pyimports import LibraryImports
 from jaxbig.data.builtin.pymodule import PyModule
 from jaxbig.data.builtin.pytext import PyText
 from jaxbig.data.core.dataset import Data
@@ -252,6 +253,64 @@ def packages() -> Iterator[Result]:
         yield name, "accuracy", float(model.fit(train, targets).score(held_out, truth))
 
 
+def imports() -> Iterator[Result]:
+    """Ranks the modules that a file may import by how many training files import them."""
+    records = LibraryImports()
+    records.prepare()
+    train = list(records.open("train"))
+    held_out = list(records.open("eval"))
+    count = len(records.classes)
+    some = len(train) * 4 // 5
+
+    def fitted(scores_of: Callable[..., np.ndarray]) -> np.ndarray:
+        best = max(
+            10.0 ** np.arange(-2, 4),
+            key=lambda each: ranked(scores_of(train[:some], count, each), train[some:])[1],
+        )
+        return scores_of(train, count, best)
+
+    for name, scores in (
+        ("most imported", np.broadcast_to(imported_by(train, count).sum(axis=0), (count, count))),
+        ("imported together", fitted(together)),
+        ("EASE", fitted(ease)),
+    ):
+        hit_rate, ndcg = ranked(scores, held_out)
+        yield name, "hit rate at 10", hit_rate
+        yield name, "NDCG at 10", ndcg
+
+
+def imported_by(files: list[dict[str, Any]], count: int) -> np.ndarray:
+    """Which modules each file imports, [N, count] of 0 and 1."""
+    found = np.zeros((len(files), count))
+    for row, file in zip(found, files, strict=True):
+        row[[*file["items"], file["target"]]] = 1
+    return found
+
+
+def together(files: list[dict[str, Any]], count: int, smoothing: float) -> np.ndarray:
+    """The share of the files with a module (row) that also import another (column), smoothed."""
+    found = imported_by(files, count)
+    return found.T @ found / (found.sum(axis=0)[:, None] + smoothing)
+
+
+def ease(files: list[dict[str, Any]], count: int, penalty: float) -> np.ndarray:
+    """The linear model of each module by all others (Steck, 2019), [K, K]."""
+    found = imported_by(files, count)
+    inverse = np.linalg.inv(found.T @ found + penalty * np.eye(count))
+    return np.eye(count) - inverse / np.diag(inverse)
+
+
+def ranked(scores: np.ndarray, files: list[dict[str, Any]]) -> tuple[float, float]:
+    """Hit rate and NDCG at 10 of sums, over what is shown, of a score for each module [K, K]."""
+    gains = []
+    for file in files:
+        row = scores[file["items"]].sum(axis=0)
+        row[file["items"]] = -np.inf
+        rank = 1 + np.flatnonzero(np.argsort(-row, kind="stable") == file["target"])[0]
+        gains.append(1 / np.log2(1 + rank) if rank <= 10 else 0)
+    return float(np.mean(np.array(gains) > 0)), float(np.mean(gains))
+
+
 def samples() -> Iterator[Result]:
     """Draws a digit for each held-out one, of its class."""
     data = Digits(batch=1)
@@ -386,7 +445,7 @@ def otsu(values: np.ndarray) -> float:
     return float(ordered[(count * count[::-1] * (above - below) ** 2).argmax()])
 
 
-EVERY = (text, masked, chats, digits, diabetes, packages, canvas, morse, samples)
+EVERY = (text, masked, chats, digits, diabetes, packages, imports, canvas, morse, samples)
 PARTS = {part.__name__: part for part in EVERY}
 
 

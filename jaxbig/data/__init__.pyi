@@ -8,6 +8,7 @@ from .builtin.digit_canvas import DigitCanvas as DigitCanvas
 from .builtin.digits import Digits as Digits
 from .builtin.morse import Morse as Morse
 from .builtin.pychat import PyChat as PyChat
+from .builtin.pyimports import PyImports as PyImports
 from .builtin.pymodule import PyModule as PyModule
 from .builtin.pytext import PyText as PyText
 from .builtin.pytext import PyTextRows as PyTextRows
@@ -16,6 +17,7 @@ from .core.dataset import Data as Data
 from .core.dataset import Records as Records
 from .core.examples import Examples as Examples
 from .images import Images as Images
+from .interactions import Interactions as Interactions
 from .masks import MaskFolder as MaskFolder
 from .masks import Masks as Masks
 from .preferences import Preferences as Preferences
@@ -32,6 +34,7 @@ from .records.parquet import Parquet as Parquet
 from .records.synthetic import Synthetic as Synthetic
 from .records.text_files import TextFiles as TextFiles
 from .records.tfds import Tfds as Tfds
+from .tabular import Categories as Categories
 from .tabular import Columns as Columns
 from .text import Pairs as Pairs
 from .text import Sentences as Sentences

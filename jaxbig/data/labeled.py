@@ -48,7 +48,7 @@ class Labeled(Examples):
         """The names set by the user, else those found in labels, else those of the records."""
         return (
             self.class_names
-            or vars(self).get("words")
+            or vars(self).get("label_words")
             or tuple(getattr(self.records, "classes", ()))
         )
 
@@ -61,7 +61,7 @@ class Labeled(Examples):
         identity = super().prepare()
         if self.classes is None:
             return identity
-        vars(self)["words"] = () if self.class_names else self.collect_words(identity)
+        vars(self)["label_words"] = () if self.class_names else self.collect_words(identity)
         vars(self)["cached_names"] = self.find_names()
         names = self.names
         origin = "--data.class-names"
@@ -75,7 +75,7 @@ class Labeled(Examples):
                 f"{origin} are {len(names)} different words ({reprlib.repr(list(names))}), but "
                 f"--data.classes is {self.classes}: set it to {len(names)}."
             )
-        own = self.class_names or vars(self)["words"]
+        own = self.class_names or vars(self)["label_words"]
         return f"{identity}; classes {json.dumps(own)}" if own else identity
 
     def collect_words(self, identity: str) -> tuple[str, ...]:
@@ -120,7 +120,7 @@ class Labeled(Examples):
         data = super().with_kept(folder)
         file = folder / NAMES_FILE
         if file.exists():
-            vars(data).pop("words", None)
+            vars(data).pop("label_words", None)
             vars(data)["cached_names"] = tuple(json.loads(file.read_text()))
         return data
 
@@ -131,7 +131,7 @@ class Labeled(Examples):
           Refused: the records number other classes than the run that this was restored from.
         """
         known: tuple[str, ...] = vars(self).get("cached_names", ())
-        is_restored = known and "words" not in vars(self)
+        is_restored = known and "label_words" not in vars(self)
         if is_restored and (now := self.find_names()) and now != known:
             raise Refused(
                 f"the run has the classes {', '.join(known)}, and its records now have "
@@ -144,7 +144,7 @@ class Labeled(Examples):
 
     def class_of(self, record: Record, option: str = "") -> np.int32:
         """The class number of a record; raises ValueError if it has none."""
-        words = vars(self).get("words")
+        words = vars(self).get("label_words")
         label = record.get(self.label_field)
         if words and label is not None and text_of(label) is None:
             raise MismatchError(

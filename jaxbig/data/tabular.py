@@ -1,8 +1,9 @@
-"""Data set of numeric columns and targets (numbers or a class); caches its mean and deviation."""
+"""Data sets of columns: numbers, with their mean and deviation; categories, by rows of a table."""
 
 import dataclasses
 import json
 import logging
+import zlib
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,8 +14,9 @@ from jaxbig.constraints import PositiveInt
 from jaxbig.data.core.cache import cache_folder, sha256, write_atomically
 from jaxbig.data.core.dataset import Record, Source, Spec
 from jaxbig.data.core.examples import AT_ONCE, Example, RecordSource
-from jaxbig.data.core.fields import MismatchError, numbers
+from jaxbig.data.core.fields import MismatchError, field, format_value, numbers, whole_number
 from jaxbig.data.labeled import Labeled
+from jaxbig.data.records.synthetic import Synthetic
 from jaxbig.errors import Refused
 
 log = logging.getLogger("jaxbig")
@@ -188,3 +190,79 @@ class Columns(Labeled):
                     f"{self.target_shape}"
                 )
         return {"inputs": inputs, "targets": targets, "mask": np.float32(1)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Categories(Labeled):
+    """Categories, and numbers beside them, to classes.
+
+    A batch has `inputs`, int32 [B, N]: a row for each field, of one table where each field has a
+    part of its own; `numbers`, float32 [B, M], if there are any; and the class, `targets` [B]. A
+    category that is a whole number below the rows of its field is that row, any other is hashed to
+    one (Weinberger et al., 2009), and a missing one is the empty text.
+    """
+
+    categories: tuple[tuple[str, PositiveInt], ...]
+    """The record's fields with categories, each with its number of rows."""
+    numbers: tuple[str, ...] = ()
+    """The record's fields with numbers; a missing one is 0."""
+    logarithm: bool = False
+    """Take log(1 + x) of numbers x, and 0 of those below 0."""
+    targets: str = "targets"
+    """The record's field that is the target."""
+
+    @property
+    def label_field(self) -> str:
+        return self.targets
+
+    @property
+    def vocab(self) -> int:
+        """How many rows the table of all fields has."""
+        return sum(rows for _, rows in self.categories)
+
+    def spec(self) -> Spec:
+        inputs = jax.ShapeDtypeStruct((self.batch, len(self.categories)), np.int32)
+        numbers = jax.ShapeDtypeStruct((self.batch, len(self.numbers)), np.float32)
+        return {
+            "inputs": inputs,
+            **({"numbers": numbers} if self.numbers else {}),
+            "targets": jax.ShapeDtypeStruct((self.batch,), np.int32),
+            "mask": jax.ShapeDtypeStruct((self.batch,), np.float32),
+        }
+
+    def read(self, record: Record) -> Example:
+        inputs = []
+        first = 0
+        for name, rows in self.categories:
+            inputs.append(first + row_of(field(record, name, "--data.categories"), name, rows))
+            first += rows
+        example = {
+            "inputs": np.array(inputs, np.int32),
+            "targets": self.class_of(record, "--data.targets"),
+            "mask": np.float32(1),
+        }
+        if not self.numbers:
+            return example
+        given = {name: field(record, name, "--data.numbers") for name in self.numbers}
+        present = {name: 0 if value is None else value for name, value in given.items()}
+        x = np.stack([numbers(present, name, "--data.numbers") for name in self.numbers])
+        if x.ndim != 1:
+            raise MismatchError(f"its {' '.join(self.numbers)} are not one number each")
+        return example | {"numbers": np.log1p(np.maximum(x, 0)) if self.logarithm else x}
+
+    def synthetic(self) -> "Categories":
+        """The same data set with synthetic records."""
+        labels = (*self.categories, *((name, 100) for name in self.numbers))
+        records = Synthetic(labels=(*labels, (self.targets, self.classes)))
+        return dataclasses.replace(self, records=records)
+
+
+def row_of(value: Any, name: str, rows: int) -> int:
+    """The row of a category, from 0 to `rows` - 1."""
+    number = whole_number(value)
+    if number is not None and 0 <= number < rows:
+        return number
+    text = value.decode(errors="replace") if isinstance(value, bytes) else value
+    if text is not None and np.ndim(text):
+        raise MismatchError(f"its {name!r} is {format_value(value)}, and not one category")
+    return zlib.crc32(str("" if text is None else text).encode()) % rows

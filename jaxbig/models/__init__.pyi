@@ -12,6 +12,7 @@ from .convnet import Pool as Pool
 from .convnext import ConvNeXt as ConvNeXt
 from .deltanet import DeltaNet as DeltaNet
 from .dit import DiT as DiT
+from .dlrm import DLRM as DLRM
 from .griffin import Griffin as Griffin
 from .language_model import Decoder as Decoder
 from .language_model import Encoder as Encoder
@@ -28,5 +29,6 @@ from .rnn_seq2seq import Multiplicative as Multiplicative
 from .rnn_seq2seq import RNNEncoderDecoder as RNNEncoderDecoder
 from .speech import Conformer as Conformer
 from .speech import Jasper as Jasper
+from .two_tower import TwoTower as TwoTower
 from .unet import UNet as UNet
 from .vit import ViT as ViT

@@ -17,4 +17,5 @@ from .masked_token import MaskedToken as MaskedToken
 from .metric import Metric as Metric
 from .next_token import NextToken as NextToken
 from .regression import Regression as Regression
+from .retrieval import Retrieval as Retrieval
 from .seq2seq import Seq2Seq as Seq2Seq

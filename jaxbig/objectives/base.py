@@ -19,7 +19,7 @@ from jaxbig.arrays.batch_mask import Batch, batch_mask, of_rows
 from jaxbig.arrays.dtypes import upcast
 from jaxbig.errors import Refused
 
-SIDE = ("lengths", "segments", "positions", "starts", "types")
+SIDE = ("lengths", "segments", "positions", "starts", "types", "numbers")
 """What a batch may hold besides inputs that a model wants to see."""
 
 

@@ -64,7 +64,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "gru": {"cell": "gru", "bidirectional": True, "layers": 2},
     "group": {"norm": "group", "groups": 4},
 }
-STEADY = [name for name in EMBEDDED if name not in ADAPTED and not name.startswith("pymodule")]
+STEADY = [
+    name
+    for name in EMBEDDED
+    if name not in ADAPTED and not name.startswith(("pyimports", "pymodule"))
+]
 # the first ones with every test, the others with the slow ones
 QUICK = [*SPINE, "pytext_griffin", "dates_transformer", "digits_vit"]
 # one of each other kind of model, those that differ within a kind, and settings
@@ -87,6 +91,9 @@ LONG = [
     "librispeech_conformer",
     # with batch statistics the rounding of a mesh changes which pixel a max pool takes
     "digits_segmentation, group",
+    "pyimports_recommend",
+    "movielens_two_tower",
+    "criteo_dlrm",
 ]
 # those whose first parameters are compared
 MODELS = [*QUICK, "imagenet_convnext_t", "pytext_deltanet", "pytext_moe", "dates_seq2seq"]

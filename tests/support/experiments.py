@@ -11,6 +11,7 @@ from jaxbig.data.audio import Transcripts
 from jaxbig.data.builtin.digit_canvas import DigitCanvas
 from jaxbig.data.builtin.morse import Morse
 from jaxbig.data.chats import Chats
+from jaxbig.data.tabular import Categories
 from jaxbig.models.convnet import Conv, Dense, Dropout, Pool
 from jaxbig.objectives.diffusion import Diffusion
 from jaxbig.program.teacher import without_teacher
@@ -22,7 +23,7 @@ EMBEDDED = [
     name
     for name in EXPERIMENTS
     if name.split("_")[0]
-    in ("dates", "diabetes", "digits", "morse", "pychat", "pymodule", "pytext")
+    in ("dates", "diabetes", "digits", "morse", "pychat", "pyimports", "pymodule", "pytext")
 ]
 # those that begin with another's run, and made small are its program again
 ADAPTED = [
@@ -61,6 +62,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "ConvNet": {"layers": (Conv(8), Pool(), Dropout(0.25), Conv(16), Pool(), Dense(16))},
     "ConvNeXt": {"stages": (1, 1, 1, 1), "widths": (8, 8, 16, 16), "layer_scale": 0.5},
     "Decoder": {"depth": 2, "width": 32, "heads": 4, "mlp_width": 48},
+    "DLRM": {"width": 8, "bottom": (16,), "top": (16, 16)},
     "DeltaNet": {"depth": 2, "width": 16, "heads": 2, "key_width": 4, "value_width": 8, "chunk": 8},
     "DiT": {"depth": 2, "width": 32, "heads": 2},
     "Jasper": {"width": 16, "depth": 2},
@@ -72,6 +74,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "RNN": {"width": 16},
     "RNNEncoderDecoder": {"width": 16},
     "RNNLanguageModel": {"width": 16},
+    "TwoTower": {"width": 16, "query_widths": (32,)},
     "UNet": {"levels": 2, "width": 8},
     "ViT": {"depth": 2, "width": 32, "heads": 2},
 }
@@ -105,12 +108,16 @@ def small(name: str, **changes: Any) -> Experiment:
         data = dataclasses.replace(data, records=Morse(eval_examples=40))
     if isinstance(getattr(data, "records", None), DigitCanvas):
         data = dataclasses.replace(data, records=DigitCanvas(eval_examples=40))
+    if isinstance(data, Categories):  # whose tables have the rows of a model
+        few_rows = tuple((name, min(rows, 16)) for name, rows in data.categories)
+        data = dataclasses.replace(data, categories=few_rows)
+        fields["vocab"] = -(-data.vocab // 8) * 8
     if getattr(data, "size", 0) > 32:
         size = {"AlexNet": 67}.get(type(model).__name__, 32)
         data = dataclasses.replace(data, size=size)
         if getattr(data, "canvas", 0):
             data = dataclasses.replace(data, canvas=2 * size)
-    if getattr(data, "vocab", 0) > 300:
+    if getattr(data, "vocab", 0) > 300 and hasattr(data, "tokenizer"):
         data = dataclasses.replace(data, tokenizer=dataclasses.replace(data.tokenizer, vocab=128))
         fields["vocab"] = 128
         tokens = {"vocab": 128, "chunks": 8}

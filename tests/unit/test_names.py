@@ -29,6 +29,7 @@ GROUPS = {
 PARTS = {
     "Block",
     "ClassFolder",
+    "LibraryImports",
     "LibraryQuestions",
     "LinearRecurrentModel",
     "PatchFields",

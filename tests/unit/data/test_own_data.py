@@ -225,7 +225,7 @@ def test_missing_value_ends_a_run_by_its_row(folder: Path) -> None:
         "batch": 4,
     }
     data = Columns(records=Csv(files="flowers.csv", eval_share=0), **given)
-    vars(data)["words"] = KINDS
+    vars(data)["label_words"] = KINDS
     source = data.source("train")
     with pytest.raises(Failed, match=r"flowers.csv row 0 cannot be read.*'width' is null"):
         source.rows(np.arange(len(source)))
