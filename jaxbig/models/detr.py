@@ -18,7 +18,7 @@ from jaxbig.models.base import Classifier, without_features
 from jaxbig.models.layers.attention import sinusoidal
 from jaxbig.models.layers.basic import Embedding, LayerNorm, Linear, cast
 from jaxbig.models.layers.heads import ClassifierHead
-from jaxbig.models.layers.parameters import constrain
+from jaxbig.models.layers.parameters import constrain, parameter
 from jaxbig.models.resnet import ResNet
 from jaxbig.models.transformer import Block, Context, Stack
 
@@ -32,8 +32,9 @@ class DETR(Classifier, kw_only=True):
     """A ResNet's feature map, a Transformer encoder of its places, and a decoder whose queries each
     give the logits of the classes, and a box.
 
-    Each query starts from a point of a grid, and its box is an offset from a square around that
-    point (Wang et al., 2022, Anchor DETR), which trains much faster than queries without a place.
+    Each query starts from a point of a grid, its box is an offset from a square around that point
+    (Wang et al., 2022, Anchor DETR), and it attends to places near the point first, how near is
+    learned by each head (Gao et al., 2021, SMCA): queries without a place train much slower.
     Blocks are pre-norm, and positions are added once, to what the encoder and the decoder see.
     """
 
@@ -84,10 +85,12 @@ class DETR(Classifier, kw_only=True):
 
         points = middles(self.grid, self.grid)  # [Q, 2]
         learned = Embedding(len(points), self.width, 0.02, axis=None, name="queries").whole()
-        start = learned.astype(y.dtype) + self.positions(points)[0].astype(y.dtype)
-        q = jnp.broadcast_to(start[None], (y.shape[0], *start.shape))
-        q = constrain(q, "batch", "length", None)  # [B, Q, D]
-        context = Context(memory=constrain(memory, "batch", "length", None))
+        odd = 2 * np.arange(self.grid) + 1
+        under = odd[:, None] * rows // (2 * self.grid) * columns + odd * columns // (2 * self.grid)
+        q = jnp.take(constrain(memory, "batch", None, None), under.ravel(), axis=1)  # [B, Q, D]
+        q = constrain(q + jnp.broadcast_to(learned.astype(q.dtype), q.shape), "batch", "length", None)
+        near = self.nearness(points, middles(columns, rows))
+        context = Context(constrain(memory, "batch", "length", None), memory_scores=near)
         norm = LayerNorm(name="norm")
         answers = []
         for layer in range(self.depth):
@@ -110,7 +113,20 @@ class DETR(Classifier, kw_only=True):
         square = np.full_like(points, min(2 / self.grid, 0.5))
         anchors = np.concatenate([points, square], axis=1)  # [Q, 4]
         odds = jnp.asarray(np.log(anchors / (1 - anchors)), offsets.dtype)
-        return constrain(nn.sigmoid(offsets + odds), "batch", None, None, None)
+        boxes = nn.sigmoid(offsets + jnp.broadcast_to(odds, offsets.shape))
+        return constrain(boxes, "batch", None, None, None)
+
+    def nearness(self, points: np.ndarray, places: np.ndarray) -> jax.Array:
+        """Points [Q, 2] and places [S, 2] -> scores of attention [1, H, Q, S]: a Gaussian, 0 in the
+        middle, whose width starts as that of an anchor."""
+
+        def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+            return jnp.linspace(math.log(self.grid), math.log(4 * self.grid), *shape, dtype=dtype)
+
+        rate = jnp.exp(parameter(self, "nearness", init, (self.heads,), ("heads",)))  # [H]
+        square = np.square(points[:, None] - places).sum(axis=2)  # [Q, S]
+        gaussian = -jnp.square(rate)[:, None, None] * jnp.asarray(square, rate.dtype)[None] / 2
+        return gaussian[None]
 
     @nn.nowrap
     def positions(self, points: np.ndarray) -> jax.Array:
