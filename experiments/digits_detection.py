@@ -30,11 +30,11 @@ def config() -> Experiment:
     )
     return Experiment(
         model=DETR(classes=data.classes, backbone=backbone, depth=2, width=64, heads=4, grid=5),
-        objective=Detection(classes=data.classes),
+        objective=Detection(classes=data.classes, class_weight=5.0),
         metrics=(AveragePrecision(),),
         data=data,
         optimizer=AdamW(
-            learning_rate=WarmupCosine(peak=1e-3, warmup=100), weight_decay=1e-4, clip_norm=1.0
+            learning_rate=WarmupCosine(peak=2e-3, warmup=100), weight_decay=0.01, clip_norm=1.0
         ),
         mesh=Mesh(data=-1),
         steps=4_000,

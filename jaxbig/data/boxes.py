@@ -85,8 +85,8 @@ class Boxes(Examples):
         labels = array(present(found, self.labels_feature, "--data.labels-feature"), "labels")
         if labels.shape != boxes.shape[:1]:
             raise MismatchError(
-                f"it has {len(boxes)} boxes, and labels of the shape {labels.shape}: each box needs "
-                f"one"
+                f"it has {len(boxes)} boxes, and labels of the shape {labels.shape}: each box "
+                f"needs one"
             )
         if len(boxes) > self.objects:
             raise MismatchError(

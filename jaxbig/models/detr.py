@@ -88,7 +88,9 @@ class DETR(Classifier, kw_only=True):
         odd = 2 * np.arange(self.grid) + 1
         under = odd[:, None] * rows // (2 * self.grid) * columns + odd * columns // (2 * self.grid)
         q = jnp.take(constrain(memory, "batch", None, None), under.ravel(), axis=1)  # [B, Q, D]
-        q = constrain(q + jnp.broadcast_to(learned.astype(q.dtype), q.shape), "batch", "length", None)
+        q = constrain(
+            q + jnp.broadcast_to(learned.astype(q.dtype), q.shape), "batch", "length", None
+        )
         near = self.nearness(points, middles(columns, rows))
         context = Context(constrain(memory, "batch", "length", None), memory_scores=near)
         norm = LayerNorm(name="norm")
@@ -118,12 +120,9 @@ class DETR(Classifier, kw_only=True):
 
     def nearness(self, points: np.ndarray, places: np.ndarray) -> jax.Array:
         """Points [Q, 2] and places [S, 2] -> scores of attention [1, H, Q, S]: a Gaussian, 0 in the
-        middle, whose width starts as that of an anchor."""
-
-        def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-            return jnp.linspace(math.log(self.grid), math.log(4 * self.grid), *shape, dtype=dtype)
-
-        rate = jnp.exp(parameter(self, "nearness", init, (self.heads,), ("heads",)))  # [H]
+        middle, whose width starts as an anchor's or less."""
+        learned = parameter(self, "nearness", nn.initializers.zeros, (self.heads,), ("heads",))
+        rate = jnp.exp(learned) * np.geomspace(self.grid, 4 * self.grid, self.heads)  # [H]
         square = np.square(points[:, None] - places).sum(axis=2)  # [Q, S]
         gaussian = -jnp.square(rate)[:, None, None] * jnp.asarray(square, rate.dtype)[None] / 2
         return gaussian[None]

@@ -301,9 +301,7 @@ class Block(TransformerFields, kw_only=True):
             cross = Attention(heads=self.heads, **same, name="cross")
             pair = (c.segments, c.memory_segments)
             x = add(
-                x,
-                "cross",
-                lambda y: cross(y, c.memory, *pair, scores=c.memory_scores, cache=cache),
+                x, "cross", lambda y: cross(y, c.memory, *pair, scores=c.memory_scores, cache=cache)
             )
         return add(x, "mlp", lambda y: self.mlp(y, width, c.segments))
 

@@ -66,14 +66,14 @@ class AveragePrecision(Metric):
                 objects = there[image] & (kept["targets"][image] == k)
                 crowd = kept["crowd"][image][objects] > 0
                 scores.append(kept["scores"][image][of_class])
-                pair = found[image][of_class], true[image][objects]
-                outcome = judge(*pair, crowd)
+                outcome = judge(found[image][of_class], true[image][objects], crowd)
                 right.append(outcome == 1)
                 counts.append(outcome >= 0)
             objects = int(((kept["targets"] == k) & (kept["present"] > 0)).sum())
             order = np.argsort(-np.concatenate(scores), kind="stable")
-            of_all = (np.concatenate(each, axis=1)[:, order] for each in (right, counts))
-            precisions.append(average_precision(*of_all, objects))
+            hits = np.concatenate(right, axis=1)[:, order]
+            tried = np.concatenate(counts, axis=1)[:, order]
+            precisions.append(average_precision(hits, tried, objects))
         of_overlap = np.mean(precisions, axis=0)  # [T]
         return {"ap": of_overlap.mean(), "ap50": of_overlap[0], "ap75": of_overlap[5]}
 

@@ -34,6 +34,7 @@ PARAMETERS = {
     "imagenet_resnet50": 25_557_032,
     "imagenet_convnext_t": 28_589_128,
     "imagenet64_dit_s2": 32_855_820,
+    "coco_detr_r50": 41_575_324,
     "librispeech_conformer": 26_278_173,
     "wikipedia_bert_base": 109_514_298,
     "wmt14_transformer_base": 63_082_496,

@@ -70,7 +70,9 @@ def reference(params: dict, features: np.ndarray) -> tuple[torch.Tensor, torch.T
     under = [8 * y + x for y in (1, 3, 5) for x in (1, 4, 6)]
     q = memory[:, under] + p["queries/embedding"]
     square = torch.cdist(points, places) ** 2
-    near = -(torch.exp(p["nearness"])[:, None, None] ** 2) * square / 2  # [H, Q, S]
+    near = (
+        -((torch.exp(p["nearness"]) * torch.tensor([3, 12]))[:, None, None] ** 2) * square / 2
+    )  # [H, Q, S]
     answers = []
     for name in ("decoder_0", "decoder_1"):
         z = norm(f"{name}/attention_norm", q)
@@ -84,24 +86,33 @@ def reference(params: dict, features: np.ndarray) -> tuple[torch.Tensor, torch.T
     return linear("head", q) + RARE, torch.sigmoid(offsets + torch.logit(anchors))
 
 
-def test_it_is_pytorchs_from_the_feature_map_on() -> None:
+@pytest.fixture(scope="module")
+def answers() -> Any:
+    """Parameters, what the model gives from them, its last answer alone, and the feature map."""
     x = jax.random.normal(jax.random.key(1), (2, 12, 16, 3))
-    params = nn.meta.unbox(jax.jit(MODEL.init)(jax.random.key(0), x))["params"]
-    found = MODEL.apply({"params": params}, x)
-    features = BACKBONE.apply({"params": params.pop("backbone")}, x, head=False)
-    assert isinstance(found, dict) and found["boxes"].shape == (2, 2, 9, 4)
+
+    @jax.jit
+    def run() -> Any:
+        params = nn.meta.unbox(MODEL.init(jax.random.key(0), x))["params"]
+        features = BACKBONE.apply({"params": params["backbone"]}, x, head=False)
+        last = MODEL.clone(auxiliary=False).apply({"params": params}, x)
+        return params, MODEL.apply({"params": params}, x), last, features
+
+    return run()
+
+
+def test_it_is_pytorchs_from_the_feature_map_on(answers: Any) -> None:
+    params, found, _, features = answers
+    assert found["boxes"].shape == (2, 2, 9, 4)
     logits, boxes = reference(params, np.asarray(features))
     np.testing.assert_allclose(found["logits"], logits, atol=1e-4)
     np.testing.assert_allclose(found["boxes"], boxes, atol=1e-5)
 
 
-def test_without_auxiliary_answers_it_gives_the_last() -> None:
-    x = jax.random.normal(jax.random.key(1), (1, 12, 16, 3))
-    params = nn.meta.unbox(jax.jit(MODEL.init)(jax.random.key(0), x))
-    every: Any = MODEL.apply(params, x)
-    last: Any = MODEL.clone(auxiliary=False).apply(params, x)
-    for name in every:
-        np.testing.assert_allclose(last[name], every[name][:, -1:], atol=1e-6)
+def test_without_auxiliary_answers_it_gives_the_last(answers: Any) -> None:
+    _, found, last, _ = answers
+    for name in found:
+        np.testing.assert_allclose(last[name], found[name][:, -1:], atol=1e-6)
 
 
 def test_focal_loss_and_giou_are_those_of_torchvision() -> None:

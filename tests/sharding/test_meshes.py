@@ -86,6 +86,7 @@ LONG = [
     "morse_ctc",
     "librispeech_conformer",
     "digits_segmentation",
+    "digits_detection",
 ]
 # those whose first parameters are compared
 MODELS = [*QUICK, "imagenet_convnext_t", "pytext_deltanet", "pytext_moe", "dates_seq2seq"]

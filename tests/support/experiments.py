@@ -12,6 +12,7 @@ from jaxbig.data.builtin.digit_canvas import DigitCanvas
 from jaxbig.data.builtin.morse import Morse
 from jaxbig.data.chats import Chats
 from jaxbig.models.convnet import Conv, Dense, Dropout, Pool
+from jaxbig.models.detr import DETR
 from jaxbig.objectives.diffusion import Diffusion
 from jaxbig.program.teacher import without_teacher
 
@@ -62,6 +63,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "ConvNeXt": {"stages": (1, 1, 1, 1), "widths": (8, 8, 16, 16), "layer_scale": 0.5},
     "Decoder": {"depth": 2, "width": 32, "heads": 4, "mlp_width": 48},
     "DeltaNet": {"depth": 2, "width": 16, "heads": 2, "key_width": 4, "value_width": 8, "chunk": 8},
+    "DETR": {"depth": 2, "width": 16, "heads": 2, "mlp_width": 24},
     "DiT": {"depth": 2, "width": 32, "heads": 2},
     "Jasper": {"width": 16, "depth": 2},
     "Encoder": {"depth": 2, "width": 32, "heads": 4},
@@ -105,6 +107,9 @@ def small(name: str, **changes: Any) -> Experiment:
         data = dataclasses.replace(data, records=Morse(eval_examples=40))
     if isinstance(getattr(data, "records", None), DigitCanvas):
         data = dataclasses.replace(data, records=DigitCanvas(eval_examples=40))
+    if isinstance(model, DETR):
+        backbone = {"stages": (1, 1), "width": 8, "groups": 4, "norm": "group"}
+        fields |= {"backbone": dataclasses.replace(model.backbone, **backbone), "dtype": "float32"}
     if getattr(data, "size", 0) > 32:
         size = {"AlexNet": 67}.get(type(model).__name__, 32)
         data = dataclasses.replace(data, size=size)

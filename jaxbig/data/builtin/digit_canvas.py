@@ -69,16 +69,16 @@ class OpenCanvas(Sequence[Record]):
     def __init__(self, canvas: DigitCanvas, split: str, count: int):
         self.canvas = canvas
         self.split = SPLITS[split]
-        self.count = count
+        self.examples = count
         read = columns(prepared(JaxbigDigits), split)
         self.images = (15 * np.stack(read["image"])).astype(np.uint8)  # [N, 8, 8], to 240
         self.labels = np.array(read["label"], np.uint8)
 
     def __len__(self) -> int:
-        return self.count
+        return self.examples
 
     def __getitem__(self, index: int) -> Record:  # type: ignore[override]
-        numbers = Numbers(self.split, range(self.count)[index])
+        numbers = Numbers(self.split, range(self.examples)[index])
         canvas = self.canvas
         light = numbers.uniform(70, 185)
         image = light + numbers.uniform(0, 50) * texture(numbers, canvas.side)  # [Y, X]
@@ -97,7 +97,7 @@ class OpenCanvas(Sequence[Record]):
             image[there] += ink * (shade - image[there])
             mask[there] = np.where(ink > 0.5, self.labels[which] + 1, mask[there])
             on_top[there] = np.where(ink > 0.5, len(inks), on_top[there])
-            inks.append(np.argwhere(ink > 0.5) + (top, left))  # [pixels, 2]
+            inks.append(np.add(np.argwhere(ink > 0.5), (top, left)))  # [pixels, 2]
             labels.append(self.labels[which])
         image += numbers.uniform(0, 12) * numbers.noise(image.size).reshape(image.shape)
         gray = np.round(image).clip(0, 255).astype(np.uint8)

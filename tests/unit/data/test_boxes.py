@@ -59,8 +59,14 @@ def test_objects_are_read_as_tfds_has_them() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"boxes": np.array([[0.5, 0, 0.2, 1]])}, "top must be above bottom, and left before right"),
-        ({"boxes": np.array([[0, 0, np.nan, 1]])}, "box 0 is 0 0 nan 1: each edge must be a number"),
+        (
+            {"boxes": np.array([[0.5, 0, 0.2, 1]])},
+            "top must be above bottom, and left before right",
+        ),
+        (
+            {"boxes": np.array([[0, 0, np.nan, 1]])},
+            "box 0 is 0 0 nan 1: each edge must be a number",
+        ),
         ({"boxes": np.array([[0, 0, 20, 30]])}, "divide pixels by its height and width"),
         ({"boxes": np.array([[0, 0, 1]])}, r"float64 of the shape \(1, 3\)|int64 of the shape"),
         ({"labels": np.array([1, 2])}, r"1 boxes, and labels of the shape \(2,\)"),
