@@ -41,15 +41,17 @@ PICTURE = 256
 
 @dataclasses.dataclass(frozen=True)
 class Detection(Objective):
-    """Each object is matched to one query so that the costs are least (the Hungarian algorithm);
-    that query learns its class, by the focal loss (Lin et al., 2017), and its box, by L1 and by
-    generalized intersection over union (GIoU; Rezatofighi et al., 2019). The weights are those of
-    Deformable DETR (Zhu et al., 2021).
+    """Each object is matched to one query, such that the sum of the costs is least (the Hungarian
+    algorithm); that query learns its class and its box, every other that there is nothing.
 
-    The loss is a mean over the objects, where an image without any counts as one, and the sum over
-    the layers that answer; `class_loss`, `l1` and `giou` are of the last. Reads `inputs` [B, ...],
-    `targets` [B, N], `boxes` [B, N, 4], `present` [B, N] and `mask` [B], as `Boxes` has them. The
-    criterion is that of the metric `AveragePrecision`, which belongs to the experiment.
+    Classes have the focal loss (Lin et al., 2017), boxes L1 and generalized intersection over union
+    (GIoU; Rezatofighi et al., 2019), by default with the weights of Deformable DETR (Zhu et al.,
+    2021). The loss is a mean over the objects, where an image without any counts as one, and the
+    sum over the layers that answer; `class_loss`, `l1` and `giou` are of the last. The criterion is
+    that of the metric `AveragePrecision`, which belongs to the experiment.
+
+    Reads `inputs` [B, ...], `targets` [B, N], `boxes` [B, N, 4], `present` [B, N] and `mask` [B], as
+    `Boxes` has them.
     """
 
     classes: PositiveInt
@@ -68,7 +70,13 @@ class Detection(Objective):
     described = ("inputs", "targets", "boxes", "present", "mask")
 
     def __call__(self, forward: nn.Module, batch: Batch, key: jax.Array, train: bool) -> Sums:
-        logits, boxes = self._outputs(forward, batch, train)
+        sums, count = self._sums(*self._outputs(forward, batch, train), batch)
+        return {name: Sum(jnp.sum(each), jnp.sum(count)) for name, each in sums.items()}
+
+    def _sums(
+        self, logits: jax.Array, boxes: jax.Array, batch: Batch
+    ) -> tuple[dict[str, jax.Array], jax.Array]:
+        """The sums of each image [B] by name, and how many objects it counts as, [B]."""
         mask = upcast(batch["mask"])
         present = upcast(batch["present"]) * mask[:, None]  # [B, N]
         targets = batch["targets"]
@@ -82,18 +90,17 @@ class Detection(Objective):
         true = jnp.broadcast_to(upcast(batch["boxes"])[:, None], found.shape)
         l1 = jnp.sum(jnp.abs(found - true), axis=-1) * present[:, None]
         overlap = giou(found, true) * present[:, None]  # [B, R, N]
-        losses = (
-            self.class_weight * jnp.sum(focal)
-            + self.box_weight * jnp.sum(l1)
-            + self.giou_weight * jnp.sum(present[:, None] - overlap)
+        losses = self.class_weight * focal  # [B, R]
+        losses = losses + jnp.sum(
+            self.box_weight * l1 + self.giou_weight * (present[:, None] - overlap), axis=2
         )
-        count = jnp.sum(mask * jnp.maximum(jnp.sum(present, axis=1), 1))
-        return {
-            "loss": Sum(losses, count),
-            "class_loss": Sum(jnp.sum(focal[:, -1]), count),
-            "l1": Sum(jnp.sum(l1[:, -1]), count),
-            "giou": Sum(jnp.sum(overlap[:, -1]), count),
+        sums = {
+            "loss": jnp.sum(losses, axis=1),
+            "class_loss": focal[:, -1],
+            "l1": jnp.sum(l1[:, -1], axis=1),
+            "giou": jnp.sum(overlap[:, -1], axis=1),
         }
+        return sums, mask * jnp.maximum(jnp.sum(present, axis=1), 1)
 
     def _outputs(
         self, forward: nn.Module, batch: Batch, train: bool
@@ -129,18 +136,21 @@ class Detection(Objective):
         self, forward: nn.Module, batch: Batch, *, key: jax.Array, top: int
     ) -> dict[str, jax.Array]:
         """The objects with the highest scores first: `scores` [B, top] of 0 to 1, `classes`
-        [B, top] and `found` [B, top, 4], their boxes."""
+        [B, top] and `found` [B, top, 4], their boxes; `losses` [B], means over the objects."""
         logits, boxes = self._outputs(forward, batch, train=False)
+        sums, count = self._sums(logits, boxes, batch)
+        losses = sums["loss"] / jnp.maximum(count, 1)
         scores = nn.sigmoid(logits[:, -1]).reshape(len(logits), -1)  # [B, Q * K]
         scores, places = jax.lax.top_k(scores, min(top, scores.shape[1]))
         query = places // self.classes
         found = jnp.take_along_axis(boxes[:, -1], query[..., None], axis=1)
-        return {"scores": scores, "classes": places % self.classes, "found": found}
+        classes = places % self.classes
+        return {"scores": scores, "classes": classes, "found": found, "losses": losses}
 
     def describe(self, found: Found, words: Words, *, top: int) -> dict[str, Any]:
         """`objects`, each with its `class`, `score` and `box` (left, top, right and bottom, as
-        fractions of the image), and `picture`, uint8 [Y, X, 3], with these boxes; `targets`, the
-        objects without a score, where they are known."""
+        fractions of the image), and `picture`, uint8 [Y, X, 3], with these boxes; where they are
+        known, `targets`, the objects without a score, and `loss`."""
         scores = found["scores"]
         shown = scores >= self.least_score
         boxes = edges(found["found"][shown])
@@ -158,6 +168,7 @@ class Detection(Objective):
             row["targets"] = [
                 {"class": words.class_name(int(k)), "box": as_numbers(box)} for k, box in pairs
             ]
+            row["loss"] = as_numbers(found["losses"])
         return row | {"picture": drawn(found["inputs"], boxes, names)}
 
 
