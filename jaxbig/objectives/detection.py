@@ -50,8 +50,8 @@ class Detection(Objective):
     sum over the layers that answer; `class_loss`, `l1` and `giou` are of the last. The criterion is
     that of the metric `AveragePrecision`, which belongs to the experiment.
 
-    Reads `inputs` [B, ...], `targets` [B, N], `boxes` [B, N, 4], `present` [B, N] and `mask` [B], as
-    `Boxes` has them.
+    Reads `inputs` [B, ...], `targets` [B, N], `boxes` [B, N, 4], `present` [B, N] and `mask` [B],
+    as `Boxes` has them.
     """
 
     classes: PositiveInt
