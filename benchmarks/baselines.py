@@ -10,6 +10,7 @@ digits_convnet` makes.
 
 import argparse
 import bz2
+import functools
 import gzip
 import itertools
 import lzma
@@ -31,7 +32,7 @@ from sklearn.svm import SVC
 
 from jaxbig.config.discover import load
 from jaxbig.data.builtin.diabetes import Diabetes
-from jaxbig.data.builtin.digit_canvas import DigitCanvas
+from jaxbig.data.builtin.digit_canvas import INK, DigitCanvas, resized
 from jaxbig.data.builtin.digits import Digits
 from jaxbig.data.builtin.morse import CODES, RATE, Morse
 from jaxbig.data.builtin.pychat import PyChat
@@ -40,6 +41,7 @@ from jaxbig.data.builtin.pymodule import PyModule
 from jaxbig.data.builtin.pytext import PyText
 from jaxbig.data.core.dataset import Data
 from jaxbig.evaluators.samples import Judge
+from jaxbig.objectives.average_precision import AveragePrecision
 from jaxbig.program.program import make_program
 from jaxbig.train.passes import Evaluation
 
@@ -52,6 +54,8 @@ WINDOW = 64  # samples of Morse code in a Fourier transform
 HOP = 8  # samples between two
 PAPERS = 300  # of digits, whose pixels a forest is fitted on
 AROUND = 15  # side of the square around a pixel
+SIDES = (10, 13, 16, 19)  # heights and widths of the templates of a digit
+TRIED = 100  # papers that the settings of template matching are chosen on
 
 
 def table(data: Data, split: str) -> tuple[np.ndarray, np.ndarray, Any]:
@@ -387,6 +391,92 @@ def windows_of(image: np.ndarray) -> np.ndarray:
     return windows - windows.mean(axis=1, keepdims=True)
 
 
+def boxes() -> Iterator[Result]:
+    """Finds digits by templates, each the mean of a digit's images at some height and width."""
+    source = {split: load("digits_detection").data.source(split) for split in ("train", "eval")}
+    rows = source["train"].rows(np.arange(TRIED))
+    scored = [match(image) for image in rows["inputs"]]
+    choices = itertools.product((0.2, 0.35, 0.5), (0.0, 0.25, 0.5))
+    best = max(choices, key=lambda choice: found_by(scored, rows, *choice)["ap"])
+    rows = source["eval"].rows(np.arange(len(source["eval"])))
+    scored = [match(image) for image in rows["inputs"]]
+    for name, value in found_by(scored, rows, *best).items():
+        yield f"template matching, of {len(SIDES) ** 2} sizes", name, value
+
+
+@functools.cache
+def templates() -> list[tuple[int, int, np.ndarray, np.ndarray]]:
+    """Height, width, unit vectors [10, height * width] and boxes [10, 4] (edges, in pixels)."""
+    images, labels, _ = table(Digits(batch=1), "train")
+    means = [
+        (15 * 16 * images[labels == k, ..., 0].mean(axis=0)).astype(np.uint8) for k in range(10)
+    ]
+    found = []
+    for height, width in itertools.product(SIDES, SIDES):
+        inks = np.stack([resized(mean, height, width) for mean in means])
+        corners = []
+        for ink in inks:
+            ys, xs = np.nonzero(ink > INK / 2)
+            corners.append([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
+        found.append((height, width, standardized(inks.reshape(10, -1)), np.array(corners)))
+    return found
+
+
+def standardized(x: np.ndarray) -> np.ndarray:
+    """Vectors [..., N] without their means, of length 1."""
+    x = x - x.mean(axis=-1, keepdims=True)
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
+
+
+def match(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """All places of all templates in an image [Y, X, 3]: correlations, dark or light; classes,
+    boxes [N, 4] (edges, as fractions) and pixels of the templates."""
+    gray = image[..., 0].astype(np.float32)
+    parts = []
+    for height, width, units, corners in templates():
+        windows = np.lib.stride_tricks.sliding_window_view(gray, (height, width))
+        scores = abs(standardized(windows.reshape(*windows.shape[:2], -1)) @ units.T)  # [Y, X, 10]
+        y, x, k = (each.ravel() for each in np.indices(scores.shape))
+        edges = (corners[k] + np.stack([x, y, x, y], axis=1)) / len(gray)
+        parts.append((scores.ravel(), k, edges, np.full(k.shape, height * width)))
+    scores, k, edges, sizes = (np.concatenate(each) for each in zip(*parts, strict=True))
+    first = np.argsort(-scores)[:2_000]
+    return scores[first], k[first], edges[first], sizes[first]
+
+
+def found_by(scored: Any, rows: Any, overlap: float, power: float) -> dict[str, float]:
+    """The average precision of the best places that overlap each other no more than this, ranked by
+    correlation times a power of the template's pixels, for larger ones correlate less by chance."""
+    kept: dict[str, Any] = {name: rows[name] for name in ("targets", "boxes", "present", "crowd")}
+    best = []
+    for scores, k, edges, sizes in scored:
+        ranks = scores * sizes**power
+        order = np.argsort(-ranks)
+        chosen: list[int] = []
+        for place in order.tolist():
+            if len(chosen) == 20:
+                break
+            if not chosen or overlaps(edges[place], edges[chosen]).max() <= overlap:
+                chosen.append(place)
+        best.append((ranks[chosen], k[chosen], edges[chosen]))
+    for number, name in enumerate(("scores", "classes", "found")):
+        kept[name] = np.stack(
+            [np.resize(each[number], (20, *each[number].shape[1:])) for each in best]
+        )
+    start = kept["found"][..., :2]
+    end = kept["found"][..., 2:]
+    kept["found"] = np.concatenate([(start + end) / 2, end - start], axis=-1)
+    return AveragePrecision().result(kept)
+
+
+def overlaps(one: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Intersection over union of a box [4] (edges) with others [N, 4]."""
+    inner = np.minimum(one[2:], others[:, 2:]) - np.maximum(one[:2], others[:, :2])
+    shared = np.prod(np.maximum(inner, 0), axis=1)
+    sizes = np.prod(others[:, 2:] - others[:, :2], axis=1) + np.prod(one[2:] - one[:2])
+    return shared / (sizes - shared)
+
+
 # -- sounds
 
 
@@ -445,7 +535,7 @@ def otsu(values: np.ndarray) -> float:
     return float(ordered[(count * count[::-1] * (above - below) ** 2).argmax()])
 
 
-EVERY = (text, masked, chats, digits, diabetes, packages, imports, canvas, morse, samples)
+EVERY = (text, masked, chats, digits, diabetes, packages, imports, canvas, boxes, morse, samples)
 PARTS = {part.__name__: part for part in EVERY}
 
 

@@ -2,6 +2,7 @@
 
 from .audio import Sounds as Sounds
 from .audio import Transcripts as Transcripts
+from .boxes import Boxes as Boxes
 from .builtin.dates import Dates as Dates
 from .builtin.diabetes import Diabetes as Diabetes
 from .builtin.digit_canvas import DigitCanvas as DigitCanvas

@@ -153,9 +153,9 @@ def describe(
 ) -> Iterator[Prediction]:
     """Yields the predictions of a batch in words."""
     arrays: dict[str, np.ndarray] = jax.device_get(found)
-    if known:
-        fields = ("targets", "mask")
-        arrays |= {name: batch.rows[name] for name in fields if name in batch.rows}
+    for name in run.experiment.objective.described:
+        if name in batch.rows and (known or name == "inputs"):
+            arrays[name] = batch.rows[name]
     for name, place in zip(batch.names, batch.places, strict=True):
         if place in batch.errors:
             yield Prediction({"record": name, "error": in_words(batch.errors[place])}, {})

@@ -11,6 +11,7 @@ from .convnet import Dropout as Dropout
 from .convnet import Pool as Pool
 from .convnext import ConvNeXt as ConvNeXt
 from .deltanet import DeltaNet as DeltaNet
+from .detr import DETR as DETR
 from .dit import DiT as DiT
 from .dlrm import DLRM as DLRM
 from .griffin import Griffin as Griffin

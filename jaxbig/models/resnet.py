@@ -159,8 +159,9 @@ class ResNet(Classifier):
     """Of the computation; parameters, statistics and logits are float32."""
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Images [B, Y, X, C] -> logits [B, classes]."""
+    def __call__(self, x: jax.Array, train: bool = False, head: bool = True) -> jax.Array:
+        """Images [B, Y, X, C] -> logits [B, classes]; without the head the last feature map
+        [B, Y', X', C']."""
         norm = choose("norm", self.norm, Norm)
         stem = choose("stem", self.stem, Stem)
         validate(self)
@@ -193,4 +194,6 @@ class ResNet(Classifier):
                     name=f"block_{stage}_{i}",
                 )
                 x = block(x, train)
+        if not head:
+            return x
         return ClassifierHead(self.classes, name="head")(jnp.mean(x, axis=(1, 2)))

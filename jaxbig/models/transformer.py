@@ -182,7 +182,7 @@ class Context:
     memory: [B, S, D] to attend to; segments: [B, L] and memory_segments: [B, S], who sees whom;
     positions: [B, L]; offset: [], how many tokens are in the cache; padding: [B], how many of a
     row's first tokens in the cache are padding; condition: [B, D], by which each branch of a block
-    is scaled, shifted and gated.
+    is scaled, shifted and gated; memory_scores: [1, H, L, S], added to the scores of the memory.
     """
 
     memory: Any = None
@@ -192,6 +192,7 @@ class Context:
     offset: Any = None
     padding: Any = None
     condition: Any = None
+    memory_scores: Any = None
 
 
 def modulation(condition: jax.Array, count: int, width: int, name: str) -> list[jax.Array]:
@@ -298,8 +299,9 @@ class Block(TransformerFields, kw_only=True):
         )
         if self.cross:
             cross = Attention(heads=self.heads, **same, name="cross")
+            pair = (c.segments, c.memory_segments)
             x = add(
-                x, "cross", lambda y: cross(y, c.memory, c.segments, c.memory_segments, cache=cache)
+                x, "cross", lambda y: cross(y, c.memory, *pair, scores=c.memory_scores, cache=cache)
             )
         return add(x, "mlp", lambda y: self.mlp(y, width, c.segments))
 

@@ -1,5 +1,6 @@
 """Objectives, as `jaxbig.objectives.NextToken`."""
 
+from .average_precision import AveragePrecision as AveragePrecision
 from .base import Objective as Objective
 from .base import Sum as Sum
 from .base import Sums as Sums
@@ -10,6 +11,7 @@ from .class_scores import Accuracy as Accuracy
 from .class_scores import MeanAveragePrecision as MeanAveragePrecision
 from .classification import Classification as Classification
 from .ctc import CTC as CTC
+from .detection import Detection as Detection
 from .diffusion import Diffusion as Diffusion
 from .distill import Distill as Distill
 from .dpo import DPO as DPO

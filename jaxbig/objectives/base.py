@@ -6,7 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import chex
 import flax.linen as nn
@@ -73,6 +73,9 @@ class Objective(abc.ABC):
     criterion = "loss"
     """Evaluation metric that selects the best checkpoint."""
     higher_is_better = False
+    described: ClassVar[tuple[str, ...]] = ("targets", "mask")
+    """The fields of an example that `describe` gets beside what `predict` returned; but for
+    `inputs`, only where the answer is known."""
 
     @abc.abstractmethod
     def __call__(self, forward: nn.Module, batch: Batch, key: jax.Array, train: bool) -> Sums:
@@ -107,8 +110,8 @@ class Objective(abc.ABC):
         By default all that `predict` returned, as numbers.
 
         Args:
-          found: what `predict` returned for an example; with `targets` and `mask` where the answer
-            is known.
+          found: what `predict` returned for an example, and the fields of it that `described`
+            names, as they are read from the data.
           words: the data.
           top: how many of many answers to report.
         """

@@ -166,10 +166,13 @@ def format_field(name: str, field: np.ndarray, data: Data) -> str:
 
 def draw(batch: Rows, data: Data, file: Path) -> None:
     """The first images of a batch in a grid, each under its class, or beside its mask where each
-    pixel has a class; those that are not of 0 to 1 are drawn from least to greatest.
+    pixel has a class, or with its boxes; those that are not of 0 to 1 are drawn from least to
+    greatest.
 
     A spectrogram is drawn upright: time across, the lowest band at the bottom.
     """
+    from matplotlib.patches import Rectangle  # here: slow to import
+
     images = drawable(batch["inputs"][:SHOWN])
     upright = isinstance(data, Sounds | Transcripts)
     if upright:
@@ -200,8 +203,17 @@ def draw(batch: Rows, data: Data, file: Path) -> None:
                 origin="lower" if upright else "upper",
                 aspect="auto" if upright else "equal",
             )
-        if not masks:
-            axes.set_title(printable(label(targets[place], data)), fontsize=8, **PLAIN)
+        target = targets[place // (1 + masks)]
+        if "boxes" in batch:
+            there = batch["present"][place] > 0
+            sides = np.tile(panel.shape[1::-1], 2)  # width and height, twice
+            for x, y, width, height in batch["boxes"][place][there] * sides:
+                corner = (x - width / 2 - 0.5, y - height / 2 - 0.5)  # pixel 0 is around 0
+                axes.add_patch(Rectangle(corner, width, height, fill=False, color="red"))
+            names = [class_name(data, int(k)) for k in target[there]]
+            axes.set_title(printable(" ".join(names)), fontsize=8, **PLAIN)
+        elif not masks:
+            axes.set_title(printable(label(target, data)), fontsize=8, **PLAIN)
         axes.axis("off")
     if upright:
         figure.supxlabel("time", fontsize=9)

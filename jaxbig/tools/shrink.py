@@ -73,7 +73,8 @@ def round_up(size: int, unit: int) -> int:
 
 
 def random_batch(experiment: Experiment, seed: int = 0) -> Rows:
-    """A random batch of the data's spec: tokens of the vocabulary, classes, rows half full."""
+    """A random batch of the data's spec: tokens of the vocabulary, classes, rows half full, boxes
+    near the middle."""
     draw = np.random.default_rng(seed)
     spec = experiment.data.spec()
     kinds = {
@@ -83,7 +84,7 @@ def random_batch(experiment: Experiment, seed: int = 0) -> Rows:
     }
     rows: Rows = {}
     for field, each in spec.items():
-        if field in ("mask", "starts", "rejected_mask"):
+        if field in ("mask", "starts", "rejected_mask", "present"):
             rows[field] = np.ones(each.shape, each.dtype)
         elif field == "lengths":
             rows[field] = np.full(each.shape, spec["inputs"].shape[1] // 2, each.dtype)
@@ -91,6 +92,10 @@ def random_batch(experiment: Experiment, seed: int = 0) -> Rows:
             rows[field] = np.full(each.shape, spec["inputs"].shape[1], each.dtype)
         elif field == "segments":
             rows[field] = np.ones(each.shape, each.dtype)
+        elif field == "crowd":
+            rows[field] = np.zeros(each.shape, each.dtype)
+        elif field == "boxes":
+            rows[field] = draw.uniform(0.2, 0.6, each.shape).astype(each.dtype)
         elif field == "positions":
             rows[field] = np.tile(np.arange(each.shape[1], dtype=each.dtype), (each.shape[0], 1))
         elif each.dtype == np.uint8:

@@ -38,6 +38,7 @@ PARAMETERS = {
     "imagenet64_dit_s2": 32_855_820,
     "movielens_two_tower": 1_331_328,
     "criteo_dlrm": 540_679_250,
+    "coco_detr_r50": 41_575_324,
     "librispeech_conformer": 26_278_173,
     "wikipedia_bert_base": 109_514_298,
     "wmt14_transformer_base": 63_082_496,

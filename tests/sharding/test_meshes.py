@@ -94,6 +94,7 @@ LONG = [
     "pyimports_recommend",
     "movielens_two_tower",
     "criteo_dlrm",
+    "digits_detection",
 ]
 # those whose first parameters are compared
 MODELS = [*QUICK, "imagenet_convnext_t", "pytext_deltanet", "pytext_moe", "dates_seq2seq"]

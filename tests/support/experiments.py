@@ -13,6 +13,7 @@ from jaxbig.data.builtin.morse import Morse
 from jaxbig.data.chats import Chats
 from jaxbig.data.tabular import Categories
 from jaxbig.models.convnet import Conv, Dense, Dropout, Pool
+from jaxbig.models.detr import DETR
 from jaxbig.objectives.diffusion import Diffusion
 from jaxbig.program.teacher import without_teacher
 
@@ -64,6 +65,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "Decoder": {"depth": 2, "width": 32, "heads": 4, "mlp_width": 48},
     "DLRM": {"width": 8, "bottom": (16,), "top": (16, 16)},
     "DeltaNet": {"depth": 2, "width": 16, "heads": 2, "key_width": 4, "value_width": 8, "chunk": 8},
+    "DETR": {"depth": 2, "width": 16, "heads": 2, "mlp_width": 24},
     "DiT": {"depth": 2, "width": 32, "heads": 2},
     "Jasper": {"width": 16, "depth": 2},
     "Encoder": {"depth": 2, "width": 32, "heads": 4},
@@ -112,6 +114,9 @@ def small(name: str, **changes: Any) -> Experiment:
         few_rows = tuple((name, min(rows, 16)) for name, rows in data.categories)
         data = dataclasses.replace(data, categories=few_rows)
         fields["vocab"] = -(-data.vocab // 8) * 8
+    if isinstance(model, DETR):
+        backbone = {"stages": (1, 1), "width": 8, "groups": 4, "norm": "group"}
+        fields |= {"backbone": dataclasses.replace(model.backbone, **backbone), "dtype": "float32"}
     if getattr(data, "size", 0) > 32:
         size = {"AlexNet": 67}.get(type(model).__name__, 32)
         data = dataclasses.replace(data, size=size)

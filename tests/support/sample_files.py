@@ -103,3 +103,11 @@ def named(folder: Path, draw: np.random.Generator) -> None:
         )
         lines.append(f"{number}.png,{number % 3}")
     (folder / "labels.csv").write_text("\n".join(lines) + "\n")
+    objects = [
+        {"file": f"{number}.png", "boxes": [[0, 0.25, 0.5, 1]] * (number % 3), "labels": [2, 0]}
+        for number in range(COUNT)
+    ]
+    rows = [
+        json.dumps({**each, "labels": each["labels"][: len(each["boxes"])]}) for each in objects
+    ]
+    (folder / "boxes.jsonl").write_text("\n".join(rows) + "\n")

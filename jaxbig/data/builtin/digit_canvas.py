@@ -1,4 +1,4 @@
-"""Records of several handwritten digits on textured paper, with the digit of each pixel.
+"""Records of several handwritten digits on textured paper, with each digit's pixels and box.
 
 The digits are scikit-learn's, of the splits of `Digits`; their places, sizes, overlaps and shades
 and the paper are random. A record is made when it is read, from its split and number alone.
@@ -20,12 +20,17 @@ from jaxbig.errors import Refused
 SPLITS = {"train": 0, "eval": 1}
 TEXTURE = 4  # patches of paper along a side
 INK = 200  # of 255: from here on no paper is seen
+HIDDEN = 0.25  # of its ink: a digit of which less is seen is no object
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DigitCanvas(Records):
     """Digits on paper: `image` uint8 [side, side, 3], gray, and the class of each pixel, `mask`
     uint8 [side, side]: 0 is paper, 1 to 10 are the digits 0 to 9. Later digits lie on earlier ones.
+
+    The digits are also objects, `boxes` [n, 4] (top, left, bottom, right, as fractions of the
+    image) and `labels` [n]. A box is that of the digit's whole ink, also where another digit covers
+    it; a digit of which less than a quarter is seen is left out.
     """
 
     side: PositiveInt = 32
@@ -64,20 +69,23 @@ class OpenCanvas(Sequence[Record]):
     def __init__(self, canvas: DigitCanvas, split: str, count: int):
         self.canvas = canvas
         self.split = SPLITS[split]
-        self.count = count
+        self.examples = count
         read = columns(prepared(JaxbigDigits), split)
         self.images = (15 * np.stack(read["image"])).astype(np.uint8)  # [N, 8, 8], to 240
         self.labels = np.array(read["label"], np.uint8)
 
     def __len__(self) -> int:
-        return self.count
+        return self.examples
 
     def __getitem__(self, index: int) -> Record:  # type: ignore[override]
-        numbers = Numbers(self.split, range(self.count)[index])
+        numbers = Numbers(self.split, range(self.examples)[index])
         canvas = self.canvas
         light = numbers.uniform(70, 185)
         image = light + numbers.uniform(0, 50) * texture(numbers, canvas.side)  # [Y, X]
         mask = np.zeros(image.shape, np.uint8)
+        on_top = np.full(image.shape, -1)  # which digit is seen
+        inks = []
+        labels = []
         for _ in range(1 + numbers.integer(canvas.most)):
             which = numbers.integer(len(self.images))
             sizes = canvas.largest - canvas.smallest + 1
@@ -88,9 +96,23 @@ class OpenCanvas(Sequence[Record]):
             there = np.s_[top : top + height, left : left + width]
             image[there] += ink * (shade - image[there])
             mask[there] = np.where(ink > 0.5, self.labels[which] + 1, mask[there])
+            on_top[there] = np.where(ink > 0.5, len(inks), on_top[there])
+            inks.append(np.add(np.argwhere(ink > 0.5), (top, left)))  # [pixels, 2]
+            labels.append(self.labels[which])
         image += numbers.uniform(0, 12) * numbers.noise(image.size).reshape(image.shape)
         gray = np.round(image).clip(0, 255).astype(np.uint8)
-        return {"image": np.repeat(gray[..., None], 3, axis=-1), "mask": mask}
+        seen = [
+            number
+            for number, pixels in enumerate(inks)
+            if (on_top == number).sum() > HIDDEN * len(pixels)
+        ]
+        boxes = [[*inks[number].min(axis=0), *inks[number].max(axis=0) + 1] for number in seen]
+        return {
+            "image": np.repeat(gray[..., None], 3, axis=-1),
+            "mask": mask,
+            "boxes": np.array(boxes, np.float32).reshape(-1, 4) / canvas.side,
+            "labels": np.array([labels[number] for number in seen], np.int32),
+        }
 
 
 def texture(numbers: Numbers, side: int) -> np.ndarray:

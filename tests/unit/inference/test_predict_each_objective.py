@@ -74,6 +74,9 @@ def close(rows: Rows) -> dict[str, float]:
         return {"loss": mean(counted, "loss", "tokens")}
     if "tokens" in rows[0]:
         return {"loss": mean(rows, "loss", "tokens")}
+    if "objects" in rows[0]:
+        counted = [{**row, "count": max(len(row["targets"]), 1)} for row in rows]
+        return {"loss": mean(counted, "loss", "count")}
     if "asked" in rows[0]:
         return {"loss": mean(rows, "loss")}
     if "value" in rows[0]:

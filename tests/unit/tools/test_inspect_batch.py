@@ -113,6 +113,15 @@ class Masks(Examples):
         }
 
 
+def test_objects_are_drawn_with_their_boxes(tmp_path: Path) -> None:
+    experiment = small("digits_detection")
+    experiment.data.prepare()
+    inspect(experiment, 0, "train", 1, tmp_path / "a.png")
+    drawn = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).astype(int)
+    red = (drawn[..., 0] > 200) & (drawn[..., 1:].max(-1) < 60)
+    assert red.sum() > 500  # the digits are gray
+
+
 def test_image_is_drawn_beside_the_mask_of_its_pixels(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     masks = draw.integers(0, 3, (40, 12, 10), dtype=np.uint8)
