@@ -2,9 +2,9 @@
 
     jaxbig train coco_detr_r50
 
-Queries are at the points of a grid, and images are squares of 512 pixels. Full size, not run here:
-`jaxbig data prepare` fetches its data first; `--smoke` tries it without. A backbone of a run of
-`imagenet_resnet50` is loaded with `--initialize-from.run`.
+Queries are at the points of a grid, images are squares of 512 pixels, and the backbone starts from
+random parameters. Full size, not run here: `jaxbig data prepare` fetches its data first; `--smoke`
+tries it without.
 """
 
 from jaxbig.config.experiment import Experiment

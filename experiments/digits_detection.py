@@ -2,7 +2,9 @@
 
     jaxbig train digits_detection
 
-Not measured yet. What it has to beat: `python benchmarks/baselines.py --only boxes`.
+AP on 500 held-out images after 4,000 steps, seed 0: 0.470, and AP50 0.764;
+other seeds are not measured yet. Templates of each digit have 0.224 and 0.382
+(benchmarks/baselines.py --only boxes).
 """
 
 from jaxbig.config.experiment import Experiment

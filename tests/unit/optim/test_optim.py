@@ -237,6 +237,7 @@ def test_every_matrix_of_every_experiment_is_decayed_and_no_bias_or_scale(name: 
         "bias",
         "scale",
         "layer_scale",
+        "nearness",
         "lambda",
         "rate",
         "token",
