@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import docstring_parser
@@ -11,6 +12,8 @@ from tyro.constructors import ConstructorRegistry, StructConstructorSpec, Struct
 
 HELP = ConstructorRegistry()
 """For `tyro.cli`: gives each option the help of its field, and each group the class it is of."""
+MOST_WORDS = 30
+"""Of a default that the help shows in full."""
 
 
 def field_help(owner: type, name: str) -> str:
@@ -70,7 +73,22 @@ def _help(owner: Any, name: str, default: Any) -> str:
 
 
 def _shown_in_a_line(annotation: Any, default: Any) -> Any:
-    """The type of a field, whose help quotes a default that has a line break."""
-    if not isinstance(default, str) or default.isprintable():
+    """The type of a field, whose help quotes a default that has a line break, and of a long tuple
+    the first values alone."""
+    shown = ""
+    if isinstance(default, str) and not default.isprintable():
+        shown = repr(default)
+    elif isinstance(default, tuple) and len(words := list(_words(default))) > MOST_WORDS:
+        shown = f"{' '.join(words[: MOST_WORDS // 2])} ..., {len(words)} words in all"
+    if not shown:
         return annotation
-    return Annotated[annotation, tyro.conf.arg(help_behavior_hint=f"(default: {default!r})")]
+    return Annotated[annotation, tyro.conf.arg(help_behavior_hint=f"(default: {shown})")]
+
+
+def _words(default: Any) -> Iterator[str]:
+    """The words of a default on the command line; none of an object that is no plain value."""
+    if isinstance(default, tuple):
+        for each in default:
+            yield from _words(each)
+    elif isinstance(default, str | int | float):
+        yield str(default)

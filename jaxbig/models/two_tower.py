@@ -63,8 +63,9 @@ class TwoTower(Model):
         if lengths is not None:
             real = length_mask(lengths, inputs.shape[1])
         x = jnp.where(real[..., None], x, 0).sum(axis=1)  # [B, D]
-        count = jnp.maximum(real.sum(axis=1), 1).astype(x.dtype)
-        x = constrain(x / count[:, None], "batch", None)
+        share = 1 / jnp.maximum(real.sum(axis=1), 1).astype(x.dtype)
+        # a product: XLA rounds the derivative of a quotient in more than one way
+        x = constrain(x * share[:, None], "batch", None)
         return self.query_mlp(x, train)
 
     def catalog_vectors(self, train: bool = False) -> jax.Array:

@@ -211,27 +211,32 @@ class LayerNorm(nn.Module):
         return y.astype(x.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def standardize(x: jax.Array, epsilon: float) -> jax.Array:
-    """`(x - mean) / sqrt(variance + epsilon)` over the last axis.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def standardize(x: jax.Array, epsilon: float, axes: tuple[int, ...] = (-1,)) -> jax.Array:
+    """`(x - mean) / sqrt(variance + epsilon)` over some axes.
 
-    Its derivative is written out: from the one that JAX finds, XLA makes more passes over memory.
+    Its derivative is written out: from the one that JAX finds, XLA makes more passes over memory,
+    and rounds it as the rest of the program has it, which differs between numbers of devices.
     """
-    return standardize_forward(x, epsilon)[0]
+    return standardize_forward(x, epsilon, axes)[0]
 
 
-def standardize_forward(x: jax.Array, epsilon: float) -> tuple[jax.Array, Any]:
-    mean = jnp.mean(x, axis=-1, keepdims=True)
-    variance = jnp.mean(jnp.square(x - jnp.broadcast_to(mean, x.shape)), axis=-1, keepdims=True)
+def standardize_forward(
+    x: jax.Array, epsilon: float, axes: tuple[int, ...]
+) -> tuple[jax.Array, Any]:
+    mean = jnp.mean(x, axis=axes, keepdims=True)
+    variance = jnp.mean(jnp.square(x - jnp.broadcast_to(mean, x.shape)), axis=axes, keepdims=True)
     factor = jax.lax.rsqrt(variance + epsilon)
     return (x - mean) * factor, (x, mean, factor)
 
 
-def standardize_backward(epsilon: float, saved: Any, gradient: jax.Array) -> tuple[jax.Array]:
+def standardize_backward(
+    epsilon: float, axes: tuple[int, ...], saved: Any, gradient: jax.Array
+) -> tuple[jax.Array]:
     x, mean, factor = saved
     y = (x - mean) * factor
-    along = jnp.mean(gradient * y, axis=-1, keepdims=True)
-    return (factor * (gradient - jnp.mean(gradient, axis=-1, keepdims=True) - y * along),)
+    along = jnp.mean(gradient * y, axis=axes, keepdims=True)
+    return (factor * (gradient - jnp.mean(gradient, axis=axes, keepdims=True) - y * along),)
 
 
 standardize.defvjp(standardize_forward, standardize_backward)

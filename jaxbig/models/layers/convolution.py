@@ -17,6 +17,7 @@ from jaxbig.arrays.dtypes import upcast
 from jaxbig.constraints import FractionBelowOne, NonNegativeFloat, NonNegativeInt, PositiveInt
 from jaxbig.distributed.logical_axes import platform
 from jaxbig.errors import Refused
+from jaxbig.models.layers.basic import standardize
 from jaxbig.models.layers.parameters import parameter
 
 Padding = Literal["same", "valid"]
@@ -55,10 +56,7 @@ class Convolution(nn.Module):
         shape = (self.kernel, self.kernel, x.shape[-1] // self.groups, self.channels)
         kernel = parameter(self, "kernel", self.initial, shape, (None, None, None, "channels"))
         if self.standardized:  # in float32, as every statistic
-            kernel = kernel - jnp.mean(kernel, axis=(0, 1, 2), keepdims=True)
-            kernel = kernel * jax.lax.rsqrt(
-                jnp.mean(jnp.square(kernel), axis=(0, 1, 2), keepdims=True) + 1e-10
-            )
+            kernel = standardize(kernel, 1e-10, (0, 1, 2))
         convolve = functools.partial(
             jax.lax.conv_general_dilated,
             window_strides=(self.stride, self.stride),
