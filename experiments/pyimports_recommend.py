@@ -5,8 +5,8 @@
 Two cores of an Intel Xeon, 47 s. On 314 held-out files after 3,000 steps, seeds 0 to 2: NDCG at 10
 0.458, 0.459, 0.452; hit rate at 10 0.656, 0.656, 0.656. What is imported together has 0.427 and
 0.637, EASE 0.412 and 0.634, what is imported most 0.185 and 0.322 (benchmarks/baselines.py --only
-imports). Rates that differ by less than 0.03 are not told apart on so few files. The files are
-those of Python 3.11.7 and of the packages of requirements.lock.
+imports). On so few files, rates that differ by less than 0.03 may be equal. The files are those of
+Python 3.11.7 and of the packages of requirements.lock.
 """
 
 from jaxbig.config.experiment import Experiment
