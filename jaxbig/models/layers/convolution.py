@@ -54,7 +54,8 @@ class Convolution(nn.Module):
             else [(self.padding, self.padding)] * 2
         )
         shape = (self.kernel, self.kernel, x.shape[-1] // self.groups, self.channels)
-        kernel = parameter(self, "kernel", self.initial, shape, (None, None, None, "channels"))
+        axes = (None, None, None, "channels")
+        kernel: Any = parameter(self, "kernel", self.initial, shape, axes)
         if self.standardized:  # in float32, as every statistic
             kernel = standardize(kernel, 1e-10, (0, 1, 2))
         convolve = functools.partial(
