@@ -458,11 +458,13 @@ def found_by(scored: Any, rows: Any, overlap: float, power: float) -> dict[str, 
                 break
             if not chosen or overlaps(edges[place], edges[chosen]).max() <= overlap:
                 chosen.append(place)
-        best.append((ranks[chosen], k[chosen], edges[chosen]))
-    for number, name in enumerate(("scores", "classes", "found")):
-        kept[name] = np.stack(
-            [np.resize(each[number], (20, *each[number].shape[1:])) for each in best]
+        rest = 20 - len(chosen)  # of the lowest score
+        ranks = np.pad(ranks[chosen], (0, rest), constant_values=-np.inf)
+        best.append(
+            (ranks, np.pad(k[chosen], (0, rest)), np.pad(edges[chosen], ((0, rest), (0, 0))))
         )
+    for number, name in enumerate(("scores", "classes", "found")):
+        kept[name] = np.stack([each[number] for each in best])
     start = kept["found"][..., :2]
     end = kept["found"][..., 2:]
     kept["found"] = np.concatenate([(start + end) / 2, end - start], axis=-1)

@@ -3,8 +3,9 @@
     jaxbig train criteo_dlrm --data.records.files train.txt
 
 A line has the click, 13 numbers and 26 categories, between tabs; Criteo's AI Lab has the file. Each
-process holds it in memory, 11 GB. Sizes are those of Naumov et al. (2019) for these data. Full
-size, not run here: `--smoke` tries it without its data.
+process holds it in memory, 11 GB. Sizes are those of Naumov et al. (2019) for these data; values
+are hashed to rows, so that some share one, and one line in twenty is held out at random. Full size,
+not run here: `--smoke` tries it without its data.
 """
 
 from jaxbig.config.experiment import Experiment

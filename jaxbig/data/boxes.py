@@ -4,6 +4,7 @@ Letters in shape comments: B batch, N the most objects of an image.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Self
 
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 from jaxbig.constraints import PositiveInt
 from jaxbig.data.core.dataset import Batch, Record, Spec
 from jaxbig.data.core.examples import Example, Examples
-from jaxbig.data.core.fields import MismatchError, array, class_of, kind, present
+from jaxbig.data.core.fields import MismatchError, array, class_of, format_value, kind, present
 from jaxbig.data.images import image_of, resize_box, to_pillow
 from jaxbig.data.records.image_folder import ENDINGS
 from jaxbig.data.records.synthetic import Synthetic
@@ -81,11 +82,16 @@ class Boxes(Examples):
             picture = to_pillow(image_of(record))
             inputs = resize_box(picture, (self.size, self.size), (0, 0, *picture.size), 3)
         found: Record = present(record, self.group, "--data.group") if self.group else record
+        if not isinstance(found, Mapping):
+            raise MismatchError(
+                f"its {self.group!r} is {format_value(found)}: it must have a list for each of "
+                f"{self.boxes_feature} and {self.labels_feature}, not a list of objects"
+            )
         boxes = edges_of(present(found, self.boxes_feature, "--data.boxes-feature"))
         labels = array(present(found, self.labels_feature, "--data.labels-feature"), "labels")
         if labels.shape != boxes.shape[:1]:
             raise MismatchError(
-                f"it has {len(boxes)} boxes, and labels of the shape {labels.shape}: each box "
+                f"it has {len(boxes)} box(es), and labels of the shape {labels.shape}: each box "
                 f"needs one"
             )
         if len(boxes) > self.objects:
@@ -100,7 +106,13 @@ class Boxes(Examples):
         ]
         crowd = np.zeros(len(boxes), bool)
         if self.crowd_feature:
-            crowd = array(present(found, self.crowd_feature, "--data.crowd-feature"), "crowd") > 0
+            crowd = array(present(found, self.crowd_feature, "--data.crowd-feature"), "crowd")
+            if crowd.shape != boxes.shape[:1] or crowd.dtype.kind not in "biuf":
+                raise MismatchError(
+                    f"its {self.crowd_feature!r} are {kind(crowd)} of the shape {crowd.shape}, and "
+                    f"it has {len(boxes)} box(es): each box needs a 0 or 1"
+                )
+            crowd = crowd > 0
         start = boxes[:, :2]
         end = boxes[:, 2:]
         centered = np.concatenate([(start + end)[:, ::-1] / 2, (end - start)[:, ::-1]], axis=1)
@@ -122,7 +134,7 @@ class Boxes(Examples):
     def read_unlabeled(self, record: Record) -> Example:
         names = (self.boxes_feature, self.labels_feature, self.crowd_feature)
         none: Record = {name: np.zeros((0, 4)) if name == names[0] else [] for name in names}
-        found = none | (record.get(self.group, {}) if self.group else record)
+        found = none | (record.get(self.group) or {} if self.group else record)
         return self.read({**record, self.group: found} if self.group else found)
 
     def transform(self, batch: Batch, keys: jax.Array, train: bool) -> Batch:
@@ -142,7 +154,8 @@ class Boxes(Examples):
     def synthetic(self) -> "Boxes":
         """The same data set with synthetic records."""
         features = {"group": "", "crowd_feature": "", "class_names": ()}
-        objects = ((self.boxes_feature, self.labels_feature, self.classes),)
+        most = min(3, self.objects)
+        objects = ((self.boxes_feature, self.labels_feature, self.classes, most),)
         records = Synthetic(images=("image",), objects=objects)
         return dataclasses.replace(self, records=records, **features)
 

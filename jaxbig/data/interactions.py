@@ -21,7 +21,8 @@ class Interactions(Labeled):
     """Items that are shown, and one more that belongs to them.
 
     A batch has the shown items `inputs` [B, most], their number `lengths` [B], and the other item
-    `targets` [B]. A record has the items as numbers or names, and the target. In evaluation they
+    `targets` [B]. A record has the items as numbers or names, and the target; an item that it has
+    twice counts once. Names are `class_names`, or else those of the targets. In evaluation records
     are taken as they are; in training any of a record's items may be the target, and some of the
     others are not shown.
     """
@@ -67,7 +68,7 @@ class Interactions(Labeled):
     def read_unlabeled(self, record: Record) -> Example:
         shown = self.shown(record)[: self.most]
         if not shown.size:
-            raise ValueError(f"its {self.items!r} are none")
+            raise ValueError(f"its {self.items!r} are empty: at least one item must be shown")
         inputs = np.zeros(self.most, np.int32)
         inputs[: len(shown)] = shown
         return {
@@ -86,7 +87,8 @@ class Interactions(Labeled):
             if unknown := [name for name in names if name not in known]:
                 raise MismatchError(
                     f"its {self.items!r} have {format_value(unknown[0])}, which is none of the "
-                    f"{len(known)} items"
+                    f"{len(known)} items: name all of them with --data.class-names, or number them "
+                    f"(0, 1, ...)"
                 )
             given = np.array([known[name] for name in names], np.int32)
         if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
@@ -100,7 +102,8 @@ class Interactions(Labeled):
                 f"its {self.items!r} have {beyond}, but --data.classes {self.classes} means 0 to "
                 f"{self.classes - 1}"
             )
-        return given.astype(np.int32)
+        first = np.unique(given, return_index=True)[1]  # each item once
+        return given[np.sort(first)].astype(np.int32)
 
     def transform(self, batch: Batch, keys: jax.Array, train: bool) -> Batch:
         if not train:

@@ -199,7 +199,7 @@ class Categories(Labeled):
     A batch has `inputs`, int32 [B, N]: a row for each field, of one table where each field has a
     part of its own; `numbers`, float32 [B, M], if there are any; and the class, `targets` [B]. A
     category that is a whole number below the rows of its field is that row, any other is hashed to
-    one (Weinberger et al., 2009), and a missing one is the empty text.
+    one (Weinberger et al., 2009), and a missing one is row 0.
     """
 
     categories: tuple[tuple[str, PositiveInt], ...]

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxbig.arrays.dtypes import Dtype, upcast
 from jaxbig.constraints import DropRate, PositiveInt, validate
+from jaxbig.errors import Refused
 from jaxbig.models.base import Classifier, without_features
 from jaxbig.models.layers.attention import sinusoidal
 from jaxbig.models.layers.basic import Embedding, LayerNorm, Linear, cast
@@ -63,6 +64,8 @@ class DETR(Classifier, kw_only=True):
         """Images [B, Y, X, C] -> `logits` [B, R, Q, K] and `boxes` [B, R, Q, 4], float32: center x
         and y, width and height, as fractions of the image. The last layer is the answer."""
         validate(self)
+        if self.width % 4:
+            raise Refused(f"width {self.width}: it must be a multiple of 4.")
         fields: dict[str, Any] = {
             "heads": self.heads,
             "mlp_width": self.mlp_width,
@@ -120,7 +123,7 @@ class DETR(Classifier, kw_only=True):
 
     def nearness(self, points: np.ndarray, places: np.ndarray) -> jax.Array:
         """Points [Q, 2] and places [S, 2] -> scores of attention [1, H, Q, S]: a Gaussian, 0 in the
-        middle, whose width starts as an anchor's or less."""
+        middle, whose standard deviation starts as half an anchor's width or less."""
         learned = parameter(self, "nearness", nn.initializers.zeros, (self.heads,), ("heads",))
         rate = jnp.exp(learned) * np.geomspace(self.grid, 4 * self.grid, self.heads)  # [H]
         square = np.square(points[:, None] - places).sum(axis=2)  # [Q, S]

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxbig.arrays.dtypes import Dtype
 from jaxbig.constraints import PositiveInt, validate
+from jaxbig.errors import Refused
 from jaxbig.models.base import Classifier
 from jaxbig.models.layers.basic import Embedding, Linear, cast
 from jaxbig.models.layers.heads import ClassifierHead
@@ -32,9 +33,15 @@ class DLRM(Classifier):
     """Of the computation; parameters and logits are float32."""
 
     @nn.compact
-    def __call__(self, inputs: jax.Array, numbers: jax.Array, train: bool = False) -> jax.Array:
+    def __call__(
+        self, inputs: jax.Array, numbers: jax.Array | None = None, train: bool = False
+    ) -> jax.Array:
         """Rows of the table [B, N], numbers [B, M] -> logits [B, K], float32."""
         validate(self)
+        if numbers is None:
+            raise Refused(
+                "DLRM needs numbers beside the categories: name some with --data.numbers."
+            )
         table = Embedding(self.vocab, self.width, self.width**-0.5, name="table")
         x = cast(numbers, self.dtype)  # [B, M]
         for layer, width in enumerate((*self.bottom, self.width)):

@@ -149,8 +149,8 @@ class Detection(Objective):
 
     def describe(self, found: Found, words: Words, *, top: int) -> dict[str, Any]:
         """`objects`, each with its `class`, `score` and `box` (left, top, right and bottom, as
-        fractions of the image), and `picture`, uint8 [Y, X, 3], with these boxes; where they are
-        known, `targets`, the objects without a score, and `loss`."""
+        fractions of the image); of images uint8 [Y, X, 3] the `picture`, with these boxes; where
+        they are known, `targets`, the objects without a score, and `loss`."""
         scores = found["scores"]
         shown = scores >= self.least_score
         boxes = edges(found["found"][shown])
@@ -169,7 +169,10 @@ class Detection(Objective):
                 {"class": words.class_name(int(k)), "box": as_numbers(box)} for k, box in pairs
             ]
             row["loss"] = as_numbers(found["losses"])
-        return row | {"picture": drawn(found["inputs"], boxes, names)}
+        image = found["inputs"]
+        if image.dtype == np.uint8 and image.shape[-1] == 3:
+            row["picture"] = drawn(image, boxes, names)
+        return row
 
 
 def check_outputs(outputs: Any) -> None:
@@ -222,7 +225,7 @@ def giou(one: jax.Array, other: jax.Array) -> jax.Array:
     shared = jnp.prod(jnp.maximum(inner, 0), axis=-1)
     union = jnp.prod(sizes[0], axis=-1) + jnp.prod(sizes[1], axis=-1) - shared
     hull = jnp.prod(jnp.maximum(*high) - jnp.minimum(*low), axis=-1)
-    tiny = jnp.finfo(one.dtype).tiny  # of boxes without an area
+    tiny = 1e-12  # of boxes without an area; its square is a float32 too
     return shared / jnp.maximum(union, tiny) - (hull - union) / jnp.maximum(hull, tiny)
 
 

@@ -41,7 +41,8 @@ class Retrieval(Objective):
     cutoff: PositiveInt = 10
     """The ranks that count as a hit."""
     exclude_shown: bool = True
-    """Inputs are items, and those that are shown are in no ranking, and not in the softmax."""
+    """Inputs are items, and those that are shown are in no ranking, and not in the softmax. False
+    where inputs are no items, as those of `Categories`."""
 
     criterion = "ndcg"
     higher_is_better = True
@@ -111,4 +112,5 @@ def ranks(scores: jax.Array, targets: jax.Array) -> jax.Array:
     lower number is first, as `top_k` has them."""
     own = jnp.take_along_axis(scores, targets[:, None], axis=1)  # [B, 1]
     before = jnp.arange(scores.shape[1])[None] < targets[:, None]
-    return 1 + jnp.sum((scores > own) | ((scores == own) & before), axis=1)
+    after = (scores < own) | ((scores == own) & ~before)  # False for NaN, which is never a hit
+    return 1 + jnp.sum(~after, axis=1)

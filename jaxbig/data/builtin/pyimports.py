@@ -45,7 +45,8 @@ def package_files() -> Iterator[tuple[str, bytes]]:
 def imported(text: bytes, name: str = "") -> list[str]:
     """The modules that a file imports, anywhere in it, sorted, each once; no code is run.
 
-    Of `from a import b` it is `a`. `from . import b` is resolved by the file's name.
+    Of `from a import b` it is `a`. `from . import b` is resolved by the file's name, and left out
+    without one.
 
     Raises:
       SyntaxError: this Python cannot parse it.
@@ -57,7 +58,7 @@ def imported(text: bytes, name: str = "") -> list[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
+        elif isinstance(node, ast.ImportFrom) and (name or not node.level):
             above = folder[: len(folder) - node.level + 1] if node.level else []
             found.add(".".join([*above, *filter(None, [node.module])]))
     return sorted(found - {"", "__future__"})
@@ -88,7 +89,7 @@ class JaxbigPyimports(Builder):
         for name, text in [*library_files().items(), *package_files()]:
             try:
                 modules = imported(text, name)
-            except SyntaxError:  # a file that is read by another Python
+            except (SyntaxError, RecursionError, MemoryError):  # of another Python, or too deep
                 continue
             split = "train" if number_of(name) % 6 else "eval"
             splits[split].append({"name": name, "modules": " ".join(modules)})
@@ -148,7 +149,7 @@ class PyImports(Interactions):
     """Files of Python's standard library and of packages: which module each imports besides those
     that are shown."""
 
-    records: Records = LibraryImports()
+    records: Records = dataclasses.field(default_factory=LibraryImports)
     """Where the records come from."""
     classes: PositiveInt = KNOWN
     """Number of known modules."""

@@ -47,8 +47,9 @@ class Synthetic(Records):
     """Sounds of up to 16,000 int16 samples."""
     labels: tuple[tuple[str, int], ...] = ()
     """Names, each with the number that its whole numbers stay below."""
-    objects: tuple[tuple[str, str, int], ...] = ()
-    """Names of boxes and of their labels, each pair with the number of classes; up to 3 objects."""
+    objects: tuple[tuple[str, str, int, int], ...] = ()
+    """Names of boxes and of their labels, each pair with the number of classes and the most
+    objects."""
 
     def open(self, split: str) -> Sequence[Record]:
         draw = np.random.Generator(np.random.Philox(key=SPLITS.index(split)))
@@ -68,8 +69,8 @@ class Synthetic(Records):
             samples = draw.integers(8_000, 16_001)
             wave = 8_000 * np.sin(2 * np.pi * pitch / 16_000 * np.arange(samples))
             record[name] = wave.astype(np.int16)
-        for boxes, labels, classes in self.objects:
-            count = draw.integers(4)
+        for boxes, labels, classes, most in self.objects:
+            count = draw.integers(most + 1)
             corners = np.sort(draw.uniform(size=(count, 2, 2)), axis=1)  # top left, bottom right
             record[boxes] = corners.reshape(count, 4).astype(np.float32)
             record[labels] = draw.integers(classes, size=count)

@@ -1,5 +1,6 @@
 """Images with objects: from arrays, files and TFDS's layout; bad boxes; flips."""
 
+import dataclasses
 import io
 from typing import Any
 
@@ -54,6 +55,12 @@ def test_objects_are_read_as_tfds_has_them() -> None:
     assert row["targets"][:3].tolist() == [79, 3, 0]
     assert row["present"][:3].tolist() == [1, 0, 0] and row["crowd"][:3].tolist() == [0, 1, 0]
     assert not data.read_unlabeled({"image": IMAGE})["present"].any()
+    assert not data.read_unlabeled({"image": IMAGE, "objects": None})["present"].any()
+    for wrong in ([True], True, ["yes", "no"]):
+        with pytest.raises(MismatchError, match=r"it has 2 box.*each box needs a 0 or 1"):
+            data.read({"image": IMAGE, "objects": {**objects, "is_crowd": wrong}})  # type: ignore
+    with pytest.raises(MismatchError, match="a list for each of bbox and label, not a list of"):
+        data.read({"image": IMAGE, "objects": [objects]})  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -68,8 +75,8 @@ def test_objects_are_read_as_tfds_has_them() -> None:
             "box 0 is 0 0 nan 1: each edge must be a number",
         ),
         ({"boxes": np.array([[0, 0, 20, 30]])}, "divide pixels by its height and width"),
-        ({"boxes": np.array([[0, 0, 1]])}, r"float64 of the shape \(1, 3\)|int64 of the shape"),
-        ({"labels": np.array([1, 2])}, r"1 boxes, and labels of the shape \(2,\)"),
+        ({"boxes": np.array([[0, 0, 1]])}, r"int64 of the shape \(1, 3\)"),
+        ({"labels": np.array([1, 2])}, r"1 box\(es\), and labels of the shape \(2,\)"),
         ({"labels": np.array([3])}, "--data.classes 3 means 0 to 2"),
         (
             {"boxes": np.array([[0, 0, 1, 1]] * 3), "labels": np.array([0] * 3)},
@@ -128,3 +135,5 @@ def test_digits_on_paper_have_boxes_around_their_ink() -> None:
 def test_synthetic_objects_are_read() -> None:
     rows = load("coco_detr_r50").data.synthetic().source("train").rows(np.arange(8))  # type: ignore
     assert 0 < rows["present"].sum() < 8 * 4 and rows["boxes"].max() <= 1
+    one = dataclasses.replace(DATA, objects=1).synthetic()
+    assert 0 < one.source("train").rows(np.arange(16))["present"].sum() < 16

@@ -37,6 +37,7 @@ def test_items_are_read_as_names_or_numbers() -> None:
     assert (by_name["lengths"], by_name["targets"]) == (2, 0)
     assert ITEMS.read({"items": [0, 1, 2, 3, 4], "target": 5})["lengths"] == 4
     assert ITEMS.read_unlabeled({"items": ["a"]})["lengths"] == 1
+    assert ITEMS.read({"items": [3, 1, 3], "target": 0})["inputs"].tolist() == [3, 1, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,7 @@ def test_items_are_read_as_names_or_numbers() -> None:
         ({"items": ["x"], "target": 0}, "'x', which is none of the 6 items"),
         ({"items": [6], "target": 0}, r"have 6, but --data\.classes 6 means 0 to 5"),
         ({"items": [1.5], "target": 0}, r"float64 of shape \(1,\): items must be"),
-        ({"items": [], "target": 0}, "'items' are none"),
+        ({"items": [], "target": 0}, "'items' are empty"),
         ({"items": [2, 3], "target": 3}, "its target d is shown already"),
     ],
 )
@@ -83,6 +84,7 @@ def f():
 """
     expected = ["a", "a.b.near", "json", "os.path", "sys"]
     assert imported(text, "a/b/c.py") == expected
+    assert imported(b"from .json import x") == []  # of which package is not known
     with pytest.raises(SyntaxError):
         imported(b"print 1")
 

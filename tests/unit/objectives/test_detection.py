@@ -96,6 +96,7 @@ def test_loss_does_not_depend_on_the_order_of_the_objects(seed: int) -> None:
 def test_batch_without_an_object_has_a_loss_and_a_gradient_of_its_classes_alone() -> None:
     outputs, batch = case(0)
     batch["present"] = jnp.zeros_like(batch["present"])
+    batch["boxes"] = jnp.zeros_like(batch["boxes"])  # as `Boxes` pads
 
     def loss(outputs: Any) -> jax.Array:
         return sums(outputs, batch)["loss"].mean()

@@ -86,6 +86,13 @@ def test_a_target_that_is_shown_keeps_a_finite_loss() -> None:
     assert found["loss"] == pytest.approx(np.log1p(np.exp(-1)), rel=1e-6)
 
 
+def test_scores_that_are_no_numbers_are_never_a_hit() -> None:
+    assert ranks(jnp.full((1, 5), jnp.nan), jnp.array([3]))[0] > 5
+    assert ranks(jnp.array([[1, 2, jnp.nan, 3]]), jnp.array([2]))[0] > 4
+    found = metrics(Retrieval(items=3, cutoff=3), [[jnp.nan] * 3], batch([[2, 0]], [1], [1]))
+    assert found["hit_rate"] == 0 == found["ndcg"]
+
+
 def test_a_prediction_names_items_that_are_not_shown() -> None:
     names = ("a", "b", "c", "d")
     data = Interactions(records=Synthetic(), batch=1, classes=4, most=2, class_names=names)
