@@ -8,8 +8,6 @@ from typing import Any
 from jaxbig.config.discover import load
 from jaxbig.config.experiment import Experiment
 from jaxbig.data.audio import Transcripts
-from jaxbig.data.builtin.digit_canvas import DigitCanvas
-from jaxbig.data.builtin.morse import Morse
 from jaxbig.data.chats import Chats
 from jaxbig.data.tabular import Categories
 from jaxbig.models.convnet import Conv, Dense, Dropout, Pool
@@ -106,10 +104,9 @@ def small(name: str, **changes: Any) -> Experiment:
         data = dataclasses.replace(data, keep="end")
     if isinstance(data, Transcripts) and data.samples > 16_000:
         data = dataclasses.replace(data, samples=16_000, letters=8)
-    if isinstance(getattr(data, "records", None), Morse):
-        data = dataclasses.replace(data, records=Morse(eval_examples=40))
-    if isinstance(getattr(data, "records", None), DigitCanvas):
-        data = dataclasses.replace(data, records=DigitCanvas(eval_examples=40))
+    records: Any = getattr(data, "records", None)
+    if hasattr(records, "eval_examples"):  # records that are made
+        data = dataclasses.replace(data, records=dataclasses.replace(records, eval_examples=40))
     if isinstance(data, Categories):  # whose tables have the rows of a model
         few_rows = tuple((name, min(rows, 16)) for name, rows in data.categories)
         data = dataclasses.replace(data, categories=few_rows)
