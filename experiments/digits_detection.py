@@ -2,8 +2,8 @@
 
     jaxbig train digits_detection
 
-Two cores of an Intel Xeon, under 5 minutes. COCO's average precision (AP) on 500 held-out images
-after 3,000 steps, seeds 0 to 2: 0.470, 0.480, 0.478; AP50 0.764, 0.778, 0.772. Templates of each
+Two cores of an Intel Xeon, 4 to 6 minutes. COCO's average precision (AP) on 500 held-out images
+after 3,000 steps, seeds 0 to 2: 0.436, 0.454, 0.424; AP50 0.721, 0.747, 0.715. Templates of each
 digit have 0.224 and 0.382 (benchmarks/baselines.py --only boxes).
 """
 
