@@ -4,7 +4,7 @@
 
 Two cores of an Intel Xeon, 4 to 6 minutes. COCO's average precision (AP) on 500 held-out images
 after 3,000 steps, seeds 0 to 2: 0.436, 0.454, 0.424; AP50 0.721, 0.747, 0.715. Templates of each
-digit have 0.224 and 0.382 (benchmarks/baselines.py --only boxes).
+digit have 0.263 and 0.437 (benchmarks/baselines.py --only boxes).
 """
 
 from jaxbig.config.experiment import Experiment
