@@ -15,9 +15,11 @@ from support.programs import share_programs
 
 import jaxbig as jb
 from jaxbig.cli import main as command_line
+from jaxbig.data.boxes import Boxes
 from jaxbig.data.builtin.pytext import Library
 from jaxbig.data.chats import Chats
 from jaxbig.data.core.array_source import ArraySource
+from jaxbig.data.interactions import Interactions
 from jaxbig.inference.outputs import without_picture
 from jaxbig.train import evaluate, trainer
 from jaxbig.train import run as api_run
@@ -62,6 +64,8 @@ def exact(rows: Rows) -> dict[str, float]:
         return {"accuracy": mean(counted, "accuracy", "tokens")}
     if "tokens" in rows[0]:
         return {"accuracy": mean(rows, "accuracy", "tokens")}
+    if "rank" in rows[0]:
+        return {"hit_rate": np.mean([row["rank"] <= 10 for row in rows])}
     if "class" in rows[0]:
         return {"accuracy": np.mean([row["class"] == row["target"] for row in rows])}
     return {}
@@ -77,6 +81,8 @@ def close(rows: Rows) -> dict[str, float]:
     if "objects" in rows[0]:
         counted = [{**row, "count": max(len(row["targets"]), 1)} for row in rows]
         return {"loss": mean(counted, "loss", "count")}
+    if "rank" in rows[0]:
+        return {"ndcg": np.mean([(row["rank"] <= 10) / np.log2(1 + row["rank"]) for row in rows])}
     if "asked" in rows[0]:
         return {"loss": mean(rows, "loss")}
     if "value" in rows[0]:
@@ -108,7 +114,7 @@ def test_predictions_have_the_numbers_of_the_evaluation(name: str, tmp_path: Pat
     chosen = [len(source) - 1, 3, 17, 0]
     fields = source.rows(np.array(chosen))
     records = [{name: each[i] for name, each in fields.items()} for i in range(len(chosen))]
-    if isinstance(experiment.data, Chats):  # reads messages alone
+    if isinstance(experiment.data, Boxes | Chats | Interactions):  # read no arrays of theirs
         stored = experiment.data.records.open("eval")
         records = [stored[i] for i in chosen]
     answers = [without_picture(row) for row in jb.predict(run, records)]
