@@ -162,11 +162,21 @@ class Experiment:
         validate(self)
         self.check_enough("classes", "classes")
         self.check_enough("vocab", "tokens")
+        self.check_criterion()
         self.precision.check(getattr(self.model, "dtype", "float32"))
         if self.ema and self.optimizer.averages():
             raise Refused(
                 f"--ema {self.ema:g}: {type(self.optimizer).__name__} keeps an average of its own, "
                 f"which evaluation uses: give --ema 0."
+            )
+
+    def check_criterion(self) -> None:
+        """Raises `Refused` where no metric gives what ranks the checkpoints."""
+        objective = self.objective
+        if objective.criterion_of and not self.metrics:
+            raise Refused(
+                f"{type(objective).__name__} ranks checkpoints by {objective.criterion!r}, and "
+                f"there are no metrics: give metrics=({objective.criterion_of}(),)."
             )
 
     def check_kinds(self) -> None:

@@ -73,6 +73,8 @@ class Objective(abc.ABC):
     criterion = "loss"
     """Evaluation metric that selects the best checkpoint."""
     higher_is_better = False
+    criterion_of: ClassVar[str] = ""
+    """The class of the metric that gives the criterion, where the objective does not."""
     described: ClassVar[tuple[str, ...]] = ("targets", "mask")
     """The fields of an example that `describe` gets beside what `predict` returned; but for
     `inputs`, only where the answer is known."""

@@ -67,6 +67,7 @@ class Detection(Objective):
 
     criterion = "ap"
     higher_is_better = True
+    criterion_of = "AveragePrecision"
     described = ("inputs", "targets", "boxes", "present", "mask")
 
     def __call__(self, forward: nn.Module, batch: Batch, key: jax.Array, train: bool) -> Sums:

@@ -1,7 +1,9 @@
 """The names of `import jaxbig as jb`: each is there, and no class is missing."""
 
+import ast
 import dataclasses
 import inspect
+import textwrap
 from collections.abc import Iterable
 from typing import Any
 
@@ -87,3 +89,29 @@ def test_a_field_of_a_field_is_replaced_by_its_dotted_name() -> None:
     assert layers.layers[1:] == before.model.layers[1:]  # type: ignore[attr-defined]
     rate = dataclasses.replace(before.optimizer.learning_rate, peak=0.5)  # type: ignore[call-arg]
     assert after.optimizer.learning_rate == rate
+
+
+def kept_names(owner: type) -> set[str]:
+    """The names under which the methods of a class keep something in the instance."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(owner)))
+    return {
+        node.slice.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Subscript)
+        and isinstance(node.ctx, ast.Store)
+        and ast.unparse(node.value).startswith("vars(")
+        and isinstance(node.slice, ast.Constant)
+    }
+
+
+def test_what_a_data_set_keeps_hides_no_method_of_it() -> None:
+    found = [getattr(jb.data, name) for name in jb.data.__all__]
+    kept = {
+        (owner, name)
+        for owner in found
+        if inspect.isclass(owner)
+        for base in owner.__mro__[:-1]
+        for name in kept_names(base)
+    }
+    assert len(kept) > 10
+    assert [each for each in kept if callable(getattr(*each, None))] == []

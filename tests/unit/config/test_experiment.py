@@ -765,3 +765,8 @@ def test_json_of_a_decoder_has_its_inherited_fields() -> None:
 def test_part_of_another_kind_is_refused(field: str, value: Any, message: str) -> None:
     with pytest.raises(Refused, match=f"^{field} {message}"):
         load("digits_convnet").replace(**{field: value}).check()
+
+
+def test_detection_without_the_metric_that_ranks_its_checkpoints_is_refused() -> None:
+    with pytest.raises(Refused, match=r"by 'ap', and there are no metrics: .*AveragePrecision\(\)"):
+        load("digits_detection").replace(metrics=()).check()
