@@ -8,6 +8,7 @@ from typing import Any
 from jaxbig.cli.restored_run import RestoredRunCommand
 from jaxbig.cli.tables import Rows
 from jaxbig.distributed.multihost import refuse_started_together
+from jaxbig.errors import Refused
 from jaxbig.tools.stress import draw, stress
 
 log = logging.getLogger("jaxbig")
@@ -26,13 +27,15 @@ class Stress(RestoredRunCommand):
     """Evaluate only this many batches of it; 0: all."""
     seed: int = 0
     """Of noise, typos and the start of pgd."""
+    metric: str = ""
+    """Which metric to print and draw; the objective's criterion by default."""
     picture: Path = Path("stress.png")
-    """Where the criterion is drawn over the strengths."""
+    """Where it is drawn over the strengths."""
 
     def __call__(self) -> int:
         refuse_started_together("stress")
         run = self.restored()
-        metric = run.experiment.objective.criterion
+        metric = self.metric or run.experiment.objective.criterion
         found: list[dict[str, Any]] = []
         for each in stress(
             run,
@@ -42,6 +45,9 @@ class Stress(RestoredRunCommand):
             seed=self.seed,
         ):
             found.append(each)
+            if metric not in each["metrics"]:
+                known = ", ".join(each["metrics"])
+                raise Refused(f"--metric {metric}: the run has {known}.")
             value = each["metrics"][metric]
             log.info("%s %g: %s %.4g", each["change"], each["strength"], metric, value)
         draw(found, metric, self.picture)
@@ -49,7 +55,7 @@ class Stress(RestoredRunCommand):
             "run": str(run.directory),
             "step": run.step,
             "split": self.split,
-            "criterion": metric,
+            "metric": metric,
             "found": found,
             "picture": str(self.picture),
         }
