@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "jaxbig.cli.train:Train",
     "evaluate": "jaxbig.cli.evaluate:Evaluate",
     "predict": "jaxbig.cli.predict:Predict",
+    "explain": "jaxbig.cli.explain:Explain",
     "stress": "jaxbig.cli.stress:Stress",
     "average": "jaxbig.cli.average:Average",
     "import": "jaxbig.cli.import_run:Import",

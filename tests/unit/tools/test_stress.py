@@ -91,7 +91,7 @@ def test_command_prints_a_row_for_each_change_and_draws_them(
     assert Image.open(picture).width > 700
     assert command_line([*map(str, words), "--batches", "1"]) == 0
     table = capsys.readouterr().out
-    with pytest.raises(Refused, match="--metric f1: the run has .*accuracy"):
+    with pytest.raises(Refused, match=r"--metric f1: the run has .*accuracy"):
         command_line([*map(str, words), "--metric", "f1"])
     assert "of unchanged inputs" in table and " at 0.32" in table
 
