@@ -1,0 +1,25 @@
+"""Q-learning that balances a pole on a cart.
+
+jaxbig train cartpole_dqn
+"""
+
+from jaxbig.config.experiment import Experiment
+from jaxbig.data.episodes import Episodes
+from jaxbig.distributed.mesh import Mesh
+from jaxbig.models.mlp import MLP
+from jaxbig.objectives.q_learning import QLearning
+from jaxbig.optim.optimizers import Adam
+from jaxbig.optim.schedules import WarmupCosine
+
+
+def config() -> Experiment:
+    return Experiment(
+        model=MLP(widths=(64, 64), outputs=2),
+        objective=QLearning(environment="CartPole-v1", capacity=1_000, samples=8),
+        data=Episodes(batch=16),
+        optimizer=Adam(learning_rate=WarmupCosine(peak=1e-3, warmup=100), clip_norm=10.0),
+        mesh=Mesh(data=-1),
+        steps=10_000,
+        evaluate_every=2_000,
+        checkpoint_every=2_000,
+    )
