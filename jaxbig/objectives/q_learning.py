@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxbig.arrays.dtypes import upcast
-from jaxbig.constraints import NonNegativeFloat, PositiveInt, Probability
+from jaxbig.constraints import NonNegativeFloat, PositiveFloat, PositiveInt, Probability
 from jaxbig.errors import Refused
 from jaxbig.objectives.base import Batch, Sums, masked
 from jaxbig.objectives.reinforcement import (
@@ -51,6 +51,8 @@ class QLearning(Reinforcement):
     """The share of random actions in the end; at first it is 1."""
     explore_steps: PositiveInt = 1_000
     """Train steps in which it falls in a line."""
+    largest_error: PositiveFloat = 1.0
+    """Where the Huber loss turns from a square to a line."""
     double: bool = True
     """The present parameters choose the action whose value the target network gives (van Hasselt
     et al., 2016)."""
@@ -131,7 +133,9 @@ class QLearning(Reinforcement):
         wanted = q_targets(drawn["reward"], drawn["terminated"], after, choice, self.discount)
         values = self.values(over_time(partial(forward, train=True), drawn["observation"]))
         value = jnp.take_along_axis(values, drawn["action"][..., None], axis=-1)[..., 0]  # [B, S]
-        losses = jnp.mean(weights * optax.huber_loss(value, wanted), axis=1)  # [B]
+        losses = jnp.mean(
+            weights * optax.huber_loss(value, wanted, delta=self.largest_error), axis=1
+        )  # [B]
         errors = jnp.abs(jax.lax.stop_gradient(value) - wanted) + LEAST
         rows = jnp.arange(len(places))[:, None]
         replay["priority"] = replay["priority"].at[rows, places].set(errors)
