@@ -45,6 +45,8 @@ class QLearning(Reinforcement):
     """Steps that each actor's replay keeps; a multiple of `play`."""
     samples: PositiveInt = 8
     """Steps drawn from each replay in a train step."""
+    rewards: PositiveInt = 1
+    """Rewards that a target adds up before the value of what follows (Hessel et al., 2018)."""
     copy_every: PositiveInt = 100
     """Train steps between two copies of the parameters to the target network."""
     explore_end: Probability = 0.05
@@ -99,6 +101,7 @@ class QLearning(Reinforcement):
             "reward": jnp.zeros(shape),
             "next": seen,
             "terminated": jnp.zeros(shape, bool),
+            "ended": jnp.zeros(shape, bool),
             "priority": jnp.zeros(shape),
         }
 
@@ -118,7 +121,8 @@ class QLearning(Reinforcement):
         filled = jnp.minimum((count + 1) * self.play, self.capacity)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(of_draw, inputs)
         places, weights = jax.vmap(self.draw)(replay["priority"], filled, keys)  # [B, S]
-        drawn = jax.vmap(lambda of, at: jax.tree.map(lambda each: each[at], of))(replay, places)
+        newest = ((count + 1) * self.play - 1) % self.capacity
+        drawn = jax.vmap(jax.vmap(self.drawn, (None, 0, None)))(replay, places, newest)
 
         target = jax.tree.map(
             lambda old, new: jnp.where(jnp.max(count) % self.copy_every == 0, new, old),
@@ -130,7 +134,7 @@ class QLearning(Reinforcement):
         choice = after
         if self.double:
             choice = self.values(over_time(partial(model.apply, variables), drawn["next"]))
-        wanted = q_targets(drawn["reward"], drawn["terminated"], after, choice, self.discount)
+        wanted = q_targets(drawn["reward"], drawn["terminated"], after, choice, drawn["discount"])
         values = self.values(over_time(partial(forward, train=True), drawn["observation"]))
         value = jnp.take_along_axis(values, drawn["action"][..., None], axis=-1)[..., 0]  # [B, S]
         losses = jnp.mean(
@@ -167,6 +171,33 @@ class QLearning(Reinforcement):
         weights = (filled * chances[places]) ** -self.correction
         return places, weights / jnp.max(weights)
 
+    def drawn(self, replay: Any, place: jax.Array, newest: jax.Array) -> dict[str, jax.Array]:
+        """A step of an actor's replay, with the `reward` of it and of those that follow, what is
+        seen `next` after these, whether they `terminated`, and the `discount` of what follows.
+
+        They end where the episode does, and with the newest step.
+
+        Args:
+          replay: arrays [C, ...] by name.
+          place: of the step, a scalar.
+          newest: the place of the newest step, a scalar.
+        """
+        later = jnp.arange(self.rewards)
+        at = (place + later) % self.capacity
+        ended = replay["ended"][at]
+        before = jnp.cumsum(ended) - ended  # episodes that ended before
+        real = (later <= (newest - place) % self.capacity) & (before == 0)
+        factors = jnp.where(real, self.discount**later, 0)
+        last = at[jnp.sum(real) - 1]
+        return {
+            "observation": replay["observation"][place],
+            "action": replay["action"][place],
+            "reward": jnp.sum(factors * replay["reward"][at]),
+            "next": replay["next"][last],
+            "terminated": replay["terminated"][last],
+            "discount": self.discount ** jnp.sum(real),
+        }
+
 
 def written(replay: Any, happened: Any, steps: jax.Array) -> Any:
     """One actor's replay with new steps in place of its oldest.
@@ -188,7 +219,11 @@ def written(replay: Any, happened: Any, steps: jax.Array) -> Any:
 
 
 def q_targets(
-    rewards: jax.Array, terminated: jax.Array, after: jax.Array, choice: jax.Array, discount: float
+    rewards: jax.Array,
+    terminated: jax.Array,
+    after: jax.Array,
+    choice: jax.Array,
+    discount: jax.Array | float,
 ) -> jax.Array:
     """What the values should be: r + discount * after[argmax choice], and r alone at an end.
 
@@ -197,7 +232,7 @@ def q_targets(
       terminated: [...]; an episode that its limit of steps cuts is none of them.
       after: the values of actions by the target network, in what was seen next [..., A].
       choice: the values by which the action is chosen [..., A].
-      discount: the factor of what comes next.
+      discount: the factor of what comes next, a scalar or [...].
     """
     best = jnp.argmax(choice, axis=-1)[..., None]
     next_value = jnp.take_along_axis(after, best, axis=-1)[..., 0]

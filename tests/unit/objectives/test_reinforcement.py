@@ -94,6 +94,32 @@ def test_steps_are_drawn_by_their_priority() -> None:
     np.testing.assert_allclose(weights, 1, rtol=1e-6)
 
 
+def test_rewards_are_added_up_to_the_end_of_an_episode_and_the_newest_step() -> None:
+    objective = QLearning(environment="CartPole-v1", capacity=6, rewards=3, discount=0.5)
+    replay = {
+        "reward": jnp.array([1.0, 2, 4, 8, 16, 32]),
+        "next": 10 * jnp.arange(6.0),
+        "ended": jnp.array([0, 0, 0, 1, 0, 0], bool),
+    }
+    replay |= {
+        "terminated": replay["ended"],
+        "observation": jnp.arange(6),
+        "action": replay["next"],
+    }
+    newest = jnp.int32(1)  # 2 is the oldest
+    for place, reward, after, discount in (
+        (2, 4 + 8 / 2, 30, 1 / 4),
+        (3, 8, 30, 1 / 2),
+        (4, 16 + 32 / 2 + 1 / 4, 0, 1 / 8),
+        (5, 32 + 1 / 2 + 2 / 4, 10, 1 / 8),
+        (0, 1 + 2 / 2, 10, 1 / 4),
+        (1, 2, 10, 1 / 2),
+    ):
+        found = objective.drawn(replay, jnp.int32(place), newest)
+        assert (found["reward"], found["next"], found["discount"]) == (reward, after, discount)
+        assert (found["terminated"], found["observation"]) == (after == 30, place)
+
+
 def test_dueling_values_have_the_mean_of_the_first_number() -> None:
     objective = QLearning(environment="CartPole-v1", dueling=True)
     np.testing.assert_allclose(objective.values(jnp.array([5.0, 1.0, 3.0])), [4, 6])
