@@ -15,11 +15,18 @@ from jaxbig.optim.schedules import WarmupCosine
 def config() -> Experiment:
     return Experiment(
         model=MLP(widths=(64, 64), outputs=2),
-        objective=QLearning(environment="CartPole-v1", capacity=1_000, samples=8),
+        objective=QLearning(
+            environment="CartPole-v1",
+            rewards=10,
+            copy_every=50,
+            explore_steps=2_000,
+            largest_error=100.0,
+        ),
         data=Episodes(batch=16),
         optimizer=Adam(learning_rate=WarmupCosine(peak=1e-3, warmup=100), clip_norm=10.0),
         mesh=Mesh(data=-1),
-        steps=10_000,
+        ema=0.995,
+        steps=8_000,
         evaluate_every=2_000,
         checkpoint_every=2_000,
     )

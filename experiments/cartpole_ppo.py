@@ -1,6 +1,11 @@
-"""PPO that balances a pole on a cart.
+"""A policy that balances a pole on a cart, by PPO.
 
-jaxbig train cartpole_ppo
+    jaxbig train cartpole_ppo
+
+Two cores of an Intel Xeon, 40 s of processor time. Return of 100 held-out episodes, of at most 500,
+after 4,000 steps, seeds 0 to 2: 500.000, 500.000, 500.000. Pushing to where the pole falls has
+469.600, random pushes have 20.610 (benchmarks/baselines.py --only cartpole). The settings were
+chosen on other episodes and seeds.
 """
 
 from jaxbig.config.experiment import Experiment

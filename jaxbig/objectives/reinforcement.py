@@ -145,7 +145,7 @@ class Reinforcement(Objective):
         """Makes other variables, from the first parameters; by default none."""
 
     def _play(
-        self, model: nn.Module, variables: Any, actors: Any, inputs: jax.Array, key: jax.Array
+        self, model: Any, variables: Any, actors: Any, inputs: jax.Array, key: jax.Array
     ) -> tuple[Any, dict[str, jax.Array]]:
         """The actors after their next steps, and what happened, arrays [B, T, ...] by name.
 
@@ -257,7 +257,7 @@ class Reinforcement(Objective):
         return {**row, "actions": as_numbers(found["actions"][: int(found["length"])])}
 
 
-def frozen(forward: nn.Module) -> tuple[nn.Module, Any]:
+def frozen(forward: nn.Module) -> tuple[Any, Any]:
     """The bound model as a pure function's parts: the model, and its variables without actors."""
     model, variables = forward.unbind()
     known = {name: each for name, each in variables.items() if name not in (CARRY, TARGET)}
