@@ -74,7 +74,7 @@ class PPO(Reinforcement):
         of_play, of_order = jax.random.split(key)
         actors = forward.get_variable(CARRY, "actors")
         memory = forward.get_variable(CARRY, "memory")
-        turn = actors["count"] % (self.epochs * self.parts)  # [B], all alike
+        turn = actors["count"] % (self.epochs * self.parts)  # [B], all equal
 
         def rollout() -> tuple[Any, Any]:
             after, happened = self._play(model, variables, actors, inputs, of_play)

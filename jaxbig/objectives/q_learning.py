@@ -62,7 +62,7 @@ class QLearning(Reinforcement):
     """The model gives a value, and then the advantage of each action (Wang et al., 2016, equation
     9)."""
     priority: NonNegativeFloat = 0.0
-    """Steps are drawn by their error to this power (Schaul et al., 2016); 0: all alike."""
+    """Steps are drawn by their error to this power (Schaul et al., 2016); 0: each as often."""
     correction: Probability = 0.4
     """The power of the weights that correct for that, divided by a row's largest."""
 
@@ -114,7 +114,7 @@ class QLearning(Reinforcement):
         inputs = batch["inputs"]
         of_play, of_draw = jax.random.split(key)
         actors = forward.get_variable(CARRY, "actors")
-        count = actors["count"]  # [B], all alike
+        count = actors["count"]  # [B], all equal
         actors, happened = self._play(model, variables, actors, inputs, of_play)
         replay = forward.get_variable(CARRY, "memory")
         replay = jax.vmap(written)(replay, happened, count * self.play)

@@ -159,7 +159,7 @@ class Reinforcement(Objective):
         environment = Environment(self.environment)
         state_of = jax.eval_shape(environment.reset, jax.random.key(0))[1]
 
-        def begun(actor: Any, key: jax.Array) -> Any:
+        def restarted(actor: Any, key: jax.Array) -> Any:
             observation, state = environment.reset(key)
             first = {
                 **actor,
@@ -197,7 +197,7 @@ class Reinforcement(Objective):
         def step(actors: Any, time: jax.Array) -> tuple[Any, Any]:
             of_step = jax.vmap(jax.random.fold_in, (0, None))(keys, time)
             of_reset, of_move = jnp.moveaxis(jax.vmap(jax.random.split)(of_step), 1, 0)
-            actors = as_before(jax.vmap(begun)(actors, of_reset), actors)
+            actors = as_before(jax.vmap(restarted)(actors, of_reset), actors)
             outputs = model.apply(variables, actors["observation"], train=False)
             return jax.vmap(moved)(actors, outputs, of_move)
 

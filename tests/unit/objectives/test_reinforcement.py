@@ -88,8 +88,8 @@ def test_steps_are_drawn_by_their_priority() -> None:
     np.testing.assert_allclose(shares, [1 / 6, 2 / 6, 3 / 6, 0], atol=0.02)
     expected = (3 * np.array([1, 2, 3]) / 6) ** -0.4
     np.testing.assert_allclose(weights, (expected / expected.max())[places], rtol=1e-5)
-    alike = dataclasses.replace(objective, priority=0.0)
-    places, weights = alike.draw(priorities, jnp.int32(3), jax.random.key(0))
+    uniform = dataclasses.replace(objective, priority=0.0)
+    places, weights = uniform.draw(priorities, jnp.int32(3), jax.random.key(0))
     np.testing.assert_allclose(np.bincount(places) / len(places), [1 / 3] * 3, atol=0.02)
     np.testing.assert_allclose(weights, 1, rtol=1e-6)
 
