@@ -5,7 +5,8 @@
 
 It has not been trained in full. The network, the replay of 100,000 steps, the copies and the share
 of random actions are the paper's; 32 actors play at once where the paper has one, and Adam takes
-the place of RMSProp. One actor's 5,000,000 steps are 156,250 of these.
+the place of RMSProp. One actor's 5,000,000 steps are 156,250 of these. Needs `pip install
+'jaxbig[rl]'`.
 """
 
 from jaxbig.config.experiment import Experiment
