@@ -17,6 +17,8 @@ import lzma
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import scipy.ndimage
 import scipy.signal
@@ -42,6 +44,7 @@ from jaxbig.data.builtin.pytext import PyText
 from jaxbig.data.core.dataset import Data
 from jaxbig.evaluators.samples import Judge
 from jaxbig.objectives.average_precision import AveragePrecision
+from jaxbig.objectives.reinforcement import Environment
 from jaxbig.program.program import make_program
 from jaxbig.train.passes import Evaluation
 
@@ -537,7 +540,56 @@ def otsu(values: np.ndarray) -> float:
     return float(ordered[(count * count[::-1] * (above - below) ** 2).argmax()])
 
 
-EVERY = (text, masked, chats, digits, diabetes, packages, imports, canvas, boxes, morse, samples)
+def cartpole() -> Iterator[Result]:
+    """Plays the held-out episodes of a pole on a cart at random, and by pushing where it falls."""
+    source = load("cartpole_dqn").data.source("eval")
+    episodes = source.rows(np.arange(len(source)))["inputs"]
+    policies: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+        "random": lambda key, _: jax.random.randint(key, (), 0, 2),
+        "to where the pole falls": lambda _, seen: (seen[2] + seen[3] > 0).astype(jnp.int32),
+    }
+    for name, policy in policies.items():
+        yield name, "return", float(np.mean(returns("CartPole-v1", policy, episodes)))
+
+
+def returns(
+    name: str, policy: Callable[[jax.Array, jax.Array], jax.Array], episodes: np.ndarray
+) -> np.ndarray:
+    """The sum of rewards of each episode [N], for a policy `(key, observation) -> action`."""
+    environment = Environment(name)
+
+    def play(number: jax.Array) -> jax.Array:
+        key = jax.random.key(number)
+
+        def step(now: Any, time: jax.Array) -> tuple[Any, jax.Array]:
+            seen, state, over = now
+            of_policy, of_step = jax.random.split(jax.random.fold_in(key, time))
+            seen, state, reward, _, ended = environment.step(
+                of_step, state, policy(of_policy, seen)
+            )
+            return (seen, state, over | ended), jnp.where(over, 0, reward)
+
+        first = (*environment.reset(key), jnp.bool_(False))
+        first = jax.tree.map(lambda each: jnp.asarray(each, jnp.asarray(each).dtype), first)
+        return jnp.sum(jax.lax.scan(step, first, jnp.arange(environment.limit))[1])
+
+    return np.asarray(jax.jit(jax.vmap(play))(jnp.asarray(episodes)))
+
+
+EVERY = (
+    text,
+    masked,
+    chats,
+    digits,
+    diabetes,
+    packages,
+    imports,
+    canvas,
+    boxes,
+    morse,
+    cartpole,
+    samples,
+)
 PARTS = {part.__name__: part for part in EVERY}
 
 

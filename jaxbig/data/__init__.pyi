@@ -17,6 +17,7 @@ from .chats import Chats as Chats
 from .core.dataset import Data as Data
 from .core.dataset import Records as Records
 from .core.examples import Examples as Examples
+from .episodes import Episodes as Episodes
 from .images import Images as Images
 from .interactions import Interactions as Interactions
 from .masks import MaskFolder as MaskFolder

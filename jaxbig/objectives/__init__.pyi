@@ -18,6 +18,8 @@ from .dpo import DPO as DPO
 from .masked_token import MaskedToken as MaskedToken
 from .metric import Metric as Metric
 from .next_token import NextToken as NextToken
+from .ppo import PPO as PPO
+from .q_learning import QLearning as QLearning
 from .regression import Regression as Regression
 from .retrieval import Retrieval as Retrieval
 from .seq2seq import Seq2Seq as Seq2Seq

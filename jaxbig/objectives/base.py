@@ -75,6 +75,8 @@ class Objective(abc.ABC):
     higher_is_better = False
     criterion_of: ClassVar[str] = ""
     """The class of the metric that gives the criterion, where the objective does not."""
+    feeds_inputs: ClassVar[bool] = True
+    """Whether the model is called on a batch's `inputs`; if not, what does so itself is refused."""
     described: ClassVar[tuple[str, ...]] = ("targets", "mask")
     """The fields of an example that `describe` gets beside what `predict` returned; but for
     `inputs`, only where the answer is known."""

@@ -407,6 +407,7 @@ def make_forward(experiment: Experiment) -> Callable[[TrainState, Batch], Any]:
     """Returns `(state without its optimizer, batch) -> outputs` of the model, without dropout."""
 
     def forward(state: TrainState, batch: Batch) -> Any:
+        check_feeds(experiment)
         rows = transformed(experiment, batch)
 
         def outputs(model: nn.Module) -> Any:
@@ -418,6 +419,15 @@ def make_forward(experiment: Experiment) -> Callable[[TrainState, Batch], Any]:
     return forward
 
 
+def check_feeds(experiment: Experiment) -> None:
+    """Raises `Refused` if the model does not take what the data gives."""
+    if not experiment.objective.feeds_inputs:
+        raise Refused(
+            f"{type(experiment.objective).__name__} does not call the model on the data's inputs, "
+            f"so there are no outputs or features of them: use `jaxbig predict`."
+        )
+
+
 def make_features(experiment: Experiment) -> Callable[[TrainState, Batch], Any]:
     """Returns `(state without its optimizer, batch) -> (fields, variables)`, without dropout.
 
@@ -427,6 +437,7 @@ def make_features(experiment: Experiment) -> Callable[[TrainState, Batch], Any]:
     method = getattr(type(experiment.model), "features", Model.features)
 
     def step(state: TrainState, batch: Batch) -> tuple[Batch, Any]:
+        check_feeds(experiment)
         rows = transformed(experiment, batch)
 
         def features(model: nn.Module) -> Any:
@@ -477,7 +488,7 @@ def make_eval_step_with_outputs(experiment: Experiment) -> Callable[[TrainState,
 
         apply = make_apply(experiment, objective, list(state.variables))
         sums, variables = apply({"params": state.params, **state.variables})
-        if not outputs:
+        if not outputs or not experiment.objective.feeds_inputs:
             raise Refused(
                 f"metrics: {type(experiment.objective).__name__} does not call the model as a "
                 f"whole, so there are no outputs for them: leave --metrics out."

@@ -20,6 +20,7 @@ from support.experiments import (
 
 from jaxbig.config.discover import load
 from jaxbig.config.experiment_files import available, summary
+from jaxbig.data.episodes import Episodes
 from jaxbig.data.records.csv import Csv
 from jaxbig.distributed.mesh import Mesh
 from jaxbig.distributed.sharding import device_put_batch
@@ -30,7 +31,11 @@ from jaxbig.tools.shrink import random_batch
 from jaxbig.train.passes import evaluate
 
 QUICK = ["digits_convnet", "pytext_lstm", "pytext_transformer"]
-FULL_SIZE = [name for name in EXPERIMENTS if name not in EMBEDDED]
+FULL_SIZE = [
+    name
+    for name in EXPERIMENTS
+    if name not in EMBEDDED and not isinstance(load(name).data, Episodes)  # need none
+]
 PARAMETERS = {
     "imagenet_alexnet": 62_378_344,
     "imagenet_resnet50": 25_557_032,
@@ -39,6 +44,7 @@ PARAMETERS = {
     "movielens_two_tower": 1_331_328,
     "criteo_dlrm": 540_679_250,
     "coco_detr_r50": 41_575_324,
+    "minatar_breakout_dqn": 132_179,
     "librispeech_conformer": 26_278_173,
     "wikipedia_bert_base": 109_514_298,
     "wmt14_transformer_base": 63_082_496,

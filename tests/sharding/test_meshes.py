@@ -95,6 +95,8 @@ LONG = [
     "movielens_two_tower",
     "criteo_dlrm",
     "digits_detection",
+    "cartpole_dqn",
+    "cartpole_ppo",
 ]
 # those whose first parameters are compared
 MODELS = [*QUICK, "imagenet_convnext_t", "pytext_deltanet", "pytext_moe", "dates_seq2seq"]

@@ -22,7 +22,17 @@ EMBEDDED = [
     name
     for name in EXPERIMENTS
     if name.split("_")[0]
-    in ("dates", "diabetes", "digits", "morse", "pychat", "pyimports", "pymodule", "pytext")
+    in (
+        "cartpole",
+        "dates",
+        "diabetes",
+        "digits",
+        "morse",
+        "pychat",
+        "pyimports",
+        "pymodule",
+        "pytext",
+    )
 ]
 # those that begin with another's run, and made small are its program again
 ADAPTED = [

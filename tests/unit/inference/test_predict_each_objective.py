@@ -83,6 +83,8 @@ def close(rows: Rows) -> dict[str, float]:
         return {"loss": mean(counted, "loss", "count")}
     if "rank" in rows[0]:
         return {"ndcg": np.mean([(row["rank"] <= 10) / np.log2(1 + row["rank"]) for row in rows])}
+    if "actions" in rows[0]:
+        return {name: mean(rows, name) for name in ("loss", "return")}
     if "asked" in rows[0]:
         return {"loss": mean(rows, "loss")}
     if "value" in rows[0]:

@@ -179,7 +179,15 @@ def test_chunks_are_added_in_order_whether_whole_or_in_slices(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    ["digits_convnet", "digits_resnet", "digits_rnn", "pyimports_recommend", "pytext_transformer"],
+    [
+        "cartpole_dqn",
+        "cartpole_ppo",
+        "digits_convnet",
+        "digits_resnet",
+        "digits_rnn",
+        "pyimports_recommend",
+        "pytext_transformer",
+    ],
 )
 def test_the_bits_of_a_run_do_not_depend_on_its_devices(
     name: str, trained: Callable[[Experiment, list[int]], str], monkeypatch: pytest.MonkeyPatch
