@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.compiling import fully
-from support.experiments import ADAPTED, EMBEDDED, ROOT, SPINE, small
+from support.experiments import ADAPTED, EMBEDDED, HAS_GYMNAX, ROOT, SPINE, small
 
 from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.config.discover import load
@@ -95,8 +95,7 @@ LONG = [
     "movielens_two_tower",
     "criteo_dlrm",
     "digits_detection",
-    "cartpole_dqn",
-    "cartpole_ppo",
+    *(["cartpole_dqn", "cartpole_ppo"] if HAS_GYMNAX else []),
 ]
 # those whose first parameters are compared
 MODELS = [*QUICK, "imagenet_convnext_t", "pytext_deltanet", "pytext_moe", "dates_seq2seq"]

@@ -1,6 +1,7 @@
 """The experiments that come with jaxbig, and small copies of them."""
 
 import dataclasses
+import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,13 @@ from jaxbig.objectives.diffusion import Diffusion
 from jaxbig.program.teacher import without_teacher
 
 ROOT = Path(__file__).parents[2]
-EXPERIMENTS = sorted(file.stem for file in (ROOT / "experiments").glob("[a-z]*.py"))
+HAS_GYMNAX = importlib.util.find_spec("gymnax") is not None
+# those whose libraries are installed
+EXPERIMENTS = sorted(
+    file.stem
+    for file in (ROOT / "experiments").glob("[a-z]*.py")
+    if HAS_GYMNAX or file.stem.split("_")[0] not in ("cartpole", "minatar")
+)
 # those whose data is made on this machine
 EMBEDDED = [
     name

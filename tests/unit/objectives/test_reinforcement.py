@@ -5,7 +5,6 @@ import sys
 from collections import deque
 from typing import Any
 
-import gymnax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +19,7 @@ from jaxbig.objectives.ppo import PPO, advantages, clipped
 from jaxbig.objectives.q_learning import QLearning, q_targets, written
 from jaxbig.program.program import make_program
 
+gymnax = pytest.importorskip("gymnax")
 DRAW = np.random.default_rng(0)
 
 
