@@ -149,8 +149,9 @@ class Encoder(Text, kw_only=True):
     """Number of classes; None: logits for every token, through the masked-token head."""
     types: PositiveInt | None = None
     """Number of token types (sentences A and B are 2)."""
-    pooling: Literal["first", "mean"] = "first"
-    """Input of the classifier: the first token through BERT's pooler, or the mean of all."""
+    pooling: Literal["first", "mean", "none"] = "first"
+    """Input of the classifier: the first token through BERT's pooler, the mean of all, or each
+    token by itself."""
 
     norm: Norm = "layer"
     pre_norm: bool = False
@@ -180,7 +181,7 @@ class Encoder(Text, kw_only=True):
           train: whether dropout is on.
 
         Returns:
-          [B, L, V], or [B, classes] with `classes`; float32.
+          [B, L, V], or with `classes` [B, classes], or [B, L, classes] without pooling; float32.
         """
         if lengths is not None:
             segments = from_lengths(lengths, tokens.shape[1])
@@ -212,10 +213,11 @@ class Encoder(Text, kw_only=True):
     def of_rows(
         self, x: jax.Array, segments: jax.Array | None, classes: int, train: bool
     ) -> jax.Array:
-        """[B, L, D] -> [B, classes]."""
-        if choose("pooling", self.pooling, ("first", "mean")) == "first":
+        """[B, L, D] -> [B, classes], or [B, L, classes] without pooling."""
+        pooling = choose("pooling", self.pooling, ("first", "mean", "none"))
+        if pooling == "first":
             x = jnp.tanh(Linear((self.width,), ("embed", None), name="pooler")(x[:, 0]))
-        else:
+        elif pooling == "mean":
             # in float32: bf16 cannot count beyond 256
             real = (
                 jnp.ones(x.shape[:2], accumulation_dtype(x.dtype))

@@ -21,3 +21,4 @@ from .next_token import NextToken as NextToken
 from .regression import Regression as Regression
 from .retrieval import Retrieval as Retrieval
 from .seq2seq import Seq2Seq as Seq2Seq
+from .span import Span as Span

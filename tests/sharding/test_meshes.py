@@ -67,7 +67,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 STEADY = [
     name
     for name in EMBEDDED
-    if name not in ADAPTED and not name.startswith(("pyimports", "pymodule"))
+    if name not in ADAPTED and not name.startswith(("pydoc", "pyimports", "pymodule"))
 ]
 # the first ones with every test, the others with the slow ones
 QUICK = [*SPINE, "pytext_griffin", "dates_transformer", "digits_vit"]
@@ -95,6 +95,7 @@ LONG = [
     "movielens_two_tower",
     "criteo_dlrm",
     "digits_detection",
+    "pydoc_qa",
 ]
 # those whose first parameters are compared
 MODELS = [*QUICK, "imagenet_convnext_t", "pytext_deltanet", "pytext_moe", "dates_seq2seq"]

@@ -31,6 +31,7 @@ GROUPS = {
 PARTS = {
     "Block",
     "ClassFolder",
+    "FunctionQuestions",
     "LibraryImports",
     "LibraryQuestions",
     "LinearRecurrentModel",
