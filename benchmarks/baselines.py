@@ -38,7 +38,7 @@ from jaxbig.data.builtin.digit_canvas import INK, DigitCanvas, resized
 from jaxbig.data.builtin.digits import Digits
 from jaxbig.data.builtin.morse import CODES, RATE, Morse
 from jaxbig.data.builtin.pychat import PyChat
-from jaxbig.data.builtin.pydoc_questions import FunctionQuestions
+from jaxbig.data.builtin.pydoc_questions import SENTENCE, FunctionQuestions
 from jaxbig.data.builtin.pyimports import LibraryImports
 from jaxbig.data.builtin.pymodule import PyModule
 from jaxbig.data.builtin.pytext import PyText
@@ -329,6 +329,7 @@ def answers() -> Iterator[Result]:
     counts = collections.Counter(itertools.chain.from_iterable(asked))
     usual = {word for word in counts if counts[word] > len(asked) * USUAL}
     methods: dict[str, Callable[[str, str], str]] = {
+        "first sentence of the docstring": first_sentence,
         "line with most words of the question": likest_line,
         "after the first place of what it is about": functools.partial(after, usual, 0),
         "after the last place of what it is about": functools.partial(after, usual, -1),
@@ -341,6 +342,12 @@ def answers() -> Iterator[Result]:
         ]
         yield name, "exact match", float(np.mean(found[::2]))
         yield name, "F1", float(np.mean(found[1::2]))
+
+
+def first_sentence(question: str, context: str) -> str:
+    """The first sentence after the signature, whatever is asked."""
+    found = SENTENCE.search(context.partition("\n")[2])
+    return found[0] if found else ""
 
 
 def likest_line(question: str, context: str) -> str:
