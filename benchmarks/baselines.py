@@ -39,12 +39,14 @@ from jaxbig.data.builtin.digits import Digits
 from jaxbig.data.builtin.morse import CODES, RATE, Morse
 from jaxbig.data.builtin.pychat import PyChat
 from jaxbig.data.builtin.pydoc_questions import SENTENCE, FunctionQuestions
+from jaxbig.data.builtin.pydoc_summary import PySummary
 from jaxbig.data.builtin.pyimports import LibraryImports
 from jaxbig.data.builtin.pymodule import PyModule
 from jaxbig.data.builtin.pytext import PyText
 from jaxbig.data.core.dataset import Data
 from jaxbig.evaluators.answers import exact, f1
 from jaxbig.evaluators.samples import Judge
+from jaxbig.evaluators.text_scores import score_texts
 from jaxbig.objectives.average_precision import AveragePrecision
 from jaxbig.program.program import make_program
 from jaxbig.train.passes import Evaluation
@@ -318,6 +320,29 @@ def ranked(scores: np.ndarray, files: list[dict[str, Any]]) -> tuple[float, floa
         rank = 1 + np.flatnonzero(np.argsort(-row, kind="stable") == file["target"])[0]
         gains.append(1 / np.log2(1 + rank) if rank <= 10 else 0)
     return float(np.mean(np.array(gains) > 0)), float(np.mean(gains))
+
+
+def summaries() -> Iterator[Result]:
+    """Writes the first sentence of a function's docstring."""
+    data = PySummary(batch=1)
+    data.prepare()
+    train = list(data.records.open("train"))
+    held_out = list(data.records.open("eval"))
+    references = [record["summary"] for record in held_out]
+    vectors = TfidfVectorizer(token_pattern=r"\w+").fit(record["source"] for record in train)
+    known, asked = (
+        vectors.transform(record["source"] for record in records) for records in (train, held_out)
+    )
+    nearest = (asked @ known.T).argmax(axis=1)
+    guesses = {
+        "the words of the name": [record["source"].split(":")[0] for record in held_out],
+        "of the nearest function, tf-idf": [
+            train[number]["summary"] for number in np.asarray(nearest).ravel()
+        ],
+    }
+    for name, texts in guesses.items():
+        for metric, value in score_texts(texts, references, ("rouge1", "rouge2", "rougeL")).items():
+            yield name, metric, value
 
 
 def answers() -> Iterator[Result]:
@@ -596,7 +621,7 @@ def otsu(values: np.ndarray) -> float:
 
 
 EVERY = (
-    text, masked, chats, digits, diabetes, packages, imports, answers, canvas, boxes,
+    text, masked, chats, digits, diabetes, packages, imports, summaries, answers, canvas, boxes,
     morse, samples,
 )  # fmt: skip
 PARTS = {part.__name__: part for part in EVERY}

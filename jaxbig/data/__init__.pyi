@@ -10,6 +10,7 @@ from .builtin.digits import Digits as Digits
 from .builtin.morse import Morse as Morse
 from .builtin.pychat import PyChat as PyChat
 from .builtin.pydoc_questions import PyQuestions as PyQuestions
+from .builtin.pydoc_summary import PySummary as PySummary
 from .builtin.pyimports import PyImports as PyImports
 from .builtin.pymodule import PyModule as PyModule
 from .builtin.pytext import PyText as PyText

@@ -95,6 +95,7 @@ LONG = [
     "movielens_two_tower",
     "criteo_dlrm",
     "digits_detection",
+    "pydoc_summary",
     "pydoc_qa",
 ]
 # those whose first parameters are compared

@@ -37,6 +37,7 @@ PARTS = {
     "LinearRecurrentModel",
     "PatchFields",
     "Stack",
+    "Summaries",
     "Text",
     "TransformerFields",
 }
