@@ -31,7 +31,7 @@ def config() -> Experiment:
             heads=4,
             pre_norm=True,
             positions="rotary",
-            copy=True,
+            copying=True,
         ),
         objective=Seq2Seq(vocab=data.vocab, start=data.start, end=data.end),
         data=data,

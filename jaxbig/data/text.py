@@ -163,9 +163,9 @@ class Text(Examples):
 
     def ended(self, tokens: np.ndarray) -> np.ndarray:
         """Tokens with the end token, int32 [n], cut to `length`."""
-        return self.cut(np.append(tokens, self.tokenizer.end).astype(np.int32), self.length)
+        return self.shortened(np.append(tokens, self.tokenizer.end).astype(np.int32), self.length)
 
-    def cut(self, tokens: np.ndarray, length: int) -> np.ndarray:
+    def shortened(self, tokens: np.ndarray, length: int) -> np.ndarray:
         """The tokens [n], cut to `length`."""
         return tokens[:length] if self.keep == "beginning" else tokens[-length:]
 
@@ -469,7 +469,7 @@ class Pairs(Text):
         inputs = self.tokens(as_bytes(record, self.source_feature, "--data.source-feature"))
         text = as_bytes(record, self.target_feature, "--data.target-feature")
         length = self.target_length or self.length
-        targets = self.cut(np.append(self.tokenizer.encode(text), self.end), length)
+        targets = self.shortened(np.append(self.tokenizer.encode(text), self.end), length)
         targets[-1] = self.end  # also if the text was cut
         return {
             "inputs": self.padded(inputs),

@@ -241,7 +241,7 @@ class EncoderDecoder(Translator, Text, kw_only=True):
     """Size of the target vocabulary; None: source and target share one table."""
     scale_logits: bool = False
     """Divide logits by the root of the width, as T5 with tied embeddings does."""
-    copy: bool = False
+    copying: bool = False
     """Mix the next token's distribution with one over the tokens of the source, as a pointer-
     generator network (See et al., 2017)."""
 
@@ -266,7 +266,7 @@ class EncoderDecoder(Translator, Text, kw_only=True):
         self.encoder = Stack(**fields, depth=self.depth, name="encoder")
         self.decoder = Stack(**fields, depth=self.depth, causal=True, cross=True, name="decoder")
         self.head = self.output_table(self.targets, self.target_vocab)
-        if self.copy:
+        if self.copying:
             self.pointer = Linear((self.width,), ("embed", None), bias=False)
             self.copies = Linear((1,), ("embed", None))
 
@@ -275,9 +275,9 @@ class EncoderDecoder(Translator, Text, kw_only=True):
     ) -> Any:
         """Source tokens [B, S], lengths [B] -> memory: states [B, S, D], segments [B, S] and, to be
         copied, the tokens."""
-        if self.copy and self.target_vocab is not None:
+        if self.copying and self.target_vocab is not None:
             raise Refused(
-                f"copy: source and target need one vocabulary, and target_vocab is "
+                f"copying: source and target need one vocabulary, and target_vocab is "
                 f"{self.target_vocab}: leave it out."
             )
         segments = None if lengths is None else from_lengths(lengths, inputs.shape[1])
@@ -287,7 +287,7 @@ class EncoderDecoder(Translator, Text, kw_only=True):
         )
         with rows_only():  # the mask's positions are those of the target
             states = self.encoder(x, Context(segments=segments, positions=at), train)
-        return (states, segments, inputs) if self.copy else (states, segments)
+        return (states, segments, inputs) if self.copying else (states, segments)
 
     def decode(
         self, previous: jax.Array, memory: Any, train: bool = False, cache: int = 0
@@ -313,7 +313,7 @@ class EncoderDecoder(Translator, Text, kw_only=True):
         if self.scale_logits:
             x = x * self.width**-0.5
         logits = to_logits(x, self.head.whole().T)
-        return self.with_copies(x, logits, *memory) if self.copy else logits
+        return self.with_copies(x, logits, *memory) if self.copying else logits
 
     def with_copies(
         self,

@@ -23,7 +23,7 @@ def test_copying_is_the_mixture_of_see_et_al() -> None:
     sources = jnp.array([[3, 4, 3, 9], [5, 6, 7, 8]])
     previous = jnp.array([[1, 2], [3, 4]])
     lengths = jnp.array([3, 4])
-    model = EncoderDecoder(**FIELDS, copy=True)
+    model = EncoderDecoder(**FIELDS, copying=True)
     params = meta.unbox(model.init(jax.random.key(0), sources, previous, lengths))["params"]
     found = np.asarray(model.apply({"params": params}, sources, previous, lengths))
     plain = EncoderDecoder(**FIELDS)
@@ -44,7 +44,7 @@ def test_copying_is_the_mixture_of_see_et_al() -> None:
 
 
 def test_two_vocabularies_are_refused() -> None:
-    model = EncoderDecoder(**FIELDS, copy=True, target_vocab=8)
+    model = EncoderDecoder(**FIELDS, copying=True, target_vocab=8)
     tokens = jnp.zeros((1, 2), jnp.int32)
     with pytest.raises(Refused, match="target_vocab is 8"):
         model.init(jax.random.key(0), tokens, tokens)
