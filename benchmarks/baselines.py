@@ -10,10 +10,12 @@ digits_convnet` makes.
 
 import argparse
 import bz2
+import collections
 import functools
 import gzip
 import itertools
 import lzma
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -38,11 +40,15 @@ from jaxbig.data.builtin.digit_canvas import INK, DigitCanvas, resized
 from jaxbig.data.builtin.digits import Digits
 from jaxbig.data.builtin.morse import CODES, RATE, Morse
 from jaxbig.data.builtin.pychat import PyChat
+from jaxbig.data.builtin.pydoc_questions import SENTENCE, FunctionQuestions
+from jaxbig.data.builtin.pydoc_summary import PySummary
 from jaxbig.data.builtin.pyimports import LibraryImports
 from jaxbig.data.builtin.pymodule import PyModule
 from jaxbig.data.builtin.pytext import PyText
 from jaxbig.data.core.dataset import Data
+from jaxbig.evaluators.answers import exact, f1
 from jaxbig.evaluators.samples import Judge
+from jaxbig.evaluators.text_scores import score_texts
 from jaxbig.objectives.average_precision import AveragePrecision
 from jaxbig.objectives.reinforcement import Environment
 from jaxbig.program.program import make_program
@@ -58,6 +64,7 @@ HOP = 8  # samples between two
 PAPERS = 300  # of digits, whose pixels a forest is fitted on
 AROUND = 15  # side of the square around a pixel
 SIDES = (10, 13, 16, 19)  # heights and widths of the templates of a digit
+USUAL = 0.01  # share of the questions that have a word which says nothing of their subject
 TRIED = 100  # papers that the settings of template matching are chosen on
 
 
@@ -316,6 +323,82 @@ def ranked(scores: np.ndarray, files: list[dict[str, Any]]) -> tuple[float, floa
         rank = 1 + np.flatnonzero(np.argsort(-row, kind="stable") == file["target"])[0]
         gains.append(1 / np.log2(1 + rank) if rank <= 10 else 0)
     return float(np.mean(np.array(gains) > 0)), float(np.mean(gains))
+
+
+def summaries() -> Iterator[Result]:
+    """Writes the first sentence of a function's docstring."""
+    data = PySummary(batch=1)
+    data.prepare()
+    train = list(data.records.open("train"))
+    held_out = list(data.records.open("eval"))
+    references = [record["summary"] for record in held_out]
+    vectors = TfidfVectorizer(token_pattern=r"\w+").fit(record["source"] for record in train)
+    known, asked = (
+        vectors.transform(record["source"] for record in records) for records in (train, held_out)
+    )
+    nearest = (asked @ known.T).argmax(axis=1)
+    guesses = {
+        "the words of the name": [record["source"].split(":")[0] for record in held_out],
+        "of the nearest function, tf-idf": [
+            train[number]["summary"] for number in np.asarray(nearest).ravel()
+        ],
+    }
+    for name, texts in guesses.items():
+        for metric, value in score_texts(texts, references, ("rouge1", "rouge2", "rougeL")).items():
+            yield name, metric, value
+
+
+def answers() -> Iterator[Result]:
+    """Takes a part of a context as the answer to a question."""
+    records = FunctionQuestions()
+    records.prepare()
+    held_out = list(records.open("eval"))
+    asked = [set(re.findall(r"\w+", each["question"])) for each in records.open("train")]
+    counts = collections.Counter(itertools.chain.from_iterable(asked))
+    usual = {word for word in counts if counts[word] > len(asked) * USUAL}
+    methods: dict[str, Callable[[str, str], str]] = {
+        "first sentence of the docstring": first_sentence,
+        "line with most words of the question": likest_line,
+        "after the first place of what it is about": functools.partial(after, usual, 0),
+        "after the last place of what it is about": functools.partial(after, usual, -1),
+    }
+    for name, method in methods.items():
+        found = [
+            [score(method(each["question"], each["context"]), each["answers"]["text"][0])]
+            for each in held_out
+            for score in (exact, f1)
+        ]
+        yield name, "exact match", float(np.mean(found[::2]))
+        yield name, "F1", float(np.mean(found[1::2]))
+
+
+def first_sentence(question: str, context: str) -> str:
+    """The first sentence after the signature, whatever is asked."""
+    found = SENTENCE.search(context.partition("\n")[2])
+    return found[0] if found else ""
+
+
+def likest_line(question: str, context: str) -> str:
+    """The line with most of a question's words, rare ones before others (Rajpurkar et al., 2016,
+    section 5.1)."""
+    asked = set(re.findall(r"\w+", question))
+    counts = collections.Counter(re.findall(r"\w+", context))
+
+    def weight(line: str) -> float:
+        return sum(np.log1p(1 / counts[word]) for word in asked & {*re.findall(r"\w+", line)})
+
+    return max(context.split("\n"), key=weight)
+
+
+def after(usual: set[str], place: int, question: str, context: str) -> str:
+    """What follows the first (0) or the last (-1) place of a question's last word that is not
+    usual."""
+    words = [word for word in re.findall(r"\w+", question) if word not in usual]
+    ends = [match.end() for word in words for match in re.finditer(rf"\b{word}\b", context)]
+    if not ends:
+        return ""
+    rest = context[ends[place] :].lstrip(" =:(\n")
+    return re.split(r"[,)\n]", rest)[0]
 
 
 def samples() -> Iterator[Result]:
@@ -577,19 +660,9 @@ def returns(
 
 
 EVERY = (
-    text,
-    masked,
-    chats,
-    digits,
-    diabetes,
-    packages,
-    imports,
-    canvas,
-    boxes,
-    morse,
-    cartpole,
-    samples,
-)
+    text, masked, chats, digits, diabetes, packages, imports, summaries, answers, canvas, boxes,
+    morse, cartpole, samples,
+)  # fmt: skip
 PARTS = {part.__name__: part for part in EVERY}
 
 

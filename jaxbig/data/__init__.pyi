@@ -9,6 +9,8 @@ from .builtin.digit_canvas import DigitCanvas as DigitCanvas
 from .builtin.digits import Digits as Digits
 from .builtin.morse import Morse as Morse
 from .builtin.pychat import PyChat as PyChat
+from .builtin.pydoc_questions import PyQuestions as PyQuestions
+from .builtin.pydoc_summary import PySummary as PySummary
 from .builtin.pyimports import PyImports as PyImports
 from .builtin.pymodule import PyModule as PyModule
 from .builtin.pytext import PyText as PyText
@@ -23,6 +25,7 @@ from .interactions import Interactions as Interactions
 from .masks import MaskFolder as MaskFolder
 from .masks import Masks as Masks
 from .preferences import Preferences as Preferences
+from .questions import Questions as Questions
 from .records.arrays import Arrays as Arrays
 from .records.audio_folder import AudioFolder as AudioFolder
 from .records.csv import Csv as Csv

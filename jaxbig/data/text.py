@@ -163,16 +163,19 @@ class Text(Examples):
 
     def ended(self, tokens: np.ndarray) -> np.ndarray:
         """Tokens with the end token, int32 [n], cut to `length`."""
-        tokens = np.append(tokens, self.tokenizer.end).astype(np.int32)
-        return tokens[: self.length] if self.keep == "beginning" else tokens[-self.length :]
+        return self.shortened(np.append(tokens, self.tokenizer.end).astype(np.int32), self.length)
 
-    def padded(self, tokens: np.ndarray) -> np.ndarray:
-        """Pads tokens [n] with 0 to [L]."""
-        return np.pad(tokens, (0, self.length - len(tokens)))
+    def shortened(self, tokens: np.ndarray, length: int) -> np.ndarray:
+        """The tokens [n], cut to `length`."""
+        return tokens[:length] if self.keep == "beginning" else tokens[-length:]
 
-    def mask(self, count: int) -> np.ndarray:
-        """float32 [L]: 1 for the first `count` positions."""
-        return (np.arange(self.length) < count).astype(np.float32)
+    def padded(self, tokens: np.ndarray, length: int = 0) -> np.ndarray:
+        """Pads tokens [n] with 0 to [length], by default [L]."""
+        return np.pad(tokens, (0, (length or self.length) - len(tokens)))
+
+    def mask(self, count: int, length: int = 0) -> np.ndarray:
+        """float32 [length], by default [L]: 1 for the first `count` positions."""
+        return (np.arange(length or self.length) < count).astype(np.float32)
 
     def batch_spec(self, **shapes: Any) -> Spec:
         """A spec of fields by shape, without the batch dimension; int32, but `mask` float32."""
@@ -429,13 +432,15 @@ class Pairs(Text):
     """Pairs of texts, e.g. for translation.
 
     A batch has the source tokens `inputs` [B, L], their number `lengths` [B], and the target tokens
-    `targets` [B, L], which end with the end token even if they are cut.
+    `targets` [B, T], which end with the end token even if they are cut.
     """
 
     source_feature: str
     """The record's field with the source text."""
     target_feature: str
     """The record's field with the target text."""
+    target_length: PositiveInt | None = None
+    """Tokens of a target, T. Longer ones are cut. None: as length."""
     tokenizer: Tokenizer = Bytes(specials=("<start>", "<end>"))
     """Converts text to tokens."""
 
@@ -454,19 +459,21 @@ class Pairs(Text):
         return self.tokenizer.end
 
     def spec(self) -> Spec:
-        row = (self.length,)
-        return self.batch_spec(inputs=row, lengths=(), targets=row, mask=row)
+        row = (self.target_length or self.length,)
+        return self.batch_spec(inputs=(self.length,), lengths=(), targets=row, mask=row)
 
     def read_unlabeled(self, record: Record) -> Example:
         return self.read({self.target_feature: "", **record})
 
     def read(self, record: Record) -> Example:
         inputs = self.tokens(as_bytes(record, self.source_feature, "--data.source-feature"))
-        targets = self.tokens(as_bytes(record, self.target_feature, "--data.target-feature"))
+        text = as_bytes(record, self.target_feature, "--data.target-feature")
+        length = self.target_length or self.length
+        targets = self.shortened(np.append(self.tokenizer.encode(text), self.end), length)
         targets[-1] = self.end  # also if the text was cut
         return {
             "inputs": self.padded(inputs),
             "lengths": np.int32(len(inputs)),
-            "targets": self.padded(targets),
-            "mask": self.mask(len(targets)),
+            "targets": self.padded(targets, length),
+            "mask": self.mask(len(targets), length),
         }

@@ -1,5 +1,6 @@
 """Evaluators, as `jaxbig.evaluators.KNearest`."""
 
+from .answers import Answers as Answers
 from .generation import Generation as Generation
 from .k_nearest import KNearest as KNearest
 from .linear_probe import LinearProbe as LinearProbe

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbig.arrays.batch_mask import rows_only
-from jaxbig.arrays.dtypes import HIGHEST, accumulation_dtype
+from jaxbig.arrays.dtypes import HIGHEST, accumulation_dtype, upcast
 from jaxbig.constraints import NonNegativeFloat, PositiveFloat, PositiveInt, choose
 from jaxbig.errors import Refused
 from jaxbig.models.base import Translator
@@ -149,8 +149,9 @@ class Encoder(Text, kw_only=True):
     """Number of classes; None: logits for every token, through the masked-token head."""
     types: PositiveInt | None = None
     """Number of token types (sentences A and B are 2)."""
-    pooling: Literal["first", "mean"] = "first"
-    """Input of the classifier: the first token through BERT's pooler, or the mean of all."""
+    pooling: Literal["first", "mean", "none"] = "first"
+    """Input of the classifier: the first token through BERT's pooler, the mean of all, or each
+    token by itself."""
 
     norm: Norm = "layer"
     pre_norm: bool = False
@@ -180,7 +181,7 @@ class Encoder(Text, kw_only=True):
           train: whether dropout is on.
 
         Returns:
-          [B, L, V], or [B, classes] with `classes`; float32.
+          [B, L, V], or with `classes` [B, classes], or [B, L, classes] without pooling; float32.
         """
         if lengths is not None:
             segments = from_lengths(lengths, tokens.shape[1])
@@ -212,10 +213,11 @@ class Encoder(Text, kw_only=True):
     def of_rows(
         self, x: jax.Array, segments: jax.Array | None, classes: int, train: bool
     ) -> jax.Array:
-        """[B, L, D] -> [B, classes]."""
-        if choose("pooling", self.pooling, ("first", "mean")) == "first":
+        """[B, L, D] -> [B, classes], or [B, L, classes] without pooling."""
+        pooling = choose("pooling", self.pooling, ("first", "mean", "none"))
+        if pooling == "first":
             x = jnp.tanh(Linear((self.width,), ("embed", None), name="pooler")(x[:, 0]))
-        else:
+        elif pooling == "mean":
             # in float32: bf16 cannot count beyond 256
             real = (
                 jnp.ones(x.shape[:2], accumulation_dtype(x.dtype))
@@ -239,6 +241,9 @@ class EncoderDecoder(Translator, Text, kw_only=True):
     """Size of the target vocabulary; None: source and target share one table."""
     scale_logits: bool = False
     """Divide logits by the root of the width, as T5 with tied embeddings does."""
+    copying: bool = False
+    """Mix the next token's distribution with one over the tokens of the source, as a pointer-
+    generator network (See et al., 2017)."""
 
     norm: Norm = "layer"
     pre_norm: bool = False
@@ -261,18 +266,28 @@ class EncoderDecoder(Translator, Text, kw_only=True):
         self.encoder = Stack(**fields, depth=self.depth, name="encoder")
         self.decoder = Stack(**fields, depth=self.depth, causal=True, cross=True, name="decoder")
         self.head = self.output_table(self.targets, self.target_vocab)
+        if self.copying:
+            self.pointer = Linear((self.width,), ("embed", None), bias=False)
+            self.copies = Linear((1,), ("embed", None))
 
     def encode(
         self, inputs: jax.Array, lengths: jax.Array | None = None, train: bool = False
     ) -> Any:
-        """Source tokens [B, S], lengths [B] -> memory: states [B, S, D] and segments [B, S]."""
+        """Source tokens [B, S], lengths [B] -> memory: states [B, S, D], segments [B, S] and, to be
+        copied, the tokens."""
+        if self.copying and self.target_vocab is not None:
+            raise Refused(
+                f"copying: source and target need one vocabulary, and target_vocab is "
+                f"{self.target_vocab}: leave it out."
+            )
         segments = None if lengths is None else from_lengths(lengths, inputs.shape[1])
         at = self.token_positions(inputs, None, None, 0)
         x = self.dropping(
             self.embed(self.sources, self.source_positions, inputs, at), deterministic=not train
         )
         with rows_only():  # the mask's positions are those of the target
-            return self.encoder(x, Context(segments=segments, positions=at), train), segments
+            states = self.encoder(x, Context(segments=segments, positions=at), train)
+        return (states, segments, inputs) if self.copying else (states, segments)
 
     def decode(
         self, previous: jax.Array, memory: Any, train: bool = False, cache: int = 0
@@ -297,4 +312,33 @@ class EncoderDecoder(Translator, Text, kw_only=True):
         x = self.decoder(x, context, train, cache)
         if self.scale_logits:
             x = x * self.width**-0.5
-        return to_logits(x, self.head.whole().T)
+        logits = to_logits(x, self.head.whole().T)
+        return self.with_copies(x, logits, *memory) if self.copying else logits
+
+    def with_copies(
+        self,
+        x: jax.Array,
+        logits: jax.Array,
+        states: jax.Array,
+        segments: jax.Array | None,
+        tokens: jax.Array,
+    ) -> jax.Array:
+        """Log probabilities [B, T, V]: p softmax(logits) + (1 - p) attention over the source's
+        tokens (See et al., 2017, equations 8 and 9).
+
+        Args:
+          x: the decoder's states, [B, T, D].
+          logits: of the vocabulary, [B, T, V].
+          states: the encoder's, [B, S, D].
+          segments: [B, S], 0 for padding.
+          tokens: of the source, [B, S].
+        """
+        scores = upcast(jnp.einsum("btd,bsd->bts", self.pointer(x), states)) * self.width**-0.5
+        if segments is not None:
+            scores = jnp.where(segments[:, None] > 0, scores, -1e9)
+        kinds = jax.nn.one_hot(tokens, self.vocab, dtype=scores.dtype)  # [B, S, V]
+        copied = jnp.einsum("bts,bsv->btv", jax.nn.softmax(scores, axis=-1), kinds)
+        gate = upcast(self.copies(x))  # [B, T, 1]
+        made = jax.nn.log_softmax(logits, axis=-1) + jax.nn.log_sigmoid(gate)
+        mixed = jnp.logaddexp(made, jnp.log(copied + 1e-9) + jax.nn.log_sigmoid(-gate))
+        return constrain(mixed, "batch", "length", "vocab")

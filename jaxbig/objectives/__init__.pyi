@@ -23,3 +23,4 @@ from .q_learning import QLearning as QLearning
 from .regression import Regression as Regression
 from .retrieval import Retrieval as Retrieval
 from .seq2seq import Seq2Seq as Seq2Seq
+from .span import Span as Span

@@ -84,7 +84,7 @@ def random_batch(experiment: Experiment, seed: int = 0) -> Rows:
     }
     rows: Rows = {}
     for field, each in spec.items():
-        if field in ("mask", "starts", "rejected_mask", "present"):
+        if field in ("mask", "starts", "rejected_mask", "present", "types"):
             rows[field] = np.ones(each.shape, each.dtype)
         elif field == "lengths":
             rows[field] = np.full(each.shape, spec["inputs"].shape[1] // 2, each.dtype)
@@ -96,13 +96,16 @@ def random_batch(experiment: Experiment, seed: int = 0) -> Rows:
             rows[field] = np.zeros(each.shape, each.dtype)
         elif field == "boxes":
             rows[field] = draw.uniform(0.2, 0.6, each.shape).astype(each.dtype)
-        elif field == "positions":
-            rows[field] = np.tile(np.arange(each.shape[1], dtype=each.dtype), (each.shape[0], 1))
+        elif field in ("positions", "offsets"):
+            places = np.arange(each.shape[1], dtype=each.dtype)
+            places = places.reshape(-1, *[1] * (len(each.shape) - 2))
+            rows[field] = np.broadcast_to(places, each.shape).copy()
         elif each.dtype == np.uint8:
             rows[field] = draw.integers(0, 256, each.shape, np.uint8)
         elif np.issubdtype(each.dtype, np.integer):
             least = getattr(experiment.objective, "least_target", 0) if field == "targets" else 0
-            count = getattr(experiment.data, kinds[field])
+            places = spec["inputs"].shape[1]  # where targets are no classes
+            count = getattr(experiment.data, kinds[field], places)
             rows[field] = draw.integers(least, count, each.shape).astype(each.dtype)
         else:
             rows[field] = draw.standard_normal(each.shape).astype(each.dtype)

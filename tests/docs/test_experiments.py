@@ -48,6 +48,8 @@ PARAMETERS = {
     "librispeech_conformer": 26_278_173,
     "wikipedia_bert_base": 109_514_298,
     "wmt14_transformer_base": 63_082_496,
+    "cnn_dailymail_t5_small": 60_506_624,
+    "squad_bert": 108_893_186,
     "c4_gpt2_124m": 124_439_808,
     "c4_llama_1b": 1_100_048_384,
     "c4_llama_7b": 6_738_415_616,

@@ -67,7 +67,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 STEADY = [
     name
     for name in EMBEDDED
-    if name not in ADAPTED and not name.startswith(("pyimports", "pymodule"))
+    if name not in ADAPTED and not name.startswith(("pydoc", "pyimports", "pymodule"))
 ]
 # the first ones with every test, the others with the slow ones
 QUICK = [*SPINE, "pytext_griffin", "dates_transformer", "digits_vit"]
@@ -96,6 +96,8 @@ LONG = [
     "criteo_dlrm",
     "digits_detection",
     *(["cartpole_dqn", "cartpole_ppo"] if HAS_GYMNAX else []),
+    "pydoc_summary",
+    "pydoc_qa",
 ]
 # those whose first parameters are compared
 MODELS = [*QUICK, "imagenet_convnext_t", "pytext_deltanet", "pytext_moe", "dates_seq2seq"]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from jaxbig.config.discover import load
 from jaxbig.config.experiment import Experiment
 from jaxbig.data.audio import Transcripts
 from jaxbig.data.chats import Chats
+from jaxbig.data.questions import Questions
 from jaxbig.data.tabular import Categories
 from jaxbig.models.convnet import Conv, Dense, Dropout, Pool
 from jaxbig.models.detr import DETR
@@ -25,22 +27,8 @@ EXPERIMENTS = sorted(
     if HAS_GYMNAX or file.stem.split("_")[0] not in ("cartpole", "minatar")
 )
 # those whose data is made on this machine
-EMBEDDED = [
-    name
-    for name in EXPERIMENTS
-    if name.split("_")[0]
-    in (
-        "cartpole",
-        "dates",
-        "diabetes",
-        "digits",
-        "morse",
-        "pychat",
-        "pyimports",
-        "pymodule",
-        "pytext",
-    )
-]
+MADE = "cartpole|dates|diabetes|digits|morse|pychat|pydoc|pyimports|pymodule|pytext"
+EMBEDDED = [name for name in EXPERIMENTS if re.match(MADE, name)]
 # those that begin with another's run, and made small are its program again
 ADAPTED = [
     "digits_distill",
@@ -136,10 +124,13 @@ def small(name: str, **changes: Any) -> Experiment:
         data = dataclasses.replace(data, size=size)
         if getattr(data, "canvas", 0):
             data = dataclasses.replace(data, canvas=2 * size)
+    if isinstance(data, Questions):
+        data = dataclasses.replace(data, question_length=8)
     if getattr(data, "vocab", 0) > 300 and hasattr(data, "tokenizer"):
-        data = dataclasses.replace(data, tokenizer=dataclasses.replace(data.tokenizer, vocab=128))
-        fields["vocab"] = 128
-        tokens = {"vocab": 128, "chunks": 8}
+        vocab = 264 if name in EMBEDDED else 128  # what is learned has all bytes
+        data = dataclasses.replace(data, tokenizer=dataclasses.replace(data.tokenizer, vocab=vocab))
+        fields["vocab"] = vocab
+        tokens = {"vocab": vocab, "chunks": 8}
         objective = dataclasses.replace(
             objective, **{k: v for k, v in tokens.items() if hasattr(objective, k)}
         )

@@ -31,11 +31,13 @@ GROUPS = {
 PARTS = {
     "Block",
     "ClassFolder",
+    "FunctionQuestions",
     "LibraryImports",
     "LibraryQuestions",
     "LinearRecurrentModel",
     "PatchFields",
     "Stack",
+    "Summaries",
     "Text",
     "TransformerFields",
 }

@@ -47,6 +47,8 @@ class Synthetic(Records):
     """Sounds of up to 16,000 int16 samples."""
     labels: tuple[tuple[str, int], ...] = ()
     """Names, each with the number that its whole numbers stay below."""
+    spans: tuple[tuple[str, str], ...] = ()
+    """Names of answers, each with that of the text of which they are a part."""
     objects: tuple[tuple[str, str, int, int], ...] = ()
     """Names of boxes and of their labels, each pair with the number of classes and the most
     objects."""
@@ -61,6 +63,11 @@ class Synthetic(Records):
             name: " ".join(draw.choice(WORDS, draw.integers(3, self.words))).encode()
             for name in self.texts
         }
+        for name, text in self.spans:
+            words = record[text].decode().split(" ")
+            start = draw.integers(len(words))
+            place = sum(len(word) + 1 for word in words[:start])
+            record[name] = {"text": [words[start]], "answer_start": [place]}
         for name, first, count in self.masks:
             shape = size_of(record[self.images[0]])
             record[name] = draw.integers(first, first + count, shape).astype(np.uint8)

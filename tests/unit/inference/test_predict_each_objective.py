@@ -20,6 +20,7 @@ from jaxbig.data.builtin.pytext import Library
 from jaxbig.data.chats import Chats
 from jaxbig.data.core.array_source import ArraySource
 from jaxbig.data.interactions import Interactions
+from jaxbig.data.questions import Questions
 from jaxbig.inference.outputs import without_picture
 from jaxbig.train import evaluate, trainer
 from jaxbig.train import run as api_run
@@ -59,6 +60,8 @@ def exact(rows: Rows) -> dict[str, float]:
         return {"exact_match": mean(rows, "exact_match")}
     if "edits" in rows[0]:
         return {"exact_match": np.mean([row["edits"] == 0 for row in rows])}
+    if "answer" in rows[0]:
+        return {"exact_span": np.mean([row["exact_span"] for row in rows])}
     if "masked" in rows[0]:
         counted = [{**row, "tokens": len(row["masked"])} for row in rows if row["masked"]]
         return {"accuracy": mean(counted, "accuracy", "tokens")}
@@ -116,7 +119,8 @@ def test_predictions_have_the_numbers_of_the_evaluation(name: str, tmp_path: Pat
     chosen = [len(source) - 1, 3, 17, 0]
     fields = source.rows(np.array(chosen))
     records = [{name: each[i] for name, each in fields.items()} for i in range(len(chosen))]
-    if isinstance(experiment.data, Boxes | Chats | Interactions):  # read no arrays of theirs
+    # these read no arrays of theirs
+    if isinstance(experiment.data, Boxes | Chats | Interactions | Questions):
         stored = experiment.data.records.open("eval")
         records = [stored[i] for i in chosen]
     answers = [without_picture(row) for row in jb.predict(run, records)]
