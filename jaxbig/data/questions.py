@@ -71,8 +71,8 @@ class Questions(Text):
         """Warns if some of a sample of training answers are cut away."""
         source = self.source("train")
         count = min(len(source), LENGTH_SAMPLE)
-        targets = source.rows(np.arange(count) * len(source) // count)["targets"]
-        if lost := int((targets[:, 1] == 0).sum()):
+        rows = source.rows(np.arange(count) * len(source) // count)
+        if lost := int(((rows["targets"][:, 1] == 0) & (rows["mask"] > 0)).sum()):
             log.warning(
                 "the answers of %d of %d sampled questions are cut away with --data.length %d, and "
                 "will be missed",
@@ -112,6 +112,11 @@ class Questions(Text):
                 if len(context)
                 else f"its {self.context!r} has no word"
             )
+        if len(context) > room:  # a word that is cut is left out
+            whole = np.flatnonzero(np.any(offsets[1:] != offsets[:-1], axis=1)) + 1
+            room = max(whole[whole <= room], default=0)
+            if not room:
+                raise ValueError(f"its first word does not fit: --data.length is {self.length}")
         context = context[:room]
         row = np.concatenate([asked, context, [self.tokenizer.end]]).astype(np.int32)
         of_context = slice(len(asked), len(asked) + len(context))

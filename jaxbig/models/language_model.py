@@ -15,7 +15,7 @@ from jaxbig.arrays.dtypes import HIGHEST, accumulation_dtype, upcast
 from jaxbig.constraints import NonNegativeFloat, PositiveFloat, PositiveInt, choose
 from jaxbig.errors import Refused
 from jaxbig.models.base import Translator
-from jaxbig.models.layers.attention import sinusoidal
+from jaxbig.models.layers.attention import sinusoidal, softmax
 from jaxbig.models.layers.attention_mask import from_lengths
 from jaxbig.models.layers.basic import Embedding, LayerNorm, Linear, Norm, cast, drop, to_logits
 from jaxbig.models.layers.cache import Count
@@ -310,9 +310,8 @@ class EncoderDecoder(Translator, Text, kw_only=True):
         )
         context = Context(memory=memory[0], memory_segments=memory[1], positions=at, offset=offset)
         x = self.decoder(x, context, train, cache)
-        if self.scale_logits:
-            x = x * self.width**-0.5
-        logits = to_logits(x, self.head.whole().T)
+        scaled = x * self.width**-0.5 if self.scale_logits else x
+        logits = to_logits(scaled, self.head.whole().T)
         return self.with_copies(x, logits, *memory) if self.copying else logits
 
     def with_copies(
@@ -337,7 +336,7 @@ class EncoderDecoder(Translator, Text, kw_only=True):
         if segments is not None:
             scores = jnp.where(segments[:, None] > 0, scores, -1e9)
         kinds = jax.nn.one_hot(tokens, self.vocab, dtype=scores.dtype)  # [B, S, V]
-        copied = jnp.einsum("bts,bsv->btv", jax.nn.softmax(scores, axis=-1), kinds)
+        copied = jnp.einsum("bts,bsv->btv", softmax(scores), kinds)
         gate = upcast(self.copies(x))  # [B, T, 1]
         made = jax.nn.log_softmax(logits, axis=-1) + jax.nn.log_sigmoid(gate)
         mixed = jnp.logaddexp(made, jnp.log(copied + 1e-9) + jax.nn.log_sigmoid(-gate))

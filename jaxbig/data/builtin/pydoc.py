@@ -53,19 +53,21 @@ class JaxbigPydoc(Builder):
 def functions(text: str) -> Iterator[Function]:
     """Yields the functions of a file that have a docstring; no code is run.
 
-    There are none in a file that this Python cannot parse.
+    There are none in a file that this Python cannot parse. A function of one line is left out.
     """
     try:
         with warnings.catch_warnings(action="ignore"):  # of the file's own code
             tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return
-    lines = text.splitlines()
+    lines = re.split(r"\r\n|\r|\n", text)  # as Python counts them
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (
             doc := ast.get_docstring(node)
         ):
             at = node.body[0]
+            if at.lineno == node.lineno:
+                continue
             code = lines[node.lineno - 1 : at.lineno - 1] + lines[at.end_lineno : node.end_lineno]
             yield Function("\n".join(code), f"{node.name}({ast.unparse(node.args)})", doc)
 
