@@ -4,8 +4,8 @@
     python benchmarks/baselines.py --only samples
 
 Everything is fitted on the training rows only. The headers of the experiments quote the results.
-Takes 90 s of processor time, `canvas` 6 minutes more. `samples` needs the run that `jaxbig train
-digits_convnet` makes.
+Takes minutes of processor time, `canvas` six more than the others. `samples` needs the run that
+`jaxbig train digits_convnet` makes.
 """
 
 import argparse
@@ -358,7 +358,7 @@ def answers() -> Iterator[Result]:
     usual = {word for word in counts if counts[word] > len(asked) * USUAL}
     methods: dict[str, Callable[[str, str], str]] = {
         "first sentence of the docstring": first_sentence,
-        "line with most words of the question": likest_line,
+        "line with most words of the question": likeliest_line,
         "after the first place of what it is about": functools.partial(after, usual, 0),
         "after the last place of what it is about": functools.partial(after, usual, -1),
     }
@@ -378,7 +378,7 @@ def first_sentence(question: str, context: str) -> str:
     return found[0] if found else ""
 
 
-def likest_line(question: str, context: str) -> str:
+def likeliest_line(question: str, context: str) -> str:
     """The line with most of a question's words, rare ones before others (Rajpurkar et al., 2016,
     section 5.1)."""
     asked = set(re.findall(r"\w+", question))
@@ -391,7 +391,7 @@ def likest_line(question: str, context: str) -> str:
 
 
 def after(usual: set[str], place: int, question: str, context: str) -> str:
-    """What follows the first (0) or the last (-1) place of a question's last word that is not
+    """What follows the first (0) or the last (-1) place of the words of a question that are not
     usual."""
     words = [word for word in re.findall(r"\w+", question) if word not in usual]
     ends = [match.end() for word in words for match in re.finditer(rf"\b{word}\b", context)]

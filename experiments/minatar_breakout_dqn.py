@@ -3,10 +3,11 @@
     jaxbig train minatar_breakout_dqn --mesh.data 8
     jaxbig train minatar_breakout_dqn --smoke     # 20 steps of a shrunken copy
 
-It has not been trained in full. The network, the replay of 100,000 steps, the copies and the share
-of random actions are the paper's; 32 actors play at once where the paper has one, and Adam takes
-the place of RMSProp. One actor's 5,000,000 steps are 156,250 of these. Needs `pip install
-'jaxbig[rl]'`.
+It has not been trained in full. The network, the replay of 100,000 steps and the share of random
+actions are the paper's. 32 actors play at once where the paper has one, so that its 5,000,000 steps
+are 156,250 of these, and the target network is copied each 1,024 steps, not 1,000; Adam takes the
+place of RMSProp. gymnax's game repeats no action at random, and ends after 1,000 steps. Needs `pip
+install 'jaxbig[rl]'`.
 """
 
 from jaxbig.config.experiment import Experiment
@@ -23,6 +24,7 @@ def config() -> Experiment:
         model=ConvNet(layers=(Conv(16, padding="valid"), Dense(128)), classes=3),
         objective=QLearning(
             environment="Breakout-MinAtar",
+            double=False,
             capacity=3_125,
             samples=32,
             copy_every=32,

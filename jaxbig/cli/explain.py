@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from jaxbig.cli.restored_run import RestoredRunCommand
+from jaxbig.data.transforms.pixels import as_shares
 from jaxbig.distributed.multihost import refuse_started_together
 from jaxbig.errors import Refused
 from jaxbig.inference.inputs import check_paths, inputs_at, inputs_of
@@ -25,7 +26,6 @@ from jaxbig.inference.predict import (
     with_batch,
 )
 from jaxbig.tools.explain import Explanation, draw, make_explain
-from jaxbig.tools.stress import as_shares
 from jaxbig.train.run import Run, open_run_split
 
 log = logging.getLogger("jaxbig")

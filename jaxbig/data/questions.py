@@ -15,6 +15,7 @@ from jaxbig.data.core.examples import Example
 from jaxbig.data.core.fields import MismatchError, as_bytes, present
 from jaxbig.data.records.synthetic import Synthetic
 from jaxbig.data.text import LENGTH_SAMPLE, Text
+from jaxbig.errors import Refused
 
 log = logging.getLogger("jaxbig")
 WORD = re.compile(r"(\s*)(\w+|[^\w\s])")
@@ -45,6 +46,10 @@ class Questions(Text):
     endings = ()
     record_of_file = Data.record_of_file
     record_of_text = Data.record_of_text
+
+    def check_fields(self) -> None:
+        if self.keep != "beginning":
+            raise Refused(f"keep {self.keep}: of questions and contexts the beginning is kept.")
 
     @property
     def features(self) -> tuple[str, ...]:

@@ -139,23 +139,31 @@ class Text(Examples):
                 all_bad += bad
             yield start + len(some), all_texts(examples)
 
+    def limits(self) -> tuple[tuple[str, int], ...]:
+        """For each of `features` the option that limits it, and its tokens at most."""
+        return (("--data.length", self.length),) * len(self.features)
+
     def report_cut_texts(self) -> None:
-        """Warns if some of a sample of training texts are longer than `length`, and so are cut."""
+        """Warns if some of a sample of training texts are longer than allowed, and so are cut."""
         records = self.records.open("train")
         count = min(len(records), LENGTH_SAMPLE)
         indices = [number * len(records) // count for number in range(count)]
         ignored: list[BadRecord] = []  # reported when a run needs them
-        texts = all_texts(self.reading(records).examples(indices, lambda index: None, ignored))
-        longer = sum(len(tokens) + 1 > self.length for tokens in self.tokenizer.encode_many(texts))
-        if longer:
-            log.warning(
-                "%d of %d sampled texts are longer than --data.length %d and are cut; "
-                "their %s is kept",
-                longer,
-                len(texts),
-                self.length,
-                self.keep,
-            )
+        examples = self.reading(records).examples(indices, lambda index: None, ignored)
+        limits = self.limits()
+        for option, length in dict.fromkeys(limits):
+            places = [place for place, limit in enumerate(limits) if limit == (option, length)]
+            texts = [each["texts"][place] for each in examples if each for place in places]
+            longer = sum(len(tokens) + 1 > length for tokens in self.tokenizer.encode_many(texts))
+            if longer:
+                log.warning(
+                    "%d of %d sampled texts are longer than %s %d and are cut; their %s is kept",
+                    longer,
+                    len(texts),
+                    option,
+                    length,
+                    self.keep,
+                )
 
     def tokens(self, text: bytes) -> np.ndarray:
         """The tokens of a text with the end token, int32 [n], cut to `length`."""
@@ -457,6 +465,15 @@ class Pairs(Text):
     def end(self) -> int:
         """The token after the last target."""
         return self.tokenizer.end
+
+    def limits(self) -> tuple[tuple[str, int], ...]:
+        source = ("--data.length", self.length)
+        target = ("--data.target-length", self.target_length) if self.target_length else source
+        return (source, target)
+
+    def shorter(self, length: int) -> Self:
+        target = self.target_length and min(self.target_length, length)
+        return dataclasses.replace(super().shorter(length), target_length=target)
 
     def spec(self) -> Spec:
         row = (self.target_length or self.length,)

@@ -74,11 +74,11 @@ def check_batch(batch: int, mesh: jax.sharding.Mesh) -> None:
         )
 
 
-def check_length(length: int, mesh: jax.sharding.Mesh) -> None:
+def check_length(length: int, mesh: jax.sharding.Mesh, option: str = "--data.length") -> None:
     """Raises `Refused` unless the length of a row divides over the mesh."""
     if length % mesh.shape["sequence"]:
         raise Refused(
-            f"--data.length {length} does not divide over sequence={mesh.shape['sequence']}: "
+            f"{option} {length} does not divide over sequence={mesh.shape['sequence']}: "
             f"make it a multiple, or change the mesh."
         )
 

@@ -34,6 +34,8 @@ class Answers(Evaluator):
                 f"Answers needs the data Questions and the objective Span, not "
                 f"{type(data).__name__} and {type(experiment.objective).__name__}."
             )
+        if data.may_leave_out():
+            raise Refused("Answers needs every record: leave --data.skip-bad-records out.")
         evaluation.source(self.of)
 
     def run(self, evaluation: Evaluation, state: Any) -> dict[str, float]:

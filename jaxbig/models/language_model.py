@@ -243,7 +243,7 @@ class EncoderDecoder(Translator, Text, kw_only=True):
     """Divide logits by the root of the width, as T5 with tied embeddings does."""
     copying: bool = False
     """Mix the next token's distribution with one over the tokens of the source, as a pointer-
-    generator network (See et al., 2017)."""
+    generator network (See et al., 2017). Takes memory for an array [B, S, V]."""
 
     norm: Norm = "layer"
     pre_norm: bool = False

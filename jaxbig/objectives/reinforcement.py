@@ -69,8 +69,8 @@ class Reinforcement(Objective):
 
     Reads `inputs` [B], the numbers of episodes, and `mask` [B]. The model gets observations [...,
     *] and not the inputs. Metrics are the `return`, the sum of an episode's rewards (in training
-    that of each actor's last one), and in evaluation `loss`, half the squared error of a temporal
-    difference.
+    that of each actor's last one, 0 before it has ended one), and in evaluation `loss`, half the
+    squared error of a temporal difference.
     """
 
     environment: str
@@ -226,8 +226,8 @@ class Reinforcement(Objective):
             new = as_before((*after[:2], ended | after[4]), now)
             return new, (observation, action, value, best, after[2], after[3], ~ended)
 
-        alive = jnp.zeros(len(inputs), bool)
-        first = jax.tree.map(jnp.asarray, (observation, state, alive))
+        ended = jnp.zeros(len(inputs), bool)
+        first = jax.tree.map(jnp.asarray, (observation, state, ended))
         _, found = jax.lax.scan(step, first, jnp.arange(environment.limit))
         seen, actions, values, best, rewards, terminated, real = (
             jnp.moveaxis(each, 0, 1) for each in found

@@ -93,14 +93,14 @@ class Span(Objective):
         """`answer` and `start`, its place in the context in characters, and `probability`; `top`,
         the same of the best ones; where it is known `target` too, null if it is cut away, and
         `exact_span`."""
-        pairs = zip(found["spans"], found["probabilities"], strict=True)
+        pairs = list(zip(found["spans"], found["probabilities"], strict=True))
         best = [
             {
                 "answer": text_of(found["tokens"], span, words),
                 "start": int(found["words"][span[0], 0]),
                 "probability": as_numbers(share),
             }
-            for span, share in pairs
+            for span, share in pairs[:1] + [pair for pair in pairs[1:] if pair[1] > 0]
         ]
         row: dict[str, Any] = {**best[0], "top": best}
         if "targets" in found:

@@ -118,6 +118,8 @@ def make_program(experiment: Experiment, devices: Sequence[Any] | None = None) -
     rules = experiment.mesh.table()
     check_batch(experiment.data.batch, mesh)
     check_length(getattr(experiment.data, "length", 0), mesh)
+    target_length = getattr(experiment.data, "target_length", None) or 0
+    check_length(target_length, mesh, "--data.target-length")
     check_parts(experiment, mesh)
     check_stages(experiment, mesh)
     rows = batch_sharding(mesh)

@@ -16,12 +16,13 @@ import numpy as np
 
 from jaxbig.arrays.dtypes import upcast
 from jaxbig.data.core.dataset import Rows
+from jaxbig.data.transforms.pixels import as_shares
 from jaxbig.distributed.sharding import device_put_batch
 from jaxbig.errors import Refused
 from jaxbig.models.base import Translator
 from jaxbig.models.layers.basic import Embedding
+from jaxbig.models.layers.convolution import Convolution
 from jaxbig.program.program import make_forward
-from jaxbig.tools.stress import as_shares
 from jaxbig.tracking.figures import PLAIN, grid, printable
 from jaxbig.train.run import Run
 
@@ -53,8 +54,8 @@ def make_explain(run: Run, answer: int = -1) -> Callable[[Rows, Sequence[int]], 
 
     Images and texts with classes: saliency (Simonyan et al., 2014), integrated gradients from a
     black image or from embeddings of 0 (Sundararajan et al., 2017), occlusion of a square or a
-    token (Zeiler and Fergus, 2014), and Grad-CAM (Selvaraju et al., 2017) where the model has a map
-    of features [B, Y, X, C]. Language models: the loss of each token.
+    token (Zeiler and Fergus, 2014), and Grad-CAM (Selvaraju et al., 2017) of the last convolution,
+    if there is one. Language models: the loss of each token.
 
     Args:
       run: whose model answers.
@@ -71,9 +72,11 @@ def make_explain(run: Run, answer: int = -1) -> Callable[[Rows, Sequence[int]], 
         outputs = jax.eval_shape(program.forward, state, program.batch)
     inputs = program.batch["inputs"]
     shape = getattr(outputs, "shape", ())
-    is_image = len(inputs.shape) == 4
+    is_image = len(inputs.shape) == 4 and inputs.shape[3] in (1, 3)
     is_tokens = len(inputs.shape) == 2 and jnp.issubdtype(inputs.dtype, jnp.integer)
-    if is_tokens and shape[:2] == inputs.shape and len(shape) == 3:
+    targets = program.batch.get("targets")
+    predicts = targets is not None and targets.shape == inputs.shape
+    if is_tokens and predicts and shape[:2] == inputs.shape and len(shape) == 3:
         find = token_losses(run)
     elif len(shape) == 2 and (is_image or is_tokens):
         if not -1 <= answer < shape[1]:
@@ -141,18 +144,23 @@ def of_tokens(run: Run, answer: int) -> Any:
 
     @jax.jit
     def find(state: Any, batch: Any) -> Any:
-        def is_embedding(module: nn.Module, x: Any) -> bool:
-            return isinstance(module, Embedding) and x.shape[:2] == batch["inputs"].shape
-
         vectors: list[jax.Array] = []
-        with intercepted(is_embedding, lambda x: vectors.append(x) or x):
+        paths: list[Any] = []
+
+        def is_first(module: nn.Module, x: Any) -> bool:
+            """Those of positions or types come after those of tokens."""
+            if isinstance(module, Embedding) and x.shape[:2] == batch["inputs"].shape:
+                paths.append(module.path)
+            return bool(paths) and module.path == paths[0]
+
+        with intercepted(is_first, lambda x: vectors.append(x) or x):
             whole = upcast(forward(state, batch))  # [B, K]
         if not vectors:
             raise Refused("explain needs a model with a layer Embedding of the tokens.")
         given = vectors[0]  # [B, L, D]
 
         def logits(vectors: jax.Array) -> jax.Array:
-            with intercepted(is_embedding, lambda x: vectors):
+            with intercepted(is_first, lambda x: vectors):
                 return upcast(forward(state, batch))
 
         answers = chosen(whole, answer)
@@ -236,11 +244,12 @@ def occlusion(score: Callable[[jax.Array], jax.Array], images: jax.Array) -> jax
 def grad_cam(
     logits: Callable[[], jax.Array], score: Callable[[jax.Array], jax.Array]
 ) -> jax.Array | None:
-    """Grad-CAM of the last map of features [B, y, x, C] with several places; [B, y, x] or None."""
+    """Grad-CAM of the last convolution [B, y, x, C] with several places; [B, y, x], or None."""
     maps: list[jax.Array] = []
 
     def is_map(module: nn.Module, x: Any) -> bool:
-        return bool(module.path) and x.ndim == 4 and x.shape[1] * x.shape[2] > 1
+        is_convolution = isinstance(module, Convolution | nn.Conv)
+        return is_convolution and x.ndim == 4 and x.shape[1] * x.shape[2] > 1
 
     with intercepted(is_map, lambda x: maps.append(x) or x):
         logits()

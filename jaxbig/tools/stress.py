@@ -18,6 +18,7 @@ from jaxbig.arrays.dtypes import upcast
 from jaxbig.data.core.dataset import Record, Records, Rows, Source, open_split
 from jaxbig.data.text import Pairs, Sentences
 from jaxbig.data.transforms import corruptions
+from jaxbig.data.transforms.pixels import as_shares
 from jaxbig.distributed.multihost import refuse_several
 from jaxbig.distributed.sharding import device_put_batch
 from jaxbig.errors import Refused
@@ -178,18 +179,6 @@ class Changed:
         if rows["inputs"].dtype == np.uint8:
             worse = np.round(255 * worse)
         return {**rows, "inputs": worse.astype(rows["inputs"].dtype)}
-
-
-def as_shares(images: np.ndarray) -> np.ndarray:
-    """Images as float32 of 0 to 1; raises `Refused` if they are others."""
-    if images.dtype == np.uint8:
-        return images.astype(np.float32) / 255
-    if images.min() < 0 or images.max() > 1:
-        raise Refused(
-            f"stress needs images of 0 to 1, or of 8 bits, and these are {images.dtype} from "
-            f"{images.min():g} to {images.max():g}: normalize in the model, or in `transform`."
-        )
-    return images.astype(np.float32)
 
 
 def make_attack(program: Program, state: Any, steps: int) -> Callable[..., np.ndarray]:

@@ -25,8 +25,8 @@ DROPPED = {"def", "async", "self", "cls"}
 
 
 def words_of(code: str) -> str:
-    """The words of a function in small letters: those of its name, a colon, and those of its other
-    identifiers and strings, each once, in the order in which they occur.
+    """The words of a function in small letters: those of its name, a colon, and the others of its
+    code, each once, in the order in which they occur.
 
     Each begins with a space, so that byte pairs are the same wherever a word is.
     """
@@ -89,11 +89,12 @@ class PySummary(Pairs):
     endings = (".py",)
 
     def record_of_file(self, content: bytes) -> Record:
-        """The words of the first function of a file."""
+        """The words of the first function of a file that has a docstring."""
         return self.record_of_text(content.decode())
 
     def record_of_text(self, text: str) -> Record:
-        """The words of a function; it may have a docstring, which is left out."""
+        """The words of the first function that has a docstring, which is left out; if none has one,
+        those of what begins with the first `def`."""
         start = text.find("def ")
         if start < 0:
             raise ValueError("it has no function: `def` is missing")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxbig.data.core.fields import MismatchError, kind
+from jaxbig.errors import Refused
 
 Levels = tuple[float, float] | None
 """The numbers of black and white; None: as given by the dtype or the file format."""
@@ -133,3 +134,15 @@ def height_width(image: bytes | np.ndarray) -> tuple[int, int]:
         width, height = picture.size
         on_its_side = picture.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
     return (width, height) if on_its_side else (height, width)
+
+
+def as_shares(images: np.ndarray) -> np.ndarray:
+    """Images as float32 of 0 to 1; raises `Refused` if they are others."""
+    if images.dtype == np.uint8:
+        return images.astype(np.float32) / 255
+    if images.min() < 0 or images.max() > 1:
+        raise Refused(
+            f"this needs images of 0 to 1, or of 8 bits, and these are {images.dtype} from "
+            f"{images.min():g} to {images.max():g}: normalize in the model, or in `transform`."
+        )
+    return images.astype(np.float32)

@@ -1,16 +1,19 @@
 """Questions with answers in a text, and those on functions of Python."""
 
+import dataclasses
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxbig.constraints import validate
 from jaxbig.data.builtin.pydoc import Function, functions
 from jaxbig.data.builtin.pydoc_questions import WORDINGS, FunctionQuestions, asked_in, questions
 from jaxbig.data.questions import Questions
 from jaxbig.data.records.synthetic import Synthetic
 from jaxbig.data.tokenize.tokenizers import Bytes
+from jaxbig.errors import Refused
 from jaxbig.objectives.span import text_of
 
 DOC = """Scale an array by a factor.
@@ -80,6 +83,20 @@ def test_an_answer_that_is_cut_away_has_no_target() -> None:
     assert data(128).read(record(context, "answer", 100))["targets"].tolist() == [106, 112]
 
 
+def test_a_word_that_is_cut_is_left_out() -> None:
+    context = "word " * 10 + "answer"
+    for length in range(20, 65):
+        example = data(length).read(record(context, "answer", 50))
+        shown = data().text(example["inputs"][example["types"] > 0])
+        assert shown.split()[-1] == ("answer" if len(shown) == len(context) else "word")
+        assert example["targets"].any() == (len(shown) == len(context))
+
+
+def test_the_end_of_a_context_cannot_be_kept() -> None:
+    with pytest.raises(Refused, match="keep end: of questions and contexts the beginning"):
+        validate(dataclasses.replace(data(), keep="end"))
+
+
 def test_an_answer_that_is_not_there_is_refused() -> None:
     with pytest.raises(ValueError, match="'blue' is not at character 2"):
         data().read(record("a red house", "blue", 2))
@@ -135,6 +152,11 @@ def test_a_function_is_found_without_its_docstring() -> None:
     assert found.signature == "readLines2(self, HTTPPath=1)" and found.doc == "Read.\n\nMore."
     assert found.code == "    def readLines2(self, HTTPPath=1):\n        return 1"
     assert list(functions("print 1")) == []
+
+
+def test_a_function_of_one_line_is_left_out_and_lines_are_those_of_python() -> None:
+    [found] = functions('def f(x): "Do it."\n\x0c\ndef g(x):\n    """Do it."""\n    return x\n')
+    assert found.code == "def g(x):\n    return x"
 
 
 def test_what_is_held_out_is_in_no_training_file(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -259,6 +259,33 @@ def test_keep_end_with_packed_is_refused() -> None:
         DATA["packed"](Given(texts=tuple(TEXTS)), keep="end").prepare()
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OnePair(Records):
+    """A source of nine bytes, and a target of five."""
+
+    def open(self, split: str) -> list[dict[str, bytes]]:
+        return [{"from": b"123456789", "to": b"12345"}]
+
+
+def test_targets_have_a_length_of_their_own(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("WARNING", "jaxbig")
+    data = Pairs(
+        records=OnePair(),
+        source_feature="from",
+        target_feature="to",
+        batch=1,
+        length=12,
+        target_length=4,
+    )
+    data.prepare()
+    assert "1 of 1 sampled texts are longer than --data.target-length 4" in caplog.text
+    assert "--data.length" not in caplog.text
+    rows = data.source("train").rows(np.array([0]))
+    assert rows["inputs"].shape == (1, 12) and rows["targets"].shape == rows["mask"].shape == (1, 4)
+    assert rows["targets"][0, -1] == data.end and rows["lengths"] == 10
+    assert data.shorter(3).target_length == 3 and data.shorter(8).target_length == 4
+
+
 def test_cut_and_empty_texts_are_counted(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("WARNING", "jaxbig")
     given = Given(texts=(b"1234567", b"12345678", b"", b"123456789", b"x"))

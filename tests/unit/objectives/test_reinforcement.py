@@ -3,7 +3,6 @@
 import dataclasses
 import sys
 from collections import deque
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -127,11 +126,9 @@ def test_dueling_values_have_the_mean_of_the_first_number() -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> jb.Run:
-    """Some steps of a small copy, which is continued once."""
-    folder = tmp_path_factory.mktemp("run")
-    fields: dict[str, Any] = {"evaluate_every": 4, "checkpoint_every": 2}
-    jb.fit(small("cartpole_dqn", steps=4, **fields).replace(steps=4), folder / "straight")
-    return jb.restore(folder / "straight")
+    """Some steps of a small copy."""
+    experiment = small("cartpole_dqn", steps=4, evaluate_every=4, checkpoint_every=4)
+    return jb.fit(experiment, tmp_path_factory.mktemp("run"))
 
 
 def test_returns_are_those_of_a_plain_loop(run: jb.Run) -> None:

@@ -1,5 +1,6 @@
 """What a run's answers depend on."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,6 +40,14 @@ def shared() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def run(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> jb.Run:
     return jb.fit(tiny(**FEW), tmp_path_factory.mktemp("digits"))
+
+
+def at_start(experiment: jb.Experiment, folder: Path, devices: Any = None) -> jb.Run:
+    """A run before its first step."""
+    program = api_run.make_program(experiment, devices)
+    with program.activate():
+        state = program.init()
+    return api_run.make_run(folder, program, state, 0)
 
 
 def test_maps_of_a_model_with_one_hidden_layer_are_those_by_hand(run: jb.Run) -> None:
@@ -105,6 +114,34 @@ def test_grad_cam_weighs_the_last_map_by_its_mean_gradients() -> None:
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+def test_a_transformer_of_images_has_no_grad_cam() -> None:
+    """Its queries have four axes too."""
+    model = jb.models.ViT(classes=3, patch=2, depth=1, width=8, heads=2)
+    images = jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
+    variables = model.init(jax.random.key(1), images)
+    found = grad_cam(lambda: model.apply(variables, images), lambda logits: logits[:, 1])
+    assert found is None
+
+
+@pytest.mark.parametrize("types", [None, 2])
+def test_only_the_embeddings_of_tokens_are_explained(types: int | None, tmp_path: Path) -> None:
+    """Not those of positions or types, in a batch of one row or of more."""
+    classified = small("pymodule_bert")
+    model = classified.model.clone(types=types, positions="learned", depth=1)
+    errors = []
+    for rows in (1, 4):
+        data = dataclasses.replace(classified.data, batch=rows)
+        mesh = jb.Mesh(data=1)
+        experiment = classified.replace(model=model, data=data, mesh=mesh)
+        run = at_start(experiment, tmp_path, jax.devices()[:1])
+        examples = open_run_split(run, "eval").rows(np.arange(rows))
+        [found] = make_explain(run)(examples, [0])
+        empty = [found.maps["occlusion"][place] for place in range(int(examples["lengths"][0]), 96)]
+        np.testing.assert_allclose(empty, 0, atol=1e-5)  # padding does not count
+        errors.append(found.score)
+    np.testing.assert_allclose(*errors, rtol=1e-4)
+
+
 def test_command_draws_images(
     run: jb.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -136,14 +173,6 @@ def test_tokens_of_a_text_are_colored(tmp_path: Path, capsys: pytest.CaptureFixt
     assert len(first["maps"]["occlusion"]) == len("import os")
 
 
-def at_start(experiment: jb.Experiment, folder: Path) -> jb.Run:
-    """A run before its first step."""
-    program = api_run.make_program(experiment)
-    with program.activate():
-        state = program.init()
-    return api_run.make_run(folder, program, state, 0)
-
-
 def test_tokens_of_a_language_model_have_its_losses(tmp_path: Path) -> None:
     run = at_start(small("pytext_lstm"), tmp_path)
     rows = open_run_split(run, "eval").rows(np.arange(run.experiment.data.batch))
@@ -173,6 +202,8 @@ def test_what_cannot_be_explained_is_refused(run: jb.Run, words: list[str], mess
     [
         ("digits_segmentation", "images or texts with classes, or a language model"),
         ("dates_transformer", "explain does not know translators"),
+        ("pydoc_qa", "images or texts with classes, or a language model"),
+        ("pytext_bert", "images or texts with classes, or a language model"),
     ],
 )
 def test_runs_of_other_kinds_are_refused(name: str, message: str, tmp_path: Path) -> None:

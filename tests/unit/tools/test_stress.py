@@ -14,17 +14,10 @@ from support.programs import share_programs
 
 import jaxbig as jb
 from jaxbig.cli.main import run as command_line
+from jaxbig.data.transforms.pixels import as_shares
 from jaxbig.errors import Refused
 from jaxbig.objectives.base import cross_entropy
-from jaxbig.tools.stress import (
-    CHANGES,
-    Changed,
-    Mistyped,
-    OpenMistyped,
-    as_shares,
-    make_attack,
-    stress,
-)
+from jaxbig.tools.stress import CHANGES, Changed, Mistyped, OpenMistyped, make_attack, stress
 from jaxbig.train import run as api_run
 from jaxbig.train import trainer
 from jaxbig.train.run import open_run_split
