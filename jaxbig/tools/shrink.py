@@ -104,8 +104,8 @@ def random_batch(experiment: Experiment, seed: int = 0) -> Rows:
             rows[field] = draw.integers(0, 256, each.shape, np.uint8)
         elif np.issubdtype(each.dtype, np.integer):
             least = getattr(experiment.objective, "least_target", 0) if field == "targets" else 0
-            places = spec["inputs"].shape[1]  # where targets are no classes
-            count = getattr(experiment.data, kinds[field], places)
+            count = getattr(experiment.data, kinds[field], 0)
+            count = count or spec["inputs"].shape[1]  # places, where targets are no classes
             rows[field] = draw.integers(least, count, each.shape).astype(each.dtype)
         else:
             rows[field] = draw.standard_normal(each.shape).astype(each.dtype)
