@@ -184,7 +184,6 @@ def test_chunks_are_added_in_order_whether_whole_or_in_slices(
         "digits_convnet",
         "digits_resnet",
         "digits_rnn",
-        "pydoc_summary",
         "pyimports_recommend",
         "pytext_transformer",
     ],
