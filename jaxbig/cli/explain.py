@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.text import Text
 
 from jaxbig.cli.restored_run import RestoredRunCommand
-from jaxbig.data.transforms.pixels import as_shares
 from jaxbig.distributed.multihost import refuse_started_together
 from jaxbig.errors import Refused
 from jaxbig.inference.inputs import check_paths, inputs_at, inputs_of
@@ -74,7 +73,7 @@ class Explain(RestoredRunCommand):
             raise Refused("there is nothing to explain: the inputs have no record.")
         rows = [row_of(run, each) for each in explained]
         if explained[0].example["inputs"].ndim == 3:
-            images = [as_shares(each.example["inputs"]) for each in explained]
+            images = [each.example["inputs"] for each in explained]
             titles = [row["class"] for row in rows]
             draw(images, [each.found for each in explained], titles, self.picture)
             log.info("drawn: %s", self.picture)

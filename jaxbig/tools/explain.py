@@ -289,7 +289,7 @@ def draw(
     """Draws each image and its maps in a row: red is for the answer, blue against it.
 
     Args:
-      images: float32 [Y, X, C] of 0 to 1 each.
+      images: [Y, X, C] each, of 8 bits or of 0 to 1.
       found: their explanations.
       titles: of the images.
       file: PNG to write.
@@ -299,7 +299,9 @@ def draw(
     figure, panels = grid(len(images) * across, across, width=2.4, height=2.4)
     for number, (image, each) in enumerate(zip(images, found, strict=True)):
         row = panels[number * across : (number + 1) * across]
-        row[0].imshow(image[..., 0] if image.shape[2] == 1 else image, cmap="gray", vmin=0, vmax=1)
+        shares = as_shares(image)
+        shown = shares[..., 0] if image.shape[2] == 1 else shares
+        row[0].imshow(shown, cmap="gray", vmin=0, vmax=1)
         row[0].set_title(printable(titles[number]), **PLAIN)
         for name, axes in zip(names, row[1:], strict=True):
             most = np.abs(each.maps[name]).max() or 1.0
