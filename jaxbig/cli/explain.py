@@ -16,6 +16,7 @@ from jaxbig.cli.restored_run import RestoredRunCommand
 from jaxbig.distributed.multihost import refuse_started_together
 from jaxbig.errors import Refused
 from jaxbig.inference.inputs import check_paths, inputs_at, inputs_of
+from jaxbig.inference.outputs import cleanly
 from jaxbig.inference.predict import (
     HostBatch,
     in_words,
@@ -64,6 +65,8 @@ class Explain(RestoredRunCommand):
             raise Refused("explain needs one of files (or - for lines), --text, and --split.")
         if self.count < 1:
             raise Refused(f"--count {self.count}: it must be 1 or more.")
+        if self.picture.suffix != ".png":
+            raise Refused(f"--picture {self.picture}: its name must end in .png.")
         check_paths(self.inputs)
         run = self.restored()
         if "carry" not in run.state.variables:  # which has a row for each of the training's
@@ -75,7 +78,8 @@ class Explain(RestoredRunCommand):
         if explained[0].example["inputs"].ndim == 3:
             images = [each.example["inputs"] for each in explained]
             titles = [row["class"] for row in rows]
-            draw(images, [each.found for each in explained], titles, self.picture)
+            with cleanly(self.picture):
+                draw(images, [each.found for each in explained], titles, self.picture)
             log.info("drawn: %s", self.picture)
             return self.emit({"explained": rows, "picture": str(self.picture)}, ("", rows))
         texts = [tokens_of(run, each) for each in explained]

@@ -10,6 +10,7 @@ from jaxbig.cli.tables import Rows
 from jaxbig.distributed.multihost import refuse_started_together
 from jaxbig.errors import Refused
 from jaxbig.tools.stress import draw, stress
+from jaxbig.tracking.figures import optional
 
 log = logging.getLogger("jaxbig")
 
@@ -50,17 +51,20 @@ class Stress(RestoredRunCommand):
                 raise Refused(f"--metric {metric}: the run has {known}.")
             value = each["metrics"][metric]
             log.info("%s %g: %s %.4g", each["change"], each["strength"], metric, value)
-        draw(found, metric, self.picture)
+        drawn = None
+        with optional(f"no picture {self.picture}"):
+            draw(found, metric, self.picture)
+            drawn = str(self.picture)
+            log.info("drawn: %s", self.picture)
         result = {
             "run": str(run.directory),
             "step": run.step,
             "split": self.split,
             "metric": metric,
             "found": found,
-            "picture": str(self.picture),
+            "picture": drawn,
         }
         title = f"\n{metric} on {self.split}: {found[0]['metrics'][metric]:.3f} of unchanged inputs"
-        log.info("drawn: %s", self.picture)
         return self.emit(result, (title, rows_of(found, metric)))
 
 

@@ -17,7 +17,7 @@ from support.programs import share_programs
 
 import jaxbig as jb
 from jaxbig.cli.main import run as command_line
-from jaxbig.errors import Refused
+from jaxbig.errors import Failed, Refused
 from jaxbig.objectives.base import cross_entropy
 from jaxbig.tools.explain import grad_cam, integrated, make_explain, occlusion
 from jaxbig.train import run as api_run
@@ -188,12 +188,20 @@ def test_tokens_of_a_language_model_have_its_losses(tmp_path: Path) -> None:
     [
         (["--split", "eval", "--answer", "10"], "the model has the classes 0 to 9"),
         (["--split", "eval", "--count", "0"], "--count 0: it must be 1 or more"),
+        (["--split", "eval", "--picture", "map.foo"], "map.foo: its name must end in .png"),
         ([], "explain needs one of files"),
         (["nothing.png"], "no file or folder nothing.png"),
     ],
 )
 def test_what_cannot_be_explained_is_refused(run: jb.Run, words: list[str], message: str) -> None:
     with pytest.raises(Refused, match=message):
+        command_line(["explain", str(run.directory), *words])
+
+
+def test_a_picture_that_cannot_be_written_is_reported(run: jb.Run, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    words = ["--split", "eval", "--count", "1", "--picture", str(tmp_path / "file" / "map.png")]
+    with pytest.raises(Failed, match=r"map\.png cannot be written: "):
         command_line(["explain", str(run.directory), *words])
 
 

@@ -84,6 +84,10 @@ def test_command_prints_a_row_for_each_change_and_draws_them(
     assert Image.open(picture).width > 700
     assert command_line([*map(str, words), "--batches", "1"]) == 0
     table = capsys.readouterr().out
+    (tmp_path / "file").touch()
+    few = [*map(str, words[:4]), "--batches", "1", "--picture", str(tmp_path / "file" / "x.png")]
+    assert command_line([*few, "--json"]) == 0  # the numbers are not lost
+    assert json.loads(capsys.readouterr().out)["picture"] is None
     with pytest.raises(Refused, match=r"--metric f1: the run has .*accuracy"):
         command_line([*map(str, words), "--metric", "f1"])
     assert "of unchanged inputs" in table and " at 0.32" in table
