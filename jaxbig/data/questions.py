@@ -29,7 +29,8 @@ class Questions(Text):
     A batch has a row of tokens, `inputs` [B, L], of the question, an end, the context and an end,
     their number `lengths` [B], `types` [B, L], 1 in the context, and the first and last token of
     the answer, `targets` [B, 2]: 0 and 0 where the answer is cut away. `offsets` [B, L, 2] are the
-    places in the context where the word of a token starts and ends, in characters; 0 elsewhere.
+    places in the context where the word of a token starts and ends, in characters; 0 elsewhere,
+    and in a first word that is cut.
     """
 
     question: str = "question"
@@ -118,17 +119,16 @@ class Questions(Text):
                 else f"its {self.context!r} has no word"
             )
         if len(context) > room:  # a word that is cut is left out
-            whole = np.flatnonzero(np.any(offsets[1:] != offsets[:-1], axis=1)) + 1
-            room = max(whole[whole <= room], default=0)
-            if not room:
-                raise ValueError(f"its first word does not fit: --data.length is {self.length}")
-        context = context[:room]
+            ends = np.flatnonzero(np.any(offsets[1:] != offsets[:-1], axis=1)) + 1
+            whole = max(ends[ends <= room], default=0)
+            offsets = offsets[:whole]
+            context = context[: whole or room]  # the first word stays, but has no place
         row = np.concatenate([asked, context, [self.tokenizer.end]]).astype(np.int32)
         of_context = slice(len(asked), len(asked) + len(context))
         types = np.zeros(self.length, np.int32)
         types[of_context] = 1
         places = np.zeros((self.length, 2), np.int32)
-        places[of_context] = offsets[:room]
+        places[len(asked) : len(asked) + len(offsets)] = offsets
         return {
             "inputs": self.padded(row),
             "lengths": np.int32(len(row)),

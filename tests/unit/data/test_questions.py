@@ -92,6 +92,20 @@ def test_a_word_that_is_cut_is_left_out() -> None:
         assert example["targets"].any() == (len(shown) == len(context))
 
 
+@settings(max_examples=50, deadline=None)
+@given(
+    context=st.text("ab \n(é", min_size=1, max_size=40).filter(str.strip), length=st.integers(9, 60)
+)
+def test_a_question_fits_any_length_that_has_room_for_a_token(context: str, length: int) -> None:
+    word = context.split()[0]
+    example = data(length).read(record(context, word, context.index(word)))
+    shown = example["inputs"][example["types"] > 0]
+    assert example["lengths"] == 7 + len(shown) + 1  # which?<end>, and an end
+    letters = bytes(int(token) for token in shown).replace(b" ", b"")
+    assert len(shown) and "".join(context.split()).encode().startswith(letters)
+    assert example["targets"].any() == letters.startswith(word.encode())
+
+
 def test_the_end_of_a_context_cannot_be_kept() -> None:
     with pytest.raises(Refused, match="keep end: of questions and contexts the beginning"):
         validate(dataclasses.replace(data(), keep="end"))
