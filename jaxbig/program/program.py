@@ -407,18 +407,21 @@ def make_eval_step(experiment: Experiment) -> Callable[[TrainState, Batch], tupl
 
 def make_forward(experiment: Experiment) -> Callable[[TrainState, Batch], Any]:
     """Returns `(state without its optimizer, batch) -> outputs` of the model, without dropout."""
+    return lambda state, batch: _forward(experiment, state, batch, list(state.variables))[0]
 
-    def forward(state: TrainState, batch: Batch) -> Any:
-        check_feeds(experiment)
-        rows = transformed(experiment, batch)
 
-        def outputs(model: nn.Module) -> Any:
-            return call(model, rows, train=False)
+def make_intermediates(experiment: Experiment) -> Callable[[TrainState, Batch], Any]:
+    """Returns `(state without its optimizer, batch) -> what layers keep as "intermediates"`, by
+    path, without dropout."""
+    return lambda state, batch: _forward(experiment, state, batch, ["intermediates"])[1]
 
-        apply = make_apply(experiment, outputs, list(state.variables))
-        return apply({"params": state.params, **state.variables})[0]
 
-    return forward
+def _forward(experiment: Experiment, state: TrainState, batch: Batch, mutable: list[str]) -> Any:
+    """The model's outputs, and the variables that may change."""
+    check_feeds(experiment)
+    rows = transformed(experiment, batch)
+    apply = make_apply(experiment, lambda model: call(model, rows, train=False), mutable)
+    return apply({"params": state.params, **state.variables})
 
 
 def check_feeds(experiment: Experiment) -> None:

@@ -5,6 +5,7 @@ width, V vocabulary.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ from jaxbig.data.transforms.pixels import as_shares
 from jaxbig.distributed.sharding import device_put_batch
 from jaxbig.errors import Refused
 from jaxbig.models.base import Translator
-from jaxbig.models.layers.basic import Embedding
+from jaxbig.models.language_model import Encoder
+from jaxbig.models.layers.basic import Embedding, length_mask
 from jaxbig.models.layers.convolution import Convolution
-from jaxbig.program.program import make_forward
+from jaxbig.models.vit import ViT
+from jaxbig.program.program import make_forward, make_intermediates
 from jaxbig.tracking.figures import PLAIN, grid, printable
 from jaxbig.train.run import Run
 
@@ -30,7 +33,7 @@ STEPS = 64
 """Points on the line from the baseline to the input, for integrated gradients."""
 PATCHES = 8
 """Occluded squares along a side of an image."""
-METHODS = ("saliency", "integrated gradients", "occlusion", "Grad-CAM", "loss")
+METHODS = ("saliency", "integrated gradients", "occlusion", "Grad-CAM", "attention rollout", "loss")
 """In the order in which they are shown."""
 
 
@@ -54,8 +57,9 @@ def make_explain(run: Run, answer: int = -1) -> Callable[[Rows, Sequence[int]], 
 
     Images and texts with classes: saliency (Simonyan et al., 2014), integrated gradients from a
     black image or from embeddings of 0 (Sundararajan et al., 2017), occlusion of a square or a
-    token (Zeiler and Fergus, 2014), and Grad-CAM (Selvaraju et al., 2017) of the last convolution,
-    if there is one. Language models: the loss of each token.
+    token (Zeiler and Fergus, 2014), Grad-CAM (Selvaraju et al., 2017) of the last convolution, if
+    there is one, and of a Transformer attention rollout (Abnar and Zuidema, 2020). Language models:
+    the loss of each token.
 
     Args:
       run: whose model answers.
@@ -133,6 +137,11 @@ def of_images(run: Run, answer: int) -> Any:
         }
         if (cam := grad_cam(lambda: logits(images), score)) is not None:
             maps["Grad-CAM"] = jax.image.resize(cam, images.shape[:3], "bilinear")
+        shares = attention_shares(run, state, {**batch, "inputs": levels * images})
+        if shares is not None:
+            side: int = run.experiment.model.patch  # type: ignore[attr-defined]
+            patches = shares.reshape(len(images), images.shape[1] // side, -1)
+            maps["attention rollout"] = patches.repeat(side, 1).repeat(side, 2)
         return answers, score(whole), missing, maps
 
     return find
@@ -177,6 +186,8 @@ def of_tokens(run: Run, answer: int) -> Any:
             "integrated gradients": complete.sum(-1),
             "occlusion": jax.lax.map(without, jnp.arange(given.shape[1])).T,
         }
+        if (shares := attention_shares(run, state, batch)) is not None:
+            maps["attention rollout"] = shares
         missing = score(whole) - score(logits(0 * given)) - complete.sum((1, 2))
         return answers, score(whole), missing, maps
 
@@ -270,6 +281,53 @@ def grad_cam(
     gradient, features = jax.grad(with_added, has_aux=True)(jnp.zeros_like(maps[last]))
     weights = upcast(gradient).mean((1, 2), keepdims=True)  # [B, 1, 1, C]
     return nn.relu((weights * upcast(features)).sum(-1))
+
+
+def attention_shares(run: Run, state: Any, batch: Any) -> jax.Array | None:
+    """How much of each token or patch is in what is classified, by attention rollout; [B, L], or
+    None of a model other than a Transformer."""
+    model: Any = run.experiment.model
+    if not isinstance(model, ViT | Encoder):
+        return None
+    kept = make_intermediates(run.experiment)(state, batch)["intermediates"]
+    rolled = rollout(weights_of(model, kept["blocks"]))  # [B, T, T]
+    batch_size, length, _ = rolled.shape
+    tokens = 0  # that are put before the patches
+    if isinstance(model, ViT):
+        tokens = length - math.prod(batch["inputs"].shape[1:3]) // model.patch**2
+    if model.pooling == "attention":
+        pooled = upcast(kept["pooling"]["weights"][0]).mean(2)  # [B, 1, T]
+    elif model.pooling in ("token", "first"):
+        pooled = jnp.eye(1, length)[None]
+    else:
+        lengths = batch.get("lengths", jnp.full(batch_size, length))
+        real = upcast(length_mask(lengths, length).at[:, :tokens].set(False))  # [B, T]
+        pooled = (real / real.sum(1, keepdims=True))[:, None]
+    return (pooled @ rolled)[:, 0, tokens:]
+
+
+def weights_of(model: Any, kept: Any) -> list[jax.Array]:
+    """The weights of attention that blocks have kept, of each block [B, T, H, T]."""
+    if model.scan:
+        return list(kept["block"]["attention"]["weights"][0])
+    return [kept[f"block_{layer}"]["attention"]["weights"][0] for layer in range(model.depth)]
+
+
+def rollout(weights: Sequence[jax.Array]) -> jax.Array:
+    """How much of each input is in each output of blocks whose branches are added to what they get:
+    the product of (mean of heads + 1) / 2 (Abnar and Zuidema, 2020, equation 1).
+
+    Args:
+      weights: of each block [B, T, H, T].
+
+    Returns:
+      [B, T, T], whose rows have the sum 1.
+    """
+    same = jnp.eye(weights[0].shape[1])[None]
+    total = same
+    for each in weights:
+        total = (upcast(each).mean(2) + same) / 2 @ total
+    return total
 
 
 def intercepted(wanted: Callable[[nn.Module, Any], bool], change: Callable[[Any], Any]) -> Any:

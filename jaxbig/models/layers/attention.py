@@ -331,7 +331,7 @@ def plain(
     scored = functools.partial(of_heads, scale=scale, cap=cap)
     each = jax.vmap(scored, in_axes=(3, None, None, 2, 2), out_axes=3)
     return each(query, key, value, grouped(bias), grouped(mask)).reshape(
-        batch, length, heads, width
+        batch, length, heads, value.shape[3]
     )
 
 
@@ -364,7 +364,8 @@ class Attention(nn.Module, kw_only=True):
     (Ainslie et al., 2023).
 
     To itself, or with `memory` to another sequence. With `cache` it takes the next tokens alone,
-    and keeps the keys and values of those before in the collection "cache".
+    and keeps the keys and values of those before in the collection "cache". Where "intermediates"
+    are kept, it adds its `weights` [B, T, H, S].
     """
 
     heads: PositiveInt
@@ -490,7 +491,7 @@ class Attention(nn.Module, kw_only=True):
         elif memory_segments is not None and memory is not None:
             pair = jnp.ones(x.shape[:2], jnp.int32), memory_segments
 
-        def attend_within(window: int | None) -> Any:
+        def attend_within(window: int | None, kernel: str = self.kernel) -> Any:
             return functools.partial(
                 attend,
                 causal=self.causal and memory is None,
@@ -501,17 +502,23 @@ class Attention(nn.Module, kw_only=True):
                 padding=padding if cache and memory is None else None,
                 scale=self.attention_scale,
                 cap=self.attention_soft_cap,
-                kernel=self.kernel,
+                kernel=kernel,
                 remat=self.remat,
                 splash_block=self.splash_block,
                 splash_fused=self.splash_fused,
             )
 
-        here = attend_within(self.window if memory is None else None)
-        if windowed is None:
-            y = here(query, key, value)
-        else:
-            y = jax.lax.cond(windowed, here, attend_within(None), query, key, value)
+        def attended(value: jax.Array, kernel: str = self.kernel) -> jax.Array:
+            here = attend_within(self.window if memory is None else None, kernel)
+            if windowed is None:
+                return here(query, key, value)
+            return jax.lax.cond(windowed, here, attend_within(None, kernel), query, key, value)
+
+        y = attended(value)
+        if self.is_mutable_collection("intermediates") and not cache:
+            each = jnp.eye(key.shape[1], dtype=value.dtype)[None, :, None]  # [1, S, 1, S]
+            each = jnp.broadcast_to(each, (*key.shape[:3], key.shape[1]))
+            self.sow("intermediates", "weights", attended(each, "plain"))  # [B, T, H, S]
         y = constrain(y, "batch", "length", "heads", None)
         out = Linear(
             (width,),

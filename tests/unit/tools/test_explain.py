@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from support.programs import share_programs
 import jaxbig as jb
 from jaxbig.cli.main import run as command_line
 from jaxbig.errors import Failed, Refused
+from jaxbig.models.layers.attention import Attention
 from jaxbig.objectives.base import cross_entropy
 from jaxbig.tools.explain import grad_cam, integrated, make_explain, occlusion
 from jaxbig.train import run as api_run
@@ -121,6 +123,65 @@ def test_a_transformer_of_images_has_no_grad_cam() -> None:
     variables = model.init(jax.random.key(1), images)
     found = grad_cam(lambda: model.apply(variables, images), lambda logits: logits[:, 1])
     assert found is None
+
+
+@pytest.mark.parametrize(
+    ("pooling", "scan"), [("token", False), ("average", True), ("attention", False)]
+)
+def test_attention_rollout_is_that_of_einsums(pooling: str, scan: bool, tmp_path: Path) -> None:
+    model = jb.models.ViT(
+        classes=10, patch=2, depth=2, width=8, heads=2, pooling=pooling, class_token=True, scan=scan
+    )
+    experiment = small("digits_vit").replace(model=model, mesh=jb.Mesh(data=1))
+    run = at_start(experiment, tmp_path, jax.devices()[:1])
+    rows = open_run_split(run, "eval").rows(np.arange(16))
+    rolled = make_explain(run)(rows, [3])[0].maps["attention rollout"]
+    assert rolled.shape == (8, 8)
+    np.testing.assert_array_equal(rolled[::2, ::2], rolled[1::2, 1::2])
+    seen: list[tuple[Any, ...]] = []
+
+    def remember(method: Any, given: Any, named: Any, context: Any) -> Any:
+        if isinstance(context.module, Attention) and context.method_name == "__call__":
+            seen.append((given[0], (*given, None)[1], context.module.variables["params"]))
+        return method(*given, **named)
+
+    params = nn.meta.unbox(run.variables["params"])
+    if scan:
+        layers = params["blocks"].pop("block")
+        for layer in range(2):
+            params["blocks"][f"block_{layer}"] = jax.tree.map(itemgetter(layer), layers)
+    with nn.intercept_methods(remember):
+        model.clone(scan=False).apply({"params": params}, rows["inputs"][3:4])
+    share = np.eye(17)
+    for x, memory, given in seen[:2]:
+        share = (weights_by_hand(x, memory, given).mean(0) + np.eye(17)) / 2 @ share
+    if pooling == "attention":
+        share = weights_by_hand(*seen[2]).mean(0) @ share
+    picked = {"token": share[0], "average": share[1:].mean(0), "attention": share[0]}[pooling]
+    np.testing.assert_allclose(rolled[::2, ::2].ravel(), picked[1:], atol=1e-6)
+    assert np.ptp(picked[1:]) > 1e-4
+
+
+def weights_by_hand(x: Any, memory: Any, params: Any) -> np.ndarray:
+    """Softmax of the scaled products of queries and keys of one row, [H, T, S]."""
+    params = nn.meta.unbox(params)
+    source = x if memory is None else memory
+    query = np.einsum("td,dhk->htk", x[0], params["query"]["kernel"])
+    query += np.asarray(params["query"]["bias"])[:, None]
+    key = np.einsum("sd,dhk->hsk", source[0], params["key_value"]["kernel"][:, 0])
+    key += np.asarray(params["key_value"]["bias"])[0][:, None]
+    scores = np.exp(np.einsum("htk,hsk->hts", query, key) / query.shape[-1] ** 0.5)
+    return scores / scores.sum(-1, keepdims=True)
+
+
+def test_padding_has_no_share_of_a_text(tmp_path: Path) -> None:
+    experiment = small("pymodule_bert").replace(mesh=jb.Mesh(data=1))
+    run = at_start(experiment, tmp_path, jax.devices()[:1])
+    rows = open_run_split(run, "eval").rows(np.arange(16))
+    for place, each in enumerate(make_explain(run)(rows, range(4))):
+        shares = each.maps["attention rollout"]
+        np.testing.assert_allclose(shares.sum(), 1, atol=1e-5)
+        assert not shares[rows["lengths"][place] :].any() and shares[0] > 0
 
 
 @pytest.mark.parametrize("types", [None, 2])
