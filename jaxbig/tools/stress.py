@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbig.arrays.dtypes import upcast
-from jaxbig.data.core.dataset import Record, Records, Rows, Source, open_split
+from jaxbig.data.core.dataset import Data, Record, Records, Rows, Source, open_split
 from jaxbig.data.text import Pairs, Sentences
 from jaxbig.data.transforms import corruptions
 from jaxbig.data.transforms.pixels import as_shares
@@ -27,6 +27,8 @@ from jaxbig.tracking.figures import grid
 from jaxbig.train.passes import evaluate, limited
 from jaxbig.train.run import Run, open_run_split
 
+INPUTS = ("inputs", "lengths")
+"""What typos change."""
 PGD_STEPS = 10
 """Steps of PGD, each of a quarter of the radius."""
 
@@ -106,8 +108,10 @@ def stress(
                 state: Any = program.merged(run.state)
             attack = make_attack(program, state, change.steps)
         for strength in change.strengths:
-            if name == "typos":
+            if name == "typos" and isinstance(run.experiment.data, Sentences | Pairs):
                 of = mistyped(run, split, strength, seed=seed)
+            elif name == "typos":
+                of = Retyped(source, run.experiment.data, strength, seed=seed)
             else:
                 of = Changed(source, change, strength, seed=seed, attack=attack)
             yield {
@@ -125,7 +129,9 @@ def check_changes(run: Run, changes: Sequence[str]) -> list[str]:
         raise Refused(f"--changes {unknown[0]}: it must be one of {', '.join(CHANGES)}.")
     data = run.experiment.data
     shape = data.spec()["inputs"].shape if "inputs" in data.spec() else ()
-    if isinstance(data, Sentences | Pairs):
+    targets = data.spec().get("targets")
+    has_class = targets is not None and len(targets.shape) == 1
+    if isinstance(data, Sentences | Pairs) or (len(shape) == 2 and data.reads_texts and has_class):
         fitting = ["typos"]
     elif len(shape) == 4 and shape[3] in (1, 3):
         fitting = [name for name in CHANGES if name != "typos"]
@@ -259,6 +265,32 @@ class OpenMistyped(Sequence[Record]):
         field = self.mistyped.field
         random = np.random.default_rng([self.mistyped.seed, index])
         return {**record, field: corruptions.typos(record[field], self.mistyped.share, random)}
+
+
+class Retyped:
+    """A source of texts with typos, which are read again from the tokens of each."""
+
+    def __init__(self, source: Source, data: Data, share: float, *, seed: int):
+        self.source = source
+        self.data = data
+        self.share = share
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def rows(self, indices: np.ndarray) -> Rows:
+        rows = self.source.rows(indices)
+        pairs = zip(indices.tolist(), rows["inputs"], rows["lengths"], strict=True)
+        read = [self.again(index, tokens[:length]) for index, tokens, length in pairs]
+        return {**rows, **{name: np.stack([row[name] for row in read]) for name in INPUTS}}
+
+    def again(self, index: int, tokens: np.ndarray) -> Rows:
+        """The example of a text, given as tokens [n]; as it is if typos leave nothing of it."""
+        random = np.random.default_rng([self.seed, index])
+        text = self.data.text(tokens)
+        worse = corruptions.typos(text, self.share, random)
+        return self.data.read_unlabeled(self.data.record_of_text(worse if worse.strip() else text))
 
 
 def draw(found: Sequence[dict[str, Any]], metric: str, file: Path) -> None:

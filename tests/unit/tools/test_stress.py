@@ -10,14 +10,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from support.experiments import small
 from support.programs import share_programs
 
 import jaxbig as jb
 from jaxbig.cli.main import run as command_line
+from jaxbig.data.core.dataset import open_split
 from jaxbig.data.transforms.pixels import as_shares
 from jaxbig.errors import Refused
 from jaxbig.objectives.base import cross_entropy
-from jaxbig.tools.stress import CHANGES, Changed, Mistyped, OpenMistyped, make_attack, stress
+from jaxbig.tools.stress import (
+    CHANGES,
+    INPUTS,
+    Changed,
+    Mistyped,
+    OpenMistyped,
+    Retyped,
+    make_attack,
+    stress,
+)
 from jaxbig.train import run as api_run
 from jaxbig.train import trainer
 from jaxbig.train.run import open_run_split
@@ -119,6 +130,22 @@ def test_texts_get_typos(tmp_path: Path) -> None:
     assert len({each["metrics"]["loss"] for each in found}) == 6
     with pytest.raises(Refused, match="--changes noise does not fit Sentences: it takes typos"):
         next(stress(run, changes=["noise"]))
+
+
+def test_texts_without_records_are_read_again_with_typos() -> None:
+    data = small("pymodule_bert").data
+    source = open_split(data, "eval")
+    places = np.arange(20)
+    rows = source.rows(places)
+    same = Retyped(source, data, 0.0, seed=0).rows(places)
+    worse = Retyped(source, data, 0.2, seed=0)
+    assert len(worse) == len(source)
+    for name, values in rows.items():
+        np.testing.assert_array_equal(same[name], values)
+        assert np.array_equal(worse.rows(places)[name], values) == (name not in INPUTS)
+    np.testing.assert_array_equal(
+        worse.rows(places[7:8])["inputs"], worse.rows(places)["inputs"][7:8]
+    )
 
 
 def test_typos_of_a_record_depend_on_its_number_alone() -> None:
