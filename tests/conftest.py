@@ -26,7 +26,7 @@ from unittest import mock
 import jax
 import pytest
 from support import fork_server
-from support.compiling import COMPILED, OLD_EMITTERS
+from support.compiling import OLD_EMITTERS
 from support.programs import share_programs
 
 from jaxbig.tools import replay_step
@@ -90,26 +90,13 @@ def screen() -> Screen:
 
 @pytest.fixture
 def jaxbig(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs `jaxbig ...` in its own process, in an empty folder, on one CPU device by default.
-
-    Only `train` and `evaluate` use the compilation cache: `plan` reads the compiler's text, and
-    `check` sets its own devices.
-    """
+    """Runs `jaxbig ...` in its own process, in an empty folder, on one CPU device by default."""
 
     def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-        alone = (
-            arguments[0] in ("train", "evaluate")
-            and environment.get("JAX_NUM_CPU_DEVICES", "1") == "1"
-        )
         return fork_server.run(
             *arguments,
             cwd=tmp_path,
-            env={
-                **os.environ,
-                "JAX_NUM_CPU_DEVICES": "1",
-                **(COMPILED if alone else {}),
-                **environment,
-            },
+            env={**os.environ, "JAX_NUM_CPU_DEVICES": "1", **environment},
             timeout=500,
         )
 

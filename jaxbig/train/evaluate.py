@@ -15,6 +15,7 @@ from jaxbig.errors import Refused
 from jaxbig.objectives.metric import Collector
 from jaxbig.program.program import make_program
 from jaxbig.program.state import TrainState
+from jaxbig.system.compilation_cache import use_compilation_cache
 from jaxbig.train.passes import Evaluation, check_evaluators, evaluate, run_evaluator
 from jaxbig.train.reference import REFERENCE, give_reference, lost_reference
 from jaxbig.train.resume import differences, of_shapes, prepare
@@ -95,6 +96,7 @@ class SavedRun:
         self.steps = self.checkpoints.choose(which)
         heartbeat(0, PREPARES)
         self.program = make_program(experiment)
+        use_compilation_cache()
         fixed = of_shapes(experiment)
         data = {"data_identity": prepare(experiment)}
         if lines := differences(run, fixed) or differences(run, data):

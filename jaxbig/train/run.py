@@ -20,6 +20,7 @@ from jaxbig.errors import Refused
 from jaxbig.program.bad_steps import as_asked, as_saved
 from jaxbig.program.program import Program, make_program
 from jaxbig.program.state import TrainState
+from jaxbig.system.compilation_cache import use_compilation_cache
 from jaxbig.system.determinism import check_threads, set_deterministic
 from jaxbig.tracking.console import Screen
 from jaxbig.tracking.metrics_writer import last_metrics, read_metrics
@@ -190,6 +191,7 @@ def restore(
     if not steps:
         raise Refused(f"{folder} holds no checkpoint: train first.")
     program = make_program(experiment)
+    use_compilation_cache()
     with program.activate():
         if for_training:
             restored = checkpoints.restore(program.abstract, as_saved, steps=steps)

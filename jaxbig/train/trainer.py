@@ -33,6 +33,7 @@ from jaxbig.program.bad_steps import FAULT
 from jaxbig.program.program import Program, make_program, unsharded_matrices
 from jaxbig.program.state import TrainState
 from jaxbig.program.teacher import TEACHER
+from jaxbig.system.compilation_cache import use_compilation_cache, watch_cache
 from jaxbig.system.determinism import set_deterministic
 from jaxbig.system.json_files import write_json
 from jaxbig.tracking.console import Screen
@@ -126,6 +127,7 @@ def train(
     given = {"workdir": str(workdir), "resume-from": resume_from}
     assert_same_on_all({**given, **dict(flat(to_json(experiment)))})
     program = make_program(experiment)
+    use_compilation_cache()
     check_memory(program)
     report_unsharded(program)
     signals: list[int] = []
@@ -617,12 +619,13 @@ def compile_step(program: Program) -> tuple[Any, int]:
         teacher = restore_teacher(program.experiment, program.teacher, program.mesh)
     began = time.perf_counter()
     traced = program.train_step.trace(program.abstract, program.train_batch)
-    with enough_memory(program):
+    with enough_memory(program), watch_cache() as hits:
         compiled = traced.lower().compile()
     check_memory(program, compiled)
     flops = model_flops(program.experiment, program, traced.jaxpr)
+    cached = " (cached)" if hits else ""
     where = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    log.info("compiled in %.1f s for %s", time.perf_counter() - began, where)
+    log.info("compiled in %.1f s%s for %s", time.perf_counter() - began, cached, where)
     return compiled if teacher is None else StepWithTeacher(compiled, teacher), flops
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import nbformat
 import pytest
 from nbclient import NotebookClient
-from support.compiling import COMPILED, HASTY
+from support.compiling import HASTY
 from support.experiments import ROOT
 
 NOTEBOOK = ROOT / "examples" / "tour.ipynb"
@@ -29,7 +29,7 @@ def test_twelve_lines_train_plot_apply_and_restore() -> None:
 
 def execute(notebook: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Runs the cells in a process of their own; all that they show."""
-    environment = {**HASTY, **COMPILED, "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**HASTY, "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT)}
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     where = {"metadata": {"path": str(folder)}}

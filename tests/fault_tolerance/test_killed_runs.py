@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.compiling import COMPILED, HASTY
+from support.compiling import HASTY
 from support.fork_server import Process
 from support.timing import crowded
 
@@ -52,7 +52,7 @@ def start(
     """
     settings = {"JAX_NUM_CPU_DEVICES": str(devices)}
     settings |= HASTY if hasty else {}
-    settings |= COMPILED if cached and devices == 1 else {}
+    settings |= {} if cached else {"JAX_ENABLE_COMPILATION_CACHE": "false"}
     process = Process(*arguments, cwd=folder, env={**os.environ, **settings})
     if core is not None:
         os.sched_setaffinity(process.pid, {core})

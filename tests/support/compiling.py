@@ -14,11 +14,9 @@ OLD_EMITTERS = "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
 # the same for a process that a test starts
 HASTY_BITS = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # where bits over processes are compared
 HASTY = {**HASTY_BITS, "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {OLD_EMITTERS}".strip()}
-# A compilation cache for the processes that tests start: the first run of a program compiles it,
-# later ones load it. Only for runs on one device: XLA:CPU does not store the order of collectives,
-# so that a program for several devices deadlocks once it is loaded (digits_rnn over 2x2x2, three
-# times of three, jax 0.10.2). The tests' own process has eight devices. One folder for each worker:
-# two processes at once could read what is half written.
+# A compilation cache for runs of several processes of one device, which have none by default: they
+# are not those that deadlock (system/compilation_cache.py). One folder for each worker: two
+# processes at once could read what is half written.
 COMPILED = {
     "JAX_COMPILATION_CACHE_DIR": os.path.join(
         os.environ["JAXBIG_TEST_DATA"], "compiled", os.environ.get("PYTEST_XDIST_WORKER", "alone")
