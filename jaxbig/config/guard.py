@@ -11,7 +11,7 @@ Policy = Literal["stop", "skip", "rollback"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Guard:
-    """What to do about a bad step, and about a run that hangs.
+    """What to do about a bad step, copies that differ, and a run that hangs.
 
     A step is bad if its loss or gradient is not finite, or its loss has jumped. No checkpoint is
     ever written from a bad step.
@@ -29,6 +29,9 @@ class Guard:
     """The number of recent good losses; detection of jumps starts when there are that many."""
     stuck_after: NonNegativeFloat = 1800.0
     """Seconds without progress after which the run reports where it hangs, and ends; 0: never."""
+    compare_replicas: NonNegativeInt = 0
+    """Steps after which all copies that devices have of the same parameters and moments are
+    compared, bit by bit; the run fails where they differ. 0: never."""
 
     def check_fields(self) -> None:
         policies = get_args(Policy)

@@ -51,6 +51,7 @@ from jaxbig.train.passes import (
     evaluate,
     run_evaluator,
 )
+from jaxbig.train.replica_check import ReplicaCheck
 from jaxbig.train.resume import initialize_or_resume
 from jaxbig.train.skipped_records import agree_on_skipped
 from jaxbig.train.step_profiler import StepProfiler, dump_step
@@ -249,6 +250,7 @@ class Trainer:
                 self.heartbeat(step, "is in the loop")
                 self.step = step
                 self.call_after_step(metrics, state)
+                self.replica_check(step, state)
                 self.check_lock()
                 stopping = self.should_stop()
                 evaluating = evaluation_due(self.experiment, step)
@@ -344,6 +346,7 @@ class Trainer:
         self.bad_steps = BadStepHandler(
             experiment.guard, self.program.abstract.params, verbose=is_process_zero()
         )
+        self.replica_check = ReplicaCheck(self.program)
         self.reporter = StepReporter(
             experiment, self.write_train, flops, on_fault=self.bad_steps, heartbeat=self.heartbeat
         )
@@ -442,6 +445,7 @@ class Trainer:
         rows = local_rows(self.program.mesh, self.experiment.data.batch)
         agree_on_skipped((self.train_data, self.eval_data), rows)
         self.bad_steps.check_before_save(self.step, state)
+        self.replica_check.finish()
         self.digest = self.checkpoints.save(self.step, state, means)
 
     # -- after the loop
@@ -484,6 +488,7 @@ class Trainer:
             "eval_data",
             "evaluation",
             "bad_steps",
+            "replica_check",
             "reporter",
         ):
             vars(self).pop(name, None)
