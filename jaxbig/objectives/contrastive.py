@@ -47,16 +47,14 @@ class Contrastive(Objective):
     higher_is_better = True
 
     def __call__(self, forward: nn.Module, batch: Batch, key: jax.Array, train: bool) -> Sums:
-        pair = self.vectors(forward, batch, train)
+        first, second = self.vectors(forward, batch, train)
         mask = batch["mask"]
         own = jnp.arange(len(mask))
-        scores = [self.scores(*each, mask > 0) for each in (pair, pair[::-1])]
-        losses = [cross_entropy(each, own) for each in scores]
-        right = [jnp.argmax(each, axis=1) == own for each in scores]
-        return {
-            "loss": masked(sum(losses) / 2, mask),
-            "accuracy": masked(sum(upcast(each) for each in right) / 2, mask),
-        }
+        there = self.scores(first, second, mask > 0)
+        back = self.scores(second, first, mask > 0)
+        loss = (cross_entropy(there, own) + cross_entropy(back, own)) / 2
+        right = [upcast(jnp.argmax(each, axis=1) == own) for each in (there, back)]
+        return {"loss": masked(loss, mask), "accuracy": masked((right[0] + right[1]) / 2, mask)}
 
     def vectors(self, forward: nn.Module, batch: Batch, train: bool) -> tuple[jax.Array, jax.Array]:
         """Both sides [B, D], float32 or wider."""

@@ -58,11 +58,10 @@ def clip(inputs: np.ndarray, other: np.ndarray) -> float:
     return float((entropy(scores, own) + entropy(scores.T, own)) / 2)
 
 
-@settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 999), rows=st.sampled_from([1, 5]), padding=st.sampled_from([0, 3]))
-def test_losses_are_those_of_the_papers_whatever_the_padding(
-    seed: int, rows: int, padding: int
-) -> None:
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 999), padding=st.sampled_from([0, 3]))
+def test_losses_are_those_of_the_papers_whatever_the_padding(seed: int, padding: int) -> None:
+    rows = 5
     inputs, other = drawn(seed, rows)
     padded = [np.concatenate([each, 9 * np.ones((padding, 3))]) for each in (inputs, other)]
     mask = [1] * rows + [0] * padding
