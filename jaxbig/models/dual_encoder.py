@@ -50,6 +50,7 @@ class DualEncoder(Model):
 
     @nn.nowrap
     def layers(self, name: str) -> list[Linear]:
+        """The linear layers after a tower."""
         return [
             Linear((width,), ("embed", None), name=f"{name}_{layer}")
             for layer, width in enumerate(self.projection)
