@@ -40,6 +40,7 @@ from jaxbig.data.builtin.digit_canvas import INK, DigitCanvas, resized
 from jaxbig.data.builtin.digits import Digits
 from jaxbig.data.builtin.morse import CODES, RATE, Morse
 from jaxbig.data.builtin.pychat import PyChat
+from jaxbig.data.builtin.pydoc_pairs import FunctionPairs
 from jaxbig.data.builtin.pydoc_questions import SENTENCE, FunctionQuestions
 from jaxbig.data.builtin.pydoc_summary import PySummary
 from jaxbig.data.builtin.pyimports import LibraryImports
@@ -47,12 +48,13 @@ from jaxbig.data.builtin.pymodule import PyModule
 from jaxbig.data.builtin.pytext import PyText
 from jaxbig.data.core.dataset import Data
 from jaxbig.evaluators.answers import exact, f1
+from jaxbig.evaluators.matching import BEST, Matching, ranks
 from jaxbig.evaluators.samples import Judge
 from jaxbig.evaluators.text_scores import score_texts
 from jaxbig.objectives.average_precision import AveragePrecision
 from jaxbig.objectives.reinforcement import Environment
 from jaxbig.program.program import make_program
-from jaxbig.train.passes import Evaluation
+from jaxbig.train.passes import Evaluation, evenly
 
 Result = tuple[str, str, float]  # method, metric, value
 LONGEST = 6  # bytes of the longest n-grams
@@ -221,6 +223,29 @@ def digits() -> Iterator[Result]:
             yield f"{name}{of_few}", "accuracy", accuracy
 
 
+def labels() -> Iterator[Result]:
+    """Classifies digits from the labels that digits_simclr sees: as it does, but by raw pixels, or
+    by the features of its network before training."""
+    experiment = load("digits_simclr")
+    experiment.data.prepare()
+    probes: list[Any] = [each.evaluator for each in experiment.evaluators]
+    held_out, truth, _ = table(experiment.data, "eval")
+    for probe in probes:
+        source = evenly(experiment.data.source("train"), probe.most)
+        rows = source.rows(np.arange(len(source)))
+        pixels = [each.reshape(len(each), -1) / 255 for each in (rows["inputs"], held_out)]
+        found = probe.classify(pixels[0], rows["targets"], pixels[1])
+        yield f"{probe.split} on pixels", "accuracy", float(np.mean(found == truth))
+    for seed in range(3):
+        program = make_program(experiment.replace(seed=seed))
+        evaluation = Evaluation(program)
+        with program.activate():
+            state = program.merged(program.init())
+            for probe in probes:
+                accuracy = probe.run(evaluation, state)["accuracy"]
+                yield f"{probe.split} on features at first, seed {seed}", "accuracy", accuracy
+
+
 def diabetes() -> Iterator[Result]:
     data = Diabetes(batch=1)
     data.prepare()
@@ -346,6 +371,29 @@ def summaries() -> Iterator[Result]:
     for name, texts in guesses.items():
         for metric, value in score_texts(texts, references, ("rouge1", "rouge2", "rougeL")).items():
             yield name, metric, value
+
+
+def pairs() -> Iterator[Result]:
+    """Finds a function by its docstring's first sentence, and the sentence by the function."""
+    records = FunctionPairs()
+    records.prepare()
+    train = records.open("train")
+    held_out = records.open("eval")
+    count = Matching().candidates
+    chosen = [held_out[place * len(held_out) // count] for place in range(count)]
+    ways: dict[str, dict[str, Any]] = {
+        "tf-idf of words": {"token_pattern": r"\w+"},
+        "tf-idf of 2 to 5 characters": {"analyzer": "char_wb", "ngram_range": (2, 5)},
+    }
+    fields = ("summary", "source")
+    for name, options in ways.items():
+        vectors = TfidfVectorizer(**options).fit(row[field] for field in fields for row in train)
+        asked, found = (vectors.transform(row[field] for row in chosen) for field in fields)
+        scores = (asked @ found.T).toarray()
+        for direction, each in (("", scores), ("reverse_", scores.T)):
+            for best in BEST:
+                share = float(np.mean(ranks(each) <= best))
+                yield name, f"{direction}recall_{best}", share
 
 
 def answers() -> Iterator[Result]:
@@ -660,8 +708,8 @@ def returns(
 
 
 EVERY = (
-    text, masked, chats, digits, diabetes, packages, imports, summaries, answers, canvas, boxes,
-    morse, cartpole, samples,
+    text, masked, chats, digits, labels, diabetes, packages, imports, summaries, pairs, answers,
+    canvas, boxes, morse, cartpole, samples,
 )  # fmt: skip
 PARTS = {part.__name__: part for part in EVERY}
 

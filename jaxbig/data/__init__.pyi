@@ -6,9 +6,11 @@ from .boxes import Boxes as Boxes
 from .builtin.dates import Dates as Dates
 from .builtin.diabetes import Diabetes as Diabetes
 from .builtin.digit_canvas import DigitCanvas as DigitCanvas
+from .builtin.digits import DigitRecords as DigitRecords
 from .builtin.digits import Digits as Digits
 from .builtin.morse import Morse as Morse
 from .builtin.pychat import PyChat as PyChat
+from .builtin.pydoc_pairs import PyPairs as PyPairs
 from .builtin.pydoc_questions import PyQuestions as PyQuestions
 from .builtin.pydoc_summary import PySummary as PySummary
 from .builtin.pyimports import PyImports as PyImports
@@ -43,6 +45,7 @@ from .tabular import Categories as Categories
 from .tabular import Columns as Columns
 from .text import Pairs as Pairs
 from .text import Sentences as Sentences
+from .text import TextPairs as TextPairs
 from .text import TokenRows as TokenRows
 from .text import Tokens as Tokens
 from .token_arrays import TokenArrays as TokenArrays
@@ -65,3 +68,4 @@ from .transforms.augment import ResizedCrop as ResizedCrop
 from .transforms.log_mel import LogMel as LogMel
 from .transforms.randaugment import RandAugment as RandAugment
 from .transforms.spec_augment import SpecAugment as SpecAugment
+from .views import Views as Views

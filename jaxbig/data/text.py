@@ -494,3 +494,31 @@ class Pairs(Text):
             "targets": self.padded(targets, length),
             "mask": self.mask(len(targets), length),
         }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextPairs(Pairs):
+    """Pairs of texts that belong together, as a question and its answer, for two towers.
+
+    A batch has the tokens `inputs` [B, L] of the source and `other` [B, T] of the target, each with
+    an end token, and their numbers `lengths` and `other_lengths` [B].
+    """
+
+    def spec(self) -> Spec:
+        other = (self.target_length or self.length,)
+        return self.batch_spec(
+            inputs=(self.length,), lengths=(), other=other, other_lengths=(), mask=()
+        )
+
+    def read_unlabeled(self, record: Record) -> Example:
+        return self.read({self.source_feature: "", self.target_feature: "", **record})
+
+    def read(self, record: Record) -> Example:
+        pair = super().read(record)
+        return {
+            "inputs": pair["inputs"],
+            "lengths": pair["lengths"],
+            "other": pair["targets"],
+            "other_lengths": pair["mask"].sum().astype(np.int32),
+            "mask": np.float32(1),
+        }

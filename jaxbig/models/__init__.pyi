@@ -1,6 +1,7 @@
 """Models, as `jaxbig.models.Decoder`."""
 
 from .alexnet import AlexNet as AlexNet
+from .bag_of_tokens import BagOfTokens as BagOfTokens
 from .base import Classifier as Classifier
 from .base import Model as Model
 from .base import Translator as Translator
@@ -14,6 +15,7 @@ from .deltanet import DeltaNet as DeltaNet
 from .detr import DETR as DETR
 from .dit import DiT as DiT
 from .dlrm import DLRM as DLRM
+from .dual_encoder import DualEncoder as DualEncoder
 from .griffin import Griffin as Griffin
 from .language_model import Decoder as Decoder
 from .language_model import Encoder as Encoder

@@ -10,6 +10,7 @@ from .class_scores import AUC as AUC
 from .class_scores import Accuracy as Accuracy
 from .class_scores import MeanAveragePrecision as MeanAveragePrecision
 from .classification import Classification as Classification
+from .contrastive import Contrastive as Contrastive
 from .ctc import CTC as CTC
 from .detection import Detection as Detection
 from .diffusion import Diffusion as Diffusion

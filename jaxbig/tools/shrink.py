@@ -80,6 +80,7 @@ def random_batch(experiment: Experiment, seed: int = 0) -> Rows:
     kinds = {
         "inputs": "vocab",
         "rejected": "vocab",
+        "other": "vocab",
         "targets": "vocab" if hasattr(experiment.objective, "vocab") else "classes",
     }
     rows: Rows = {}
@@ -88,6 +89,8 @@ def random_batch(experiment: Experiment, seed: int = 0) -> Rows:
             rows[field] = np.ones(each.shape, each.dtype)
         elif field == "lengths":
             rows[field] = np.full(each.shape, spec["inputs"].shape[1] // 2, each.dtype)
+        elif field == "other_lengths":
+            rows[field] = np.full(each.shape, spec["other"].shape[1] // 2, each.dtype)
         elif field == "sizes":
             rows[field] = np.full(each.shape, spec["inputs"].shape[1], each.dtype)
         elif field == "segments":

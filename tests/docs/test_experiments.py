@@ -41,6 +41,7 @@ PARAMETERS = {
     "imagenet_resnet50": 25_557_032,
     "imagenet_convnext_t": 28_589_128,
     "imagenet64_dit_s2": 32_855_820,
+    "imagenet_simclr_resnet50": 27_966_656,
     "movielens_two_tower": 1_331_328,
     "criteo_dlrm": 540_679_250,
     "coco_detr_r50": 41_575_324,

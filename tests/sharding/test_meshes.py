@@ -98,6 +98,8 @@ LONG = [
     *(["cartpole_dqn", "cartpole_ppo"] if HAS_GYMNAX else []),
     "pydoc_summary",
     "pydoc_qa",
+    "digits_simclr",
+    "pydoc_clip",
 ]
 # those whose first parameters are compared
 MODELS = [*QUICK, "imagenet_convnext_t", "pytext_deltanet", "pytext_moe", "dates_seq2seq"]

@@ -15,6 +15,7 @@ from jaxbig.data.questions import Questions
 from jaxbig.data.tabular import Categories
 from jaxbig.models.convnet import Conv, Dense, Dropout, Pool
 from jaxbig.models.detr import DETR
+from jaxbig.models.dual_encoder import DualEncoder
 from jaxbig.objectives.diffusion import Diffusion
 from jaxbig.program.teacher import without_teacher
 
@@ -67,9 +68,11 @@ SMALL: dict[str, dict[str, Any]] = {
     "ConvNeXt": {"stages": (1, 1, 1, 1), "widths": (8, 8, 16, 16), "layer_scale": 0.5},
     "Decoder": {"depth": 2, "width": 32, "heads": 4, "mlp_width": 48},
     "DLRM": {"width": 8, "bottom": (16,), "top": (16, 16)},
+    "BagOfTokens": {"width": 16},
     "DeltaNet": {"depth": 2, "width": 16, "heads": 2, "key_width": 4, "value_width": 8, "chunk": 8},
     "DETR": {"depth": 2, "width": 16, "heads": 2, "mlp_width": 24},
     "DiT": {"depth": 2, "width": 32, "heads": 2},
+    "DualEncoder": {},
     "Jasper": {"width": 16, "depth": 2},
     "Encoder": {"depth": 2, "width": 32, "heads": 4},
     "EncoderDecoder": {"depth": 2, "width": 32, "heads": 4},
@@ -134,6 +137,13 @@ def small(name: str, **changes: Any) -> Experiment:
         objective = dataclasses.replace(
             objective, **{k: v for k, v in tokens.items() if hasattr(objective, k)}
         )
+    if isinstance(model, DualEncoder):
+        vocab = {"vocab": fields.pop("vocab")} if "vocab" in fields else {}
+        for name in ("tower", "other_tower"):
+            if tower := getattr(model, name):
+                small_tower = SMALL[type(tower).__name__]
+                vocab_of = vocab if hasattr(tower, "vocab") else {}
+                fields[name] = dataclasses.replace(tower, **small_tower, **vocab_of)
     model = dataclasses.replace(model, **fields)
     initialize_from = dataclasses.replace(experiment.initialize_from, run="", huggingface="")
     few = {"model": model, "objective": objective, "data": data, "initialize_from": initialize_from}

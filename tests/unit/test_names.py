@@ -31,6 +31,7 @@ GROUPS = {
 PARTS = {
     "Block",
     "ClassFolder",
+    "FunctionPairs",
     "FunctionQuestions",
     "LibraryImports",
     "LibraryQuestions",

@@ -4,6 +4,7 @@ The split is fixed: 1,437 to train and 360 to evaluate, after one fixed shuffle 
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import tensorflow_datasets as tfds
 
 from jaxbig.constraints import PositiveInt
 from jaxbig.data.core.array_source import ArraySource
-from jaxbig.data.core.dataset import Data, Rows, Source, Spec
+from jaxbig.data.core.dataset import Data, Records, Rows, Source, Spec
 from jaxbig.data.images import central_square
 from jaxbig.data.pipeline.sampler import epoch_order
 from jaxbig.data.records.image_folder import ENDINGS
@@ -87,3 +88,16 @@ class Digits(Data):
         labels = np.array(read["label"], np.int32)
         count = self.train_examples if split == "train" else None
         return ArraySource(inputs=images[:count], targets=labels[:count])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DigitRecords(Records):
+    """The same digits and splits as records: `image`, uint8 [8, 8, 1] of 0 to 240, and `label`."""
+
+    def prepare(self) -> str:
+        return identity(prepared(JaxbigDigits))
+
+    def open(self, split: str) -> Sequence[Record]:
+        read = columns(prepared(JaxbigDigits), split)
+        pairs = zip(read["image"], read["label"], strict=True)
+        return [{"image": 15 * image[..., None], "label": label} for image, label in pairs]

@@ -21,6 +21,7 @@ from jaxbig.data.chats import Chats
 from jaxbig.data.core.array_source import ArraySource
 from jaxbig.data.interactions import Interactions
 from jaxbig.data.questions import Questions
+from jaxbig.data.views import Views
 from jaxbig.inference.outputs import without_picture
 from jaxbig.train import evaluate, trainer
 from jaxbig.train import run as api_run
@@ -28,6 +29,8 @@ from jaxbig.train import run as api_run
 Rows = list[dict[str, Any]]
 TEXT = 1_500
 """Bytes of the library's text."""
+BATCH = 16
+"""Of `small`."""
 EXAMPLES = 40
 """Of other data; the last batch is not full."""
 
@@ -54,6 +57,22 @@ def mean(rows: Rows, name: str, weight: str = "") -> float:
     return sum(exact) / sum(weights)
 
 
+def found_in_batches(rows: Rows) -> list[float]:
+    """For each half of a pair whether its other half has the largest score of its batch, on either
+    side."""
+    found = []
+    for start in range(0, len(rows), BATCH):
+        sides = [
+            np.array([row[name] for row in rows[start : start + BATCH]])
+            for name in ("vector", "other_vector")
+        ]
+        both = np.concatenate(sides)  # [2 B, D]
+        scores = both @ both.T - np.diag(np.full(len(both), np.inf))
+        own = np.roll(np.arange(len(both)), len(both) // 2)
+        found += (scores.argmax(axis=1) == own).astype(float).tolist()
+    return found
+
+
 def exact(rows: Rows) -> dict[str, float]:
     """The metrics of an evaluation that are counts, computed from the rows."""
     if "exact_match" in rows[0]:
@@ -69,6 +88,8 @@ def exact(rows: Rows) -> dict[str, float]:
         return {"accuracy": mean(rows, "accuracy", "tokens")}
     if "rank" in rows[0]:
         return {"hit_rate": np.mean([row["rank"] <= 10 for row in rows])}
+    if "vector" in rows[0]:
+        return {"accuracy": np.mean(found_in_batches(rows))}
     if "class" in rows[0]:
         return {"accuracy": np.mean([row["class"] == row["target"] for row in rows])}
     return {}
@@ -120,7 +141,7 @@ def test_predictions_have_the_numbers_of_the_evaluation(name: str, tmp_path: Pat
     fields = source.rows(np.array(chosen))
     records = [{name: each[i] for name, each in fields.items()} for i in range(len(chosen))]
     # these read no arrays of theirs
-    if isinstance(experiment.data, Boxes | Chats | Interactions | Questions):
+    if isinstance(experiment.data, Boxes | Chats | Interactions | Questions | Views):
         stored = experiment.data.records.open("eval")
         records = [stored[i] for i in chosen]
     answers = [without_picture(row) for row in jb.predict(run, records)]

@@ -238,6 +238,8 @@ def test_every_matrix_of_every_experiment_is_decayed_and_no_bias_or_scale(name: 
         "scale",
         "layer_scale",
         "nearness",
+        "places",
+        "log_scale",
         "lambda",
         "rate",
         "token",
