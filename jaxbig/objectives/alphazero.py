@@ -1,0 +1,287 @@
+"""The AlphaZero objective: a policy and a value for board games, from self-play by search.
+
+Letters in shape comments: B actors, C capacity of a memory, S samples of it, A actions, O opponents,
+T moves.
+"""
+
+import dataclasses
+from functools import partial
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import serialization
+
+from jaxbig.arrays.dtypes import upcast
+from jaxbig.constraints import NonNegativeFloat, PositiveInt, Probability
+from jaxbig.errors import Refused
+from jaxbig.objectives.base import Batch, Found, Sums, Words, as_numbers, masked
+from jaxbig.objectives.games import Game, Opponent, opposed, outcomes
+from jaxbig.objectives.reinforcement import CARRY, Actors, frozen, over_time
+
+LEAST = 1e-9
+"""Chance of a position whose game is not over, so that there are some before any is."""
+RESULTS = {1: "win", 0: "draw", -1: "loss"}
+
+
+@dataclasses.dataclass(frozen=True)
+class AlphaZero(Actors):
+    """AlphaZero (Silver et al., 2018) with the Gumbel search of Danihelka et al. (2022).
+
+    The model gives the value of a position for the player to move, before a tanh, and then a logit
+    for each action. Actors play against themselves; the policy learns what the search prefers, and
+    the value how the game ended, from positions of each actor's last games. The loss is the cross
+    entropy of the policy and the squared error of the value.
+
+    In an evaluation it plays a game from each number against each opponent; it moves first where
+    the number is even. Metrics are the shares of `wins`, `draws` and `losses` against each, and the
+    `loss` over its own positions; in training `decided`, the actors whose last game had a winner.
+    """
+
+    environment: str
+    """Name in pgx, as tic_tac_toe."""
+    play: PositiveInt = 9
+    """Moves of each actor, before it learns from them."""
+    discount: Probability = 1.0
+    """Factor of an outcome one move earlier."""
+    moves: PositiveInt = 9
+    """Of a game at most; one that is longer is a draw."""
+    simulations: PositiveInt = 16
+    """Positions that a search adds to its tree."""
+    play_every: PositiveInt = 4
+    """Train steps from one play to the next."""
+    capacity: PositiveInt = 180
+    """Positions that each actor remembers; a multiple of `play`."""
+    samples: PositiveInt = 16
+    """Positions drawn from each memory in a train step."""
+    value_weight: NonNegativeFloat = 1.0
+    """Factor of the value's squared error."""
+    opponents: tuple[Opponent, ...] = ("random", "minimax")
+    """In an evaluation: random moves, the best of minimax, or, by number, each line of play."""
+    depth: PositiveInt = 2
+    """Moves that minimax looks ahead."""
+
+    criterion: ClassVar[str] = "losses_to_minimax"
+    higher_is_better = False
+
+    def check_fields(self) -> None:
+        if self.capacity % self.play:
+            raise Refused(f"capacity {self.capacity}: it must be a multiple of play, {self.play}.")
+        if "minimax" not in self.opponents:
+            raise Refused("opponents: minimax must be one of them, it selects the best checkpoint.")
+
+    def world(self) -> Game:
+        return Game(self.environment, self.moves)
+
+    def outputs(self, actions: int) -> int:
+        return 1 + actions
+
+    def numbers(self) -> tuple[str, ...]:
+        results = ("wins_against", "draws_with", "losses_to")
+        return "loss", *(f"{each}_{kind}" for kind in self.opponents for each in results)
+
+    def memory(self, observation: jax.Array) -> dict[str, jax.Array]:
+        shape = (observation.shape[0], self.capacity)
+        return {
+            "observation": jnp.zeros((*shape, *observation.shape[1:]), observation.dtype),
+            "policy": jnp.zeros((*shape, self.world().actions)),
+            "reward": jnp.zeros(shape),
+            "ended": jnp.zeros(shape, bool),
+            "value": jnp.zeros(shape),
+            "known": jnp.zeros(shape, bool),
+        }
+
+    def search(
+        self, model: Any, variables: Any, state: Any, key: jax.Array, noise: float
+    ) -> dict[str, jax.Array]:
+        """The `action` that a search chooses in one position, the `policy` [A] it prefers to the
+        model's, and the model's `value` and `logits` [A].
+
+        Args:
+          model: the model, with its variables, as of `frozen`.
+          variables: likewise.
+          state: of the game.
+          key: a random key.
+          noise: the scale of its Gumbel noise; 0: the best action.
+        """
+        game = self.world()
+        mctx = game.mctx
+
+        def judged(states: Any) -> tuple[jax.Array, jax.Array]:
+            outputs = upcast(model.apply(variables, upcast(states.observation), train=False))
+            logits = jnp.where(
+                states.legal_action_mask, outputs[:, 1:], jnp.finfo(outputs.dtype).min
+            )
+            return logits, jnp.tanh(outputs[:, 0])
+
+        def expand(_: Any, key: jax.Array, action: jax.Array, states: Any) -> tuple[Any, Any]:
+            _, after, reward, _, ended = jax.vmap(game.step, (None, 0, 0))(key, states, action)
+            logits, value = judged(after)
+            discount = jnp.where(ended, 0, -jnp.float32(self.discount))
+            fields = {"reward": reward, "discount": discount, "value": value}
+            return mctx.RecurrentFnOutput(prior_logits=logits, **fields), after  # type: ignore
+
+        states = jax.tree.map(lambda each: each[None], state)  # one, so no other's draws matter
+        logits, value = judged(states)
+        found = mctx.gumbel_muzero_policy(
+            params=(),
+            rng_key=key,
+            root=mctx.RootFnOutput(prior_logits=logits, value=value, embedding=states),  # type: ignore
+            recurrent_fn=expand,
+            num_simulations=self.simulations,
+            invalid_actions=~states.legal_action_mask,
+            gumbel_scale=noise,
+        )
+        return {
+            "action": found.action[0],
+            "policy": found.action_weights[0],
+            "value": value[0],
+            "logits": logits[0],
+        }
+
+    def choose(
+        self, model: Any, variables: Any, actors: Any, keys: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        like = jax.eval_shape(self.world().reset, jax.random.key(0))[1]
+
+        def one(state: Any, key: jax.Array) -> dict[str, jax.Array]:
+            state = serialization.from_state_dict(like, state)
+            return self.search(model, variables, state, key, 1.0)
+
+        found = jax.vmap(one)(actors["state"], keys)
+        return found["action"], {"policy": found["policy"]}
+
+    def learn(self, forward: nn.Module, batch: Batch, key: jax.Array) -> Sums:
+        model, variables = frozen(forward)
+        inputs = batch["inputs"]
+        of_play, of_draw = jax.random.split(key)
+        actors = forward.get_variable(CARRY, "actors")
+        memory = forward.get_variable(CARRY, "memory")
+        count = actors["count"]  # [B], all equal
+
+        def played() -> tuple[Any, Any]:
+            after, happened = self._play(model, variables, actors, inputs, of_play)
+            plays = count // self.play_every
+            return after, jax.vmap(self.remembered)(memory, happened, plays)
+
+        actors, memory = jax.lax.cond(
+            jnp.max(count) % self.play_every == 0, played, lambda: (actors, memory)
+        )
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(of_draw, inputs)
+        used = jax.vmap(self.drawn)(memory, keys)  # [B, S, ...]
+
+        outputs = upcast(over_time(partial(forward, train=True), used["observation"]))
+        logs = jax.nn.log_softmax(outputs[..., 1:])  # [B, S, A]
+        known = used["known"]
+        least = jnp.maximum(jnp.sum(known, axis=1), 1)
+        policy = -jnp.sum(used["policy"] * logs, axis=-1)
+        value = (jnp.tanh(outputs[..., 0]) - used["value"]) ** 2
+        terms = {"loss": policy + self.value_weight * value, "value_error": value}
+        forward.put_variable(CARRY, "actors", {**actors, "count": count + 1})
+        forward.put_variable(CARRY, "memory", memory)
+        sums = {name: jnp.sum(known * each, axis=1) / least for name, each in terms.items()}
+        sums["decided"] = actors["last"]
+        return {name: masked(each, batch["mask"]) for name, each in sums.items()}
+
+    def remembered(self, memory: Any, happened: Any, plays: jax.Array) -> Any:
+        """One actor's memory with new moves in place of its oldest, and what is known by them.
+
+        Args:
+          memory: arrays [C, ...] by name.
+          happened: arrays [play, ...] by name.
+          plays: how often it played before, a scalar.
+        """
+        begin = plays * self.play % self.capacity
+        new = {
+            name: jax.lax.dynamic_update_slice_in_dim(memory[name], each, begin, 0)
+            for name, each in happened.items()
+            if name in memory
+        }
+        oldest = begin + self.play
+        rewards, ended = (jnp.roll(new[name], -oldest) for name in ("reward", "ended"))
+        value, known = (jnp.roll(each, oldest) for each in outcomes(rewards, ended, self.discount))
+        filled = jnp.arange(self.capacity) < (plays + 1) * self.play
+        return {**new, "value": value, "known": known & filled}
+
+    def drawn(self, memory: Any, key: jax.Array) -> Any:
+        """Positions of one actor's memory, arrays [S, ...] by name; each that is `known` has the
+        same chance."""
+        chances = jnp.maximum(memory["known"], LEAST)
+        places = jax.random.choice(
+            key, self.capacity, (self.samples,), p=chances / jnp.sum(chances)
+        )
+        return jax.tree.map(lambda each: each[places], memory)
+
+    def episodes(self, forward: nn.Module, inputs: jax.Array) -> dict[str, jax.Array]:
+        """A game of each number [B] against each opponent.
+
+        Returns:
+          `actions` [B, O, T], of which the first `length` [B, O] count; `result` [B, O], 1 of a
+          win, 0 of a draw and -1 of a loss; the last `board` [B, ...]; `numbers` by name, [B].
+        """
+        game = self.world()
+        model, variables = frozen(forward)
+        look = partial(self.search, model, variables, noise=0.0)
+
+        def play(number: jax.Array, which: jax.Array) -> dict[str, jax.Array]:
+            key = jax.random.fold_in(jax.random.key(number), which)
+            _, state = game.reset(key)
+
+            def step(now: Any, time: jax.Array) -> tuple[Any, Any]:
+                state, over, line = now
+                of_move = jax.random.fold_in(key, time)
+                found = look(state, of_move)
+                answers = [
+                    opposed(kind, game, state, self.depth, line, of_move)
+                    for kind in self.opponents
+                ]
+                other, left = (jnp.stack(each)[which] for each in zip(*answers, strict=True))
+                mine = (number + time) % 2 == 0
+                action = jnp.where(mine, found["action"], other)
+                _, after, reward, _, ended = game.step(of_move, state, action)
+                entropy = -jnp.sum(found["policy"] * jax.nn.log_softmax(found["logits"]))
+                new = after, over | ended, jnp.where(mine, line, left)
+                new = jax.tree.map(lambda x, like: jnp.where(over, like, x), new, now)
+                seen = {"action": action, "reward": reward, "ended": ended, "real": ~over}
+                return new, {**seen, "mine": mine, "value": found["value"], "entropy": entropy}
+
+            first = state, jnp.bool_(False), number // 2
+            first = jax.tree.map(jnp.asarray, first)
+            (last, _, _), seen = jax.lax.scan(step, first, jnp.arange(self.moves))
+            ended = seen["ended"] & seen["real"]
+            wanted, _ = outcomes(seen["reward"], ended, self.discount)  # [T]
+            losses = seen["entropy"] + self.value_weight * (seen["value"] - wanted) ** 2
+            counted = seen["real"] & seen["mine"]
+            rewards = jnp.where(seen["mine"], seen["reward"], -seen["reward"])
+            return {
+                "actions": seen["action"],
+                "length": jnp.sum(seen["real"]),
+                "result": jnp.sum(jnp.where(ended, rewards, 0)).astype(jnp.int32),
+                "loss": jnp.sum(jnp.where(counted, losses, 0)) / jnp.maximum(jnp.sum(counted), 1),
+                "board": upcast(last.observation),
+            }
+
+        kinds = jnp.arange(len(self.opponents))
+        found = jax.vmap(jax.vmap(play, (None, 0)), (0, None))(inputs, kinds)
+        shares = jnp.stack([found["result"] == each for each in RESULTS], axis=-1)  # [B, O, 3]
+        shares = upcast(shares).reshape(len(inputs), -1)
+        numbers = [jnp.mean(found["loss"], axis=1), *jnp.moveaxis(shares, 1, 0)]
+        board = found["board"][:, -1]
+        return {**found, "board": board, **dict(zip(self.numbers(), numbers, strict=True))}
+
+    def describe(self, found: Found, words: Words, *, top: int) -> dict[str, Any]:
+        """`loss`, and `games`: the `opponent` of each, the `result`, whether it `moves` first or
+        second, and the `actions` of both."""
+        games = [
+            {
+                "opponent": kind,
+                "result": RESULTS[int(result)],
+                "actions": as_numbers(actions[: int(length)]),
+            }
+            for kind, result, actions, length in zip(
+                self.opponents, found["result"], found["actions"], found["length"], strict=True
+            )
+        ]
+        return {"loss": as_numbers(found["loss"]), "games": games}
