@@ -1,7 +1,7 @@
 """The AlphaZero objective: a policy and a value for board games, from self-play by search.
 
-Letters in shape comments: B actors, C capacity of a memory, S samples of it, A actions, O opponents,
-T moves.
+Letters in shape comments: B actors, C capacity of a memory, S samples of it, A actions,
+O opponents, T moves.
 """
 
 import dataclasses
@@ -11,14 +11,13 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import serialization
 
 from jaxbig.arrays.dtypes import upcast
 from jaxbig.constraints import NonNegativeFloat, PositiveInt, Probability
 from jaxbig.errors import Refused
 from jaxbig.objectives.base import Batch, Found, Sums, Words, as_numbers, masked
-from jaxbig.objectives.games import Game, Opponent, opposed, outcomes
+from jaxbig.objectives.games import STONES, Game, Opponent, contest, drawn, opposed, outcomes
 from jaxbig.objectives.reinforcement import CARRY, Actors, frozen, over_time
 
 LEAST = 1e-9
@@ -32,8 +31,9 @@ class AlphaZero(Actors):
 
     The model gives the value of a position for the player to move, before a tanh, and then a logit
     for each action. Actors play against themselves; the policy learns what the search prefers, and
-    the value how the game ended, from positions of each actor's last games. The loss is the cross
-    entropy of the policy and the squared error of the value.
+    the value how the game ended, from positions of each actor's last games. A share of moves is
+    random, so that they see what other players do. The loss is the cross entropy of the policy and
+    the squared error of the value.
 
     In an evaluation it plays a game from each number against each opponent; it moves first where
     the number is even. Metrics are the shares of `wins`, `draws` and `losses` against each, and the
@@ -50,6 +50,8 @@ class AlphaZero(Actors):
     """Of a game at most; one that is longer is a draw."""
     simulations: PositiveInt = 16
     """Positions that a search adds to its tree."""
+    explore: Probability = 0.25
+    """Share of moves in self-play that are drawn from all legal ones."""
     play_every: PositiveInt = 4
     """Train steps from one play to the next."""
     capacity: PositiveInt = 180
@@ -89,6 +91,8 @@ class AlphaZero(Actors):
             "policy": jnp.zeros((*shape, self.world().actions)),
             "reward": jnp.zeros(shape),
             "ended": jnp.zeros(shape, bool),
+            "random": jnp.zeros(shape, bool),
+            "found": jnp.zeros(shape),
             "value": jnp.zeros(shape),
             "known": jnp.zeros(shape, bool),
         }
@@ -96,15 +100,15 @@ class AlphaZero(Actors):
     def search(
         self, model: Any, variables: Any, state: Any, key: jax.Array, noise: float
     ) -> dict[str, jax.Array]:
-        """The `action` that a search chooses in one position, the `policy` [A] it prefers to the
-        model's, and the model's `value` and `logits` [A].
+        """The `action` that a search chooses in one position, the `policy` [A] and the value
+        (`found`) that it prefers to the model's, and these, `value` and `logits` [A].
 
         Args:
           model: the model, with its variables, as of `frozen`.
           variables: likewise.
           state: of the game.
           key: a random key.
-          noise: the scale of its Gumbel noise; 0: the best action.
+          noise: the scale of its Gumbel noise; 0: the action is the likeliest of the policy.
         """
         game = self.world()
         mctx = game.mctx
@@ -134,9 +138,11 @@ class AlphaZero(Actors):
             invalid_actions=~states.legal_action_mask,
             gumbel_scale=noise,
         )
+        policy = found.action_weights[0]
         return {
-            "action": found.action[0],
-            "policy": found.action_weights[0],
+            "action": found.action[0] if noise else jnp.argmax(policy),
+            "policy": policy,
+            "found": found.search_tree.summary().value[0],
             "value": value[0],
             "logits": logits[0],
         }
@@ -144,14 +150,20 @@ class AlphaZero(Actors):
     def choose(
         self, model: Any, variables: Any, actors: Any, keys: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        like = jax.eval_shape(self.world().reset, jax.random.key(0))[1]
+        game = self.world()
+        like = jax.eval_shape(game.reset, jax.random.key(0))[1]
 
         def one(state: Any, key: jax.Array) -> dict[str, jax.Array]:
             state = serialization.from_state_dict(like, state)
-            return self.search(model, variables, state, key, 1.0)
+            of_search, of_chance, of_action = jax.random.split(key, 3)
+            found = self.search(model, variables, state, of_search, 1.0)
+            drawn = jax.random.uniform(of_chance) < self.explore
+            other, _ = opposed("random", game, state, 0, jnp.int32(0), of_action)
+            action = jnp.where(drawn, other, found["action"])
+            return {**found, "action": action, "random": drawn}
 
         found = jax.vmap(one)(actors["state"], keys)
-        return found["action"], {"policy": found["policy"]}
+        return found["action"], {name: found[name] for name in ("policy", "found", "random")}
 
     def learn(self, forward: nn.Module, batch: Batch, key: jax.Array) -> Sums:
         model, variables = frozen(forward)
@@ -200,8 +212,8 @@ class AlphaZero(Actors):
             if name in memory
         }
         oldest = begin + self.play
-        rewards, ended = (jnp.roll(new[name], -oldest) for name in ("reward", "ended"))
-        value, known = (jnp.roll(each, oldest) for each in outcomes(rewards, ended, self.discount))
+        in_turn = jax.tree.map(lambda each: jnp.roll(each, -oldest, axis=0), new)
+        value, known = (jnp.roll(each, oldest) for each in outcomes(in_turn, self.discount))
         filled = jnp.arange(self.capacity) < (plays + 1) * self.play
         return {**new, "value": value, "known": known & filled}
 
@@ -223,45 +235,17 @@ class AlphaZero(Actors):
         """
         game = self.world()
         model, variables = frozen(forward)
-        look = partial(self.search, model, variables, noise=0.0)
+        player = partial(self.search, model, variables, noise=0.0)
 
         def play(number: jax.Array, which: jax.Array) -> dict[str, jax.Array]:
-            key = jax.random.fold_in(jax.random.key(number), which)
-            _, state = game.reset(key)
-
-            def step(now: Any, time: jax.Array) -> tuple[Any, Any]:
-                state, over, line = now
-                of_move = jax.random.fold_in(key, time)
-                found = look(state, of_move)
-                answers = [
-                    opposed(kind, game, state, self.depth, line, of_move)
-                    for kind in self.opponents
-                ]
-                other, left = (jnp.stack(each)[which] for each in zip(*answers, strict=True))
-                mine = (number + time) % 2 == 0
-                action = jnp.where(mine, found["action"], other)
-                _, after, reward, _, ended = game.step(of_move, state, action)
-                entropy = -jnp.sum(found["policy"] * jax.nn.log_softmax(found["logits"]))
-                new = after, over | ended, jnp.where(mine, line, left)
-                new = jax.tree.map(lambda x, like: jnp.where(over, like, x), new, now)
-                seen = {"action": action, "reward": reward, "ended": ended, "real": ~over}
-                return new, {**seen, "mine": mine, "value": found["value"], "entropy": entropy}
-
-            first = state, jnp.bool_(False), number // 2
-            first = jax.tree.map(jnp.asarray, first)
-            (last, _, _), seen = jax.lax.scan(step, first, jnp.arange(self.moves))
-            ended = seen["ended"] & seen["real"]
-            wanted, _ = outcomes(seen["reward"], ended, self.discount)  # [T]
-            losses = seen["entropy"] + self.value_weight * (seen["value"] - wanted) ** 2
-            counted = seen["real"] & seen["mine"]
-            rewards = jnp.where(seen["mine"], seen["reward"], -seen["reward"])
-            return {
-                "actions": seen["action"],
-                "length": jnp.sum(seen["real"]),
-                "result": jnp.sum(jnp.where(ended, rewards, 0)).astype(jnp.int32),
-                "loss": jnp.sum(jnp.where(counted, losses, 0)) / jnp.maximum(jnp.sum(counted), 1),
-                "board": upcast(last.observation),
-            }
+            found, last, seen = contest(game, player, self.opponents, self.depth, number, which)
+            never = jnp.zeros_like(seen["ended"])
+            wanted, _ = outcomes({**seen, "random": never}, self.discount)  # [T]
+            entropy = -jnp.sum(seen["policy"] * jax.nn.log_softmax(seen["logits"]), axis=-1)
+            losses = entropy + self.value_weight * (seen["value"] - wanted) ** 2
+            mine = seen["mine"]
+            loss = jnp.sum(jnp.where(mine, losses, 0)) / jnp.maximum(jnp.sum(mine), 1)
+            return {**found, "loss": loss, "board": upcast(last.observation)}
 
         kinds = jnp.arange(len(self.opponents))
         found = jax.vmap(jax.vmap(play, (None, 0)), (0, None))(inputs, kinds)
@@ -272,16 +256,18 @@ class AlphaZero(Actors):
         return {**found, "board": board, **dict(zip(self.numbers(), numbers, strict=True))}
 
     def describe(self, found: Found, words: Words, *, top: int) -> dict[str, Any]:
-        """`loss`, and `games`: the `opponent` of each, the `result`, whether it `moves` first or
-        second, and the `actions` of both."""
+        """`loss`, and `games`, each with its `opponent`, `result` and the `actions` of both; a
+        `picture` of how the last one ended, where the game has stones."""
+        rows = zip(self.opponents, found["result"], found["actions"], found["length"], strict=True)
         games = [
             {
                 "opponent": kind,
                 "result": RESULTS[int(result)],
-                "actions": as_numbers(actions[: int(length)]),
+                "actions": as_numbers(moves[:length]),
             }
-            for kind, result, actions, length in zip(
-                self.opponents, found["result"], found["actions"], found["length"], strict=True
-            )
+            for kind, result, moves, length in rows
         ]
-        return {"loss": as_numbers(found["loss"]), "games": games}
+        row = {"loss": as_numbers(found["loss"]), "games": games}
+        if self.environment in STONES:
+            row["picture"] = drawn(found["board"], first=found["length"][-1] % 2 == 0)
+        return row

@@ -3,10 +3,12 @@
 Letters in shape comments: A actions, T moves.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxbig.arrays.dtypes import upcast
 from jaxbig.errors import Refused
@@ -17,6 +19,11 @@ GAMES = (
     "othello", "shogi", "tic_tac_toe",
 )  # fmt: skip
 """Those without chance in which both see all and move in turn."""
+STONES = ("connect_four", "go_19x19", "go_9x9", "othello", "tic_tac_toe")
+"""Those of square fields, whose observations begin with the stones of the player to move and of the
+other."""
+SIDE = 32
+"""Pixels of a field's side in a picture."""
 Opponent = Literal["random", "minimax", "every_line"]
 
 
@@ -95,21 +102,91 @@ def opposed(
     return jax.random.categorical(key, jnp.where(choices, 0, -jnp.inf)), line
 
 
-def outcomes(
-    rewards: jax.Array, ended: jax.Array, discount: float
-) -> tuple[jax.Array, jax.Array]:
-    """How games ended for the player to move, at each move [T], and whether it is known [T].
+def contest(
+    game: Game,
+    player: Callable[[Any, jax.Array], dict[str, jax.Array]],
+    opponents: Sequence[Opponent],
+    depth: int,
+    number: jax.Array,
+    which: jax.Array,
+) -> tuple[dict[str, jax.Array], Any, dict[str, jax.Array]]:
+    """A game of a player, who moves first where its number is even, against one of its opponents.
 
     Args:
-      rewards: of the player who moved [T].
-      ended: whether that was a game's last move [T]; the end of what follows the last is not known.
+      game: what is played.
+      player: `(state, key)` -> its `action`, and what else is to be kept.
+      opponents: all that there are.
+      depth: of minimax.
+      number: of the game, a scalar: what is random follows from it, and half of it is the line.
+      which: of the opponents, a scalar.
+
+    Returns:
+      `actions` [T], of which the first `length` count, and the `result`: 1, 0 or -1; the last
+      state; and what the player gave at each move, arrays [T, ...] by name, with how the game ended
+      for the one who moved (`reward` and `ended`), and which moves are the player's (`mine`).
+    """
+    key = jax.random.fold_in(jax.random.key(number), which)
+    _, state = game.reset(key)
+
+    def step(now: Any, time: jax.Array) -> tuple[Any, Any]:
+        state, over, line = now
+        of_player, of_opponent, of_step = jax.random.split(jax.random.fold_in(key, time), 3)
+        found = player(state, of_player)
+        answers = [opposed(kind, game, state, depth, line, of_opponent) for kind in opponents]
+        other, left = (jnp.stack(each)[which] for each in zip(*answers, strict=True))
+        mine = (number + time) % 2 == 0
+        action = jnp.where(mine, found["action"], other)
+        _, after, reward, _, ended = game.step(of_step, state, action)
+        new = after, ended, jnp.where(mine, line, left)
+        new = jax.tree.map(lambda x, like: jnp.where(over, like, x), new, now)
+        seen = {"action": action, "reward": reward, "ended": ended & ~over, "mine": mine & ~over}
+        return new, {**found, **seen, "real": ~over}
+
+    first = jax.tree.map(jnp.asarray, (state, jnp.bool_(False), number // 2))
+    (last, _, _), seen = jax.lax.scan(step, first, jnp.arange(game.limit))
+    signs = jnp.where(seen["mine"], 1, -1)
+    result = jnp.sum(jnp.where(seen["ended"], signs * seen["reward"], 0))
+    played = {"actions": seen["action"], "length": jnp.sum(seen["real"])}
+    return {**played, "result": result.astype(jnp.int32)}, last, seen
+
+
+def outcomes(moves: Mapping[str, jax.Array], discount: float) -> tuple[jax.Array, jax.Array]:
+    """What positions are worth to the player to move [T], and whether it is known [T].
+
+    That is how the game ended; before a random move, which is not what the player wanted, it is
+    what the search found.
+
+    Args:
+      moves: `reward` of the player who moved, `ended` where it was a game's last move, `random`
+        where it was drawn, and the `found` value of the position before it; each [T].
       discount: factor of an outcome one move earlier.
     """
 
     def step(later: Any, now: Any) -> tuple[Any, Any]:
-        reward, end = now
-        found = jnp.where(end, reward, -discount * later[0]), end | later[1]
-        return found, found
+        value = jnp.where(now["ended"], now["reward"], -discount * later[0])
+        value = jnp.where(now["random"], now["found"], value)
+        known = now["random"] | now["ended"] | later[1]
+        return (value, known), (value, known)
 
-    first = jnp.zeros_like(rewards[0]), jnp.zeros_like(ended[0])
-    return jax.lax.scan(step, first, (rewards, ended), reverse=True)[1]
+    now = {name: moves[name] for name in ("reward", "ended", "random", "found")}
+    first = jnp.zeros_like(now["reward"][0]), jnp.zeros_like(now["ended"][0])
+    return jax.lax.scan(step, first, now, reverse=True)[1]
+
+
+def drawn(board: np.ndarray, first: bool) -> np.ndarray:
+    """A position of a game of `STONES` as a picture, uint8 [SIDE * Y, SIDE * X, 3]: black stones
+    are those of the player who moves first.
+
+    Args:
+      board: what is seen of it [Y, X, *].
+      first: whether that player is to move.
+    """
+    black, white = (board[..., plane] > 0 for plane in ((0, 1) if first else (1, 0)))
+    places = np.arange(SIDE) - (SIDE - 1) / 2
+    round_ = places[:, None] ** 2 + places**2 < (0.4 * SIDE) ** 2
+    field = np.ones((SIDE, SIDE), bool)
+    field[0] = field[:, 0] = False  # a line between two
+    picture = np.kron(np.ones_like(black), field)[..., None] * np.array([222, 184, 120])
+    for stones, shade in ((black, 0), (white, 255)):
+        picture[np.kron(stones, round_) > 0] = shade
+    return picture.astype(np.uint8)

@@ -182,9 +182,7 @@ class Actors(Objective):
             }
             return jax.tree.map(lambda new, old: jnp.where(actor["ended"], new, old), first, actor)
 
-        def moved(
-            actor: Any, action: jax.Array, besides: Any, key: jax.Array
-        ) -> tuple[Any, Any]:
+        def moved(actor: Any, action: jax.Array, besides: Any, key: jax.Array) -> tuple[Any, Any]:
             state = serialization.from_state_dict(state_of, actor["state"])
             after, state, reward, terminated, ended = environment.step(key, state, action)
             score = actor["score"] + reward
