@@ -673,12 +673,11 @@ def tictactoe() -> Iterator[Result]:
         for kind, each in zip(objective.opponents, found.T, strict=True):
             for metric, result in (("wins_against", 1), ("draws_with", 0), ("losses_to", -1)):
                 yield name, f"{metric}_{kind}", float(np.mean(each == result))
+    model: Any = experiment.model
+    play = jax.jit(nn.apply(lambda forward: objective.episodes(forward, numbers), model))
     for seed in range(3):
-        model: Any = experiment.model
         first = jnp.zeros((1, 3, 3, 2))
-        variables = nn.meta.unbox(model.init(jax.random.key(seed), first))
-        play = nn.apply(lambda forward: objective.episodes(forward, numbers), model)
-        found = jax.jit(play)(variables)
+        found = play(nn.meta.unbox(model.init(jax.random.key(seed), first)))
         for metric in objective.numbers()[1:]:
             yield f"search, seed {seed}", metric, float(np.mean(found[metric]))
 

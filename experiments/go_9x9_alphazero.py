@@ -1,4 +1,4 @@
-"""Go on a board of 9x9 by self-play and search (Silver et al., 2018; Danihelka et al., 2022).
+"""Go, 9x9 points, by self-play and search (Silver et al., 2018; Danihelka et al., 2022).
 
     jaxbig train go_9x9_alphazero --mesh.data 8
     jaxbig train go_9x9_alphazero --smoke     # 20 steps of a shrunken copy

@@ -16,14 +16,19 @@ from jaxbig.optim.schedules import WarmupCosine
 
 def config() -> Experiment:
     return Experiment(
-        model=MLP(widths=(128, 128), outputs=10),
+        model=MLP(widths=(256, 256), outputs=10),
         objective=AlphaZero(
-            environment="tic_tac_toe", opponents=("random", "minimax", "every_line")
+            environment="tic_tac_toe",
+            simulations=32,
+            samples=32,
+            explore=0.5,
+            opponents=("random", "minimax", "every_line"),
         ),
         data=Episodes(batch=32, eval_examples=1_890, test_examples=0),
         optimizer=Adam(learning_rate=WarmupCosine(peak=2e-3, warmup=100), clip_norm=1.0),
         mesh=Mesh(data=-1),
-        steps=2_000,
-        evaluate_every=1_000,
-        checkpoint_every=1_000,
+        ema=0.99,
+        steps=3_000,
+        evaluate_every=1_500,
+        checkpoint_every=1_500,
     )

@@ -124,15 +124,17 @@ class AlphaZero(Actors):
             _, after, reward, _, ended = jax.vmap(game.step, (None, 0, 0))(key, states, action)
             logits, value = judged(after)
             discount = jnp.where(ended, 0, -jnp.float32(self.discount))
-            fields = {"reward": reward, "discount": discount, "value": value}
-            return mctx.RecurrentFnOutput(prior_logits=logits, **fields), after  # type: ignore
+            found = mctx.RecurrentFnOutput(
+                reward=reward, discount=discount, prior_logits=logits, value=value
+            )
+            return found, after
 
         states = jax.tree.map(lambda each: each[None], state)  # one, so no other's draws matter
         logits, value = judged(states)
         found = mctx.gumbel_muzero_policy(
             params=(),
             rng_key=key,
-            root=mctx.RootFnOutput(prior_logits=logits, value=value, embedding=states),  # type: ignore
+            root=mctx.RootFnOutput(prior_logits=logits, value=value, embedding=states),
             recurrent_fn=expand,
             num_simulations=self.simulations,
             invalid_actions=~states.legal_action_mask,

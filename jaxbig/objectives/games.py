@@ -49,7 +49,7 @@ class Game(Environment):
                 ) from None
             self.game: Any = pgx.make(name)  # type: ignore[arg-type]
             self.actions = int(self.game.num_actions)
-        self.mctx = mctx
+        self.mctx: Any = mctx
         self.limit = limit
 
     def reset(self, key: jax.Array) -> tuple[jax.Array, Any]:
