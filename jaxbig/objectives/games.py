@@ -4,6 +4,7 @@ Letters in shape comments: A actions, T moves.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import jax
@@ -39,17 +40,21 @@ class Game(Environment):
     def __init__(self, name: str, limit: int):
         if name not in GAMES:
             raise Refused(f"--objective.environment {name}: of pgx's games, {', '.join(GAMES)}.")
-        with jax.ensure_compile_time_eval():  # imports make arrays, which no trace may keep
-            try:
-                import mctx  # here: extras, and slow to import
-                import pgx
-            except ImportError:
-                raise Refused(
-                    f"environment {name} needs pgx and mctx: pip install 'jaxbig[rl]'."
-                ) from None
-            self.game: Any = pgx.make(name)  # type: ignore[arg-type]
-            self.actions = int(self.game.num_actions)
-        self.mctx: Any = mctx
+
+        def made() -> tuple[Any, int, Any]:
+            import mctx  # here: extras, and slow to import
+            import pgx
+
+            game = pgx.make(name)  # type: ignore[arg-type]
+            return game, int(game.num_actions), mctx
+
+        try:  # imports make arrays: in a thread of their own, which knows no trace and no mesh
+            with ThreadPoolExecutor(1) as aside:
+                self.game, self.actions, self.mctx = aside.submit(made).result()
+        except ImportError:
+            raise Refused(
+                f"environment {name} needs pgx and mctx: pip install 'jaxbig[rl]'."
+            ) from None
         self.limit = limit
 
     def reset(self, key: jax.Array) -> tuple[jax.Array, Any]:
