@@ -19,6 +19,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,6 +53,7 @@ from jaxbig.evaluators.matching import BEST, Matching, ranks
 from jaxbig.evaluators.samples import Judge
 from jaxbig.evaluators.text_scores import score_texts
 from jaxbig.objectives.average_precision import AveragePrecision
+from jaxbig.objectives.games import contest, opposed
 from jaxbig.objectives.reinforcement import Environment
 from jaxbig.program.program import make_program
 from jaxbig.train.passes import Evaluation, evenly
@@ -707,9 +709,43 @@ def returns(
     return np.asarray(jax.jit(jax.vmap(play))(jnp.asarray(episodes)))
 
 
+def tictactoe() -> Iterator[Result]:
+    """Plays the held-out games of tic-tac-toe at random, by minimax, and by a search as long as
+    that of the experiment, with parameters that have learned nothing."""
+    experiment = load("tictactoe_alphazero")
+    objective: Any = experiment.objective
+    source = experiment.data.source("eval")
+    numbers = jnp.asarray(source.rows(np.arange(len(source)))["inputs"])
+    for name in ("random", "minimax"):
+        found = results(objective, name, numbers)
+        for kind, each in zip(objective.opponents, found.T, strict=True):
+            for metric, result in (("wins_against", 1), ("draws_with", 0), ("losses_to", -1)):
+                yield name, f"{metric}_{kind}", float(np.mean(each == result))
+    model: Any = experiment.model
+    play = jax.jit(nn.apply(lambda forward: objective.episodes(forward, numbers), model))
+    found = play(nn.meta.unbox(model.init(jax.random.key(0), jnp.zeros((1, 3, 3, 2)))))
+    for metric in objective.numbers()[1:]:
+        yield "search", metric, float(np.mean(found[metric]))
+
+
+def results(objective: Any, kind: Any, numbers: jax.Array) -> np.ndarray:
+    """How games [B] of a simple player against each opponent end [B, O]: 1, 0 or -1."""
+    game = objective.world()
+
+    def player(state: Any, key: jax.Array) -> dict[str, jax.Array]:
+        return {"action": opposed(kind, game, state, objective.depth, jnp.int32(0), key)[0]}
+
+    def play(number: jax.Array, which: jax.Array) -> jax.Array:
+        found, _, _ = contest(game, player, objective.opponents, objective.depth, number, which)
+        return found["result"]
+
+    kinds = jnp.arange(len(objective.opponents))
+    return np.asarray(jax.jit(jax.vmap(jax.vmap(play, (None, 0)), (0, None)))(numbers, kinds))
+
+
 EVERY = (
     text, masked, chats, digits, labels, diabetes, packages, imports, summaries, pairs, answers,
-    canvas, boxes, morse, cartpole, samples,
+    canvas, boxes, morse, cartpole, tictactoe, samples,
 )  # fmt: skip
 PARTS = {part.__name__: part for part in EVERY}
 

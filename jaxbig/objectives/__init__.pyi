@@ -1,5 +1,6 @@
 """Objectives, as `jaxbig.objectives.NextToken`."""
 
+from .alphazero import AlphaZero as AlphaZero
 from .average_precision import AveragePrecision as AveragePrecision
 from .base import Objective as Objective
 from .base import Sum as Sum

@@ -64,37 +64,50 @@ class Environment:
 
 
 @dataclasses.dataclass(frozen=True)
-class Reinforcement(Objective):
-    """Base class: actors that play, and in evaluation whole episodes of the best actions.
+class Actors(Objective):
+    """Base class: actors that play and remember.
 
     Reads `inputs` [B], the numbers of episodes, and `mask` [B]. The model gets observations [...,
-    *] and not the inputs. Metrics are the `return`, the sum of an episode's rewards (in training
-    that of each actor's last one, 0 before it has ended one), and in evaluation `loss`, half the
-    squared error of a temporal difference.
+    *] and not the inputs.
     """
 
     environment: str
-    """Name in gymnax, as CartPole-v1."""
+    """Its name."""
     play: PositiveInt
     """Steps of the environment that each actor takes before it learns from them."""
     discount: Probability = 0.99
     """Factor of a reward one step later."""
 
-    criterion = "return"
-    higher_is_better = True
     feeds_inputs = False
+
+    @abc.abstractmethod
+    def world(self) -> Environment:
+        """The environment."""
 
     @abc.abstractmethod
     def outputs(self, actions: int) -> int:
         """How many numbers the model gives."""
 
     @abc.abstractmethod
-    def act(self, outputs: jax.Array, key: jax.Array, count: jax.Array) -> jax.Array:
-        """An actor's action after `count` steps of training, from outputs [K]."""
+    def choose(
+        self, model: Any, variables: Any, actors: Any, keys: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The actors' actions [B], and what happened besides, arrays [B, ...] by name.
+
+        Args:
+          model: the model, with its variables, as of `frozen`.
+          variables: likewise.
+          actors: as the carry has them.
+          keys: of each actor, [B].
+        """
 
     @abc.abstractmethod
-    def best(self, outputs: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """By outputs [..., K] the best action, its value, and that of what is seen; [...]."""
+    def episodes(self, forward: nn.Module, inputs: jax.Array) -> dict[str, jax.Array]:
+        """An evaluation's episode of each number [B], arrays [B, ...] by name."""
+
+    @abc.abstractmethod
+    def numbers(self) -> tuple[str, ...]:
+        """The names of the arrays [B] of `episodes` that an evaluation averages."""
 
     @abc.abstractmethod
     def memory(self, observation: jax.Array) -> dict[str, jax.Array]:
@@ -111,12 +124,12 @@ class Reinforcement(Objective):
             return {"loss": masked(jnp.zeros_like(batch["mask"]), batch["mask"])}
         if train:
             return self.learn(forward, batch, key)
-        found = self._episodes(forward, batch["inputs"])
-        return {name: masked(found[name], batch["mask"]) for name in ("loss", "return")}
+        found = self.episodes(forward, batch["inputs"])
+        return {name: masked(found[name], batch["mask"]) for name in self.numbers()}
 
     def _begin(self, forward: nn.Module, rows: int) -> None:
         """Makes the model's parameters, and actors that reset before they act."""
-        environment = Environment(self.environment)
+        environment = self.world()
         observation, state = jax.eval_shape(environment.reset, jax.random.key(0))
         zeros = jax.tree.map(
             lambda each: jnp.zeros((rows, *each.shape), each.dtype),
@@ -156,7 +169,7 @@ class Reinforcement(Objective):
           inputs: a number of each actor [B], from which it draws with the key.
           key: of this train step.
         """
-        environment = Environment(self.environment)
+        environment = self.world()
         state_of = jax.eval_shape(environment.reset, jax.random.key(0))[1]
 
         def restarted(actor: Any, key: jax.Array) -> Any:
@@ -169,15 +182,13 @@ class Reinforcement(Objective):
             }
             return jax.tree.map(lambda new, old: jnp.where(actor["ended"], new, old), first, actor)
 
-        def moved(actor: Any, outputs: jax.Array, key: jax.Array) -> tuple[Any, Any]:
-            of_action, of_step = jax.random.split(key)
-            action = self.act(outputs, of_action, actor["count"])
+        def moved(actor: Any, action: jax.Array, besides: Any, key: jax.Array) -> tuple[Any, Any]:
             state = serialization.from_state_dict(state_of, actor["state"])
-            after, state, reward, terminated, ended = environment.step(of_step, state, action)
+            after, state, reward, terminated, ended = environment.step(key, state, action)
             score = actor["score"] + reward
             happened = {
+                **besides,
                 "observation": actor["observation"],
-                "outputs": outputs,
                 "action": action,
                 "reward": reward,
                 "next": after,
@@ -198,21 +209,65 @@ class Reinforcement(Objective):
             of_step = jax.vmap(jax.random.fold_in, (0, None))(keys, time)
             of_reset, of_move = jnp.moveaxis(jax.vmap(jax.random.split)(of_step), 1, 0)
             actors = as_before(jax.vmap(restarted)(actors, of_reset), actors)
-            outputs = model.apply(variables, actors["observation"], train=False)
-            return jax.vmap(moved)(actors, outputs, of_move)
+            of_action, of_step = jnp.moveaxis(jax.vmap(jax.random.split)(of_move), 1, 0)
+            actions, besides = self.choose(model, variables, actors, of_action)
+            return jax.vmap(moved)(actors, actions, besides, of_step)
 
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, inputs)  # [B]
         actors, happened = jax.lax.scan(step, actors, jnp.arange(self.play))
         return actors, jax.tree.map(lambda each: jnp.moveaxis(each, 0, 1), happened)
 
-    def _episodes(self, forward: nn.Module, inputs: jax.Array) -> dict[str, jax.Array]:
+    def predict(
+        self, forward: nn.Module, batch: Batch, *, key: jax.Array, top: int
+    ) -> dict[str, jax.Array]:
+        """What `episodes` gives."""
+        return self.episodes(forward, batch["inputs"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Reinforcement(Actors):
+    """Base class: actors in an environment of gymnax, and in evaluation whole episodes of the best
+    actions.
+
+    Metrics are the `return`, the sum of an episode's rewards (in training that of each actor's last
+    one, 0 before it has ended one), and in evaluation `loss`, half the squared error of a temporal
+    difference.
+    """
+
+    environment: str
+    """Name in gymnax, as CartPole-v1."""
+
+    criterion = "return"
+    higher_is_better = True
+
+    @abc.abstractmethod
+    def act(self, outputs: jax.Array, key: jax.Array, count: jax.Array) -> jax.Array:
+        """An actor's action after `count` steps of training, from outputs [K]."""
+
+    @abc.abstractmethod
+    def best(self, outputs: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """By outputs [..., K] the best action, its value, and that of what is seen; [...]."""
+
+    def world(self) -> Environment:
+        return Environment(self.environment)
+
+    def numbers(self) -> tuple[str, ...]:
+        return "loss", "return"
+
+    def choose(
+        self, model: Any, variables: Any, actors: Any, keys: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        outputs = model.apply(variables, actors["observation"], train=False)
+        return jax.vmap(self.act)(outputs, keys, actors["count"]), {"outputs": outputs}
+
+    def episodes(self, forward: nn.Module, inputs: jax.Array) -> dict[str, jax.Array]:
         """An episode of best actions from each number [B].
 
         Returns:
           `actions` and `observations` [B, T, ...], of which the first `length` [B] count; `return`
           and `loss` [B].
         """
-        environment = Environment(self.environment)
+        environment = self.world()
         model, variables = frozen(forward)
         keys = jax.vmap(jax.random.key)(inputs)
         observation, state = jax.vmap(environment.reset)(keys)
@@ -243,13 +298,6 @@ class Reinforcement(Objective):
             "return": jnp.sum(jnp.where(real, rewards, 0), axis=1),
             "loss": jnp.sum(errors**2, axis=1) / 2 / jnp.maximum(jnp.sum(known, axis=1), 1),
         }
-
-    def predict(
-        self, forward: nn.Module, batch: Batch, *, key: jax.Array, top: int
-    ) -> dict[str, jax.Array]:
-        """`actions` and `observations` [B, T, ...] of an episode, of which the first `length` [B]
-        count; `return` and `loss` [B]."""
-        return self._episodes(forward, batch["inputs"])
 
     def describe(self, found: Found, words: Words, *, top: int) -> dict[str, Any]:
         """`return`, `loss`, and the `actions` of the episode."""

@@ -46,6 +46,7 @@ PARAMETERS = {
     "criteo_dlrm": 540_679_250,
     "coco_detr_r50": 41_575_324,
     "minatar_breakout_dqn": 132_179,
+    "go_9x9_alphazero": 1_249_499,
     "librispeech_conformer": 26_278_173,
     "wikipedia_bert_base": 109_514_298,
     "wmt14_transformer_base": 63_082_496,

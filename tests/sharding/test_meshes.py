@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.compiling import fully
-from support.experiments import ADAPTED, EMBEDDED, HAS_GYMNAX, ROOT, SPINE, small
+from support.experiments import ADAPTED, EMBEDDED, HAS_GAMES, HAS_GYMNAX, ROOT, SPINE, small
 
 from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.config.discover import load
@@ -96,6 +96,7 @@ LONG = [
     "criteo_dlrm",
     "digits_detection",
     *(["cartpole_dqn", "cartpole_ppo"] if HAS_GYMNAX else []),
+    *(["tictactoe_alphazero"] if HAS_GAMES else []),
     "pydoc_summary",
     "pydoc_qa",
     "digits_simclr",

@@ -21,14 +21,16 @@ from jaxbig.program.teacher import without_teacher
 
 ROOT = Path(__file__).parents[2]
 HAS_GYMNAX = importlib.util.find_spec("gymnax") is not None
+HAS_GAMES = all(importlib.util.find_spec(name) for name in ("mctx", "pgx"))
+NEEDS = {"cartpole": HAS_GYMNAX, "minatar": HAS_GYMNAX, "go": HAS_GAMES, "tictactoe": HAS_GAMES}
 # those whose libraries are installed
 EXPERIMENTS = sorted(
     file.stem
     for file in (ROOT / "experiments").glob("[a-z]*.py")
-    if HAS_GYMNAX or file.stem.split("_")[0] not in ("cartpole", "minatar")
+    if NEEDS.get(file.stem.split("_")[0], True)
 )
 # those whose data is made on this machine
-MADE = "cartpole|dates|diabetes|digits|morse|pychat|pydoc|pyimports|pymodule|pytext"
+MADE = "cartpole|dates|diabetes|digits|morse|pychat|pydoc|pyimports|pymodule|pytext|tictactoe"
 EMBEDDED = [name for name in EXPERIMENTS if re.match(MADE, name)]
 # those that begin with another's run, and made small are its program again
 ADAPTED = [

@@ -86,6 +86,9 @@ def exact(rows: Rows) -> dict[str, float]:
         return {"accuracy": mean(counted, "accuracy", "tokens")}
     if "tokens" in rows[0]:
         return {"accuracy": mean(rows, "accuracy", "tokens")}
+    if "games" in rows[0]:
+        games = [game for row in rows for game in row["games"] if game["opponent"] == "random"]
+        return {"wins_against_random": np.mean([game["result"] == "win" for game in games])}
     if "rank" in rows[0]:
         return {"hit_rate": np.mean([row["rank"] <= 10 for row in rows])}
     if "vector" in rows[0]:
@@ -109,7 +112,7 @@ def close(rows: Rows) -> dict[str, float]:
         return {"ndcg": np.mean([(row["rank"] <= 10) / np.log2(1 + row["rank"]) for row in rows])}
     if "actions" in rows[0]:
         return {name: mean(rows, name) for name in ("loss", "return")}
-    if "asked" in rows[0]:
+    if "games" in rows[0] or "asked" in rows[0]:
         return {"loss": mean(rows, "loss")}
     if "value" in rows[0]:
         values = np.array([row["value"] for row in rows])

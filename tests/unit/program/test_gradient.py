@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.compiling import fully
-from support.experiments import HAS_GYMNAX, small
+from support.experiments import HAS_GAMES, HAS_GYMNAX, small
 
 from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.checkpoint.digest import digests
@@ -181,6 +181,7 @@ def test_chunks_are_added_in_order_whether_whole_or_in_slices(
     "name",
     [
         *(["cartpole_dqn", "cartpole_ppo"] if HAS_GYMNAX else []),
+        *(["tictactoe_alphazero"] if HAS_GAMES else []),
         "digits_convnet",
         "digits_resnet",
         "digits_rnn",
