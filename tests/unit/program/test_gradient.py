@@ -185,7 +185,6 @@ def test_chunks_are_added_in_order_whether_whole_or_in_slices(
         "digits_convnet",
         "digits_resnet",
         "digits_rnn",
-        "digits_simclr",
         "pyimports_recommend",
         "pytext_transformer",
     ],
