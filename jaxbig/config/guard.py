@@ -30,8 +30,9 @@ class Guard:
     stuck_after: NonNegativeFloat = 1800.0
     """Seconds without progress after which the run reports where it hangs, and ends; 0: never."""
     compare_replicas: NonNegativeInt = 0
-    """Steps after which all copies that devices have of the same parameters and moments are
-    compared, bit by bit; the run fails where they differ. 0: never."""
+    """Steps from one comparison of all copies that devices have of the same part of the state to
+    the next, bit by bit; before a save they are compared too. The run fails where they differ. What
+    is offloaded to the host is left out. 0: never."""
 
     def check_fields(self) -> None:
         policies = get_args(Policy)

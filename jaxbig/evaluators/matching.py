@@ -25,7 +25,7 @@ class Matching(Evaluator):
     of: str = "eval"
     """train, eval, or test where the data has such a split."""
     candidates: PositiveInt = 1_000
-    """How many pairs, evenly spread over all; each is asked for once."""
+    """How many pairs, evenly spread over all; each half is looked for once."""
 
     def check(self, evaluation: Evaluation) -> None:
         if not {"vector", "other_vector"} <= evaluation.prediction_shapes().keys():

@@ -41,6 +41,14 @@ class DualEncoder(Model):
     learned_temperature: bool = True
     """Learn the temperature."""
 
+    def check_fields(self) -> None:
+        if self.other_tower is not None and self.other_tower is self.tower:
+            raise Refused("other_tower is tower itself: leave it out, and both share parameters.")
+        if self.learned_temperature and self.temperature < 1 / HIGHEST_SCALE:
+            raise Refused(
+                f"temperature {self.temperature}: a learned one is {1 / HIGHEST_SCALE} or more."
+            )
+
     def setup(self) -> None:
         self.projections = self.layers("projection")
         self.other_projections = self.other_tower and self.layers("other_projection")
@@ -88,7 +96,8 @@ class DualEncoder(Model):
         x = x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=1, keepdims=True) + 1e-12)
         if not self.learned_temperature:
             return x * self.temperature**-0.5
-        return x * jnp.exp(jnp.minimum(self.log_scale, math.log(HIGHEST_SCALE)) / 2)
+        above = jnp.maximum(self.log_scale - math.log(HIGHEST_SCALE), 0)
+        return x * jnp.exp((self.log_scale - jax.lax.stop_gradient(above)) / 2)
 
     @nn.nowrap
     def features(

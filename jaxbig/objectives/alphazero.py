@@ -17,7 +17,7 @@ from jaxbig.arrays.dtypes import upcast
 from jaxbig.constraints import NonNegativeFloat, PositiveInt, Probability
 from jaxbig.errors import Refused
 from jaxbig.objectives.base import Batch, Found, Sums, Words, as_numbers, masked
-from jaxbig.objectives.games import STONES, Game, Opponent, contest, drawn, opposed, outcomes
+from jaxbig.objectives.games import STONES, Game, Opponent, contest, opposed, outcomes, picture_of
 from jaxbig.objectives.reinforcement import CARRY, Actors, frozen, over_time
 
 LEAST = 1e-9
@@ -37,7 +37,8 @@ class AlphaZero(Actors):
 
     In an evaluation it plays a game from each number against each opponent; it moves first where
     the number is even. Metrics are the shares of `wins`, `draws` and `losses` against each, and the
-    `loss` over its own positions; in training `decided`, the actors whose last game had a winner.
+    `loss` over its own positions, whose policy is among legal actions; in training, where it is
+    among all, also `decided`, the actors whose last game had a winner.
     """
 
     environment: str
@@ -92,7 +93,7 @@ class AlphaZero(Actors):
             "reward": jnp.zeros(shape),
             "ended": jnp.zeros(shape, bool),
             "random": jnp.zeros(shape, bool),
-            "found": jnp.zeros(shape),
+            "searched": jnp.zeros(shape),
             "value": jnp.zeros(shape),
             "known": jnp.zeros(shape, bool),
         }
@@ -101,7 +102,7 @@ class AlphaZero(Actors):
         self, model: Any, variables: Any, state: Any, key: jax.Array, noise: float
     ) -> dict[str, jax.Array]:
         """The `action` that a search chooses in one position, the `policy` [A] and the value
-        (`found`) that it prefers to the model's, and these, `value` and `logits` [A].
+        (`searched`) that it prefers to the model's, and these, `value` and `logits` [A].
 
         Args:
           model: the model, with its variables, as of `frozen`.
@@ -144,7 +145,7 @@ class AlphaZero(Actors):
         return {
             "action": found.action[0] if noise else jnp.argmax(policy),
             "policy": policy,
-            "found": found.search_tree.summary().value[0],
+            "searched": found.search_tree.summary().value[0],
             "value": value[0],
             "logits": logits[0],
         }
@@ -159,13 +160,13 @@ class AlphaZero(Actors):
             state = serialization.from_state_dict(like, state)
             of_search, of_chance, of_action = jax.random.split(key, 3)
             found = self.search(model, variables, state, of_search, 1.0)
-            drawn = jax.random.uniform(of_chance) < self.explore
+            is_random = jax.random.uniform(of_chance) < self.explore
             other, _ = opposed("random", game, state, 0, jnp.int32(0), of_action)
-            action = jnp.where(drawn, other, found["action"])
-            return {**found, "action": action, "random": drawn}
+            action = jnp.where(is_random, other, found["action"])
+            return {**found, "action": action, "random": is_random}
 
         found = jax.vmap(one)(actors["state"], keys)
-        return found["action"], {name: found[name] for name in ("policy", "found", "random")}
+        return found["action"], {name: found[name] for name in ("policy", "searched", "random")}
 
     def learn(self, forward: nn.Module, batch: Batch, key: jax.Array) -> Sums:
         model, variables = frozen(forward)
@@ -184,9 +185,9 @@ class AlphaZero(Actors):
             jnp.max(count) % self.play_every == 0, played, lambda: (actors, memory)
         )
         keys = jax.vmap(jax.random.fold_in, (None, 0))(of_draw, inputs)
-        used = jax.vmap(self.drawn)(memory, keys)  # [B, S, ...]
+        used = jax.vmap(self.sample)(memory, keys)  # [B, S, ...]
 
-        outputs = upcast(over_time(partial(forward, train=True), used["observation"]))
+        outputs = upcast(over_time(partial(forward, train=True), upcast(used["observation"])))
         logs = jax.nn.log_softmax(outputs[..., 1:])  # [B, S, A]
         known = used["known"]
         least = jnp.maximum(jnp.sum(known, axis=1), 1)
@@ -196,7 +197,7 @@ class AlphaZero(Actors):
         forward.put_variable(CARRY, "actors", {**actors, "count": count + 1})
         forward.put_variable(CARRY, "memory", memory)
         sums = {name: jnp.sum(known * each, axis=1) / least for name, each in terms.items()}
-        sums["decided"] = actors["last"]
+        sums["decided"] = jnp.abs(actors["last"])
         return {name: masked(each, batch["mask"]) for name, each in sums.items()}
 
     def remembered(self, memory: Any, happened: Any, plays: jax.Array) -> Any:
@@ -219,7 +220,7 @@ class AlphaZero(Actors):
         filled = jnp.arange(self.capacity) < (plays + 1) * self.play
         return {**new, "value": value, "known": known & filled}
 
-    def drawn(self, memory: Any, key: jax.Array) -> Any:
+    def sample(self, memory: Any, key: jax.Array) -> Any:
         """Positions of one actor's memory, arrays [S, ...] by name; each that is `known` has the
         same chance."""
         chances = jnp.maximum(memory["known"], LEAST)
@@ -271,5 +272,5 @@ class AlphaZero(Actors):
         ]
         row = {"loss": as_numbers(found["loss"]), "games": games}
         if self.environment in STONES:
-            row["picture"] = drawn(found["board"], first=found["length"][-1] % 2 == 0)
+            row["picture"] = picture_of(found["board"], first=found["length"][-1] % 2 == 0)
         return row

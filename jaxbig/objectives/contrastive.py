@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxbig.arrays.dtypes import upcast
+from jaxbig.arrays.dtypes import HIGHEST, upcast
 from jaxbig.errors import Refused
 from jaxbig.objectives.base import (
     Batch,
@@ -73,10 +73,10 @@ class Contrastive(Objective):
         """Scores of each of [B, D] with all others [B, D], those of padding -inf: [B, B], or with
         `within` [B, 2 B], the last B of its own side."""
         own = jnp.eye(len(real), dtype=bool)
-        scores = jnp.where(real[None] | own, one @ others.T, -jnp.inf)
+        scores = jnp.where(real[None] | own, jnp.matmul(one, others.T, precision=HIGHEST), -jnp.inf)
         if not self.within:
             return scores
-        side = jnp.where(real[None] & ~own, one @ one.T, -jnp.inf)
+        side = jnp.where(real[None] & ~own, jnp.matmul(one, one.T, precision=HIGHEST), -jnp.inf)
         return jnp.concatenate([scores, side], axis=1)
 
     def predict(

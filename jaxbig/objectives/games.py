@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbig.arrays.dtypes import upcast
 from jaxbig.errors import Refused
 from jaxbig.objectives.reinforcement import Environment
 
@@ -51,22 +50,22 @@ class Game(Environment):
         try:  # imports make arrays: in a thread of their own, which knows no trace and no mesh
             with ThreadPoolExecutor(1) as aside:
                 self.game, self.actions, self.mctx = aside.submit(made).result()
-        except ImportError:
+        except ImportError as error:
             raise Refused(
-                f"environment {name} needs pgx and mctx: pip install 'jaxbig[rl]'."
+                f"environment {name} needs pgx and mctx ({error}): pip install 'jaxbig[rl]'."
             ) from None
         self.limit = limit
 
     def reset(self, key: jax.Array) -> tuple[jax.Array, Any]:
         state = self.game.init(key)
-        return upcast(state.observation), state
+        return state.observation, state
 
     def step(self, key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, ...]:
         """As an environment's; the reward is that of the player who moves: 1, 0 or -1."""
         after = self.game.step(state, action)
         ended = after.terminated | (after._step_count >= self.limit)
         reward = after.rewards[state.current_player]
-        return upcast(after.observation), after, reward, after.terminated, ended
+        return after.observation, after, reward, after.terminated, ended
 
 
 def minimax(game: Game, state: Any, depth: int) -> jax.Array:
@@ -163,22 +162,22 @@ def outcomes(moves: Mapping[str, jax.Array], discount: float) -> tuple[jax.Array
 
     Args:
       moves: `reward` of the player who moved, `ended` where it was a game's last move, `random`
-        where it was drawn, and the `found` value of the position before it; each [T].
+        where it was drawn, and the `searched` value of the position before it; each [T].
       discount: factor of an outcome one move earlier.
     """
 
     def step(later: Any, now: Any) -> tuple[Any, Any]:
         value = jnp.where(now["ended"], now["reward"], -discount * later[0])
-        value = jnp.where(now["random"], now["found"], value)
+        value = jnp.where(now["random"], now["searched"], value)
         known = now["random"] | now["ended"] | later[1]
         return (value, known), (value, known)
 
-    now = {name: moves[name] for name in ("reward", "ended", "random", "found")}
+    now = {name: moves[name] for name in ("reward", "ended", "random", "searched")}
     first = jnp.zeros_like(now["reward"][0]), jnp.zeros_like(now["ended"][0])
     return jax.lax.scan(step, first, now, reverse=True)[1]
 
 
-def drawn(board: np.ndarray, first: bool) -> np.ndarray:
+def picture_of(board: np.ndarray, first: bool) -> np.ndarray:
     """A position of a game of `STONES` as a picture, uint8 [SIDE * Y, SIDE * X, 3]: black stones
     are those of the player who moves first.
 

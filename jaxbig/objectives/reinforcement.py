@@ -135,7 +135,7 @@ class Actors(Objective):
             lambda each: jnp.zeros((rows, *each.shape), each.dtype),
             {"observation": observation, "state": serialization.to_state_dict(state)},
         )
-        outputs = forward(zeros["observation"], train=False)  # type: ignore[operator]
+        outputs = forward(upcast(zeros["observation"]), train=False)  # type: ignore[operator]
         wanted = self.outputs(environment.actions)
         if outputs.shape[1:] != (wanted,):
             raise Refused(

@@ -78,7 +78,8 @@ def checksum(x: jax.Array) -> jax.Array:
 
 
 def differing(state: Any, mesh: jax.sharding.Mesh, checksums: np.ndarray) -> dict[str, list[Any]]:
-    """The leaves whose copies differ, by path: the devices that have another one than most.
+    """The leaves whose copies differ, by path: the devices that have another one than most, or all
+    where no copy is that of most.
 
     Args:
       state: arrays or shapes, as of `copied_leaves`.
@@ -93,7 +94,9 @@ def differing(state: Any, mesh: jax.sharding.Mesh, checksums: np.ndarray) -> dic
             groups[str(part)].append(device)
         for devices in groups.values():
             sums = [int(checksums[number[device], column]) for device in devices]
-            [(most, _)] = Counter(sums).most_common(1)
+            [(most, count)] = Counter(sums).most_common(1)
+            if 2 * count <= len(sums):
+                most = -1
             others = [device for device, of in zip(devices, sums, strict=True) if of != most]
             if others:
                 found.setdefault(path, []).extend(others)

@@ -19,35 +19,46 @@ LARGEST = 4 * 2**30
 """Bytes of the folder, beyond which what was used longest ago is removed."""
 SHORTEST = 0.3
 """Seconds of a compilation that is worth keeping."""
+JAX_SHORTEST = 1.0
+"""The same by JAX's default."""
+LOCK = ".lockfile"
+"""JAX's own."""
 HIT = "/jax/compilation_cache/cache_hits"
 """JAX's event of a program that was not compiled again."""
-DAMAGED = re.compile("Error reading persistent compilation cache entry .*: (?!Timeout)")
-"""JAX's warning, but that of a lock which others hold."""
+DAMAGED = re.compile(
+    r"Error reading persistent compilation cache entry for .*: "
+    r"(error|ZstdError|JaxRuntimeError|XlaRuntimeError): "
+)
+"""JAX's warning of a program that cannot be unpacked or loaded."""
 
 
 @functools.cache
 def use_compilation_cache() -> None:
     """Lets JAX keep what it compiles in `compiled` of JAXBIG_CACHE, once a process.
 
-    Not if the user has given a folder or turned JAX's cache off, and not for several CPU devices:
-    XLA does not store the order of their collectives, so that a program of theirs deadlocks once it
-    is loaded (jax 0.10.2). A folder that cannot be used costs the cache alone.
+    Not if the user has given a folder or turned JAX's cache off. Not for several CPU devices: XLA
+    does not store the order of their collectives, so that a program of theirs deadlocks once it is
+    loaded (jax 0.10.2). And not for several processes, of which the first alone writes: where the
+    others do not see its folder, some load a program and others compile it. A folder that cannot be
+    used costs the cache alone.
 
     Call it when JAX has started its devices.
     """
     chosen = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     enabled = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
-    if chosen or not enabled or (jax.default_backend() == "cpu" and jax.device_count() > 1):
+    deadlocks = jax.default_backend() == "cpu" and jax.device_count() > 1
+    if chosen or not enabled or deadlocks or jax.process_count() > 1:
         return
     try:
         folder = cache_folder()
-        if jax.process_index() == 0:  # which alone writes
-            remove_unfinished(folder)
+        remove_unfinished(folder)
     except (OSError, RuntimeError, filelock.Timeout) as error:
         log.warning("compiled programs are not kept: %s; set JAXBIG_CACHE to another folder", error)
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST)
+    seconds = jax.config.jax_persistent_cache_min_compile_time_secs  # type: ignore[attr-defined]
+    if seconds == JAX_SHORTEST:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST)
     if jax.config.jax_compilation_cache_max_size < 0:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_max_size", LARGEST)
 
@@ -74,7 +85,7 @@ def cache_folder() -> Path:
 def machine() -> str:
     """Digits that differ between versions of jax, instruction sets, and numbers of cores: what
     XLA compiles for a CPU depends on them, and JAX's own key does not have them."""
-    cores = len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     known = [jax.__version__, os.uname().machine, str(cores), os.environ.get("NPROC", "")]
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -87,7 +98,7 @@ def remove_unfinished(folder: Path) -> None:
 
     A program that is complete has a file with the time of its last use beside it.
     """
-    with filelock.FileLock(folder / ".lockfile", timeout=10):  # JAX's own
+    with filelock.FileLock(folder / LOCK, timeout=10):
         for program in folder.glob("*-cache"):
             if not program.with_name(f"{program.name.removesuffix('-cache')}-atime").exists():
                 program.unlink()
@@ -97,7 +108,8 @@ def remove_unfinished(folder: Path) -> None:
 def watch_cache() -> Iterator[list[str]]:
     """A list that gets an item for each program that is loaded and not compiled.
 
-    If one is damaged, which JAX compiles but does not replace, all are removed.
+    If one is damaged, which JAX compiles but does not replace, all of the user's own folder are
+    removed.
     """
     hits: list[str] = []
 
@@ -106,16 +118,27 @@ def watch_cache() -> Iterator[list[str]]:
             hits.append(event)
 
     jax.monitoring.register_event_listener(listen)
+    caught: list[warnings.WarningMessage] = []
     try:
         with warnings.catch_warnings(record=True) as caught:
             yield hits
     finally:
         jax.monitoring.unregister_event_listener(listen)
-    for each in caught:
-        if DAMAGED.match(str(each.message)):
-            folder = Path(jax.config.jax_compilation_cache_dir)  # type: ignore[attr-defined]
+        for each in caught:
+            if not (DAMAGED.match(str(each.message)) and remove_all()):
+                warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+
+
+def remove_all() -> bool:
+    """Removes all programs of the user's own folder; False if another one is used, or it fails."""
+    try:
+        folder = cache_folder()
+        if str(folder) != jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
+            return False
+        with filelock.FileLock(folder / LOCK, timeout=10):
             for program in folder.glob("*-cache"):
                 program.unlink(missing_ok=True)
-            log.warning("a kept program was damaged; removed all of %s", folder)
-        else:
-            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+    except (OSError, RuntimeError, filelock.Timeout):
+        return False
+    log.warning("a kept program was damaged; removed all of %s", folder)
+    return True

@@ -21,6 +21,7 @@ from jaxbig.data.transforms.pixels import as_shares
 from jaxbig.distributed.sharding import device_put_batch
 from jaxbig.errors import Refused
 from jaxbig.models.base import Translator
+from jaxbig.models.dual_encoder import DualEncoder
 from jaxbig.models.language_model import Encoder
 from jaxbig.models.layers.basic import Embedding, length_mask
 from jaxbig.models.layers.convolution import Convolution
@@ -71,6 +72,8 @@ def make_explain(run: Run, answer: int = -1) -> Callable[[Rows, Sequence[int]], 
     program = run.program
     if isinstance(run.experiment.model, Translator):
         raise Refused("explain does not know translators: their answers are texts.")
+    if isinstance(run.experiment.model, DualEncoder):
+        raise Refused("explain does not know dual encoders: their answers are vectors.")
     with program.activate():
         state: Any = program.merged(run.state)
         outputs = jax.eval_shape(program.forward, state, program.batch)
@@ -285,7 +288,7 @@ def grad_cam(
 
 def attention_shares(run: Run, state: Any, batch: Any) -> jax.Array | None:
     """How much of each token or patch is in what is classified, by attention rollout; [B, L], or
-    None of a model other than a Transformer."""
+    None of a model other than a Transformer, and of images of which it sees a part."""
     model: Any = run.experiment.model
     if not isinstance(model, ViT | Encoder):
         return None
@@ -294,7 +297,10 @@ def attention_shares(run: Run, state: Any, batch: Any) -> jax.Array | None:
     batch_size, length, _ = rolled.shape
     tokens = 0  # that are put before the patches
     if isinstance(model, ViT):
-        tokens = length - math.prod(batch["inputs"].shape[1:3]) // model.patch**2
+        own = model.class_token
+        tokens = int(model.pooling == "token" if own is None else own)
+        if length - tokens != math.prod(batch["inputs"].shape[1:3]) // model.patch**2:
+            return None
     if model.pooling == "attention":
         pooled = upcast(kept["pooling"]["weights"][0]).mean(2)  # [B, 1, T]
     elif model.pooling in ("token", "first"):

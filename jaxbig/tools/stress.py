@@ -16,12 +16,13 @@ import numpy as np
 
 from jaxbig.arrays.dtypes import upcast
 from jaxbig.data.core.dataset import Data, Record, Records, Rows, Source, open_split
-from jaxbig.data.text import Pairs, Sentences
+from jaxbig.data.text import Pairs, Sentences, Text
 from jaxbig.data.transforms import corruptions
 from jaxbig.data.transforms.pixels import as_shares
 from jaxbig.distributed.multihost import refuse_several
 from jaxbig.distributed.sharding import device_put_batch
 from jaxbig.errors import Refused
+from jaxbig.models.dual_encoder import DualEncoder
 from jaxbig.program.program import Program, make_eval_step
 from jaxbig.tracking.figures import grid
 from jaxbig.train.passes import evaluate, limited
@@ -131,10 +132,13 @@ def check_changes(run: Run, changes: Sequence[str]) -> list[str]:
     shape = data.spec()["inputs"].shape if "inputs" in data.spec() else ()
     targets = data.spec().get("targets")
     has_class = targets is not None and len(targets.shape) == 1
-    if isinstance(data, Sentences | Pairs) or (len(shape) == 2 and data.reads_texts and has_class):
+    texts = data.reads_texts and not isinstance(data, Text) and {*INPUTS} <= data.spec().keys()
+    if isinstance(data, Sentences | Pairs) or (texts and has_class):
         fitting = ["typos"]
     elif len(shape) == 4 and shape[3] in (1, 3):
-        fitting = [name for name in CHANGES if name != "typos"]
+        attacks = not isinstance(run.experiment.model, DualEncoder)  # whose loss is of all rows
+        images = [name for name in CHANGES if name != "typos"]
+        fitting = [name for name in images if attacks or not CHANGES[name].steps]
     else:
         raise Refused(
             f"stress changes images, or texts with answers of their own: the inputs of "

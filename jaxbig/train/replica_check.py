@@ -1,35 +1,49 @@
 """The comparison of the copies that devices have of a run's state, every few steps."""
 
+import logging
 from typing import Any
 
 import jax
 import numpy as np
 
+from jaxbig.distributed.multihost import is_process_zero
 from jaxbig.errors import Failed
 from jaxbig.program.program import Program
 from jaxbig.program.replicas import copied_leaves, differing, make_checksums
 
+log = logging.getLogger("jaxbig")
+
 
 class ReplicaCheck:
-    """Compares the copies of a state after every `guard.compare_replicas` steps; 0: never."""
+    """Compares the copies of a state every `guard.compare_replicas` steps and before each save; 0:
+    never."""
 
     def __init__(self, program: Program):
         self.program = program
         self.every = program.experiment.guard.compare_replicas
-        if not (self.every and copied_leaves(program.abstract)):
+        copied = len(copied_leaves(program.abstract))
+        if self.every and is_process_zero():
+            log.info("comparing the copies of %d leaves of the state", copied)
+        if not copied:
             self.every = 0
         self.checksums: Any = make_checksums(program.abstract, program.mesh)
         self.pending: tuple[int, jax.Array] | None = None
         self.equal_after = -1
 
     def __call__(self, step: int, state: Any) -> None:
-        """Begins to compare, if that is due after this step; `finish` is called a step later."""
+        """Finishes the comparison before, and begins one if it is due after this step."""
         self.finish()
         if self.every and not step % self.every:
             self.pending = step, self.checksums(state)
 
+    def before_save(self, step: int, state: Any) -> None:
+        """Compares a state that is to be saved; raises `Failed` if copies differ."""
+        if self.every and self.pending is None:
+            self.pending = step, self.checksums(state)
+        self.finish()
+
     def finish(self) -> None:
-        """Returns if the copies were equal; raises `Failed`."""
+        """Raises `Failed` if the copies of the pending comparison differ."""
         if self.pending is None:
             return
         step, checksums = self.pending
@@ -39,12 +53,11 @@ class ReplicaCheck:
             self.equal_after = step
             return
         path, devices = next(iter(found.items()))
-        names = ", ".join(map(str, devices[:4])) + ", ..." * (len(devices) > 4)
+        names = ", ".join(map(str, devices[:8])) + ", ..." * (len(devices) > 8)
+        more = f" and of {len(found) - 1} more leaves" * (len(found) > 1)
         before = f"; they were equal after step {self.equal_after}" * (self.equal_after >= 0)
-        more = f", and those of {len(found) - 1} more leaves" * (len(found) > 1)
         raise Failed(
-            f"step {step}: the copies of {path} differ: that of {names} is not that of most "
-            f"devices{more}{before}. Nothing was saved since. If it is one device, its chip may be "
-            f"faulty: leave it out. Otherwise the step lacks a sum over devices: `jaxbig check` "
-            f"compares its gradient with that of one device."
+            f"step {step}: the copies of {path}{more} differ on {names}{before}. It was not saved. "
+            f"If it is one device, its chip may be faulty: leave it out. Otherwise the step lacks "
+            f"a sum over devices: `jaxbig check` compares its gradient with that of one device."
         )

@@ -445,7 +445,7 @@ class Trainer:
         rows = local_rows(self.program.mesh, self.experiment.data.batch)
         agree_on_skipped((self.train_data, self.eval_data), rows)
         self.bad_steps.check_before_save(self.step, state)
-        self.replica_check.finish()
+        self.replica_check.before_save(self.step, state)
         self.digest = self.checkpoints.save(self.step, state, means)
 
     # -- after the loop

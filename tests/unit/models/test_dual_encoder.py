@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from flax.core import meta
 
+from jaxbig.constraints import validate
 from jaxbig.errors import Refused
+from jaxbig.models.bag_of_tokens import BagOfTokens
 from jaxbig.models.base import head_input
 from jaxbig.models.dual_encoder import DualEncoder
 from jaxbig.models.language_model import Encoder
@@ -78,3 +80,23 @@ def test_a_tower_without_one_vector_an_example_is_refused() -> None:
     model = DualEncoder(tower=TEXT.clone(pooling="none"))
     with pytest.raises(Refused, match="must give"):
         model.init(jax.random.key(0), TOKENS)
+
+
+def test_a_shared_tower_is_left_out_and_a_learned_temperature_is_not_too_low() -> None:
+    with pytest.raises(Refused, match="is tower itself: leave it out"):
+        validate(DualEncoder(tower=TEXT, other_tower=TEXT))
+    with pytest.raises(Refused, match=r"temperature 0.001: a learned one is 0.01 or more"):
+        validate(DualEncoder(tower=TEXT, temperature=0.001))
+    validate(DualEncoder(tower=TEXT, temperature=0.001, learned_temperature=False))
+
+
+def test_a_temperature_at_its_least_can_still_be_learned() -> None:
+    model = DualEncoder(tower=BagOfTokens(vocab=16, width=4), temperature=0.01)
+    variables = meta.unbox(model.init(jax.random.key(0), TOKENS))
+    variables["params"]["log_scale"] += 1  # e times the most
+
+    def length(params: Any) -> jax.Array:
+        return jnp.linalg.norm(model.apply({"params": params}, TOKENS)[0])
+
+    np.testing.assert_allclose(length(variables["params"]), 10, rtol=1e-5)
+    assert jax.grad(length)(variables["params"])["log_scale"] > 1

@@ -174,6 +174,14 @@ def weights_by_hand(x: Any, memory: Any, params: Any) -> np.ndarray:
     return scores / scores.sum(-1, keepdims=True)
 
 
+def test_a_picture_that_is_seen_in_part_has_no_rollout(tmp_path: Path) -> None:
+    experiment = small("imagenet_vit_s16").replace(mesh=jb.Mesh(data=1))
+    data = dataclasses.replace(experiment.data, batch=2).synthetic()
+    run = at_start(experiment.replace(data=data), tmp_path, jax.devices()[:1])
+    [found] = make_explain(run)(open_run_split(run, "eval").rows(np.arange(2)), [0])
+    assert "saliency" in found.maps and "attention rollout" not in found.maps
+
+
 def test_padding_has_no_share_of_a_text(tmp_path: Path) -> None:
     experiment = small("pymodule_bert").replace(mesh=jb.Mesh(data=1))
     run = at_start(experiment, tmp_path, jax.devices()[:1])
@@ -271,6 +279,7 @@ def test_a_picture_that_cannot_be_written_is_reported(run: jb.Run, tmp_path: Pat
     [
         ("digits_segmentation", "images or texts with classes, or a language model"),
         ("dates_transformer", "explain does not know translators"),
+        ("digits_simclr", "dual encoders: their answers are vectors"),
         ("pydoc_qa", "images or texts with classes, or a language model"),
         ("pytext_bert", "images or texts with classes, or a language model"),
     ],
