@@ -93,34 +93,50 @@ def compile_in_child(command: Sequence[str], topology: Topology, timeout: float)
     # do not look for a TPU, here or at the cloud's metadata server; several plans may run at once
     absent = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     count = {} if topology.is_tpu else {"JAX_NUM_CPU_DEVICES": str(topology.devices)}
-    # exit by an exception, so that the child is ended too
-    with handled(stop_signals(), lambda *_: sys.exit(INTERRUPTED)):
+    children: list[subprocess.Popen[str]] = []
+    stopped: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        stopped.append(number)
+        if children:  # else it is being started, and an exception would lose it
+            sys.exit(INTERRUPTED)
+
+    with handled(stop_signals(), stop):
         try:
-            child = subprocess.run(
-                [sys.executable, "-m", "jaxbig", *command, "--here", "--json"],
-                env={**os.environ, **quiet, **absent, **count},
-                capture_output=True,
-                text=True,
-                timeout=timeout,
-                check=False,
+            children.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "jaxbig", *command, "--here", "--json"],
+                    env={**os.environ, **quiet, **absent, **count},
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
             )
+            if stopped:
+                sys.exit(INTERRUPTED)
+            out, err = children[0].communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
             raise Failed(
                 f"the compiler for {topology.name} was not done after {timeout:g} s: "
                 f"allow more with --timeout."
             ) from None
-    if child.returncode == 0:
-        return json.loads(child.stdout[child.stdout.index("{") :])
-    lines = child.stderr.splitlines()
+        finally:
+            for child in children:
+                with child:
+                    child.kill()
+    code = children[0].returncode
+    if code == 0:
+        return json.loads(out[out.index("{") :])
+    lines = err.splitlines()
     said = [line.removeprefix("jaxbig: ") for line in lines if line.startswith("jaxbig: ")]
-    if child.returncode == REFUSED and said:
+    if code == REFUSED and said:
         raise Refused(said[-1])
-    if child.returncode == FAILED and said:
+    if code == FAILED and said:
         raise Failed(said[-1])
-    how = f"exit code {child.returncode}"
-    if child.returncode < 0:
-        how = signal.Signals(-child.returncode).name
-    said = _last(child.stderr)
+    how = f"exit code {code}"
+    if code < 0:
+        how = signal.Signals(-code).name
+    said = _last(err)
     raise Failed(f"the compiler for {topology.name} crashed ({how}): its last output was {said!r}.")
 
 

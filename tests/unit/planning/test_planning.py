@@ -5,6 +5,7 @@ import importlib.util
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from jaxbig.objectives.next_token import NextToken
 from jaxbig.planning import collectives, hlo, planner, roofline
 from jaxbig.planning.xla_flags import flags
 from jaxbig.program.program import make_program
+from jaxbig.system.exit_codes import INTERRUPTED
 
 Answer = tuple[Any, str, str]
 DRAW = np.random.default_rng(0)
@@ -461,6 +463,23 @@ def test_a_compiler_that_crashes_or_takes_too_long_is_a_sentence(
     monkeypatch.setattr("sys.executable", "/bin/false")
     with pytest.raises(Failed, match=r"crashed \(exit code 1\)"):
         planner.compile_in_child(["plan", "digits_convnet", "--topology", "h100:8"], pod, 60)
+
+
+def test_a_signal_while_the_compiler_is_started_leaves_no_child(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: Any, **named: Any) -> subprocess.Popen[str]:
+        made.append(plain(*arguments, **named))
+        signal.raise_signal(signal.SIGTERM)
+        return made[0]
+
+    plain = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", start)
+    with pytest.raises(SystemExit) as ended:
+        planner.compile_in_child(["plan", "digits_convnet"], parse_topology("h100:8"), 60)
+    assert ended.value.code == INTERRUPTED and made[0].returncode == -signal.SIGKILL
 
 
 def answer(done: Any) -> dict[str, Any]:
