@@ -30,9 +30,8 @@ class Guard:
     stuck_after: NonNegativeFloat = 1800.0
     """Seconds without progress after which the run reports where it hangs, and ends; 0: never."""
     compare_replicas: NonNegativeInt = 0
-    """Steps from one comparison of all copies that devices have of the same part of the state to
-    the next, bit by bit; before a save they are compared too. The run fails where they differ. What
-    is offloaded to the host is left out. 0: never."""
+    """Steps between comparisons, bit by bit, of the copies that devices have of the state, which is
+    also compared before a save; the run fails where they differ. 0: never."""
 
     def check_fields(self) -> None:
         policies = get_args(Policy)
