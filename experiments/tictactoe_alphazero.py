@@ -2,14 +2,14 @@
 
     jaxbig train tictactoe_alphazero
 
-Two cores of an Intel Xeon, 3 minutes of processor time. Share lost of 1,890 games, which have every
-line that an opponent can play against it as first and as second player, some of them twice or three
-times, after 3,000 steps, seeds 0 to 2: 0.000, 0.000, 0.000; 0.953, 0.949, 0.950 are won. Against
-minimax of two moves it loses 0.000 each. Random play loses 0.420 of these games, minimax 0.041, and
-the same search with first parameters 0.067 (benchmarks/baselines.py --only tictactoe). The share of
-random moves was chosen with other seeds. With 16 simulations, 16 samples, half the width and 4,000
-steps, the first choice, seed 0 lost none and seed 1 lost 0.003; so these were doubled for all, and
-other seeds may still lose some. Needs `pip install 'jaxbig[rl]'`.
+Two cores of an Intel Xeon: 2.3 minutes. Share lost of 1,890 games, which have every line that an
+opponent can play against it as first and as second player, some of them twice or three times, after
+3,000 steps, seeds 0 to 2: 0.000, 0.000, 0.000; 0.953, 0.949, 0.950 are won. Against minimax of two
+moves it loses 0.000 each. Random play loses 0.420 of these games, minimax 0.041, and the same
+search with first parameters 0.067 (benchmarks/baselines.py --only tictactoe). The share of random
+moves was chosen with other seeds. With 16 simulations, 16 samples, half the width and 4,000 steps,
+the first choice, seed 0 lost none and seed 1 lost 0.003; so these were doubled for all, and other
+seeds may still lose some. Needs `pip install 'jaxbig[rl]'`.
 """
 
 from jaxbig.config.experiment import Experiment

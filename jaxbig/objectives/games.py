@@ -38,7 +38,8 @@ class Game(Environment):
 
     def __init__(self, name: str, limit: int):
         if name not in GAMES:
-            raise Refused(f"--objective.environment {name}: of pgx's games, {', '.join(GAMES)}.")
+            known = ", ".join(GAMES)
+            raise Refused(f"--objective.environment {name}: it must be one of pgx's {known}.")
 
         def made() -> tuple[Any, int, Any]:
             import mctx  # here: extras, and slow to import

@@ -141,11 +141,11 @@ def small(name: str, **changes: Any) -> Experiment:
         )
     if isinstance(model, DualEncoder):
         vocab = {"vocab": fields.pop("vocab")} if "vocab" in fields else {}
-        for name in ("tower", "other_tower"):
-            if tower := getattr(model, name):
+        for field in ("tower", "other_tower"):
+            if tower := getattr(model, field):
                 small_tower = SMALL[type(tower).__name__]
                 vocab_of = vocab if hasattr(tower, "vocab") else {}
-                fields[name] = dataclasses.replace(tower, **small_tower, **vocab_of)
+                fields[field] = dataclasses.replace(tower, **small_tower, **vocab_of)
     model = dataclasses.replace(model, **fields)
     initialize_from = dataclasses.replace(experiment.initialize_from, run="", huggingface="")
     few = {"model": model, "objective": objective, "data": data, "initialize_from": initialize_from}

@@ -245,7 +245,10 @@ def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     fitting = small("tictactoe_alphazero")
     for changes, words in (
         ({"model.outputs": 9}, r"\[9\] numbers for the 9 actions of tic_tac_toe: .* needs \[10\]"),
-        ({"objective.environment": "backgammon"}, "environment backgammon: of pgx's games, "),
+        (
+            {"objective.environment": "backgammon"},
+            "environment backgammon: it must be one of pgx's ",
+        ),
         ({"objective.play": 7}, "objective.capacity .* must be a multiple of play, 7"),
         ({"objective.opponents": ("random",)}, r"opponents.*: minimax must be one of them"),
     ):

@@ -107,7 +107,7 @@ def test_a_step_that_lacks_a_sum_over_devices_is_seen() -> None:
         return {"w": jax.jit(mapped)(state["w"], np.asarray(inputs))}
 
     assert not differing(state, mesh, np.asarray(checksums(step(summed=True))))
-    assert len(differing(state, mesh, np.asarray(checksums(step(summed=False))))["w"]) == 7
+    assert len(differing(state, mesh, np.asarray(checksums(step(summed=False))))["w"]) == 8
 
 
 @pytest.mark.parametrize(("every", "named"), [(2, "step 4: .* after step 3"), (100, "step 6: ")])
