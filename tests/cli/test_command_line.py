@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from support.compiling import HASTY
-from support.experiments import EXPERIMENTS
+from support.experiments import SHIPPED
 
 from jaxbig.cli import main as command_line
 from jaxbig.cli.experiment_command import RunCommand
@@ -242,7 +242,7 @@ def test_list_names_what_ships_and_what_is_here(
         row["experiment"]: row["summary"]
         for row in answer(*command("list", "--json"))["experiments"]
     }
-    assert sorted(listed) == sorted([*EXPERIMENTS, "small_mlp"])
+    assert sorted(listed) == sorted([*SHIPPED, "small_mlp"])
     assert listed["small_mlp"] == "A single hidden layer on the digits."
     assert listed["digits_convnet"] == "A small conv net on scikit-learn's handwritten digits."
     assert "line 1" in listed["digits_rnn"]

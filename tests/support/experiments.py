@@ -23,12 +23,9 @@ ROOT = Path(__file__).parents[2]
 HAS_GYMNAX = importlib.util.find_spec("gymnax") is not None
 HAS_GAMES = all(importlib.util.find_spec(name) for name in ("mctx", "pgx"))
 NEEDS = {"cartpole": HAS_GYMNAX, "minatar": HAS_GYMNAX, "go": HAS_GAMES, "tictactoe": HAS_GAMES}
+SHIPPED = sorted(file.stem for file in (ROOT / "experiments").glob("[a-z]*.py"))
 # those whose libraries are installed
-EXPERIMENTS = sorted(
-    file.stem
-    for file in (ROOT / "experiments").glob("[a-z]*.py")
-    if NEEDS.get(file.stem.split("_")[0], True)
-)
+EXPERIMENTS = [name for name in SHIPPED if NEEDS.get(name.split("_")[0], True)]
 # those whose data is made on this machine
 MADE = "cartpole|dates|diabetes|digits|morse|pychat|pydoc|pyimports|pymodule|pytext|tictactoe"
 EMBEDDED = [name for name in EXPERIMENTS if re.match(MADE, name)]

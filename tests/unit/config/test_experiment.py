@@ -12,7 +12,7 @@ from typing import Any
 
 import flax.linen as nn
 import pytest
-from support.experiments import EXPERIMENTS, ROOT
+from support.experiments import EXPERIMENTS, ROOT, SHIPPED
 
 from jaxbig.config.callback import Callback
 from jaxbig.config.discover import load
@@ -241,7 +241,7 @@ def test_an_own_experiment_goes_before_one_that_ships(here: Path) -> None:
     (here / "experiments" / "digits_rnn.py").write_text(OWN)
     assert load("digits_rnn").seed == 12
     assert available()["digits_rnn"] == here / "experiments" / "digits_rnn.py"
-    assert set(EXPERIMENTS) <= available().keys() and "__init__" not in available()
+    assert set(SHIPPED) <= available().keys() and "__init__" not in available()
 
 
 def test_a_file_that_changed_is_read_again(here: Path) -> None:
