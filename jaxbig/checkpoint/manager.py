@@ -1,10 +1,11 @@
-"""Saves and restores checkpoints with Orbax; every file and array is verified by its sha256.
+"""Saves and restores checkpoints with Orbax; every array is verified by its digest.
 
-A checkpoint is a folder named by its step. Orbax writes it under another name. Then a manifest is
-added, with the sha256 of every file and of every array as it was on the devices, and the folder is
-renamed. So a folder with a step's name was complete once, and any later damage is noticed before it
-is used. What never changes in a run, a state's variables `frozen`, is saved once, in the folder
-`frozen` beside the steps; each manifest has its digests too. Only this module imports Orbax.
+A checkpoint is a folder named by its step. Orbax writes it under another name, while the arrays are
+hashed as they were on the devices. Then the hashes of their chunks are added, and a manifest with
+the digest of every array and the size of every file, and the folder is renamed. So a folder with a
+step's name was complete once, and any later damage is noticed before it is used. What never changes
+in a run, a state's variables `frozen`, is saved once, in the folder `frozen` beside the steps; each
+manifest has its digests too. Only this module imports Orbax.
 """
 
 import contextlib
@@ -29,8 +30,19 @@ from flax.traverse_util import unflatten_dict
 from orbax.checkpoint import v1 as ocp
 
 from jaxbig.arrays.tree import copy_host_leaves, flatten_with_paths
-from jaxbig.checkpoint.digest import CHUNK, digests
-from jaxbig.distributed.multihost import gather, is_process_zero, on_process_zero
+from jaxbig.checkpoint.digest import (
+    Chunks,
+    Part,
+    collect,
+    digests,
+    first_changed,
+    hash_chunks,
+    leaf_digests,
+    local_parts,
+    split_hashes,
+    state_digest,
+)
+from jaxbig.distributed.multihost import gather, is_process_zero, on_process_zero, unique_key
 from jaxbig.distributed.watchdog import RESTORES
 from jaxbig.errors import Failed, Refused
 from jaxbig.system.disk import replace, sync, write_file
@@ -38,6 +50,11 @@ from jaxbig.system.disk import replace, sync, write_file
 log = logging.getLogger("jaxbig")
 
 MANIFEST = "jaxbig.json"
+HASHES = "jaxbig.hashes"
+"""The file with the hashes of all chunks of the arrays, in the order of their paths."""
+SMALL = 2**20
+"""Bytes of a file, at most, of which a sha256 is kept too. Larger ones hold arrays, which are
+verified once they are read."""
 FROZEN = "frozen"
 """The variables that are saved once, and the name of their folder."""
 FROZEN_PATH = f"variables/{FROZEN}/"
@@ -101,8 +118,11 @@ class CheckpointManager:
         self.report_activity = report_activity
         self.on_saved = on_saved
         self._thread = futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending: tuple[int, futures.Future[None]] | None = None
-        self._chunks_hashed = 0  # of the save under way, by its own thread
+        self._pending: tuple[int, futures.Future[str]] | None = None
+        self._parts_hashed = 0  # of the save under way, by its own thread
+        self._frozen_digests: dict[str, str] | None = None
+        self.state_sha256 = ""
+        """Of the last state that was saved, on process 0."""
 
     def path(self, step: int) -> Path:
         """The folder of a step's checkpoint."""
@@ -131,67 +151,72 @@ class CheckpointManager:
 
     # -- saving
 
-    def save(self, step: int, state: Any, metrics: dict[str, float]) -> str:
+    def save(self, step: int, state: Any, metrics: dict[str, float]) -> None:
         """Starts to save in the background, once the save before it is done.
 
         Args:
           step: of the state.
           state: arrays on the devices.
           metrics: of an evaluation of the state, empty if there was none.
-
-        Returns:
-          `state_sha256` of the state.
         """
         self.wait()
         # process 0's save takes longest: the others wait for it here, not in a collective
         on_process_zero(lambda: None)
-        leaf_digests, state_digest = digests(state, lambda: self.report_activity("saves"))
         self.report_activity("saves")
+        changing, frozen = _split_frozen(state)
         manifest = {
             "step": step,
-            "state_sha256": state_digest,
             "metrics": metrics,
             "criterion": self.criterion,
             "higher_is_better": self.higher_is_better,
             "shapes": _shapes(state),
-            "leaves": leaf_digests,
+            "leaves": self._save_frozen(frozen) if frozen else {},
         }
         temporary = self.folder / f"saving-{step}"
         saving = ocp.Context()
         saving.asynchronous.timeout_secs = SAVE_TIMEOUT_S
-        changing, frozen = _split_frozen(state)
-        self._save_frozen(frozen, leaf_digests)
+        changing = copy_host_leaves(changing)
+        parts = local_parts(changing)
+        self.report_activity("saves")
         try:
             with saving:
-                response = ocp.save_async(str(temporary), copy_host_leaves(changing))
+                response = ocp.save_async(str(temporary), changing)
         except Exception as error:
             raise self._failed(step, error) from error
-        self._pending = step, self._thread.submit(self._commit, response, temporary, manifest)
-        return state_digest
+        self._pending = (
+            step,
+            self._thread.submit(
+                self._commit, response, temporary, manifest, parts=parts, key=unique_key()
+            ),
+        )
 
     def _frozen(self) -> "CheckpointManager":
         """The one checkpoint of the frozen variables, as that of step 0."""
         return CheckpointManager(self.folder / FROZEN, report_activity=self.report_activity)
 
-    def _save_frozen(self, frozen: Any, leaf_digests: dict[str, str]) -> None:
-        """Saves frozen variables unless they are there; returns when they are on disk."""
-        if not frozen:
-            return
+    def _save_frozen(self, frozen: Any) -> dict[str, str]:
+        """Saves frozen variables unless they are there; returns when they are on disk.
+
+        Returns:
+          Their digests, by their path in the state.
+        """
+        if self._frozen_digests is None:
+            self._frozen_digests, _ = digests(frozen, lambda: self.report_activity("saves"))
+        expected = self._frozen_digests
         manager = self._frozen()
-        expected = _frozen_digests(leaf_digests)
 
         def is_there() -> bool:
             with contextlib.suppress(CorruptCheckpointError):
                 return manager.manifest(0)["leaves"] == expected
             return False
 
-        if on_process_zero(is_there):
-            return
-        manager.clean()
-        on_process_zero(lambda: shutil.rmtree(manager.path(0), ignore_errors=True))
-        manager.save(0, frozen, {})
-        manager.wait()
-        manager.close()
+        if not on_process_zero(is_there):
+            manager.clean()
+            on_process_zero(lambda: shutil.rmtree(manager.path(0), ignore_errors=True))
+            manager.save(0, frozen, {})
+            manager.wait()
+            manager.close()
+        return {f"{FROZEN_PATH}{path}": digest for path, digest in expected.items()}
 
     def wait(self, only_if_done: bool = False) -> None:
         """Returns once the save under way is on disk; `Failed` if it failed.
@@ -205,7 +230,7 @@ class CheckpointManager:
         step, future = self._pending
         self._pending = None
         try:
-            future.result()
+            self.state_sha256 = future.result()
         except Exception as error:
             raise self._failed(step, error) from error
         self.on_saved(step, self.path(step))
@@ -222,7 +247,7 @@ class CheckpointManager:
         step, future = self._pending
         before = None
         while not future.done():
-            now = (self._chunks_hashed, _bytes_in(self.folder, f"saving-{step}*"))
+            now = (self._parts_hashed, _bytes_in(self.folder, f"saving-{step}*"))
             if now != before:
                 self.report_activity(f"waits for its save of step {step}")
             before = now
@@ -250,22 +275,37 @@ class CheckpointManager:
             f"checkpoints are untouched: fix the cause and rerun the command to resume."
         )
 
-    def _commit(self, response: Any, temporary: Path, manifest: dict[str, Any]) -> None:
+    def _commit(
+        self,
+        response: Any,
+        temporary: Path,
+        manifest: dict[str, Any],
+        *,
+        parts: list[Part],
+        key: str,
+    ) -> str:
+        """Completes a save; returns its `state_sha256`, on process 0."""
+        hashes = collect(hash_chunks(parts, self._count), key)  # while Orbax writes
         response.result()
         if not is_process_zero():
-            return
+            return ""
+        manifest["leaves"] |= leaf_digests(hashes)
+        manifest["state_sha256"] = state_digest(manifest["leaves"])
+        (temporary / HASHES).write_bytes(b"".join(hashes[path] for path in sorted(hashes)))
         files = sorted(file for file in temporary.rglob("*") if file.is_file())
         manifest["files"] = {}
         for file in files:
             name = file.relative_to(temporary).as_posix()
-            manifest["files"][name] = _file_digest(file, self._count)
+            manifest["files"][name] = _size_and_digest(file)
             sync(file)
+            self._count()
         _write_manifest(temporary, manifest)
         replace(temporary, self.path(manifest["step"]))
         self._retire()
+        return manifest["state_sha256"]
 
     def _count(self) -> None:
-        self._chunks_hashed += 1
+        self._parts_hashed += 1
 
     def _retire(self) -> None:
         """Removes the checkpoints that are neither among the newest nor among the best."""
@@ -395,7 +435,9 @@ class CheckpointManager:
                 leaves = flatten_with_paths(
                     self._read(step, unflatten_dict(own, sep="/"), partial=True)
                 )
+                self._verify_leaves(step, noted, leaves)
             if len(own) < len(chosen):
+                self._verify_frozen(noted)
                 leaves |= self._read_frozen(chosen)
             return Restored(step, leaves, noted["state_sha256"])
 
@@ -477,6 +519,8 @@ class CheckpointManager:
             try:
                 progress()
                 manifest = self.manifest(step)
+                if HASHES not in manifest["files"]:
+                    return {}, f"has no file {HASHES}: resume it with the jaxbig that saved it"
                 for name, (size, digest) in manifest["files"].items():
                     file = self.path(step) / name
                     if file.is_symlink() or not file.is_file():
@@ -484,7 +528,8 @@ class CheckpointManager:
                     if file.stat().st_size != size:
                         found = file.stat().st_size
                         return {}, f"has {found} bytes where {size} were saved in its file {name}"
-                    if _file_digest(file, progress) != [size, digest]:
+                    progress()
+                    if _size_and_digest(file) != [size, digest]:
                         return {}, f"has changed in its file {name} since it was saved"
             except (CorruptCheckpointError, OSError) as error:
                 return {}, str(error)
@@ -516,6 +561,54 @@ class CheckpointManager:
         _raise_together(problem)
         return state
 
+    def _verify_frozen(self, manifest: dict[str, Any]) -> None:
+        """Raises on all processes if the frozen variables are not those that were saved."""
+
+        def find() -> str:
+            with contextlib.suppress(CorruptCheckpointError):  # its restore says what it is
+                saved = self._frozen().manifest(0)["leaves"]
+                for path, digest in manifest["leaves"].items():
+                    name = path.removeprefix(FROZEN_PATH)
+                    if path != name and saved.get(name) != digest:
+                        return path
+            return ""
+
+        if changed := on_process_zero(find):
+            raise CorruptCheckpointError(f"has changed in its leaf {changed} since it was saved")
+
+    def _verify_leaves(self, step: int, manifest: dict[str, Any], state: Any) -> None:
+        """Raises on all processes if some array is not what was saved.
+
+        Args:
+          step: of the checkpoint.
+          manifest: its manifest.
+          state: all that was read of it, or some leaves by path.
+        """
+        activity = f"verifies its checkpoint of step {step}"
+        parts = local_parts(state, replicas=True)
+        chunks = hash_chunks(parts, lambda: self.report_activity(activity))
+        _raise_together(self._find_change(step, manifest, parts, chunks))
+
+    def _find_change(
+        self, step: int, manifest: dict[str, Any], parts: list[Part], chunks: Chunks
+    ) -> str:
+        shapes = {
+            path: shape_and_dtype(text)
+            for path, text in manifest["shapes"].items()
+            if not path.startswith(FROZEN_PATH)
+        }
+        try:
+            data = (self.path(step) / HASHES).read_bytes()
+        except OSError as error:
+            return f"cannot be read: {_one_line(error)}"
+        saved = split_hashes(
+            data, {path: (shape, dtype.itemsize) for path, (shape, dtype) in shapes.items()}
+        )
+        if any(manifest["leaves"][path] != each for path, each in leaf_digests(saved).items()):
+            return f"has changed in its file {HASHES} since it was saved"
+        changed = first_changed(parts, chunks, saved)
+        return f"has changed in its leaf {changed} since it was saved" if changed else ""
+
     def _load(self, step: int, abstract: Any, fit: Fit, only: tuple[str, ...]) -> Restored:
         manifest = self._verify_files(step)
         shapes = {
@@ -535,20 +628,13 @@ class CheckpointManager:
                 )
         changing, frozen = _split_frozen(abstract)
         state = self._read(step, changing, partial=bool(only))
+        self._verify_leaves(step, manifest, state)
         if frozen:
+            self._verify_frozen(manifest)
             restored = self._frozen().restore(frozen)
             if restored is None:
                 raise CorruptCheckpointError(f"misses the folder {self.folder / FROZEN}")
             state = _with_frozen(state, restored.state)
-        leaf_digests, _ = digests(
-            state, lambda: self.report_activity(f"verifies its checkpoint of step {step}")
-        )
-        changed = [
-            path for path, digest in leaf_digests.items() if manifest["leaves"][path] != digest
-        ]
-        _raise_together(
-            f"has changed in its leaf {changed[0]} since it was saved" if changed else ""
-        )
         return Restored(step, state, manifest["state_sha256"])
 
 
@@ -576,14 +662,6 @@ def _with_variables(state: Any, variables: Any) -> Any:
 
 def _is_state(state: Any) -> bool:
     return dataclasses.is_dataclass(state) and hasattr(state, "variables")
-
-
-def _frozen_digests(leaf_digests: dict[str, str]) -> dict[str, str]:
-    return {
-        path.removeprefix(FROZEN_PATH): digest
-        for path, digest in leaf_digests.items()
-        if path.startswith(FROZEN_PATH)
-    }
 
 
 def _raise_together(problem: str) -> None:
@@ -629,15 +707,10 @@ def _bytes_in(folder: Path, pattern: str) -> int:
     return size
 
 
-def _file_digest(file: Path, progress: Callable[[], Any]) -> list[Any]:
-    """[size in bytes, sha256] of a file. progress: called before each `CHUNK`."""
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        progress()
-        while chunk := stream.read(CHUNK):
-            digest.update(chunk)
-            progress()
-    return [file.stat().st_size, digest.hexdigest()]
+def _size_and_digest(file: Path) -> list[Any]:
+    """[size in bytes, sha256, or "" of a large file]."""
+    size = file.stat().st_size
+    return [size, hashlib.sha256(file.read_bytes()).hexdigest() if size <= SMALL else ""]
 
 
 def unused(folder: Path, name: str) -> Path:

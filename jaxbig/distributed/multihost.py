@@ -48,6 +48,8 @@ SHUTDOWN_TIMEOUT_S = 20
 """Seconds that a process waits for the others when it exits."""
 VALUE_TIMEOUT_MS = 7 * 24 * 3600 * 1000
 """Milliseconds to wait for a value of another process: no limit while that process lives."""
+PIECE = 2**20
+"""Characters of a text that are sent at once."""
 MAX_DIFFERENCE = 1000
 """Characters, at most, of the text of a process's differences from process 0."""
 SAME = "start all processes with the same command, code and data."
@@ -263,6 +265,41 @@ def _receive(key: str) -> str:
         return _service().blocking_key_value_get(key, VALUE_TIMEOUT_MS)
     finally:
         waiting.clear()
+
+
+def unique_key() -> str:
+    """A key of its own for `send_to_process_zero`; all processes must call this, in one order."""
+    return f"jaxbig/{next(_rounds)}"
+
+
+def send_to_process_zero(key: str, text: str) -> list[str]:
+    """The texts of all processes, on process 0; none on the others, which do not wait.
+
+    Unlike `gather` it may be called by any thread at any time.
+
+    Args:
+      key: of `unique_key`, the same on all processes.
+      text: of any length.
+    """
+    if jax.process_count() == 1:
+        return [text]
+    client = _service()
+    pieces = [text[start : start + PIECE] for start in range(0, len(text), PIECE)]
+    own = f"{key}/{jax.process_index()}"
+    for number, piece in enumerate(pieces):
+        client.key_value_set(f"{own}/{number}", piece)
+    client.key_value_set(own, str(len(pieces)))
+    if not is_process_zero():
+        return []
+    received = []
+    for process in range(jax.process_count()):
+        count = int(client.blocking_key_value_get(f"{key}/{process}", VALUE_TIMEOUT_MS))
+        names = [f"{key}/{process}/{number}" for number in range(count)]
+        received.append(
+            "".join(client.blocking_key_value_get(name, VALUE_TIMEOUT_MS) for name in names)
+        )
+    client.key_value_delete(key)  # and all below it
+    return received
 
 
 def on_process_zero(act: Callable[[], T]) -> T:

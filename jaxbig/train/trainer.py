@@ -178,7 +178,7 @@ class Trainer:
       profiler: traces steps, if it was asked to.
       dump: whether to write what the train step is compiled to.
       step: the last step that was made.
-      digest: `state_sha256` of the last state that was restored or saved.
+      digest: `state_sha256` of the state that was restored, and at the end of the last one saved.
     """
 
     checkpoints: CheckpointManager
@@ -446,13 +446,14 @@ class Trainer:
         agree_on_skipped((self.train_data, self.eval_data), rows)
         self.bad_steps.check_before_save(self.step, state)
         self.replica_check.before_save(self.step, state)
-        self.digest = self.checkpoints.save(self.step, state, means)
+        self.checkpoints.save(self.step, state, means)
 
     # -- after the loop
 
     def finish(self, state: TrainState) -> Summary:
         """Waits for the last save; writes the summary and, at the end, draws attention maps."""
         self.checkpoints.wait()
+        self.digest = self.checkpoints.state_sha256 or self.digest
         self.heartbeat(self.step, "writes summary.json")
         summary = self.summarize()
         if summary["stopped_early"]:

@@ -1,16 +1,19 @@
-"""The digest of a state: SHA-256 over its leaves in order of path, on any devices."""
+"""The digest of a state: a tree of hashes of its chunks, equal on any devices."""
 
 import hashlib
 from typing import Any
+from unittest import mock
 
 import jax
 import ml_dtypes
 import numpy as np
+from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
 from jaxbig.arrays.tree import flatten_with_paths
+from jaxbig.checkpoint import digest
 from jaxbig.checkpoint.digest import digests
 from jaxbig.distributed.mesh import Mesh
 from jaxbig.program.state import TrainState
@@ -44,11 +47,27 @@ def test_leaves_are_in_order_of_path() -> None:
     assert list(flatten_with_paths(STATE)) == PATHS
 
 
-def test_digests_are_hashlibs_over_the_bytes() -> None:
+def test_digests_of_small_leaves_are_of_their_bytes() -> None:
     each, whole = digests(STATE)
     found = {path: np.asarray(leaf).tobytes() for path, leaf in flatten_with_paths(STATE).items()}
-    assert each == {path: hashlib.sha256(found[path]).hexdigest() for path in PATHS}
-    assert whole == hashlib.sha256(b"".join(found[path] for path in PATHS)).hexdigest()
+    expected = {path: sha256(blake3(found[path]).digest()) for path in PATHS}
+    expected["variables/empty"] = sha256(b"")
+    assert each == expected
+    assert whole == sha256("".join(each[path] for path in PATHS).encode())
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def test_a_large_leaf_is_hashed_by_chunks_that_halve_its_longest_axis() -> None:
+    array = np.arange(60, dtype=np.float32).reshape(6, 10)
+    chunks = array[:3, :5], array[:3, 5:], array[3:, :5], array[3:, 5:]
+    hashes = [blake3(chunk.tobytes()).digest() for chunk in chunks]
+    with mock.patch.object(digest, "CHUNK", 64):
+        assert digest.chunk_shape((6, 10), 4) == (3, 5)
+        assert digests({"x": array})[0] == {"x": sha256(b"".join(hashes))}
+    assert digest.chunk_shape((80, 8192, 28672), 4) == (40, 32, 28)
 
 
 @given(st.sampled_from([path for path in PATHS if path != "variables/empty"]), st.data())
@@ -71,9 +90,47 @@ def test_a_changed_bit_changes_the_digest_of_its_leaf_and_the_whole(
     assert whole != other
 
 
-def test_state_has_one_digest_on_any_devices() -> None:
-    mesh = Mesh(data=2, fsdp=2, tensor=2).build()
-    array = np.random.default_rng(0).standard_normal((8, 6, 4)).astype(np.float32)
-    specs = P(), P(("data", "fsdp")), P("fsdp", "tensor"), P(None, "data", ("fsdp", "tensor"))
-    placed = [jax.device_put(array, jax.NamedSharding(mesh, spec)) for spec in specs]
-    assert {digests({"kernel": each})[1] for each in placed} == {digests({"kernel": array})[1]}
+MESH = Mesh(data=2, fsdp=2, tensor=2).build()
+SPECS = [
+    P(),
+    P(("data", "fsdp")),
+    P("fsdp", "tensor"),
+    P(None, "data", ("fsdp", "tensor")),
+    P("tensor", None, ("data", "fsdp")),
+]
+
+
+@given(
+    st.tuples(st.sampled_from([4, 12, 16]), st.sampled_from([2, 6, 8]), st.sampled_from([4, 20])),
+    st.sampled_from([4, 64, 100, 4096]),
+    st.sampled_from(SPECS),
+    st.sampled_from(["float32", "bfloat16", "bool"]),
+)
+@few
+def test_state_has_one_digest_on_any_devices(
+    shape: tuple[int, ...], chunk: int, spec: P, dtype: str
+) -> None:
+    array = np.random.default_rng(0).standard_normal(shape).astype(dtype)
+    placed = jax.device_put(array, jax.NamedSharding(MESH, spec))
+    with mock.patch.object(digest, "CHUNK", chunk):
+        assert digests({"kernel": placed}) == digests({"kernel": array})
+        held = digest.local_parts({"kernel": placed})
+    assert sum(part.data.size for part in held) == array.size  # each element once
+
+
+@given(st.integers(0, 12 * 6 * 20 - 1), st.sampled_from(SPECS), st.sampled_from([4, 100, 10_000]))
+@few
+def test_the_chunk_with_a_changed_element_is_named(at: int, spec: P, chunk: int) -> None:
+    array = np.random.default_rng(0).standard_normal((12, 6, 20)).astype(np.float32)
+    changed = array.copy()
+    changed.flat[at] += 1
+    placed = jax.device_put(changed, jax.NamedSharding(MESH, spec))
+    with mock.patch.object(digest, "CHUNK", chunk):
+        saved = {"w": b"".join(digest.hash_chunks(digest.local_parts({"w": array}))["w"].values())}
+        parts = digest.local_parts({"w": placed}, replicas=True)
+        text = digest.first_changed(parts, digest.hash_chunks(parts), saved)
+    spans = [[int(edge) for edge in span.split(":")] for span in text[2:-1].split(", ")]
+    place = np.unravel_index(at, array.shape)
+    assert text.startswith("w[")
+    assert all(first <= i < last for i, (first, last) in zip(place, spans, strict=True))
+    assert np.prod([last - first for first, last in spans]) * 4 <= chunk
