@@ -168,7 +168,7 @@ def hash_chunks(parts: list[Part], progress: Callable[[], None] = lambda: None) 
 
 def _hash_part(part: Part) -> dict[int, bytes]:
     return {
-        number: blake3(np.ascontiguousarray(chunk).reshape(-1).view(np.uint8)).digest()
+        number: blake3(np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data).digest()
         for number, chunk in part.chunks()
     }
 

@@ -296,7 +296,8 @@ class CheckpointManager:
         manifest["files"] = {}
         for file in files:
             name = file.relative_to(temporary).as_posix()
-            manifest["files"][name] = _size_and_digest(file)
+            size = file.stat().st_size
+            manifest["files"][name] = [size, _file_digest(file) if size <= SMALL else ""]
             sync(file)
             self._count()
         _write_manifest(temporary, manifest)
@@ -529,7 +530,7 @@ class CheckpointManager:
                         found = file.stat().st_size
                         return {}, f"has {found} bytes where {size} were saved in its file {name}"
                     progress()
-                    if _size_and_digest(file) != [size, digest]:
+                    if digest and _file_digest(file) != digest:
                         return {}, f"has changed in its file {name} since it was saved"
             except (CorruptCheckpointError, OSError) as error:
                 return {}, str(error)
@@ -707,10 +708,9 @@ def _bytes_in(folder: Path, pattern: str) -> int:
     return size
 
 
-def _size_and_digest(file: Path) -> list[Any]:
-    """[size in bytes, sha256, or "" of a large file]."""
-    size = file.stat().st_size
-    return [size, hashlib.sha256(file.read_bytes()).hexdigest() if size <= SMALL else ""]
+def _file_digest(file: Path) -> str:
+    """The sha256 of a small file."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def unused(folder: Path, name: str) -> Path:

@@ -135,6 +135,38 @@ def train(folder: Path, count: int, devices: int, *arguments: object, **how: Any
     return Run(folder, count, devices, "train", *arguments, **how)
 
 
+DIGESTS = """
+import json
+import sys
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from jaxbig.checkpoint import digest
+from jaxbig.distributed.mesh import Mesh
+from jaxbig.distributed.multihost import initialize
+
+coordinator, processes, process = sys.argv[1:]
+if int(processes) > 1:
+    initialize(coordinator, int(processes), int(process))
+digest.CHUNK = 256  # 2 to 60 chunks an array
+draw = np.random.default_rng(0)
+arrays = {"b": draw.normal(size=8), "w": draw.normal(size=(24, 16)).astype(np.float32)}
+found = []
+for mesh in (Mesh(data=8), Mesh(data=2, fsdp=4), Mesh(data=2, fsdp=2, tensor=2)):
+    built = mesh.build()
+    for spec in (P(), P("fsdp"), P(("data", "fsdp")), P(("fsdp", "tensor"))):
+        placed = {
+            name: jax.make_array_from_callback(
+                array.shape, NamedSharding(built, spec), lambda index, array=array: array[index]
+            )
+            for name, array in arrays.items()
+        }
+        found.append(digest.digests(placed))
+assert all(each == found[0] for each in found)
+print(json.dumps([len(found), *found[0]]))
+"""
+
+
 def curve(workdir: Path, metric: str = "loss") -> list[float]:
     return [line[metric] for line in read_metrics(workdir)]
 
@@ -827,3 +859,27 @@ def test_rows_are_put_where_they_belong(mesh: Mesh) -> None:
     placed = device_put_batch({"inputs": rows}, built)["inputs"]
     assert np.array_equal(placed, rows)
     assert all(np.array_equal(shard.data, rows[shard.index]) for shard in placed.addressable_shards)
+
+
+@pytest.mark.slow
+def test_a_state_has_one_digest_on_any_processes_and_mesh(tmp_path: Path) -> None:
+    said = set()
+    for count in (1, 2, 4):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(8 // count)}
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", DIGESTS, address, str(count), str(number)],
+                cwd=tmp_path,
+                env=environment,
+                text=True,
+                stdout=subprocess.PIPE,
+            )
+            for number in range(count)
+        ]
+        said |= {process.communicate(timeout=crowded(200))[0] for process in processes}
+    (text,) = said
+    count, leaves, whole = json.loads(text)
+    assert count == 12 and leaves.keys() == {"b", "w"} and len(whole) == 64

@@ -188,6 +188,28 @@ def test_a_damaged_file_is_named_and_the_checkpoint_before_is_used(
     assert fixed is not None and fixed.step == 20 and not caplog.messages
 
 
+def test_a_flipped_byte_of_arrays_is_found_without_a_digest_of_the_file(
+    folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a file that is too large for one: it is whole bit for bit, or it is not used."""
+    monkeypatch.setattr(manager, "SMALL", -1)
+    checkpoints = save(folder, 30)
+    expected = {30: bits(make_state(30)), 20: bits(make_state(20))}
+    named = 0
+    for name, data in contents(folder / "30").items():
+        if name == "jaxbig.json":
+            continue
+        for place in (0.2, 0.5, 0.8) if data else ():
+            (folder / "30" / name).write_bytes(flipped(place)(data))
+            caplog.clear()
+            restored = checkpoints.restore(abstract(make_state(0)))
+            assert bits(restored.state) == expected[restored.step], (name, place)
+            assert (restored.step == 20) == ("trying the one before" in caplog.text), (name, place)
+            named += "has changed in its" in caplog.text
+        (folder / "30" / name).write_bytes(data)
+    assert named
+
+
 @pytest.mark.parametrize("at", ["reading", "digests"])
 @pytest.mark.parametrize("here", [True, False], ids=["this process", "another process"])
 def test_a_checkpoint_that_one_process_alone_finds_broken_is_passed_over_by_all(
