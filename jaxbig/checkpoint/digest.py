@@ -26,7 +26,7 @@ CHUNK = 2**18
 SIZE = 32
 """Bytes of a hash."""
 THREADS = 4
-"""That hash parts at once."""
+"""That hash parts at once, where nothing else has to be done."""
 Chunks = dict[str, dict[int, bytes]]
 """The hashes of some chunks of each array, by its path and the chunk's number."""
 
@@ -151,16 +151,19 @@ def _wider(leaf: jax.Array) -> jax.sharding.NamedSharding:
     return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*spec))
 
 
-def hash_chunks(parts: list[Part], progress: Callable[[], None] = lambda: None) -> Chunks:
+def hash_chunks(
+    parts: list[Part], progress: Callable[[], None] = lambda: None, *, threads: int = THREADS
+) -> Chunks:
     """Hashes the chunks of parts; any thread may call this.
 
     Args:
       parts: of a state.
       progress: called after each part.
+      threads: that hash at once.
     """
     found: Chunks = {}
-    with futures.ThreadPoolExecutor(THREADS, thread_name_prefix="digest") as threads:
-        for part, hashes in zip(parts, threads.map(_hash_part, parts), strict=True):
+    with futures.ThreadPoolExecutor(threads, thread_name_prefix="digest") as pool:
+        for part, hashes in zip(parts, pool.map(_hash_part, parts), strict=True):
             found.setdefault(part.path, {}).update(hashes)
             progress()
     return found

@@ -285,7 +285,8 @@ class CheckpointManager:
         key: str,
     ) -> str:
         """Completes a save; returns its `state_sha256`, on process 0."""
-        hashes = collect(hash_chunks(parts, self._count), key)  # while Orbax writes
+        # on one core, while Orbax writes on the others
+        hashes = collect(hash_chunks(parts, self._count, threads=1), key)
         response.result()
         if not is_process_zero():
             return ""

@@ -238,8 +238,8 @@ def test_a_checkpoint_that_one_process_alone_finds_broken_is_passed_over_by_all(
     def unread(path: str, *rest: Any) -> Any:
         return load(path if next(calls) else "nowhere", *rest)
 
-    def others(*arguments: Any) -> Any:
-        found = hash_chunks(*arguments)
+    def others(*arguments: Any, **options: Any) -> Any:
+        found = hash_chunks(*arguments, **options)
         wrong = {path: dict.fromkeys(hashes, b"") for path, hashes in found.items()}
         return found if next(calls) else wrong
 
