@@ -42,6 +42,7 @@ from jaxbig.tracking.metrics_writer import MetricsWriter, last_metrics, read_met
 from jaxbig.train.attention_maps import draw_attention
 from jaxbig.train.bad_step_policy import BadStepError, BadStepHandler, leave_out, left_out
 from jaxbig.train.batch_loader import BatchLoader, host_batches
+from jaxbig.train.determinism import STEPS, prove_determinism
 from jaxbig.train.early_stopping import out_of_patience
 from jaxbig.train.epochs import describe_sizes
 from jaxbig.train.passes import (
@@ -230,6 +231,7 @@ class Trainer:
             state = self.restore(stack, fork=fork, adopt=adopt, resume_from=resume_from)
             if not self.compile():
                 return state, self.summarize()
+            state = self.prove_determinism(state)
             loader = self.open(stack)
             self.call_start(stack, state)
             if self.evaluation_is_missing() and not self.evaluate_late(state):
@@ -334,6 +336,16 @@ class Trainer:
                 dump_step(self.program, self.compiled[0], self.workdir / "dump")
         gather("compiled")  # others may compile for long: wait for them here, not in a collective
         return not (remaining and (stopping or self.should_stop()))
+
+    def prove_determinism(self, state: TrainState) -> TrainState:
+        """Makes the next steps twice, if the run is to be proved deterministic."""
+        stop = min(self.step + STEPS, self.experiment.steps)
+        if not self.experiment.guard.prove_determinism or self.compiled is None:
+            return state
+        self.heartbeat(self.step, COMPILES)
+        rows = host_batches(self.program, self.train_data, start=self.step, stop=stop)
+        with contextlib.closing(rows) as batches:
+            return prove_determinism(self.program, self.compiled[0], state, list(batches))
 
     def open(self, stack: contextlib.ExitStack) -> BatchLoader:
         """Starts reading batches and reporting; the loader of the steps that are left."""
