@@ -501,9 +501,8 @@ def test_a_coordinator_that_cannot_be_reached_is_named(
     noticed(time.monotonic() - began)
     process.kill()
     process.communicate()
-    assert (
-        f"process 1 of 2 waits for the others at {where}" in line and time.monotonic() - began < 30
-    )
+    assert f"process 1 of 2 waits for the others at {where}" in line
+    assert time.monotonic() - began < crowded(30)
 
 
 @pytest.mark.parametrize(
