@@ -591,6 +591,7 @@ CONV_NET = {
 RATE = Constant(0.1)
 BAD = {
     "steps 0": changed(steps=0),
+    "guard.stuck-factor 2": changed(guard=Guard(stuck_factor=2)),
     "log-every 0": changed(log_every=0),
     "evaluate-every -5": changed(evaluate_every=-5),
     "checkpoint-every 0": changed(checkpoint_every=0),
