@@ -92,7 +92,7 @@ class CheckpointManager:
           keep_last: how many of the newest are kept.
           keep_best: how many of the best are kept besides.
           keep_every: steps that are multiples of it are kept besides; 0: none.
-          keep_hours: one of every so many hours is kept besides; 0: none.
+          keep_hours: hours after each of which one is kept besides, and the first; 0: none.
           keep_gb: GB of all, above which the oldest of those kept besides are removed; 0: no limit.
           criterion: the metric by which they are ranked.
           higher_is_better: whether a higher metric is better.

@@ -122,11 +122,11 @@ class Experiment:
     keep_best: NonNegativeInt = 1
     """The number of best checkpoints to keep, besides the latest."""
     keep_every: NonNegativeInt = 0
-    """Keep the checkpoints of every so many steps too, a multiple of `checkpoint_every`; 0: none
-    besides."""
+    """Keep the checkpoints of steps that are multiples of this too, itself one of
+    `checkpoint_every`; 0: none besides."""
     keep_hours: NonNegativeFloat = 0.0
-    """Keep a checkpoint of every so many hours too, the first one and those that much later than
-    the one before; 0: none besides."""
+    """Keep a checkpoint each time that this many hours have passed too, and the first; 0: none
+    besides."""
     keep_gb: NonNegativeFloat = 0.0
     """With `keep_every` or `keep_hours`: the most GB (of 10^9 bytes) of all checkpoints. Beyond it
     the oldest go; the latest and the best always stay. 0: no limit."""
