@@ -95,6 +95,9 @@ class CheckpointManager:
         *,
         keep_last: int = 1,
         keep_best: int = 0,
+        keep_every: int = 0,
+        keep_hours: float = 0.0,
+        keep_gb: float = 0.0,
         criterion: str = "loss",
         higher_is_better: bool = False,
         report_activity: ReportActivity = lambda activity: None,
@@ -105,6 +108,9 @@ class CheckpointManager:
           folder: holds one folder a checkpoint.
           keep_last: how many of the newest are kept.
           keep_best: how many of the best are kept besides.
+          keep_every: steps that are multiples of it are kept besides; 0: none.
+          keep_hours: hours after each of which one is kept besides, and the first; 0: none.
+          keep_gb: GB of all, above which the oldest of those kept besides are removed; 0: no limit.
           criterion: the metric by which they are ranked.
           higher_is_better: whether a higher metric is better.
           report_activity: called whenever a part of a long operation is done.
@@ -113,6 +119,9 @@ class CheckpointManager:
         self.folder = folder.absolute()
         self.keep_last = keep_last
         self.keep_best = keep_best
+        self.keep_every = keep_every
+        self.keep_hours = keep_hours
+        self.keep_gb = keep_gb
         self.criterion = criterion
         self.higher_is_better = higher_is_better
         self.report_activity = report_activity
@@ -310,16 +319,39 @@ class CheckpointManager:
         self._parts_hashed += 1
 
     def _retire(self) -> None:
-        """Removes the checkpoints that are neither among the newest nor among the best."""
+        """Removes the checkpoints that are not to be kept."""
         ranked, complete = self._ranked()
         kept = {*complete[-self.keep_last :], *ranked[: self.keep_best]}
         try:
+            kept |= self._kept_besides(complete, kept)
             for step in set(complete) - kept:
                 shutil.rmtree(self.path(step).rename(self.folder / f"removing-{step}"))
         except OSError as error:
             log.warning(
                 "saved step %s, but could not remove an older checkpoint: %s", complete[-1], error
             )
+
+    def _kept_besides(self, complete: list[int], kept: set[int]) -> set[int]:
+        """Those kept by step and by time: the newest ones that leave all within `keep_gb`.
+
+        Args:
+          complete: the steps of all checkpoints, oldest first.
+          kept: those that stay in any case.
+        """
+        besides = {step for step in complete if self.keep_every and step % self.keep_every == 0}
+        last = -math.inf
+        for step in complete if self.keep_hours else ():
+            saved = _saved_at(self.path(step))
+            if saved - last >= 3600 * self.keep_hours:
+                besides.add(step)
+                last = saved
+        besides -= kept
+        left = 1e9 * self.keep_gb - _bytes_in(self.folder, FROZEN)
+        for step in [*kept, *sorted(besides, reverse=True)] if self.keep_gb else ():
+            left -= _bytes_in(self.folder, str(step))
+            if left < 0 and step in besides:
+                besides = {each for each in besides if each > step}
+        return besides
 
     def _ranked(self) -> tuple[list[int], list[int]]:
         """The evaluated checkpoints, best first, the newest of equals; and all, oldest first.
@@ -707,6 +739,12 @@ def _bytes_in(folder: Path, pattern: str) -> int:
             with contextlib.suppress(OSError):  # removed meanwhile, or a stale network handle
                 size += os.stat(os.path.join(root, name)).st_size
     return size
+
+
+def _saved_at(folder: Path) -> float:
+    """When a checkpoint's files were written, in seconds since 1970; not when it was noted on."""
+    files = (file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST)
+    return min((file.stat().st_mtime for file in files), default=0.0)
 
 
 def _file_digest(file: Path) -> str:

@@ -1,5 +1,6 @@
 """An experiment from the JSON of a run's `run.json`, made of jaxbig's own classes only."""
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -11,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 from jaxbig.config.experiment import Experiment
 from jaxbig.constraints import annotations_of, settings
 from jaxbig.errors import Refused
-from jaxbig.system.json_files import read_json
+from jaxbig.system.json_files import read_json, warn_once
 
 ROOMS = ("models", "objectives", "data", "optim", "distributed", "config", "evaluators")
 """The packages of jaxbig that define what an experiment is made of."""
@@ -19,6 +20,41 @@ FILE = "jaxbig_experiment_"
 """The module of an experiment's file has this before the file's name: it is no other's name."""
 Classes = Mapping[str, Collection[type]]
 """Classes by name; a name is not always unique."""
+COPY = "checkpoints/run.json"
+"""A second `run.json`, written after the first: one of them is always whole."""
+
+
+def read_run_file(workdir: Path) -> dict[str, Any] | None:
+    """The content of a run's `run.json`, None if there is none; of its copy where it is broken.
+
+    Raises:
+      Refused: neither can be read.
+    """
+    file = workdir / "run.json"
+    try:
+        return read_description(file)
+    except Refused:
+        copy = None
+        with contextlib.suppress(Refused):
+            copy = read_description(workdir / COPY)
+        if copy is None:
+            raise
+        warn_once(f"{file} is broken, as after a power loss: its copy {workdir / COPY} is read.")
+        return copy
+
+
+def read_description(file: Path) -> dict[str, Any] | None:
+    """The content of one file, None if it does not exist.
+
+    Raises:
+      Refused: jaxbig did not write it.
+    """
+    run = read_json(file)
+    if run is not None and not (isinstance(run.get("experiment"), dict) and "data_identity" in run):
+        raise Refused(
+            f"{file} was not written by jaxbig: bring back a copy, or give another --workdir."
+        )
+    return run
 
 
 def load_run(workdir: str | Path, own: Iterable[type] = ()) -> Experiment:
@@ -31,8 +67,8 @@ def load_run(workdir: str | Path, own: Iterable[type] = ()) -> Experiment:
     Raises:
       Refused: the folder holds no run, or its experiment cannot be rebuilt.
     """
-    run = read_json(Path(workdir) / "run.json")
-    if run is None or not isinstance(run.get("experiment"), dict):
+    run = read_run_file(Path(workdir))
+    if run is None:
         raise Refused(
             f"{workdir} is not the folder of a run, which has a file run.json: name one that has, "
             f"an experiment's file ending in .py, or a name that `jaxbig list` shows."

@@ -22,6 +22,7 @@ from jaxbig.config.precision import Precision
 from jaxbig.config.serialize import to_json
 from jaxbig.constraints import (
     FractionBelowOne,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
     Seed,
@@ -120,6 +121,15 @@ class Experiment:
     """The number of latest checkpoints to keep."""
     keep_best: NonNegativeInt = 1
     """The number of best checkpoints to keep, besides the latest."""
+    keep_every: NonNegativeInt = 0
+    """Keep the checkpoints of steps that are multiples of this too, itself one of
+    `checkpoint_every`; 0: none besides."""
+    keep_hours: NonNegativeFloat = 0.0
+    """Keep a checkpoint each time that this many hours have passed too, and the first; 0: none
+    besides."""
+    keep_gb: NonNegativeFloat = 0.0
+    """With `keep_every` or `keep_hours`: the most GB (of 10^9 bytes) of all checkpoints. Beyond it
+    the oldest go; the latest and the best always stay. 0: no limit."""
     reader_threads: NonNegativeInt = 1
     """Threads that prefetch batches, in this process or in each worker; 0 without workers: no
     prefetching."""
@@ -163,6 +173,7 @@ class Experiment:
         self.check_enough("classes", "classes")
         self.check_enough("vocab", "tokens")
         self.check_criterion()
+        self.check_kept()
         self.precision.check(getattr(self.model, "dtype", "float32"))
         if self.ema and self.optimizer.averages():
             raise Refused(
@@ -177,6 +188,19 @@ class Experiment:
             raise Refused(
                 f"{type(objective).__name__} ranks checkpoints by {objective.criterion!r}, and "
                 f"there are no metrics: give metrics=({objective.criterion_of}(),)."
+            )
+
+    def check_kept(self) -> None:
+        """Raises `Refused` where no checkpoint is kept that is asked for, or none would go."""
+        if self.keep_every % self.checkpoint_every:
+            raise Refused(
+                f"--keep-every {self.keep_every}: it must be a multiple of --checkpoint-every "
+                f"{self.checkpoint_every}, as no other steps are saved."
+            )
+        if self.keep_gb and not (self.keep_every or self.keep_hours):
+            raise Refused(
+                f"--keep-gb {self.keep_gb:g}: it removes none of the latest and best checkpoints: "
+                f"give --keep-every or --keep-hours too, or a lower --keep-last."
             )
 
     def check_kinds(self) -> None:

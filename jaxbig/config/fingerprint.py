@@ -24,6 +24,9 @@ FREE = (
     "checkpoint_every",
     "keep_last",
     "keep_best",
+    "keep_every",
+    "keep_hours",
+    "keep_gb",
     "reader_threads",
     "workers",
     "read_ahead",
@@ -78,7 +81,7 @@ def identity(experiment: Any, data_identity: str) -> dict[str, Any]:
     ..."""
     fixed = {name: value for name, value in experiment.items() if name not in FREE}
     fixed["data"] = {
-        name: value for name, value in fixed["data"].items() if name not in FREE_OF_DATA
+        name: value for name, value in fixed.get("data", {}).items() if name not in FREE_OF_DATA
     }
     return {**without_added(fixed), "data_identity": data_identity}
 

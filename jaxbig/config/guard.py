@@ -29,6 +29,9 @@ class Guard:
     """The number of recent good losses; detection of jumps starts when there are that many."""
     stuck_after: NonNegativeFloat = 1800.0
     """Seconds without progress after which the run reports where it hangs, and ends; 0: never."""
+    stuck_factor: NonNegativeFloat = 10.0
+    """The run also ends when a step, read, evaluation or save takes this many times as long as the
+    slowest before it, and over 120 s; at 3 times, and 5 s, it is named. 0: never."""
     compare_replicas: NonNegativeInt = 0
     """Steps between comparisons, bit by bit, of the copies that devices have of the state, which is
     also compared before a save; the run fails where they differ. 0: never."""
@@ -39,3 +42,8 @@ class Guard:
         policies = get_args(Policy)
         if self.policy not in policies:
             raise Refused(f"policy {self.policy!r}: it must be one of {', '.join(policies)}.")
+        if 0 < self.stuck_factor < 3:
+            raise Refused(
+                f"stuck_factor {self.stuck_factor:g}: it must be 0, or 3 or more, as other jobs "
+                f"can make a machine that slow at any time."
+            )

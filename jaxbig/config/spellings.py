@@ -54,6 +54,8 @@ SPELLINGS = {
     "evaluate-batches": "eval-iters eval-batches limit-val-batches",
     "checkpoint-every": "save-every save-steps save-interval ckpt-every checkpoint-interval",
     "keep-last": "save-total-limit max-to-keep keep",
+    "keep-every": "keep-period",
+    "keep-hours": "keep-time-interval keep-checkpoint-every-n-hours",
     "workers": "num-workers dataloader-num-workers",
     "smoke": "fast-dev-run smoke-test",
     "model.remat": "gradient-checkpointing",

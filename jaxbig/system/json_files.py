@@ -1,12 +1,22 @@
 """JSON files that are written atomically and read with clear errors."""
 
+import functools
 import json
+import logging
 import math
 from pathlib import Path
 from typing import Any
 
 from jaxbig.errors import Refused
 from jaxbig.system.disk import write_atomically
+
+log = logging.getLogger("jaxbig")
+
+
+@functools.cache
+def warn_once(text: str) -> None:
+    """Logs a warning, once in a process: files may be read again and again."""
+    log.warning("%s", text)
 
 
 def to_json_text(value: Any, indent: int | None = None, *, ascii_only: bool = True) -> str:

@@ -6,9 +6,8 @@ from typing import Any
 
 from jaxbig.config.fingerprint import diff, without_added
 from jaxbig.errors import Refused
-from jaxbig.system.json_files import read_json
 from jaxbig.tracking.metrics_writer import read_metrics
-from jaxbig.train.run_description import read_run
+from jaxbig.train.run_description import read_run, read_summary
 
 SECTIONS = (
     "experiment",
@@ -45,11 +44,7 @@ def compare(workdirs: list[Path]) -> dict[str, Any]:
                 f"has written."
             )
         run = without_added({name: run.get(name) for name in SECTIONS})
-        end = read_json(workdir / "summary.json") or {
-            "step": None,
-            "state_sha256": None,
-            "metrics": {},
-        }
+        end = {"step": None, "state_sha256": None, **read_summary(workdir)}
         ends.append(
             {
                 "workdir": str(workdir),

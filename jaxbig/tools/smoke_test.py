@@ -50,6 +50,8 @@ def smoke(experiment: Experiment) -> Experiment:
         "log_every": 1,
         "evaluate_every": 2,
         "checkpoint_every": 2,
+        "keep_every": 0,
+        "keep_gb": 0.0,
     }
     few["evaluators"] = tuple(
         dataclasses.replace(each, evaluator=each.evaluator.standalone())

@@ -16,8 +16,8 @@ from jaxbig.arrays.tree import path_name
 from jaxbig.distributed.multihost import on_process_zero
 from jaxbig.errors import Refused
 from jaxbig.system.disk import new_folder, write_atomically
-from jaxbig.system.json_files import read_json, write_json
 from jaxbig.train.run import Run, restore
+from jaxbig.train.run_description import read_run, write_run_file
 from jaxbig.train.trainer import open_checkpoints
 
 AVERAGED = re.compile(f"^({PARAMETERS}|{STATISTICS}|{AVERAGES}|{MASTERS})")
@@ -110,7 +110,7 @@ def add(total: Any, state: Any) -> Any:
 
 def describe(run: Run, folder: Path, steps: list[int]) -> None:
     """Writes the new run's `run.json`, and what its data has learned."""
-    described = read_json(run.directory / "run.json")
-    write_json(folder / "run.json", {**(described or {}), "averaged": steps})
+    described = read_run(run.directory)
+    write_run_file(folder, {**(described or {}), "averaged": steps})
     for name, content in run.experiment.data.kept().items():
         write_atomically(folder / name, content)

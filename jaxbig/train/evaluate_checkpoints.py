@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +16,10 @@ from jaxbig.config.serialize import flat, to_json
 from jaxbig.distributed.multihost import assert_same_on_all, on_process_zero
 from jaxbig.distributed.watchdog import Heartbeat, watchdog
 from jaxbig.errors import Failed, Refused
-from jaxbig.system.json_files import read_json, to_json_text
+from jaxbig.system.disk import sync
+from jaxbig.system.json_files import to_json_text
 from jaxbig.train.evaluate import SavedRun
+from jaxbig.train.run_description import read_run, read_summary
 
 log = logging.getLogger("jaxbig")
 FILE = "evaluations.jsonl"
@@ -139,11 +142,12 @@ def wait(heartbeat: Heartbeat) -> None:
 
 def is_finished(workdir: Path) -> bool:
     """Whether the run in a directory has made all the steps it was last started for."""
-    summary = read_json(workdir / "summary.json")
-    run = read_json(workdir / "run.json")
-    if not summary or not run or summary.get("interrupted", True):
+    summary = read_summary(workdir)
+    run = read_run(workdir)
+    if not run or summary.get("interrupted", True):
         return False
-    return bool(summary.get("stopped_early")) or summary["step"] >= run["experiment"]["steps"]
+    asked = run["experiment"].get("steps", math.inf)
+    return bool(summary.get("stopped_early")) or summary.get("step", 0) >= asked
 
 
 def take(lock: filelock.FileLock) -> None:
@@ -164,6 +168,7 @@ def append(file: Path, rows: list[dict[str, Any]]) -> None:
         cut = file.exists() and not file.read_bytes().endswith(b"\n") and file.stat().st_size
         with file.open("a") as lines:
             lines.write("\n" * bool(cut) + "".join(f"{to_json_text(row)}\n" for row in rows))
+        sync(file)
     except OSError as error:
         raise Failed(f"cannot write {file}: {error.strerror or error}.") from error
 

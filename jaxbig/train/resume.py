@@ -44,7 +44,6 @@ from jaxbig.program.state import TrainState
 from jaxbig.program.teacher import TEACHER
 from jaxbig.system.disk import write_atomically
 from jaxbig.system.environment import RANDOM, config
-from jaxbig.system.json_files import write_json
 from jaxbig.train.bad_step_policy import LEFT_OUT
 from jaxbig.train.pretrained_state import (
     missing_weights,
@@ -60,7 +59,7 @@ from jaxbig.train.reference import (
     reference_identity,
 )
 from jaxbig.train.rewind import is_rewound, keep_aside
-from jaxbig.train.run_description import ADOPT, describe, read_run
+from jaxbig.train.run_description import ADOPT, describe, read_run, write_run_file
 from jaxbig.train.teacher import teacher_identity
 
 log = logging.getLogger("jaxbig")
@@ -463,7 +462,7 @@ def write_run(
     now |= {name: fixed[name] for name in (TEACHER, REFERENCE) if name in fixed}
     if rewound_to := rewound_to or (run or {}).get("rewound_to", ""):
         now["rewound_to"] = rewound_to
-    write_json(workdir / "run.json", now)
+    write_run_file(workdir, now)
 
 
 def differences(run: dict[str, Any], fixed: dict[str, Any]) -> list[str]:

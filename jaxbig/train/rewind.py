@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxbig.checkpoint.manager import CheckpointManager
-from jaxbig.system.json_files import read_json
 from jaxbig.tracking.metrics_writer import read_metrics
+from jaxbig.train.run_description import read_summary
 
 log = logging.getLogger("jaxbig")
 
@@ -47,5 +47,5 @@ def is_rewound(run: dict[str, Any] | None, experiment: Any, workdir: Path, which
     """
     if run is None or run.get("rewound_to") != which or run["experiment"] != experiment:
         return False
-    summary = read_json(workdir / "summary.json")
-    return summary is None or bool(summary.get("interrupted"))
+    summary = read_summary(workdir)
+    return not summary or bool(summary.get("interrupted"))

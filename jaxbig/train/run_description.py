@@ -1,18 +1,22 @@
 """Makes and reads run.json, the description of a run: experiment, versions, devices, data."""
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from jaxbig.config.deserialize import modules_of
+from jaxbig.config.deserialize import COPY, modules_of, read_description, read_run_file
 from jaxbig.config.experiment import Experiment
 from jaxbig.config.own_code import code_of
 from jaxbig.config.serialize import to_json
 from jaxbig.errors import Refused
 from jaxbig.system.environment import config, devices, flags, git_commit, versions
-from jaxbig.system.json_files import read_json
+from jaxbig.system.json_files import read_json, warn_once, write_json
+from jaxbig.tracking.metrics_writer import copy_to_broken
+
+log = logging.getLogger("jaxbig")
 
 
 def describe(
@@ -70,14 +74,31 @@ def read_run(workdir: Path, adopt: bool = False) -> dict[str, Any] | None:
       Refused: jaxbig did not write it.
     """
     try:
-        run = read_json(workdir / "run.json")
-        if run is not None and not {"experiment", "data_identity"} <= set(run):
-            raise Refused(
-                f"{workdir}/run.json was not written by jaxbig: bring back a copy, or give another "
-                f"--workdir."
-            )
+        return read_run_file(workdir)
     except Refused as error:
         if adopt:
             return None
         raise Refused(f"{str(error).rstrip('.')}; {ADOPT}.") from None
-    return run
+
+
+def write_run_file(workdir: Path, run: dict[str, Any]) -> None:
+    """Writes `run.json` and its copy; keeps one that was broken in `broken/`."""
+    file = workdir / "run.json"
+    try:
+        read_description(file)
+    except Refused:
+        if file.is_file():
+            kept = copy_to_broken(file, file.read_bytes())
+            log.warning("%s was broken: it is written again, and kept as %s", file, kept)
+    for each in (file, workdir / COPY):  # one after the other: a power loss breaks one at most
+        write_json(each, run)
+
+
+def read_summary(workdir: Path) -> dict[str, Any]:
+    """The content of `summary.json`; empty if there is none, or, with a warning, a broken one."""
+    file = workdir / "summary.json"
+    try:
+        return read_json(file) or {}
+    except Refused:
+        warn_once(f"{file} is broken: it is left out until `jaxbig train` there writes it again.")
+        return {}

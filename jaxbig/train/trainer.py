@@ -4,7 +4,7 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +28,15 @@ from jaxbig.distributed.multihost import (
 )
 from jaxbig.distributed.run_lock import lock_run_directory
 from jaxbig.distributed.sharding import local_rows
-from jaxbig.distributed.watchdog import COMPILES, OPENS, Heartbeat, watchdog
+from jaxbig.distributed.watchdog import (
+    CALLS,
+    COMPILES,
+    EVALUATORS,
+    OPENS,
+    STARTS,
+    Heartbeat,
+    watchdog,
+)
 from jaxbig.program.bad_steps import FAULT
 from jaxbig.program.program import Program, make_program, unsharded_matrices
 from jaxbig.program.state import TrainState
@@ -137,7 +145,7 @@ def train(
         lock_run_directory(workdir) as check_lock,
         program.activate(),
         interruptible(signals.append) as should_stop,
-        watchdog(experiment.guard.stuck_after) as heartbeat,
+        watchdog(experiment.guard.stuck_after, experiment.guard.stuck_factor) as heartbeat,
     ):
         trainer = Trainer(
             program,
@@ -243,13 +251,14 @@ class Trainer:
             self.reporter.restart()
             for step, batch in () if self.out_of_patience() else loader:
                 self.profiler.before(step, state)
+                self.heartbeat(step, STARTS)
                 with jax.profiler.StepTraceAnnotation("train", step_num=step):
                     state, metrics = self.train_step(step, state, batch)
                 del batch  # its memory is free for an evaluation
                 loader.prefetch(step, metrics)  # while the devices make the step
                 self.reporter.record(step, metrics)
-                self.profiler.after(step, state)
                 self.heartbeat(step, "is in the loop")
+                self.profiler.after(step, state)
                 self.step = step
                 self.call_after_step(metrics, state)
                 self.replica_check(step, state)
@@ -271,6 +280,7 @@ class Trainer:
                 if due and not stopping:
                     stopping = not self.run_evaluators(state, due)
                 if stopping or ending:
+                    self.heartbeat(step, "is in the loop")
                     self.profiler.stop(state)
                 if saving or stopping or ending:
                     self.save(state, means)
@@ -319,7 +329,7 @@ class Trainer:
         self.heartbeat(self.step, OPENS)
         self.evaluation = Evaluation(
             self.program,
-            heartbeat=self.report_evaluation_batch,
+            heartbeat=lambda: self.report_activity(EVALUATORS),
             should_stop=self.should_stop,
             folder=self.workdir,
         )
@@ -512,25 +522,32 @@ class Trainer:
         """Calls `start` of all callbacks; their `end` is called when this `run` ends."""
 
         def call_end(each: Callback) -> None:
+            self.heartbeat(self.step, CALLS)
             each.end(self.step)
 
-        for each in self.experiment.callbacks:
+        for each in self.callbacks():
             stack.callback(call_end, each)
             each.start(self.step, state)
+
+    def callbacks(self) -> Iterator[Callback]:
+        """The callbacks, each called when it is taken."""
+        for each in self.experiment.callbacks:
+            self.heartbeat(self.step, CALLS)
+            yield each
 
     def call_after_step(self, metrics: dict[str, jax.Array] | None, state: TrainState) -> None:
         if metrics is None or not self.experiment.callbacks:
             return
         seen = {name: value for name, value in metrics.items() if name != FAULT}
-        for each in self.experiment.callbacks:
+        for each in self.callbacks():
             each.after_step(self.step, seen, state)
 
     def call_after_evaluation(self, means: dict[str, float]) -> None:
-        for each in self.experiment.callbacks:
+        for each in self.callbacks():
             each.after_evaluation(self.step, dict(means))
 
     def call_after_save(self, step: int, folder: Path) -> None:
-        for each in self.experiment.callbacks:
+        for each in self.callbacks():
             each.after_save(step, folder)
 
     # -- reports
@@ -605,6 +622,9 @@ def open_checkpoints(
         workdir / "checkpoints",
         keep_last=experiment.keep_last,
         keep_best=experiment.keep_best,
+        keep_every=experiment.keep_every,
+        keep_hours=experiment.keep_hours,
+        keep_gb=experiment.keep_gb,
         criterion=objective.criterion,
         higher_is_better=objective.higher_is_better,
         report_activity=report_activity,

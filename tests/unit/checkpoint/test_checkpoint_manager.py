@@ -8,7 +8,7 @@ import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -429,6 +429,75 @@ def better(one: float | None, other: float | None, higher: bool, later: bool) ->
     if one is None or other is None:
         return False
     return later if one == other else (one > other) == higher
+
+
+class Kept(NamedTuple):
+    """A checkpoint that is kept, for the second implementation of what stays."""
+
+    step: int
+    hour: int
+    gb: int
+    loss: float
+
+
+def survivors(there: list[Kept], by: CheckpointManager) -> set[int]:
+    """What stays of some checkpoints, by trying every oldest one that may be kept besides."""
+    steps = [each.step for each in there]
+    newest = {each for each in steps if len([s for s in steps if s > each]) < by.keep_last}
+    ranks = {each.step: (each.loss, -each.step) for each in there}
+    best = {s for s in steps if sum(ranks[o] < ranks[s] for o in steps) < by.keep_best}
+    timed: list[Kept] = []
+    for each in there:
+        if by.keep_hours and all(each.hour - o.hour >= by.keep_hours for o in timed):
+            timed.append(each)
+    besides = {s for s in steps if by.keep_every and s in range(0, 999, by.keep_every)}
+    besides |= {each.step for each in timed}
+    tried = [newest | best | {s for s in besides if s >= oldest} for oldest in (*steps, 999)]
+    sizes = {each.step: each.gb for each in there}
+    fits = [kept for kept in tried if sum(sizes[s] for s in kept) <= (by.keep_gb or 999)]
+    return fits[0] if fits else newest | best
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    made=st.lists(
+        st.tuples(st.integers(1, 4), st.integers(0, 5), st.integers(0, 4), st.floats(0, 1)),
+        min_size=1,
+        max_size=12,
+    ),
+    keep_last=st.integers(1, 3),
+    keep_best=st.integers(0, 2),
+    keep_every=st.integers(0, 4),
+    keep_hours=st.integers(0, 6),
+    keep_gb=st.sampled_from([0.0, 0.5, 1.5, 4.5, 8.5, 12.5]),
+)
+def test_what_stays_by_step_by_time_and_by_size_is_that_of_a_second_implementation(
+    tmp_path_factory: pytest.TempPathFactory, made: list[tuple[int, int, int, float]], **kept: Any
+) -> None:
+    checkpoints = CheckpointManager(tmp_path_factory.mktemp("kept"), **kept)
+    there: list[Kept] = []
+    step = 0
+    hour = 0
+    for steps, hours, gb, loss in made:
+        step += steps
+        hour += hours
+        there.append(Kept(step, hour, gb, loss))
+        write_checkpoint(checkpoints, there[-1])
+        checkpoints._retire()
+        stays = survivors(there, checkpoints)
+        assert set(checkpoints.steps()) == stays
+        there = [each for each in there if each.step in stays]
+
+
+def write_checkpoint(checkpoints: CheckpointManager, each: Kept) -> None:
+    """The files of one that is complete; its data is a hole of that many GB."""
+    folder = checkpoints.path(each.step)
+    folder.mkdir()
+    with (folder / "data").open("wb") as data:
+        data.truncate(each.gb * 10**9)
+    os.utime(folder / "data", (3600 * each.hour, 3600 * each.hour))
+    noted = {"step": each.step, "metrics": {"loss": each.loss}}
+    manager._write_manifest(folder, noted)
 
 
 def test_a_broken_one_stays_and_does_not_count(folder: Path) -> None:

@@ -455,6 +455,9 @@ SAME = {
     "checkpoint_every": changed(checkpoint_every=99),
     "keep_last": changed(keep_last=99),
     "keep_best": changed(keep_best=99),
+    "keep_every": changed(keep_every=99),
+    "keep_hours": changed(keep_hours=9.0),
+    "keep_gb": changed(keep_gb=9.0),
     "reader_threads": changed(reader_threads=99),
     "workers": changed(workers=99),
     "read_ahead": changed(read_ahead=99),
@@ -591,11 +594,15 @@ CONV_NET = {
 RATE = Constant(0.1)
 BAD = {
     "steps 0": changed(steps=0),
+    "guard.stuck-factor 2": changed(guard=Guard(stuck_factor=2)),
     "log-every 0": changed(log_every=0),
     "evaluate-every -5": changed(evaluate_every=-5),
     "checkpoint-every 0": changed(checkpoint_every=0),
     "keep-last 0": changed(keep_last=0),
     "keep-best -1": changed(keep_best=-1),
+    "keep-every 15": changed(keep_every=15, checkpoint_every=10),
+    "keep-hours -1": changed(keep_hours=-1),
+    "keep-gb -0.5": changed(keep_gb=-0.5, keep_every=10),
     "reader-threads -1": changed(reader_threads=-1),
     "workers -1": changed(workers=-1),
     "read-ahead 0": changed(read_ahead=0),
@@ -709,6 +716,14 @@ def test_numbers_of_classes_and_tokens_that_are_beyond_the_model_are_refused() -
         (changed(data=text, objective=NextToken(vocab=99)), "256 tokens, and --objective.vocab 99"),
     ):
         assert said in refusal(bad.check)
+
+
+def test_a_size_that_would_remove_nothing_is_refused() -> None:
+    assert refusal(changed(keep_gb=5.0).check) == (
+        "--keep-gb 5: it removes none of the latest and best checkpoints: give --keep-every or "
+        "--keep-hours too, or a lower --keep-last."
+    )
+    changed(keep_gb=5.0, keep_hours=1.0).check()
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 import contextlib
 import functools
 import json
+import math
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,13 +17,23 @@ from typing import Any
 
 import jax.numpy as jnp
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.timing import crowded
 
 from jaxbig.checkpoint import digest, manager
 from jaxbig.checkpoint.manager import CheckpointManager
 from jaxbig.distributed import multihost, peer_monitor, watchdog
 from jaxbig.distributed.peer_monitor import WAITS_FOR_OTHERS, PeerMonitor, PeerStatus
-from jaxbig.distributed.watchdog import BY_ACTIVITY, COMPILES, RESTORES, WAITS, Watchdog
+from jaxbig.distributed.watchdog import (
+    BY_ACTIVITY,
+    CALLS,
+    COMPILES,
+    RESTORES,
+    STARTS,
+    WAITS,
+    Watchdog,
+)
 from jaxbig.system.exit_codes import PEER_LOST
 
 # -- one process
@@ -246,12 +258,8 @@ def test_library_call_that_only_reads_is_active(doing: str, tmp_path: Path) -> N
     assert not dog.active()
 
 
-def test_compiling_and_waiting_for_another_process_have_no_limit(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_waiting_for_another_process_has_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     dog = watched(0.5, monkeypatch)
-    dog.heartbeat(3, COMPILES)
-    time.sleep(1)
     peer_monitor.waiting.set()
     dog.heartbeat(3, "evaluates")
     time.sleep(1)
@@ -259,6 +267,124 @@ def test_compiling_and_waiting_for_another_process_have_no_limit(
     peer_monitor.waiting.clear()
     time.sleep(1)
     assert dog.message.endswith("the run evaluates at step 3")
+
+
+# -- limits that are learned
+
+
+class Counted(Watchdog):
+    """Makes no checks of its own, and computes nothing meanwhile."""
+
+    def watch(self) -> None:
+        pass
+
+    def active(self) -> bool:
+        return False
+
+
+def hung(dog: Watchdog, seconds: float = 1800.0) -> float:
+    """How long the activity under way may last, in checks of half a second; infinity: longer."""
+    for half in range(1, int(2 * seconds) + 1):
+        if dog.check(0.5):
+            return half / 2
+    return math.inf
+
+
+def goes_through(dog: Watchdog, *each: tuple[str, float]) -> Watchdog:
+    """Does each for that many seconds."""
+    for step, (doing, seconds) in enumerate(each):
+        dog.heartbeat(step, doing)
+        for _ in range(int(2 * seconds)):
+            assert not dog.check(0.5), (step, doing)
+    return dog
+
+
+@pytest.mark.parametrize(
+    ("before", "doing", "seconds"),
+    [
+        ([WAITS], WAITS, 1800.0),  # no other has followed
+        ([STARTS], WAITS, 1800.0),
+        ([WAITS, STARTS], WAITS, 205.0),
+        ([WAITS, "saves", WAITS, STARTS], "saves", 205.0),
+        ([COMPILES, STARTS], COMPILES, 1800.0),
+        ([CALLS, STARTS], CALLS, 1800.0),
+        (["is in the loop", STARTS], "is in the loop", 1800.0),
+        (["waits for its save of step 8", STARTS], "waits for its save of step 90", 205.0),
+    ],
+    ids=str,
+)
+def test_limit_is_ten_times_the_slowest_of_its_kind_once_that_is_over(
+    before: list[str], doing: str, seconds: float
+) -> None:
+    dog = goes_through(Counted(1800.0, None, 10.0), *((each, 20.0) for each in before))
+    dog.heartbeat(57, doing)
+    assert abs(hung(dog, 1900.0) - seconds) <= 1.0
+    dog.factor = 0.0
+    dog.heartbeat(57, doing)
+    assert abs(hung(dog, 1900.0) - 1800.0) <= 1.0
+
+
+def test_late_one_is_named_once_and_a_short_one_is_no_hang_for_two_minutes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    dog = goes_through(Counted(1800.0, None, 10.0), (WAITS, 2.0), (STARTS, 1.0))
+    goes_through(dog, (WAITS, 6.0))
+    assert capsys.readouterr().err == ""
+    goes_through(dog, (STARTS, 0.0), (WAITS, 60.0), (STARTS, 0.0))
+    said = capsys.readouterr().err
+    assert re.fullmatch(
+        rf"jaxbig: nothing has moved for \d+ s, and the slowest before took [\d.]+ s: the run "
+        rf"{WAITS} at step 1; the run ends after 120 s\n",
+        said,
+    )
+    dog = goes_through(Counted(1800.0, None, 10.0), (WAITS, 1.0), (STARTS, 0.0))
+    dog.heartbeat(58, WAITS)
+    assert abs(hung(dog) - 120.0) <= 1.0
+    assert "the run ends after 120 s" in capsys.readouterr().err
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(
+    usual=st.floats(0.01, 60),
+    jitter=st.lists(st.floats(0.5, 1.0), min_size=2, max_size=6),
+    slower=st.floats(1.0, 9.0),
+)
+def test_machine_that_becomes_nine_times_slower_is_no_hang(
+    usual: float, jitter: list[float], slower: float
+) -> None:
+    dog = Counted(1800.0, None, 10.0)
+    each = [(kind, usual * share) for share in (1.0, *jitter) for kind in (STARTS, WAITS, "saves")]
+    goes_through(dog, *each, *((kind, seconds * slower) for kind, seconds in each))
+
+
+def test_progress_and_a_stopped_process_are_no_hang_and_teach_nothing() -> None:
+    dog = goes_through(Counted(1800.0, None, 10.0), (WAITS, 20.0), (STARTS, 0.0), (WAITS, 0.0))
+    peer_monitor.waiting.set()
+    assert not any(dog.check(2.0) for _ in range(2000))
+    peer_monitor.waiting.clear()
+    dog.heartbeat(9, STARTS)
+    dog.heartbeat(9, WAITS)
+    assert abs(hung(dog) - 205.0) <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("process", "peer", "seconds"),
+    [
+        (0, (0.0, 9, WAITS), 205.0),
+        (0, (0.0, 9, "reads the next batch"), 205.0),
+        (0, (9.0, 9, CALLS), 205.0),  # silent
+        (0, (0.0, 9, CALLS), 1800.0),
+        (1, (0.0, 9, WAITS), 1800.0),
+    ],
+)
+def test_first_process_decides_unless_another_does_what_has_no_known_time(
+    process: int, peer: tuple[float, int, str], seconds: float
+) -> None:
+    monitor = PeerMonitor(process, {})
+    dog = goes_through(Counted(1800.0, monitor, 10.0), (WAITS, 20.0), (STARTS, 0.0), (WAITS, 0.0))
+    ago, step, doing = peer
+    monitor.statuses = {1 - process: PeerStatus(time.monotonic() - ago, step, doing)}
+    assert abs(hung(dog, 1900.0) - seconds) <= 1.0
 
 
 @pytest.mark.parametrize("leads", [True, False])

@@ -7,6 +7,8 @@ import logging
 import os
 import shutil
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,14 +21,17 @@ from flax.traverse_util import unflatten_dict
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from support.compiling import HASTY
 from support.experiments import SPINE, small
+from support.timing import crowded
 
 from jaxbig.arrays.tree import flatten_with_paths
 from jaxbig.checkpoint import manager
 from jaxbig.checkpoint.manager import CheckpointManager
 from jaxbig.config.experiment import Experiment
 from jaxbig.data.builtin.pytext import PyText
+from jaxbig.distributed import watchdog
 from jaxbig.distributed.mesh import Mesh
 from jaxbig.distributed.run_lock import lock_run_directory
+from jaxbig.distributed.watchdog import Watchdog
 from jaxbig.errors import Refused
 from jaxbig.models.convnet import ConvNet, Dense, Dropout
 from jaxbig.models.rnn import RNN
@@ -331,7 +336,7 @@ def test_all_that_a_run_does_is_named_to_the_watchdog(
     reported: list[str] = []
 
     @contextlib.contextmanager
-    def watched(limit: float) -> Iterator[Callable[[int, str], None]]:
+    def watched(limit: float, factor: float) -> Iterator[Callable[[int, str], None]]:
         yield lambda step, doing: reported.append(doing)
 
     monkeypatch.setattr(trainer, "watchdog", watched)
@@ -339,6 +344,7 @@ def test_all_that_a_run_does_is_named_to_the_watchdog(
     fit(tiny(steps=4, evaluate_every=2, checkpoint_every=2), tmp_path, Screen())
     started = {"prepares the data", "opens the data", "compiles", "reads run.json"}
     each = {"reads the next batch", "is in the loop", "waits for the devices", "evaluates", "saves"}
+    each |= {"starts a step"}
     assert "" not in reported and set(reported) >= started | each | {
         "waits for its save of step 4",
         "writes summary.json",
@@ -354,6 +360,38 @@ def test_all_that_a_run_does_is_named_to_the_watchdog(
         "verifies its checkpoint of step 4",
         "restores a checkpoint",
     }
+
+
+def test_step_that_hangs_is_named_soon_and_ends_the_run_within_ten_times_the_slowest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a fifth of a second each; by the real thread, with floors of parts of a second."""
+    for name, seconds in (("CHECK_S", 0.05), ("LATE_S", 0.2), ("HANG_S", 0.5)):
+        monkeypatch.setattr(watchdog, name, seconds)
+    ended = threading.Event()
+    messages = []
+
+    def end_process(dog: Watchdog, text: str) -> None:
+        messages.append(text)
+        ended.set()
+
+    monkeypatch.setattr(Watchdog, "end_process", end_process)
+    plain = trainer.Trainer.train_step
+    took = []
+
+    def slow(self: trainer.Trainer, step: int, *given: Any) -> Any:
+        began = time.monotonic()
+        ended.wait(60 if step == 6 else 0.2)
+        made = plain(self, step, *given)
+        took.append(time.monotonic() - began)
+        return made
+
+    monkeypatch.setattr(trainer.Trainer, "train_step", slow)
+    fit(tiny(steps=6), tmp_path, Screen())
+    [message] = messages
+    assert "(--guard.stuck-factor): the run starts a step at step 6" in message
+    assert took[5] < 10 * max(took[:5]) + crowded(2)
+    assert "the run starts a step at step 6; the run ends after" in capsys.readouterr().err
 
 
 def test_rates_are_those_of_examples_or_tokens_and_of_the_chips_peak(
@@ -432,7 +470,8 @@ def test_a_finished_run_run_again_changes_nothing(finished: tuple[Path, dict[str
     assert fit(tiny(), folder, Screen()) == summary
     after = contents(folder)
     changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
-    assert {name.split("/")[0] for name in changed} <= {"run.json", "tensorboard"}
+    changed -= {"run.json", "checkpoints/run.json"}
+    assert {name.split("/")[0] for name in changed} <= {"tensorboard"}
     old = json.loads(before["run.json"])
     new = json.loads(after["run.json"])
     assert {name for name in old if old[name] != new[name]} <= {"started", "starts"}
@@ -703,6 +742,7 @@ def test_a_run_whose_run_json_is_lost_is_resumed_when_asked(tmp_path: Path, scre
         (run / "run.json").unlink()
         if content is not None:
             (run / "run.json").write_text(content)
+            (run / "checkpoints" / "run.json").write_text(content)
         before = sorted(each.name for each in run.rglob("*"))
         with pytest.raises(Refused, match=r"run\.json.*--adopt"):
             fit(experiment, run, screen)
