@@ -90,6 +90,7 @@ def write_run_file(workdir: Path, run: dict[str, Any]) -> None:
         if file.is_file():
             kept = copy_to_broken(file, file.read_bytes())
             log.warning("%s was broken: it is written again, and kept as %s", file, kept)
+    (workdir / COPY).parent.mkdir(exist_ok=True)
     for each in (file, workdir / COPY):  # one after the other: a power loss breaks one at most
         write_json(each, run)
 

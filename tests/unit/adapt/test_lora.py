@@ -150,7 +150,7 @@ def test_frozen_parameters_stay_as_the_other_run_left_them(run: jb.Run, base: Pa
 
 def test_checkpoints_hold_adapters_alone_and_share_one_base(run: jb.Run) -> None:
     folder = run.directory / "checkpoints"
-    assert sorted(each.name for each in folder.iterdir()) == ["1", "2", "frozen"]
+    assert sorted(each.name for each in folder.iterdir()) == ["1", "2", "frozen", "run.json"]
     restored = jb.restore(run.directory)
     for path, leaf in leaves(run.state).items():
         assert np.array_equal(leaf, leaves(restored.state)[path]), path

@@ -138,7 +138,7 @@ def losses(folder: Path) -> list[float]:
 
 def rewind(folder: Path, step: int) -> None:
     """Takes a run back to a step: what was saved after it is gone."""
-    for saved in (folder / "checkpoints").iterdir():
+    for saved in (folder / "checkpoints").glob("[0-9]*"):
         if int(saved.name) > step:
             shutil.rmtree(saved)
 
