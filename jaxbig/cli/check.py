@@ -11,7 +11,6 @@ from jaxbig.tools.check_sharding import use_cpu
 
 SHOWN = 10
 """Parameters listed, those with the largest errors."""
-ANSWERS = {True: "ok", False: "wrong", None: "-"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,19 +31,24 @@ class Check(ExperimentCommand):
         result = check_all(self.experiment, self.tolerance)
         summary = {key: value for key, value in result.items() if key != "errors"}
         answers = [
-            {"question": each["question"], "answer": ANSWERS[each["ok"]], "found": each["found"]}
+            {
+                "question": each["question"],
+                "asked of": each["of"],
+                "found": f"{'wrong: ' if each['ok'] is False else ''}{each['found']}",
+            }
             for each in result["causes"]
         ]
-        tables = [("", answers)]
+        printed = {key: value for key, value in summary.items() if key != "causes"}
+        largest = sorted(result.get("errors", {}).items(), key=lambda item: -item[1])[:SHOWN]
         if result["mesh"] is None:
-            alone = "one device, so no gradients are compared: give an axis more, as --mesh.data 8"
-            tables.append(("", pairs("checked", {"mesh": alone, "ok": result["ok"]})))
+            printed["mesh"] = "one device, nothing to compare: give an axis more, as --mesh.data 8"
         else:
-            largest = sorted(result["errors"].items(), key=lambda item: -item[1])[:SHOWN]
-            changed = "; ".join(summary["changed"]) or "nothing"
-            printed = {**summary, "mesh": format_mesh(summary["mesh"]), "changed": changed}
-            del printed["causes"]
-            tables.append(("", pairs("checked", printed)))
-            tables.append(("\nlargest errors", pairs("gradient", dict(largest))))
-        self.emit(summary, *tables)
+            printed["mesh"] = format_mesh(summary["mesh"])
+            printed["changed"] = "; ".join(summary["changed"]) or "nothing"
+        self.emit(
+            summary,
+            ("", answers),
+            ("\non the mesh and on one device", pairs("checked", printed)),
+            *([("\nlargest errors", pairs("gradient", dict(largest)))] if largest else []),
+        )
         return DONE if result["ok"] else FAILED

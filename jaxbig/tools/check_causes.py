@@ -48,11 +48,16 @@ WEIGHT = re.compile(r"(weight|loss|smoothing)$")
 """The names of fields that multiply a term of the loss."""
 
 
+Found = tuple[str, str]
+"""What was asked of, and what is wrong, or nothing."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Answer:
     """What became of a question; `ok` is None where it was not asked, and `found` says why."""
 
     question: str
+    of: str
     ok: bool | None
     found: str
 
@@ -102,6 +107,10 @@ class Case:
         return jax.tree.map(lambda each: np.asarray(each, np.float64), made)
 
 
+Ask = Callable[[Case], Found]
+"""A question; it is `Refused` where it cannot be asked."""
+
+
 def check_all(experiment: Experiment, tolerance: float | None = None) -> dict[str, Any]:
     """What `check_sharding.check` returns, and `causes`, a dictionary an answer; `ok` if both are.
 
@@ -131,14 +140,13 @@ def causes(experiment: Experiment) -> list[Answer]:
             return [asked(question, ask, case) for question, ask in QUESTIONS.items()]
 
 
-def asked(question: str, ask: Callable[[Case], str], case: Case) -> Answer:
-    """The answer to a question: `ask` returns what is wrong, or nothing, and is `Refused` where it
-    cannot be asked."""
+def asked(question: str, ask: Ask, case: Case) -> Answer:
+    """The answer to a question."""
     try:
-        wrong = ask(case)
+        of, wrong = ask(case)
     except Refused as error:
-        return Answer(question, None, f"not asked: {error}")
-    return Answer(question, not wrong, wrong or "ok")
+        return Answer(question, "", None, f"not asked: {error}")
+    return Answer(question, of, not wrong, wrong or "ok")
 
 
 @contextlib.contextmanager
@@ -198,7 +206,7 @@ def moved(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(move, params)
 
 
-def gradients(case: Case) -> str:
+def gradients(case: Case) -> Found:
     """Parameters, but frozen ones, whose gradient is 0 everywhere in several batches."""
     experiment = case.experiment
     find = jax.jit(make_gradient(experiment, case.program.mesh))
@@ -208,6 +216,7 @@ def gradients(case: Case) -> str:
         for path in flatten_with_paths(case.state.params)
         if frozen is None or not re.search(frozen, path)
     }
+    of = f"{len(still)} parameters"
     variables = case.state.variables
     counted = False
     for number in range(TRIES):
@@ -219,10 +228,10 @@ def gradients(case: Case) -> str:
         leaves = flatten_with_paths(found)
         still -= {path for path in still if np.any(np.asarray(leaves[path]))}
         if not still:
-            return ""
+            return of, ""
     if not counted:
         raise Refused("no loss counts on random numbers.")
-    return (
+    return of, (
         f"the gradient is 0 of {listed(sorted(still))}: use each in the loss, without "
         f"stop_gradient, or name it in --optimizer.frozen"
     )
@@ -236,7 +245,7 @@ def counting(batch: Rows, part: int) -> Rows:
     return {**batch, "mask": mask}
 
 
-def terms(case: Case) -> str:
+def terms(case: Case) -> Found:
     """Weights of terms whose change changes neither loss nor gradient."""
     experiment = case.experiment
     batch = case.put(counting(case.batch(), 2))
@@ -251,7 +260,7 @@ def terms(case: Case) -> str:
         f"{part}.{field.name}": getattr(config, field.name)
         for part, config in of_parts.items()
         for field in dataclasses.fields(config)
-        if WEIGHT.search(field.name) and isinstance(getattr(config, field.name), float)
+        if WEIGHT.search(field.name) and type(getattr(config, field.name)) in (int, float)
     }
     on = {path: weight for path, weight in weights.items() if weight}
     if not on:
@@ -268,7 +277,7 @@ def terms(case: Case) -> str:
         return not all(map(np.array_equal, *map(jax.tree.leaves, both)))
 
     still = [path for path, weight in on.items() if not moves(path, weight)]
-    return (
+    return ", ".join(on), (
         f"{listed(still)} changes neither loss nor gradient: its term is multiplied by 0, or not "
         f"added"
         if still
@@ -276,7 +285,7 @@ def terms(case: Case) -> str:
     )
 
 
-def later(case: Case) -> str:
+def later(case: Case) -> Found:
     """Whether what is said of a token depends on later ones, and on those before."""
     field = case.experiment.objective.ordered
     if not field:
@@ -285,18 +294,19 @@ def later(case: Case) -> str:
     check_positions(case, field)
     batch = case.batch()
     at = (batch[field].shape[1] - 1) // 2  # within a chunk of any even size
+    of = f"{field} from {at} on"
     expected = case.losses(batch)
     after = [mixed(batch, case.batch(1), {field: np.s_[:, each]}) for each in (np.s_[at:], at)]
     changed = ~same(case.losses(after[0]), expected)[:, :at]
     if changed.any():
         place = np.flatnonzero(changed.any(axis=0))[-1]
-        return (
+        return of, (
             f"the loss at position {place} depends on {field} from {at} on: mask what is later, "
             f"and look for a shift"
         )
     if same(case.losses(after[1]), expected)[:, at + 1 :].all():
-        return f"no loss depends on {field} before its position: the model does not look back"
-    return ""
+        return of, f"no loss depends on {field} before its position: the model does not look back"
+    return of, ""
 
 
 def check_positions(case: Case, field: str) -> None:
@@ -308,7 +318,7 @@ def check_positions(case: Case, field: str) -> None:
         raise Refused("the loss is no sum of losses times the mask.")
 
 
-def documents(case: Case) -> str:
+def documents(case: Case) -> Found:
     """Whether a document packed into a row depends on another."""
     batch = case.batch()
     if "segments" not in batch:
@@ -316,6 +326,7 @@ def documents(case: Case) -> str:
     check_positions(case, "inputs")
     length = batch["inputs"].shape[1]
     at = (length - 1) // 2
+    of = f"documents of {at} and {length - at} tokens"
     places = np.arange(length)
     both = {"segments": 1 + (places >= at), "positions": np.where(places < at, places, places - at)}
     for name, row in both.items():
@@ -327,14 +338,14 @@ def documents(case: Case) -> str:
     for changed, kept, words in ((first, second, "before"), (second, first, "after")):
         found = case.losses(mixed(batch, case.batch(1), {"inputs": changed}))
         if not same(found, expected)[kept].all():
-            return (
+            return of, (
                 f"a document's loss depends on that {words} it in its row: attention and state "
                 f"must end at a change of segments"
             )
-    return ""
+    return of, ""
 
 
-def padding(case: Case) -> str:
+def padding(case: Case) -> Found:
     """Which metric depends on padding: whole rows, and what follows the counted part of a row."""
     check_feeds(case)
     other = case.batch(1)
@@ -343,11 +354,15 @@ def padding(case: Case) -> str:
     if "segments" in batch:
         batch["segments"] = np.where(batch["mask"] > 0, batch["segments"], 0)
     expected = case.sums(batch)
-    for words, places in padded(case, batch).items():
+    kinds = padded(case, batch)
+    of = ", ".join(kinds)
+    for words, places in kinds.items():
         found = case.sums(mixed(batch, other, places))
         if wrong := [name for name, each in found.items() if not equal(each, expected[name])]:
-            return f"{listed(wrong)} depends on {words}: multiply by the mask, and hide it there"
-    return ""
+            return of, (
+                f"{listed(wrong)} depends on {words}: multiply by the mask, and hide it there"
+            )
+    return of, ""
 
 
 def padded(case: Case, batch: Rows) -> dict[str, dict[str, Any]]:
@@ -369,7 +384,7 @@ def padded(case: Case, batch: Rows) -> dict[str, dict[str, Any]]:
     return kinds
 
 
-def rows(case: Case) -> str:
+def rows(case: Case) -> Found:
     """Whether a row depends on another, by their losses or by what is predicted."""
     check_feeds(case)
     batch = case.batch()
@@ -378,7 +393,7 @@ def rows(case: Case) -> str:
     wrong = [
         name for name, each in found[0].items() if not same(found[1][name][1:], each[1:]).all()
     ]
-    return (
+    return ", ".join(found[0]), (
         f"{listed(wrong)} of a row depends on another row: reduce over no axis of rows, or say "
         f"mixes_rows = True of the objective"
         if wrong
@@ -394,7 +409,7 @@ def seen(case: Case, batch: Rows) -> dict[str, np.ndarray]:
     return {name: np.asarray(each) for name, each in made.items()}
 
 
-def batches(case: Case) -> str:
+def batches(case: Case) -> Found:
     """Which metric differs where the same rows are evaluated in smaller batches."""
     check_feeds(case)
     objective = case.experiment.objective
@@ -424,7 +439,7 @@ def batches(case: Case) -> str:
         for name in whole
         if not same(np.asarray(added[name]), np.asarray(whole[name])).all()
     ]
-    return (
+    return ", ".join(whole), (
         f"{listed(wrong)} differs in batches of {rows} and {size} rows: the total and weight of a "
         f"Sum must be sums over what counts, not means"
         if wrong
@@ -432,7 +447,7 @@ def batches(case: Case) -> str:
     )
 
 
-QUESTIONS: dict[str, Callable[[Case], str]] = {
+QUESTIONS: dict[str, Ask] = {
     "each parameter has a gradient": gradients,
     "each term of the loss moves it": terms,
     "no later token is seen": later,
