@@ -77,6 +77,11 @@ class Objective(abc.ABC):
     """The class of the metric that gives the criterion, where the objective does not."""
     feeds_inputs: ClassVar[bool] = True
     """Whether the model is called on a batch's `inputs`; if not, what does so itself is refused."""
+    mixes_rows: ClassVar[bool] = False
+    """Whether an example's loss depends by design on the other examples of its batch, such as its
+    negatives."""
+    ordered: ClassVar[str] = ""
+    """The field [B, L] of which a position's loss may depend on nothing later; empty: none."""
     described: ClassVar[tuple[str, ...]] = ("targets", "mask")
     """The fields of an example that `describe` gets beside what `predict` returned; but for
     `inputs`, only where the answer is known."""

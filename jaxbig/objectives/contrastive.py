@@ -45,6 +45,7 @@ class Contrastive(Objective):
 
     criterion = "accuracy"
     higher_is_better = True
+    mixes_rows = True
 
     def __call__(self, forward: nn.Module, batch: Batch, key: jax.Array, train: bool) -> Sums:
         first, second = self.vectors(forward, batch, train)

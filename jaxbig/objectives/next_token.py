@@ -52,6 +52,8 @@ class NextToken(Objective):
     """Mean bytes of text per token (1 if tokens are bytes); reports `bits_per_byte` instead of
     `bits_per_token`."""
 
+    ordered = "inputs"
+
     def __call__(self, forward: nn.Module, batch: Batch, key: jax.Array, train: bool) -> Sums:
         loss, right, square = self._of_tokens(forward, batch, train)
         sums = {"loss": masked(loss, batch["mask"]), "accuracy": masked(right, batch["mask"])}

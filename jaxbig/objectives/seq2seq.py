@@ -54,6 +54,7 @@ class Seq2Seq(Objective):
 
     criterion = "exact_match"
     higher_is_better = True
+    ordered = "targets"
 
     def __call__(self, forward: nn.Module, batch: Batch, key: jax.Array, train: bool) -> Sums:
         validate(self)

@@ -39,17 +39,12 @@ DEVICES = 256
 
 def devices_for(mesh: Mesh) -> int:
     """How many devices a mesh asks for; with an axis of -1 up to 8, or up to what
-    JAX_NUM_CPU_DEVICES says. `Refused` if they cannot be, are one, or too many."""
+    JAX_NUM_CPU_DEVICES says. `Refused` if they cannot be, or are too many."""
     sizes = [getattr(mesh, axis) for axis in AXES]
     fixed = math.prod(size for size in sizes if size > 0)
     rest = int(os.environ.get("JAX_NUM_CPU_DEVICES", 8)) // fixed if -1 in sizes else 1
     count = fixed * max(rest, 1)
     mesh.sizes(count)
-    if count == 1:
-        raise Refused(
-            "the mesh is one device, so there is nothing to compare: "
-            "give an axis more, as in --mesh.data 8."
-        )
     if count > DEVICES:
         raise Refused(
             f"the mesh asks for {count:,} devices, and {DEVICES} are the most: "
@@ -77,6 +72,11 @@ def check(experiment: Experiment, tolerance: float | None = None) -> dict[str, A
     """
     if tolerance is not None and not 0 < tolerance < 1:
         raise Refused(f"--tolerance {tolerance}: it must be above 0 and below 1.")
+    if devices_for(experiment.mesh) == 1:
+        raise Refused(
+            "the mesh is one device, so there is nothing to compare: "
+            "give an axis more, as in --mesh.data 8."
+        )
     inputs = experiment.data.spec()["inputs"]
     every = ROWS if inputs.size // inputs.shape[0] * ROWS[-1] <= NUMBERS else ROWS[:1]
     found = [compared(experiment, rows, tolerance) for rows in every]

@@ -20,7 +20,7 @@ from jaxbig.cost.hardware import parse_topology
 from jaxbig.errors import Refused
 from jaxbig.planning import planner
 from jaxbig.system.json_files import write_json
-from jaxbig.tools import check_sharding
+from jaxbig.tools import check_causes, check_sharding
 from jaxbig.tools.describe import show
 from jaxbig.tools.inspect_batch import look
 from jaxbig.train.run import check_experiment
@@ -69,7 +69,8 @@ def plan(
 
 
 def check(experiment: Experiment, *, tolerance: float | None = None) -> dict[str, Any]:
-    """Compares loss and gradients on the experiment's mesh with those of one device, on a CPU.
+    """Asks what changes what, and compares loss and gradients on the experiment's mesh with those
+    of one device, on a CPU.
 
     A child process does it if JAX has fewer devices of the CPU here.
 
@@ -78,17 +79,17 @@ def check(experiment: Experiment, *, tolerance: float | None = None) -> dict[str
       tolerance: of the loss and of each gradient, relative; None: 1e-8 in float64, else 1e-4.
 
     Returns:
-      What `jaxbig check --json` prints: `ok`, `loss_relative_error`, `gradient_relative_error`,
-      `worst_parameter`, ...
+      What `jaxbig check --json` prints: `ok`, `causes`, and unless the mesh is one device
+      `loss_relative_error`, `gradient_relative_error`, `worst_parameter`, ...
 
     Raises:
-      Refused: the mesh is one device, or the experiment is invalid.
+      Refused: the experiment is invalid, or the mesh is one device and a tolerance is given.
     """
     check_experiment(experiment)
     experiment.check()
     count = check_sharding.devices_for(experiment.mesh)
     if jax.default_backend() == "cpu" and jax.device_count() >= count:
-        found = check_sharding.check(experiment, tolerance)
+        found = check_causes.check_all(experiment, tolerance)
         return {name: value for name, value in found.items() if name != "errors"}
     with saved(experiment, "check") as folder:
         words = [] if tolerance is None else ["--tolerance", str(tolerance)]

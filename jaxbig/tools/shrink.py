@@ -77,6 +77,7 @@ def random_batch(experiment: Experiment, seed: int = 0) -> Rows:
     near the middle."""
     draw = np.random.default_rng(seed)
     spec = experiment.data.spec()
+    full = spec["inputs"].shape[1] // 2 if "lengths" in spec else None  # the length of each row
     kinds = {
         "inputs": "vocab",
         "rejected": "vocab",
@@ -85,10 +86,13 @@ def random_batch(experiment: Experiment, seed: int = 0) -> Rows:
     }
     rows: Rows = {}
     for field, each in spec.items():
-        if field in ("mask", "starts", "rejected_mask", "present", "types"):
+        if field in ("mask", "starts", "rejected_mask", "present"):
             rows[field] = np.ones(each.shape, each.dtype)
         elif field == "lengths":
-            rows[field] = np.full(each.shape, spec["inputs"].shape[1] // 2, each.dtype)
+            rows[field] = np.full(each.shape, full, each.dtype)
+        elif field == "types":
+            places = np.arange(each.shape[1]) < (full or each.shape[1])
+            rows[field] = np.broadcast_to(places, each.shape).astype(each.dtype)
         elif field == "other_lengths":
             rows[field] = np.full(each.shape, spec["other"].shape[1] // 2, each.dtype)
         elif field == "sizes":
@@ -108,7 +112,7 @@ def random_batch(experiment: Experiment, seed: int = 0) -> Rows:
         elif np.issubdtype(each.dtype, np.integer):
             least = getattr(experiment.objective, "least_target", 0) if field == "targets" else 0
             count = getattr(experiment.data, kinds[field], 0)
-            count = count or spec["inputs"].shape[1]  # places, where targets are no classes
+            count = count or full or spec["inputs"].shape[1]  # places, where targets are no classes
             rows[field] = draw.integers(least, count, each.shape).astype(each.dtype)
         else:
             rows[field] = draw.standard_normal(each.shape).astype(each.dtype)
