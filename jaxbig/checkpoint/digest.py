@@ -1,11 +1,13 @@
 """The digest of a state: equal digests mean equal bits, on any devices and processes.
 
 Each array is cut into chunks, by its shape alone. A process hashes the chunks that its own devices
-hold, with BLAKE3, and process 0 hashes the chunks' hashes: no process needs a whole array.
+hold, with BLAKE3, and process 0 hashes the chunks' hashes. Where a device holds less than a chunk,
+neighbors are joined first, so no process needs a whole array.
 """
 
 import base64
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -22,23 +24,38 @@ from jaxbig.arrays.tree import HOST, flatten_with_paths
 from jaxbig.distributed.multihost import on_process_zero, send_to_process_zero, unique_key
 
 CHUNK = 2**18
-"""Bytes of a chunk, at most."""
+"""Bytes of a chunk, at most, but where an array cannot be halved so often."""
+JOINED = 2**26
+"""Bytes of the arrays that are joined at once."""
 SIZE = 32
 """Bytes of a hash."""
 THREADS = 4
-"""That hash parts at once, where nothing else has to be done."""
+"""The number that hash at once."""
 Chunks = dict[str, dict[int, bytes]]
 """The hashes of some chunks of each array, by its path and the chunk's number."""
 
 
 def chunk_shape(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
-    """The shape of an array's chunks but the last ones: its longest axis, the first of equals, is
-    halved until they fit `CHUNK`. So the parts of 2, 4, 8, ... devices are whole chunks."""
-    sizes = list(shape)
+    """The shape of an array's chunks, but the last ones of an odd axis.
+
+    An axis is halved until a chunk fits `CHUNK`: the one with the fewest halvings, of these the
+    longest, of these the first. An even axis is halved while its half is whole, so that what 2, 4,
+    8, ... devices have of it, up to the number of its chunks, are whole chunks.
+    """
+    sizes = [max(size, 1) for size in shape]  # an empty axis has no chunk
+    halvings = [0] * len(sizes)
     while math.prod(sizes) * itemsize > CHUNK:
-        longest = sizes.index(max(sizes))
-        sizes[longest] = -(-sizes[longest] // 2)
-    return tuple(max(size, 1) for size in sizes)  # of an empty array no axis is 0
+        left = [
+            axis
+            for axis, size in enumerate(sizes)
+            if size % 2 == 0 or (shape[axis] % 2 and size > 1)
+        ]
+        if not left:
+            break
+        axis = min(left, key=lambda axis: (halvings[axis], -sizes[axis]))
+        sizes[axis] = -(-sizes[axis] // 2)
+        halvings[axis] += 1
+    return tuple(sizes)
 
 
 def _counts(shape: tuple[int, ...], sizes: tuple[int, ...]) -> list[int]:
@@ -79,19 +96,23 @@ class Part:
 def local_parts(state: Any, replicas: bool = False) -> list[Part]:
     """What this process's devices hold of a state; every process of a run must call this.
 
-    Where a device's part ends within a chunk, parts are joined over the devices first.
-
     Args:
       state: a pytree of arrays, on devices or hosts.
       replicas: also those that another process has too; else each is one process's alone.
     """
     leaves = flatten_with_paths(state)
     cut = {path: leaf for path, leaf in leaves.items() if not _holds_whole_chunks(leaf)}
-    leaves |= _joined(cut)
-    for leaf in leaves.values():
+    whole = {path: leaf for path, leaf in leaves.items() if path not in cut}
+    for leaf in whole.values():
         if isinstance(leaf, jax.Array):
             leaf.copy_to_host_async()
-    return [part for path, leaf in leaves.items() for part in _parts(path, leaf, replicas)]
+    parts = []
+    for batch in _batches(cut):
+        for path, leaf in _joined(batch).items():
+            parts.extend(_parts(path, leaf, replicas))
+    for path, leaf in whole.items():
+        parts.extend(_parts(path, leaf, replicas))
+    return parts
 
 
 def _parts(path: str, leaf: Any, replicas: bool) -> Iterator[Part]:
@@ -120,35 +141,72 @@ def _holds_whole_chunks(leaf: Any) -> bool:
     )
 
 
+def _batches(leaves: dict[str, jax.Array]) -> Iterator[dict[str, jax.Array]]:
+    """The arrays in groups of up to `JOINED` bytes, or one, of the same devices."""
+    batch: dict[str, jax.Array] = {}
+    for path, leaf in leaves.items():
+        size = sum(each.nbytes for each in (leaf, *batch.values()))
+        others = {each.sharding.device_set == leaf.sharding.device_set for each in batch.values()}
+        if batch and (size > JOINED or False in others):
+            yield batch
+            batch = {}
+        batch[path] = leaf
+    if batch:
+        yield batch
+
+
 def _joined(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """The arrays over so few devices that each has whole chunks."""
-    if not leaves:
-        return {}
-    on_device = {
-        path: jax.device_put(leaf, leaf.sharding.with_memory_kind("device"))
+    """The arrays over so few devices that each holds whole chunks; the others have copies."""
+    on_device = [
+        jax.device_put(leaf, leaf.sharding.with_memory_kind("device"))
         if leaf.sharding.memory_kind == HOST
         else leaf
-        for path, leaf in leaves.items()
-    }
-    shardings = {path: _wider(leaf) for path, leaf in on_device.items()}
-    return jax.jit(lambda arrays: arrays, out_shardings=shardings)(on_device)
+        for leaf in leaves.values()
+    ]
+    join = _make_join(tuple(_wider(leaf) for leaf in on_device))
+    return dict(zip(leaves, join(*on_device), strict=True))
+
+
+@functools.cache
+def _make_join(shardings: tuple[jax.sharding.NamedSharding, ...]) -> Any:
+    """The function from arrays to the same arrays with those shardings, compiled once."""
+    return jax.jit(lambda *arrays: arrays, out_shardings=shardings)
 
 
 def _wider(leaf: jax.Array) -> jax.sharding.NamedSharding:
-    """The sharding without the last axes of the mesh that cut chunks."""
+    """A sharding over the same devices, over as many of them as have whole chunks.
+
+    An axis of the mesh that is too long is split in two, of which the first alone shards the array:
+    512 devices along an axis of 64 chunks are joined by eights.
+    """
     sharding = leaf.sharding
     assert isinstance(sharding, jax.sharding.NamedSharding)
-    sizes = chunk_shape(leaf.shape, leaf.dtype.itemsize)
+    mesh = sharding.mesh
+    chunk = chunk_shape(leaf.shape, leaf.dtype.itemsize)
+    kept = dict(mesh.shape)
     spec = []
-    for axis, names in enumerate(sharding.spec):
-        names = (names,) if isinstance(names, str) else tuple(names or ())
-        while names:
-            held = leaf.shape[axis] // math.prod(sharding.mesh.shape[name] for name in names)
-            if held % sizes[axis] == 0:
-                break
-            names = names[:-1]
-        spec.append(names or None)
-    return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*spec))
+    for axis, entry in enumerate(sharding.spec):
+        along = (entry,) if isinstance(entry, str) else tuple(entry or ())
+        parts = 1
+        whole = True
+        for name in along:
+            fits = [
+                count
+                for count in range(1, mesh.shape[name] + 1)
+                if mesh.shape[name] % count == 0
+                and leaf.shape[axis] // (parts * count) % chunk[axis] == 0
+            ]
+            kept[name] = max(fits, default=1) if whole else 1
+            whole = kept[name] == mesh.shape[name]
+            parts *= kept[name]
+        spec.append(along or None)
+    sizes: list[int] = []
+    names: list[str] = []
+    for name, size in mesh.shape.items():
+        sizes += [kept[name], size // kept[name]]
+        names += [name, f"{name} joined"]
+    split = jax.sharding.Mesh(mesh.devices.reshape(sizes), names)
+    return jax.sharding.NamedSharding(split, jax.sharding.PartitionSpec(*spec))
 
 
 def hash_chunks(
@@ -159,7 +217,7 @@ def hash_chunks(
     Args:
       parts: of a state.
       progress: called after each part.
-      threads: that hash at once.
+      threads: how many hash at once.
     """
     found: Chunks = {}
     with futures.ThreadPoolExecutor(threads, thread_name_prefix="digest") as pool:

@@ -53,8 +53,8 @@ MANIFEST = "jaxbig.json"
 HASHES = "jaxbig.hashes"
 """The file with the hashes of all chunks of the arrays, in the order of their paths."""
 SMALL = 2**20
-"""Bytes of a file, at most, of which a sha256 is kept too. Larger ones hold arrays, which are
-verified once they are read."""
+"""Bytes of a file, at most, of which a sha256 is kept too. Larger ones hold arrays, or their
+hashes, which are verified once they are read."""
 FROZEN = "frozen"
 """The variables that are saved once, and the name of their folder."""
 FROZEN_PATH = f"variables/{FROZEN}/"
@@ -295,7 +295,9 @@ class CheckpointManager:
     ) -> str:
         """Completes a save; returns its `state_sha256`, on process 0."""
         # on one core, while Orbax writes on the others
-        hashes = collect(hash_chunks(parts, self._count, threads=1), key)
+        chunks = hash_chunks(parts, self._count, threads=1)
+        parts.clear()  # frees what only they hold
+        hashes = collect(chunks, key)
         response.result()
         if not is_process_zero():
             return ""
@@ -554,7 +556,11 @@ class CheckpointManager:
                 progress()
                 manifest = self.manifest(step)
                 if HASHES not in manifest["files"]:
-                    return {}, f"has no file {HASHES}: resume it with the jaxbig that saved it"
+                    raise Refused(
+                        f"{self.path(step)} was saved by an older jaxbig, which hashed otherwise: "
+                        f"resume it with that one (`versions` in run.json), or give another "
+                        f"--workdir."
+                    )
                 for name, (size, digest) in manifest["files"].items():
                     file = self.path(step) / name
                     if file.is_symlink() or not file.is_file():

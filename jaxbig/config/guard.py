@@ -36,7 +36,7 @@ class Guard:
     """Steps between comparisons, bit by bit, of the copies that devices have of the state, which is
     also compared before a save; the run fails where they differ. 0: never."""
     prove_determinism: bool = False
-    """Make the first two steps twice before training, and fail where any bit differs."""
+    """Make two steps twice at each start, before training, and fail where any bit differs."""
 
     def check_fields(self) -> None:
         policies = get_args(Policy)

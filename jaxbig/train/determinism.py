@@ -1,36 +1,47 @@
 """The proof, at the start of a run, that its step is deterministic on its devices."""
 
 import contextlib
+import dataclasses
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from blake3 import blake3
 
-from jaxbig.arrays.tree import HOST
+from jaxbig.arrays.tree import HOST, copy_host_leaves
 from jaxbig.checkpoint.digest import digests
 from jaxbig.distributed.sharding import device_put_batch
 from jaxbig.errors import Failed
 from jaxbig.program.interpreter import Interpreter, where
-from jaxbig.program.program import Program
+from jaxbig.program.program import Program, make_program
+from jaxbig.program.teacher import TEACHER
 
 log = logging.getLogger("jaxbig")
 
 STEPS = 2
-"""That are made twice."""
+"""How many are made twice."""
 
 
-def prove_determinism(program: Program, train_step: Any, state: Any, batches: list[Any]) -> Any:
+def prove_determinism(
+    program: Program,
+    train_step: Any,
+    state: Any,
+    batches: list[Any],
+    *,
+    progress: Callable[[], None] = lambda: None,
+) -> Any:
     """Makes the same steps twice, and compares the states bit by bit.
 
-    Meanwhile the state is in host memory, so that devices need no more memory than in a step.
+    Meanwhile the state is in host memory too, and on the devices once.
 
     Args:
       program: of the run.
       train_step: its compiled step.
       state: before the first of the steps; it is given away.
       batches: of the steps, this process's rows.
+      progress: called before each step, and as the states are hashed.
 
     Returns:
       The state as it was given.
@@ -39,23 +50,23 @@ def prove_determinism(program: Program, train_step: Any, state: Any, batches: li
       Failed: the states differ; names the first leaf, and the first operation if one differs alone.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    kept = jax.device_put(state, jax.tree.map(lambda each: each.with_memory_kind(HOST), shardings))
-    jax.block_until_ready(kept)  # the first step gives the state away
+    on_host = jax.tree.map(lambda each: each.with_memory_kind(HOST), shardings)
+    # of a leaf that is there already the first step would give away the only copy
+    kept = jax.device_put(copy_host_leaves(state), on_host)
+    jax.block_until_ready(kept)
     leaves = []
-    for again in (False, True):
-        if again:
-            state = jax.device_put(kept, shardings)
+    for _ in range(2):
         for batch in batches:
+            progress()
             state, _ = train_step(state, device_put_batch(batch, program.mesh))
-        leaves.append(digests(state)[0])
-    state = jax.device_put(kept, shardings)
+        leaves.append(digests(state, progress)[0])
+        del state  # its memory is free for the next
+        state = jax.device_put(copy_host_leaves(kept), shardings)
     differing = [path for path, digest in leaves[0].items() if leaves[1][path] != digest]
     if differing:
-        batch = device_put_batch(batches[0], program.mesh)
         operation = ""
         if jax.process_count() == 1:
-            traced = program.train_step.trace(state, batch).jaxpr
-            operation = first_differing(traced, jax.tree.leaves((state, batch)))
+            operation = first_differing(*traced(program, train_step, state, batches[0]))
         raise Failed(
             f"{len(batches)} steps were made twice from one state, and {len(differing)} of "
             f"{len(leaves[0])} leaves differ, the first in {differing[0]}{operation}. Give "
@@ -63,6 +74,16 @@ def prove_determinism(program: Program, train_step: Any, state: Any, batches: li
         )
     log.info("%d steps were made twice: all bits are equal", len(batches))
     return state
+
+
+def traced(program: Program, train_step: Any, state: Any, rows: Any) -> tuple[Any, list[Any]]:
+    """The jaxpr of a step, and its inputs."""
+    # what stands inside `shard_map` cannot be made an operation at a time
+    plain = make_program(dataclasses.replace(program.experiment, reproducible=0))
+    batch = device_put_batch(rows, program.mesh)
+    if hasattr(train_step, "teacher"):
+        batch[TEACHER] = train_step.teacher
+    return plain.train_step.trace(state, batch).jaxpr, jax.tree.leaves((state, batch))
 
 
 def first_differing(program: Any, values: list[Any]) -> str:

@@ -352,10 +352,15 @@ class Trainer:
         stop = min(self.step + STEPS, self.experiment.steps)
         if not self.experiment.guard.prove_determinism or self.compiled is None:
             return state
-        self.heartbeat(self.step, COMPILES)
         rows = host_batches(self.program, self.train_data, start=self.step, stop=stop)
-        with contextlib.closing(rows) as batches:
-            return prove_determinism(self.program, self.compiled[0], state, list(batches))
+        with contextlib.closing(rows) as batches, enough_memory(self.program, self.compiled[0]):
+            return prove_determinism(
+                self.program,
+                self.compiled[0],
+                state,
+                list(batches),
+                progress=lambda: self.report_activity("makes steps twice"),
+            )
 
     def open(self, stack: contextlib.ExitStack) -> BatchLoader:
         """Starts reading batches and reporting; the loader of the steps that are left."""

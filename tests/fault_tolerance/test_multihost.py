@@ -877,7 +877,12 @@ def test_a_state_has_one_digest_on_any_processes_and_mesh(tmp_path: Path) -> Non
             )
             for number in range(count)
         ]
-        said |= {process.communicate(timeout=crowded(200))[0] for process in processes}
+        try:
+            said |= {process.communicate(timeout=crowded(200))[0] for process in processes}
+        finally:
+            for process in processes:
+                process.kill()
+        assert [process.returncode for process in processes] == [0] * count
     (text,) = said
     count, leaves, whole = json.loads(text)
     assert count == 12 and leaves.keys() == {"b", "w"} and len(whole) == 64

@@ -7,6 +7,7 @@ from unittest import mock
 import jax
 import ml_dtypes
 import numpy as np
+import pytest
 from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -67,7 +68,38 @@ def test_a_large_leaf_is_hashed_by_chunks_that_halve_its_longest_axis() -> None:
     with mock.patch.object(digest, "CHUNK", 64):
         assert digest.chunk_shape((6, 10), 4) == (3, 5)
         assert digests({"x": array})[0] == {"x": sha256(b"".join(hashes))}
-    assert digest.chunk_shape((80, 8192, 28672), 4) == (40, 32, 28)
+    assert digest.chunk_shape((80, 8192, 28672), 4) == (5, 64, 112)
+
+
+@pytest.mark.parametrize(
+    ("shape", "parts"),
+    [
+        ((8, 4096, 14336), (8, 32, 32)),  # experts
+        ((80, 8192, 28672), (16, 128, 256)),  # a stack of layers
+        ((12, 768, 3072), (4, 8, 16)),
+        ((50304, 768), (32, 32)),  # vocabularies
+        ((128256, 4096), (128, 64)),
+        ((50257, 768), (1, 32)),
+        ((8192, 28672), (64, 64)),
+    ],
+)
+def test_parts_of_large_leaves_are_whole_chunks(
+    shape: tuple[int, ...], parts: tuple[int, ...]
+) -> None:
+    chunk = digest.chunk_shape(shape, 4)
+    assert 64 * 2**10 <= 4 * np.prod(chunk) <= digest.CHUNK
+    for axis, most in enumerate(parts):
+        for count in (2**i for i in range(most.bit_length())):
+            assert shape[axis] // count % chunk[axis] == 0 or count == 1
+
+
+def test_parts_that_cut_chunks_are_joined_with_neighbors_alone() -> None:
+    mesh = Mesh(fsdp=8).build()
+    array = jax.device_put(np.zeros((16, 16), np.float32), jax.NamedSharding(mesh, P("fsdp")))
+    with mock.patch.object(digest, "CHUNK", 256):  # 8 x 8, of which a device has 2 x 16
+        held = digest.local_parts({"w": array}, replicas=True)
+    assert sorted(part.start for part in held) == [(0, 0), (8, 0)]
+    assert {part.data.shape for part in held} == {(8, 16)}
 
 
 @given(st.sampled_from([path for path in PATHS if path != "variables/empty"]), st.data())
@@ -133,4 +165,4 @@ def test_the_chunk_with_a_changed_element_is_named(at: int, spec: P, chunk: int)
     place = np.unravel_index(at, array.shape)
     assert text.startswith("w[")
     assert all(first <= i < last for i, (first, last) in zip(place, spans, strict=True))
-    assert np.prod([last - first for first, last in spans]) * 4 <= chunk
+    assert np.prod([last - first for first, last in spans]) <= max(chunk // 4, 3 * 3 * 5)

@@ -20,19 +20,30 @@ from jaxbig.train.trainer import compile_step
 PROVED = jb.Guard(prove_determinism=True)
 
 
-@pytest.mark.parametrize("mesh", [jb.Mesh(data=8), jb.Mesh(data=2, fsdp=4)], ids=["data", "fsdp"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mesh": jb.Mesh(data=8)},
+        {"mesh": jb.Mesh(data=2, fsdp=4)},
+        {"mesh": jb.Mesh(data=8), "offload": True},
+    ],
+    ids=["data", "fsdp", "offload"],
+)
 def test_proved_run_is_the_same_run(
-    tiny: Callable[..., jb.Experiment], tmp_path: Path, mesh: jb.Mesh
+    tiny: Callable[..., jb.Experiment], tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     found = [
-        digests(jb.fit(tiny(guard=guard, mesh=mesh), tmp_path / name).state)
+        digests(jb.fit(tiny(guard=guard, **changes), tmp_path / name).state)
         for name, guard in (("plain", jb.Guard()), ("proved", PROVED))
     ]
     assert found[0] == found[1]
 
 
-def test_leaf_that_differs_is_named(tiny: Callable[..., jb.Experiment]) -> None:
-    experiment = tiny()
+@pytest.mark.parametrize("changes", [{}, {"reproducible": 8}], ids=["plain", "reproducible"])
+def test_leaf_that_differs_is_named(
+    tiny: Callable[..., jb.Experiment], changes: dict[str, Any]
+) -> None:
+    experiment = tiny(**changes)
     program = make_program(experiment)
     batch = jax.tree.map(
         lambda spec: np.zeros(spec.shape, spec.dtype), dict(experiment.data.spec())
