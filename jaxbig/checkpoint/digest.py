@@ -182,6 +182,7 @@ def _wider(leaf: jax.Array) -> jax.sharding.NamedSharding:
     sharding = leaf.sharding
     assert isinstance(sharding, jax.sharding.NamedSharding)
     mesh = sharding.mesh
+    assert isinstance(mesh, jax.sharding.Mesh)
     chunk = chunk_shape(leaf.shape, leaf.dtype.itemsize)
     kept = dict(mesh.shape)
     spec = []

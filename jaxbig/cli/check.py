@@ -15,10 +15,10 @@ SHOWN = 10
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Check(ExperimentCommand):
-    """Asks whether gradients, terms of the loss, tokens, padding, rows and batches change what they
-    must and nothing else; compares loss and gradients on the mesh, on devices of this CPU, with one
-    device.
+    """Finds leaks, dead parameters and wrong means; compares a mesh's gradients with one device.
 
+    Asks whether gradients, terms of the loss, tokens, padding, rows and batches change what they
+    must and nothing else. Then compares loss and gradients on the mesh, on devices of this CPU.
     Exits with 1 if one is wrong. No data is read; large experiments are shrunk.
     """
 
