@@ -25,6 +25,7 @@ class Contrastive(jb.objectives.Objective):
 
     criterion = "accuracy"
     higher_is_better = True
+    mixes_rows = True  # a row's loss depends on the others by design
 
     def __call__(
         self, forward: nn.Module, batch: Batch, key: jax.Array, train: bool

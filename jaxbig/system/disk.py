@@ -17,12 +17,18 @@ def sync(path: Path) -> None:
     """Returns once the content of a file, or the entries of a folder, are on disk."""
     opened = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(opened)
+        sync_open(opened)
+    finally:
+        os.close(opened)
+
+
+def sync_open(descriptor: int) -> None:
+    """The same of an open file, which may have been removed meanwhile."""
+    try:
+        os.fsync(descriptor)
     except OSError as error:
         if error.errno not in CANNOT_SYNC:
             raise
-    finally:
-        os.close(opened)
 
 
 def write_file(file: Path, content: str | bytes) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxbig.errors import Failed
-from jaxbig.system.disk import sync, write_atomically
+from jaxbig.system.disk import sync_open, write_atomically
 from jaxbig.system.json_files import to_json_text
 from jaxbig.tracking.figures import optional
 
@@ -46,7 +46,8 @@ class MetricsWriter:
             self._stream.write(to_json_text({"step": step, "split": split, **values}) + "\n")
             self._stream.flush()
             if split != "train":
-                sync(self.file)  # before the checkpoint: early stopping reads what is before it
+                # before the checkpoint: early stopping reads what is before it
+                sync_open(self._stream.fileno())
         board = self._board
         self._board = None  # not used again if it fails
         with optional("TensorBoard has no more of this run"):
