@@ -171,7 +171,7 @@ def slow_down(
 
 LONG = {
     "each file's hash": (manager, "_file_digest", "waits for its save of step 1"),
-    "each leaf's hash": (digest, "to_host", "saves"),
+    "each leaf's hash": (digest, "_hash_part", "waits for its save of step 1"),
 }
 
 
