@@ -50,11 +50,14 @@ def read_description(file: Path) -> dict[str, Any] | None:
       Refused: jaxbig did not write it.
     """
     run = read_json(file)
-    if run is not None and not (isinstance(run.get("experiment"), dict) and "data_identity" in run):
-        raise Refused(
-            f"{file} was not written by jaxbig: bring back a copy, or give another --workdir."
-        )
+    if run is not None and not isinstance(run.get("experiment"), dict):
+        raise Refused(not_written(file))
     return run
+
+
+def not_written(file: Path) -> str:
+    """The message of a `run.json` that is none."""
+    return f"{file} was not written by jaxbig: bring back a copy, or give another --workdir."
 
 
 def load_run(workdir: str | Path, own: Iterable[type] = ()) -> Experiment:

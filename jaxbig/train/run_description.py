@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from jaxbig.config.deserialize import COPY, modules_of, read_description, read_run_file
+from jaxbig.config.deserialize import COPY, modules_of, not_written, read_description, read_run_file
 from jaxbig.config.experiment import Experiment
 from jaxbig.config.own_code import code_of
 from jaxbig.config.serialize import to_json
@@ -74,7 +74,10 @@ def read_run(workdir: Path, adopt: bool = False) -> dict[str, Any] | None:
       Refused: jaxbig did not write it.
     """
     try:
-        return read_run_file(workdir)
+        run = read_run_file(workdir)
+        if run is not None and "data_identity" not in run:
+            raise Refused(not_written(workdir / "run.json"))
+        return run
     except Refused as error:
         if adopt:
             return None

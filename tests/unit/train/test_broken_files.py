@@ -132,10 +132,11 @@ def test_row_of_an_evaluation_is_on_disk_before_the_checkpoint_that_follows(
 ) -> None:
     synced = []
 
-    def sync(file: Path) -> None:
-        synced.append(read_metrics(file.parent)[-1])
+    def sync_open(descriptor: int) -> None:
+        assert os.path.samestat(os.fstat(descriptor), (tmp_path / "metrics.jsonl").stat())
+        synced.append(read_metrics(tmp_path)[-1])
 
-    monkeypatch.setattr(metrics_writer, "sync", sync)
+    monkeypatch.setattr(metrics_writer, "sync_open", sync_open)
     writer = metrics_writer.MetricsWriter(tmp_path, 0)
     for step, split in ((1, "train"), (2, "eval"), (2, "knn"), (3, "train")):
         writer.write(step, split, {"loss": 1.0})
