@@ -1,5 +1,6 @@
 """Files of a run that a power loss has left empty, cut off or full of garbage cost nothing."""
 
+import os
 import random
 import shutil
 from collections.abc import Callable
