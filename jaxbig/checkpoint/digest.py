@@ -24,7 +24,7 @@ from jaxbig.arrays.tree import HOST, flatten_with_paths
 from jaxbig.distributed.multihost import on_process_zero, send_to_process_zero, unique_key
 
 CHUNK = 2**18
-"""Bytes of a chunk, at most, but where an array cannot be halved so often."""
+"""Bytes of a chunk, at most, unless no axis can be halved further."""
 JOINED = 2**26
 """Bytes of the arrays that are joined at once."""
 SIZE = 32

@@ -72,8 +72,8 @@ class Interpreter(abc.ABC):
         """A scan, one turn after another."""
         has = equation.params
         body = opened(has["jaxpr"])
-        # what has an axis more outside is of a turn each; versions of JAX count the rest in ways of
-        # their own
+        # arrays with one more axis outside the body are stacked, a row a turn; the names of the
+        # numbers of constants and carries differ between versions of JAX
         carried = sum(
             of.aval.ndim == all_of.aval.ndim
             for of, all_of in zip(body.outvars, equation.outvars, strict=True)
